@@ -1,0 +1,296 @@
+//! Certificates, keys, and the rustls configurations made of them. Reads no files: the caller does.
+
+use std::{fmt, sync::Arc};
+
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    crypto::{CryptoProvider, ring as provider},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    sign::CertifiedKey,
+};
+use x509_cert::{Certificate, der::Decode};
+
+use crate::{
+    secrets::{self, SecretsLog},
+    tickets::Tickets,
+};
+
+/// Certificates of one chain, and authorities of one file.
+pub const CERTIFICATES_MAX: usize = 1_024;
+
+/// Why certificates or keys cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CertificateError {
+    /// No certificate in the PEM text.
+    NoCertificate,
+    /// No private key in the PEM text.
+    NoKey,
+    /// More certificates than [`CERTIFICATES_MAX`].
+    TooMany,
+    /// Not PEM, or not what its label says.
+    Malformed(String),
+    /// The key does not belong to the first certificate.
+    NotAPair,
+    /// rustls refuses it.
+    Refused(String),
+}
+
+impl fmt::Display for CertificateError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CertificateError::NoCertificate => {
+                write!(f, "no certificate in it: a PEM file with BEGIN CERTIFICATE is needed")
+            }
+            CertificateError::NoKey => {
+                write!(
+                    f,
+                    "no private key in it: a PEM file with BEGIN PRIVATE KEY is needed, without a passphrase"
+                )
+            }
+            CertificateError::TooMany => write!(f, "more than {CERTIFICATES_MAX} certificates"),
+            CertificateError::Malformed(why) => write!(f, "malformed: {why}"),
+            CertificateError::NotAPair => write!(
+                f,
+                "the key does not belong to the first certificate: the server's own certificate comes first, those of \
+                 its authorities follow"
+            ),
+            CertificateError::Refused(why) => write!(f, "{why}"),
+        }
+    }
+}
+
+impl std::error::Error for CertificateError {}
+
+/// A certificate chain with its private key.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    certified: Arc<CertifiedKey>,
+    /// The DNS names that it is valid for, in lower case; `*.` stands for one label.
+    names: Vec<String>,
+    /// When it begins and ceases to be valid, seconds since 1970.
+    pub valid_s: (u64, u64),
+}
+
+impl Identity {
+    /// Reads a chain, the server's own certificate first, and its key.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Identity, CertificateError> {
+        let chain = certificates(chain)?;
+        let first = chain.first().ok_or(CertificateError::NoCertificate)?;
+        let (names, valid_s) = (dns_names(first)?, validity_s(first)?);
+        let key = private_key(key)?;
+        let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
+            rustls::Error::InconsistentKeys(_) => CertificateError::NotAPair,
+            error => CertificateError::Refused(error.to_string()),
+        })?;
+        Ok(Identity { certified: Arc::new(certified), names, valid_s })
+    }
+
+    /// The DNS names that it is valid for.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    #[cfg(test)]
+    pub(crate) fn certified(&self) -> &Arc<CertifiedKey> {
+        &self.certified
+    }
+
+    fn is_for(&self, name: &str) -> bool {
+        self.names.iter().any(|pattern| match pattern.strip_prefix('*') {
+            None => pattern == name,
+            // The wildcard stands for exactly one label (RFC 6125, section 6.4.3).
+            Some(suffix) => {
+                name.strip_suffix(suffix).is_some_and(|label| !label.is_empty() && !label.contains('.'))
+            }
+        })
+    }
+}
+
+/// Whether clients have to show a certificate of one of the authorities.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientCertificates {
+    /// They may; one of another authority is refused.
+    Optional,
+    /// They must.
+    #[default]
+    Required,
+}
+
+/// How a server shakes hands.
+#[derive(Clone, Debug)]
+pub struct ServerSettings<'a> {
+    /// Its certificates; the first is shown to clients that name no server or an unknown one.
+    pub identities: &'a [Identity],
+    /// Authorities of client certificates, PEM; `None`: no client certificate is asked for.
+    pub client_authorities: Option<(&'a [u8], ClientCertificates)>,
+    /// Whether TLS 1.2 is refused.
+    pub only_tls13: bool,
+    /// Names of application protocols, in the order of preference. A client that offers others only is refused.
+    pub protocols: &'a [&'a [u8]],
+    /// Makes and accepts session tickets.
+    pub tickets: Tickets,
+    /// Whether [`ServerHandshake`](crate::handshake::ServerHandshake) shakes the hands, and a record layer of ours follows. Otherwise
+    /// rustls keeps the connection.
+    pub hands_over: bool,
+}
+
+/// The configuration of a server's handshakes.
+///
+/// The order of ciphers is the server's, AES-128 first: it costs the least where AES has instructions, and a server seals for
+/// thousands. There is no early data.
+///
+/// # Errors
+/// What is wrong with the settings.
+pub fn server_config(settings: &ServerSettings<'_>) -> Result<Arc<ServerConfig>, CertificateError> {
+    let provider = Arc::new(provider());
+    let refused = |error: rustls::Error| CertificateError::Refused(error.to_string());
+    let versions: &[_] = match settings.only_tls13 {
+        true => &[&rustls::version::TLS13],
+        false => &[&rustls::version::TLS13, &rustls::version::TLS12],
+    };
+    if settings.identities.is_empty() {
+        return Err(CertificateError::NoCertificate);
+    }
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(versions)
+        .map_err(refused)?;
+    let builder = match settings.client_authorities {
+        None => builder.with_no_client_auth(),
+        Some((authorities, wanted)) => {
+            let roots = Arc::new(root_store(authorities)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+            let verifier = match wanted {
+                ClientCertificates::Optional => verifier.allow_unauthenticated(),
+                ClientCertificates::Required => verifier,
+            };
+            let verifier = verifier.build().map_err(|error| CertificateError::Refused(error.to_string()))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_cert_resolver(Arc::new(ByName(settings.identities.to_vec())));
+    config.alpn_protocols = settings.protocols.iter().map(|name| name.to_vec()).collect();
+    config.ticketer = Arc::new(settings.tickets.clone());
+    config.ignore_client_order = true;
+    config.send_tls13_tickets = 1;
+    if settings.hands_over {
+        config.enable_secret_extraction = true;
+        config.key_log = Arc::new(SecretsLog);
+    }
+    Ok(Arc::new(config))
+}
+
+/// The configuration of a client's handshakes for [`ClientHandshake`](crate::handshake::ClientHandshake). `authorities`: PEM, those
+/// that servers are verified by; `identity`: the certificate that the client shows.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn client_config(
+    authorities: &[u8],
+    identity: Option<&Identity>,
+    protocols: &[&[u8]],
+) -> Result<Arc<ClientConfig>, CertificateError> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| CertificateError::Refused(error.to_string()))?
+        .with_root_certificates(root_store(authorities)?);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(identity) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
+            identity.certified.clone(),
+        ))),
+    };
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    config.enable_secret_extraction = true;
+    config.key_log = Arc::new(SecretsLog);
+    Ok(Arc::new(config))
+}
+
+/// The cryptography of every handshake: ring's, with AES-128 before AES-256.
+pub fn provider() -> CryptoProvider {
+    let mut provider = provider::default_provider();
+    // Within one version the order of preference; a stable sort keeps TLS 1.3 in front.
+    provider.cipher_suites.sort_by_key(|suite| {
+        let is_tls12 = suite.tls13().is_none();
+        let name = format!("{:?}", suite.suite());
+        (is_tls12, !name.contains("AES_128"))
+    });
+    provider
+}
+
+/// Reads certificates.
+///
+/// # Errors
+/// What is wrong with them; none is an error too.
+pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+    let malformed = |error: rustls::pki_types::pem::Error| CertificateError::Malformed(error.to_string());
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).take(CERTIFICATES_MAX + 1).collect();
+    let found = found.map_err(malformed)?;
+    match found.len() {
+        0 => Err(CertificateError::NoCertificate),
+        len if len > CERTIFICATES_MAX => Err(CertificateError::TooMany),
+        _ => Ok(found),
+    }
+}
+
+fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, CertificateError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|error| match error {
+        rustls::pki_types::pem::Error::NoItemsFound => CertificateError::NoKey,
+        error => CertificateError::Malformed(error.to_string()),
+    })
+}
+
+/// The authorities in a PEM text.
+///
+/// # Errors
+/// What is wrong with one of them.
+pub fn root_store(pem: &[u8]) -> Result<RootCertStore, CertificateError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pem)? {
+        roots.add(certificate).map_err(|error| CertificateError::Refused(error.to_string()))?;
+    }
+    Ok(roots)
+}
+
+fn dns_names(certificate: &CertificateDer<'_>) -> Result<Vec<String>, CertificateError> {
+    let certificate = webpki::EndEntityCert::try_from(certificate)
+        .map_err(|error| CertificateError::Malformed(error.to_string()))?;
+    Ok(certificate.valid_dns_names().map(str::to_ascii_lowercase).collect())
+}
+
+fn validity_s(certificate: &CertificateDer<'_>) -> Result<(u64, u64), CertificateError> {
+    let certificate =
+        Certificate::from_der(certificate).map_err(|error| CertificateError::Malformed(error.to_string()))?;
+    let validity = certificate.tbs_certificate.validity;
+    Ok((validity.not_before.to_unix_duration().as_secs(), validity.not_after.to_unix_duration().as_secs()))
+}
+
+/// Chooses a certificate by the name that a client asks for, else the first. (The resolver of rustls refuses clients that name no
+/// server, because they connect by address, and those that name an unknown one.)
+#[derive(Debug)]
+struct ByName(Vec<Identity>);
+
+impl ResolvesServerCert for ByName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let name = hello.server_name();
+        secrets::note_server_name(name);
+        let name = name.map(str::to_ascii_lowercase);
+        let exact = |identity: &Identity| name.as_ref().is_some_and(|name| identity.names.contains(name));
+        let matching = |identity: &Identity| name.as_ref().is_some_and(|name| identity.is_for(name));
+        let schemes = hello.signature_schemes();
+        // A name may have certificates of two kinds, such as ECDSA and RSA.
+        let usable = |identity: &Identity| identity.certified.key.choose_scheme(schemes).is_some();
+        let find = |wanted: &dyn Fn(&Identity) -> bool| {
+            let usable = self.0.iter().find(|identity| wanted(identity) && usable(identity));
+            usable.or_else(|| self.0.iter().find(|identity| wanted(identity)))
+        };
+        let found = find(&exact).or_else(|| find(&matching)).or_else(|| find(&|_| true));
+        found.map(|identity| identity.certified.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;

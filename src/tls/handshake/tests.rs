@@ -1,0 +1,252 @@
+use std::io::Write;
+
+use rustls::{AlertDescription, ClientConnection, Error};
+
+use super::*;
+use crate::{
+    certificates::{ClientCertificates, client_config as own_client_config},
+    record::Outcome,
+    tests::{Authority, Pair, SUITES, client_config, connect, server_config, take_from},
+};
+
+#[test]
+fn what_follows_finished_at_once_is_opened_by_the_record_layer_however_it_is_cut() {
+    let authority = Authority::new("authority");
+    let server = server_config(&[authority.identity(&["a.test"])], None, 1);
+    for suite in [SUITES[0], SUITES[3]] {
+        for step in [1, 2, 7, 100, 1 << 20] {
+            let client = Arc::new(client_config(&authority, suite, None));
+            let mut pair = connect(&server, &client, "a.test", b"hello at once", step).unwrap();
+            let (early, outcome) = pair.open();
+            assert_eq!(outcome, Outcome::Open);
+            // In TLS 1.2 the client waits for the server's Finished.
+            assert_eq!(early, if suite == SUITES[0] { &b"hello at once"[..] } else { b"" }, "{step}");
+            assert_eq!(pair.server.server_name.as_deref(), Some("a.test"));
+            assert_eq!(pair.server.alpn.as_deref(), Some(&b"tickcast"[..]));
+            pair.send_to_client(b"and back");
+        }
+    }
+}
+
+#[test]
+fn a_ticket_resumes_a_session_on_another_thread_with_other_certificates_if_the_keys_are_the_same() {
+    let authority = Authority::new("authority");
+    let first = server_config(&[authority.identity(&["a.test"])], None, 1);
+    for suite in [SUITES[0], SUITES[1], SUITES[3]] {
+        let client = Arc::new(client_config(&authority, suite, None));
+        assert!(!connect(&first, &client, "a.test", b"", 1 << 20).unwrap().server.is_resumed);
+        for (seed, is_resumed) in [(1, true), (2, false)] {
+            let next = server_config(&[authority.identity(&["a.test"])], None, seed);
+            let client = client.clone();
+            let pair = std::thread::spawn(move || connect(&next, &client, "a.test", b"", 1 << 20).unwrap());
+            let mut pair = pair.join().unwrap();
+            assert_eq!(pair.server.is_resumed, is_resumed);
+            pair.send_to_client(b"on we go");
+        }
+    }
+}
+
+#[test]
+fn a_client_certificate_gives_the_name_and_one_of_another_authority_is_refused() {
+    let authority = Authority::new("authority");
+    let (ours, theirs) = (Authority::new("clients"), Authority::new("other clients"));
+    let identities = [authority.identity(&["a.test"])];
+    let server = |authorities: &Authority, wanted| {
+        server_config(&identities, Some((authorities.pem.as_bytes(), wanted)), 1)
+    };
+    let optional = server(&ours, ClientCertificates::Optional);
+    let required = server(&ours, ClientCertificates::Required);
+    let desk = ours.identity(&["desk1.example", "urn:desk1"]);
+    let by_uri = ours.identity(&["urn:desk2"]);
+    let stranger = theirs.identity(&["desk1.example"]);
+    for suite in [SUITES[0], SUITES[3]] {
+        let with = |identity| Arc::new(client_config(&authority, suite, identity));
+        let name = |server: &Arc<ServerConfig>, client: &Arc<ClientConfig>| {
+            let pair = connect(server, client, "a.test", b"early", 3).unwrap();
+            pair.server.peer_name.map(String::from)
+        };
+        assert_eq!(name(&required, &with(Some(&desk))).as_deref(), Some("desk1.example"));
+        assert_eq!(name(&optional, &with(Some(&by_uri))).as_deref(), Some("urn:desk2"));
+        assert_eq!(name(&optional, &with(None)), None);
+        for (client, refused) in [
+            (with(None), AlertDescription::CertificateRequired),
+            (with(Some(&stranger)), AlertDescription::UnknownCA),
+        ] {
+            let (_, heard) = *connect(&required, &client, "a.test", b"", 1 << 20).err().unwrap();
+            let alert = match (suite == SUITES[0], refused) {
+                // TLS 1.2 has no alert of its own for it (RFC 5246, section 7.4.6).
+                (false, AlertDescription::CertificateRequired) => AlertDescription::HandshakeFailure,
+                (_, refused) => refused,
+            };
+            let heard = heard.unwrap();
+            assert!(
+                heard == Error::AlertReceived(alert) || heard == Error::AlertReceived(refused),
+                "{heard:?}"
+            );
+        }
+        // A ticket vouches for the certificate: it is worth nothing where other authorities are accepted.
+        let client = with(Some(&desk));
+        connect(&required, &client, "a.test", b"", 1 << 20).unwrap();
+        assert!(connect(&required, &client, "a.test", b"", 1 << 20).unwrap().server.is_resumed);
+        let moved = server(&theirs, ClientCertificates::Required);
+        assert!(connect(&moved, &client, "a.test", b"", 1 << 20).is_err());
+    }
+}
+
+#[test]
+fn a_client_that_offers_only_other_protocols_is_refused() {
+    let authority = Authority::new("authority");
+    let server = server_config(&[authority.identity(&["a.test"])], None, 1);
+    let mut client = client_config(&authority, SUITES[0], None);
+    client.alpn_protocols = vec![b"h2".to_vec()];
+    let (ours, theirs) = *connect(&server, &Arc::new(client), "a.test", b"", 1 << 20).err().unwrap();
+    assert_eq!(ours, HandshakeError::Refused(Error::NoApplicationProtocol));
+    assert_eq!(theirs, Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)));
+}
+
+#[test]
+fn the_name_chooses_the_certificate_and_the_first_serves_everybody_else() {
+    let authority = Authority::new("authority");
+    let names: [&[&str]; 3] = [&["a.test", "127.0.0.1", "localhost"], &["*.b.test"], &["x.b.test"]];
+    let identities = names.map(|names| authority.identity(names));
+    let server = server_config(&identities, None, 1);
+    for (name, at) in
+        [("a.test", 0), ("127.0.0.1", 0), ("localhost", 0), ("y.b.test", 1), ("Y.B.TEST", 1), ("x.b.test", 2)]
+    {
+        let client = Arc::new(client_config(&authority, SUITES[0], None));
+        let pair = connect(&server, &client, name, b"", 1 << 20).unwrap();
+        let shown = &pair.client.peer_certificates().unwrap()[0];
+        assert_eq!(*shown, identities[at].certified().cert[0], "{name}");
+    }
+    // It does not stand for two labels, nor for none: the first certificate is shown, which the client refuses.
+    for name in ["z.y.b.test", "b.test"] {
+        let client = Arc::new(client_config(&authority, SUITES[0], None));
+        assert!(connect(&server, &client, name, b"", 1 << 20).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn our_client_and_our_server_understand_each_other_and_tickets_are_skipped() {
+    let authority = Authority::new("authority");
+    let identity = authority.identity(&["a.test"]);
+    let server = server_config(&[identity], None, 1);
+    let config = own_client_config(authority.pem.as_bytes(), None, &[b"tickcast"]).unwrap();
+    let name = ServerName::try_from("a.test").unwrap();
+    let mut to_server = Vec::new();
+    let mut client = ClientHandshake::new(config, name, &mut to_server).unwrap();
+    let (mut handshake, mut to_client) = (ServerHandshake::default(), Vec::new());
+    handshake.push(&to_server);
+    assert!(matches!(handshake.advance(&server, &mut to_client), Ok(Progress::Waiting)));
+    let mut finished = Vec::new();
+    let Progress::Done(mut client) = client.advance(&to_client, &mut finished).unwrap() else {
+        panic!("the server's flight is complete")
+    };
+    client.records.seal(b"hello", &mut finished);
+    handshake.push(&finished);
+    let mut to_client = Vec::new();
+    let Progress::Done(mut server) = handshake.advance(&server, &mut to_client).unwrap() else {
+        panic!("the client's flight is complete")
+    };
+    let mut early = server.unopened;
+    let opened = server.records.open(&mut early);
+    assert_eq!((&early[..opened.plaintext], opened.outcome), (&b"hello"[..], Outcome::Open));
+    // The ticket leaves before the first tick.
+    assert!(!to_client.is_empty());
+    server.records.seal(b"tick", &mut to_client);
+    let opened = client.records.open(&mut to_client);
+    assert_eq!((&to_client[..opened.plaintext], opened.outcome), (&b"tick"[..], Outcome::Open));
+}
+
+#[test]
+fn bad_beginnings_are_refused_for_what_they_are() {
+    let server = server_config(&[Authority::new("authority").identity(&["a.test"])], None, 1);
+    let feed = |bytes: &[u8], step: usize| {
+        let (mut handshake, mut out) = (ServerHandshake::default(), Vec::new());
+        for piece in bytes.chunks(step) {
+            handshake.push(piece);
+            match handshake.advance(&server, &mut out) {
+                Ok(Progress::Waiting) => {}
+                Ok(Progress::Done(_)) => panic!("no handshake"),
+                Err(error) => return Err((error, out)),
+            }
+        }
+        Ok(out)
+    };
+    assert_eq!(feed(b"GET / HTTP/1.1\r\n\r\n", 1), Err((HandshakeError::PlainHttp, vec![])));
+    // A hello of SSL 2.
+    assert_eq!(feed(b"\x80\x2e\x01\x03\x01", 1), Err((HandshakeError::NotTls, vec![])));
+    // A hello of more than 8 KiB, by its header alone.
+    let (error, out) = feed(&[22, 3, 1, 0x20, 0], 1).unwrap_err();
+    assert_eq!((error, &out[..]), (HandshakeError::TooLong, &RECORD_OVERFLOW_RECORD[..]));
+    // One that never ends, record after record.
+    let begins = [&[22, 3, 1, 0x1f, 0xf0, 1, 0, 0xff, 0xff][..], &[0; 0x1fec]].concat();
+    let goes_on = [&[22, 3, 1, 0x1f, 0xf0][..], &[0; 0x1ff0]].concat().repeat(8);
+    assert!(feed(&[begins, goes_on].concat(), 1_000).is_err());
+    // Nonsense in its place, and TLS 1.1.
+    let nonsense = [22, 3, 1, 0, 6, 1, 0, 0, 2, 9, 9];
+    let mut tls11 = vec![22, 3, 1, 0, 45, 1, 0, 0, 41, 3, 2];
+    tls11.extend_from_slice(&[5; 32]);
+    tls11.extend_from_slice(&[0, 0, 2, 0xc0, 0x2b, 1, 0]);
+    for bytes in [&nonsense[..], &tls11] {
+        let (error, out) = feed(bytes, 1 << 20).unwrap_err();
+        assert!(matches!(error, HandshakeError::Refused(_)));
+        assert_eq!(out[..5], [21, 3, 3, 0, 2], "an alert");
+    }
+}
+
+#[test]
+fn no_mutation_of_a_clients_bytes_panics_or_completes_a_handshake() {
+    let (authority, clients) = (Authority::new("authority"), Authority::new("clients"));
+    let wanted = (clients.pem.as_bytes(), ClientCertificates::Optional);
+    let server = server_config(&[authority.identity(&["a.test"])], Some(wanted), 1);
+    let mut config = client_config(&authority, SUITES[0], Some(&clients.identity(&["desk"])));
+    config.max_fragment_size = Some(64);
+    let config = Arc::new(config);
+    let mut client = ClientConnection::new(config.clone(), ServerName::try_from("a.test").unwrap()).unwrap();
+    let mut recorded = take_from(&mut client);
+    recorded.extend_from_slice(&[20, 3, 3, 0, 1, 1, 23, 3, 3, 0, 40]);
+    recorded.extend_from_slice(&[9; 100]);
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut refused = 0;
+    for _ in 0..4_000 {
+        let mut bytes = recorded.clone();
+        for _ in 0..random.usize(..4) {
+            let at = random.usize(..bytes.len());
+            bytes[at] = random.u8(..);
+        }
+        bytes.truncate(random.usize(..=bytes.len()));
+        let (mut handshake, mut out) = (ServerHandshake::default(), Vec::new());
+        for piece in bytes.chunks(1 + random.usize(..200)) {
+            handshake.push(piece);
+            match handshake.advance(&server, &mut out) {
+                Ok(Progress::Waiting) => continue,
+                Ok(Progress::Done(_)) => panic!("nobody has finished it"),
+                Err(_) => refused += 1,
+            }
+            break;
+        }
+    }
+    assert!(refused > 100);
+    // Certificates and Finished in records of 64 bytes, with more behind them than a handshake may have.
+    for step in [1, 50, 1 << 20] {
+        let mut pair = connect(&server, &config, "a.test", &[5; 60_000], step).unwrap();
+        let (early, outcome) = pair.open();
+        assert!(pair.server.peer_name.is_some() && outcome == Outcome::Open && early == [5; 60_000]);
+    }
+}
+
+#[test]
+fn a_handshake_waits_for_a_whole_record_only() {
+    let mut pair = Pair::new(SUITES[0]);
+    pair.client.writer().write_all(b"x").unwrap();
+    let hello = take_from(&mut pair.client);
+    let mut handshake = ServerHandshake::default();
+    // Application data is no beginning: it is refused at once.
+    handshake.push(&hello[..1]);
+    assert!(handshake.can_advance());
+    let mut handshake = ServerHandshake::default();
+    handshake.push(&[22, 3, 1, 0, 3, 1]);
+    assert!(!handshake.can_advance());
+    handshake.push(&[0, 0]);
+    assert!(handshake.can_advance());
+}

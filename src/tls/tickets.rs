@@ -1,0 +1,221 @@
+//! Session tickets under keys that are plain data, so that all shards, and a restarted server, accept each other's.
+//!
+//! A ticket is the name of its key, a nonce, and the sealed state of the session. A resumed session does not show its client
+//! certificate again, nor are the authorities asked. So each context, such as a listener with its authorities, has keys of its
+//! own, derived from those of the server: a ticket of one is worth nothing in another.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use ring::{
+    aead::{self, Aad, LessSafeKey, Nonce, UnboundKey},
+    hkdf,
+    rand::{SecureRandom, SystemRandom},
+};
+use rustls::server::ProducesTickets;
+use zeroize::Zeroizing;
+
+/// Bytes of a ticket key: a name and an AEAD key.
+pub const TICKET_KEY_BYTES: usize = NAME_BYTES + 32;
+/// Keys in use: the first seals new tickets, all of them open old ones.
+pub const TICKET_KEYS_MAX: usize = 4;
+/// How long clients may use a ticket. The keys should be rotated as often.
+pub const TICKET_LIFETIME_S: u32 = 12 * 3_600;
+const NAME_BYTES: usize = 16;
+const NONCE_BYTES: usize = 12;
+
+/// A ticket key, cleared when dropped.
+pub type TicketKey = Zeroizing<[u8; TICKET_KEY_BYTES]>;
+
+struct Key {
+    name: [u8; NAME_BYTES],
+    sealing: LessSafeKey,
+}
+
+struct KeyLength;
+
+impl hkdf::KeyType for KeyLength {
+    fn len(&self) -> usize {
+        TICKET_KEY_BYTES
+    }
+}
+
+impl Key {
+    /// The key of a context, derived from one of the server's (RFC 5869).
+    fn derived(key: &TicketKey, context: &[u8]) -> Option<Key> {
+        let mut bytes = Zeroizing::new([0; TICKET_KEY_BYTES]);
+        let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, b"tickcast session tickets").extract(&**key);
+        secret.expand(&[context], KeyLength).ok()?.fill(&mut *bytes).ok()?;
+        let (name, sealing) = bytes.split_first_chunk()?;
+        let sealing = UnboundKey::new(&aead::CHACHA20_POLY1305, sealing).ok()?;
+        Some(Key { name: *name, sealing: LessSafeKey::new(sealing) })
+    }
+}
+
+/// The ticket keys of a server, shared by the handshakes of all threads.
+#[derive(Clone)]
+pub struct TicketKeys {
+    keys: Arc<RwLock<Vec<TicketKey>>>,
+}
+
+impl std::fmt::Debug for TicketKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "TicketKeys")
+    }
+}
+
+impl TicketKeys {
+    /// Keys that someone else keeps, newest first: at most [`TICKET_KEYS_MAX`]; later ones are ignored.
+    pub fn new(keys: &[TicketKey]) -> TicketKeys {
+        let tickets = TicketKeys { keys: Arc::default() };
+        tickets.replace(keys);
+        tickets
+    }
+
+    /// A random key of this process.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn random() -> Result<TicketKeys, ring::error::Unspecified> {
+        Ok(TicketKeys::new(&[random_key()?]))
+    }
+
+    /// Reads the keys of a file: [`TICKET_KEY_BYTES`] each, newest first. `None` if it is empty, or has a part of a key or too many.
+    pub fn read(bytes: &[u8]) -> Option<Vec<TicketKey>> {
+        let (keys, rest) = bytes.as_chunks::<TICKET_KEY_BYTES>();
+        let is_whole = rest.is_empty() && (1..=TICKET_KEYS_MAX).contains(&keys.len());
+        is_whole.then(|| keys.iter().map(|key| Zeroizing::new(*key)).collect())
+    }
+
+    /// Replaces all keys: no older ticket is accepted, unless its key is among these.
+    pub fn replace(&self, keys: &[TicketKey]) {
+        let keys = keys.iter().take(TICKET_KEYS_MAX).cloned().collect();
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    /// Seals new tickets under a new random key, and forgets the key before the last.
+    ///
+    /// # Errors
+    /// The system has no random numbers. The old key stays.
+    pub fn rotate(&self) -> Result<(), ring::error::Unspecified> {
+        let key = random_key()?;
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        keys.insert(0, key);
+        keys.truncate(2);
+        Ok(())
+    }
+
+    /// The tickets of a context, which are worth nothing in another.
+    pub fn for_context(&self, context: &[u8]) -> Tickets {
+        Tickets { keys: self.clone(), context: context.into() }
+    }
+}
+
+/// Makes and accepts the tickets of one context. Takes a lock and derives a key for each, 2 us beside the 80 us of a handshake.
+#[derive(Clone, Debug)]
+pub struct Tickets {
+    keys: TicketKeys,
+    context: Arc<[u8]>,
+}
+
+impl Tickets {
+    fn derived(&self, find: impl Fn(&Key) -> bool) -> Option<Key> {
+        let keys = self.keys.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.iter().filter_map(|key| Key::derived(key, &self.context)).find(find)
+    }
+
+    fn seal(&self, state: &[u8]) -> Option<Vec<u8>> {
+        let key = self.derived(|_| true)?;
+        let mut nonce = [0; NONCE_BYTES];
+        SystemRandom::new().fill(&mut nonce).ok()?;
+        let mut ticket = [&key.name[..], &nonce, state].concat();
+        let (aad, nonce) = (Aad::from(key.name), Nonce::assume_unique_for_key(nonce));
+        let sealed = &mut ticket[NAME_BYTES + NONCE_BYTES..];
+        let tag = key.sealing.seal_in_place_separate_tag(nonce, aad, sealed).ok()?;
+        ticket.extend_from_slice(tag.as_ref());
+        Some(ticket)
+    }
+
+    fn open(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        let (name, rest) = ticket.split_first_chunk::<NAME_BYTES>()?;
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE_BYTES>()?;
+        let key = self.derived(|key| key.name == *name)?;
+        let (aad, nonce) = (Aad::from(key.name), Nonce::assume_unique_for_key(*nonce));
+        let mut state = sealed.to_vec();
+        let len = key.sealing.open_in_place(nonce, aad, &mut state).ok()?.len();
+        state.truncate(len);
+        Some(state)
+    }
+}
+
+impl ProducesTickets for Tickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        TICKET_LIFETIME_S
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.seal(plain)
+    }
+
+    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+        self.open(cipher)
+    }
+}
+
+fn random_key() -> Result<TicketKey, ring::error::Unspecified> {
+    let mut key = Zeroizing::new([0; TICKET_KEY_BYTES]);
+    SystemRandom::new().fill(&mut *key)?;
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> TicketKey {
+        Zeroizing::new([byte; TICKET_KEY_BYTES])
+    }
+
+    fn tickets(keys: &[TicketKey]) -> Tickets {
+        TicketKeys::new(keys).for_context(b"listener")
+    }
+
+    #[test]
+    fn a_ticket_is_opened_by_whoever_has_its_key_and_by_nobody_else() {
+        let ours = tickets(&[key(1)]);
+        let ticket = ours.seal(b"state").unwrap();
+        assert_eq!(tickets(&[key(2), key(1)]).open(&ticket).unwrap(), b"state");
+        assert_eq!(tickets(&[key(2)]).open(&ticket), None);
+        assert_eq!(ours.keys.for_context(b"another listener").open(&ticket), None);
+        for at in 0..ticket.len() {
+            let mut changed = ticket.clone();
+            changed[at] ^= 1;
+            assert_eq!(ours.open(&changed), None, "byte {at}");
+            assert_eq!(ours.open(&ticket[..at]), None, "{at} bytes");
+        }
+        assert_ne!(ours.seal(b"state"), Some(ticket), "each has a nonce of its own");
+    }
+
+    #[test]
+    fn a_ticket_outlives_one_rotation_and_not_two() {
+        let keys = TicketKeys::random().unwrap();
+        let tickets = keys.for_context(b"");
+        let ticket = tickets.seal(b"state").unwrap();
+        keys.rotate().unwrap();
+        assert_eq!(tickets.open(&ticket).unwrap(), b"state");
+        keys.rotate().unwrap();
+        assert_eq!(tickets.open(&ticket), None);
+    }
+
+    #[test]
+    fn a_file_of_keys_has_whole_keys_and_not_too_many() {
+        for (len, keys) in
+            [(0, None), (47, None), (48, Some(1)), (96, Some(2)), (100, None), (192, Some(4)), (240, None)]
+        {
+            assert_eq!(TicketKeys::read(&vec![7; len]).map(|keys| keys.len()), keys, "{len} bytes");
+        }
+    }
+}
