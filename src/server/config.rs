@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 pub use self::listener::SocketBounds;
 use self::{
-    listener::{Kind, Listener, ListenerTable},
+    listener::{Kind, Listener, ListenerTable, TlsTable, Transport},
     settings::Settings,
 };
 use crate::{
@@ -241,6 +241,7 @@ impl Checks<'_> {
                 address: table.address.clone(),
                 client: self.client_address(at, table),
                 socket: self.socket_bounds(at, table),
+                tls: self.tls(at, table),
                 mode: table.mode.unwrap_or(Mode(limits::UNIX_MODE_DEFAULT)).0,
                 named: settings.name_of_listener(at),
             });
@@ -282,6 +283,38 @@ impl Checks<'_> {
             self.refuse(&path(key), text.into());
         }
         client
+    }
+
+    /// The certificates of a listener for TLS. Their files are read later: on every machine the options are looked at first.
+    fn tls(&mut self, at: usize, table: &ListenerTable) -> Option<TlsTable> {
+        let path = |key: &str| format!("listener[{at}].{key}");
+        let tls = match (table.transport, &table.tls) {
+            (None | Some(Transport::Plain), None) => return None,
+            (Some(Transport::Plain), Some(_)) => {
+                self.refuse(&path("transport"), "plain, but tls is set; remove one of them".into());
+                return None;
+            }
+            (Some(Transport::Tls), None) => {
+                let text = "certificates are missing: add tls = { cert = \"FILE\", key = \"FILE\" }";
+                self.refuse(&path("transport"), text.into());
+                return None;
+            }
+            (None | Some(Transport::Tls), Some(tls)) => tls,
+        };
+        let (certs, keys) = (tls.cert.files().len(), tls.key.files().len());
+        if certs != keys || certs == 0 {
+            let text = format!("{certs} files in cert and {keys} in key: each certificate needs its key");
+            self.refuse(&path("tls"), text);
+        }
+        if certs > limits::TLS_CERTIFICATES_MAX {
+            let text = format!("{certs} certificates, the limit is {}", limits::TLS_CERTIFICATES_MAX);
+            self.refuse(&path("tls"), text);
+        }
+        if tls.client_cert.is_some() && tls.client_ca.is_none() {
+            let text = "client_cert needs client_ca, the file of the authorities that are accepted";
+            self.refuse(&path("tls"), text.into());
+        }
+        Some(tls.clone())
     }
 
     /// Bounds that accepted sockets inherit: the listener's own options, or else those of `[delivery]`.

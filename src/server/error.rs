@@ -21,6 +21,8 @@ pub enum StartupError {
     NoCores,
     /// All errors in the options and the file; at least one.
     Configuration(Vec<Problem>),
+    /// Certificates or keys of listeners cannot be used: what is wrong with each; at least one.
+    Tls(Vec<String>),
     /// The admin listener cannot be started.
     Admin(io::Error),
     /// A thread or executor cannot be created.
@@ -114,6 +116,7 @@ impl fmt::Display for StartupError {
                 let lines: Vec<String> = problems.iter().map(Problem::to_string).collect();
                 f.write_str(&lines.join("\n"))
             }
+            StartupError::Tls(problems) => f.write_str(&problems.join("\n")),
             StartupError::Admin(error) => {
                 write!(f, "cannot start the admin listener: {error}; --no-admin starts the server without it")
             }

@@ -26,6 +26,7 @@
 //! | [`tickcast_core`] | the state machines: homes, fan-out, sessions, shards, the mesh between shards; no socket, no clock, no runtime |
 //! | [`tickcast_client`] | the client library that `tickcast sub`, the load client and users share |
 //! | [`tickcast_ecg`] | WFDB records and a beat detector |
+//! | [`tickcast_tls`] | TLS without sockets: handshakes, and a record layer of plain data |
 //! | this one | [`transport`] (glommio, io_uring, sockets), [`sources`], [`operator`], [`config`], [`cli`], [`page`] |
 //!
 //! # Invariants
@@ -50,4 +51,5 @@ pub mod page;
 pub mod process;
 pub mod sources;
 pub mod supervisor;
+pub mod tls;
 pub mod transport;

@@ -2,6 +2,7 @@
 
 pub mod listening;
 pub mod reload;
+mod report;
 
 use std::{
     io,
@@ -14,6 +15,8 @@ use std::{
     time::Duration,
 };
 
+use rustls::ServerConfig;
+
 use crate::{
     clock,
     config::{
@@ -24,8 +27,12 @@ use crate::{
     limits::{FAILED_DRAIN_MS_MAX, SHARDS_LATE_MS_MAX, SHARDS_MAX, SHARDS_START_MS_MAX, SOURCES_STOP_MS_MAX},
     logging,
     operator::{
-        admin::{Stage, context::ServerHandles, listener::AdminListener},
-        control::{ControlSender, Dispatch, ReplySender, ShardRequest, control_channels},
+        admin::{
+            Stage,
+            context::ServerHandles,
+            listener::{AdminListener, AdminTls},
+        },
+        control::{ControlSender, Dispatch, control_channels},
     },
     page,
     process::{
@@ -39,6 +46,7 @@ use crate::{
         listening::Opened,
         reload::{Reload, Reloader},
     },
+    tls::{CertificateStatuses, Certificates, TlsConfigs},
     transport::{
         admission::{Admission, ConnectionCounts},
         control_queue::ControlQueue,
@@ -55,11 +63,8 @@ use tickcast_core::{
         Mesh, mesh,
         ring::{Doorbell, frame_ring},
     },
-    metrics::{
-        counters::{Counter, Counters},
-        latency::{self, Latency},
-    },
-    shard::{Shard, survey::ShardState},
+    metrics::{counters::Counters, latency::Latency},
+    shard::Shard,
 };
 use tickcast_proto::ids::ShardId;
 
@@ -137,9 +142,17 @@ pub fn run(
     let statuses: Vec<SourceStatus> =
         config.sources.iter().map(|source| SourceStatus::new(source.kind().name)).collect();
     let (event_sender, events) = channel();
+    // Before any socket is opened, so that a bad certificate leaves nothing behind.
+    let (certificates, configs) =
+        Certificates::load(&config.listeners, times()).map_err(StartupError::Tls)?;
+    let (admin_tls, client_tls) = certificates.by_use(configs);
     let Opened { admin, clients, files, addresses } = listening::open(config, passed)?;
-    let admin =
-        admin.map(|opened| start_admin(config, opened, (&counters, &statuses), &event_sender)).transpose()?;
+    let admin_tls = AdminTls::new(admin_tls);
+    let admin = admin.map(|opened| {
+        let tls = (admin_tls.clone(), certificates.statuses());
+        start_admin(config, opened, (&counters, &statuses), tls, &event_sender)
+    });
+    let admin = admin.transpose()?;
     let set_stage = |stage| {
         if let Some(admin) = &admin {
             admin.set_stage(stage);
@@ -149,7 +162,8 @@ pub fn run(
     let mut limits = config.limits.clone();
     // Of the sockets in use: the service manager may have passed others than the configuration names.
     limits.http_access.is_local = addresses.iter().all(is_local);
-    let reloader = Reloader::new(reload, limits, config.log.clone());
+    let reloader = Reloader::new(reload, limits, config.log.clone()).with_tls(certificates, admin_tls);
+    let clients = clients.into_iter().zip(client_tls).collect();
     let (server, lanes) =
         start(config, clients_max, clients, (counters, statuses), (event_sender, events), reloader)?;
     set_stage(Stage::Serving);
@@ -172,6 +186,7 @@ fn start_admin(
     config: &Config,
     listening: Listening,
     (shards, sources): (&[Arc<Counters>], &[SourceStatus]),
+    (tls, certificates): (AdminTls, CertificateStatuses),
     event_sender: &Sender<Event>,
 ) -> Result<AdminListener, StartupError> {
     let core = |index: usize| config.cores[index % config.cores.len()];
@@ -180,13 +195,14 @@ fn start_admin(
         shards: shards.iter().cloned().enumerate().map(|(index, counters)| (core(index), counters)).collect(),
         sources: sources.to_vec(),
         overload_is_unready: config.overload_is_unready,
+        certificates,
         dispatch: Box::new(move |dispatch| drop(requests.send(Event::AdminRequest(dispatch)))),
     };
     let socket = listening.sockets.into_iter().flatten().next().ok_or_else(|| io::Error::other("no socket"));
     socket
         .and_then(|socket| {
             let on_failure = move |reason| drop(ended.send(Event::ThreadEnded("admin", reason)));
-            AdminListener::start(listening.address, socket, handles, on_failure)
+            AdminListener::start(listening.address, (socket, tls), handles, on_failure)
         })
         .map_err(StartupError::Admin)
 }
@@ -195,7 +211,7 @@ fn start_admin(
 fn start(
     config: &Config,
     clients_max: usize,
-    clients: Vec<Listening>,
+    clients: Vec<(Listening, Option<Arc<ServerConfig>>)>,
     (counters, source_statuses): (Vec<Arc<Counters>>, Vec<SourceStatus>),
     (event_sender, events): (Sender<Event>, Receiver<Event>),
     reloader: Reloader,
@@ -246,6 +262,7 @@ fn start(
     );
     let handovers = handover_lanes(&bells);
     let epoch = clock::realtime_ns() / 1_000;
+    let (clients, tls): (Vec<Listening>, TlsConfigs) = clients.into_iter().unzip();
     let accepting: Vec<ClientListener> = clients
         .iter()
         .filter_map(|listening| {
@@ -273,6 +290,7 @@ fn start(
             eventfd,
             sockets: sockets.iter_mut().map(|sockets| sockets.next().flatten()).collect(),
             listeners: accepting.clone(),
+            tls: tls.clone(),
             clients_max,
             stop: server.stop.clone(),
             admission: Admission::new(counts.clone(), config.accept_rate, config.shards),
@@ -513,45 +531,11 @@ impl Server {
         }
         (last, outcome)
     }
+}
 
-    /// Requests the latencies of every shard.
-    fn request_report(&mut self) {
-        let event_sender = self.event_sender.clone();
-        let request = move |shard: ShardId| {
-            let replies = event_sender.clone();
-            ShardRequest::State(ReplySender::always_open(move |state: Box<ShardState>| {
-                drop(replies.send(Event::Latency(shard, Box::new(state.latency))));
-            }))
-        };
-        let full = self.control.send(Dispatch { to: None, request: Box::new(request) });
-        if let Some(shard) = full.first() {
-            ::log::warn!("SIGUSR1: no report, because shard {} has too many requests; try again", shard.0);
-        }
-    }
-
-    /// Prints latencies to standard error, whatever the log level: the operator asked for them.
-    fn print_report(&self, latencies: &[Option<Box<Latency>>]) {
-        let rows: Vec<_> = latencies
-            .iter()
-            .zip(&self.counters)
-            .enumerate()
-            .filter_map(|(shard, (latency, counters))| {
-                latency.as_deref().map(|latency| (shard, latency::busy_percent(counters), latency))
-            })
-            .collect();
-        logging::print(&latency::table(&rows));
-    }
-
-    fn log_totals(&self) {
-        for &counter in Counter::ALL {
-            let sources = self.source_statuses.iter().map(SourceStatus::counters);
-            let all = self.counters.iter().map(|counters| &**counters).chain(sources);
-            let total: u64 = all.map(|counters| counters.value(counter)).fold(0, u64::wrapping_add);
-            if total > 0 {
-                ::log::info!("total {} {total} {}", counter.label(), counter.unit());
-            }
-        }
-    }
+/// CLOCK_MONOTONIC nanoseconds, and seconds since 1970.
+fn times() -> (u64, u64) {
+    (clock::monotonic_ns(), clock::realtime_ns() / 1_000_000_000)
 }
 
 /// A doorbell that writes to a shard's eventfd.

@@ -9,4 +9,5 @@ pub mod listener;
 mod models;
 pub mod shard_thread;
 pub mod stop;
+pub mod tls;
 pub mod uring;

@@ -54,6 +54,12 @@ counters! {
     AcceptsFailed = "accepts_failed", "times";
     /// Connections handed over to the shard that serves their identity.
     SessionsHandedOver = "sessions_handed_over", "sessions";
+    /// TLS handshakes completed.
+    TlsHandshakes = "tls_handshakes", "handshakes";
+    /// TLS handshakes that a session ticket has shortened.
+    TlsHandshakesResumed = "tls_handshakes_resumed", "handshakes";
+    /// TLS handshakes that failed.
+    TlsHandshakesFailed = "tls_handshakes_failed", "handshakes";
     /// Ticks sequenced by this shard as their home.
     TicksSequenced = "ticks_sequenced", "ticks";
     /// Topics forgotten because nobody used them.
@@ -130,6 +136,8 @@ counters! {
     ClosedHttpIdle = "closed_http_idle", "sessions";
     /// Connections closed because a trusted proxy sent no valid PROXY protocol header.
     ClosedProxy = "closed_proxy", "sessions";
+    /// Connections closed because of TLS: the handshake failed, a record was wrong, or the keys were used up.
+    ClosedTls = "closed_tls", "sessions";
     /// Raw sessions closed because a request failed.
     ClosedBadRequest = "closed_bad_request", "sessions";
     /// Sessions closed because a newer connection with the same identity took over.

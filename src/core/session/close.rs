@@ -34,6 +34,10 @@ pub enum CloseReason {
     Refused(Refusal),
     /// A trusted proxy sent no valid PROXY protocol header.
     Proxy(ProxyError),
+    /// TLS failed, in its handshake or later.
+    Tls(String),
+    /// The keys of a TLS 1.2 connection have sealed as much as they may, and cannot be changed.
+    TlsKeysUsedUp,
     /// A request failed, and the session's format has no error reply.
     BadRequest(String),
     /// A newer connection with the same identity took over.
@@ -48,9 +52,11 @@ impl CloseReason {
     /// The code in CLOSING.
     pub fn code(&self) -> u16 {
         match self {
-            CloseReason::Peer | CloseReason::Transport(_) | CloseReason::Http(_) | CloseReason::HttpIdle => {
-                1000
-            }
+            CloseReason::Peer
+            | CloseReason::Transport(_)
+            | CloseReason::Tls(_)
+            | CloseReason::Http(_)
+            | CloseReason::HttpIdle => 1000,
             CloseReason::Protocol(error) => error.close_code(),
             CloseReason::Proxy(_) => 1002,
             CloseReason::Refused(_) => CLOSE_REFUSED,
@@ -60,6 +66,7 @@ impl CloseReason {
             CloseReason::SlowConsumer => 3008,
             CloseReason::UnfinishedMemory => 3012,
             CloseReason::Overloaded => 3013,
+            CloseReason::TlsKeysUsedUp => 3014,
             CloseReason::Shutdown => 3001,
             CloseReason::BadRequest(_) => 3501,
             CloseReason::Replaced => 3502,
@@ -91,6 +98,7 @@ impl CloseReason {
             CloseReason::HttpIdle => Counter::ClosedHttpIdle,
             CloseReason::Refused(refusal) => refusal.counter(),
             CloseReason::Proxy(_) => Counter::ClosedProxy,
+            CloseReason::Tls(_) | CloseReason::TlsKeysUsedUp => Counter::ClosedTls,
             CloseReason::BadRequest(_) => Counter::ClosedBadRequest,
             CloseReason::Replaced => Counter::ClosedReplaced,
             CloseReason::Operator => Counter::ClosedByOperator,
@@ -114,9 +122,10 @@ impl CloseReason {
             // After a peer's WebSocket close, the outbox ends with the answer to it.
             CloseReason::Shutdown | CloseReason::Http(_) | CloseReason::Peer => KeptOutbox::Everything,
             // The peer does not read, so only the goodbye has a chance to arrive in time.
-            CloseReason::SlowConsumer | CloseReason::Transport(_) | CloseReason::HttpIdle => {
-                KeptOutbox::Nothing
-            }
+            CloseReason::SlowConsumer
+            | CloseReason::Transport(_)
+            | CloseReason::Tls(_)
+            | CloseReason::HttpIdle => KeptOutbox::Nothing,
             CloseReason::Protocol(_)
             | CloseReason::HandshakeDeadline
             | CloseReason::FrameDeadline
@@ -127,13 +136,17 @@ impl CloseReason {
             | CloseReason::Replaced
             | CloseReason::Operator
             | CloseReason::Overloaded
+            | CloseReason::TlsKeysUsedUp
             | CloseReason::UnfinishedMemory => KeptOutbox::Replies,
         }
     }
 
     /// Whether the session says goodbye with CLOSING and the framing's close.
     pub fn has_goodbye(&self) -> bool {
-        !matches!(self, CloseReason::Peer | CloseReason::Http(_) | CloseReason::HttpIdle)
+        !matches!(
+            self,
+            CloseReason::Peer | CloseReason::Http(_) | CloseReason::HttpIdle | CloseReason::Tls(_)
+        )
     }
 }
 
@@ -166,6 +179,10 @@ impl fmt::Display for CloseReason {
             CloseReason::HttpIdle => write!(f, "no further HTTP request in time"),
             CloseReason::Refused(refusal) => f.write_str(refusal.text()),
             CloseReason::Proxy(error) => write!(f, "{error}"),
+            CloseReason::Tls(why) => write!(f, "TLS: {why}"),
+            CloseReason::TlsKeysUsedUp => {
+                write!(f, "the TLS 1.2 keys of this connection are used up: connect again, or use TLS 1.3")
+            }
             CloseReason::BadRequest(text) => write!(f, "bad request: {text}"),
             CloseReason::Replaced => write!(f, "a newer connection with the same identity took over"),
             CloseReason::Operator => write!(f, "closed by the operator"),

@@ -98,6 +98,18 @@ impl Shard {
         self.apply_deferred(now);
     }
 
+    /// Ends a session whose TLS has failed: nothing that it has to send would be read. `why` is for the log.
+    pub fn handle_tls_failure(&mut self, slot: SlotId, why: String, now: Now) {
+        self.end(slot, CloseReason::Tls(why), now);
+        self.apply_deferred(now);
+    }
+
+    /// Ends a session whose TLS keys have sealed as much as they may. Its goodbye still fits.
+    pub fn handle_tls_used_up(&mut self, slot: SlotId, now: Now) {
+        self.end(slot, CloseReason::TlsKeysUsedUp, now);
+        self.apply_deferred(now);
+    }
+
     /// Opens a session, whichever shard accepted its connection.
     fn open(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
         self.generation = self.generation.wrapping_add(1);

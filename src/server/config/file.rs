@@ -19,7 +19,7 @@ use toml::{
 
 use super::{
     declared::{self, Declared, LISTENER},
-    listener::{Address, Kind, ListenerTable, Transport},
+    listener::{Address, Kind, ListenerTable},
 };
 use crate::{
     cli::{ServeArgs, old, serve::Tables},
@@ -308,7 +308,8 @@ impl Reader<'_> {
             let any = ListenerTable {
                 kind: Kind::Native,
                 address: Address::Unix("/".into()),
-                transport: Transport::Plain,
+                transport: None,
+                tls: None,
                 proxy_protocol: None,
                 forwarded_for: None,
                 mode: None,

@@ -25,8 +25,10 @@ pub struct ListenerTable {
     pub kind: Kind,
     /// Address to listen on.
     pub address: Address,
-    /// Transport of its connections.
-    pub transport: Transport,
+    /// Transport of its connections; `None`: TLS if `tls` is set.
+    pub transport: Option<Transport>,
+    /// Certificates of a listener for TLS.
+    pub tls: Option<TlsTable>,
     /// Whether trusted proxies begin their connections with a PROXY protocol header.
     pub proxy_protocol: Option<bool>,
     /// Whether trusted proxies add the client's address to `X-Forwarded-For`.
@@ -41,10 +43,11 @@ pub struct ListenerTable {
 
 impl ListenerTable {
     /// Keys of the table, in the order of `--print-config`.
-    pub const KEYS: [&str; 8] = [
+    pub const KEYS: [&str; 9] = [
         "kind",
         "address",
         "transport",
+        "tls",
         "proxy_protocol",
         "forwarded_for",
         "mode",
@@ -59,6 +62,68 @@ impl ListenerTable {
 pub enum Transport {
     /// Unencrypted.
     Plain,
+    /// TLS 1.3 or 1.2.
+    Tls,
+}
+
+/// The `tls` of a `[[listener]]`. Files are PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsTable {
+    /// Files of certificate chains, each with the server's own certificate first. The first chain is shown to clients that name no
+    /// server, or an unknown one.
+    pub cert: OneOrMore,
+    /// Files of their private keys, in the same order.
+    pub key: OneOrMore,
+    /// File of the authorities whose client certificates are accepted; `None`: none is asked for.
+    pub client_ca: Option<PathBuf>,
+    /// Whether clients must show a certificate of `client_ca`; `None`: they must.
+    pub client_cert: Option<ClientCert>,
+    /// Oldest version; `None`: 1.2.
+    pub min_version: Option<MinVersion>,
+    /// File of session ticket keys, 48 bytes each, the newest first; `None`: random keys of this process.
+    pub ticket_keys: Option<PathBuf>,
+}
+
+/// One file, or a list of files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMore {
+    /// One file.
+    One(PathBuf),
+    /// Several files.
+    More(Vec<PathBuf>),
+}
+
+impl OneOrMore {
+    /// The files.
+    pub fn files(&self) -> &[PathBuf] {
+        match self {
+            OneOrMore::One(file) => std::slice::from_ref(file),
+            OneOrMore::More(files) => files,
+        }
+    }
+}
+
+/// Whether clients must show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientCert {
+    /// They may.
+    Optional,
+    /// They must.
+    Required,
+}
+
+/// The oldest version of TLS that a listener accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MinVersion {
+    /// TLS 1.2
+    #[serde(rename = "1.2")]
+    Tls12,
+    /// TLS 1.3
+    #[serde(rename = "1.3")]
+    Tls13,
 }
 
 /// Kind of a listener: whom it serves.
@@ -194,6 +259,8 @@ pub struct Listener {
     pub client: ClientAddress,
     /// Bounds of what the kernel buffers for an accepted TCP socket.
     pub socket: SocketBounds,
+    /// Certificates; `None`: connections are plain.
+    pub tls: Option<TlsTable>,
     /// Permissions of a Unix socket's file.
     pub mode: u32,
     /// Name in errors: the option that set its address, or its line in the file.

@@ -325,7 +325,8 @@ impl Layers<'_> {
             items.retain(|item| item.kind != Kind::Admin.name());
         }
         for item in &mut items {
-            item.values.entry("transport").or_insert(Value::String("plain".into()));
+            let transport = if item.values.contains_key("tls") { "tls" } else { "plain" };
+            item.values.entry("transport").or_insert(Value::String(transport.into()));
         }
         items
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::{
     limits::CONTROL_REQUESTS_PER_SHARD,
     operator::views::{SessionView, TopicView},
+    tls::TlsConfigs,
 };
 use tickcast_core::{
     config::Limits,
@@ -59,6 +60,8 @@ pub enum ShardRequest {
     SessionCounts(Arc<[TopicId]>, ReplySender<Vec<u64>>),
     /// Applies new limits.
     Reload(Arc<Limits>),
+    /// Shakes hands with these certificates from now on; by listener for clients.
+    Certificates(TlsConfigs),
     /// Closes the session with this id; replies whether it existed.
     Close(u64, ReplySender<bool>),
 }

@@ -6,7 +6,12 @@ use crate::{
     config::{Config, reload::Change},
     error::StartupError,
     logging,
-    operator::control::{ControlSender, Dispatch, ShardRequest},
+    operator::{
+        admin::listener::AdminTls,
+        control::{ControlSender, Dispatch, ShardRequest},
+    },
+    supervisor::times,
+    tls::{Certificates, TlsConfigs},
 };
 use tickcast_core::config::Limits;
 use tickcast_proto::ids::ShardId;
@@ -25,12 +30,29 @@ pub struct Reloader {
     pending: Vec<ShardId>,
     /// A reload was requested, perhaps before the shards started.
     is_requested: bool,
+    /// The certificates of the listeners, and where those of the admin listener go.
+    tls: Option<(Certificates, AdminTls)>,
+    /// Certificates that have been read again, for the listeners of clients, and the shards that have yet to receive them.
+    pending_tls: (TlsConfigs, Vec<ShardId>),
 }
 
 impl Reloader {
     /// Creates a reloader for shards that run with these limits, and the log's filter.
     pub fn new(read_config: Option<Reload>, limits: Limits, log: String) -> Reloader {
-        Reloader { read_config, limits: Arc::new(limits), log, pending: Vec::new(), is_requested: false }
+        Reloader {
+            read_config,
+            limits: Arc::new(limits),
+            log,
+            pending: Vec::new(),
+            is_requested: false,
+            tls: None,
+            pending_tls: (Vec::new(), Vec::new()),
+        }
+    }
+
+    /// Also reads certificates again.
+    pub fn with_tls(self, certificates: Certificates, admin: AdminTls) -> Reloader {
+        Reloader { tls: Some((certificates, admin)), ..self }
     }
 
     /// The limits that shards run with.
@@ -55,6 +77,12 @@ impl Reloader {
         }
         for shard in std::mem::take(&mut self.pending) {
             self.send_limits(Some(shard), control);
+        }
+        for shard in std::mem::take(&mut self.pending_tls.1) {
+            self.send_certificates(Some(shard), control);
+        }
+        if let Some((certificates, _)) = &mut self.tls {
+            certificates.turn(times());
         }
     }
 
@@ -88,11 +116,39 @@ impl Reloader {
             logging::set_filter(&config.log);
         }
         self.log.clone_from(&config.log);
+        self.reload_certificates(control);
         if limits != *self.limits {
             self.limits = Arc::new(limits);
             self.pending.clear();
             self.send_limits(None, control);
         }
+    }
+
+    /// Reads the certificates again. Connections that are open keep theirs.
+    fn reload_certificates(&mut self, control: &mut ControlSender) {
+        let Some((certificates, admin)) =
+            self.tls.as_mut().filter(|(certificates, _)| !certificates.is_empty())
+        else {
+            return;
+        };
+        match certificates.reload(times().1) {
+            Ok(configs) => {
+                let (admin_config, clients) = certificates.by_use(configs);
+                admin.set(admin_config);
+                self.pending_tls = (clients, Vec::new());
+                self.send_certificates(None, control);
+                ::log::info!("SIGHUP: the certificates have been read again");
+            }
+            Err(problems) => problems.iter().for_each(|problem| {
+                ::log::error!("SIGHUP: every listener keeps its certificates: {problem}");
+            }),
+        }
+    }
+
+    fn send_certificates(&mut self, to: Option<ShardId>, control: &mut ControlSender) {
+        let configs = self.pending_tls.0.clone();
+        let request = Box::new(move |_| ShardRequest::Certificates(configs.clone()));
+        self.pending_tls.1.extend(control.send(Dispatch { to, request }));
     }
 
     fn send_limits(&mut self, to: Option<ShardId>, control: &mut ControlSender) {

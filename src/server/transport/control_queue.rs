@@ -90,6 +90,7 @@ impl Driver {
             ShardRequest::State(_) | ShardRequest::SessionCounts(..) => {}
             ShardRequest::Close(id, reply) => reply.send(self.shard.close(SessionId(id), now)),
             ShardRequest::Reload(limits) => self.shard.reload(&limits, now),
+            ShardRequest::Certificates(configs) => self.tls.set_configs(configs),
             ShardRequest::Sessions(query, reply) => {
                 return Some(Survey::Sessions(SessionSurvey::new(query), reply));
             }

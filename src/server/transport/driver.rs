@@ -2,7 +2,9 @@
 //! sleeps in the ring when there is nothing to do.
 
 mod distribution;
+mod egress;
 mod pacing;
+mod tls;
 mod turn_watch;
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
@@ -16,15 +18,16 @@ use super::{
 use crate::{
     clock,
     limits::{
-        ACCEPT_RETRY_MS, GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT, SLEEP_NS_HIGHEST, SLEEP_NS_LOWEST,
-        TURN_ACCEPTS, TURN_EVENTS, TURN_RECEIVED_BYTES, TURN_SEND_BYTES, TURN_SENDS,
+        ACCEPT_RETRY_MS, GATHER_BYTES, SLEEP_NS_HIGHEST, SLEEP_NS_LOWEST, TURN_ACCEPTS, TURN_EVENTS,
+        TURN_RECEIVED_BYTES,
     },
     logging,
     process::fault::{self, Place},
     transport::{
         admission::{Admission, Admitted},
         control_queue::ControlQueue,
-        uring::data_ring::{DataRing, Event, ListenerId, Sent},
+        tls::TlsConnections,
+        uring::data_ring::{DataRing, Event, ListenerId, Received},
     },
 };
 use tickcast_core::{
@@ -34,7 +37,7 @@ use tickcast_core::{
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
-    shard::{Action, ClientAddress, DetachedSession, ListenerKind, Send, Shard},
+    shard::{Action, ClientAddress, DetachedSession, ListenerKind, Shard},
 };
 
 /// Longest sleep while refused sockets linger.
@@ -113,6 +116,10 @@ pub struct Driver {
     /// Start of the current spin; 0: the shard does not spin.
     spins_since_ns: u64,
     gather: Vec<u8>,
+    /// The connections that have TLS.
+    pub tls: TlsConnections,
+    /// The records of a batch of SENDs.
+    sealed: Vec<u8>,
     phase: Phase,
 }
 
@@ -147,6 +154,8 @@ impl Driver {
             waits: Waits::new(LatencyBudget::default()),
             spins_since_ns: 0,
             gather,
+            tls: TlsConnections::default(),
+            sealed: Vec::new(),
             phase: Phase::Running,
         }
     }
@@ -218,6 +227,7 @@ impl Driver {
             true => self.shard.latency_mut().end_held_turn(),
             false => self.record_latency(self.sends.wrapping_sub(sends) as usize),
         }
+        worked |= self.shake_hands(now)?;
         worked |= self.handle_control(now)?;
         worked |= self.actions()?;
         worked |= self.mesh.push_out(&mut self.shard);
@@ -246,6 +256,7 @@ impl Driver {
             || self.mesh.look_again(&mut self.shard)
             || self.handovers.look_again()
             || self.control.has_work()
+            || self.tls.has_ready()
             || self.shard.is_busy();
         Ok(!work_waits && !asked_to_stop && !self.stopped())
     }
@@ -279,7 +290,7 @@ impl Driver {
                     bytes += self.ring.bytes(&received).len();
                     // A stopping server reads no more input from clients.
                     if self.phase == Phase::Running {
-                        self.shard.handle_bytes(SlotId(received.slot), self.ring.bytes(&received), now);
+                        self.received(&received, now)?;
                     }
                     self.ring.recycle(received);
                 }
@@ -303,7 +314,7 @@ impl Driver {
                 }
                 Event::Eof(slot) => self.shard.handle_eof(SlotId(slot), now),
                 Event::Failed(slot, errno) => self.shard.handle_error(SlotId(slot), errno, now),
-                Event::Writable(slot) => self.shard.handle_writable(SlotId(slot), now),
+                Event::Writable(slot) => self.writable(slot, now)?,
                 Event::Detached(slot) => self.detached(slot)?,
                 Event::Timer => {}
             }
@@ -314,6 +325,18 @@ impl Driver {
             self.shard.counters().add(Counter::RingEvents, handled as u64);
         }
         Ok(handled > 0)
+    }
+
+    fn received(&mut self, received: &Received, now: Now) -> io::Result<()> {
+        let bytes = self.ring.bytes(received);
+        match self.tls.get_mut(received.slot) {
+            None => self.shard.handle_bytes(SlotId(received.slot), bytes, now),
+            Some(_) => {
+                let opened = self.tls.receive(received.slot, bytes);
+                self.received_tls(received.slot, opened, now)?;
+            }
+        }
+        Ok(())
     }
 
     /// Passes a connection on to the shard that should serve it; that shard admits it. Returns the connection if that is this
@@ -333,7 +356,8 @@ impl Driver {
     }
 
     fn accepted(&mut self, listener: ListenerId, socket: OwnedFd, now: Now) {
-        let listener = &mut self.listeners[listener.0 as usize];
+        let id = listener.0 as usize;
+        let listener = &mut self.listeners[id];
         listener.is_failing = false;
         let (kind, mut client) = (listener.kind, listener.client);
         if self.phase != Phase::Running {
@@ -359,6 +383,7 @@ impl Driver {
                 if let Some(slot) = self.add(socket, admitted) {
                     self.shard.handle_accept_proxied(SlotId(slot), kind, client, now);
                     self.shard.set_source(SlotId(slot), admitted.source);
+                    self.tls.accept(slot, id, client);
                 }
             }
             Err(refusal) => {
@@ -393,7 +418,8 @@ impl Driver {
             match self.ring.take(slot)? {
                 Some(socket) => {
                     let admitted = self.admission.hand_over(slot);
-                    self.handovers.send(Handover { socket, departure, admitted });
+                    let tls = self.tls.remove(slot);
+                    self.handovers.send(Handover { socket, departure, admitted, tls });
                 }
                 None => {
                     debug_assert!(
@@ -401,6 +427,7 @@ impl Driver {
                         "a detached socket is neither settled nor closed, so it can be taken"
                     );
                     self.admission.release(slot);
+                    self.tls.remove(slot);
                     self.ring.close(slot)?;
                 }
             }
@@ -412,7 +439,7 @@ impl Driver {
     fn take_transfers(&mut self, now: Now) -> io::Result<bool> {
         for taken in 0..self.handovers.turn_max() {
             let Some(transfer) = self.handovers.take() else { return Ok(taken > 0) };
-            let Handover { socket, departure, admitted } = match transfer {
+            let Handover { socket, departure, admitted, tls } = match transfer {
                 Transfer::Admitted(handover) => handover,
                 Transfer::Accepted(listener, socket) => {
                     self.accepted(listener, socket, now);
@@ -421,8 +448,15 @@ impl Driver {
                 }
             };
             if let Some(slot) = self.add(socket, admitted) {
+                let peer_closed = tls.as_ref().is_some_and(|connection| connection.peer_closed());
+                if let Some(connection) = tls {
+                    self.tls.insert(slot, connection);
+                }
                 let DetachedSession { listener, bytes, .. } = &departure;
                 self.shard.handle_attached(SlotId(slot), admitted.source, *listener, bytes, now);
+                if peer_closed {
+                    self.shard.handle_eof(SlotId(slot), now);
+                }
                 self.actions()?;
             }
         }
@@ -439,68 +473,23 @@ impl Driver {
         Ok(())
     }
 
-    /// Makes one SEND for every ready session, in batches, within the turn's budget of SENDs; while ticks wait, for those that
-    /// have a reply to send.
-    fn flush(&mut self, now: Now) -> io::Result<bool> {
-        let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
-        let (mut done, mut bytes_sent, full_before) = (0, 0, self.ring.sends_full());
-        let poll = if self.waits.is_holding() { Shard::poll_urgent_send } else { Shard::poll_send };
-        while done < TURN_SENDS && bytes_sent < TURN_SEND_BYTES {
-            self.gather.clear();
-            self.shard.prepare_sends(now);
-            let mut len = 0;
-            while len < SENDS_PER_SUBMIT
-                && self.gather.len() + SEND_BYTES_MAX <= GATHER_BYTES
-                && let Some(send) = poll(&mut self.shard, &mut self.gather, now)
-            {
-                sends[len] = Some(send);
-                len += 1;
-            }
-            if len == 0 {
-                break;
-            }
-            done += len;
-            let mut batch: [(u32, &[u8]); SENDS_PER_SUBMIT] = [(0, &[]); SENDS_PER_SUBMIT];
-            for (entry, send) in batch.iter_mut().zip(sends.iter().flatten()).take(len) {
-                *entry = (send.slot.0, self.shard.send_bytes(send, &self.gather));
-            }
-            let mut outcomes = [(0, Sent::Whole); SENDS_PER_SUBMIT];
-            self.ring
-                .send_batch(&batch[..len], |index, sent| outcomes[index] = (batch[index].1.len(), sent))?;
-            for (send, (bytes, sent)) in sends.iter().flatten().zip(outcomes).take(len) {
-                bytes_sent += bytes;
-                match sent {
-                    Sent::Whole => self.shard.handle_sent(send.slot, bytes, false, now),
-                    Sent::Parked => self.shard.handle_sent(send.slot, bytes, true, now),
-                    // An event with the reason follows.
-                    Sent::Failed => {}
-                }
-            }
-        }
-        self.sends = self.sends.wrapping_add(done as u64);
-        let full = self.ring.sends_full() - full_before;
-        if full > 0 {
-            self.shard.counters().add(Counter::SendsFull, full);
-        }
-        Ok(done > 0)
-    }
-
     fn actions(&mut self) -> io::Result<bool> {
         let mut any = false;
         while let Some(action) = self.shard.poll_action() {
             any = true;
             match action {
                 Action::PauseReceive(slot) => self.ring.pause_receive(slot.0)?,
-                Action::ResumeReceive(slot) => self.ring.resume_receive(slot.0)?,
-                Action::ShutdownWrite(slot) => self.ring.shutdown_write(slot.0)?,
+                Action::ResumeReceive(slot) => self.resume_receive(slot)?,
+                Action::ShutdownWrite(slot) => self.shutdown_write(slot.0)?,
                 Action::HandshakeDone(slot) => self.ring.settle(slot.0),
                 Action::Admit(slot, client) => match self.admission.admit_client(slot.0, client) {
                     Ok(source) => self.shard.handle_admitted(slot, source, clock::now()),
                     Err(refusal) => self.shard.handle_refused(slot, refusal, clock::now()),
                 },
-                Action::HandOver(slot) => self.ring.detach(slot.0)?,
+                Action::HandOver(slot) => self.hand_over(slot.0)?,
                 Action::Close(slot) => {
                     self.admission.release(slot.0);
+                    self.close_tls(slot.0)?;
                     self.ring.close(slot.0)?;
                 }
             }

@@ -7,7 +7,7 @@ use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc};
 
 use crate::{
     limits::HANDOVERS_PER_LANE,
-    transport::{admission::Admitted, uring::data_ring::ListenerId},
+    transport::{admission::Admitted, tls::TlsConnection, uring::data_ring::ListenerId},
 };
 use tickcast_core::{
     mesh::{
@@ -27,6 +27,8 @@ pub struct Handover {
     pub departure: DetachedSession,
     /// What it counts for.
     pub admitted: Admitted,
+    /// Its TLS, if it has any. Nothing waits to be sent on its behalf.
+    pub tls: Option<Box<TlsConnection>>,
 }
 
 /// What one shard transfers to another. Dropping it closes its socket.
@@ -174,7 +176,7 @@ mod tests {
             listener: ListenerKind::Native,
             bytes: n.to_le_bytes().to_vec(),
         };
-        (Handover { socket: ours.into(), departure, admitted: Admitted::default() }, theirs)
+        (Handover { socket: ours.into(), departure, admitted: Admitted::default(), tls: None }, theirs)
     }
 
     #[test]

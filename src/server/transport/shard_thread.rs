@@ -30,6 +30,7 @@ use crate::{
         fault::{self, Place},
         panics,
     },
+    tls::TlsConfigs,
 };
 use tickcast_core::{
     mesh::{Mesh, ring::Doorbell},
@@ -63,6 +64,8 @@ pub struct ShardParts {
     pub sockets: Vec<Option<OwnedFd>>,
     /// The listeners by [`ListenerId`].
     pub listeners: Vec<ClientListener>,
+    /// How the connections of each listener begin, by [`ListenerId`].
+    pub tls: TlsConfigs,
     /// Slots of the data ring.
     pub clients_max: usize,
     /// Coordinates the shutdown.
@@ -185,6 +188,7 @@ impl ShardParts {
             self.control,
         );
         (driver.listeners, driver.distribution) = (self.listeners, self.distribution);
+        driver.tls.set_configs(self.tls);
         driver.overload_refuses = self.overload_refuses;
         driver.set_pacing(self.pacing);
         Ok(driver)

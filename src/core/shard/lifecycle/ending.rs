@@ -26,6 +26,7 @@ pub(super) fn log_end(session: SessionId, reason: &CloseReason) {
         | CloseReason::UnfinishedMemory
         | CloseReason::Refused(_)
         | CloseReason::Proxy(_)
+        | CloseReason::Tls(_)
         | CloseReason::BadRequest(_) => {
             ::log::info!(target: LOG_TARGET_SESSION, "session {session:x} ends: {reason}");
         }
@@ -38,6 +39,7 @@ pub(super) fn log_end(session: SessionId, reason: &CloseReason) {
         | CloseReason::Overloaded
         // Logged where it was requested.
         | CloseReason::Operator
+        | CloseReason::TlsKeysUsedUp
         | CloseReason::Replaced => ::log::debug!("session {session:x} ends: {reason}"),
     }
 }
@@ -206,7 +208,7 @@ impl Shard {
         let text = reason.to_string();
         let reconnect_after_ms = match reason {
             // All clients get CLOSING at the same time: without a spread, all would reconnect at the same time.
-            CloseReason::Shutdown | CloseReason::Overloaded => {
+            CloseReason::Shutdown | CloseReason::Overloaded | CloseReason::TlsKeysUsedUp => {
                 let seed = self.epoch ^ u64::from(self.id.0);
                 reconnect_after_ms(seed, session.id, self.limits.reconnect_spread_ms)
             }

@@ -8,7 +8,10 @@ use std::sync::{
 use tokio::sync::Semaphore;
 
 use super::{process_sample, stage::Stage};
-use crate::{clock, limits::ADMIN_QUERIES_MAX, operator::control::Dispatch, sources::SourceStatus};
+use crate::{
+    clock, limits::ADMIN_QUERIES_MAX, operator::control::Dispatch, sources::SourceStatus,
+    tls::CertificateStatuses,
+};
 use tickcast_core::metrics::counters::{Counter, Counters};
 
 /// The admin thread's handles to the rest of the server.
@@ -19,6 +22,8 @@ pub struct ServerHandles {
     pub sources: Vec<SourceStatus>,
     /// Whether the server is not ready while a shard is overloaded.
     pub overload_is_unready: bool,
+    /// When the certificates in use end.
+    pub certificates: CertificateStatuses,
     /// Passes a request on to the shards without blocking. Drops it if the main thread has ended.
     pub dispatch: Box<dyn Fn(Dispatch) + Send + Sync>,
 }

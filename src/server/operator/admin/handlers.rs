@@ -155,6 +155,7 @@ impl AdminContext {
             stage: self.stage(),
             shards: &samples.collect::<Vec<_>>(),
             sources: &self.handles.sources,
+            certificates: &self.handles.certificates.get(),
             process: process_sample::sample(self.start_seconds),
             log_lines_dropped: logging::lines_dropped(),
         });

@@ -20,7 +20,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::Poll,
     thread::{self, JoinHandle},
     time::Duration,
@@ -28,6 +28,7 @@ use std::{
 
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -36,6 +37,7 @@ use tokio::{
     task::{AbortHandle, yield_now},
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 
 use super::{
     affinity,
@@ -69,7 +71,7 @@ impl AdminListener {
     /// Errors of epoll(7), eventfd(2) and of starting the thread.
     pub fn start(
         address: Address,
-        listener: OwnedFd,
+        (listener, tls): (OwnedFd, AdminTls),
         handles: ServerHandles,
         on_failure: impl FnOnce(String) + Send + 'static,
     ) -> io::Result<AdminListener> {
@@ -95,7 +97,7 @@ impl AdminListener {
             affinity::avoid_shard_cores(&pinned);
             // A panic that ends one connection goes no further: tokio catches it.
             let ended = runtime.block_on(async move {
-                let mut accepting = tokio::spawn(accept(listener, shared));
+                let mut accepting = tokio::spawn(accept(listener, tls, shared));
                 // Ends when the sender is dropped, and aborts the open connections.
                 poll_fn(move |context| match Pin::new(&mut stopped).poll(context) {
                     Poll::Ready(_) => Poll::Ready(None),
@@ -160,7 +162,7 @@ enum Stream {
 }
 
 /// Accepts connections for as long as the runtime lives.
-async fn accept(listener: Listener, context: Arc<AdminContext>) {
+async fn accept(listener: Listener, tls: AdminTls, context: Arc<AdminContext>) {
     let connections = Connections::new();
     let mut is_failing = false;
     loop {
@@ -168,7 +170,7 @@ async fn accept(listener: Listener, context: Arc<AdminContext>) {
             Ok(stream) => {
                 is_failing = false;
                 fault::at(Place::Admin);
-                let spawn = |connection| stream.spawn(context.clone(), connection);
+                let spawn = |connection| stream.spawn(tls.acceptor(), context.clone(), connection);
                 if connections.begin(spawn) {
                     ::log::debug!("--admin: too many connections without a request, the oldest is closed");
                 }
@@ -188,11 +190,51 @@ async fn accept(listener: Listener, context: Arc<AdminContext>) {
 }
 
 impl Stream {
-    fn spawn(self, context: Arc<AdminContext>, connection: Connection) -> AbortHandle {
+    fn spawn(
+        self,
+        tls: Option<TlsAcceptor>,
+        context: Arc<AdminContext>,
+        connection: Connection,
+    ) -> AbortHandle {
         match self {
-            Stream::Tcp(stream) => tokio::spawn(serve(stream, context, connection)).abort_handle(),
-            Stream::Unix(stream) => tokio::spawn(serve(stream, context, connection)).abort_handle(),
+            Stream::Tcp(stream) => tokio::spawn(begin(stream, tls, context, connection)).abort_handle(),
+            Stream::Unix(stream) => tokio::spawn(begin(stream, tls, context, connection)).abort_handle(),
         }
+    }
+}
+
+/// Shakes hands if the listener has TLS, then serves.
+async fn begin(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    tls: Option<TlsAcceptor>,
+    context: Arc<AdminContext>,
+    connection: Connection,
+) {
+    let Some(tls) = tls else { return serve(stream, context, connection).await };
+    match timeout(Duration::from_millis(ADMIN_HEAD_MS), tls.accept(stream)).await {
+        Ok(Ok(stream)) => serve(stream, context, connection).await,
+        Ok(Err(error)) => ::log::debug!("--admin: TLS: {error}"),
+        Err(_) => ::log::debug!("--admin: the TLS handshake did not complete in time"),
+    }
+}
+
+/// How the connections of the admin listener begin: shared with the main thread, which changes it.
+#[derive(Clone, Default)]
+pub struct AdminTls(Arc<Mutex<Option<Arc<ServerConfig>>>>);
+
+impl AdminTls {
+    /// With this configuration; `None`: in the clear.
+    pub fn new(config: Option<Arc<ServerConfig>>) -> AdminTls {
+        AdminTls(Arc::new(Mutex::new(config)))
+    }
+
+    /// Changes it for connections from now on.
+    pub fn set(&self, config: Option<Arc<ServerConfig>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    fn acceptor(&self) -> Option<TlsAcceptor> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().map(TlsAcceptor::from)
     }
 }
 

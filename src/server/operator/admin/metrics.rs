@@ -8,7 +8,10 @@ use std::fmt::{Display, Write};
 use hdrhistogram::Histogram;
 
 use super::{process_sample::ProcessSample, stage::Stage};
-use crate::sources::{KINDS, SourceStatus, health::Health};
+use crate::{
+    sources::{KINDS, SourceStatus, health::Health},
+    tls::CertificateStatus,
+};
 use tickcast_core::{
     metrics::{
         counters::{Counter, Counters},
@@ -47,6 +50,8 @@ pub struct Scrape<'a> {
     pub shards: &'a [ShardSample<'a>],
     /// The server's own sources.
     pub sources: &'a [SourceStatus],
+    /// When the certificates in use end.
+    pub certificates: &'a [CertificateStatus],
     /// The process.
     pub process: ProcessSample,
     /// Log lines dropped so far.
@@ -154,6 +159,22 @@ impl Writer {
     }
 }
 
+fn certificates(scrape: &Scrape<'_>, writer: &mut Writer) {
+    const NAME: &str = "tickcast_certificate_expiry_timestamp_seconds";
+    if scrape.certificates.is_empty() {
+        return;
+    }
+    writer.family(NAME, "gauge", "When the certificates of the listeners end, in seconds since 1970.");
+    for CertificateStatus { listener, name, ends_s } in scrape.certificates {
+        writer.sample(NAME, &[("listener", listener), ("name", &escaped(name))], ends_s);
+    }
+}
+
+/// The value of a label that someone else chose: a certificate's name.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 fn sources(scrape: &Scrape<'_>, writer: &mut Writer) {
     const NAME: &str = "tickcast_sources";
     writer.family(NAME, "gauge", "Sources of the server, by kind and state.");
@@ -174,6 +195,7 @@ pub fn text(scrape: &Scrape<'_>) -> String {
     let mut writer = Writer(String::with_capacity(16 << 10));
     counters(scrape, &mut writer);
     sources(scrape, &mut writer);
+    certificates(scrape, &mut writer);
     turns(scrape, &mut writer);
     states(scrape, &mut writer);
     latencies(scrape, &mut writer);
@@ -418,6 +440,7 @@ pub(in crate::operator) mod tests {
             stage: Stage::Serving,
             shards: &shards,
             sources: &[source],
+            certificates: &[],
             process,
             log_lines_dropped: 3,
         })

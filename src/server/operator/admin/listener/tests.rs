@@ -33,12 +33,13 @@ fn start_known_as(
         shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).chain(overloaded).collect(),
         sources: vec![SourceStatus::new("simulator")],
         overload_is_unready: true,
+        certificates: crate::tls::CertificateStatuses::default(),
         dispatch: Box::new(dispatch),
     };
     let listener = listeners.into_iter().next().unwrap();
     let known_as = known_as.unwrap_or(address).into();
     let on_failure = |reason| panic!("the admin thread has ended: {reason}");
-    (address, AdminListener::start(known_as, listener, handles, on_failure).unwrap())
+    (address, AdminListener::start(known_as, (listener, AdminTls::default()), handles, on_failure).unwrap())
 }
 
 /// A listener in stage serving whose shards reply as `reply` does.

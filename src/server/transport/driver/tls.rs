@@ -1,0 +1,198 @@
+//! The driver's part of TLS: received records to the shard, handshakes within a turn's budget, and what TLS itself has to send.
+
+use std::io;
+
+use super::Driver;
+use crate::{
+    clock,
+    limits::{TURN_TLS_HANDSHAKES, TURN_TLS_HANDSHAKES_NS},
+    transport::{
+        tls::{Received, Shaken, Then},
+        uring::data_ring::Sent,
+    },
+};
+use tickcast_core::{ids::SlotId, metrics::counters::Counter, now::Now};
+use tickcast_proto::http;
+use tickcast_tls::handshake::HandshakeError;
+
+/// What a client reads that speaks plain HTTP on a port for TLS.
+const PLAIN_HTTP_TEXT: &str = "this port speaks TLS: use https:// or wss://";
+
+impl Driver {
+    /// Passes on what bytes from the peer of a slot that has TLS have come to.
+    pub(super) fn received_tls(&mut self, slot: u32, received: Received, now: Now) -> io::Result<()> {
+        let (plaintext, failure) = match received {
+            Received::Handshake(false) => return Ok(()),
+            Received::Handshake(true) => return self.ring.pause_receive(slot),
+            Received::Plaintext(len) | Received::Closed(len) => (len, None),
+            Received::Failed(len, ref why) => (len, Some(why.clone())),
+        };
+        if plaintext > 0 {
+            self.shard.handle_bytes(SlotId(slot), &self.tls.opened()[..plaintext], now);
+        }
+        if let Received::Closed(_) = received {
+            self.shard.handle_eof(SlotId(slot), now);
+        }
+        if let Some(why) = failure {
+            self.shard.handle_tls_failure(SlotId(slot), why, now);
+            self.send_waiting(slot, now)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with handshakes that can, after the SENDs to connections that are open: at most [`TURN_TLS_HANDSHAKES`] of them,
+    /// and none after [`TURN_TLS_HANDSHAKES_NS`]. Returns whether there were any.
+    pub(super) fn shake_hands(&mut self, now: Now) -> io::Result<bool> {
+        if !self.tls.has_ready() {
+            return Ok(false);
+        }
+        let until_ns = clock::monotonic_ns() + TURN_TLS_HANDSHAKES_NS;
+        for _ in 0..TURN_TLS_HANDSHAKES {
+            let Some(slot) = self.tls.next_ready() else { break };
+            let (shaken, resumes) = self.tls.shake_hands(slot);
+            if resumes {
+                self.ring.resume_receive(slot)?;
+            }
+            self.shaken(slot, shaken, now)?;
+            self.actions()?;
+            if clock::monotonic_ns() >= until_ns {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    fn shaken(&mut self, slot: u32, shaken: Shaken, now: Now) -> io::Result<()> {
+        match shaken {
+            Shaken::Waiting => self.send_waiting(slot, now),
+            Shaken::Done { is_resumed, unopened, .. } => {
+                self.shard.counters().add(Counter::TlsHandshakes, 1);
+                self.shard.counters().add(Counter::TlsHandshakesResumed, u64::from(is_resumed));
+                self.send_waiting(slot, now)?;
+                if unopened.is_empty() {
+                    return Ok(());
+                }
+                let received = self.tls.receive(slot, &unopened);
+                self.received_tls(slot, received, now)
+            }
+            Shaken::Failed(error) => {
+                self.shard.counters().add(Counter::TlsHandshakesFailed, 1);
+                if error == HandshakeError::PlainHttp
+                    && let Some(connection) = self.tls.get_mut(slot)
+                {
+                    connection.waiting.extend(http::refused(400, PLAIN_HTTP_TEXT, now.realtime_ns));
+                }
+                self.send_waiting(slot, now)?;
+                self.shard.handle_tls_failure(SlotId(slot), error.to_string(), now);
+                Ok(())
+            }
+        }
+    }
+
+    /// Notes the outcome of a SEND that was sealed. Ends a session whose keys are used up: its goodbye still fits.
+    pub(super) fn sent_sealed(&mut self, slot: SlotId, sent: Sent, now: Now) {
+        let Some(connection) = self.tls.get_mut(slot.0) else { return };
+        connection.is_shard_parked = sent == Sent::Parked;
+        if self.tls.is_used_up(slot.0) {
+            self.shard.handle_tls_used_up(slot, now);
+        }
+    }
+
+    /// Sends what waits on behalf of TLS, unless a SEND on the socket is in the way, and does what was to follow it.
+    fn send_waiting(&mut self, slot: u32, now: Now) -> io::Result<()> {
+        let Some(connection) = self.tls.get_mut(slot) else { return Ok(()) };
+        if connection.is_shard_parked || connection.is_sending_own {
+            return Ok(());
+        }
+        let waiting = std::mem::take(&mut connection.waiting);
+        if !waiting.is_empty() {
+            let mut outcome = Sent::Failed;
+            self.ring.send_batch(&[(slot, &waiting)], |_, sent| outcome = sent)?;
+            match outcome {
+                Sent::Whole => {}
+                Sent::Parked => {
+                    if let Some(connection) = self.tls.get_mut(slot) {
+                        connection.is_sending_own = true;
+                    }
+                    return Ok(());
+                }
+                // An event with the reason follows.
+                Sent::Failed => return Ok(()),
+            }
+        }
+        self.all_sent(slot, now)
+    }
+
+    /// Nothing waits on behalf of TLS any more.
+    fn all_sent(&mut self, slot: u32, now: Now) -> io::Result<()> {
+        let Some(connection) = self.tls.get_mut(slot) else { return Ok(()) };
+        let was_waiting = std::mem::take(&mut connection.is_shard_waiting);
+        let then = std::mem::take(&mut connection.then);
+        if was_waiting {
+            self.shard.handle_writable(SlotId(slot), now);
+        }
+        match then {
+            Then::Stay => Ok(()),
+            Then::ShutdownWrite => self.ring.shutdown_write(slot),
+            Then::Detach => self.ring.detach(slot),
+        }
+    }
+
+    /// The parked SEND of a slot is over.
+    pub(super) fn writable(&mut self, slot: u32, now: Now) -> io::Result<()> {
+        let Some(connection) = self.tls.get_mut(slot) else {
+            self.shard.handle_writable(SlotId(slot), now);
+            return Ok(());
+        };
+        if std::mem::take(&mut connection.is_shard_parked) {
+            self.shard.handle_writable(SlotId(slot), now);
+        }
+        if let Some(connection) = self.tls.get_mut(slot) {
+            connection.is_sending_own = false;
+        }
+        self.send_waiting(slot, now)
+    }
+
+    /// Shuts down the write side once everything has been sent, close_notify included.
+    pub(super) fn shutdown_write(&mut self, slot: u32) -> io::Result<()> {
+        let Some(connection) = self.tls.get_mut(slot) else { return self.ring.shutdown_write(slot) };
+        connection.say_goodbye();
+        connection.then = Then::ShutdownWrite;
+        self.send_waiting(slot, clock::now())
+    }
+
+    /// Stops I/O on a socket that another shard will serve, once everything has been sent.
+    pub(super) fn hand_over(&mut self, slot: u32) -> io::Result<()> {
+        match self.tls.get_mut(slot) {
+            Some(connection) if connection.is_busy() => {
+                connection.then = Then::Detach;
+                Ok(())
+            }
+            _ => self.ring.detach(slot),
+        }
+    }
+
+    /// Says goodbye on a socket that is about to be closed, if it takes it at once.
+    pub(super) fn close_tls(&mut self, slot: u32) -> io::Result<()> {
+        if let Some(mut connection) = self.tls.remove(slot)
+            && !connection.is_shard_parked
+            && !connection.is_busy()
+        {
+            connection.say_goodbye();
+            if !connection.waiting.is_empty() {
+                self.ring.send_batch(&[(slot, &connection.waiting)], |_, _| {})?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Receives again from a slot.
+    pub(super) fn resume_receive(&mut self, slot: SlotId) -> io::Result<()> {
+        self.ring.resume_receive(slot.0)?;
+        // The shard forgets a FIN while it is paused, and TLS tells it once.
+        if self.tls.get_mut(slot.0).is_some_and(|connection| connection.peer_closed()) {
+            self.shard.handle_eof(slot, clock::now());
+        }
+        Ok(())
+    }
+}
