@@ -379,3 +379,6 @@ impl TlsConnection {
         format!("a TLS record is refused with {}", alert.name())
     }
 }
+
+#[cfg(test)]
+mod tests;
