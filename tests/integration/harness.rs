@@ -1,6 +1,7 @@
 //! Starting, watching and stopping the server.
 
 pub mod account;
+pub mod certificates;
 pub mod collector;
 pub mod external;
 pub mod frames;
@@ -10,6 +11,7 @@ mod machine;
 pub mod processes;
 pub mod raw;
 pub mod terminal;
+pub mod tunnel;
 
 use std::{
     fs::{self, File},

@@ -33,6 +33,11 @@ pub struct External {
 impl External {
     /// Runs the program `tests/clients/PROGRAM` for a library.
     pub fn run(library: Library, program: &str, arguments: &[&str]) -> External {
+        External::run_trusting(library, program, arguments, "")
+    }
+
+    /// As [`External::run`], with a file of authorities that the library verifies servers by.
+    pub fn run_trusting(library: Library, program: &str, arguments: &[&str], authorities: &str) -> External {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
         let (interpreter, installed, program) = match library {
             Library::Ws => {
@@ -47,6 +52,7 @@ impl External {
         let mut child = Command::new(interpreter)
             .arg(directory.join(&program))
             .args(arguments)
+            .envs(["SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"].map(|name| (name, authorities)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

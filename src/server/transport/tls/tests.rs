@@ -194,7 +194,7 @@ fn handshakes_take_turns_in_the_order_in_which_they_can_go_on() {
     for (slot, hello) in hellos.iter().enumerate() {
         bench.accept(slot as u32);
         bench.shard.receive(slot as u32, &hello[..40]);
-        assert_eq!(bench.shard.has_ready(), false, "an unfinished hello waits for its rest only");
+        assert!(!bench.shard.has_ready(), "an unfinished hello waits for its rest only");
     }
     for (slot, hello) in hellos.iter().enumerate().rev() {
         bench.shard.receive(slot as u32, &hello[40..]);
