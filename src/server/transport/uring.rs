@@ -3,5 +3,6 @@
 mod buffer_ring;
 pub mod data_ring;
 pub mod probe;
+mod restrictions;
 pub(super) mod retry;
 pub mod shim;

@@ -34,6 +34,7 @@ pub use self::event::{Event, ListenerId, Received, Sent, Settings, eventfd};
 use self::{descriptor::Installed, send::Parked};
 use super::{
     buffer_ring::{BufferRing, GROUP},
+    restrictions::restrict_and_enable,
     shim::{Direct, Operation, Shim, Verdict},
 };
 use crate::{
@@ -156,6 +157,8 @@ impl<S: Shim> DataRing<S> {
             // Without it submit() never asks for deferred completions.
             .setup_taskrun_flag()
             .setup_submit_all()
+            // Until it is restricted.
+            .setup_r_disabled()
             .setup_cqsize(DATA_RING_COMPLETIONS)
             .setup_clamp()
             .build(DATA_RING_ENTRIES)?;
@@ -165,6 +168,7 @@ impl<S: Shim> DataRing<S> {
         // SAFETY: `Drop` unregisters the group before the buffers are dropped, or leaks them.
         let buffers =
             unsafe { BufferRing::new(&ring, settings.receive_buffers, settings.receive_buffer_bytes)? };
+        restrict_and_enable(&ring)?;
         let mut wait_flags = EnterFlags::GETEVENTS;
         wait_flags.set(EnterFlags::NO_IOWAIT, ring.params().is_feature_no_iowait());
         Ok(DataRing {
