@@ -61,7 +61,10 @@ needs() { # a command and the Debian packages that have it
 needs node nodejs
 needs npm npm
 needs cc gcc libc6-dev
+# libFuzzer is C++.
+needs g++ g++
 needs curl curl
+needs openssl openssl
 needs ip iproute2
 # The package has both. Only promtool and a private Prometheus are used: its service is masked.
 needs promtool prometheus
@@ -228,6 +231,9 @@ if can_package; then
 else
     without+=("the Debian package (needs root and dpkg)")
 fi
+
+step "fuzzing"
+scripts/fuzz.sh 5
 
 step "loom"
 scripts/loom.sh
