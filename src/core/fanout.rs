@@ -226,8 +226,13 @@ impl Fanout {
         slots.dedup();
         for slot in slots {
             let Some(session) = sessions.get(slot) else { continue };
-            let merged =
-                wildcard::merged(&self.patterns, entries, &topic, &session.subscriptions, session.format);
+            let merged = wildcard::merged(
+                &self.patterns,
+                entries,
+                &topic,
+                session.subscriptions.iter(),
+                session.format,
+            );
             match merged {
                 Some(merged) => topic.join(slot, merged, None, sessions, logs),
                 None => debug_assert!(false, "a member of an entry has the subscription"),

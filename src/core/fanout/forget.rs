@@ -188,7 +188,7 @@ impl Fanout {
             self.release_or_lose(id, slot, home, sessions, logs, now_ns);
             sessions.raise_yield_bytes(slot);
         }
-        if sessions.get(slot).is_some_and(|session| session.memberships.contains_key(&id))
+        if sessions.get(slot).is_some_and(|session| session.memberships.contains(id))
             && let Some(topic) = topic_mut(&mut self.topics, id, self.shards)
         {
             topic.leave(slot, sessions);
@@ -207,7 +207,7 @@ impl Fanout {
         let bytes_max = self.settings.behind_bytes;
         let Some(session) = sessions.open_mut(slot) else { return };
         let has_room = session.outbox_bytes() < bytes_max;
-        let Some(membership) = session.memberships.get_mut(&id) else { return };
+        let Some(membership) = session.memberships.get_mut(id) else { return };
         if membership.taking == Taking::Paced {
             membership.taking = Taking::Held;
         }
@@ -217,8 +217,7 @@ impl Fanout {
         {
             self.release_held(HeldTopic { id, slot, bytes_max }, home, sessions, logs, now_ns);
         }
-        let Some(membership) = sessions.open_mut(slot).and_then(|session| session.memberships.get(&id))
-        else {
+        let Some(membership) = sessions.open_mut(slot).and_then(|session| session.memberships.get(id)) else {
             return;
         };
         let (taking, wanted, from) = (membership.taking, membership.wanted, membership.from);

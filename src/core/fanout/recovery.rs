@@ -182,7 +182,7 @@ impl Fanout {
                 && self.settings.has_room(waiting, lag)
                 && let Some(id) = lag.recovering.pop_front()
             {
-                let Some(membership) = session.memberships.get(&id) else { continue };
+                let Some(membership) = session.memberships.get(id) else { continue };
                 if membership.taking != Taking::Recovering {
                     continue;
                 }
@@ -231,7 +231,7 @@ impl Fanout {
         let History { from, start, flags, .. } = record;
         let Some(session) = sessions.open_mut(slot) else { return };
         let (format, features) = (session.format, session.features);
-        let Some(membership) = session.memberships.get_mut(&id) else { return };
+        let Some(membership) = session.memberships.get_mut(id) else { return };
         if membership.taking != Taking::Recovering {
             return;
         }
@@ -305,7 +305,7 @@ impl Fanout {
             self.tally.queued += 1;
         }
         let Some(session) = sessions.open_mut(slot) else { return };
-        let Some(membership) = session.memberships.get_mut(&id) else {
+        let Some(membership) = session.memberships.get_mut(id) else {
             return debug_assert!(false, "queueing frames keeps the membership");
         };
         membership.from = next;

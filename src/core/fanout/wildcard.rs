@@ -264,7 +264,7 @@ impl Fanout {
         };
         let Some(session) = sessions.open_mut(slot) else { return };
         let format = session.format;
-        let Some(held) = session.subscription_mut(index) else {
+        let Some(held) = session.subscriptions.to_mut(index) else {
             return debug_assert!(false, "a session makes only its own subscriptions live");
         };
         if !entry.shares(held.delivery) {
@@ -336,7 +336,7 @@ impl Fanout {
             }
         };
         let Some(moved) = moved.and_then(|moved| sessions.any_mut(moved)) else { return };
-        let moved = moved.subscription_mut(held.entry);
+        let moved = moved.subscriptions.to_mut(held.entry);
         debug_assert!(moved.is_some(), "a member of an entry has the subscription");
         if let Some(moved) = moved {
             moved.position = Some(position);
@@ -451,7 +451,7 @@ impl Fanout {
         for slot in newcomers.drain(..) {
             let Some(session) = sessions.get(slot) else { continue };
             let format = session.format;
-            if session.memberships.contains_key(&id) {
+            if session.memberships.contains(id) {
                 continue;
             }
             if are_few {
@@ -478,7 +478,7 @@ impl Fanout {
             let Some(session) = sessions.open_mut(slot) else { continue };
             let format = session.format;
             // Names and paced subscriptions that match would have a membership.
-            let held = matching.iter().filter_map(|&index| session.subscription(index));
+            let held = matching.iter().filter_map(|&index| session.subscriptions.to(index));
             let Some(merged) = merged(&self.patterns, &self.entries, topic, held, format) else {
                 debug_assert!(false, "a member of a group has a subscription that matches");
                 continue;
@@ -499,7 +499,7 @@ impl Fanout {
     /// Ends a session's own membership of a topic if its groups can serve it again: it is live, and has nothing to announce.
     pub(super) fn share_again(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.get(slot) else { return };
-        let Some(membership) = session.memberships.get(&id) else { return };
+        let Some(membership) = session.memberships.get(id) else { return };
         if membership.is_shared
             && membership.taking == Taking::Live
             && !membership.is_unannounced()
