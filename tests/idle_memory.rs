@@ -1,4 +1,4 @@
-//! Heap memory of idle sessions, counted by an allocator of this test's own.
+//! Heap memory of sessions that do nothing but hold subscriptions, counted by an allocator of this test's own.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -120,4 +120,43 @@ fn a_topic_that_has_ticks_takes_at_most_70_bytes_more_of_each_session() {
 fn an_idle_session_with_a_wildcard_takes_at_most_20_bytes_more() {
     let bytes = bytes_per_session(ListenerKind::Http, "sim.>", 1);
     assert!(bytes <= bytes_per_session(ListenerKind::Http, "sim.0", 0) + 20, "{bytes}");
+}
+
+/// Patterns that a session may hold by default.
+const PATTERNS: u32 = 1 << 10;
+
+/// KiB that each session takes with as many subscriptions as it may have, to patterns that no other has. One shard is home of all of
+/// them.
+fn kib_with_patterns_of_its_own(pattern: impl Fn(u32, u32) -> String) -> isize {
+    let mut driver = Driver::new(Limits::default());
+    let open = |driver: &mut Driver, slot: u32| {
+        driver.accept(slot, ListenerKind::Native, &hello());
+        for n in 0..PATTERNS {
+            let pattern = pattern(slot, n);
+            assert_eq!(pattern.len(), 255);
+            driver.receive(slot, &frame(Kind::Subscribe, &Subscribe::default(), pattern.as_bytes()));
+            driver.turn();
+        }
+        (driver.sent, driver.actions) = (Vec::new(), Vec::new());
+    };
+    // The first sessions take the room that the homes have for long wildcards.
+    (0..2).for_each(|slot| open(&mut driver, slot));
+    let before = ALLOCATED.get();
+    // So few that tables that double have room for three in four at most.
+    (2..6).for_each(|slot| open(&mut driver, slot));
+    // The first long wildcards beyond the homes' bound are covered by another pattern.
+    assert!(driver.shard.subscriptions_len().0 >= 6 * PATTERNS as usize);
+    (ALLOCATED.get() - before) / 4 / 1_024
+}
+
+#[test]
+fn a_session_with_1024_names_of_255_bytes_takes_at_most_600_kib() {
+    let kib = kib_with_patterns_of_its_own(|slot, n| format!("{slot}.{n:x<253}"));
+    assert!((400..=600).contains(&kib), "{kib}");
+}
+
+#[test]
+fn a_session_with_1024_wildcards_of_255_bytes_takes_at_most_600_kib() {
+    let kib = kib_with_patterns_of_its_own(|slot, n| format!("{slot}.{n:x<251}.*"));
+    assert!((400..=600).contains(&kib), "{kib}");
 }

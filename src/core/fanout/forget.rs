@@ -39,7 +39,7 @@ impl Fanout {
 
     /// Whether members of forgotten topics must leave.
     pub fn has_forgotten(&self) -> bool {
-        !self.forgotten.is_empty() || !self.left.is_empty()
+        !self.forgotten.is_empty() || !self.memberless.is_empty()
     }
 
     /// Lets about `units` members of forgotten topics leave. Returns the units left, and the topics that are gone: their homes must
@@ -54,7 +54,7 @@ impl Fanout {
     ) -> (usize, Vec<TopicId>) {
         let (mut left, mut gone) = (units, Vec::new());
         // A turn after their members have left, so that sessions with room have received what was held for them.
-        for id in std::mem::take(&mut self.left) {
+        for id in std::mem::take(&mut self.memberless) {
             let topic = topic_mut(&mut self.topics, id, self.shards);
             match topic.is_some_and(|topic| topic.any_member().is_none()) {
                 true => gone.push(id),
@@ -67,7 +67,7 @@ impl Fanout {
         }
         gone.iter().for_each(|&id| self.handle_close(id));
         while left > 0
-            && self.left.len() < TURN_TOPICS_DROPPED
+            && self.memberless.len() < TURN_TOPICS_DROPPED
             && let Some(&id) = self.forgotten.front()
         {
             left -= 1;
@@ -82,7 +82,7 @@ impl Fanout {
                 }
                 None => {
                     self.forgotten.pop_front();
-                    self.left.push(id);
+                    self.memberless.push(id);
                 }
             }
         }
