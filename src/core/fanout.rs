@@ -57,8 +57,8 @@ pub struct Fanout {
     free: Vec<u32>,
     /// Patterns whose homes are not ready, by request.
     pending: HashMap<u32, PendingEntry>,
-    /// Bytes that the homes hold for this shard's patterns.
-    patterns_homes_bytes: usize,
+    /// Bytes that this shard's patterns take beside the trie and their entries: at the homes, and in the boxes of wildcards.
+    patterns_other_bytes: usize,
     /// Bytes of the long wildcards that the homes know. Bound: [`crate::limits::LONG_WILDCARDS_BYTES`].
     long_wildcards_bytes: usize,
     next_request: u32,
@@ -77,7 +77,7 @@ pub struct Fanout {
     /// The forgotten topics by name, until they are dropped or live again. Bound: `topics_max`.
     forgotten_names: HashMap<Box<str>, TopicId>,
     /// Forgotten topics whose members have left. Bound: [`crate::limits::TURN_TOPICS_DROPPED`].
-    left: Vec<TopicId>,
+    memberless: Vec<TopicId>,
     /// Timers to set for paced ticks. Bound: one entry a paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
     tally: DeliveryCounts,
@@ -125,7 +125,7 @@ impl Fanout {
             entries: Vec::new(),
             free: Vec::new(),
             pending: HashMap::new(),
-            patterns_homes_bytes: 0,
+            patterns_other_bytes: 0,
             long_wildcards_bytes: 0,
             next_request: 1,
             woken: VecDeque::new(),
@@ -137,7 +137,7 @@ impl Fanout {
             match_counts: MatchCounts::default(),
             forgotten: VecDeque::new(),
             forgotten_names: HashMap::new(),
-            left: Vec::new(),
+            memberless: Vec::new(),
             pace_timers: Vec::new(),
             tally: DeliveryCounts::default(),
             scratch: Vec::new(),
@@ -171,7 +171,7 @@ impl Fanout {
     /// hold twice as much.
     pub fn patterns_bytes(&self) -> usize {
         let entries = self.patterns.len() * size_of::<Option<PatternEntry>>();
-        self.patterns.used_bytes() + entries + self.patterns_homes_bytes
+        self.patterns.used_bytes() + entries + self.patterns_other_bytes
     }
 
     /// Number of distinct patterns subscribed to on this shard.
@@ -226,8 +226,13 @@ impl Fanout {
         slots.dedup();
         for slot in slots {
             let Some(session) = sessions.get(slot) else { continue };
-            let merged =
-                wildcard::merged(&self.patterns, entries, &topic, &session.subscriptions, session.format);
+            let merged = wildcard::merged(
+                &self.patterns,
+                entries,
+                &topic,
+                session.subscriptions.iter(),
+                session.format,
+            );
             match merged {
                 Some(merged) => topic.join(slot, merged, None, sessions, logs),
                 None => debug_assert!(false, "a member of an entry has the subscription"),
@@ -330,7 +335,7 @@ impl Fanout {
             assert_eq!(entry.is_some(), changed.is_some(), "an entry that has just changed is in use");
             if let Some(entry) = entry {
                 assert!(
-                    (entry.members.is_empty() && entry.groups.is_empty()) || entry.is_registered(),
+                    (entry.members.is_empty() && entry.groups().is_empty()) || entry.is_registered(),
                     "a subscription goes live only once every home is ready"
                 );
             }

@@ -18,7 +18,7 @@ use crate::{
     home::{
         creation::Accounts,
         history::{History, HistoryBounds},
-        idle::{Idle, LastSeen, Lives, Place},
+        idle::{Idle, LastSeen, Lives, PlaceState},
         interest::Interest,
         last_value::{LastValues, LastValuesBudget},
     },
@@ -106,7 +106,7 @@ pub struct HomeTopic {
     pub interested: ShardSet,
     /// The home knows of no earlier life since the server started.
     is_first_life: bool,
-    place: Place,
+    place: PlaceState,
     last_seen: LastSeen,
 }
 
@@ -118,7 +118,7 @@ impl HomeTopic {
 
     /// Whether it takes ticks: not if it has been forgotten.
     pub fn is_open(&self) -> bool {
-        self.place == Place::Open
+        self.place == PlaceState::Open
     }
 }
 

@@ -123,6 +123,9 @@ pub const HISTORY_AGE_MS_DEFAULT: u64 = 60_000;
 pub const HISTORY_BYTES_MAX_DEFAULT: usize = 256 << 20;
 /// Largest chunk of history that a home sends to a shard, unless a single tick is longer.
 pub const HISTORY_CHUNK_BYTES: usize = 32 << 10;
+/// Outbox bytes reserved for a chunk; more than its native frames, because JSON is longer. The smallest configurable outbox: one chunk
+/// is requested at a time if there is no room for two.
+pub const HISTORY_CHUNK_OUTBOX_BYTES: usize = HISTORY_CHUNK_BYTES / 2 * 3;
 /// Most chunks of history that a session has requested at once.
 pub const HISTORY_CHUNKS_IN_FLIGHT_MAX: u32 = 2;
 /// Chunks of history that a shard requests in one turn.

@@ -13,7 +13,7 @@ const NONE: u32 = 0;
 /// Tokens of a node that are compared for one unit of work.
 const TOKENS_PER_UNIT: usize = 8;
 /// What an allocation takes beyond the bytes asked for.
-const ALLOCATION_BYTES: usize = 16;
+pub(crate) const ALLOCATION_BYTES: usize = 16;
 
 /// A trie of patterns by token, each with a value.
 ///

@@ -5,10 +5,13 @@ mod close;
 mod eviction;
 pub mod fullness;
 pub mod holders;
+mod input;
 pub mod membership;
+pub mod memberships;
 pub mod outbox;
 mod queues;
 pub mod saved_positions;
+pub mod subscriptions;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -16,15 +19,19 @@ mod tests;
 pub use self::{
     close::{CloseReason, DepartureState, Ending, KeptOutbox},
     eviction::Verdict,
+    input::{InputState, WaitingInput},
     outbox::{Content, NextSend, Outbox, SendSource},
 };
 
 use crate::{
     egress_log::{EgressLog, Range},
-    fanout::Subscription,
     ids::{SessionId, SourceId, TopicId},
-    limits::{INPUT_SPARE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX},
-    session::membership::{Lag, Membership, Taking, TopicMap},
+    limits::REPLY_BYTES_MAX,
+    session::{
+        membership::{Lag, Membership, Taking},
+        memberships::Memberships,
+        subscriptions::Subscriptions,
+    },
 };
 use tickcast_proto::{
     WireFormat,
@@ -34,7 +41,7 @@ use tickcast_proto::{
     ids::ShardId,
 };
 
-/// What the heartbeat knows of a peer. Unless unwatched, exactly one heartbeat timer is pending.
+/// What the heartbeat knows of a peer. Unless unwatched, exactly one heartbeat timer is pending, or the handshake's in its place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pulse {
     /// No heartbeat: the handshake is under way, or heartbeats are off.
@@ -65,26 +72,9 @@ pub enum SendState {
     Refilled,
     /// The transport has a SEND; the next one waits for its outcome.
     Sending,
-    /// The socket was full, and the rest of the SEND waits for room in it.
-    Parked {
-        /// Since when, CLOCK_MONOTONIC nanoseconds.
-        since_ns: u64,
-    },
-}
-
-/// What a session's input waits for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum InputState {
-    /// Nothing: every byte received has been processed.
-    #[default]
-    Open,
-    /// The rest of a frame or of a fragmented message.
-    Partial {
-        /// When its first byte arrived, CLOCK_MONOTONIC nanoseconds.
-        since_ns: u64,
-    },
-    /// Room for what its requests would add: receiving is paused.
-    Paused,
+    /// The socket was full, and the rest of the SEND waits for room in it: see
+    /// [`Sessions::full_ns`](table::Sessions::full_ns).
+    Parked,
 }
 
 /// How many of a session's memberships, and of its subscriptions in wildcard groups, may lose queued ticks when the session
@@ -206,10 +196,10 @@ impl Protocol {
     }
 }
 
-const _: () = assert!(size_of::<SendState>() == 16 && size_of::<InputState>() == 16, "a tag and a time");
-const _: () = assert!(size_of::<Session>() <= 376, "the docs of Session say how large it is");
+const _: () = assert!(size_of::<Session>() <= 232, "the docs of Session say how large it is");
 
-/// One client connection. At most 376 bytes, plus what its fields point to.
+/// One client connection. At most 232 bytes, plus what its fields point to: of an idle session with one subscription, nothing, or
+/// 64 bytes if the topic has ticks. What few sessions need is boxed.
 ///
 /// Invariant, between turns: `yielding` counts the memberships, and the subscriptions in wildcard groups.
 /// Invariant, between turns: a membership that is held, recovering or unannounced is on the list of `lag` that says so.
@@ -227,8 +217,8 @@ pub struct Session {
     pub features: Features,
     /// How far it is in the protocol.
     pub protocol: Protocol,
-    /// Received, not yet decoded. Bound: the longest frame, and what was in flight when receiving was paused.
-    pub input: Vec<u8>,
+    /// Input that has been received and not processed.
+    input: Option<Box<WaitingInput>>,
     /// What its input waits for.
     pub input_state: InputState,
     /// A frame deadline is pending: one at a time, however often frames begin.
@@ -239,6 +229,8 @@ pub struct Session {
     pub unfinished_bytes: u32,
     /// What the heartbeat knows of its peer.
     pub pulse: Pulse,
+    /// The timer of its handshake is pending, and begins the heartbeat if it is complete by then.
+    pub handshake_timer_pending: bool,
     /// When `pulse` last changed or the peer was last heard: the low 32 bits of CLOCK_MONOTONIC milliseconds.
     pub pulse_ms: u32,
     /// Its full socket has drained since the last heartbeat: the peer reads.
@@ -247,8 +239,6 @@ pub struct Session {
     pub send_state: SendState,
     /// Subscription changes that wait for their turn. Later requests wait for them.
     pub changes_pending: u32,
-    /// Frames of a WebSocket message that wait for them too.
-    pub message_rest: Vec<u8>,
     /// Bytes of replies that other shards owe it for ticks it has published, at most. They have room like replies that wait: see
     /// [`Session::takes_requests`].
     pub answers_bytes: u32,
@@ -266,18 +256,18 @@ pub struct Session {
     pub yielding: Yielding,
     /// State that only sessions need that are behind, paced or recovering.
     pub lag: Option<Box<Lag>>,
-    /// Its subscriptions, sorted by entry. Bound: `subscriptions_per_session_max`.
-    pub subscriptions: Vec<Subscription>,
+    /// Its subscriptions. Bound: `subscriptions_per_session_max`.
+    pub subscriptions: Subscriptions,
     /// A subscription has gone live: it is counted as subscribed.
     pub subscribed: bool,
     /// Topics that it has state for: all that its subscriptions match, but for those that wildcard groups serve.
-    pub memberships: TopicMap<Membership>,
+    pub memberships: Memberships,
     /// Memberships that wildcard groups will serve again.
     pub shared_memberships: u32,
     /// Number of the last tick that it was offered by several of its patterns; 0: none.
     pub tick_offered: u32,
     /// Set once it is ending: it takes no more input and gets no more ticks.
-    pub ending: Option<Ending>,
+    pub ending: Option<Box<Ending>>,
     /// What waits to be sent. [`Sessions::with_outbox`](table::Sessions::with_outbox) keeps the shard's queues right when
     /// it changes.
     pub outbox: Outbox,
@@ -306,7 +296,7 @@ impl Session {
         granted
     }
 
-    /// Creates the session of a new connection.
+    /// Creates the session of a new connection. The caller sets the timer of its handshake.
     pub fn new(id: SessionId, listener: ListenerKind) -> Session {
         let format = match listener {
             ListenerKind::Native => WireFormat::TCP_NATIVE,
@@ -319,17 +309,17 @@ impl Session {
             format,
             features: Features::NONE,
             protocol: Protocol::Http(HttpSession::default()),
-            input: Vec::new(),
+            input: None,
             input_state: InputState::Open,
             frame_timer_pending: false,
             unfinished_listed: false,
             unfinished_bytes: 0,
             pulse: Pulse::Unwatched,
+            handshake_timer_pending: true,
             pulse_ms: 0,
             drained_since_heartbeat: false,
             send_state: SendState::Idle,
             changes_pending: 0,
-            message_rest: Vec::new(),
             answers_bytes: 0,
             behind: false,
             is_unsettled: false,
@@ -338,9 +328,9 @@ impl Session {
             yield_bytes: usize::MAX,
             yielding: Yielding::default(),
             lag: None,
-            subscriptions: Vec::new(),
+            subscriptions: Subscriptions::default(),
             subscribed: false,
-            memberships: TopicMap::default(),
+            memberships: Memberships::default(),
             shared_memberships: 0,
             tick_offered: 0,
             ending: None,
@@ -373,41 +363,7 @@ impl Session {
     pub fn buffer_bytes(&self) -> usize {
         let lag = self.lag.as_deref().map_or(0, Lag::memory_bytes);
         let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
-        let input = self.input.capacity() + self.message_rest.capacity() + fragments;
-        input + self.outbox.heap_bytes() + lag
-    }
-
-    /// Keeps received bytes that are not processed yet. Returns `false` if there is no memory for them.
-    pub fn keep_input(&mut self, bytes: &[u8]) -> bool {
-        let has_room = self.input.try_reserve(bytes.len()).is_ok();
-        if has_room {
-            self.input.extend_from_slice(bytes);
-        }
-        has_room
-    }
-
-    /// Removes processed bytes from the front of the input, and gives back a buffer that is much larger than the rest.
-    pub fn drain_input(input: &mut Vec<u8>, used: usize) {
-        input.drain(..used);
-        if input.capacity() > INPUT_SPARE_BYTES && input.capacity() / 4 > input.len() {
-            input.shrink_to_fit();
-        }
-    }
-
-    /// Bytes it holds for a frame or message whose rest the peer has not sent. Input that waits for room does not count:
-    /// the shard keeps it waiting.
-    pub fn held_unfinished_bytes(&self) -> usize {
-        let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
-        fragments + if self.is_paused() { 0 } else { self.input.capacity() }
-    }
-
-    /// When the first byte of its unfinished frame or message arrived, CLOCK_MONOTONIC nanoseconds.
-    pub fn unfinished_since_ns(&self) -> Option<u64> {
-        match (self.protocol.fragments(), self.input_state) {
-            (Some(fragments), _) => fragments.since_ns,
-            (None, InputState::Partial { since_ns }) => Some(since_ns),
-            (None, InputState::Open | InputState::Paused) => None,
-        }
+        self.input_bytes() + fragments + self.outbox.heap_bytes() + lag
     }
 
     fn has_unannounced(&self) -> bool {
@@ -438,44 +394,12 @@ impl Session {
     /// Whether a SEND is under way.
     #[inline]
     pub fn is_sending(&self) -> bool {
-        matches!(self.send_state, SendState::Sending | SendState::Parked { .. })
+        matches!(self.send_state, SendState::Sending | SendState::Parked)
     }
 
     /// Whether receiving is paused.
     pub fn is_paused(&self) -> bool {
         self.input_state == InputState::Paused
-    }
-
-    /// Its subscription to an entry's pattern. O(log subscriptions).
-    pub fn subscription(&self, entry: u32) -> Option<&Subscription> {
-        let at = self.subscriptions.binary_search_by_key(&entry, |held| held.entry).ok()?;
-        self.subscriptions.get(at)
-    }
-
-    /// Its subscription to an entry's pattern, to change. O(log subscriptions).
-    pub fn subscription_mut(&mut self, entry: u32) -> Option<&mut Subscription> {
-        let at = self.subscriptions.binary_search_by_key(&entry, |held| held.entry).ok()?;
-        self.subscriptions.get_mut(at)
-    }
-
-    /// Adds a subscription to a pattern that it does not hold.
-    pub fn add_subscription(&mut self, subscription: Subscription) {
-        if self.subscriptions.is_empty() {
-            // Most sessions have one subscription; Vec would allocate for four.
-            self.subscriptions.reserve_exact(1);
-        }
-        let at = self.subscriptions.partition_point(|held| held.entry < subscription.entry);
-        debug_assert!(
-            self.subscriptions.get(at).is_none_or(|held| held.entry > subscription.entry),
-            "a session holds a pattern once"
-        );
-        self.subscriptions.insert(at, subscription);
-    }
-
-    /// Removes the subscription to an entry's pattern.
-    pub fn take_subscription(&mut self, entry: u32) -> Option<Subscription> {
-        let at = self.subscriptions.binary_search_by_key(&entry, |held| held.entry).ok()?;
-        Some(self.subscriptions.remove(at))
     }
 
     /// Whether any of its memberships yields.
@@ -533,7 +457,7 @@ impl Session {
 
     #[inline]
     fn is_within_bounds(&self) -> bool {
-        self.outbox.frame_bytes() <= self.yield_bytes && self.outbox.segments_len() <= OUTBOX_RANGES_MAX
+        self.outbox.frame_bytes() <= self.yield_bytes && !self.outbox.has_too_many_ranges()
     }
 
     /// Drops everything that waits. Unless nothing is sent afterwards, only between frames.
@@ -561,9 +485,9 @@ impl Session {
         if self.ending.is_some() || self.memberships.len() > MEMBERSHIPS_CHECKED_MAX {
             return;
         }
-        let partial = matches!(self.input_state, InputState::Partial { .. });
+        let partial = self.input_state == InputState::Partial;
         let fragments = self.protocol.fragments();
-        assert!(!partial || !self.input.is_empty() || fragments.is_some(), "a partial frame is kept");
+        assert!(!partial || !self.input().is_empty() || fragments.is_some(), "a partial frame is kept");
         assert!(
             fragments.is_none_or(|fragments| fragments.since_ns.is_some()),
             "each message has a deadline"
@@ -572,12 +496,12 @@ impl Session {
         let mut yielding = Yielding::default();
         let in_groups = self.subscriptions.iter().filter(|held| held.position.is_some());
         in_groups.for_each(|held| yielding.add(held.possible.count()));
-        let shared = self.memberships.values().filter(|membership| membership.is_shared).count();
+        let shared = self.memberships.iter().filter(|(_, membership)| membership.is_shared).count();
         assert_eq!(self.shared_memberships as usize, shared, "shared_memberships counts the memberships");
-        for (id, membership) in &self.memberships {
+        for (id, membership) in self.memberships.iter() {
             yielding.add(membership.yielding());
             let lists =
-                |list: fn(&Lag, &TopicId) -> bool| self.lag.as_deref().is_some_and(|lag| list(lag, id));
+                |list: fn(&Lag, &TopicId) -> bool| self.lag.as_deref().is_some_and(|lag| list(lag, &id));
             match membership.taking {
                 Taking::Held => assert!(lists(|lag, id| lag.held.contains(id)), "held topics are released"),
                 Taking::Recovering => assert!(

@@ -62,16 +62,13 @@ use crate::{
         latency::Latency,
     },
     now::Now,
-    session::{
-        SendSource, Session, holders::Holders, membership::Membership, saved_positions::PositionsMemory,
-        table::Sessions,
-    },
+    session::{SendSource, Session, holders::Holders, saved_positions::PositionsMemory, table::Sessions},
     timer_wheel::Wheel,
 };
 use tickcast_proto::{
     framing::SharedDecoders,
     http::{NoFiles, StaticFiles},
-    ids::{ShardId, TopicId},
+    ids::ShardId,
     records::Publish,
 };
 
@@ -509,10 +506,7 @@ impl Shard {
         let memberships: usize = self
             .sessions
             .iter()
-            .map(|session| {
-                session.memberships.capacity() * (size_of::<Membership>() + size_of::<TopicId>() + 1)
-                    + session.subscriptions.capacity() * size_of::<fanout::Subscription>()
-            })
+            .map(|session| session.memberships.heap_bytes() + session.subscriptions.heap_bytes())
             .sum();
         self.logs.bytes()
             + self.home.memory_bytes()

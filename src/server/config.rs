@@ -358,9 +358,10 @@ impl Checks<'_> {
         let encoded_max = Size::new(message_bytes_max(frame_max.bytes));
         let log_lowest = Size::new((2 * encoded_max.bytes).max(limits::EGRESS_LOG_BYTES_LOWEST));
         self.within("limits.egress_log", limits.egress_log, log_lowest, Size::new(1 << 30));
-        if limits.outbox_max < encoded_max || limits.outbox_max > limits.egress_log {
+        let outbox_lowest = encoded_max.max(Size::new(limits::HISTORY_CHUNK_OUTBOX_BYTES));
+        if limits.outbox_max < outbox_lowest || limits.outbox_max > limits.egress_log {
             let text = format!(
-                "{}: must be {encoded_max} (one frame, --frame-max) to {} (--egress-log)",
+                "{}: must be {outbox_lowest} (one frame, --frame-max, or one chunk of history) to {} (--egress-log)",
                 limits.outbox_max, limits.egress_log
             );
             self.refuse("limits.outbox_max", text);

@@ -63,7 +63,7 @@ pub(super) fn pace_allows(
     let slot = member.slot();
     // Nothing is queued to a closing session.
     let Some(session) = sessions.open_mut(slot) else { return true };
-    let Some(membership) = session.memberships.get_mut(&id) else {
+    let Some(membership) = session.memberships.get_mut(id) else {
         debug_assert!(false, "a member of a topic has a membership");
         return true;
     };
@@ -89,7 +89,7 @@ pub(super) fn hold_if_conflating(
         debug_assert!(false, "only an open session is behind");
         return true;
     };
-    let Some(membership) = session.memberships.get_mut(&id) else {
+    let Some(membership) = session.memberships.get_mut(id) else {
         debug_assert!(false, "a member of a topic has a membership");
         return true;
     };
@@ -188,7 +188,7 @@ impl Fanout {
         now_ns: u64,
     ) {
         let Some(session) = sessions.open_mut(slot) else { return };
-        let Some(membership) = session.memberships.get_mut(&id) else { return };
+        let Some(membership) = session.memberships.get_mut(id) else { return };
         if membership.taking != Taking::Paced || membership.due_ns > now_ns {
             return;
         }
@@ -229,7 +229,7 @@ impl Fanout {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return true };
         let Some(session) = sessions.open_mut(slot) else { return true };
         let (format, features) = (session.format, session.features);
-        let Some(membership) = session.memberships.get_mut(&id) else { return true };
+        let Some(membership) = session.memberships.get_mut(id) else { return true };
         if membership.taking != Taking::Held {
             return true;
         }
@@ -304,8 +304,7 @@ impl Fanout {
             self.tally.queued += 1;
             from = sequence + 1;
         }
-        if let Some(membership) = sessions.any_mut(slot).and_then(|session| session.memberships.get_mut(&id))
-        {
+        if let Some(membership) = sessions.any_mut(slot).and_then(|session| session.memberships.get_mut(id)) {
             membership.from = from;
         }
         if whole {
@@ -335,7 +334,7 @@ impl Fanout {
             .memberships
             .iter()
             .filter(|(_, membership)| waits(membership))
-            .map(|(&id, _)| id)
+            .map(|(id, _)| id)
             .collect();
         self.flush_notices_of(&waiting, slot, sessions);
         for id in waiting {
@@ -343,7 +342,7 @@ impl Fanout {
             if session.frame_bytes() > outbox_bytes_max {
                 return;
             }
-            let Some(membership) = session.memberships.get_mut(&id) else { continue };
+            let Some(membership) = session.memberships.get_mut(id) else { continue };
             if membership.taking == Taking::Paced {
                 membership.taking = Taking::Held;
             }
@@ -432,7 +431,7 @@ impl Fanout {
     fn encode_notices(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
         let (format, features) = (session.format, session.features);
-        let Some(membership) = session.memberships.get_mut(&id) else { return };
+        let Some(membership) = session.memberships.get_mut(id) else { return };
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a membership has a topic");
         };

@@ -39,7 +39,7 @@ impl Fanout {
 
     /// Whether members of forgotten topics must leave.
     pub fn has_forgotten(&self) -> bool {
-        !self.forgotten.is_empty() || !self.left.is_empty()
+        !self.forgotten.is_empty() || !self.memberless.is_empty()
     }
 
     /// Lets about `units` members of forgotten topics leave. Returns the units left, and the topics that are gone: their homes must
@@ -54,7 +54,7 @@ impl Fanout {
     ) -> (usize, Vec<TopicId>) {
         let (mut left, mut gone) = (units, Vec::new());
         // A turn after their members have left, so that sessions with room have received what was held for them.
-        for id in std::mem::take(&mut self.left) {
+        for id in std::mem::take(&mut self.memberless) {
             let topic = topic_mut(&mut self.topics, id, self.shards);
             match topic.is_some_and(|topic| topic.any_member().is_none()) {
                 true => gone.push(id),
@@ -67,7 +67,7 @@ impl Fanout {
         }
         gone.iter().for_each(|&id| self.handle_close(id));
         while left > 0
-            && self.left.len() < TURN_TOPICS_DROPPED
+            && self.memberless.len() < TURN_TOPICS_DROPPED
             && let Some(&id) = self.forgotten.front()
         {
             left -= 1;
@@ -82,7 +82,7 @@ impl Fanout {
                 }
                 None => {
                     self.forgotten.pop_front();
-                    self.left.push(id);
+                    self.memberless.push(id);
                 }
             }
         }
@@ -188,7 +188,7 @@ impl Fanout {
             self.release_or_lose(id, slot, home, sessions, logs, now_ns);
             sessions.raise_yield_bytes(slot);
         }
-        if sessions.get(slot).is_some_and(|session| session.memberships.contains_key(&id))
+        if sessions.get(slot).is_some_and(|session| session.memberships.contains(id))
             && let Some(topic) = topic_mut(&mut self.topics, id, self.shards)
         {
             topic.leave(slot, sessions);
@@ -207,7 +207,7 @@ impl Fanout {
         let bytes_max = self.settings.behind_bytes;
         let Some(session) = sessions.open_mut(slot) else { return };
         let has_room = session.outbox_bytes() < bytes_max;
-        let Some(membership) = session.memberships.get_mut(&id) else { return };
+        let Some(membership) = session.memberships.get_mut(id) else { return };
         if membership.taking == Taking::Paced {
             membership.taking = Taking::Held;
         }
@@ -217,8 +217,7 @@ impl Fanout {
         {
             self.release_held(HeldTopic { id, slot, bytes_max }, home, sessions, logs, now_ns);
         }
-        let Some(membership) = sessions.open_mut(slot).and_then(|session| session.memberships.get(&id))
-        else {
+        let Some(membership) = sessions.open_mut(slot).and_then(|session| session.memberships.get(id)) else {
             return;
         };
         let (taking, wanted, from) = (membership.taking, membership.wanted, membership.from);

@@ -9,9 +9,9 @@ use super::{Fanout, topic_mut};
 use tickcast_proto::ids::TopicId;
 
 /// A topic's place in the order of a round: the index of its home, and its index there.
-type At = (u16, u32);
+type TopicPlace = (u16, u32);
 
-/// A pattern's count.
+/// A wildcard's count.
 #[derive(Debug)]
 pub(super) struct MatchCount {
     topics: u32,
@@ -25,22 +25,20 @@ pub(super) struct MatchCounts {
     /// Number of the last round begun.
     round: u64,
     /// The next topic of that round; `None` once it is over.
-    next: Option<At>,
-    /// The last round that a pattern waits for.
-    wanted: u64,
-    /// New topics that are not counted yet. Bound: one entry for each time that a topic was opened, until it is counted, some
-    /// 400,000 a second.
+    next: Option<TopicPlace>,
+    /// The last round that a wildcard waits for.
+    wanted_round: u64,
+    /// New topics that are not counted yet: 4 bytes for each time that a topic was opened. A turn opens 512 at most
+    /// ([`crate::limits::NEW_TOPIC_UNITS`] of both budgets for deliveries) and counts as many if few wildcards match each. While it
+    /// counts fewer, the list grows by what is left.
     uncounted: VecDeque<TopicId>,
 }
 
 impl MatchCounts {
-    /// The count of a pattern that is new.
-    pub(super) fn new_pattern(&mut self, is_exact: bool) -> MatchCount {
-        let round = self.round + 1;
-        if !is_exact {
-            self.wanted = round;
-        }
-        MatchCount { topics: 0, round }
+    /// The count of a wildcard that is new.
+    pub(super) fn new_wildcard(&mut self) -> MatchCount {
+        self.wanted_round = self.round + 1;
+        MatchCount { topics: 0, round: self.wanted_round }
     }
 
     /// Notes a topic that is new.
@@ -49,13 +47,13 @@ impl MatchCounts {
     }
 
     /// Whether a topic here has been counted for a pattern.
-    fn includes(&self, count: &MatchCount, at: At) -> bool {
-        count.round < self.round || count.round == self.round && self.next.is_none_or(|next| at < next)
+    fn includes(&self, count: &MatchCount, place: TopicPlace) -> bool {
+        count.round < self.round || count.round == self.round && self.next.is_none_or(|next| place < next)
     }
 
     /// Whether there is something to count.
     fn has_work(&self) -> bool {
-        self.next.is_some() || self.wanted > self.round || !self.uncounted.is_empty()
+        self.next.is_some() || self.wanted_round > self.round || !self.uncounted.is_empty()
     }
 }
 
@@ -96,11 +94,13 @@ impl Fanout {
 
     /// Counts a topic that has come or gone. Returns the units used.
     pub(super) fn count_topic(&mut self, id: TopicId, name: &str, comes: bool) -> usize {
-        let at = self.topics.place(id, self.shards).unwrap_or_default();
+        let place = self.topics.place(id, self.shards).unwrap_or_default();
         let (entries, counts) = (&mut self.entries, &self.match_counts);
         self.patterns.for_each_match(name, |&index| {
-            let count = entries[index as usize].as_mut().map(|entry| &mut entry.matches);
-            if let Some(count) = count.filter(|count| counts.includes(count, at)) {
+            let entry = entries[index as usize].as_mut();
+            let count =
+                entry.and_then(|entry| entry.wildcard.as_deref_mut()).map(|wildcard| &mut wildcard.matches);
+            if let Some(count) = count.filter(|count| counts.includes(count, place)) {
                 match comes {
                     true => count.topics += 1,
                     false => count.topics -= 1,
@@ -127,7 +127,9 @@ impl Fanout {
         let Some(topic) = topic.filter(|topic| topic.is_counted) else { return 0 };
         let (entries, round) = (&mut self.entries, counts.round);
         self.patterns.for_each_match(&topic.info.name, |&index| {
-            let count = entries[index as usize].as_mut().map(|entry| &mut entry.matches);
+            let entry = entries[index as usize].as_mut();
+            let count =
+                entry.and_then(|entry| entry.wildcard.as_deref_mut()).map(|wildcard| &mut wildcard.matches);
             if let Some(count) = count.filter(|count| count.round == round) {
                 count.topics += 1;
             }

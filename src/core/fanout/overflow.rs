@@ -118,7 +118,7 @@ impl Fanout {
             let mut of_groups: TopicMap<Option<Membership>> = TopicMap::default();
             session.outbox.evict(log, |content, len, shared| {
                 let id = TopicId(content.topic());
-                let known = memberships.get(&id).copied();
+                let known = memberships.get(id).copied();
                 let membership = known.or_else(|| {
                     *of_groups.entry(id).or_insert_with(|| {
                         let topic = topic_mut(topics, id, shards)?;
@@ -187,7 +187,7 @@ impl Fanout {
             session.memberships = memberships;
             session.lag = (!lag.is_empty()).then_some(lag);
             for id in inserted.drain(..) {
-                let membership = session.memberships.get(&id).copied();
+                let membership = session.memberships.get(id).copied();
                 // Whether it yields or keeps, so does the subscription: the session's bound does not change.
                 session.count_membership(None, membership.as_ref());
             }

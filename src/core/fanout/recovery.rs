@@ -13,7 +13,7 @@ use crate::{
         Backfill, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED, CHUNK_VALUES_LOST,
     },
     ids::{SessionId, SlotId},
-    limits::{HISTORY_CHUNK_BYTES, HISTORY_CHUNKS_IN_FLIGHT_MAX},
+    limits::{HISTORY_CHUNK_OUTBOX_BYTES, HISTORY_CHUNKS_IN_FLIGHT_MAX},
     session::{
         membership::{Lag, Taking},
         table::Sessions,
@@ -30,9 +30,6 @@ use tickcast_proto::{
     subscription::Position,
 };
 
-/// Outbox bytes reserved for a chunk; more than its native frames, because JSON is longer.
-const CHUNK_OUTBOX_BYTES: usize = HISTORY_CHUNK_BYTES / 2 * 3;
-
 /// A request for the next chunk of a topic's history.
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryRequest {
@@ -48,7 +45,7 @@ impl Settings {
     /// Whether a session may request another chunk without risking eviction when it arrives.
     fn has_room(&self, waiting_bytes: usize, lag: &Lag) -> bool {
         let in_flight = lag.chunks_in_flight;
-        let room = waiting_bytes + (in_flight as usize + 1) * CHUNK_OUTBOX_BYTES <= self.behind_bytes;
+        let room = waiting_bytes + (in_flight as usize + 1) * HISTORY_CHUNK_OUTBOX_BYTES <= self.behind_bytes;
         in_flight < HISTORY_CHUNKS_IN_FLIGHT_MAX && (room || (waiting_bytes == 0 && in_flight == 0))
     }
 }
@@ -182,7 +179,7 @@ impl Fanout {
                 && self.settings.has_room(waiting, lag)
                 && let Some(id) = lag.recovering.pop_front()
             {
-                let Some(membership) = session.memberships.get(&id) else { continue };
+                let Some(membership) = session.memberships.get(id) else { continue };
                 if membership.taking != Taking::Recovering {
                     continue;
                 }
@@ -231,7 +228,7 @@ impl Fanout {
         let History { from, start, flags, .. } = record;
         let Some(session) = sessions.open_mut(slot) else { return };
         let (format, features) = (session.format, session.features);
-        let Some(membership) = session.memberships.get_mut(&id) else { return };
+        let Some(membership) = session.memberships.get_mut(id) else { return };
         if membership.taking != Taking::Recovering {
             return;
         }
@@ -305,7 +302,7 @@ impl Fanout {
             self.tally.queued += 1;
         }
         let Some(session) = sessions.open_mut(slot) else { return };
-        let Some(membership) = session.memberships.get_mut(&id) else {
+        let Some(membership) = session.memberships.get_mut(id) else {
             return debug_assert!(false, "queueing frames keeps the membership");
         };
         membership.from = next;

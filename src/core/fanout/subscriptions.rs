@@ -2,13 +2,12 @@
 
 use super::{
     Fanout,
-    match_counts::MatchCount,
-    wildcard::{PossiblePolicies, WildcardGroup},
+    wildcard::{PossiblePolicies, WildcardEntry},
 };
 use crate::{
     ids::SlotId,
     limits::{LONG_WILDCARD_BYTES, LONG_WILDCARDS_BYTES},
-    pattern_trie::PatternTrie,
+    pattern_trie::{ALLOCATION_BYTES, PatternTrie},
 };
 use tickcast_proto::{
     pattern,
@@ -30,15 +29,11 @@ pub(super) struct PatternEntry {
     /// Sessions whose subscription is live, or going live, and that join each topic: those of an exact name, and those with
     /// a pace.
     pub(super) members: Vec<SlotId>,
-    /// The other sessions of a wildcard. No group is empty.
-    pub(super) groups: Vec<WildcardGroup>,
-    /// The number of the last subscription that entered a group.
-    pub(super) joined_last: u64,
-    /// How many topics it matches.
-    pub(super) matches: MatchCount,
+    /// What only a wildcard needs; `None` for an exact name, of which a client may hold a thousand.
+    pub(super) wildcard: Option<Box<WildcardEntry>>,
 }
 
-const _: () = assert!(size_of::<Option<PatternEntry>>() <= 88, "docs/LIMITS.md says what a pattern takes");
+const _: () = assert!(size_of::<Option<PatternEntry>>() <= 48, "docs/LIMITS.md says what a pattern takes");
 
 /// A pattern whose homes have not all answered READY yet.
 #[derive(Debug)]
@@ -196,16 +191,15 @@ impl Fanout {
         self.patterns.get_or_insert_with(pattern, || index);
         let node = self.patterns.node(pattern);
         debug_assert!(node.is_some(), "the pattern has just been inserted");
+        let is_exact = pattern::is_exact(pattern);
         let entry = PatternEntry {
             node: node.unwrap_or_default(),
             request,
             holders: 1,
-            is_exact: pattern::is_exact(pattern),
+            is_exact,
             is_covered,
             members: Vec::new(),
-            groups: Vec::new(),
-            joined_last: 0,
-            matches: self.match_counts.new_pattern(pattern::is_exact(pattern)),
+            wildcard: (!is_exact).then(|| Box::new(WildcardEntry::new(self.match_counts.new_wildcard()))),
         };
         self.count_bytes(pattern, &entry, true);
         self.entries[index as usize] = Some(entry);
@@ -219,11 +213,13 @@ impl Fanout {
             (false, true) => 0,
             (false, false) => usize::from(self.shards) * crate::home::wildcard_bytes(pattern.len()),
         };
+        let boxed = entry.wildcard.as_ref().map_or(0, |_| size_of::<WildcardEntry>() + ALLOCATION_BYTES);
+        let other = at_homes + boxed;
         let long = if is_long(pattern) && !entry.is_covered { pattern.len() } else { 0 };
-        let (homes_bytes, long_bytes) = (&mut self.patterns_homes_bytes, &mut self.long_wildcards_bytes);
+        let (other_bytes, long_bytes) = (&mut self.patterns_other_bytes, &mut self.long_wildcards_bytes);
         match comes {
-            true => (*homes_bytes, *long_bytes) = (*homes_bytes + at_homes, *long_bytes + long),
-            false => (*homes_bytes, *long_bytes) = (*homes_bytes - at_homes, *long_bytes - long),
+            true => (*other_bytes, *long_bytes) = (*other_bytes + other, *long_bytes + long),
+            false => (*other_bytes, *long_bytes) = (*other_bytes - other, *long_bytes - long),
         }
     }
 
@@ -308,7 +304,7 @@ impl Fanout {
             self.invariants(Some(index));
             return None;
         }
-        debug_assert!(entry.members.is_empty() && entry.groups.is_empty(), "a member holds the pattern");
+        debug_assert!(entry.members.is_empty() && entry.groups().is_empty(), "a member holds the pattern");
         let pattern = self.pattern(index);
         let entry = self.entries[index as usize].take()?;
         self.free.push(index);

@@ -5,7 +5,7 @@ use crate::{
     home::{Backfill, last_value::LastValues},
     ids::SlotId,
     session::{
-        membership::{Membership, Taking, TopicMap},
+        membership::{Membership, Taking},
         table::Sessions,
     },
 };
@@ -16,8 +16,6 @@ use tickcast_proto::{
 
 use super::{EgressLogs, wildcard::WildcardTopic};
 
-/// Memberships that a session without any keeps room for: one that was behind on thousands of topics gives the memory back.
-const MEMBERSHIPS_KEPT: usize = 64;
 /// Flag of a member that is not live: its ticks are held, paced or being recovered.
 const SKIPPED: u32 = 1 << 31;
 /// Flag of a member with a pace: the clock decides whether it receives a tick.
@@ -283,7 +281,7 @@ impl EgressTopic {
     pub(super) fn set_delivery(&mut self, slot: SlotId, merged: Merged, sessions: &mut Sessions) {
         let id = self.info.id;
         let Some(session) = sessions.any_mut(slot) else { return };
-        let Some(&before) = session.memberships.get(&id) else {
+        let Some(&before) = session.memberships.get(id) else {
             debug_assert!(false, "only a member's delivery changes");
             return;
         };
@@ -307,7 +305,7 @@ impl EgressTopic {
     /// Holds a paced tick instead after its pace changed, so that it leaves as soon as there is room.
     pub(super) fn release_paced(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
-        let Some(membership) = session.memberships.get(&self.info.id) else { return };
+        let Some(membership) = session.memberships.get(self.info.id) else { return };
         if membership.taking == Taking::Paced && membership.due_ns == 0 {
             session.lag_mut().held.push_back(self.info.id);
             self.set_taking(slot, Taking::Held, sessions);
@@ -318,7 +316,7 @@ impl EgressTopic {
     /// Removes a member, whatever its patterns.
     pub(super) fn leave(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
-        let Some(membership) = session.memberships.remove(&self.info.id) else {
+        let Some(membership) = session.memberships.remove(self.info.id) else {
             debug_assert!(false, "only a member leaves");
             return;
         };
@@ -326,9 +324,6 @@ impl EgressTopic {
         self.shared_len -= u32::from(membership.is_shared);
         if let Some(lag) = session.lag.as_deref_mut() {
             lag.forget_left_topics(&session.memberships);
-        }
-        if session.memberships.is_empty() && session.memberships.capacity() > MEMBERSHIPS_KEPT {
-            session.memberships = TopicMap::default();
         }
         let format = session.format;
         self.remove_member(format, membership.position, sessions);
@@ -344,7 +339,7 @@ impl EgressTopic {
         if group.members.is_empty() {
             group.members = Vec::new();
         } else if let Some(&moved) = group.members.get(position as usize) {
-            let moved = sessions.any_mut(moved.slot()).and_then(|moved| moved.memberships.get_mut(&id));
+            let moved = sessions.any_mut(moved.slot()).and_then(|moved| moved.memberships.get_mut(id));
             debug_assert!(moved.is_some(), "a member of a topic has a membership");
             if let Some(moved) = moved {
                 moved.position = position;
@@ -367,7 +362,7 @@ impl EgressTopic {
     /// Sets a member's state in its membership and in the list of members.
     pub(super) fn set_taking(&mut self, slot: SlotId, taking: Taking, sessions: &mut Sessions) {
         let Some(session) = sessions.any_mut(slot) else { return };
-        let Some(membership) = session.memberships.get_mut(&self.info.id) else {
+        let Some(membership) = session.memberships.get_mut(self.info.id) else {
             debug_assert!(false, "only a member has a state");
             return;
         };
@@ -381,7 +376,7 @@ impl EgressTopic {
     fn check_member(&self, slot: SlotId, sessions: &Sessions) {
         if cfg!(debug_assertions)
             && let Some(session) = sessions.get(slot)
-            && let Some(membership) = session.memberships.get(&self.info.id)
+            && let Some(membership) = session.memberships.get(self.info.id)
         {
             let group = self.groups.iter().find(|group| group.format == session.format);
             let member = group.and_then(|group| group.members.get(membership.position as usize)).copied();

@@ -102,7 +102,7 @@ impl Fanout {
 
     /// Whether a subscription that goes live joins the topics of a wildcard one by one. Others are served by its group.
     pub fn joins_topics(&self, index: u32, slot: SlotId, sessions: &Sessions) -> bool {
-        let held = sessions.get(slot).and_then(|session| session.subscription(index));
+        let held = sessions.get(slot).and_then(|session| session.subscriptions.to(index));
         self.entries[index as usize].as_ref().zip(held).is_some_and(|(entry, held)| {
             !entry.is_exact && (!entry.shares(held.delivery) || held.start_from != StartFrom::Live)
         })
@@ -110,7 +110,7 @@ impl Fanout {
 
     /// Whether a subscription leaves its wildcard's group because of a new pace, and so joins the topics one by one.
     pub fn gets_pace(&self, index: u32, slot: SlotId, delivery: Delivery, sessions: &Sessions) -> bool {
-        let held = sessions.get(slot).and_then(|session| session.subscription(index));
+        let held = sessions.get(slot).and_then(|session| session.subscriptions.to(index));
         self.entries[index as usize].as_ref().zip(held).is_some_and(|(entry, held)| {
             held.position.is_some() && entry.shares(held.delivery) && !entry.shares(delivery)
         })
@@ -128,7 +128,7 @@ impl Fanout {
         self.enter_members(index, slot, sessions);
         let Some(session) = sessions.open_mut(slot) else { return Begun::Done };
         let has_memberships = !session.memberships.is_empty();
-        let Some(&Subscription { start_from, .. }) = session.subscription(index) else {
+        let Some(&Subscription { start_from, .. }) = session.subscriptions.to(index) else {
             debug_assert!(false, "a session makes only its own subscriptions live");
             return Begun::Done;
         };
@@ -257,16 +257,21 @@ impl Fanout {
             return debug_assert!(false, "only open topics are joined");
         };
         let Some(session) = sessions.open_mut(slot) else { return };
-        if session.memberships.contains_key(&id) {
+        if session.memberships.contains(id) {
             self.merge_deliveries(id, slot, sessions);
             return;
         }
-        let merged =
-            wildcard::merged(&self.patterns, &self.entries, topic, &session.subscriptions, session.format);
+        let merged = wildcard::merged(
+            &self.patterns,
+            &self.entries,
+            topic,
+            session.subscriptions.iter(),
+            session.format,
+        );
         let Some(merged) = merged else {
             return debug_assert!(false, "a session joins through a live subscription");
         };
-        let held = session.subscription(entry).map(|held| held.delivery);
+        let held = session.subscriptions.to(entry).map(|held| held.delivery);
         let entry = self.entries[entry as usize].as_ref();
         let is_shared = entry.zip(held).is_some_and(|(entry, delivery)| entry.shares(delivery));
         let backlog = backlog.filter(|_| merged.shared == u32::from(is_shared));
@@ -296,11 +301,11 @@ impl Fanout {
         delivery: Delivery,
         sessions: &mut Sessions,
     ) -> Option<Begun> {
-        let held = *sessions.open_mut(slot)?.subscription(index)?;
+        let held = *sessions.open_mut(slot)?.subscriptions.to(index)?;
         let gets_pace = self.gets_pace(index, slot, delivery, sessions);
         self.leave_members(held, slot, sessions);
         let session = sessions.open_mut(slot)?;
-        let now = session.subscription_mut(index)?;
+        let now = session.subscriptions.to_mut(index)?;
         // What it started with has been joined.
         let start_from = if held.position.is_some() { StartFrom::Live } else { held.start_from };
         *now = Subscription::new(index, delivery, start_from);
@@ -321,10 +326,10 @@ impl Fanout {
         let topics: Vec<TopicId> = match memberships {
             None => Vec::new(),
             Some(memberships) if pattern::is_exact(&pattern) => {
-                let topic = self.by_name.get(&pattern).filter(|id| memberships.contains_key(id));
+                let topic = self.by_name.get(&pattern).filter(|&&id| memberships.contains(id));
                 topic.into_iter().copied().collect()
             }
-            Some(memberships) => memberships.keys().copied().collect(),
+            Some(memberships) => memberships.topics().collect(),
         };
         let listed = topics.len() / LISTED_PER_UNIT;
         (MembershipWalk { pattern, change, topics: topics.into_iter() }, listed)
@@ -344,7 +349,7 @@ impl Fanout {
         {
             used += 1;
             let topic = topic_ref(&self.topics, id, self.shards);
-            let is_member = sessions.get(slot).is_some_and(|session| session.memberships.contains_key(&id));
+            let is_member = sessions.get(slot).is_some_and(|session| session.memberships.contains(id));
             if !is_member || topic.is_none_or(|topic| !pattern::matches(&walk.pattern, &topic.info.name)) {
                 continue;
             }
@@ -365,12 +370,17 @@ impl Fanout {
             debug_assert!(false, "a membership has a topic and a session");
             return 0;
         };
-        if !session.memberships.contains_key(&id) {
+        if !session.memberships.contains(id) {
             return 0;
         }
         let visited = session.subscriptions.len();
-        let merged =
-            wildcard::merged(&self.patterns, &self.entries, topic, &session.subscriptions, session.format);
+        let merged = wildcard::merged(
+            &self.patterns,
+            &self.entries,
+            topic,
+            session.subscriptions.iter(),
+            session.format,
+        );
         match merged {
             None => topic.leave(slot, sessions),
             Some(merged) => {
@@ -394,7 +404,7 @@ impl Fanout {
         self.joining.retain(|joining| joining.slot != slot);
         let memberships = sessions.get(slot).map(|session| &session.memberships);
         let topics: Vec<TopicId> =
-            memberships.map_or_else(Vec::new, |memberships| memberships.keys().copied().collect());
+            memberships.map_or_else(Vec::new, |memberships| memberships.topics().collect());
         let listed = topics.len() / LISTED_PER_UNIT;
         (Departure { session, topics: topics.into_iter(), leaving }, listed)
     }
@@ -413,8 +423,7 @@ impl Fanout {
         while used < units {
             if let Some(id) = departure.topics.next() {
                 used += CHANGE_UNITS;
-                let is_member =
-                    sessions.get(slot).is_some_and(|session| session.memberships.contains_key(&id));
+                let is_member = sessions.get(slot).is_some_and(|session| session.memberships.contains(id));
                 // It may have left a forgotten topic before.
                 if is_member && let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
                     topic.leave(slot, sessions);
@@ -439,6 +448,6 @@ impl Fanout {
 impl Joining {
     /// The session's subscription.
     fn subscription(&self, sessions: &Sessions) -> Option<Subscription> {
-        sessions.get(self.slot)?.subscription(self.entry).copied()
+        sessions.get(self.slot)?.subscriptions.to(self.entry).copied()
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::{
     EgressLogs, Fanout, Subscription,
+    match_counts::MatchCount,
     subscriptions::PatternEntry,
     topic::{EgressTopic, Merged},
     topic_mut, topic_ref,
@@ -41,6 +42,28 @@ const MEMBERS_PER_UNIT: usize = 4;
 const COMPARED_MAX: usize = 8;
 /// Newcomers are few if there are this many members for each.
 const NEWCOMERS_FEW: usize = 8;
+
+/// What a wildcard has beside what every pattern has. 48 bytes.
+#[derive(Debug)]
+pub(super) struct WildcardEntry {
+    /// The sessions that receive its topics as their ticks come. No group is empty.
+    groups: Vec<WildcardGroup>,
+    /// The number of the last subscription that entered a group.
+    joined_last: u64,
+    /// How many topics it matches.
+    pub(super) matches: MatchCount,
+}
+
+impl WildcardEntry {
+    /// A wildcard without sessions.
+    pub(super) fn new(matches: MatchCount) -> WildcardEntry {
+        WildcardEntry { groups: Vec::new(), joined_last: 0, matches }
+    }
+
+    fn group(&self, format: WireFormat, generation: u16) -> Option<usize> {
+        self.groups.iter().position(|group| group.format == format && group.generation == generation)
+    }
+}
 
 /// The sessions of one wildcard that share a wire format and the default policies of the time when they subscribed.
 #[derive(Debug)]
@@ -186,19 +209,22 @@ impl PatternEntry {
         !self.is_exact && delivery.interval_us == 0
     }
 
-    fn group(&self, format: WireFormat, generation: u16) -> Option<usize> {
-        self.groups.iter().position(|group| group.format == format && group.generation == generation)
+    /// The groups of a wildcard; none for an exact name.
+    #[inline]
+    pub(super) fn groups(&self) -> &[WildcardGroup] {
+        self.wildcard.as_deref().map_or(&[], |wildcard| &wildcard.groups)
     }
 
     /// Number of sessions in its groups.
     fn group_members_len(&self) -> usize {
-        self.groups.iter().map(|group| group.members.len()).sum()
+        self.groups().iter().map(|group| group.members.len()).sum()
     }
 
     /// Bytes of its groups.
     pub(super) fn groups_bytes(&self) -> usize {
-        let members: usize = self.groups.iter().map(|group| group.members.capacity()).sum();
-        members * size_of::<WildcardMember>() + self.groups.capacity() * size_of::<WildcardGroup>()
+        let Some(wildcard) = self.wildcard.as_deref() else { return 0 };
+        let members: usize = wildcard.groups.iter().map(|group| group.members.capacity()).sum();
+        members * size_of::<WildcardMember>() + wildcard.groups.capacity() * size_of::<WildcardGroup>()
     }
 }
 
@@ -220,9 +246,12 @@ pub(super) fn merged<'a>(
             continue;
         };
         let shares = entry.shares(held.delivery);
-        let policy = held.delivery.policy.unwrap_or_else(|| match entry.group(format, held.generation) {
-            Some(group) if shares => entry.groups[group].policies.of(&topic.info.name),
-            _ => topic.policy,
+        let policy = held.delivery.policy.unwrap_or_else(|| {
+            let wildcard = entry.wildcard.as_deref().filter(|_| shares);
+            match wildcard.and_then(|wildcard| Some((wildcard, wildcard.group(format, held.generation)?))) {
+                Some((wildcard, group)) => wildcard.groups[group].policies.of(&topic.info.name),
+                None => topic.policy,
+            }
         });
         let one = Merged {
             policy,
@@ -264,31 +293,32 @@ impl Fanout {
         };
         let Some(session) = sessions.open_mut(slot) else { return };
         let format = session.format;
-        let Some(held) = session.subscription_mut(index) else {
+        let Some(held) = session.subscriptions.to_mut(index) else {
             return debug_assert!(false, "a session makes only its own subscriptions live");
         };
-        if !entry.shares(held.delivery) {
+        let shares = entry.shares(held.delivery);
+        let Some(wildcard) = entry.wildcard.as_deref_mut().filter(|_| shares) else {
             held.position = Some(entry.members.len() as u32);
             entry.members.push(slot);
             self.wildcards.paced_len += usize::from(!entry.is_exact);
             return;
-        }
+        };
         let wildcards = &mut self.wildcards;
         let generation = wildcards.generation;
-        let group = entry.group(format, generation).unwrap_or_else(|| {
-            if entry.groups.is_empty() {
+        let group = wildcard.group(format, generation).unwrap_or_else(|| {
+            if wildcard.groups.is_empty() {
                 wildcards.patterns_generation += 1;
             }
             let policies = wildcards.policies.clone();
             // Most wildcards have one group, and many of them one member.
-            entry.groups.reserve_exact(1);
-            entry.groups.push(WildcardGroup { format, generation, policies, members: Vec::new() });
-            entry.groups.len() - 1
+            wildcard.groups.reserve_exact(1);
+            wildcard.groups.push(WildcardGroup { format, generation, policies, members: Vec::new() });
+            wildcard.groups.len() - 1
         });
         wildcards.joined_last += 1;
         wildcards.members_len += 1;
-        entry.joined_last = wildcards.joined_last;
-        let members = &mut entry.groups[group].members;
+        wildcard.joined_last = wildcards.joined_last;
+        let members = &mut wildcard.groups[group].members;
         held.possible = self.patterns.with_pattern(entry.node, |pattern| {
             PossiblePolicies::of(pattern, held.delivery.policy, &wildcards.policies)
         });
@@ -317,16 +347,20 @@ impl Fanout {
             }
             true => {
                 let format = sessions.get(slot).map(|session| session.format);
-                let Some(at) = format.and_then(|format| entry.group(format, held.generation)) else {
+                let found = entry.wildcard.as_deref_mut().zip(format).and_then(|(wildcard, format)| {
+                    let at = wildcard.group(format, held.generation)?;
+                    Some((wildcard, at))
+                });
+                let Some((wildcard, at)) = found else {
                     return debug_assert!(false, "a group stays while it has members");
                 };
-                let group = &mut entry.groups[at];
+                let group = &mut wildcard.groups[at];
                 let left = group.members.swap_remove(position as usize);
                 debug_assert_eq!(left.slot, slot, "a subscription knows its position in the group");
                 let moved = group.members.get(position as usize).map(|member| member.slot);
                 if group.members.is_empty() {
-                    entry.groups.swap_remove(at);
-                    if entry.groups.is_empty() {
+                    wildcard.groups.swap_remove(at);
+                    if wildcard.groups.is_empty() {
                         self.wildcards.patterns_generation += 1;
                     }
                 }
@@ -336,7 +370,7 @@ impl Fanout {
             }
         };
         let Some(moved) = moved.and_then(|moved| sessions.any_mut(moved)) else { return };
-        let moved = moved.subscription_mut(held.entry);
+        let moved = moved.subscriptions.to_mut(held.entry);
         debug_assert!(moved.is_some(), "a member of an entry has the subscription");
         if let Some(moved) = moved {
             moved.position = Some(position);
@@ -355,7 +389,7 @@ impl Fanout {
         }
         let entries = &self.entries;
         self.tally.units += self.patterns.for_each_match(&topic.info.name, |&index| {
-            if entries[index as usize].as_ref().is_some_and(|entry| !entry.groups.is_empty()) {
+            if entries[index as usize].as_ref().is_some_and(|entry| !entry.groups().is_empty()) {
                 matching.push(index);
             }
         });
@@ -389,7 +423,7 @@ impl Fanout {
                     debug_assert!(false, "a pattern that matches has an entry");
                     continue;
                 };
-                for WildcardGroup { format, members, .. } in &entry.groups {
+                for WildcardGroup { format, members, .. } in entry.groups() {
                     self.tally.units += members.len() / MEMBERS_PER_UNIT;
                     // Most often the first does.
                     if !members.iter().any(|member| sessions.is_served_by_groups(member.slot, id)) {
@@ -431,11 +465,11 @@ impl Fanout {
         newcomers.clear();
         let mut members_len = 0;
         for entry in matching.iter().filter_map(|&index| self.entries[index as usize].as_ref()) {
-            if entry.joined_last <= announced_to {
+            let Some(wildcard) = entry.wildcard.as_deref().filter(|of| of.joined_last > announced_to) else {
                 continue;
-            }
+            };
             members_len += entry.group_members_len();
-            let members = entry.groups.iter().flat_map(|group| &group.members);
+            let members = wildcard.groups.iter().flat_map(|group| &group.members);
             newcomers.extend(members.filter(|member| member.joined > announced_to).map(|member| member.slot));
         }
         if newcomers.is_empty() {
@@ -451,7 +485,7 @@ impl Fanout {
         for slot in newcomers.drain(..) {
             let Some(session) = sessions.get(slot) else { continue };
             let format = session.format;
-            if session.memberships.contains_key(&id) {
+            if session.memberships.contains(id) {
                 continue;
             }
             if are_few {
@@ -478,7 +512,7 @@ impl Fanout {
             let Some(session) = sessions.open_mut(slot) else { continue };
             let format = session.format;
             // Names and paced subscriptions that match would have a membership.
-            let held = matching.iter().filter_map(|&index| session.subscription(index));
+            let held = matching.iter().filter_map(|&index| session.subscriptions.to(index));
             let Some(merged) = merged(&self.patterns, &self.entries, topic, held, format) else {
                 debug_assert!(false, "a member of a group has a subscription that matches");
                 continue;
@@ -499,7 +533,7 @@ impl Fanout {
     /// Ends a session's own membership of a topic if its groups can serve it again: it is live, and has nothing to announce.
     pub(super) fn share_again(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.get(slot) else { return };
-        let Some(membership) = session.memberships.get(&id) else { return };
+        let Some(membership) = session.memberships.get(id) else { return };
         if membership.is_shared
             && membership.taking == Taking::Live
             && !membership.is_unannounced()
@@ -515,12 +549,13 @@ impl Fanout {
         let mut groups = Vec::new();
         self.patterns.for_each_match(&topic.info.name, |&index| {
             let entry = self.entries[index as usize].as_ref();
-            groups.extend(entry.filter(|entry| !entry.groups.is_empty()));
+            groups.extend(entry.filter(|entry| !entry.groups().is_empty()));
         });
         let of_groups = match &groups[..] {
             [entry] => entry.group_members_len(),
             several => {
-                let members = several.iter().flat_map(|entry| &entry.groups).flat_map(|group| &group.members);
+                let members =
+                    several.iter().flat_map(|entry| entry.groups()).flat_map(|group| &group.members);
                 let mut slots: Vec<SlotId> = members.map(|member| member.slot).collect();
                 slots.sort_unstable();
                 slots.dedup();
@@ -536,7 +571,7 @@ impl Fanout {
         let shared = session.subscriptions.iter().map(|held| {
             let entry = self.entries[held.entry as usize].as_ref();
             let entry = entry.filter(|entry| held.position.is_some() && entry.shares(held.delivery));
-            entry.map_or(0, |entry| entry.matches.topics())
+            entry.and_then(|entry| entry.wildcard.as_deref()).map_or(0, |wildcard| wildcard.matches.topics())
         });
         own + shared.sum::<usize>()
     }

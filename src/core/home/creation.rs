@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, hash_map::Entry};
 
-use super::{Home, HomeTopic, LastSeen, Place, history::History, last_value::LastValues};
+use super::{Home, HomeTopic, LastSeen, PlaceState, history::History, last_value::LastValues};
 use crate::{
     admission::{Bucket, Pace},
     ids::{SessionId, SourceId},
@@ -255,7 +255,7 @@ impl Home {
             bounds: self.retention.history.of(name),
             interested,
             is_first_life: self.lives.is_first(name),
-            place: Place::Open,
+            place: PlaceState::Open,
             last_seen: LastSeen { idle_ns: self.idle.rules.of(name), ..LastSeen::default() },
         };
         match self.topics.get_mut(index as usize) {

@@ -15,7 +15,7 @@ use tickcast_proto::{
 
 /// What a home does with a place in its table of topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum PlaceState {
     /// A topic that takes ticks.
     Open,
     /// A topic that has been forgotten, until these shards have answered.
@@ -117,7 +117,7 @@ impl Home {
 
     fn is_idle(&mut self, at: usize, now_ns: u64) -> bool {
         let HomeTopic { name, place, sequence, last_seen, .. } = &mut self.topics[at];
-        if *place != Place::Open || last_seen.idle_ns == 0 {
+        if *place != PlaceState::Open || last_seen.idle_ns == 0 {
             return false;
         }
         if last_seen.sequence != sequence.0 {
@@ -134,7 +134,7 @@ impl Home {
         self.lives.note_forgotten(&topic.name);
         self.idle.closing += 1;
         self.idle.forgotten += 1;
-        topic.place = Place::Closing(topic.interested);
+        topic.place = PlaceState::Closing(topic.interested);
         let mut takes_more = true;
         for shard in topic.interested.iter() {
             takes_more &= notify(InterestEvent::Forget(shard, topic));
@@ -151,7 +151,7 @@ impl Home {
         let Some(topic) = at.and_then(|at| self.topics.get_mut(at)).filter(|topic| topic.id == id) else {
             return debug_assert!(false, "a shard answers about a topic that this home has forgotten");
         };
-        let Place::Closing(waits) = &mut topic.place else {
+        let PlaceState::Closing(waits) = &mut topic.place else {
             return debug_assert!(false, "a shard answers about a topic that is closing");
         };
         waits.remove(shard);
@@ -172,7 +172,7 @@ impl Home {
         );
         topic.last_values.release(&mut self.retention.last_values);
         topic.last_values = super::LastValues::default();
-        (topic.name, topic.place) = (Box::default(), Place::Vacant);
+        (topic.name, topic.place) = (Box::default(), PlaceState::Vacant);
         self.accounts.remove(topic.creator);
         self.idle.closing -= 1;
         self.idle.vacant.push_back(at as u32);

@@ -31,7 +31,7 @@ impl Outbox {
         let start = gather.len();
         loop {
             let left = start + SEND_BYTES_MAX - gather.len();
-            let Some(segment) = self.segments.front().copied().filter(|_| left > 0) else { break };
+            let Some(segment) = self.front().filter(|_| left > 0) else { break };
             match segment {
                 // Replies have their headers already.
                 Segment::Reply(len) => {
@@ -75,7 +75,8 @@ impl Outbox {
     /// The frames at the front of the outbox that fit into `room`, or the beginning of a longer one.
     fn next_batch(&self, log: Option<&EgressLog>, room: usize) -> Batch {
         let mut taken = 0;
-        for &segment in &self.segments {
+        let segments = self.backlog.as_deref().map(|backlog| &backlog.segments);
+        for &segment in segments.into_iter().flatten() {
             let len = match segment {
                 Segment::Shared(range) if log.is_some_and(|log| !log.is_overwritten(range.start)) => {
                     range.len
@@ -111,7 +112,7 @@ impl Outbox {
         framing.write_send_header(message_type, taken as usize + cut_rest as usize, gather);
         let mut left = taken;
         while left > 0
-            && let Some(segment) = self.segments.front()
+            && let Some(segment) = self.front()
         {
             let len = segment.len().min(left);
             left -= len;
@@ -121,14 +122,12 @@ impl Outbox {
 
     /// Takes bytes of the first segment; `cut_rest` of it are then the rest of a frame that was begun.
     fn take_front(&mut self, log: Option<&EgressLog>, len: u32, cut_rest: u32, gather: &mut Vec<u8>) {
-        match (self.segments.front().copied(), log) {
+        match (self.front(), log) {
             (Some(Segment::Shared(range)), Some(log)) => {
                 gather.extend_from_slice(log.bytes(Range { start: range.start, len }));
             }
             (Some(segment @ (Segment::Reply(_) | Segment::Private { .. } | Segment::Notice { .. })), _) => {
-                let end = self.private_start + len as usize;
-                gather.extend_from_slice(&self.private[self.private_start..end]);
-                self.private_start = end;
+                self.backlog_mut().take_private(len as usize, gather);
                 self.reply_bytes -= if let Segment::Reply(_) = segment { len } else { 0 };
             }
             (Some(Segment::Shared(_)), None) | (None, _) => {

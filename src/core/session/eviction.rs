@@ -1,6 +1,6 @@
 //! Eviction: how frames are taken out of the middle of an outbox whose session is behind.
 
-use super::outbox::{Content, Outbox, Segment};
+use super::outbox::{Backlog, Content, Outbox, Segment};
 use crate::egress_log::{EgressLog, FrameInfo, Range};
 
 /// What becomes of a frame that waits.
@@ -20,20 +20,21 @@ impl Outbox {
     /// beginning has been sent is kept: its rest becomes private bytes. O(frames looked at), and a copy of the private bytes.
     pub fn evict(&mut self, log: &EgressLog, mut judge: impl FnMut(Content, u32, Option<Range>) -> Verdict) {
         self.seal();
-        let old = std::mem::take(&mut self.private);
-        let mut old = &old[std::mem::take(&mut self.private_start)..];
+        let Backlog { segments, private: old, private_start } = std::mem::take(self.backlog_mut());
+        let mut old = &old[private_start..];
         let (mut rest_kept, mut first) = (false, true);
-        for segment in std::mem::take(&mut self.segments) {
+        for segment in segments {
             let begun = std::mem::take(&mut first) && self.is_mid_frame();
             match segment {
-                Segment::Shared(range) if rest_kept => self.append_range(log, range),
+                Segment::Shared(range) if rest_kept => self.backlog_mut().append_range(log, range),
                 Segment::Shared(mut range) => {
                     if begun && !log.is_overwritten(range.start) {
                         let rest = Range { start: range.start, len: self.cut_rest };
-                        self.private.extend_from_slice(log.bytes(rest));
+                        let kept = self.backlog_mut();
+                        kept.private.extend_from_slice(log.bytes(rest));
                         // Begun, so never judged again: what it is does not matter.
                         let (sequence, topic, len) = (0, 0, rest.len);
-                        self.segments.push_back(Segment::Private { sequence, topic, len });
+                        kept.segments.push_back(Segment::Private { sequence, topic, len });
                         range = Range { start: rest.end(), len: range.len - rest.len };
                     }
                     rest_kept = self.evict_range(log, range, &mut judge);
@@ -55,10 +56,11 @@ impl Outbox {
                             }
                         }
                     }
-                    self.private.extend_from_slice(bytes);
-                    match (segment, self.segments.back_mut()) {
+                    let kept = self.backlog_mut();
+                    kept.private.extend_from_slice(bytes);
+                    match (segment, kept.segments.back_mut()) {
                         (Segment::Reply(len), Some(Segment::Reply(last))) => *last += len,
-                        (segment, _) => self.segments.push_back(segment),
+                        (segment, _) => kept.segments.push_back(segment),
                     }
                 }
             }
@@ -71,10 +73,11 @@ impl Outbox {
     /// then nothing may follow. A copy of the private bytes and of the rest of one frame.
     pub fn keep_replies(&mut self, log: Option<&EgressLog>) -> bool {
         self.seal();
-        let old = std::mem::take(self);
+        let mut old = std::mem::take(self);
         let begun = Content::Frame(FrameInfo { topic: 0, sequence: 0 });
-        let mut private = &old.private[old.private_start..];
-        for (index, &segment) in old.segments.iter().enumerate() {
+        let Backlog { segments, private, private_start } = std::mem::take(old.backlog_mut());
+        let mut private = &private[private_start..];
+        for (index, segment) in segments.into_iter().enumerate() {
             let is_begun = index == 0 && old.is_mid_frame();
             match (segment, log) {
                 (Segment::Shared(_), _) if !is_begun => {}
@@ -114,7 +117,7 @@ impl Outbox {
             self.keep(log, judged_to, frame.start);
             judged_to = frame.start;
             match judge(info.into(), frame.len, Some(frame)) {
-                Verdict::Keep => self.append_range(log, frame),
+                Verdict::Keep => self.backlog_mut().append_range(log, frame),
                 Verdict::Evict => self.bytes -= frame.len as usize,
                 Verdict::KeepRest => {
                     rest_kept = true;
@@ -129,7 +132,7 @@ impl Outbox {
 
     fn keep(&mut self, log: &EgressLog, start: u64, end: u64) {
         if start < end {
-            self.append_range(log, Range { start, len: (end - start) as u32 });
+            self.backlog_mut().append_range(log, Range { start, len: (end - start) as u32 });
         }
     }
 }

@@ -29,6 +29,11 @@ impl Fullness {
         (self.is_full, self.changed_ms) = (is_full, now_ms);
     }
 
+    /// Milliseconds since the socket became full; 0 if it has room.
+    pub fn full_ms(&self, now_ms: u32) -> u32 {
+        if self.is_full { now_ms.wrapping_sub(self.changed_ms) } else { 0 }
+    }
+
     /// Whether the socket was full for most of the time up to `now_ms`, or has been for as long as a tick waits before its loss means
     /// an overload. `is_saturated`: the shard is so busy that no client might keep up, and only one is slow whose socket has not
     /// taken all of one SEND for [`STUCK_MS`], or was full nearly all the time.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{Yielding, saved_positions::SavedPositions};
+use super::{Yielding, memberships::Memberships, saved_positions::SavedPositions};
 use crate::home::Backfill;
 use tickcast_proto::{
     ids::{Sequence, TopicId},
@@ -42,7 +42,7 @@ impl Gap {
     }
 }
 
-/// A session's membership in a topic. 48 bytes in the session's map, and 4 bytes in the topic's member list.
+/// A session's membership in a topic. 48 bytes and the topic's id in the session's [`Memberships`], and 4 bytes in the topic's member list.
 #[derive(Clone, Copy, Debug)]
 pub struct Membership {
     /// Unless live: the first sequence that has been neither delivered nor announced as skipped.
@@ -153,16 +153,16 @@ impl Lag {
     }
 
     /// Drops topics that the session has left, once they outnumber the others. Amortized O(1).
-    pub fn forget_left_topics(&mut self, memberships: &TopicMap<Membership>) {
+    pub fn forget_left_topics(&mut self, memberships: &Memberships) {
         let max = 2 * memberships.len() + 64;
         if self.held.len() > max {
-            self.held.retain(|id| memberships.contains_key(id));
+            self.held.retain(|&id| memberships.contains(id));
         }
         if self.unannounced.len() > max {
-            self.unannounced.retain(|id| memberships.contains_key(id));
+            self.unannounced.retain(|&id| memberships.contains(id));
         }
         if self.recovering.len() > max {
-            self.recovering.retain(|id| memberships.contains_key(id));
+            self.recovering.retain(|&id| memberships.contains(id));
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use crate::{
     egress_log::{Cut, EgressLog, FrameInfo, Range},
     ids::Sequence,
-    limits::{REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
+    limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
     session::membership::Gap,
 };
 use tickcast_proto::WireFormat;
@@ -95,9 +95,43 @@ impl Segment {
 }
 
 const _: () = assert!(size_of::<Segment>() == 24, "limits.rs says what a full outbox holds");
+const _: () = assert!(size_of::<Outbox>() == 40, "the docs of Outbox say how large it is");
 
 /// Segments that an empty outbox keeps room for: one that had more gives the memory back.
 const SEGMENTS_KEPT: usize = 8;
+
+/// What waits before the newest shared frames.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    /// Bound: [`OUTBOX_RANGES_MAX`], past which the session is a slow consumer.
+    pub(super) segments: VecDeque<Segment>,
+    /// The bytes of all segments but [`Segment::Shared`], in order.
+    pub(super) private: Vec<u8>,
+    /// Bytes at the front of `private` that have been taken.
+    pub(super) private_start: usize,
+}
+
+impl Backlog {
+    /// Private bytes that have not been taken.
+    fn private_bytes(&self) -> &[u8] {
+        &self.private[self.private_start..]
+    }
+
+    /// Moves the next `len` private bytes to the end of `gather`.
+    pub(super) fn take_private(&mut self, len: usize, gather: &mut Vec<u8>) {
+        let end = self.private_start + len;
+        gather.extend_from_slice(&self.private[self.private_start..end]);
+        self.private_start = end;
+    }
+
+    /// Appends shared frames, to the last segment if they continue it.
+    pub(super) fn append_range(&mut self, log: &EgressLog, range: Range) {
+        match self.segments.back_mut() {
+            Some(Segment::Shared(last)) if log.continues(*last, range) => last.len += range.len,
+            _ => self.segments.push_back(Segment::Shared(range)),
+        }
+    }
+}
 /// Segments of an outbox that debug builds check after each change; longer ones are not checked.
 const SEGMENTS_CHECKED_MAX: usize = 64;
 
@@ -126,24 +160,20 @@ pub enum NextSend {
     Overwritten,
 }
 
-/// The bytes that wait to be sent to one session, in order: `segments`, then `newest`.
+/// The bytes that wait to be sent to one session, in order: the segments of `backlog`, then `newest`. 40 bytes.
 ///
 /// Invariant: `bytes` is the sum of the lengths of `newest` and the segments, none of which is 0.
-/// Invariant: the reply and private segments add up to `private` from `private_start` on; `reply_bytes` of them belong to
-/// reply segments.
+/// Invariant: the reply and private segments add up to the backlog's private bytes; `reply_bytes` of them belong to reply
+/// segments.
 /// Invariant: `cut_rest` is at most the length of the first segment.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    /// Bound: [`crate::limits::OUTBOX_RANGES_MAX`], past which the session is a slow consumer.
-    pub(super) segments: VecDeque<Segment>,
+    /// Allocated when first needed, and given back with the last reply: most sessions need it during their handshake only.
+    pub(super) backlog: Option<Box<Backlog>>,
     /// The shared frames behind all segments; none if its length is 0. A session that keeps up has nothing else, and needs no
     /// allocation.
     pub(super) newest: Range,
     pub(super) bytes: usize,
-    /// The bytes of all segments but [`Segment::Shared`], in order.
-    pub(super) private: Vec<u8>,
-    /// Bytes at the front of `private` that have been taken.
-    pub(super) private_start: usize,
     pub(super) reply_bytes: u32,
     /// Bytes at the front that end a frame whose beginning has been taken.
     pub(super) cut_rest: u32,
@@ -170,7 +200,29 @@ impl Outbox {
     /// Segments waiting.
     #[inline]
     pub fn segments_len(&self) -> usize {
-        self.segments.len() + usize::from(self.newest.len > 0)
+        self.segments().map_or(0, VecDeque::len) + usize::from(self.newest.len > 0)
+    }
+
+    /// Whether so many segments wait that something must yield.
+    #[inline]
+    pub fn has_too_many_ranges(&self) -> bool {
+        self.segments().is_some_and(|segments| segments.len() >= OUTBOX_RANGES_MAX)
+    }
+
+    #[inline]
+    fn segments(&self) -> Option<&VecDeque<Segment>> {
+        self.backlog.as_deref().map(|backlog| &backlog.segments)
+    }
+
+    /// The first segment.
+    #[inline]
+    pub(super) fn front(&self) -> Option<Segment> {
+        self.segments()?.front().copied()
+    }
+
+    /// What waits before the newest shared frames, to change.
+    pub(super) fn backlog_mut(&mut self) -> &mut Backlog {
+        self.backlog.get_or_insert_default()
     }
 
     /// Whether the next byte is in the middle of a frame: nothing else may be sent before that frame's end.
@@ -180,19 +232,22 @@ impl Outbox {
 
     /// Whether the next byte begins a reply that starts with these bytes.
     pub fn next_is_reply(&self, start: &[u8]) -> bool {
-        matches!(self.segments.front(), Some(Segment::Reply(_)))
+        matches!(self.front(), Some(Segment::Reply(_)))
             && !self.is_mid_frame()
-            && self.private[self.private_start..].starts_with(start)
+            && self.backlog.as_deref().is_some_and(|backlog| backlog.private_bytes().starts_with(start))
     }
 
     /// Bytes it holds on the heap.
     pub fn heap_bytes(&self) -> usize {
-        self.private.capacity() + self.segments.capacity() * size_of::<Segment>()
+        self.backlog.as_deref().map_or(0, |backlog| {
+            let segments = backlog.segments.capacity() * size_of::<Segment>();
+            size_of::<Backlog>() + segments + backlog.private.capacity()
+        })
     }
 
     /// Position in the log of the oldest shared frame that waits.
     pub fn oldest_shared(&self) -> Option<u64> {
-        let first = self.segments.iter().find_map(|segment| match segment {
+        let first = self.segments().into_iter().flatten().find_map(|segment| match segment {
             Segment::Shared(range) => Some(range.start),
             Segment::Reply(_) | Segment::Private { .. } | Segment::Notice { .. } => None,
         });
@@ -204,14 +259,15 @@ impl Outbox {
     pub fn push_range(&mut self, log: &EgressLog, range: Range) {
         self.bytes += range.len as usize;
         if self.newest.len == 0 {
-            match self.segments.back_mut() {
+            match self.backlog.as_deref_mut().and_then(|backlog| backlog.segments.back_mut()) {
                 Some(Segment::Shared(last)) if log.continues(*last, range) => last.len += range.len,
                 _ => self.newest = range,
             }
         } else if log.continues(self.newest, range) {
             self.newest.len += range.len;
         } else {
-            self.segments.push_back(Segment::Shared(std::mem::replace(&mut self.newest, range)));
+            let before = std::mem::replace(&mut self.newest, range);
+            self.backlog_mut().segments.push_back(Segment::Shared(before));
         }
         self.invariants();
     }
@@ -220,16 +276,7 @@ impl Outbox {
     pub(super) fn seal(&mut self) {
         let newest = std::mem::take(&mut self.newest);
         if newest.len > 0 {
-            self.segments.push_back(Segment::Shared(newest));
-        }
-    }
-
-    /// Appends a range whose bytes are counted already to the segments, which must hold everything.
-    pub(super) fn append_range(&mut self, log: &EgressLog, range: Range) {
-        debug_assert!(self.newest.len == 0, "frames stay in order");
-        match self.segments.back_mut() {
-            Some(Segment::Shared(last)) if log.continues(*last, range) => last.len += range.len,
-            _ => self.segments.push_back(Segment::Shared(range)),
+            self.backlog_mut().segments.push_back(Segment::Shared(newest));
         }
     }
 
@@ -237,10 +284,11 @@ impl Outbox {
     pub fn push_reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let len = self.write_private(write);
         self.reply_bytes += len;
-        match self.segments.back_mut() {
+        let segments = &mut self.backlog_mut().segments;
+        match segments.back_mut() {
             _ if len == 0 => {}
             Some(Segment::Reply(last)) => *last += len,
-            _ => self.segments.push_back(Segment::Reply(len)),
+            _ => segments.push_back(Segment::Reply(len)),
         }
         self.invariants();
     }
@@ -249,7 +297,7 @@ impl Outbox {
     pub fn push_private(&mut self, content: Content, write: impl FnOnce(&mut Vec<u8>)) {
         let len = self.write_private(write);
         if len > 0 {
-            self.segments.push_back(match content {
+            self.backlog_mut().segments.push_back(match content {
                 Content::Frame(FrameInfo { topic, sequence }) => Segment::Private { sequence, topic, len },
                 Content::Notice { topic, skipped: Gap { from, to } } => {
                     debug_assert!(
@@ -265,9 +313,10 @@ impl Outbox {
 
     fn write_private(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> u32 {
         self.seal();
-        let before = self.private.len();
-        write(&mut self.private);
-        let len = self.private.len() - before;
+        let private = &mut self.backlog_mut().private;
+        let before = private.len();
+        write(private);
+        let len = private.len() - before;
         self.bytes += len;
         len as u32
     }
@@ -279,16 +328,17 @@ impl Outbox {
             return;
         }
         self.seal();
-        let (mut before, mut at) = (0, 0);
+        let (cut_rest, mut before, mut at) = (self.cut_rest, 0, 0);
+        let Backlog { segments, private, private_start } = self.backlog_mut();
         // A frame whose beginning has been sent must end first.
-        if self.is_mid_frame() {
-            match self.segments.front().copied() {
+        if cut_rest > 0 {
+            match segments.front().copied() {
                 Some(Segment::Shared(range)) => {
-                    let rest = Range { start: range.start, len: self.cut_rest };
+                    let rest = Range { start: range.start, len: cut_rest };
                     let after = Range { start: rest.end(), len: range.len - rest.len };
-                    self.segments[0] = Segment::Shared(rest);
+                    segments[0] = Segment::Shared(rest);
                     if after.len > 0 {
-                        self.segments.insert(1, Segment::Shared(after));
+                        segments.insert(1, Segment::Shared(after));
                     }
                     at = 1;
                 }
@@ -297,16 +347,16 @@ impl Outbox {
                 None => debug_assert!(false, "a frame that has been cut has a rest"),
             }
         }
-        while let Some(&Segment::Reply(len)) = self.segments.get(at) {
+        while let Some(&Segment::Reply(len)) = segments.get(at) {
             before += len as usize;
             at += 1;
         }
-        match at.checked_sub(1).and_then(|last| self.segments.get_mut(last)) {
+        match at.checked_sub(1).and_then(|last| segments.get_mut(last)) {
             Some(Segment::Reply(last)) => *last += bytes.len() as u32,
-            _ => self.segments.insert(at, Segment::Reply(bytes.len() as u32)),
+            _ => segments.insert(at, Segment::Reply(bytes.len() as u32)),
         }
-        let start = self.private_start + before;
-        self.private.splice(start..start, bytes.iter().copied());
+        let start = *private_start + before;
+        private.splice(start..start, bytes.iter().copied());
         self.bytes += bytes.len();
         self.reply_bytes += bytes.len() as u32;
         self.invariants();
@@ -328,7 +378,7 @@ impl Outbox {
         }
         // Most SENDs: the session keeps up, and what its topics got since its last SEND is one range.
         let newest = self.newest;
-        if self.segments.is_empty()
+        if self.segments().is_none_or(VecDeque::is_empty)
             && (1..=SEND_BYTES_MAX).contains(&(newest.len as usize))
             && !notices_pending
             && log.is_some_and(|log| !log.is_overwritten(newest.start))
@@ -351,7 +401,8 @@ impl Outbox {
         let start = gather.len();
         let mut left = SEND_BYTES_MAX;
         while left > 0
-            && let Some(segment) = self.segments.front().copied()
+            && let Some(backlog) = self.backlog.as_deref_mut()
+            && let Some(segment) = backlog.segments.front().copied()
         {
             match (segment, log) {
                 (Segment::Shared(_) | Segment::Private { .. } | Segment::Notice { .. }, _)
@@ -363,8 +414,7 @@ impl Outbox {
                     let len = segment.len();
                     let taken = (len as usize).min(left);
                     self.reply_bytes -= if let Segment::Reply(_) = segment { taken as u32 } else { 0 };
-                    gather.extend_from_slice(&self.private[self.private_start..self.private_start + taken]);
-                    self.private_start += taken;
+                    backlog.take_private(taken, gather);
                     // A reply segment does not say where its frames end: it counts as one.
                     self.advance_front(Cut { len: taken as u32, frame_rest: len - taken as u32 });
                     left -= taken;
@@ -379,7 +429,7 @@ impl Outbox {
                 }
                 (Segment::Shared(range), Some(log)) => {
                     let alone = gather.len() == start
-                        && (range.len as usize >= SEND_DIRECT_BYTES || self.segments.len() == 1);
+                        && (range.len as usize >= SEND_DIRECT_BYTES || backlog.segments.len() == 1);
                     let cut = match range.len as usize {
                         len if len <= left => Cut { len: range.len, frame_rest: 0 },
                         // Not worth a cut: what has been gathered leaves first.
@@ -411,7 +461,8 @@ impl Outbox {
         let Cut { len, frame_rest } = cut;
         self.bytes -= len as usize;
         self.cut_rest = frame_rest;
-        let done = match self.segments.front_mut() {
+        let segments = &mut self.backlog_mut().segments;
+        let done = match segments.front_mut() {
             Some(Segment::Reply(left) | Segment::Private { len: left, .. }) => {
                 *left -= len;
                 *left == 0
@@ -430,34 +481,37 @@ impl Outbox {
             }
         };
         if done {
-            self.segments.pop_front();
+            segments.pop_front();
         }
     }
 
     /// Gives back the memory of private bytes that have been taken, and of a queue that was long and is empty.
     pub(super) fn give_back(&mut self) {
-        if self.segments.is_empty() && self.segments.capacity() > SEGMENTS_KEPT {
-            self.segments = VecDeque::new();
-        }
+        let Some(backlog) = self.backlog.as_deref_mut() else { return };
+        let had_private = backlog.private.capacity() > 0;
         // A peer that always leaves a few bytes unread would otherwise keep all that it was ever sent.
-        if self.private_start > REPLY_BYTES_MAX {
-            self.private.drain(..self.private_start);
-            self.private_start = 0;
+        if backlog.private_start > REPLY_BYTES_MAX {
+            backlog.private.drain(..backlog.private_start);
+            backlog.private_start = 0;
         }
-        // Most sessions get replies only during their handshake: 10,000 of them would keep its buffer.
-        if self.private_start == self.private.len() {
-            self.private = Vec::new();
-            self.private_start = 0;
+        if backlog.private_start == backlog.private.len() {
+            backlog.private = Vec::new();
+            backlog.private_start = 0;
+        }
+        // Most sessions get replies only during their handshake: 10,000 of them would keep 180 bytes each. One whose topics
+        // are not neighbours in the log has several segments for each SEND, and keeps them.
+        if backlog.segments.is_empty() && (had_private || backlog.segments.capacity() > SEGMENTS_KEPT) {
+            self.backlog = None;
         }
     }
 
     /// Checks the outbox in debug builds, unless it is so long that tests would crawl.
     pub(super) fn invariants(&self) {
-        if !cfg!(debug_assertions) || self.segments.len() >= SEGMENTS_CHECKED_MAX {
+        if !cfg!(debug_assertions) || self.segments_len() >= SEGMENTS_CHECKED_MAX {
             return;
         }
         let (mut shared, mut replies, mut frames) = (self.newest.len as usize, 0, 0);
-        for segment in &self.segments {
+        for segment in self.segments().into_iter().flatten() {
             match segment {
                 Segment::Shared(range) => shared += range.len as usize,
                 Segment::Reply(len) => replies += *len as usize,
@@ -466,10 +520,10 @@ impl Outbox {
             assert!(segment.len() > 0, "a segment goes with its last byte");
         }
         assert_eq!(self.bytes, shared + replies + frames, "an outbox is the sum of its segments");
-        let private = self.private.len() - self.private_start;
+        let private = self.backlog.as_deref().map_or(0, |backlog| backlog.private_bytes().len());
         assert_eq!(private, replies + frames, "each private byte is in a segment");
         assert_eq!(self.reply_bytes(), replies, "reply_bytes counts the reply segments");
-        let first = self.segments.front().map_or(0, Segment::len);
+        let first = self.front().as_ref().map_or(0, Segment::len);
         assert!(self.cut_rest <= first, "a frame that was cut ends in the first segment");
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     egress_log::{EgressLog, Range},
     ids::SlotId,
-    limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX},
+    limits::REPLY_BYTES_MAX,
     now::Now,
     session::{
         Content, NextSend, SendState, Session, Yielding,
@@ -222,8 +222,7 @@ impl Sessions {
 
     /// Whether an open session in a wildcard group has no membership of its own in a topic.
     pub fn is_served_by_groups(&self, slot: SlotId, topic: TopicId) -> bool {
-        self.get(slot)
-            .is_some_and(|session| session.ending.is_none() && !session.memberships.contains_key(&topic))
+        self.get(slot).is_some_and(|session| session.ending.is_none() && !session.memberships.contains(topic))
     }
 
     /// As [`Sessions::offer`], for a session in a wildcard group: it is gone if it has a membership of its own in the topic, or
@@ -238,7 +237,7 @@ impl Sessions {
         range: Range,
     ) -> Offered {
         match self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) {
-            Some(session) if session.ending.is_none() && !session.memberships.contains_key(&topic) => {
+            Some(session) if session.ending.is_none() && !session.memberships.contains(topic) => {
                 if let Some(number) = number
                     && std::mem::replace(&mut session.tick_offered, number) == number
                 {
@@ -320,15 +319,14 @@ impl Sessions {
     /// Whether more waits for a session than any session may have.
     pub fn has_too_much(&self, slot: SlotId) -> bool {
         self.get(slot).is_some_and(|session| {
-            session.frame_bytes() > self.outbox_bytes_max || session.outbox.segments_len() > OUTBOX_RANGES_MAX
+            session.frame_bytes() > self.outbox_bytes_max || session.outbox.has_too_many_ranges()
         })
     }
 
     /// How much may still wait for a session after an eviction because of overload: so little that the next one is not due soon.
     /// Nothing, if what waits is not too many bytes but too many pieces.
     pub fn overload_target_bytes(&self, slot: SlotId) -> usize {
-        let has_too_many_ranges =
-            self.get(slot).is_some_and(|session| session.outbox.segments_len() > OUTBOX_RANGES_MAX);
+        let has_too_many_ranges = self.get(slot).is_some_and(|session| session.outbox.has_too_many_ranges());
         if has_too_many_ranges { 0 } else { self.outbox_bytes_max / 2 }
     }
 
@@ -350,6 +348,12 @@ impl Sessions {
         }
         self.note_time(now);
         self.fullness[index].change(is_full, self.now_ms);
+    }
+
+    /// Time since a session's socket became full, nanoseconds, in whole milliseconds; 0 if it has room. Correct for up to 49 days.
+    pub fn full_ns(&self, slot: SlotId, now: Now) -> u64 {
+        let fullness = self.fullness.get(slot.index());
+        fullness.map_or(0, |fullness| u64::from(fullness.full_ms(now.low_ms())) * 1_000_000)
     }
 
     /// Whether a session that is behind is so because its socket has no room, and not because the server has no time: lately the
@@ -489,7 +493,7 @@ impl Sessions {
                 }
                 SendState::Ready | SendState::Refilled => session.send_state = SendState::Idle,
                 // A stale entry: the slot has been vacated since, and filled again.
-                SendState::Idle | SendState::Lagging | SendState::Sending | SendState::Parked { .. } => {
+                SendState::Idle | SendState::Lagging | SendState::Sending | SendState::Parked => {
                     continue;
                 }
             }
@@ -559,7 +563,7 @@ impl Sessions {
                     assert!(queued, "ready is queued");
                 }
                 SendState::Lagging => assert!(self.queues.lagging.contains(&slot), "lagging is queued"),
-                SendState::Sending | SendState::Parked { .. } => {}
+                SendState::Sending | SendState::Parked => {}
             }
             let is_queued =
                 matches!(session.send_state, SendState::Ready | SendState::Refilled | SendState::Lagging);

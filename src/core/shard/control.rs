@@ -336,7 +336,7 @@ impl Shard {
             Some(Operation::Unsubscribe { request, pattern }) => {
                 let entry = self.fanout.entry_of(&pattern);
                 let session = self.sessions.open_mut(slot);
-                let held = session.zip(entry).and_then(|(session, entry)| session.take_subscription(entry));
+                let held = session.zip(entry).and_then(|(session, entry)| session.subscriptions.take(entry));
                 let Some(held) = held else {
                     self.end_change(flow, slot);
                     self.fail_not_subscribed(slot, request, &pattern, now);

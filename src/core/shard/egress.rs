@@ -84,7 +84,7 @@ impl Shard {
         self.sessions.note_fullness(slot, true, now);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         debug_assert!(session.is_sending(), "the transport parks only a SEND it was given");
-        session.send_state = SendState::Parked { since_ns: now.monotonic_ns };
+        session.send_state = SendState::Parked;
         if !std::mem::replace(&mut session.stall_timer_pending, true) {
             let id = session.id;
             self.set_timer(now.monotonic_ns.saturating_add(self.limits.behind_ns), TimerKind::Stall, id);

@@ -47,7 +47,7 @@ impl Shard {
 
     pub(super) fn receive(&mut self, slot: SlotId, bytes: &[u8], now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        if session.is_paused() || !session.input.is_empty() {
+        if session.is_paused() || !session.input().is_empty() {
             if !session.keep_input(bytes) {
                 self.end(slot, CloseReason::UnfinishedMemory, now);
             } else if !session.is_paused() {
@@ -72,10 +72,10 @@ impl Shard {
     /// processed.
     pub(super) fn resume_input(&mut self, slot: SlotId, bytes_max: usize, now: Now) -> usize {
         let Some(session) = self.sessions.open_mut(slot) else { return 0 };
-        let input = std::mem::take(&mut session.input);
+        let input = session.take_input();
         let progress = self.process(slot, &input, bytes_max, now);
         if let Some(session) = self.sessions.open_mut(slot) {
-            keep_rest(session, input, progress.used);
+            session.keep_rest(input, progress.used);
             if !progress.blocked {
                 session.input_state = InputState::Open;
                 // A session that leaves is received from again by the shard it goes to.
@@ -93,10 +93,10 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot) else {
             return debug_assert!(false, "only an open session has input that waits");
         };
-        let input = std::mem::take(&mut session.input);
+        let input = session.take_input();
         let progress = self.process(slot, &input, usize::MAX, now);
         if let Some(session) = self.sessions.open_mut(slot) {
-            keep_rest(session, input, progress.used);
+            session.keep_rest(input, progress.used);
         }
         self.after_input(slot, &progress, now);
     }
@@ -105,22 +105,20 @@ impl Shard {
     /// bytes.
     fn after_input(&mut self, slot: SlotId, progress: &Progress, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        let began_ns = match session.input_state {
-            InputState::Partial { since_ns } if !progress.completed => since_ns,
-            _ => now.monotonic_ns,
-        };
+        let since_ns = session.partial_since_ns().filter(|_| !progress.completed);
+        let began_ns = since_ns.unwrap_or(now.monotonic_ns);
         self.pause_if(slot, progress.blocked);
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        let is_paused = session.is_paused();
+        session.note_began(began_ns);
+        let (is_paused, has_input) = (session.is_paused(), !session.input().is_empty());
         let since_ns = match session.protocol.decoder_mut().and_then(Decoder::fragments_mut) {
             // From its first byte on, whatever comes in between.
             Some(fragments) => Some(*fragments.since_ns.get_or_insert(began_ns)),
-            None if is_paused || session.input.is_empty() => None,
+            None if is_paused || !has_input => None,
             None => Some(began_ns),
         };
         if !is_paused {
-            session.input_state =
-                since_ns.map_or(InputState::Open, |since_ns| InputState::Partial { since_ns });
+            session.input_state = if since_ns.is_some() { InputState::Partial } else { InputState::Open };
         }
         if let Some(since_ns) = since_ns
             && !std::mem::replace(&mut session.frame_timer_pending, true)
@@ -142,7 +140,7 @@ impl Shard {
             let Some(session) = self.sessions.open_mut(slot) else {
                 return Progress { used: bytes.len(), ..progress };
             };
-            if used == bytes.len() && session.message_rest.is_empty() {
+            if used == bytes.len() && !session.has_message_rest() {
                 break;
             }
             let waits = !room || !session.takes_input();
@@ -151,8 +149,8 @@ impl Shard {
             }
             let rest = &bytes[used..];
             let step = match session.protocol {
-                _ if !session.message_rest.is_empty() => {
-                    let message = Message::Binary(std::mem::take(&mut session.message_rest).into());
+                _ if session.has_message_rest() => {
+                    let message = Message::Binary(session.take_message_rest().into());
                     self.requests(slot, &message, now).map(|_| Step::Complete(0, ()))
                 }
                 Protocol::Http(_) => self.http(slot, rest, now),
@@ -236,11 +234,9 @@ impl Shard {
                 && let Some(session) = self.sessions.open_mut(slot)
                 && session.changes_pending > 0
             {
-                if session.message_rest.try_reserve_exact(rest.len()).is_err() {
+                if !session.keep_message_rest(rest) {
                     self.end(slot, CloseReason::UnfinishedMemory, now);
-                    break;
                 }
-                session.message_rest.extend_from_slice(rest);
                 break;
             }
         }
@@ -385,14 +381,6 @@ impl Shard {
     fn flags_of(payload: &[u8], known_json: bool) -> u8 {
         let is_json = if known_json { json::is_within_bounds(payload) } else { json::is_json(payload) };
         if is_json { FLAG_PAYLOAD_JSON } else { 0 }
-    }
-}
-
-/// Keeps the input of a session that has not been processed.
-fn keep_rest(session: &mut Session, mut input: Vec<u8>, used: usize) {
-    if used < input.len() {
-        Session::drain_input(&mut input, used);
-        session.input = input;
     }
 }
 

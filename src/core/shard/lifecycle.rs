@@ -129,7 +129,7 @@ impl Shard {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         if session.ending.is_none() {
             log_end(session.id, &reason);
-            session.ending = Some(Ending { half_closed: true, ..Ending::new(reason) });
+            session.ending = Some(Box::new(Ending { half_closed: true, ..Ending::new(reason) }));
             self.drop_subscriptions(slot);
         }
         self.remove(slot);

@@ -53,7 +53,7 @@ impl Shard {
         session.source = source;
         if matches!(session.protocol, Protocol::Admitting) {
             session.begin_handshake();
-            if !session.is_paused() && !session.input.is_empty() {
+            if !session.is_paused() && !session.input().is_empty() {
                 self.process_waiting(slot, now);
             }
             self.apply_deferred(now);

@@ -111,7 +111,7 @@ impl Shard {
                 format!("a session may hold {} subscriptions", self.limits.subscriptions_per_session_max);
             return self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
         }
-        if known.is_some_and(|entry| session.subscription(entry).is_some()) {
+        if known.is_some_and(|entry| session.subscriptions.to(entry).is_some()) {
             let text = format!("already subscribed to {}", quoted(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::AlreadySubscribed, &text, now);
         }
@@ -123,7 +123,7 @@ impl Shard {
         let Registration { entry, interest } = self.fanout.subscribe(slot, pattern);
         self.charge(if interest.is_some() { PATTERN_REQUEST_UNITS } else { KNOWN_PATTERN_UNITS });
         if let Some(session) = self.sessions.open_mut(slot) {
-            session.add_subscription(Subscription::new(entry, delivery, begin));
+            session.subscriptions.add(Subscription::new(entry, delivery, begin));
         }
         self.queue_join(slot, entry, request);
         if let Some(Interest { request, exact, covers }) = interest {

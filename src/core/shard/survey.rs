@@ -11,7 +11,7 @@ use crate::{
     limits::TURN_SURVEYED,
     metrics::latency::Latency,
     now::Now,
-    session::{Protocol, SendState, Session},
+    session::{Protocol, Session},
 };
 
 use self::largest::Largest;
@@ -209,7 +209,7 @@ impl Shard {
     fn rank(&self, slot: SlotId, session: &Session, sort: SessionSort, now: Now) -> u64 {
         match sort {
             SessionSort::Outbox => session.outbox_bytes() as u64,
-            SessionSort::Lag => lag_ms(session, now),
+            SessionSort::Lag => self.sessions.full_ns(session.id.slot(), now),
             SessionSort::Dropped => self.sessions.skipped(slot).dropped,
             SessionSort::Conflated => self.sessions.skipped(slot).conflated,
             SessionSort::Topics => self.fanout.topics_of(session) as u64,
@@ -237,7 +237,7 @@ impl Shard {
             subscriptions: session.subscriptions.len(),
             topics: self.fanout.topics_of(session),
             outbox_bytes: session.outbox_bytes(),
-            lag_ms: lag_ms(session, now),
+            lag_ms: self.sessions.full_ns(slot, now) / 1_000_000,
             held_topics: session.lag.as_deref().map_or(0, |lag| lag.held.len()),
             conflated: skipped.conflated,
             dropped: skipped.dropped,
@@ -314,14 +314,6 @@ impl Shard {
 /// Returns a rank by the number of sessions or topics added to the shard since: the fewer, the higher.
 fn newest_rank(last: u64, number: u64) -> u64 {
     u64::MAX - last.saturating_sub(number)
-}
-
-/// Returns how long the socket has been full, milliseconds; 0 if it is not.
-fn lag_ms(session: &Session, now: Now) -> u64 {
-    match session.send_state {
-        SendState::Parked { since_ns } => now.monotonic_ns.saturating_sub(since_ns) / 1_000_000,
-        _ => 0,
-    }
 }
 
 #[cfg(test)]

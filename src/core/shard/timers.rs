@@ -20,7 +20,7 @@ use tickcast_proto::{ids::TopicId, proxy::ProxyError};
 /// The purpose of a timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TimerKind {
-    /// Deadline of the handshake.
+    /// Deadline of the handshake. Once that is complete, the session's first heartbeat: see [`Session::handshake_timer_pending`].
     Handshake,
     /// Deadline of a frame, message or HTTP request whose first bytes have arrived.
     Frame,
@@ -76,7 +76,7 @@ impl Shard {
                 };
                 // A topic may have several pace timers: keep the one its membership waits for.
                 let TimerKind::Pace(topic) = timer.kind else { return true };
-                session.memberships.get(&topic).is_some_and(|membership| {
+                session.memberships.get(topic).is_some_and(|membership| {
                     membership.taking == Taking::Paced
                         && membership.due_ns.div_ceil(TIMER_GRANULE_NS) == granule
                 })
@@ -114,7 +114,11 @@ impl Shard {
                 };
                 self.end(slot, reason, now);
             }
-            TimerKind::Handshake => {}
+            TimerKind::Handshake => {
+                if std::mem::take(&mut session.handshake_timer_pending) && session.pulse != Pulse::Unwatched {
+                    self.check_heartbeat(slot, now);
+                }
+            }
             TimerKind::Frame => self.check_frame(slot, now),
             TimerKind::HttpIdle => self.check_http_idle(slot, now),
             TimerKind::Heartbeat => self.check_heartbeat(slot, now),
@@ -164,12 +168,14 @@ impl Shard {
     /// session ends at the stall deadline.
     pub(super) fn check_stall(&mut self, slot: SlotId, now: Now) {
         let (behind_ns, deadline_ns) = (self.limits.behind_ns, self.limits.stall_deadline_ns);
+        let full_ns = self.sessions.full_ns(slot, now);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.stall_timer_pending = false;
-        let SendState::Parked { since_ns } = session.send_state else { return };
+        if session.send_state != SendState::Parked {
+            return;
+        }
         let id = session.id;
         let lossless = session.yielding.keeping > 0;
-        let full_ns = now.monotonic_ns.saturating_sub(since_ns);
         if lossless && full_ns >= deadline_ns {
             return self.end(slot, CloseReason::SlowConsumer, now);
         }
@@ -177,10 +183,8 @@ impl Shard {
             let before_ns = now.monotonic_ns - behind_ns;
             self.fanout.handle_stall(slot, before_ns, &mut self.sessions, &self.logs);
         }
-        let when = match full_ns < behind_ns {
-            true => since_ns.saturating_add(behind_ns),
-            false => now.monotonic_ns.saturating_add(behind_ns),
-        };
+        let after_ns = if full_ns < behind_ns { behind_ns - full_ns } else { behind_ns };
+        let when = now.monotonic_ns.saturating_add(after_ns);
         if let Some(session) = self.sessions.open_mut(slot) {
             session.stall_timer_pending = true;
             self.set_timer(when, TimerKind::Stall, id);
@@ -198,6 +202,11 @@ impl Shard {
         if std::mem::replace(&mut session.pulse, Pulse::Quiet) != Pulse::Unwatched {
             return;
         }
+        // Most idle sessions then have a single timer, of 32 bytes.
+        if session.handshake_timer_pending && self.limits.handshake_deadline_ns <= interval_ns {
+            return;
+        }
+        session.handshake_timer_pending = false;
         let id = session.id;
         self.set_timer(next_check_ns(now.monotonic_ns + interval_ns, interval_ns), TimerKind::Heartbeat, id);
     }

@@ -99,6 +99,7 @@ fn values_that_make_no_sense_are_refused_by_name() {
         ("--shards 500", "--shards"),
         ("--frame-max 10", "--frame-max"),
         ("--outbox-max 100", "--outbox-max"),
+        ("--frame-max 1KiB --outbox-max 32KiB", "--outbox-max"),
         ("--egress-log 9MiB --outbox-max 10MiB", "--outbox-max"),
         ("--ping-interval 99ms", "--ping-interval"),
         ("--ping-interval 86400001ms", "--ping-interval"),

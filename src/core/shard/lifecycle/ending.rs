@@ -83,9 +83,8 @@ impl Shard {
             self.flush_held(slot, &reason, now);
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        session.ending = Some(Ending::new(reason.clone()));
-        session.input = Vec::new();
-        session.message_rest = Vec::new();
+        session.ending = Some(Box::new(Ending::new(reason.clone())));
+        session.discard_input();
         if let Some(decoder) = session.protocol.decoder_mut() {
             decoder.discard_fragments();
         }
@@ -179,12 +178,12 @@ impl Shard {
             let why = self.why_too_far_behind(slot);
             return self.end(slot, why, now);
         }
-        let Some(reason) = self.sessions.any_mut(slot).and_then(|session| session.ending.clone()) else {
+        let Some(ending) = self.sessions.any_mut(slot).and_then(|session| session.ending.clone()) else {
             return debug_assert!(false, "a lapped session is ending");
         };
         // It was already ending for another reason: only replies and CLOSING remain to be sent.
-        if self.cut_outbox(slot, KeptOutbox::Replies) && reason.reason.has_goodbye() {
-            self.push_closing(slot, &reason.reason, now);
+        if self.cut_outbox(slot, KeptOutbox::Replies) && ending.reason.has_goodbye() {
+            self.push_closing(slot, &ending.reason, now);
         }
         if self.sessions.get(slot).is_some_and(|session| session.outbox_bytes() == 0) {
             self.continue_ending(slot, now);

@@ -39,7 +39,7 @@ impl Shard {
         let session = self.sessions.open_mut(slot)?;
         let Protocol::Leaving(to) = session.protocol else { return None };
         let listener = session.listener;
-        let bytes = std::mem::take(&mut session.input);
+        let bytes = session.take_input();
         self.sessions.remove(slot);
         self.counters.subtract(Counter::SessionsOpen, 1);
         self.counters.add(Counter::SessionsHandedOver, 1);

@@ -109,7 +109,7 @@ fn a_pause_does_not_renew_a_messages_deadline() {
     driver.open();
     driver.turn();
     let session = driver.shard.sessions.get(SlotId(0)).unwrap();
-    assert!(matches!(session.input_state, InputState::Partial { .. }), "{:?}", session.input_state);
+    assert_eq!(session.input_state, InputState::Partial);
     let after_ms = drip(&mut driver, &[masked(0x00, b"")]);
     assert!((1_000..1_200).contains(&after_ms), "{after_ms}");
 }

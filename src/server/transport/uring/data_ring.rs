@@ -72,7 +72,7 @@ enum State {
     Closing,
 }
 
-/// One socket.
+/// One socket. 24 bytes.
 ///
 /// Invariant: `detaching` only while `Open` and `receive_paused`.
 /// Invariant: `Closing` only while `receive_armed`, `shutting` or `parked`; a slot is vacated the moment none is.
@@ -89,9 +89,11 @@ struct Slot {
     /// A SHUTDOWN is in flight. A worker looks up the registered file only when it runs, so the slot must not be reused
     /// before.
     shutting: bool,
-    /// The bytes of the parked SEND, which the kernel reads until its completion.
-    parked: Option<Parked>,
+    /// The parked SEND, whose bytes the kernel reads until its completion.
+    parked: Option<Box<Parked>>,
 }
+
+const _: () = assert!(size_of::<Slot>() == 24, "the docs of Slot say how large it is");
 
 /// The ring, its sockets and its buffers.
 ///

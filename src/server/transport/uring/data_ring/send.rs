@@ -101,7 +101,7 @@ impl<S: Shim> DataRing<S> {
     }
 
     fn park(&mut self, slot: u32, rest: &[u8]) -> io::Result<()> {
-        self.slots[slot as usize].parked = Some(Parked { bytes: rest.into(), sent: 0 });
+        self.slots[slot as usize].parked = Some(Box::new(Parked { bytes: rest.into(), sent: 0 }));
         self.send_parked(slot)
     }
 
