@@ -16,6 +16,7 @@ pub mod networks;
 pub mod now;
 pub mod pattern_trie;
 pub mod placement;
+pub mod principal;
 pub mod session;
 pub mod shard;
 #[cfg(any(test, feature = "testing"))]

@@ -13,6 +13,17 @@ pub const ECHO_BYTES_MAX: usize = 16 << 20;
 
 /// Default time from accept to the end of the handshake (native HELLO, or the HTTP upgrade).
 pub const HANDSHAKE_DEADLINE_MS_DEFAULT: u64 = 5_000;
+/// Default time before a token expires at which its client is told, milliseconds.
+pub const TOKEN_WARNING_MS_DEFAULT: u64 = 30_000;
+/// Default time that a session stays open after its token has expired, milliseconds: a refresh may be on its way.
+pub const TOKEN_GRACE_MS_DEFAULT: u64 = 5_000;
+/// Default number of credentials that may wait for their verdicts, on each shard: a tenth of a second's work of one verifier, which
+/// takes 30 to 100 us for each.
+pub const CREDENTIALS_WAITING_MAX_DEFAULT: usize = 1 << 10;
+/// Verdicts that a shard takes in one turn: as many as it accepts connections.
+pub const TURN_VERDICTS: usize = 64;
+/// Most patterns of each kind, allowed or denied, in a set of rules. One is compared with a topic in some 50 ns.
+pub const PERMISSION_PATTERNS_MAX: usize = 256;
 /// Default time that an HTTP connection may be silent between two requests: longer than load balancers keep theirs (60 s), so
 /// that they do not send a request to a connection that is being closed.
 pub const HTTP_IDLE_MS_DEFAULT: u64 = 75_000;

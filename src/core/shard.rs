@@ -23,6 +23,7 @@
 //! 7. Staged frames into the rings: [`Shard::with_stages`]. Then [`Shard::end_turn`].
 
 mod answers;
+mod authentication;
 mod control;
 mod delivery;
 mod egress;

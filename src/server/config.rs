@@ -402,6 +402,7 @@ impl Checks<'_> {
             patterns_bytes_max: limits.patterns_memory.bytes,
             positions_bytes_max: limits.positions_memory.bytes,
             identity_replaces: tables.server.identity_conflict == IdentityConflict::Replace,
+            auth: None,
             debug_echo: tables.debug.debug_echo,
         }
     }
