@@ -318,7 +318,7 @@ fn json_requests_decode_as_specified() {
     }
     assert_eq!(
         json::decode(r#"{"op":"hello","id":1,"name":"app"}"#).unwrap(),
-        Command::Hello { request: 1, client: "".into(), name: "app".into(), features: None }
+        Command::Hello { request: 1, client: "".into(), name: "app".into(), features: None, token: None }
     );
 }
 
@@ -358,7 +358,7 @@ fn a_hello_of_version_0_1_asks_for_no_features() {
     let Ok(Step::Complete(_, hello)) = frame::decode(&hello, 1 << 10) else { panic!("a whole frame") };
     assert_eq!(
         Command::from_frame(&hello).unwrap(),
-        Command::Hello { request: 1, client: "me".into(), name: "app".into(), features: None }
+        Command::Hello { request: 1, client: "me".into(), name: "app".into(), features: None, token: None }
     );
 }
 
@@ -371,6 +371,11 @@ fn a_token_is_no_part_of_the_name() {
     let Ok(Step::Complete(_, hello)) = frame::decode(&hello, 1 << 10) else { panic!("a whole frame") };
     let HelloParts { client, name, features, .. } = hello.hello().unwrap();
     assert_eq!((client, name, features), ("me", "app", Features::TOKENS));
+    assert_eq!(hello.hello_token().unwrap(), b"token");
+    let mut out = Vec::new();
+    let parts = HelloParts { request: 1, client, name, features };
+    frame::encode_hello_with_token(&mut out, &parts, b"token");
+    assert_eq!(out, hello.bytes);
 }
 
 #[test]

@@ -24,6 +24,14 @@ pub const CREDENTIALS_WAITING_MAX_DEFAULT: usize = 1 << 10;
 pub const TURN_VERDICTS: usize = 64;
 /// Most patterns of each kind, allowed or denied, in a set of rules. One is compared with a topic in some 50 ns.
 pub const PERMISSION_PATTERNS_MAX: usize = 256;
+/// Decisions on the topics of publishes that a shard remembers, 56 bytes and the topic's name each.
+pub const PUBLISH_DECISIONS_MAX: usize = 8 << 10;
+/// Revocations that a shard remembers for verdicts that are on their way.
+pub const REVOCATIONS_RECENT_MAX: usize = 1 << 10;
+/// Longest time between two looks at a token's expiry, nanoseconds: it is a time of the system's clock, which may be set.
+pub const EXPIRY_LOOK_NS: u64 = 3_600_000_000_000;
+/// Units of control work to compare a subscription with a session's new permissions: at most 512 patterns, 50 ns each.
+pub const REVIEW_UNITS: usize = 32;
 /// Default time that an HTTP connection may be silent between two requests: longer than load balancers keep theirs (60 s), so
 /// that they do not send a request to a connection that is being closed.
 pub const HTTP_IDLE_MS_DEFAULT: u64 = 75_000;

@@ -8,7 +8,10 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use crate::limits::{CLOSE_REFUSED, PERMISSION_PATTERNS_MAX, TOKEN_BYTES_MAX};
+use crate::{
+    limits::{CLOSE_REFUSED, PERMISSION_PATTERNS_MAX, TOKEN_BYTES_MAX},
+    metrics::counters::Counter,
+};
 use tickcast_proto::{
     command::Token,
     pattern::{self, NameError},
@@ -194,12 +197,15 @@ impl Credentials {
     /// Those of a client that has given a token.
     ///
     /// # Errors
-    /// [`AuthRefusal::Invalid`] if no token is so long, or if it is not UTF-8.
+    /// [`AuthRefusal::Invalid`] if it is empty, too long, or not UTF-8.
     pub fn new(
         token: Option<&Token<'_>>,
         certificate_name: Option<Box<str>>,
     ) -> Result<Credentials, AuthRefusal> {
         let Some(Token(token)) = token else { return Ok(Credentials { token: None, certificate_name }) };
+        if token.is_empty() {
+            return Err(AuthRefusal::Invalid("it is empty".into()));
+        }
         if token.len() > TOKEN_BYTES_MAX {
             let text = format!("it has {} bytes, {TOKEN_BYTES_MAX} are allowed", token.len());
             return Err(AuthRefusal::Invalid(text.into()));
@@ -235,6 +241,16 @@ impl AuthRefusal {
             AuthRefusal::Missing | AuthRefusal::Invalid(_) | AuthRefusal::Revoked => 3500,
             AuthRefusal::Expired | AuthRefusal::NotYetValid => 3005,
             AuthRefusal::Busy => CLOSE_REFUSED,
+        }
+    }
+
+    /// The counter of sessions that ended for it.
+    pub fn counter(&self) -> Counter {
+        match self {
+            AuthRefusal::Missing | AuthRefusal::Invalid(_) => Counter::ClosedUnauthorized,
+            AuthRefusal::Expired | AuthRefusal::NotYetValid => Counter::ClosedTokenExpired,
+            AuthRefusal::Revoked => Counter::ClosedRevoked,
+            AuthRefusal::Busy => Counter::ClosedAuthBusy,
         }
     }
 
@@ -285,5 +301,126 @@ impl Revocation {
             }
             Revocation::TokenId(id) => principal.token_id.as_ref() == Some(id),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(tokens: &[&str], tokens_max: usize) -> Vec<String> {
+        let mut names: Vec<String> = tokens.iter().map(|token| (*token).into()).collect();
+        let mut longest = names.clone();
+        for _ in 1..tokens_max {
+            let longer =
+                |name: &String| tokens.iter().map(|token| format!("{name}.{token}")).collect::<Vec<_>>();
+            longest = longest.iter().flat_map(longer).collect();
+            names.extend(longest.iter().cloned());
+        }
+        names
+    }
+
+    /// Every pattern of two tokens over an alphabet, with `c` for all tokens that are not in it.
+    fn patterns() -> Vec<String> {
+        let all = names(&["a", "b", "*", ">"], 2);
+        all.into_iter().filter(|pattern| pattern::check_pattern(pattern.as_bytes()).is_ok()).collect()
+    }
+
+    #[test]
+    fn a_pattern_that_is_covered_matches_only_topics_that_are_permitted() {
+        let (patterns, topics) = (patterns(), names(&["a", "b", "c"], 3));
+        let mut covered = 0;
+        for allow in &patterns {
+            for deny in patterns.iter().map(Some).chain([None]) {
+                let rules = Rules::new([&**allow], deny.map(|deny| &**deny)).unwrap();
+                for topic in &topics {
+                    let expected = pattern::matches(allow, topic)
+                        && !deny.is_some_and(|deny| pattern::matches(deny, topic));
+                    assert_eq!(rules.permits(topic), expected, "{rules:?} {topic}");
+                    assert_eq!(rules.covers(topic), expected, "a topic is a pattern: {rules:?} {topic}");
+                }
+                for pattern in &patterns {
+                    let matched = || topics.iter().filter(|topic| pattern::matches(pattern, topic));
+                    // With one pattern allowed, it is covered exactly if it matches nothing else.
+                    let expected = matched().all(|topic| rules.permits(topic));
+                    assert_eq!(rules.covers(pattern), expected, "{rules:?} {pattern}");
+                    covered += usize::from(expected);
+                }
+            }
+        }
+        assert!(covered > 500, "{covered}");
+    }
+
+    #[test]
+    fn patterns_allowed_add_up_and_those_denied_win() {
+        let rules = Rules::new(["t.a.*", "t.b"], ["t.a.secret", "x.>"]).unwrap();
+        for topic in ["t.a.b", "t.b"] {
+            assert!(rules.permits(topic) && rules.covers(topic), "{topic}");
+        }
+        for topic in ["t.a.secret", "t.a", "t.a.b.c", "t.c", "x.a"] {
+            assert!(!rules.permits(topic) && !rules.covers(topic), "{topic}");
+        }
+        for pattern in ["t.a.*", "t.*", "t.>", ">"] {
+            assert!(!rules.covers(pattern), "{pattern}");
+        }
+        let both = Rules::new(["t.a", "t.>"], ["t.b.>"]).unwrap();
+        assert!(both.covers("t.a.*") && both.covers("t.*") && !both.covers("t.*.a"));
+    }
+
+    #[test]
+    fn sets_with_the_same_patterns_are_equal() {
+        let rules = Rules::new(["b", "a", "b"], ["d", "c", "c"]).unwrap();
+        assert_eq!(rules, Rules::new(["a", "b"], ["c", "d"]).unwrap());
+        assert_eq!((rules.allow().len(), rules.deny().len()), (2, 2));
+        let all = Rules::new(["a.b", ">", "*"], [] as [&str; 0]).unwrap();
+        assert!(all == Rules::all() && all.is_all() && all.covers(">"));
+        assert!(!Rules::new([">"], ["a"]).unwrap().is_all() && !Rules::NONE.is_all());
+        assert!(!Rules::NONE.permits("a") && !Rules::NONE.covers("a"));
+    }
+
+    #[test]
+    fn bad_and_too_many_patterns_are_rejected() {
+        let none: [&str; 0] = [];
+        let bad = RulesError::Pattern("a..b".into(), NameError::EmptyToken);
+        assert_eq!(Rules::new(["a", "a..b"], none), Err(bad.clone()));
+        assert_eq!(Rules::new(none, ["a..b"]), Err(bad));
+        let many = |count: usize| (0..count).map(|n| format!("a.{n}"));
+        assert!(Rules::new(many(PERMISSION_PATTERNS_MAX), none).is_ok());
+        assert_eq!(Rules::new(many(PERMISSION_PATTERNS_MAX + 1), none), Err(RulesError::TooMany));
+    }
+
+    #[test]
+    fn credentials_do_not_show_their_token() {
+        let token = Token(b"secret"[..].into());
+        let credentials = Credentials::new(Some(&token), None).unwrap();
+        assert_eq!(credentials.token.as_deref(), Some("secret"));
+        assert!(!format!("{token:?} {credentials:?}").contains("secret"));
+        let longest = vec![b'x'; TOKEN_BYTES_MAX];
+        assert!(Credentials::new(Some(&Token((&longest[..]).into())), None).is_ok());
+        let too_long = vec![b'x'; TOKEN_BYTES_MAX + 1];
+        for bad in [&b""[..], b"secret\xff", &too_long] {
+            let refusal = Credentials::new(Some(&Token(bad.into())), None).unwrap_err();
+            assert!(matches!(&refusal, AuthRefusal::Invalid(text) if !text.contains("secret")), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn the_same_subject_in_two_tenants_is_two_clients() {
+        let principal = |tenant: &str, subject: &str| Principal {
+            subject: subject.into(),
+            tenant: tenant.into(),
+            token_id: None,
+            expires_at_s: None,
+            permissions: Arc::default(),
+        };
+        let (none, a, b) = (principal("", "s"), principal("a", "s"), principal("b", "s"));
+        assert_eq!(none.identity(), "s");
+        assert!(a.identity() != b.identity() && a.identity() != none.identity());
+        assert!(a.is_same_client(&a) && !a.is_same_client(&b) && !a.is_same_client(&none));
+        let revocation = Revocation::Subject { tenant: "a".into(), subject: "s".into() };
+        assert!(revocation.revokes(&a) && !revocation.revokes(&b) && !revocation.revokes(&none));
+        let revocation = Revocation::TokenId("id".into());
+        assert!(!revocation.revokes(&a));
+        assert!(revocation.revokes(&Principal { token_id: Some("id".into()), ..a }));
     }
 }

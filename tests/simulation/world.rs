@@ -23,7 +23,7 @@ use tickcast_core::{
     metrics::counters::Counter,
     now::Now,
     placement::home_shard,
-    shard::{Action, DetachedSession, ListenerKind, Shard},
+    shard::{Action, ListenerKind, Shard},
     testing::{self, EPOCH, START, TurnLoop},
 };
 use tickcast_proto::{
@@ -385,12 +385,11 @@ impl World {
         let Some(departure) = self.shards[shard].handle_detached(SlotId(slot)) else { return };
         self.free[shard].push(slot);
         self.reached.handed_over += 1;
-        let DetachedSession { to, listener, bytes } = departure;
-        let to = usize::from(to.0);
+        let to = usize::from(departure.to.0);
         assert_ne!(to, shard, "a shard does not hand over to itself");
         let slot = self.vacant_slot(to);
         (self.clients[index].shard, self.clients[index].slot) = (to, slot);
-        self.shards[to].handle_attached(SlotId(slot), SourceId::default(), listener, &bytes, self.now);
+        self.shards[to].handle_attached(SlotId(slot), SourceId::default(), &departure, self.now);
         self.actions(to);
         assert!(
             self.clients.iter().all(|client| !client.leaving || client.shard != to || client.slot != slot)

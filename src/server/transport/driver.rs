@@ -34,7 +34,7 @@ use tickcast_core::{
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
-    shard::{Action, ClientAddress, DetachedSession, ListenerKind, Send, Shard},
+    shard::{Action, ClientAddress, ListenerKind, Send, Shard},
 };
 
 /// Longest sleep while refused sockets linger.
@@ -421,8 +421,7 @@ impl Driver {
                 }
             };
             if let Some(slot) = self.add(socket, admitted) {
-                let DetachedSession { listener, bytes, .. } = &departure;
-                self.shard.handle_attached(SlotId(slot), admitted.source, *listener, bytes, now);
+                self.shard.handle_attached(SlotId(slot), admitted.source, &departure, now);
                 self.actions()?;
             }
         }
