@@ -230,6 +230,12 @@ impl Limits {
         for (current, wanted) in bytes(self).into_iter().zip(bytes(new)) {
             report("delivery.history", current, wanted);
         }
+        if self.auth.is_some() != new.auth.is_some() {
+            let current = if self.auth.is_some() { "on" } else { "off" };
+            lines.push(format!(
+                "auth: {current} until a restart, because open sessions would have no principal"
+            ));
+        }
         lines
     }
 }
@@ -251,6 +257,21 @@ mod tests {
         let live = now.with_reloadable_from(&other);
         assert_eq!((live.behind_ns, live.publish_rate), (7, 9));
         assert_eq!((live.frame_bytes_max, live.topics_max), (now.frame_bytes_max, now.topics_max));
+    }
+
+    #[test]
+    fn authentication_changes_while_the_server_runs_but_is_not_switched_on_or_off() {
+        let off = Limits::default();
+        let on = |grace_ns| Limits {
+            auth: Some(AuthLimits { grace_ns, ..AuthLimits::default() }),
+            ..Limits::default()
+        };
+        assert_eq!(on(1).with_reloadable_from(&on(2)).auth, on(2).auth);
+        for (now, new) in [(&off, &on(1)), (&on(1), &off)] {
+            let live = now.with_reloadable_from(new);
+            assert_eq!(live.auth, now.auth);
+            assert!(live.changes_needing_restart(new)[0].starts_with("auth: "));
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     client::{Client, Manner, Published, Seen, State, key_of},
+    permissions,
     reached::Reached,
     request::{Begin, Request},
 };
@@ -16,13 +17,14 @@ use tickcast::{
     sources::Lanes,
 };
 use tickcast_core::{
-    config::Limits,
+    config::{AuthLimits, Limits},
     home::history::HistoryBounds,
-    ids::{SlotId, SourceId},
+    ids::{SessionId, SlotId, SourceId},
     mesh::{Mesh, ring::frame_ring},
     metrics::counters::Counter,
     now::Now,
     placement::home_shard,
+    principal::Credentials,
     shard::{Action, ListenerKind, Shard},
     testing::{self, EPOCH, START, TurnLoop},
 };
@@ -87,6 +89,8 @@ pub struct World {
     memories: Vec<Memory>,
     /// Topics of clients are refused in this run, because homes are full.
     refuses: bool,
+    /// Credentials that wait for the verifier, with the shard of their session.
+    verifying: Vec<(usize, SessionId, Credentials)>,
     pub reached: Reached,
 }
 
@@ -127,6 +131,7 @@ impl World {
             ping_timeout_ns: 100_000_000,
             // The clock jumps forward now and then.
             handshake_deadline_ns: 3_600_000_000_000,
+            auth: (seed % 8 == 6).then(AuthLimits::default),
             ..Limits::default()
         };
         // Two of the longest frames, pieces of history, fit the ring.
@@ -161,6 +166,7 @@ impl World {
             last_lives: HashMap::new(),
             gone: HashSet::new(),
             memories: Vec::new(),
+            verifying: Vec::new(),
             reached: Reached::default(),
             rng,
         };
@@ -181,6 +187,10 @@ impl World {
             self.now.monotonic_ns += self.rng.u64(..3_000_000_000);
             self.now.realtime_ns = self.rng.u64(1 << 59..1 << 61);
         }
+        if !self.verifying.is_empty() && self.rng.bool() {
+            let at = self.rng.usize(..self.verifying.len());
+            self.verify(at);
+        }
         match self.rng.u8(..100) {
             0..8 if self.clients.len() < CLIENTS_MAX => self.connect(),
             0..35 => self.publish(),
@@ -193,6 +203,14 @@ impl World {
             75..98 => self.transport(),
             _ => self.vanish(),
         }
+    }
+
+    /// The verifier has looked at one of the credentials.
+    fn verify(&mut self, at: usize) {
+        let (shard, session, credentials) = self.verifying.swap_remove(at);
+        self.shards[shard].handle_verdict(session, permissions::verdict(&credentials), self.now);
+        self.reached.verified += 1;
+        self.actions(shard);
     }
 
     fn connect(&mut self) {
@@ -219,13 +237,22 @@ impl World {
             false => String::new(),
         };
         let room = self.rng.usize(100..8_000);
-        let mut client = Client::new(self.names, shard, slot, encoding, manner, room, &identity);
+        let token = self.limits.auth.as_ref().map(|_| match &*identity {
+            "" => format!("{}.name-{}", self.names % permissions::SETS, self.names),
+            identity => format!("{}.{identity}", self.names % permissions::SETS),
+        });
+        let mut client = Client::new(self.names, shard, slot, encoding, manner, room, &identity, token);
         client.takes_all = manner == Manner::Healthy && self.rng.u8(..3) == 0;
         match self.memories.pop() {
             Some(memory) => self.reconnect(&mut client, memory),
             None => {
                 let request = self.request();
-                client.subscribe(PATTERNS[self.rng.usize(..PATTERNS.len())], request);
+                let mut pattern = PATTERNS[self.rng.usize(..PATTERNS.len())];
+                // A raw client is closed for a request that is refused.
+                while encoding == WireFormat::WEBSOCKET_RAW && !client.may_subscribe(pattern) {
+                    pattern = PATTERNS[self.rng.usize(..PATTERNS.len())];
+                }
+                client.subscribe(pattern, request);
             }
         }
         self.clients.push(client);
@@ -308,6 +335,12 @@ impl World {
         let request = self.request();
         let client = &mut self.clients[client];
         let pattern = PATTERNS[self.rng.usize(..PATTERNS.len())];
+        if client.token.is_some() {
+            let is_raw = client.encoding == WireFormat::WEBSOCKET_RAW;
+            if self.rng.u8(..8) == 0 || is_raw && !client.may_subscribe(pattern) {
+                return client.refresh();
+            }
+        }
         match (self.rng.u8(..10), client.subscriptions.get(pattern)) {
             // Only without other subscriptions: a topic that is already covered continues as it is.
             (0..4, None) if client.subscriptions.values().all(|state| *state != State::Requested) => {
@@ -511,6 +544,9 @@ impl World {
                 }
             }
         }
+        while let Some((session, credentials)) = self.shards[shard].poll_credentials() {
+            self.verifying.push((shard, session, credentials));
+        }
         self.remove_ended(shard);
     }
 
@@ -601,6 +637,9 @@ impl World {
                 }
                 index += usize::from(self.clients.len() == before);
             }
+            while !self.verifying.is_empty() {
+                self.verify(0);
+            }
             let staged = self.lanes.flush().is_ok();
             let still = self.shards.iter().zip(&mut self.meshes).all(|(shard, mesh)| {
                 !shard.is_busy()
@@ -636,6 +675,7 @@ impl World {
             self.reached.lives += client.lives;
             self.reached.acknowledged += client.publishes.acknowledged;
             self.reached.refused += client.publishes.refused;
+            self.reached.denied += client.denied;
         }
         self.reached.pinged = totals(Counter::Pings);
         self.reached.silent_closed = totals(Counter::ClosedHeartbeatTimeout);

@@ -169,15 +169,15 @@ impl Shard {
             return debug_assert!(false, "each credentials have one verdict");
         };
         let slot = id.slot();
-        // Once the server stops, input is no longer processed.
-        let is_open = self.sessions.open_mut(slot).is_some_and(|session| session.id == id);
-        if !is_open || self.input_stopped {
-            return;
+        let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == id) else { return };
+        session.proof = before;
+        if self.input_stopped {
+            // The server stops: its input is no longer processed.
+            return if session.is_paused() {
+                self.list_paused(slot)
+            };
         }
         let verdict = verdict.and_then(|principal| self.check_principal(slot, principal, before, now));
-        if let Some(session) = self.sessions.open_mut(slot) {
-            session.proof = before;
-        }
         match verdict {
             Ok(principal) => {
                 self.counters.add(Counter::CredentialsAccepted, 1);

@@ -652,6 +652,23 @@ fn tokens_beyond_their_bounds_are_refused_and_never_verified() {
     bench.end();
 }
 
+#[test]
+fn a_kept_http_connection_becomes_a_websocket_when_its_token_is_verified() {
+    for (token, expected) in [("alice", vec!["101".to_owned()]), ("forged", refused(Header, 3500))] {
+        let mut bench = Bench::new();
+        let get = b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n";
+        bench.accept(0, Header, &[get, &get[..]].concat());
+        bench.turns();
+        assert_eq!(bench.take(0), ["404"], "static resources need no token");
+        bench.driver.receive(0, &Header.opening(Some(token), ""));
+        bench.turns();
+        assert_eq!(bench.take(0), [] as [&str; 0]);
+        bench.verify();
+        assert_eq!(bench.take(0), expected, "{token}");
+        bench.end();
+    }
+}
+
 /// Neither a truncated nor a changed opening panics, hangs or opens a session without a verdict.
 #[test]
 fn truncated_and_mutated_openings_end_or_wait() {

@@ -40,6 +40,7 @@ fn actions(shard: &mut Shard) -> Vec<Action> {
 fn opening(listener: ListenerKind, client: &str, token: &str) -> Vec<u8> {
     match listener {
         ListenerKind::Native => hello_as(client, token.as_bytes(), Features::TOKENS),
+        ListenerKind::Http if client.is_empty() => Header.opening(Some(token), ""),
         ListenerKind::Http => Header.opening(Some(token), &format!("client={client}")),
     }
 }
@@ -144,11 +145,29 @@ fn a_session_that_ends_while_it_waits_or_leaves_learns_why() {
             verify(&mut from);
         }
         from.stop_input();
+        if verifies {
+            from.turn(START);
+        }
         from.begin_drain(u64::MAX, START);
         assert_eq!(events(&sent(&mut from)), ["closing 3001"]);
         assert_eq!(from.handle_detached(SlotId(3)), None);
         verify(&mut from);
         assert_eq!(sent(&mut from), b"");
+    }
+}
+
+#[test]
+fn a_verdict_opens_no_session_of_a_server_that_stops() {
+    for listener in [ListenerKind::Native, ListenerKind::Http] {
+        let mut shard = shard(ShardId(0), with(AuthLimits::default()));
+        shard.handle_accept(SlotId(3), listener, START);
+        shard.handle_bytes(SlotId(3), &opening(listener, "", "alice"), START);
+        shard.stop_input();
+        assert_eq!(verify(&mut shard), 1);
+        shard.turn(START);
+        assert_eq!(sent(&mut shard), b"");
+        shard.begin_drain(u64::MAX, START);
+        shard.turn(START);
     }
 }
 
