@@ -100,6 +100,7 @@ impl World {
         let count = rng.usize(1..=4);
         let roomy = rng.bool();
         let refuses = seed % 8 == 5;
+        let has_tokens = seed % 8 == 6;
         let base_topics = |home: usize| {
             let is_here = |name: &&&str| usize::from(home_shard(name, count as u16).0) == home;
             SOURCE_TOPICS.iter().filter(is_here).count()
@@ -124,14 +125,18 @@ impl World {
             history_bytes_max: HISTORY_BYTES_MAX,
             keys_per_topic_max: 8,
             // Topics of a few runs are forgotten within the run.
-            topic_idle: Rules::all(if !refuses && rng.u8(..3) == 0 { rng.u64(2..40) * 1_000_000 } else { 0 }),
+            topic_idle: Rules::all(if !refuses && !has_tokens && rng.u8(..3) == 0 {
+                rng.u64(2..40) * 1_000_000
+            } else {
+                0
+            }),
             last_values_bytes_max: if seed % 4 == 3 { 8 << 10 } else { LAST_VALUES_BYTES_MAX_DEFAULT },
             // A run lasts 0.4 s. Clients are served at random, so some miss a ping.
             ping_interval_ns: if rng.u8(..4) == 0 { 20_000_000 } else { u64::MAX },
             ping_timeout_ns: 100_000_000,
             // The clock jumps forward now and then.
             handshake_deadline_ns: 3_600_000_000_000,
-            auth: (seed % 8 == 6).then(AuthLimits::default),
+            auth: has_tokens.then(AuthLimits::default),
             ..Limits::default()
         };
         // Two of the longest frames, pieces of history, fit the ring.
