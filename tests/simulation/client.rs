@@ -267,6 +267,9 @@ impl Client {
         assert!(!self.may_subscribe(pattern), "{text}");
         assert_eq!(self.subscriptions.remove(pattern), Some(State::Requested), "{text}");
         self.requested.remove(pattern);
+        // What it knew from an earlier connection ends here, unless another pattern continues it.
+        let patterns = &self.subscriptions;
+        self.seen.retain(|topic, _| patterns.keys().any(|pattern| pattern::matches(pattern, topic)));
         self.denied += 1;
     }
 
