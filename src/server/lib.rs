@@ -26,7 +26,7 @@
 //! | [`tickcast_core`] | the state machines: homes, fan-out, sessions, shards, the mesh between shards; no socket, no clock, no runtime |
 //! | [`tickcast_client`] | the client library that `tickcast sub`, the load client and users share |
 //! | [`tickcast_ecg`] | WFDB records and a beat detector |
-//! | this one | [`transport`] (glommio, io_uring, sockets), [`sources`], [`operator`], [`config`], [`cli`], [`page`] |
+//! | this one | [`transport`] (glommio, io_uring, sockets), [`auth`], [`sources`], [`operator`], [`config`], [`cli`], [`page`] |
 //!
 //! # Invariants
 //!
@@ -37,6 +37,7 @@
 //! - Memory is bounded by configuration: logs, rings, sessions.
 //! - A peer's bytes never cause a panic, a hang, or an allocation of a size that they merely announce.
 
+pub mod auth;
 pub mod byte_order_mark;
 pub mod cli;
 pub mod clock;

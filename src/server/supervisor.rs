@@ -2,6 +2,7 @@
 
 pub mod listening;
 pub mod reload;
+mod verification;
 
 use std::{
     io,
@@ -15,6 +16,7 @@ use std::{
 };
 
 use crate::{
+    auth::Authority,
     clock,
     config::{
         Config,
@@ -81,7 +83,7 @@ enum Event {
     ShardEnded(ShardId, Result<(), ShardFailure>),
     /// A source of this kind has ended, or cannot go on.
     SourceEnded(&'static str, Result<(), SourceError>),
-    /// The admin or the signals thread has ended unexpectedly: its name and the reason.
+    /// The admin, the signals or a verifier's thread has ended unexpectedly: its name and the reason.
     ThreadEnded(&'static str, String),
 }
 
@@ -138,8 +140,10 @@ pub fn run(
         config.sources.iter().map(|source| SourceStatus::new(source.kind().name)).collect();
     let (event_sender, events) = channel();
     let Opened { admin, clients, files, addresses } = listening::open(config, passed)?;
-    let admin =
-        admin.map(|opened| start_admin(config, opened, (&counters, &statuses), &event_sender)).transpose()?;
+    let authority = config.auth.as_ref().map(|auth| Arc::new(Authority::new(auth.policy.clone())));
+    let admin = admin
+        .map(|opened| start_admin(config, opened, (&counters, &statuses), authority.clone(), &event_sender))
+        .transpose()?;
     let set_stage = |stage| {
         if let Some(admin) = &admin {
             admin.set_stage(stage);
@@ -149,7 +153,7 @@ pub fn run(
     let mut limits = config.limits.clone();
     // Of the sockets in use: the service manager may have passed others than the configuration names.
     limits.http_access.is_local = addresses.iter().all(is_local);
-    let reloader = Reloader::new(reload, limits, config.log.clone());
+    let reloader = Reloader::new(reload, limits, authority.clone(), config.log.clone());
     let (server, lanes) =
         start(config, clients_max, clients, (counters, statuses), (event_sender, events), reloader)?;
     set_stage(Stage::Serving);
@@ -172,6 +176,7 @@ fn start_admin(
     config: &Config,
     listening: Listening,
     (shards, sources): (&[Arc<Counters>], &[SourceStatus]),
+    authority: Option<Arc<Authority>>,
     event_sender: &Sender<Event>,
 ) -> Result<AdminListener, StartupError> {
     let core = |index: usize| config.cores[index % config.cores.len()];
@@ -179,6 +184,7 @@ fn start_admin(
     let handles = ServerHandles {
         shards: shards.iter().cloned().enumerate().map(|(index, counters)| (core(index), counters)).collect(),
         sources: sources.to_vec(),
+        authority,
         overload_is_unready: config.overload_is_unready,
         dispatch: Box::new(move |dispatch| drop(requests.send(Event::AdminRequest(dispatch)))),
     };
@@ -224,6 +230,9 @@ fn start(
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
     let lanes = config.sources.iter().map(|_| lanes(&mut meshes, &bells, config.mesh_ring_bytes)).collect();
 
+    let verifiers_ended = event_sender.clone();
+    let on_failure = move |reason| drop(verifiers_ended.send(Event::ThreadEnded("verifier", reason)));
+    let mut verifiers = verification::start(config, &reloader, &bells, on_failure)?;
     let (control, receivers) = control_channels(&bells);
     let mut server = Server {
         shards: Vec::new(),
@@ -250,7 +259,8 @@ fn start(
         .iter()
         .filter_map(|listening| {
             let kind = listening.kind.of_clients();
-            kind.map(|kind| ClientListener::new(kind, listening.client, listening.is_dealt()))
+            let (is_dealt, is_read_only) = (listening.is_dealt(), listening.is_read_only);
+            kind.map(|kind| ClientListener::new(kind, listening.client, is_dealt, is_read_only))
         })
         .collect();
     let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();
@@ -280,6 +290,7 @@ fn start(
             pacing: Pacing { latency_budget: config.latency_budget, spin_ns: config.spin_ns },
             handovers,
             control: ControlQueue::new(receiver),
+            verifiers: verifiers.next(),
             distribution: Distribution::new(id, server.counters.clone()),
         };
         let core = config.cores[index % config.cores.len()];

@@ -12,6 +12,7 @@ use crate::{
 use tickcast_core::{
     config::Limits,
     mesh::ring::Doorbell,
+    principal::Revocation,
     shard::survey::{SessionsQuery, ShardState, TopicsQuery},
 };
 use tickcast_proto::ids::{ShardId, TopicId};
@@ -61,6 +62,8 @@ pub enum ShardRequest {
     Reload(Arc<Limits>),
     /// Closes the session with this id; replies whether it existed.
     Close(u64, ReplySender<bool>),
+    /// Closes the sessions that this revokes; replies how many.
+    Revoke(Arc<Revocation>, ReplySender<usize>),
 }
 
 /// A request to dispatch to one shard or to all.

@@ -24,6 +24,7 @@ use super::{
     },
 };
 use crate::{
+    auth::verifiers::VerifierLane,
     clock,
     process::{
         cores::pin_to,
@@ -75,6 +76,8 @@ pub struct ShardParts {
     pub handovers: HandoverLanes,
     /// Requests of operators and of the main thread.
     pub control: ControlQueue,
+    /// Verifies credentials.
+    pub verifiers: Option<VerifierLane>,
     /// Batching and spinning.
     pub pacing: Pacing,
     /// Which shard serves an accepted connection.
@@ -185,6 +188,7 @@ impl ShardParts {
             self.control,
         );
         (driver.listeners, driver.distribution) = (self.listeners, self.distribution);
+        driver.verifiers = self.verifiers;
         driver.overload_refuses = self.overload_refuses;
         driver.set_pacing(self.pacing);
         Ok(driver)

@@ -8,7 +8,9 @@ use std::sync::{
 use tokio::sync::Semaphore;
 
 use super::{process_sample, stage::Stage};
-use crate::{clock, limits::ADMIN_QUERIES_MAX, operator::control::Dispatch, sources::SourceStatus};
+use crate::{
+    auth::Authority, clock, limits::ADMIN_QUERIES_MAX, operator::control::Dispatch, sources::SourceStatus,
+};
 use tickcast_core::metrics::counters::{Counter, Counters};
 
 /// The admin thread's handles to the rest of the server.
@@ -17,6 +19,8 @@ pub struct ServerHandles {
     pub shards: Vec<(usize, Arc<Counters>)>,
     /// The server's own sources.
     pub sources: Vec<SourceStatus>,
+    /// Verifies credentials; `None`: nobody has to prove who it is.
+    pub authority: Option<Arc<Authority>>,
     /// Whether the server is not ready while a shard is overloaded.
     pub overload_is_unready: bool,
     /// Passes a request on to the shards without blocking. Drops it if the main thread has ended.
