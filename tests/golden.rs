@@ -318,7 +318,7 @@ fn json_requests_decode_as_specified() {
     }
     assert_eq!(
         json::decode(r#"{"op":"hello","id":1,"name":"app"}"#).unwrap(),
-        Command::Hello { request: 1, client: "".into(), name: "app".into(), features: None }
+        Command::Hello { request: 1, client: "".into(), name: "app".into(), features: None, token: None }
     );
 }
 
@@ -358,7 +358,7 @@ fn a_hello_of_version_0_1_asks_for_no_features() {
     let Ok(Step::Complete(_, hello)) = frame::decode(&hello, 1 << 10) else { panic!("a whole frame") };
     assert_eq!(
         Command::from_frame(&hello).unwrap(),
-        Command::Hello { request: 1, client: "me".into(), name: "app".into(), features: None }
+        Command::Hello { request: 1, client: "me".into(), name: "app".into(), features: None, token: None }
     );
 }
 
@@ -371,6 +371,11 @@ fn a_token_is_no_part_of_the_name() {
     let Ok(Step::Complete(_, hello)) = frame::decode(&hello, 1 << 10) else { panic!("a whole frame") };
     let HelloParts { client, name, features, .. } = hello.hello().unwrap();
     assert_eq!((client, name, features), ("me", "app", Features::TOKENS));
+    assert_eq!(hello.hello_token().unwrap(), b"token");
+    let mut out = Vec::new();
+    let parts = HelloParts { request: 1, client, name, features };
+    frame::encode_hello_with_token(&mut out, &parts, b"token");
+    assert_eq!(out, hello.bytes);
 }
 
 #[test]
@@ -388,7 +393,7 @@ fn features_encode_to_the_golden_bytes() {
         &native(&welcome),
         &format!(
             "50000000 7463 01 00  4000 2000 0e000000  0000000000000000  00000000 00000000
-             0a00000000000000 0b00000000000000 00000400 01000000 0b03000000000000 \"{SERVER}\" 0000"
+             0a00000000000000 0b00000000000000 00000400 01000000 1b03000000000000 \"{SERVER}\" 0000"
         ),
     );
     let (topic, name) = (TopicId(5), "a.b");

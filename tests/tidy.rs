@@ -101,11 +101,25 @@ fn only_the_admin_listener_knows_its_runtime() {
 }
 
 #[test]
-fn only_tickcast_top_knows_its_terminal_and_how_it_asks() {
-    refuse("only tickcast top names ureq and ratatui", |path, line| {
+fn only_tickcast_top_and_the_fetcher_of_keys_ask_other_servers() {
+    refuse("only tickcast top names ratatui, and with the fetcher of keys ureq", |path, line| {
+        let is_top = path.starts_with("src/server/operator/top");
+        let is_fetcher = path == "src/server/auth/fetcher.rs";
         path.starts_with("src/")
-            && !path.starts_with("src/server/operator/top")
-            && (line.contains("ureq::") || line.contains("ratatui::"))
+            && (line.contains("ureq::") && !is_top && !is_fetcher || line.contains("ratatui::") && !is_top)
+    });
+}
+
+#[test]
+fn only_authentication_knows_its_cryptography() {
+    refuse("only src/server/auth and TLS name ring", |path, line| {
+        path.starts_with("src/")
+            && !["src/server/auth/", "src/tls", "src/server/transport/tls"]
+                .iter()
+                .any(|own| path.starts_with(own))
+            && (line.contains("ring::hmac")
+                || line.contains("ring::signature")
+                || line.contains("jsonwebtoken::"))
     });
 }
 

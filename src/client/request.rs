@@ -360,7 +360,13 @@ mod tests {
         );
         assert_eq!(
             json::decode(&json(Outgoing::Hello(hello))),
-            Ok(Command::Hello { request: 3, client: "".into(), name: "n\n".into(), features: None })
+            Ok(Command::Hello {
+                request: 3,
+                client: "".into(),
+                name: "n\n".into(),
+                features: None,
+                token: None
+            })
         );
         let hello = HelloParts { features: Features::COUNTS, ..hello };
         let Ok(Command::Hello { features, .. }) = json::decode(&json(Outgoing::Hello(hello))) else {

@@ -1,9 +1,12 @@
 //! The core's configuration.
 
+use std::sync::Arc;
+
 use crate::{
     home::{CreationLimits, history::HistoryBounds},
     limits,
     networks::Networks,
+    principal::Principal,
 };
 use tickcast_proto::{
     http::access::Access,
@@ -74,8 +77,37 @@ pub struct Limits {
     pub positions_bytes_max: usize,
     /// Whether a second connection with the same identity replaces the first.
     pub identity_replaces: bool,
+    /// How clients prove who they are; `None`: none has to, and everyone may do everything.
+    pub auth: Option<AuthLimits>,
     /// Whether `/echo` is served.
     pub debug_echo: bool,
+}
+
+/// What the core knows of authentication. The keys are the verifier's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthLimits {
+    /// What clients without credentials may do; `None`: nothing, they are refused.
+    pub anonymous: Option<Arc<Principal>>,
+    /// Whether `?token=` is accepted in the target of `/ws`, which proxies and others log.
+    pub query_token: bool,
+    /// Time before the expiry of a token at which its client is told, nanoseconds.
+    pub warning_ns: u64,
+    /// Time that a session stays open after its token has expired, nanoseconds.
+    pub grace_ns: u64,
+    /// Credentials of one shard that may wait for their verdicts.
+    pub waiting_max: usize,
+}
+
+impl Default for AuthLimits {
+    fn default() -> Self {
+        AuthLimits {
+            anonymous: None,
+            query_token: false,
+            warning_ns: limits::TOKEN_WARNING_MS_DEFAULT * 1_000_000,
+            grace_ns: limits::TOKEN_GRACE_MS_DEFAULT * 1_000_000,
+            waiting_max: limits::CREDENTIALS_WAITING_MAX_DEFAULT,
+        }
+    }
 }
 
 impl Limits {
@@ -132,6 +164,7 @@ impl Default for Limits {
             patterns_bytes_max: limits::PATTERNS_BYTES_MAX_DEFAULT,
             positions_bytes_max: limits::POSITIONS_BYTES_MAX_DEFAULT,
             identity_replaces: false,
+            auth: None,
             debug_echo: false,
         }
     }
@@ -169,6 +202,11 @@ impl Limits {
             unfinished_bytes_max: other.unfinished_bytes_max,
             patterns_bytes_max: other.patterns_bytes_max,
             positions_bytes_max: other.positions_bytes_max,
+            // Sessions from before have no principal.
+            auth: match (&self.auth, &other.auth) {
+                (Some(_), Some(auth)) => Some(auth.clone()),
+                (auth, _) => auth.clone(),
+            },
             ..self.clone()
         }
     }
@@ -192,6 +230,12 @@ impl Limits {
         for (current, wanted) in bytes(self).into_iter().zip(bytes(new)) {
             report("delivery.history", current, wanted);
         }
+        if self.auth.is_some() != new.auth.is_some() {
+            let current = if self.auth.is_some() { "on" } else { "off" };
+            lines.push(format!(
+                "auth: {current} until a restart, because open sessions would have no principal"
+            ));
+        }
         lines
     }
 }
@@ -213,6 +257,21 @@ mod tests {
         let live = now.with_reloadable_from(&other);
         assert_eq!((live.behind_ns, live.publish_rate), (7, 9));
         assert_eq!((live.frame_bytes_max, live.topics_max), (now.frame_bytes_max, now.topics_max));
+    }
+
+    #[test]
+    fn authentication_changes_while_the_server_runs_but_is_not_switched_on_or_off() {
+        let off = Limits::default();
+        let on = |grace_ns| Limits {
+            auth: Some(AuthLimits { grace_ns, ..AuthLimits::default() }),
+            ..Limits::default()
+        };
+        assert_eq!(on(1).with_reloadable_from(&on(2)).auth, on(2).auth);
+        for (now, new) in [(&off, &on(1)), (&on(1), &off)] {
+            let live = now.with_reloadable_from(new);
+            assert_eq!(live.auth, now.auth);
+            assert!(live.changes_needing_restart(new)[0].starts_with("auth: "));
+        }
     }
 
     #[test]

@@ -15,7 +15,9 @@ pub mod metrics;
 pub mod networks;
 pub mod now;
 pub mod pattern_trie;
+pub mod permission_sets;
 pub mod placement;
+pub mod principal;
 pub mod session;
 pub mod shard;
 #[cfg(any(test, feature = "testing"))]

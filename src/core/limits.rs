@@ -13,6 +13,25 @@ pub const ECHO_BYTES_MAX: usize = 16 << 20;
 
 /// Default time from accept to the end of the handshake (native HELLO, or the HTTP upgrade).
 pub const HANDSHAKE_DEADLINE_MS_DEFAULT: u64 = 5_000;
+/// Default time before a token expires at which its client is told, milliseconds.
+pub const TOKEN_WARNING_MS_DEFAULT: u64 = 30_000;
+/// Default time that a session stays open after its token has expired, milliseconds: a refresh may be on its way.
+pub const TOKEN_GRACE_MS_DEFAULT: u64 = 5_000;
+/// Default number of credentials that may wait for their verdicts, on each shard: a tenth of a second's work of one verifier, which
+/// takes 30 to 100 us for each.
+pub const CREDENTIALS_WAITING_MAX_DEFAULT: usize = 1 << 10;
+/// Verdicts that a shard takes in one turn: as many as it accepts connections.
+pub const TURN_VERDICTS: usize = 64;
+/// Most patterns of each kind, allowed or denied, in a set of rules. One is compared with a topic in some 50 ns.
+pub const PERMISSION_PATTERNS_MAX: usize = 256;
+/// Decisions on the topics of publishes that a shard remembers, 56 bytes and the topic's name each.
+pub const PUBLISH_DECISIONS_MAX: usize = 8 << 10;
+/// Revocations that a shard remembers for verdicts that are on their way.
+pub const REVOCATIONS_RECENT_MAX: usize = 1 << 10;
+/// Longest time between two looks at a token's expiry, nanoseconds: it is a time of the system's clock, which may be set.
+pub const EXPIRY_LOOK_NS: u64 = 3_600_000_000_000;
+/// Units of control work to compare a subscription with a session's new permissions: at most 512 patterns, 50 ns each.
+pub const REVIEW_UNITS: usize = 32;
 /// Default time that an HTTP connection may be silent between two requests: longer than load balancers keep theirs (60 s), so
 /// that they do not send a request to a connection that is being closed.
 pub const HTTP_IDLE_MS_DEFAULT: u64 = 75_000;

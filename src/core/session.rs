@@ -16,6 +16,8 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 pub use self::{
     close::{CloseReason, DepartureState, Ending, KeptOutbox},
     eviction::Verdict,
@@ -27,6 +29,7 @@ use crate::{
     egress_log::{EgressLog, Range},
     ids::{SessionId, SourceId, TopicId},
     limits::REPLY_BYTES_MAX,
+    principal::Principal,
     session::{
         membership::{Lag, Membership, Taking},
         memberships::Memberships,
@@ -75,6 +78,20 @@ pub enum SendState {
     /// The socket was full, and the rest of the SEND waits for room in it: see
     /// [`Sessions::full_ns`](table::Sessions::full_ns).
     Parked,
+}
+
+/// How a session's principal is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Proof {
+    /// The client has given no credentials: it needs none, or may still give them.
+    #[default]
+    None,
+    /// Its credentials wait for their verdict, and its input for both.
+    Pending,
+    /// It has given none, and is what anonymous clients are.
+    Anonymous,
+    /// By its credentials.
+    Credentials,
 }
 
 /// How many of a session's memberships, and of its subscriptions in wildcard groups, may lose queued ticks when the session
@@ -166,6 +183,11 @@ impl Protocol {
         }
     }
 
+    /// Whether the input is HTTP requests.
+    pub fn is_http(&self) -> bool {
+        matches!(self, Protocol::Http(_))
+    }
+
     /// Whether the connection is new: its first request is processed under any load, so that no flood locks new clients
     /// out.
     pub fn is_new(&self) -> bool {
@@ -215,6 +237,12 @@ pub struct Session {
     pub format: WireFormat,
     /// Features of the protocol that it has been granted.
     pub features: Features,
+    /// Who it is and what it may do. `None`: not known yet; without authentication, everything.
+    pub principal: Option<Arc<Principal>>,
+    /// How that is known.
+    pub proof: Proof,
+    /// Its listener takes no ticks.
+    pub is_read_only: bool,
     /// How far it is in the protocol.
     pub protocol: Protocol,
     /// Input that has been received and not processed.
@@ -308,6 +336,9 @@ impl Session {
             listener,
             format,
             features: Features::NONE,
+            principal: None,
+            proof: Proof::None,
+            is_read_only: false,
             protocol: Protocol::Http(HttpSession::default()),
             input: None,
             input_state: InputState::Open,
@@ -386,6 +417,7 @@ impl Session {
     pub fn awaits_answers(&self) -> bool {
         let recovers = |lag: &Lag| lag.chunks_in_flight > 0 || !lag.recovering.is_empty();
         self.outbox.reply_bytes() > 0
+            || self.awaits_verdict()
             || self.answers_bytes > 0
             || self.is_sending()
             || self.lag.as_deref().is_some_and(recovers)
@@ -400,6 +432,16 @@ impl Session {
     /// Whether receiving is paused.
     pub fn is_paused(&self) -> bool {
         self.input_state == InputState::Paused
+    }
+
+    /// Whether its handshake is complete, and the credentials that it needs may still come.
+    pub fn lacks_credentials(&self) -> bool {
+        self.proof == Proof::None && matches!(self.protocol, Protocol::Open(_))
+    }
+
+    /// Whether its credentials are being verified: until then its requests wait.
+    pub fn awaits_verdict(&self) -> bool {
+        self.proof == Proof::Pending
     }
 
     /// Whether any of its memberships yields.
@@ -439,7 +481,7 @@ impl Session {
     pub fn takes_input(&self) -> bool {
         // One HTTP answer at a time, however many requests a client sends at once.
         let is_answering = self.protocol.is_kept_http() && (self.has_work() || self.is_sending());
-        self.takes_requests() && self.changes_pending == 0 && !is_answering
+        self.takes_requests() && self.changes_pending == 0 && !is_answering && !self.awaits_verdict()
     }
 
     /// Queues shared frames. Returns `false` when so much waits that something must yield.

@@ -13,16 +13,18 @@
 //!
 //! 1. Socket events as they arrive: [`Shard::handle_accept`], [`Shard::handle_bytes`], [`Shard::handle_eof`],
 //!    [`Shard::handle_error`], [`Shard::handle_writable`] and [`Shard::handle_detached`], each followed by
-//!    [`Shard::poll_action`] until `None`. A connection from a proxy is accepted with [`Shard::handle_accept_proxied`].
+//!    [`Shard::poll_action`] until `None`. A connection from a proxy is accepted with [`Shard::handle_accept_proxied`]. Verdicts
+//!    of the verifiers in the same way: [`Shard::handle_verdict`].
 //! 2. Connections that other shards hand over: [`Shard::handle_attached`].
 //! 3. The rings from other shards and from sources: [`Shard::handle_delivery`], then [`Shard::handle_request`].
 //! 4. [`Shard::turn`].
 //! 5. Batches of SENDs until one is empty: [`Shard::prepare_sends`], [`Shard::poll_send`], [`Shard::send_bytes`], then
 //!    [`Shard::handle_sent`] for each SEND of the batch.
-//! 6. [`Shard::poll_action`] until `None`.
+//! 6. [`Shard::poll_action`] and [`Shard::poll_credentials`] until `None`.
 //! 7. Staged frames into the rings: [`Shard::with_stages`]. Then [`Shard::end_turn`].
 
 mod answers;
+mod authentication;
 mod control;
 mod delivery;
 mod egress;
@@ -45,7 +47,10 @@ use std::{
     sync::Arc,
 };
 
-use self::{control::Control, intake::IntakeKind, stages::Stages, timers::Timer, unfinished::Unfinished};
+use self::{
+    authentication::Authentication, control::Control, intake::IntakeKind, stages::Stages, timers::Timer,
+    unfinished::Unfinished,
+};
 use crate::{
     admission::Publishers,
     config::Limits,
@@ -156,6 +161,8 @@ pub struct Shard {
     /// Sessions whose peer has sent FIN before its requests were answered. Bound: one entry a session, for
     /// [`limits::LINGER_DEADLINE_MS`](crate::limits::LINGER_DEADLINE_MS), and one for each that has gone since the last turn.
     half_closed: VecDeque<SessionId>,
+    /// What it knows of its sessions' credentials.
+    authentication: Authentication,
     /// Sessions with an unfinished message.
     unfinished: Unfinished,
     /// Number of timers at which stale ones are dropped.
@@ -234,6 +241,7 @@ impl Shard {
             intake_units_left: TURN_DELIVERY_UNITS,
             timers: Wheel::new(),
             half_closed: VecDeque::new(),
+            authentication: Authentication::default(),
             unfinished: Unfinished::default(),
             timers_max: TIMERS_GONE_MAX,
             generation: 0,
@@ -404,9 +412,11 @@ impl Shard {
         assert!(
             open().all(|session| {
                 let slot = session.id.slot();
-                !session.is_paused() || self.paused.contains(&slot) || self.input_queue.contains(slot)
+                let waits = session.awaits_verdict() && self.authentication.awaits_verdict(session.id);
+                let is_listed = || self.paused.contains(&slot) || self.input_queue.contains(slot);
+                !session.is_paused() || waits || is_listed()
             }),
-            "every paused session is listed, or nothing would resume it"
+            "every paused session is listed or waits for a verdict, or nothing would resume it"
         );
         for session in open() {
             self.control.check_waits(session.id, session.changes_pending);
@@ -516,6 +526,7 @@ impl Shard {
             + self.stages.waiting_bytes()
             + self.timers.heap_bytes()
             + self.control.heap_bytes()
+            + self.authentication.heap_bytes()
             + self.unfinished.heap_bytes()
             + self.holders.bytes()
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()

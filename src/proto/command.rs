@@ -1,14 +1,24 @@
 //! Requests from clients, independent of codec and framing.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use crate::{
     DecodeError,
     features::Features,
     frame::{Frame, HelloParts, Kind},
-    records::{Request, Resume, Subscribe, Token, WireRecord},
+    records::{self, Request, Resume, Subscribe, WireRecord},
     subscription::{Delivery, OptionError, Policy, Position, StartPosition, interval_us},
 };
+
+/// A client's token, as it was sent: neither its length nor its text is checked. Its debug output does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token<'a>(pub Cow<'a, [u8]>);
+
+impl fmt::Debug for Token<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Token({} bytes)", self.0.len())
+    }
+}
 
 /// One request. Topic names and patterns are not validated yet: an invalid one fails the request, not the connection.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +33,15 @@ pub enum Command<'a> {
         name: Cow<'a, str>,
         /// Features that the client asks for. `None`: it has asked for none, and gets a WELCOME without.
         features: Option<Features>,
+        /// The client's token; never empty.
+        token: Option<Token<'a>>,
+    },
+    /// Replaces the client's token.
+    Refresh {
+        /// Request id, repeated in the answer.
+        request: u32,
+        /// The new token.
+        token: Token<'a>,
     },
     /// Adds subscriptions. Each pattern is acknowledged separately.
     Subscribe {
@@ -106,7 +125,11 @@ impl<'a> Command<'a> {
             Kind::Hello => {
                 let HelloParts { request, client, name, features } = frame.hello()?;
                 let features = (!features.is_empty()).then_some(features);
-                Command::Hello { request, client: client.into(), name: name.into(), features }
+                let token = match frame.hello_token()? {
+                    [] => None,
+                    token => Some(Token(token.into())),
+                };
+                Command::Hello { request, client: client.into(), name: name.into(), features, token }
             }
             Kind::Subscribe | Kind::Update => {
                 let record: Subscribe = frame.zero_extended_record(Request::STRIDE)?;
@@ -123,6 +146,10 @@ impl<'a> Command<'a> {
                 let position = Position { epoch, sequence };
                 Command::Resume { topic: Cow::Borrowed(frame.text()?), position }
             }
+            Kind::Refresh => Command::Refresh {
+                request: frame.record::<Request>()?.request,
+                token: Token(frame.payload().into()),
+            },
             Kind::Unsubscribe => Command::Unsubscribe {
                 request: frame.record::<Request>()?.request,
                 patterns: vec![Cow::Borrowed(frame.text()?)],
@@ -140,7 +167,7 @@ impl<'a> Command<'a> {
                     key: record.key,
                 })
             }
-            Kind::Ping => Command::Ping { token: frame.record::<Token>()?.token },
+            Kind::Ping => Command::Ping { token: frame.record::<records::Token>()?.token },
             Kind::Pong => Command::Pong,
             _ => return Err(DecodeError::UnknownKind(frame.header.kind)),
         })

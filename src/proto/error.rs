@@ -24,6 +24,8 @@ pub enum ErrorCode {
     AlreadySubscribed = 106,
     /// The published tick does not fit into the largest frame allowed.
     TooLarge = 107,
+    /// The session's principal may not do that.
+    NotAllowed = 108,
     /// The session publishes faster than its rate limit.
     RateLimited = 109,
 }
@@ -41,6 +43,7 @@ impl ErrorCode {
             NotSubscribed,
             AlreadySubscribed,
             TooLarge,
+            NotAllowed,
             RateLimited,
         ]
         .into_iter()

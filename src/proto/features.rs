@@ -51,6 +51,7 @@ impl Features {
     pub const GRANTED: Features = Features::PUBLISHED
         .union(Features::REASONS)
         .union(Features::COUNTS)
+        .union(Features::TOKENS)
         .union(Features::STRING_KEYS)
         .union(Features::POSITIONS);
 

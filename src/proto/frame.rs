@@ -188,7 +188,7 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// The parts of a HELLO. A token is skipped: this version of the server has no use for one.
+    /// The parts of a HELLO but for its token.
     ///
     /// # Errors
     /// [`DecodeError::BadRecord`] if the identity and the token would be longer than the payload,
@@ -208,6 +208,17 @@ impl<'a> Frame<'a> {
         let name = simdutf8::basic::from_utf8(name).map_err(|_| DecodeError::NotUtf8)?;
         let features = Features::from_wire(record.features);
         Ok(HelloParts { request: record.request, client, name, features })
+    }
+
+    /// The token in a HELLO, not checked; empty: none.
+    ///
+    /// # Errors
+    /// [`DecodeError::BadRecord`] if the token would be longer than the payload.
+    pub fn hello_token(&self) -> Result<&'a [u8], DecodeError> {
+        let record: Hello = self.zero_extended_record(HELLO_STRIDE_MIN)?;
+        let payload = self.payload();
+        let start = payload.len().checked_sub(usize::from(record.token_len));
+        start.map(|start| &payload[start..]).ok_or(DecodeError::BadRecord(self.header.kind))
     }
 
     /// The record, topic name (not validated) and tick payload of a PUBLISH.
@@ -385,13 +396,20 @@ pub fn encode_topic(out: &mut Vec<u8>, topic: TopicId, epoch: u64, name: &str) {
     encode(out, Kind::Subscribed, fields, &Subscribed { epoch, ..Subscribed::default() }, &[name.as_bytes()]);
 }
 
-/// Appends a HELLO. Its identity is empty or accepted by [`identity::check`].
+/// Appends a HELLO without a token. Its identity is empty or accepted by [`identity::check`].
 pub fn encode_hello(out: &mut Vec<u8>, hello: &HelloParts<'_>) {
+    encode_hello_with_token(out, hello, b"");
+}
+
+/// Appends a HELLO with a token of at most 64 KiB; empty: none. Its identity is empty or accepted by [`identity::check`].
+pub fn encode_hello_with_token(out: &mut Vec<u8>, hello: &HelloParts<'_>, token: &[u8]) {
     let HelloParts { request, client, name, features } = *hello;
     debug_assert!(client.len() <= crate::limits::IDENTITY_BYTES_MAX, "identities are validated on input");
-    let features = features.to_wire();
-    let record = Hello { request, client_len: client.len() as u16, token_len: 0, features };
-    encode(out, Kind::Hello, HeaderFields::default(), &record, &[client.as_bytes(), name.as_bytes()]);
+    debug_assert!(token.len() <= usize::from(u16::MAX), "the caller bounds its token");
+    let (client_len, token_len) = (client.len() as u16, token.len() as u16);
+    let record = Hello { request, client_len, token_len, features: features.to_wire() };
+    let parts = [client.as_bytes(), name.as_bytes(), token];
+    encode(out, Kind::Hello, HeaderFields::default(), &record, &parts);
 }
 
 /// Appends a PUBLISH. `origin` fills the sequence field, which only shards read: the session to answer.

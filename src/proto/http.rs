@@ -27,6 +27,7 @@ use http::{Method, StatusCode};
 use self::{access::Access, body::Body, request::Request, response::Delivery};
 use crate::{
     Step, WireFormat,
+    command::Token,
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, REFUSED_RETRY_AFTER_S},
     subscription::{Delivery as TickDelivery, StartPosition},
 };
@@ -78,6 +79,8 @@ pub enum Target {
         from: StartPosition,
         /// `?client=ID`, percent-decoded and validated; empty: none.
         client: String,
+        /// The client's token: in `Authorization: Bearer`, as the subprotocol `bearer.TOKEN`, or in `?token=`. Never empty.
+        token: Option<Token<'static>>,
     },
     /// `/echo`: returns every message.
     Echo,
@@ -94,6 +97,8 @@ pub struct HttpConfig<'a> {
     pub health: bool,
     /// Whether `/echo` exists.
     pub debug_echo: bool,
+    /// Whether `?token=` is accepted.
+    pub query_token: bool,
     /// Static files, by path.
     pub files: &'a dyn StaticFiles,
     /// Web pages and host names that are allowed.
@@ -109,6 +114,7 @@ impl HttpConfig<'_> {
         keeps_alive: true,
         health: false,
         debug_echo: false,
+        query_token: false,
         files: &NoFiles,
         access: &Access { origins: Vec::new(), hosts: Vec::new(), is_local: false },
         realtime_ns: 0,
@@ -257,7 +263,7 @@ fn respond(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failur
         return Err(Failure(StatusCode::METHOD_NOT_ALLOWED, format!("only {ALLOWED}")));
     }
     if is_websocket {
-        return websocket::upgrade(request, config.access);
+        return websocket::upgrade(request, config);
     }
     let response = match config.files.respond(path, request.head.headers()) {
         Some(file) => file,
@@ -273,6 +279,8 @@ impl From<Failure> for Response {
             StatusCode::UPGRADE_REQUIRED => {
                 response.fields += "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n";
             }
+            // RFC 6750, section 3.
+            StatusCode::UNAUTHORIZED => response.fields += "WWW-Authenticate: Bearer\r\n",
             StatusCode::METHOD_NOT_ALLOWED => response.fields += &format!("Allow: {ALLOWED}\r\n"),
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
                 response.fields += &format!("Retry-After: {REFUSED_RETRY_AFTER_S}\r\n");

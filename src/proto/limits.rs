@@ -14,6 +14,9 @@ pub const TOPIC_BYTES_MAX: usize = 255;
 /// Longest client identity, in bytes.
 pub const IDENTITY_BYTES_MAX: usize = 255;
 
+/// Longest token, in bytes: as much as HTTP servers take in a request's head.
+pub const TOKEN_BYTES_MAX: usize = 8 << 10;
+
 /// Default of `frame_bytes_max`: the largest native frame a peer may send.
 pub const FRAME_BYTES_MAX_DEFAULT: usize = 256 << 10;
 /// Smallest `frame_bytes_max`: a PUBLISH with the longest topic name and some payload must fit.

@@ -13,7 +13,7 @@ use clap_complete::Shell;
 
 pub use self::serve::ServeArgs;
 use crate::{
-    commands::{ProcessArgs, PubArgs, SubArgs},
+    commands::{ProcessArgs, PubArgs, SubArgs, TokenArgs},
     operator::{check::CheckArgs, top::TopArgs},
 };
 
@@ -63,6 +63,8 @@ pub enum Command {
     Pub(PubArgs),
     /// Analyse a stream and publish the results
     Process(ProcessArgs),
+    /// Make a token for clients of a server with [auth]
+    Token(Box<TokenArgs>),
     /// Check whether this machine can run the server, and suggest settings; changes nothing
     Check(CheckArgs),
     /// Watch a running server: shards, rates, latencies, topics, slow sessions

@@ -5,6 +5,7 @@ mod lines;
 mod process;
 mod publish;
 mod subscribe;
+mod token;
 
 use std::{fmt, io, path::PathBuf};
 
@@ -15,6 +16,7 @@ pub use self::{
     process::{EcgArgs, ProcessArgs, Processor, process, process_file},
     publish::{PubArgs, publish, publish_from},
     subscribe::{StartFrom, SubArgs, subscribe, subscribe_to},
+    token::{TokenArgs, token},
 };
 
 /// The server to connect to, and the identity to use.
@@ -79,6 +81,8 @@ pub enum CommandError {
     File(FileError),
     /// Signals cannot be handled.
     Signals(io::Error),
+    /// A token cannot be made.
+    Token(String),
     /// The file to append to cannot be used.
     Append {
         /// The file.
@@ -112,6 +116,7 @@ impl fmt::Display for CommandError {
             CommandError::Input(error) => write!(f, "cannot read standard input: {error}"),
             CommandError::Output(error) => write!(f, "cannot write the output: {error}"),
             CommandError::File(error) => write!(f, "{error}"),
+            CommandError::Token(text) => write!(f, "{text}"),
             CommandError::Signals(error) => write!(f, "cannot handle signals: {error}"),
             CommandError::Append { path, text } => write!(f, "cannot append to {}: {text}", path.display()),
         }

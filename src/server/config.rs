@@ -1,5 +1,6 @@
 //! The validated configuration of a server. Every bound is derived and checked before anything starts.
 
+pub mod auth;
 pub mod declared;
 mod delivery;
 pub mod file;
@@ -7,14 +8,16 @@ pub mod listener;
 pub mod reload;
 pub mod settings;
 
-use std::str::FromStr;
+use std::{fmt, str::FromStr, sync::Arc};
 
 pub use self::listener::SocketBounds;
 use self::{
+    auth::{AUTH, AuthTables},
     listener::{Kind, Listener, ListenerTable, TlsTable, Transport},
     settings::Settings,
 };
 use crate::{
+    auth::{Policy, policy::Builder},
     cli::{
         serve::IdentityConflict,
         values::{Mode, Size, Time},
@@ -25,7 +28,7 @@ use crate::{
     sources::kind::{OptionChecks, SourceBounds, SourceConfig},
 };
 use tickcast_core::{
-    config::{Limits, message_bytes_max},
+    config::{AuthLimits, Limits, message_bytes_max},
     flush_wait::LatencyBudget,
     home::CreationLimits,
     networks::Networks,
@@ -49,6 +52,10 @@ pub struct Config {
     pub shards: u16,
     /// Listeners for clients and for the operator.
     pub listeners: Vec<Listener>,
+    /// Who may use the server; `None`: everyone may do everything.
+    pub auth: Option<AuthConfig>,
+    /// Whether clients of other machines are accepted without [`Config::auth`].
+    pub allow_anonymous: bool,
     /// Log filter, in the syntax of [`crate::logging::set_filter`].
     pub log: String,
     /// Maximum number of connections; `None`: as many as the descriptor limit allows.
@@ -77,6 +84,40 @@ pub struct Config {
     pub report: bool,
     /// Sources of ticks other than clients.
     pub sources: Vec<SourceConfig>,
+}
+
+/// `[auth]`, with the keys that its files hold. Equal to another that was configured in the same way.
+#[derive(Clone)]
+pub struct AuthConfig {
+    tables: AuthTables,
+    /// What verifies credentials.
+    pub policy: Arc<Policy>,
+}
+
+impl PartialEq for AuthConfig {
+    fn eq(&self, other: &AuthConfig) -> bool {
+        self.tables == other.tables
+    }
+}
+
+impl fmt::Debug for AuthConfig {
+    /// Without hashes of tokens.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthConfig").finish_non_exhaustive()
+    }
+}
+
+impl AuthConfig {
+    fn limits(&self) -> AuthLimits {
+        let common = &self.tables.common;
+        AuthLimits {
+            anonymous: self.policy.anonymous().cloned(),
+            query_token: common.query_token,
+            warning_ns: common.warning.ns,
+            grace_ns: common.grace.ns,
+            ..AuthLimits::default()
+        }
+    }
 }
 
 impl Config {
@@ -149,7 +190,8 @@ impl Checks<'_> {
             self.refuse("server.shards", format!("{shards}: must be 1 to {} shards", limits::SHARDS_MAX));
         }
         let listeners = self.listeners();
-        let core_limits = self.limits();
+        let auth = self.auth();
+        let core_limits = Limits { auth: auth.as_ref().map(AuthConfig::limits), ..self.limits() };
         let (budget, spin) = (server.latency_budget, server.spin);
         let budget_highest = Time::from_ms(limits::LATENCY_BUDGET_MS_HIGHEST);
         let budget_max = Time { ns: budget.0.max_ns() };
@@ -175,6 +217,8 @@ impl Checks<'_> {
             cores,
             shards,
             listeners,
+            auth,
+            allow_anonymous: server.allow_anonymous,
             log: server.log.clone(),
             clients_max: limits.max_clients,
             clients_per_source_max: limits.max_clients_per_source,
@@ -217,8 +261,22 @@ impl Checks<'_> {
         (cores, shards_default)
     }
 
+    fn auth(&mut self) -> Option<AuthConfig> {
+        let settings = self.settings;
+        let tables = settings.auth.as_ref()?;
+        let is_whole = !settings.broken.iter().any(|name| name == AUTH);
+        match Builder::build(tables, is_whole) {
+            Ok(policy) => Some(AuthConfig { tables: tables.clone(), policy: Arc::new(policy) }),
+            Err(problems) => {
+                problems.into_iter().for_each(|(path, text)| self.refuse(&path, text));
+                None
+            }
+        }
+    }
+
     fn listeners(&mut self) -> Vec<Listener> {
         let settings = self.settings;
+        let accepts_anyone = settings.auth.is_some() || settings.tables.server.allow_anonymous;
         let mut listeners: Vec<Listener> = Vec::new();
         for (at, table) in settings.listeners.iter().enumerate() {
             let path = |key: &str| format!("listener[{at}].{key}");
@@ -236,6 +294,13 @@ impl Checks<'_> {
                     "there is an admin listener already, and a server has at most one".into(),
                 );
             }
+            if table.kind == Kind::Admin && table.publish.is_some() {
+                let text = "a listener of kind \"admin\" has no such option; remove it";
+                self.refuse(&path("publish"), text.into());
+            }
+            if !accepts_anyone && table.kind != Kind::Admin && !table.address.is_local() {
+                self.refuse(&path("address"), open_to_all(&table.address));
+            }
             listeners.push(Listener {
                 kind: table.kind,
                 address: table.address.clone(),
@@ -243,6 +308,7 @@ impl Checks<'_> {
                 socket: self.socket_bounds(at, table),
                 tls: self.tls(at, table),
                 mode: table.mode.unwrap_or(Mode(limits::UNIX_MODE_DEFAULT)).0,
+                is_read_only: table.publish == Some(false),
                 named: settings.name_of_listener(at),
             });
         }
@@ -436,6 +502,7 @@ impl Checks<'_> {
             patterns_bytes_max: limits.patterns_memory.bytes,
             positions_bytes_max: limits.positions_memory.bytes,
             identity_replaces: tables.server.identity_conflict == IdentityConflict::Replace,
+            auth: None,
             debug_echo: tables.debug.debug_echo,
         }
     }
@@ -479,6 +546,14 @@ impl Checks<'_> {
         }
         sources
     }
+}
+
+/// Refuses a listener that other machines reach although everyone may do everything.
+pub fn open_to_all(address: &listener::Address) -> String {
+    format!(
+        "{address}: other machines reach it, and without [auth] anyone may read and write every topic; configure [auth], or \
+         accept that with --allow-anonymous"
+    )
 }
 
 /// Bytes of the longest mesh frame: a PUBLISH with the longest topic name and payload, or a chunk of history with one tick

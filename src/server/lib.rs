@@ -27,7 +27,7 @@
 //! | [`tickcast_client`] | the client library that `tickcast sub`, the load client and users share |
 //! | [`tickcast_ecg`] | WFDB records and a beat detector |
 //! | [`tickcast_tls`] | TLS without sockets: handshakes, and a record layer of plain data |
-//! | this one | [`transport`] (glommio, io_uring, sockets), [`sources`], [`operator`], [`config`], [`cli`], [`page`] |
+//! | this one | [`transport`] (glommio, io_uring, sockets), [`auth`], [`sources`], [`operator`], [`config`], [`cli`], [`page`] |
 //!
 //! # Invariants
 //!
@@ -38,6 +38,7 @@
 //! - Memory is bounded by configuration: logs, rings, sessions.
 //! - A peer's bytes never cause a panic, a hang, or an allocation of a size that they merely announce.
 
+pub mod auth;
 pub mod byte_order_mark;
 pub mod cli;
 pub mod clock;

@@ -158,6 +158,55 @@ pub const ECG_BATCH_HIGHEST: usize = 4_096;
 /// Smallest payload of the simulator, in bytes: the intended send time, a topic, a counter and the JSON around them.
 pub const SIM_SIZE_LOWEST: usize = 80;
 
+/// Shortest secret of HS256, bytes: as long as its hash (RFC 7518, section 3.2).
+pub const SECRET_BYTES_LOWEST: usize = 32;
+/// Shortest static token that `tickcast token` hashes, bytes: one that nobody can guess from its hash.
+pub const STATIC_TOKEN_BYTES_LOWEST: usize = 24;
+/// Bytes of a key file: an RSA key of 8,192 bits takes 7 KiB in PEM.
+pub const KEY_FILE_BYTES_MAX: usize = 64 << 10;
+/// Tables `[[auth.key]]` of a configuration.
+pub const KEYS_MAX: usize = 32;
+/// Keys that a token is verified with, one after the other: 100 us each for RSA and P-256.
+pub const KEYS_TRIED_MAX: usize = 4;
+/// Tables `[[auth.token]]`, and as many `[[auth.certificate]]`.
+pub const AUTH_ENTRIES_MAX: usize = 4_096;
+/// Default difference of the clocks of an issuer and of this server, milliseconds.
+pub const TOKEN_LEEWAY_MS_DEFAULT: u64 = 10_000;
+/// Largest such difference: "a few minutes" (RFC 7519, section 4.1.4).
+pub const TOKEN_LEEWAY_MS_HIGHEST: u64 = 300_000;
+/// Default interval at which a JWKS is fetched, milliseconds.
+pub const JWKS_REFRESH_MS_DEFAULT: u64 = 600_000;
+/// Shortest such interval.
+pub const JWKS_REFRESH_MS_LOWEST: u64 = 10_000;
+/// Longest such interval: a key that was withdrawn stays valid as long.
+pub const JWKS_REFRESH_MS_HIGHEST: u64 = 86_400_000;
+/// Wait after a failed fetch, milliseconds; it doubles with each further failure, up to the usual interval.
+pub const JWKS_RETRY_MS: u64 = 5_000;
+/// Shortest time between two fetches that unknown key ids ask for, milliseconds.
+pub const JWKS_REQUESTED_MS_LOWEST: u64 = 10_000;
+/// Time that a fetch may take as a whole: less than a handshake, which waits for it.
+pub const JWKS_FETCH_MS: u64 = 3_000;
+/// Bytes of a JWKS.
+pub const JWKS_BYTES_MAX: usize = 256 << 10;
+/// Keys of a JWKS.
+pub const JWKS_KEYS_MAX: usize = 64;
+/// Tokens that wait for a fetch, on the whole server.
+pub const JWKS_TOKENS_WAITING_MAX: usize = 1 << 10;
+/// Threads that verify credentials: 10,000 to 30,000 a second each.
+pub const VERIFIERS: usize = 2;
+/// Niceness of those threads, so that a flood of tokens does not delay the shards they share cores with.
+pub const VERIFIER_NICENESS: i32 = 10;
+/// Credentials that wait for a verifier, on the whole server: 100 bytes each and the token. More are refused as busy.
+pub const VERIFICATIONS_WAITING_MAX: usize = 1 << 12;
+/// Revocations in memory: about 200 bytes each.
+pub const REVOCATIONS_MAX: usize = 1 << 16;
+/// Default time that a revocation is kept, milliseconds: longer than tokens should be valid.
+pub const REVOCATION_MS_DEFAULT: u64 = 86_400_000;
+/// Longest time that a revocation is kept.
+pub const REVOCATION_MS_HIGHEST: u64 = 366 * 86_400_000;
+
+const _: () = assert!(JWKS_FETCH_MS < HANDSHAKE_DEADLINE_MS_DEFAULT);
+const _: () = assert!(JWKS_RETRY_MS <= JWKS_REFRESH_MS_LOWEST);
 const _: () = assert!(REFUSED_LINGERING_MAX as u64 <= DESCRIPTOR_RESERVE / 2);
 const _: () = assert!(
     (REFUSED_LINGERING_MAX + ADMIN_HEADLESS_MAX + ADMIN_SERVED_MAX) as u64 <= DESCRIPTOR_RESERVE * 3 / 4

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Command::Sub(args) => commands::subscribe(&args).map_err(|error| error.to_string()),
         Command::Pub(args) => commands::publish(&args).map_err(|error| error.to_string()),
         Command::Process(args) => commands::process(&args).map_err(|error| error.to_string()),
+        Command::Token(args) => commands::token(&args).map_err(|error| error.to_string()),
         Command::Check(args) => return check::run(&args),
         Command::Top(args) => top::run::run(&args).map_err(|error| error.to_string()),
         Command::Completions { shell } => {

@@ -3,6 +3,7 @@
 pub mod listening;
 pub mod reload;
 mod report;
+mod verification;
 
 use std::{
     io,
@@ -18,6 +19,7 @@ use std::{
 use rustls::ServerConfig;
 
 use crate::{
+    auth::Authority,
     clock,
     config::{
         Config,
@@ -86,7 +88,7 @@ enum Event {
     ShardEnded(ShardId, Result<(), ShardFailure>),
     /// A source of this kind has ended, or cannot go on.
     SourceEnded(&'static str, Result<(), SourceError>),
-    /// The admin or the signals thread has ended unexpectedly: its name and the reason.
+    /// The admin, the signals or a verifier's thread has ended unexpectedly: its name and the reason.
     ThreadEnded(&'static str, String),
 }
 
@@ -147,10 +149,11 @@ pub fn run(
         Certificates::load(&config.listeners, times()).map_err(StartupError::Tls)?;
     let (admin_tls, client_tls) = certificates.by_use(configs);
     let Opened { admin, clients, files, addresses } = listening::open(config, passed)?;
+    let authority = config.auth.as_ref().map(|auth| Arc::new(Authority::new(auth.policy.clone())));
     let admin_tls = AdminTls::new(admin_tls);
     let admin = admin.map(|opened| {
         let tls = (admin_tls.clone(), certificates.statuses());
-        start_admin(config, opened, (&counters, &statuses), tls, &event_sender)
+        start_admin(config, opened, (&counters, &statuses), tls, authority.clone(), &event_sender)
     });
     let admin = admin.transpose()?;
     let set_stage = |stage| {
@@ -162,7 +165,8 @@ pub fn run(
     let mut limits = config.limits.clone();
     // Of the sockets in use: the service manager may have passed others than the configuration names.
     limits.http_access.is_local = addresses.iter().all(is_local);
-    let reloader = Reloader::new(reload, limits, config.log.clone()).with_tls(certificates, admin_tls);
+    let reloader = Reloader::new(reload, limits, authority.clone(), config.log.clone())
+        .with_tls(certificates, admin_tls);
     let clients = clients.into_iter().zip(client_tls).collect();
     let (server, lanes) =
         start(config, clients_max, clients, (counters, statuses), (event_sender, events), reloader)?;
@@ -187,6 +191,7 @@ fn start_admin(
     listening: Listening,
     (shards, sources): (&[Arc<Counters>], &[SourceStatus]),
     (tls, certificates): (AdminTls, CertificateStatuses),
+    authority: Option<Arc<Authority>>,
     event_sender: &Sender<Event>,
 ) -> Result<AdminListener, StartupError> {
     let core = |index: usize| config.cores[index % config.cores.len()];
@@ -194,6 +199,7 @@ fn start_admin(
     let handles = ServerHandles {
         shards: shards.iter().cloned().enumerate().map(|(index, counters)| (core(index), counters)).collect(),
         sources: sources.to_vec(),
+        authority,
         overload_is_unready: config.overload_is_unready,
         certificates,
         dispatch: Box::new(move |dispatch| drop(requests.send(Event::AdminRequest(dispatch)))),
@@ -240,6 +246,9 @@ fn start(
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
     let lanes = config.sources.iter().map(|_| lanes(&mut meshes, &bells, config.mesh_ring_bytes)).collect();
 
+    let verifiers_ended = event_sender.clone();
+    let on_failure = move |reason| drop(verifiers_ended.send(Event::ThreadEnded("verifier", reason)));
+    let mut verifiers = verification::start(config, &reloader, &bells, on_failure)?;
     let (control, receivers) = control_channels(&bells);
     let mut server = Server {
         shards: Vec::new(),
@@ -267,7 +276,8 @@ fn start(
         .iter()
         .filter_map(|listening| {
             let kind = listening.kind.of_clients();
-            kind.map(|kind| ClientListener::new(kind, listening.client, listening.is_dealt()))
+            let (is_dealt, is_read_only) = (listening.is_dealt(), listening.is_read_only);
+            kind.map(|kind| ClientListener::new(kind, listening.client, is_dealt, is_read_only))
         })
         .collect();
     let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();
@@ -298,6 +308,7 @@ fn start(
             pacing: Pacing { latency_budget: config.latency_budget, spin_ns: config.spin_ns },
             handovers,
             control: ControlQueue::new(receiver),
+            verifiers: verifiers.next(),
             distribution: Distribution::new(id, server.counters.clone()),
         };
         let core = config.cores[index % config.cores.len()];

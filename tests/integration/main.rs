@@ -9,6 +9,7 @@ mod harness;
 
 mod acknowledgements;
 mod admin;
+mod auth;
 mod bad_http;
 mod bad_native;
 mod bad_websocket;

@@ -42,7 +42,8 @@ fn startup_errors_are_one_line_with_the_remedy() {
     for (wanted, options, parts) in [
         (1, &["--tcp", &taken][..], &[&*taken, "in use", "--tcp"][..]),
         (1, &["--http", &taken], &[&taken, "in use", "--http"]),
-        (1, &["--tcp", "192.0.2.1:9400"], &["192.0.2.1:9400", "--tcp"]),
+        (1, &["--tcp", "192.0.2.1:9400", "--allow-anonymous"], &["192.0.2.1:9400", "--tcp"]),
+        (2, &["--tcp", "192.0.2.1:9400"], &["192.0.2.1:9400", "--tcp", "[auth]", "--allow-anonymous"]),
         (2, &["--tcp", &taken, "--http", &taken], &[&taken, "--http", "--tcp"]),
         (1, &["--admin", &taken], &[&taken, "in use", "--admin"]),
         (1, &["--admin", "192.0.2.1:9490"], &["192.0.2.1:9490", "--admin"]),

@@ -3,20 +3,21 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::{
+    permissions,
     publishes::Publishes,
     request::{Begin, Request},
 };
 use tickcast_core::testing::{EPOCH, upgrade_request};
 use tickcast_proto::{
-    Step, WireFormat,
+    ErrorCode, Step, WireFormat,
     command::encode_request,
     features::Features,
     frame::{self, FLAG_SNAPSHOT, HeaderFields, HelloParts, Kind},
     framing::websocket::{Incoming, WebSocket},
     pattern,
     records::{
-        Closing, CountedRange, ErrorRecord, Publish, Published as PublishedRecord, Recovered, Resume,
-        SkippedRange, Subscribed, Token, WireRecord,
+        Closing, CountedRange, ErrorRecord, Publish, Published as PublishedRecord, Recovered,
+        Request as RequestRecord, Resume, SkippedRange, Subscribed, Token, WireRecord,
     },
     subscription::Policy,
 };
@@ -150,9 +151,14 @@ pub struct Client {
     /// It has asked for answers to its publishes.
     pub is_answered: bool,
     pub publishes: Publishes,
+    /// Without authentication, it has none.
+    pub token: Option<String>,
+    /// Subscriptions refused because its token does not allow them.
+    pub denied: u64,
 }
 
 impl Client {
+    #[expect(clippy::too_many_arguments, reason = "what makes a client, drawn by the world")]
     pub fn new(
         name: u32,
         shard: usize,
@@ -161,6 +167,7 @@ impl Client {
         manner: Manner,
         socket_bytes_max: usize,
         identity: &str,
+        token: Option<String>,
     ) -> Client {
         let mut client = Client {
             requested: HashMap::new(),
@@ -200,28 +207,70 @@ impl Client {
             lives: 0,
             is_answered: encoding != WireFormat::WEBSOCKET_RAW && !name.is_multiple_of(4),
             publishes: Publishes::default(),
+            token,
+            denied: 0,
         };
         let answers = if client.is_answered { Features::PUBLISHED } else { Features::NONE };
+        let token = client.token.clone().unwrap_or_default();
         let Some(subprotocol) = encoding.subprotocol() else {
-            client.send_hello(identity, answers.union(Features::COUNTS));
+            client.send_hello(identity, answers.union(Features::COUNTS), &token);
             return client;
         };
         let query = if identity.is_empty() { String::new() } else { format!("?client={identity}") };
-        client.outgoing.extend(upgrade_request(&format!("/ws{query}"), subprotocol));
+        // Some have their token verified before the upgrade, others after it.
+        let (in_upgrade, in_hello) = match answers.is_empty() || name.is_multiple_of(2) {
+            _ if token.is_empty() => (String::new(), token),
+            true => (format!(", bearer.{token}"), String::new()),
+            false => (String::new(), token),
+        };
+        client
+            .outgoing
+            .extend(upgrade_request(&format!("/ws{query}"), &format!("{subprotocol}{in_upgrade}")));
         match encoding {
             _ if answers.is_empty() => {}
             WireFormat::WEBSOCKET_JSON => {
-                client.send_text(format!(r#"{{"op":"hello","features":{answers}}}"#))
+                client.send_text(format!(r#"{{"op":"hello","features":{answers},"token":"{in_hello}"}}"#))
             }
-            _ => client.send_hello("", answers),
+            _ => client.send_hello("", answers, &in_hello),
         }
         client
     }
 
-    fn send_hello(&mut self, client: &str, features: Features) {
+    fn send_hello(&mut self, client: &str, features: Features, token: &str) {
         self.send_frame(|out| {
-            frame::encode_hello(out, &HelloParts { request: 0, client, name: "simulated", features });
+            let hello = HelloParts { request: 0, client, name: "simulated", features };
+            frame::encode_hello_with_token(out, &hello, token.as_bytes());
         });
+    }
+
+    /// Sends its token again. It has not asked for an answer.
+    pub fn refresh(&mut self) {
+        let token = self.token.clone().unwrap_or_default();
+        match self.speaks_json() {
+            true => self.send_text(format!(r#"{{"op":"refresh","token":"{token}"}}"#)),
+            false => self.send_frame(|out| {
+                let request = RequestRecord::default();
+                frame::encode(out, Kind::Refresh, HeaderFields::default(), &request, &[token.as_bytes()]);
+            }),
+        }
+    }
+
+    /// Returns whether it may subscribe to a pattern.
+    pub fn may_subscribe(&self, pattern: &str) -> bool {
+        self.token.as_deref().is_none_or(|token| permissions::of(token).subscribe.covers(pattern))
+    }
+
+    /// Checks an ERROR that refuses a subscription.
+    fn denied(&mut self, text: &str) {
+        let pattern = text.split('"').nth(1).expect("the error names the pattern");
+        trace(self, pattern, format_args!("denied"));
+        assert!(!self.may_subscribe(pattern), "{text}");
+        assert_eq!(self.subscriptions.remove(pattern), Some(State::Requested), "{text}");
+        self.requested.remove(pattern);
+        // What it knew from an earlier connection ends here, unless another pattern continues it.
+        let patterns = &self.subscriptions;
+        self.seen.retain(|topic, _| patterns.keys().any(|pattern| pattern::matches(pattern, topic)));
+        self.denied += 1;
     }
 
     fn send_frame(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
@@ -474,6 +523,10 @@ impl Client {
             }
             Kind::Error => {
                 let record = frame.record::<ErrorRecord>().unwrap();
+                if record.code == ErrorCode::NotAllowed as u16 {
+                    self.denied(&payload);
+                    return used;
+                }
                 self.publishes.handle_error(record.request, u64::from(record.code));
             }
             other => panic!("unexpected {other:?}: {payload}"),
@@ -516,6 +569,9 @@ impl Client {
                 let topic = value["topic"].as_str().unwrap();
                 self.published(number("id") as u32, topic, number("epoch"), number("sequence"), published);
             }
+            Some("error") if value["code"] == ErrorCode::NotAllowed as u16 => {
+                self.denied(value["text"].as_str().unwrap());
+            }
             Some("error") => {
                 let number = |field: &str| value[field].as_u64().unwrap();
                 self.publishes.handle_error(number("id") as u32, number("code"));
@@ -543,6 +599,7 @@ impl Client {
         let counts =
             published.ticks.iter().map(|(topic, ticks)| (topic.clone(), ticks.len() as u64)).collect();
         trace(self, pattern, format_args!("live: {:?}", self.requested[pattern]));
+        assert!(self.may_subscribe(pattern), "{pattern} is not allowed");
         let before = self.subscriptions.get(pattern).cloned();
         // Updates are acknowledged too.
         if !matches!(before, Some(State::Live(_))) {
@@ -592,6 +649,8 @@ impl Client {
             self.subscriptions.keys().any(|pattern| pattern::matches(pattern, topic)),
             "a tick of {topic} without a subscription"
         );
+        let permits = |token| permissions::of(token).subscribe.permits(topic);
+        assert!(self.token.as_deref().is_none_or(permits), "a tick of {topic}, which is not allowed");
         let sequence = sequence + life.1;
         let truth = published.ticks.get(topic).and_then(|ticks| ticks.get(sequence as usize - 1));
         assert_eq!(truth.map(String::as_str), Some(payload), "{topic} {sequence}");

@@ -1,11 +1,12 @@
 //! Drives shards, their mesh and a population of clients from one seed, and checks the design's promises: sequences
 //! strictly increase, delivered + conflated + gaps = published since subscribing, memory stays within its bounds, no
-//! client suffers from another's fault, and every acknowledgement is true.
+//! client suffers from another's fault, every acknowledgement is true, and nobody receives a topic that it may not.
 //!
 //! `TICKCAST_SEED=N` runs one seed. `TICKCAST_SEEDS=N` sets the number of seeds, `TICKCAST_FIRST_SEED=N` the first, and
 //! `TICKCAST_PROGRESS=1` prints progress: `scripts/simulate.sh` sets these. A failure names its seed.
 
 mod client;
+mod permissions;
 mod publishes;
 mod reached;
 mod request;

@@ -25,6 +25,8 @@ pub struct Reached {
     pub lives: u64,
     pub acknowledged: u64,
     pub refused: u64,
+    pub verified: u64,
+    pub denied: u64,
 }
 
 impl Reached {
@@ -51,6 +53,8 @@ impl Reached {
         self.lives += other.lives;
         self.acknowledged += other.acknowledged;
         self.refused += other.refused;
+        self.verified += other.verified;
+        self.denied += other.denied;
     }
 
     pub fn is_complete(&self) -> bool {
@@ -76,6 +80,8 @@ impl Reached {
             self.lives,
             self.acknowledged,
             self.refused,
+            self.verified,
+            self.denied,
         ]
         .iter()
         .all(|&count| count > 10)

@@ -66,6 +66,9 @@ impl WildcardEntry {
 }
 
 /// The sessions of one wildcard that share a wire format and the default policies of the time when they subscribed.
+///
+/// Sessions with different permissions share a group: a pattern is allowed wholly or refused, so each member may receive every topic
+/// that the pattern matches, and a delivery checks nothing.
 #[derive(Debug)]
 pub(super) struct WildcardGroup {
     format: WireFormat,

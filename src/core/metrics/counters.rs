@@ -70,6 +70,16 @@ counters! {
     TicksRefused = "ticks_refused", "ticks";
     /// Ticks refused by the publish rate limit.
     TicksRefusedRate = "ticks_refused_rate", "ticks";
+    /// Ticks refused because their session may not publish them.
+    TicksRefusedNotAllowed = "ticks_refused_not_allowed", "ticks";
+    /// Subscriptions refused because their session may not receive all topics of the pattern.
+    SubscriptionsRefused = "subscriptions_refused", "subscriptions";
+    /// Subscriptions ended because the session's new token does not allow them.
+    SubscriptionsRemoved = "subscriptions_removed", "subscriptions";
+    /// Credentials that were valid.
+    CredentialsAccepted = "credentials_accepted", "credentials";
+    /// Credentials that were refused, missing ones included.
+    CredentialsRefused = "credentials_refused", "credentials";
     /// Ticks dropped by a source of the server, because a ring was full or the process had been stopped.
     SourceTicksDropped = "source_ticks_dropped", "ticks";
     /// Times a source of the server waited, because the ring to a shard was full.
@@ -134,6 +144,14 @@ counters! {
     ClosedHttp = "closed_http", "sessions";
     /// HTTP connections closed because no further request came in time.
     ClosedHttpIdle = "closed_http_idle", "sessions";
+    /// Sessions closed because they gave no credentials, or invalid ones.
+    ClosedUnauthorized = "closed_unauthorized", "sessions";
+    /// Sessions closed because their token has expired, or is not valid yet.
+    ClosedTokenExpired = "closed_token_expired", "sessions";
+    /// Sessions closed because their token or its subject was revoked.
+    ClosedRevoked = "closed_revoked", "sessions";
+    /// Sessions closed because too many credentials waited to be verified, or their verification took too long.
+    ClosedAuthBusy = "closed_auth_busy", "sessions";
     /// Connections closed because a trusted proxy sent no valid PROXY protocol header.
     ClosedProxy = "closed_proxy", "sessions";
     /// Connections closed because of TLS: the handshake failed, a record was wrong, or the keys were used up.

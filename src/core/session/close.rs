@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{admission::Refusal, limits::CLOSE_REFUSED, metrics::counters::Counter};
+use crate::{admission::Refusal, limits::CLOSE_REFUSED, metrics::counters::Counter, principal::AuthRefusal};
 use tickcast_proto::{DecodeError, proxy::ProxyError};
 
 /// Why a session ended. Every session ends with exactly one, and each is counted.
@@ -32,6 +32,8 @@ pub enum CloseReason {
     HttpIdle,
     /// A limit of the client's address refuses it, which became known after the accept.
     Refused(Refusal),
+    /// The client is not who it must be, or no longer.
+    Unauthorized(AuthRefusal),
     /// A trusted proxy sent no valid PROXY protocol header.
     Proxy(ProxyError),
     /// TLS failed, in its handshake or later.
@@ -60,6 +62,7 @@ impl CloseReason {
             CloseReason::Protocol(error) => error.close_code(),
             CloseReason::Proxy(_) => 1002,
             CloseReason::Refused(_) => CLOSE_REFUSED,
+            CloseReason::Unauthorized(refusal) => refusal.close_code(),
             CloseReason::HandshakeDeadline => 3009,
             CloseReason::FrameDeadline => 3010,
             CloseReason::HeartbeatTimeout => 3011,
@@ -97,6 +100,7 @@ impl CloseReason {
             CloseReason::Http(_) => Counter::ClosedHttp,
             CloseReason::HttpIdle => Counter::ClosedHttpIdle,
             CloseReason::Refused(refusal) => refusal.counter(),
+            CloseReason::Unauthorized(refusal) => refusal.counter(),
             CloseReason::Proxy(_) => Counter::ClosedProxy,
             CloseReason::Tls(_) | CloseReason::TlsKeysUsedUp => Counter::ClosedTls,
             CloseReason::BadRequest(_) => Counter::ClosedBadRequest,
@@ -111,6 +115,7 @@ impl CloseReason {
         match self {
             CloseReason::HandshakeDeadline => Some(408),
             CloseReason::Refused(refusal) => Some(refusal.status()),
+            CloseReason::Unauthorized(refusal) => Some(refusal.status()),
             CloseReason::Proxy(_) => Some(400),
             _ => None,
         }
@@ -132,6 +137,7 @@ impl CloseReason {
             | CloseReason::HeartbeatTimeout
             | CloseReason::BadRequest(_)
             | CloseReason::Refused(_)
+            | CloseReason::Unauthorized(_)
             | CloseReason::Proxy(_)
             | CloseReason::Replaced
             | CloseReason::Operator
@@ -178,6 +184,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Http(status) => write!(f, "HTTP request answered with {status}"),
             CloseReason::HttpIdle => write!(f, "no further HTTP request in time"),
             CloseReason::Refused(refusal) => f.write_str(refusal.text()),
+            CloseReason::Unauthorized(refusal) => write!(f, "{refusal}"),
             CloseReason::Proxy(error) => write!(f, "{error}"),
             CloseReason::Tls(why) => write!(f, "TLS: {why}"),
             CloseReason::TlsKeysUsedUp => {

@@ -8,7 +8,7 @@ use crate::{
     fair_queue::FairQueue,
     fanout::{Begun, Departure, MembershipWalk},
     ids::{SessionId, SlotId},
-    limits::{CONTROL_QUANTUM_UNITS, TURN_CONTROL_UNITS, TURN_DEPARTURE_UNITS},
+    limits::{CONTROL_QUANTUM_UNITS, REVIEW_UNITS, TURN_CONTROL_UNITS, TURN_DEPARTURE_UNITS},
     metrics::counters::Counter,
     now::Now,
 };
@@ -52,6 +52,8 @@ enum Operation {
     Update { request: u32, pattern: Box<str>, delivery: Delivery },
     /// A subscription ends.
     Unsubscribe { request: u32, pattern: Box<str> },
+    /// The subscriptions from this entry on are compared with the session's new permissions.
+    Review { from: u32 },
 }
 
 /// The operation under way.
@@ -67,9 +69,10 @@ enum Progress {
         walk: MembershipWalk,
         update: Option<u32>,
     },
+    /// A subscription has ended. `request`: the one that asked for it; `None`: it is no longer allowed.
     Leaving {
         walk: MembershipWalk,
-        request: u32,
+        request: Option<u32>,
         entry: u32,
     },
 }
@@ -183,6 +186,18 @@ impl Shard {
         self.advance_control(now);
     }
 
+    /// Queues a review of a session's subscriptions after its permissions have changed. The session's later requests wait for it.
+    pub(super) fn queue_review(&mut self, slot: SlotId, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        if session.subscriptions.is_empty() {
+            return;
+        }
+        session.changes_pending += 1;
+        let session = session.id;
+        self.control.push(session, Operation::Review { from: 0 });
+        self.advance_control(now);
+    }
+
     /// Resets the turn's budgets, then does control work within them. Returns whether there was any.
     pub(super) fn turn_control(&mut self, now: Now) -> bool {
         self.control.units_left = TURN_CONTROL_UNITS;
@@ -278,8 +293,12 @@ impl Shard {
                     if let Some(pattern) = self.fanout.release(*entry) {
                         self.remove_interest(&pattern);
                     }
-                    let request = *request;
-                    self.reply(slot, &Reply::Unsubscribed { request, pattern: walk.pattern() });
+                    match *request {
+                        Some(request) => {
+                            self.reply(slot, &Reply::Unsubscribed { request, pattern: walk.pattern() });
+                        }
+                        None => self.tell_removed(slot, walk.pattern(), now),
+                    }
                     self.end_change(flow, slot);
                 }
                 (used, Served::More)
@@ -296,7 +315,7 @@ impl Shard {
                 let entry = self.fanout.entry_of(pattern);
                 entry.is_some_and(|entry| self.fanout.gets_pace(entry, slot, *delivery, &self.sessions))
             }
-            Operation::Unsubscribe { .. } => false,
+            Operation::Unsubscribe { .. } | Operation::Review { .. } => false,
         };
         if joins && !self.fanout.may_join() {
             return (1, Served::JoinsFull);
@@ -343,10 +362,39 @@ impl Shard {
                     return (OPERATION_UNITS, Served::More);
                 };
                 let (walk, used) = self.fanout.begin_leave(held, slot, &mut self.sessions);
-                flow.progress = Progress::Leaving { walk, request, entry: held.entry };
+                flow.progress = Progress::Leaving { walk, request: Some(request), entry: held.entry };
                 (used + 1, Served::More)
             }
+            Some(Operation::Review { from }) => (self.review(flow, slot, from), Served::More),
         }
+    }
+
+    /// Compares the first subscription from an entry on with the session's permissions, and ends it if they do not allow it.
+    /// Returns the units used.
+    fn review(&mut self, flow: &mut Flow, slot: SlotId, from: u32) -> usize {
+        let next = self.sessions.open_mut(slot).and_then(|session| {
+            let at = session.subscriptions.partition_point(|held| held.entry < from);
+            session.subscriptions.get(at).map(|held| held.entry)
+        });
+        let Some(entry) = next else {
+            self.end_change(flow, slot);
+            return OPERATION_UNITS;
+        };
+        flow.operations.push_front(Operation::Review { from: entry + 1 });
+        if self.may_subscribe(slot, &self.fanout.pattern(entry)) {
+            return REVIEW_UNITS;
+        }
+        let held = self.sessions.open_mut(slot).and_then(|session| {
+            session.changes_pending += 1;
+            session.subscriptions.take(entry)
+        });
+        let Some(held) = held else {
+            debug_assert!(false, "the session holds the subscription");
+            return REVIEW_UNITS;
+        };
+        let (walk, used) = self.fanout.begin_leave(held, slot, &mut self.sessions);
+        flow.progress = Progress::Leaving { walk, request: None, entry };
+        REVIEW_UNITS + used
     }
 
     /// Acknowledges a subscription whose homes are ready, and makes it live. Nothing about its topics is sent before that.

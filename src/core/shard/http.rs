@@ -3,12 +3,13 @@
 
 use std::borrow::Cow;
 
-use super::{Action, Shard, timers::TimerKind};
+use super::{Action, Shard, authentication::Entry, timers::TimerKind};
 use crate::{
     ids::SlotId,
     limits::ECHO_BYTES_MAX,
     metrics::counters::Counter,
     now::Now,
+    principal::AuthRefusal,
     session::{CloseReason, Protocol},
 };
 use tickcast_proto::{
@@ -26,6 +27,7 @@ impl Shard {
             keeps_alive: self.limits.http_idle_ns > 0,
             health: self.limits.http_health,
             debug_echo: self.limits.debug_echo,
+            query_token: self.limits.auth.as_ref().is_some_and(|auth| auth.query_token),
             files: self.files,
             access: &self.limits.http_access,
             realtime_ns: now.realtime_ns,
@@ -51,17 +53,32 @@ impl Shard {
             Answer::Upgrade { forwarded_for, .. } if self.awaits_admission(slot, &forwarded_for) => {
                 return Ok(Step::Partial);
             }
-            Answer::Upgrade { target: Target::Stream { client, .. }, .. }
-                if !self.route_identity(slot, &client, now) =>
-            {
-                return Ok(Step::Partial);
-            }
-            Answer::Upgrade { response, target, .. } => self.upgrade(slot, &response, target, now)?,
+            Answer::Upgrade { response, target, .. } => match self.enter_websocket(slot, &target, now) {
+                Entry::Admitted => self.upgrade(slot, &response, target, now)?,
+                Entry::Waits => return Ok(Step::Partial),
+                Entry::Refused(AuthRefusal::Busy) => {
+                    self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
+                }
+                Entry::Refused(refusal) => {
+                    self.become_websocket(slot, &response, &target);
+                    self.end(slot, CloseReason::Unauthorized(refusal), now);
+                }
+            },
         }
         Ok(Step::Complete(used, ()))
     }
 
-    /// Makes a session a WebSocket.
+    /// Returns whether a request for a WebSocket may be answered here. If not, it waits for the verdict on its credentials, or has
+    /// begun its handover. A client may give its credentials in a hello instead, unless it subscribes before that.
+    fn enter_websocket(&mut self, slot: SlotId, target: &Target, now: Now) -> Entry {
+        let Target::Stream { client, token, patterns, .. } = target else { return Entry::Admitted };
+        match self.enter(slot, token.as_ref(), patterns.is_empty(), now) {
+            Entry::Admitted if !self.route_identity(slot, client, now) => Entry::Waits,
+            entry => entry,
+        }
+    }
+
+    /// Makes a session a WebSocket, and subscribes to what its target asks for.
     fn upgrade(
         &mut self,
         slot: SlotId,
@@ -69,24 +86,38 @@ impl Shard {
         target: Target,
         now: Now,
     ) -> Result<(), DecodeError> {
+        self.become_websocket(slot, response, &target);
+        let Target::Stream { patterns, delivery, from, .. } = target else { return Ok(()) };
+        if let Some(session) = self.sessions.open_mut(slot)
+            && self.limits.auth.is_some()
+            && session.lacks_credentials()
+        {
+            // It has as long for its hello as for any other handshake.
+            let id = session.id;
+            let deadline_ns = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
+            self.set_timer(deadline_ns, TimerKind::Credentials, id);
+        }
+        if patterns.is_empty() {
+            return Ok(());
+        }
+        let patterns = patterns.into_iter().map(Cow::Owned).collect();
+        self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)
+    }
+
+    /// Answers a request for a WebSocket with 101.
+    fn become_websocket(&mut self, slot: SlotId, response: &[u8], target: &Target) {
         self.actions.push_back(Action::HandshakeDone(slot));
         self.push_bytes(slot, response);
         let Some(session) = self.sessions.open_mut(slot) else {
-            debug_assert!(false, "the response to an upgrade ends no session");
-            return Ok(());
+            return debug_assert!(false, "the response to an upgrade ends no session");
         };
-        match target {
-            Target::Echo => {
-                session.protocol = Protocol::Echo(Decoder::for_long_messages(ECHO_BYTES_MAX));
-                Ok(())
-            }
-            Target::Stream { format, patterns, delivery, from, .. } => {
+        session.protocol = match *target {
+            Target::Echo => Protocol::Echo(Decoder::for_long_messages(ECHO_BYTES_MAX)),
+            Target::Stream { format, .. } => {
                 session.format = format;
-                session.protocol = Protocol::Open(Decoder::new(format.framing));
-                let patterns = patterns.into_iter().map(Cow::Owned).collect();
-                self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)
+                Protocol::Open(Decoder::new(format.framing))
             }
-        }
+        };
     }
 
     /// Keeps a connection open for its next request.

@@ -1,12 +1,13 @@
 //! From sockets to commands: decodes what clients send and executes it. A protocol error ends its session, a bad request is
 //! answered, and neither affects other sessions.
 
-use super::{Action, Shard, Unsequenced, timers::TimerKind};
+use super::{Action, Shard, Unsequenced, authentication::Purpose, timers::TimerKind};
 use crate::{
     ids::SlotId,
     metrics::counters::Counter,
     now::Now,
-    session::{CloseReason, InputState, Protocol, Session},
+    principal::AuthRefusal,
+    session::{CloseReason, InputState, Proof, Protocol, Session},
 };
 use tickcast_proto::{
     DecodeError, ErrorCode, Step,
@@ -29,12 +30,12 @@ struct Progress {
     completed: bool,
 }
 
-/// The shard that serves the session whose message was decoded.
+/// Where the message that was decoded is served.
 enum Served {
-    /// This one, which has processed the message.
+    /// This shard has processed it.
     Here,
-    /// The shard of its identity, which will process the message from its beginning.
-    Elsewhere,
+    /// The shard of its identity, or this one when its credentials have been verified, will process it from its beginning.
+    Later,
 }
 
 impl Shard {
@@ -144,7 +145,7 @@ impl Shard {
                 break;
             }
             let waits = !room || !session.takes_input();
-            if waits && !session.protocol.is_new() {
+            if waits && (session.awaits_verdict() || !session.protocol.is_new()) {
                 return Progress { blocked: true, ..progress };
             }
             let rest = &bytes[used..];
@@ -170,7 +171,11 @@ impl Shard {
                     let within = |session: &mut Session| session.protocol.fragments().is_some();
                     progress.completed |= !self.sessions.open_mut(slot).is_some_and(within);
                 }
-                Ok(Step::Partial) => break,
+                Ok(Step::Partial) => {
+                    let session = self.sessions.open_mut(slot);
+                    progress.blocked = session.is_some_and(|session| session.awaits_verdict());
+                    break;
+                }
                 Err(error) => {
                     self.end(slot, error.into(), now);
                     return Progress { used: bytes.len(), ..progress };
@@ -204,7 +209,7 @@ impl Shard {
             Incoming::Message(message) if is_echo => self.echo(slot, &message),
             Incoming::Message(message) => match self.requests(slot, &message, now)? {
                 Served::Here => {}
-                Served::Elsewhere => return Ok(Step::Partial),
+                Served::Later => return Ok(Step::Partial),
             },
         }
         Ok(Step::Complete(used, ()))
@@ -220,8 +225,10 @@ impl Shard {
         let mut requests = session.format.codec.decode(message, self.limits.frame_bytes_max)?;
         while let Some(request) = requests.next() {
             match request {
-                Ok(Command::Hello { client, .. }) if !self.route_identity(slot, &client, now) => {
-                    return Ok(Served::Elsewhere);
+                Ok(Command::Hello { client, token, .. })
+                    if !self.begins(slot, &client, token.as_ref(), now) =>
+                {
+                    return Ok(Served::Later);
                 }
                 Ok(command) => self.execute(slot, command, now)?,
                 Err(RequestDecodeError::Invalid(error)) => {
@@ -232,7 +239,7 @@ impl Shard {
             let rest = requests.remaining_frames();
             if !rest.is_empty()
                 && let Some(session) = self.sessions.open_mut(slot)
-                && session.changes_pending > 0
+                && (session.changes_pending > 0 || session.awaits_verdict())
             {
                 if !session.keep_message_rest(rest) {
                     self.end(slot, CloseReason::UnfinishedMemory, now);
@@ -262,28 +269,39 @@ impl Shard {
         now: Now,
     ) -> Result<(), DecodeError> {
         let Some(session) = self.sessions.open_mut(slot) else { return Ok(()) };
+        let mut opens = false;
         match (&session.protocol, &command) {
             (Protocol::Hello(_), Command::Hello { .. }) => {
                 session.protocol = Protocol::Open(Decoder::new(session.format.framing));
                 self.actions.push_back(Action::HandshakeDone(slot));
+                opens = true;
             }
             (Protocol::Hello(_), _) => return Err(DecodeError::HelloExpected),
             _ => {}
         }
+        let needs_credentials = self.limits.auth.is_some() && session.proof == Proof::None;
         match command {
-            Command::Hello { request, name, features, .. } => {
-                let features = session.grant(features);
+            Command::Hello { request, name, features, token, .. } => {
                 let session = session.id;
                 ::log::debug!(
                     "session {session:x}: client name {:?}",
                     name.chars().take(64).collect::<String>()
                 );
-                let (epoch, frame_bytes_max) = (self.epoch, self.limits.frame_bytes_max);
-                let session = session.0;
-                self.reply(slot, &Reply::Welcome { request, epoch, session, frame_bytes_max, features });
+                match token {
+                    // That of a HELLO that opens a session has been verified.
+                    Some(token) if !opens => {
+                        self.verify_again(slot, &token, Purpose::Hello { request, features }, now);
+                    }
+                    None if needs_credentials => self.refuse_credentials(slot, AuthRefusal::Missing, now),
+                    token => self.welcome(slot, request, features, token.is_some(), now),
+                }
+            }
+            Command::Refresh { request, token } => {
+                self.verify_again(slot, &token, Purpose::Refresh { request }, now);
             }
             Command::Ping { token } => self.reply(slot, &Reply::Pong { token }),
             Command::Pong => {}
+            _ if needs_credentials => self.refuse_credentials(slot, AuthRefusal::Missing, now),
             Command::Subscribe { request, patterns, .. }
             | Command::Update { request, patterns, .. }
             | Command::Unsubscribe { request, patterns }
@@ -334,6 +352,11 @@ impl Shard {
                 return self.fail(slot, publish.request, ErrorCode::BadTopic, &text, now);
             }
         };
+        if !self.may_publish(slot, topic) {
+            self.counters.add(Counter::TicksRefusedNotAllowed, 1);
+            let text = format!("topic {}: this session may not publish it", quoted(&publish.topic));
+            return self.fail(slot, publish.request, ErrorCode::NotAllowed, &text, now);
+        }
         let frame_len = frame::tick_len(publish.key, publish.payload.len());
         if frame_len > self.limits.frame_bytes_max {
             self.counters.add(Counter::TicksRefused, 1);

@@ -6,7 +6,7 @@ use crate::{
     limits::{TURN_DELIVERY_UNITS_PREFERRED, TURN_INPUT_BYTES},
     metrics::counters::Counter,
     now::Now,
-    session::InputState,
+    session::{InputState, Session},
 };
 use tickcast_proto::ids::ShardId;
 
@@ -80,8 +80,11 @@ impl Shard {
         }
     }
 
-    /// Lists a paused session by the room it waits for: its own, or the shard's.
-    fn list_paused(&mut self, slot: SlotId) {
+    /// Lists a paused session by the room it waits for: its own, or the shard's. One that waits for a verdict is listed then.
+    pub(super) fn list_paused(&mut self, slot: SlotId) {
+        if self.sessions.get(slot).is_some_and(Session::awaits_verdict) {
+            return;
+        }
         match self.sessions.get(slot).is_some_and(|session| session.takes_input()) {
             true => self.input_queue.push(slot),
             false => self.paused.push(slot),
@@ -109,7 +112,7 @@ impl Shard {
                 (session.is_some(), session.is_some_and(|session| session.takes_input()));
             self.input_queue.end_turn(slot, used, is_paused && takes_input);
             if is_paused && !takes_input {
-                self.paused.push(slot);
+                self.list_paused(slot);
             }
             bytes_left = bytes_left.saturating_sub(used.max(1));
             resumed |= waits;

@@ -26,18 +26,18 @@ impl Shard {
     }
 
     /// Opens the session of a connection that another shard handed over, in a vacant slot, with all bytes received so far.
-    /// They contain a whole HELLO or request head, so the handshake is complete when this returns, and its deadline need
-    /// not account for the time spent on the other shard.
-    pub fn handle_attached(
-        &mut self,
-        slot: SlotId,
-        source: SourceId,
-        listener: ListenerKind,
-        bytes: &[u8],
-        now: Now,
-    ) {
-        self.open(slot, listener, now);
+    /// They contain a whole HELLO or request head, and its credentials have been verified, so the handshake is complete when this
+    /// returns, and its deadline need not account for the time spent on the other shard.
+    pub fn handle_attached(&mut self, slot: SlotId, source: SourceId, session: &DetachedSession, now: Now) {
+        let DetachedSession { listener, principal, is_read_only, bytes, .. } = session;
+        self.open(slot, *listener, now);
         self.set_source(slot, source);
+        if *is_read_only {
+            self.set_read_only(slot);
+        }
+        if let Some(principal) = principal {
+            self.attach_principal(slot, principal.clone(), now);
+        }
         // The other shard has counted the bytes. Once the server stops, input is no longer processed.
         if !self.input_stopped {
             self.receive(slot, bytes, now);
@@ -168,6 +168,7 @@ impl Shard {
         let Some(session) = self.sessions.remove(slot) else { return };
         debug_assert!(session.memberships.is_empty(), "a session leaves every topic before it ends");
         self.identities.remove(&slot);
+        self.authentication.forget(slot, session.principal.as_deref());
         if let Some(ending) = &session.ending {
             self.counters.add(ending.reason.counter(), 1);
         }

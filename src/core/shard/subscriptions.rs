@@ -5,6 +5,7 @@ use crate::{
     fanout::{ALL_TOPICS, Interest, Registration, StartFrom, Subscription},
     ids::SlotId,
     limits::{KNOWN_PATTERN_UNITS, PATTERN_REQUEST_UNITS, RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
+    metrics::counters::Counter,
     now::Now,
     session::saved_positions::SavedPositions,
 };
@@ -103,6 +104,15 @@ impl Shard {
         if let Err(error) = pattern::check_pattern(pattern.as_bytes()) {
             let text = format!("pattern {}: {error}", quoted(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::BadPattern, &text, now);
+        }
+        if !self.may_subscribe(slot, pattern) {
+            self.counters.add(Counter::SubscriptionsRefused, 1);
+            self.charge(KNOWN_PATTERN_UNITS);
+            let text = format!(
+                "pattern {}: this session may not receive all topics that it matches",
+                quoted(pattern.as_bytes())
+            );
+            return self.fail(slot, request, ErrorCode::NotAllowed, &text, now);
         }
         let known = self.fanout.entry_of(pattern);
         let Some(session) = self.sessions.open_mut(slot) else { return };

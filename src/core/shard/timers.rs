@@ -13,6 +13,7 @@ use crate::{
     limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS, TIMERS_GONE_MAX, TURN_TIMERS},
     metrics::counters::Counter,
     now::Now,
+    principal::AuthRefusal,
     session::{CloseReason, Protocol, Pulse, SendState, Session, membership::Taking},
 };
 use tickcast_proto::{ids::TopicId, proxy::ProxyError};
@@ -32,6 +33,12 @@ pub(super) enum TimerKind {
     Stall,
     /// A tick of this topic held back by the session's rate limit may be sent.
     Pace(TopicId),
+    /// Deadline of a hello with the credentials that the request for a WebSocket lacked.
+    Credentials,
+    /// Deadline of the verdict on credentials.
+    Verdict,
+    /// Check whether the session's token expires.
+    Expiry,
     /// Deadline of a session whose peer has sent FIN, for the answers to its requests.
     HalfClosed,
     /// Deadline of an ending session.
@@ -68,18 +75,24 @@ impl Shard {
     /// exhaust memory with timers that are not yet due.
     pub(super) fn set_timer(&mut self, when_ns: u64, kind: TimerKind, id: SessionId) {
         if self.timers.len() >= self.timers_max {
-            let sessions = &self.sessions;
+            let (sessions, authentication) = (&self.sessions, &self.authentication);
             self.timers.retain(|granule, timer| {
                 let Some(session) = sessions.get(timer.slot).filter(|session| session.id == timer.id())
                 else {
                     return false;
                 };
-                // A topic may have several pace timers: keep the one its membership waits for.
-                let TimerKind::Pace(topic) = timer.kind else { return true };
-                session.memberships.get(topic).is_some_and(|membership| {
-                    membership.taking == Taking::Paced
-                        && membership.due_ns.div_ceil(TIMER_GRANULE_NS) == granule
-                })
+                // There may be several of these timers: keep the one that is waited for.
+                let due_ns = match timer.kind {
+                    TimerKind::Pace(topic) => session
+                        .memberships
+                        .get(topic)
+                        .filter(|membership| membership.taking == Taking::Paced)
+                        .map(|membership| membership.due_ns),
+                    TimerKind::Expiry => authentication.expiry_due_ns(timer.slot),
+                    TimerKind::Verdict => authentication.verdict_due_ns(timer.id()),
+                    _ => return true,
+                };
+                due_ns.is_some_and(|due_ns| due_ns.div_ceil(TIMER_GRANULE_NS) == granule)
             });
             self.timers_max = TIMERS_GONE_MAX + 2 * self.timers.len();
         }
@@ -110,6 +123,8 @@ impl Shard {
             TimerKind::Handshake if session.protocol.is_new() => {
                 let reason = match session.protocol {
                     Protocol::ProxyHeader => CloseReason::Proxy(ProxyError::Missing),
+                    // The server's fault.
+                    _ if session.awaits_verdict() => CloseReason::Unauthorized(AuthRefusal::Busy),
                     _ => CloseReason::HandshakeDeadline,
                 };
                 self.end(slot, reason, now);
@@ -133,6 +148,12 @@ impl Shard {
                     now.monotonic_ns,
                 );
             }
+            TimerKind::Credentials if session.lacks_credentials() => {
+                self.end(slot, CloseReason::HandshakeDeadline, now);
+            }
+            TimerKind::Credentials => {}
+            TimerKind::Verdict => self.check_verdict(slot, now),
+            TimerKind::Expiry => self.check_expiry(slot, now),
             TimerKind::HalfClosed => self.end(slot, CloseReason::Peer, now),
             TimerKind::Linger => self.remove(slot),
         }

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 pub use self::bounds::is_within_bounds;
 use crate::{
     ErrorCode,
-    command::{Command, PublishCommand},
+    command::{self, Command, PublishCommand},
     features::Features,
     frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, TickParts},
     ids::TopicId,
@@ -28,7 +28,7 @@ use crate::{
 pub const NUMBER_HIGHEST: u64 = (1 << 53) - 1;
 
 /// The operations of requests, for errors.
-const OPERATIONS: &str = "hello, subscribe, update, unsubscribe, publish or ping";
+const OPERATIONS: &str = "hello, refresh, subscribe, update, unsubscribe, publish or ping";
 
 /// The fields of all requests. Unknown fields are rejected, so that a misspelt option is not ignored.
 #[derive(Deserialize)]
@@ -52,8 +52,8 @@ struct Message<'a> {
     ts: u64,
     #[serde(default)]
     schema: u32,
-    #[serde(default)]
-    token: u64,
+    #[serde(default, borrow)]
+    token: Option<Token<'a>>,
     #[serde(default, deserialize_with = "key")]
     key: u64,
     // Not parsed yet, so that an error can name the option and the request id.
@@ -65,6 +65,46 @@ struct Message<'a> {
     from: Option<&'a RawValue>,
     #[serde(default, borrow)]
     features: Option<Vec<Cow<'a, str>>>,
+}
+
+/// The value of `token`: of a ping, a number; of a client, its credentials.
+enum Token<'a> {
+    Number(u64),
+    Text(Cow<'a, str>),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Token<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Token<'a>, D::Error> {
+        struct Form;
+        impl<'de> serde::de::Visitor<'de> for Form {
+            type Value = Token<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a whole number below 2^64, or a string")
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Token<'de>, E> {
+                Ok(Token::Number(number))
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Token<'de>, E> {
+                Ok(Token::Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Token<'de>, E> {
+                Ok(Token::Text(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_any(Form)
+    }
+}
+
+impl<'a> Token<'a> {
+    /// A client's credentials; `None` for the number of a ping.
+    fn into_credentials(self) -> Option<command::Token<'a>> {
+        match self {
+            Token::Number(_) => None,
+            Token::Text(Cow::Borrowed(text)) => Some(command::Token(Cow::Borrowed(text.as_bytes()))),
+            Token::Text(Cow::Owned(text)) => Some(command::Token(Cow::Owned(text.into_bytes()))),
+        }
+    }
 }
 
 /// The value of `from`.
@@ -238,8 +278,17 @@ pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
             let name = message.name.unwrap_or_default();
             let features =
                 message.features.map(|names| Features::from_names(names.iter().map(|name| &**name)));
-            Ok(Command::Hello { request, client: Cow::Borrowed(""), name, features })
+            let token = match message.token.map(Token::into_credentials) {
+                Some(None) => return Err(fail("hello: \"token\" must be a string".into())),
+                Some(Some(token)) if token.0.is_empty() => None,
+                token => token.flatten(),
+            };
+            Ok(Command::Hello { request, client: Cow::Borrowed(""), name, features, token })
         }
+        "refresh" => match message.token.and_then(Token::into_credentials) {
+            Some(token) => Ok(Command::Refresh { request, token }),
+            None => Err(fail("refresh: \"token\" must be a string".into())),
+        },
         op @ ("subscribe" | "unsubscribe" | "update") => {
             let delivery = message.delivery().map_err(|error| fail(format!("{op}: {error}")))?;
             let from = message.start_position().map_err(|error| fail(format!("{op}: {error}")))?;
@@ -289,9 +338,13 @@ pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
                 key: message.key,
             }))
         }
-        "ping" => {
-            Ok(Command::Ping { token: if message.token != 0 { message.token } else { u64::from(request) } })
-        }
+        "ping" => match message.token {
+            None | Some(Token::Number(0)) => Ok(Command::Ping { token: u64::from(request) }),
+            Some(Token::Number(token)) => Ok(Command::Ping { token }),
+            Some(Token::Text(_)) => {
+                Err(fail(format!("ping: \"token\" must be a whole number from 0 to {}", u64::MAX)))
+            }
+        },
         other => Err(fail(format!("unknown op {:?}; use {OPERATIONS}", cut(other)))),
     }
 }

@@ -18,11 +18,13 @@ pub(super) struct Query {
     pub(super) client: String,
     pub(super) delivery: Delivery,
     pub(super) from: StartPosition,
+    /// The client's token, percent-decoded; empty: none.
+    pub(super) token: Vec<u8>,
 }
 
 /// Parses `topics=a.b,c.>&client=ID&from=latest&policy=conflate&max_rate=5`. A comma within a name is escaped as `%2C`,
-/// an `&` within an identity as `%26`.
-pub(super) fn parse(text: Option<&str>) -> Result<Query, Failure> {
+/// an `&` within an identity as `%26`. `takes_token`: whether a token may be among them.
+pub(super) fn parse(text: Option<&str>, takes_token: bool) -> Result<Query, Failure> {
     let bad = |text: String| Failure::bad_request(text);
     let mut query = Query::default();
     for pair in text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
@@ -55,6 +57,15 @@ pub(super) fn parse(text: Option<&str>) -> Result<Query, Failure> {
                     identity::check(&value).map_err(|error| bad(format!("parameter client: {error}")))?;
                 query.client = identity.to_owned();
             }
+            "token" if !takes_token => {
+                return Err(bad(
+                    "parameter token is not accepted: send the token in header authorization, as a subprotocol, or in hello".into(),
+                ));
+            }
+            "token" if !query.token.is_empty() => {
+                return Err(bad("parameter token is given more than once".into()));
+            }
+            "token" => query.token = percent_decode_str(value).collect(),
             _ => {
                 return Err(bad(format!(
                     "unknown parameter {name:?}; use topics=a.b,c.>, client=ID, from=latest, policy=conflate or max_rate=5"

@@ -91,9 +91,14 @@ pub(super) fn parse(bytes: &[u8], head_bytes_max: usize) -> Result<Step<Request>
 fn check(request: &httparse::Request<'_, '_>) -> Result<Request, Failure> {
     let head = convert(request)?;
     let (headers, is_1_0) = (head.headers(), head.version() < Version::HTTP_11);
-    for single in
-        [header::HOST, header::ORIGIN, header::SEC_WEBSOCKET_KEY, header::CONTENT_LENGTH, header::EXPECT]
-    {
+    for single in [
+        header::HOST,
+        header::ORIGIN,
+        header::AUTHORIZATION,
+        header::SEC_WEBSOCKET_KEY,
+        header::CONTENT_LENGTH,
+        header::EXPECT,
+    ] {
         if headers.get_all(&single).iter().nth(1).is_some() {
             return Err(Failure::bad_request(format!("header {single} is given more than once")));
         }

@@ -42,6 +42,7 @@ fn upgrade_request_selects_format_and_topics() {
             delivery: TickDelivery::default(),
             from: StartPosition::Live,
             client: String::new(),
+            token: None,
         }
     );
 }
@@ -55,7 +56,7 @@ fn pattern_in_the_query_needs_no_escapes() {
     let patterns = vec!["a.b".into(), "c.>".into(), "*.d".into()];
     let client = String::new();
     let (format, delivery, from) = (WireFormat::WEBSOCKET_JSON, TickDelivery::default(), StartPosition::Live);
-    assert_eq!(target, Target::Stream { format, patterns, client, delivery, from });
+    assert_eq!(target, Target::Stream { format, patterns, client, delivery, from, token: None });
 }
 
 #[test]
@@ -67,7 +68,10 @@ fn query_parameters_select_start_policy_and_rate() {
     let client = String::new();
     let delivery = TickDelivery { policy: Some(Policy::Conflate), interval_us: 200_000 };
     let (format, patterns) = (WireFormat::WEBSOCKET_JSON, vec!["a.b".into(), "c".into()]);
-    assert_eq!(target, Target::Stream { format, patterns, client, delivery, from: StartPosition::Latest });
+    assert_eq!(
+        target,
+        Target::Stream { format, patterns, client, delivery, from: StartPosition::Latest, token: None }
+    );
     for bad in ["from=1", "policy=x", "max_rate=0", "max_rate=NaN", "max_rate=x"] {
         let request = format!("{}\r\n", REQUEST.replace("topics=a.b,c.%3E", bad));
         assert_eq!(status(&request), 400, "{bad}");

@@ -7,13 +7,15 @@ use base64::{
 use http::{HeaderValue, Method, StatusCode, Version, header};
 
 use super::{
-    Failure, Outcome, Target,
-    access::Access,
+    Failure, HttpConfig, Outcome, Target,
     body::BodyLength,
     query::{self, Query},
     request::Request,
 };
-use crate::WireFormat;
+use crate::{WireFormat, command::Token};
+
+/// What precedes a token among the subprotocols: a browser can set no other header of a handshake.
+const TOKEN_PREFIX: &[u8] = b"bearer.";
 
 /// Decodes `Sec-WebSocket-Key`. The bits of the last character beyond 16 bytes may have any value: RFC 6455 asks only for
 /// 16 bytes.
@@ -25,12 +27,12 @@ const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
 const KEY_BYTES: usize = 16;
 
 /// Answers a request for a WebSocket: on `/ws` the protocol, elsewhere the echo.
-pub(super) fn upgrade(request: &Request, access: &Access) -> Result<Outcome, Failure> {
+pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failure> {
     let uri = request.head.uri();
-    let query = if uri.path() == "/ws" { Some(query::parse(uri.query())?) } else { None };
+    let query = if uri.path() == "/ws" { Some(query::parse(uri.query(), config.query_token)?) } else { None };
     let accept = handshake(request)?;
     if let Some(host) = &request.authority {
-        access.check_origin(request.head.headers().get(header::ORIGIN), host)?;
+        config.access.check_origin(request.head.headers().get(header::ORIGIN), host)?;
     }
     if request.body != BodyLength::Bytes(0) {
         return Err(Failure::bad_request("a request for a WebSocket has no body"));
@@ -40,12 +42,13 @@ pub(super) fn upgrade(request: &Request, access: &Access) -> Result<Outcome, Fai
     );
     let target = match query {
         None => Target::Echo,
-        Some(Query { patterns, client, delivery, from }) => {
+        Some(Query { patterns, client, delivery, from, token: in_query }) => {
+            let token = token(request, in_query)?;
             let (format, subprotocol) = negotiate(request)?;
             if let Some(name) = subprotocol {
                 response += &format!("Sec-WebSocket-Protocol: {name}\r\n");
             }
-            Target::Stream { format, patterns, client, delivery, from }
+            Target::Stream { format, patterns, client, delivery, from, token }
         }
     };
     response += "\r\n";
@@ -83,6 +86,25 @@ fn handshake(request: &Request) -> Result<String, Failure> {
     Ok(tungstenite::handshake::derive_accept_key(key))
 }
 
+/// The token of a client: where it may stand in a request for a WebSocket. The same one may stand in several places.
+///
+/// # Errors
+/// Two different tokens: nobody can tell which of them a proxy has added.
+fn token(request: &Request, in_query: Vec<u8>) -> Result<Option<Token<'static>>, Failure> {
+    let authorization = request.head.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let (scheme, in_header) = authorization.unwrap_or_default().split_at_checked(7).unwrap_or_default();
+    // Credentials of another scheme are for a proxy.
+    let in_header = if scheme.eq_ignore_ascii_case(b"bearer ") { in_header.trim_ascii() } else { b"" };
+    let subprotocols = request.list(header::SEC_WEBSOCKET_PROTOCOL);
+    let as_subprotocols = subprotocols.filter_map(|name| name.strip_prefix(TOKEN_PREFIX));
+    let mut given = as_subprotocols.chain([in_header, &in_query]).filter(|token| !token.is_empty());
+    let Some(token) = given.next() else { return Ok(None) };
+    match given.all(|other| other == token) {
+        true => Ok(Some(Token(token.to_vec().into()))),
+        false => Err(Failure::bad_request("the request has two different tokens")),
+    }
+}
+
 /// Selects the first offered subprotocol that is supported (RFC 6455, section 4.2.2), and its name for the response.
 fn negotiate(request: &Request) -> Result<(WireFormat, Option<&'static str>), Failure> {
     let mut offered = request.list(header::SEC_WEBSOCKET_PROTOCOL).peekable();
@@ -94,6 +116,7 @@ fn negotiate(request: &Request) -> Result<(WireFormat, Option<&'static str>), Fa
         Some(format) => Ok((format, format.subprotocol())),
         None => {
             let names: Vec<_> = WireFormat::subprotocols().collect();
+            // Browsers close a WebSocket whose subprotocols were all passed over, so a token alone would not do.
             Err(Failure::bad_request(format!("unknown subprotocol; use {}", names.join(", "))))
         }
     }

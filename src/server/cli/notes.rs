@@ -15,7 +15,7 @@ pub struct Notes {
 const USAGE: (u8, &str) = (2, "invalid command line");
 
 /// The notes of `tickcast` and its subcommands.
-pub const NOTES: [Notes; 9] = [
+pub const NOTES: [Notes; 10] = [
     Notes {
         page: "tickcast",
         examples: &[
@@ -28,8 +28,8 @@ pub const NOTES: [Notes; 9] = [
         page: "tickcast-serve",
         examples: &[
             (
-                "tickcast serve --no-sim --tcp 0.0.0.0:9400",
-                "Serve what clients publish, to native clients of any host",
+                "tickcast serve --no-sim --tcp 0.0.0.0:9400 --allow-anonymous",
+                "Serve what clients publish, to native clients of any host, without authentication",
             ),
             ("tickcast serve --replay market.ndjson --speed 2", "Replay a capture at twice its pace"),
             (
@@ -88,6 +88,24 @@ pub const NOTES: [Notes; 9] = [
         exit_status: &[
             (0, "stopped on request, the end of the file, or the reader of the output is gone"),
             (1, "no connection, the server refused a tick, or a file cannot be used"),
+            USAGE,
+        ],
+    },
+    Notes {
+        page: "tickcast-token",
+        examples: &[
+            (
+                "tickcast token --key secret.txt --sub alice --allow-sub 'market.>' --ttl 15m",
+                "Make a token that expires after 15 minutes",
+            ),
+            (
+                "openssl rand -hex 32 | tee token.txt | tickcast token --hash",
+                "Make a static token and its hash",
+            ),
+        ],
+        exit_status: &[
+            (0, "the token or the hash was printed"),
+            (1, "the key cannot be used, or the output cannot be written"),
             USAGE,
         ],
     },

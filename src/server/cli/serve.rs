@@ -116,7 +116,7 @@ pub struct ListenerFlags {
     pub no_admin: bool,
 }
 
-/// `[server]`: cores, pace and identity.
+/// `[server]`: cores, pace, identity and access.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[group(id = "server")]
 #[command(next_help_heading = "Server")]
@@ -137,6 +137,9 @@ pub struct ServerOptions {
     /// Second connection of the same client (client=ID): allow (serve both) or replace (close the first)
     #[arg(long, value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = IdentityConflict::Allow)]
     pub identity_conflict: IdentityConflict,
+    /// Accept clients of other machines without [auth]: anyone may read and write every topic
+    #[arg(long)]
+    pub allow_anonymous: bool,
     /// Networks of proxies, for listeners with proxy_protocol or forwarded_for in the file
     #[arg(long, value_name = "NETWORK,...", default_value = "none")]
     #[serde(with = "super::values::text")]

@@ -3,6 +3,8 @@
 //! Checks each value on its own and collects all errors with their lines. [`super::Config::new`] checks the values
 //! together.
 
+mod auth;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -18,6 +20,7 @@ use toml::{
 };
 
 use super::{
+    auth::{AUTH, AuthSection},
     declared::{self, Declared, LISTENER},
     listener::{Address, Kind, ListenerTable},
 };
@@ -63,9 +66,12 @@ pub struct File {
     pub listeners: Option<Vec<Section>>,
     /// The `[[source]]` tables; `None`: as for listeners. `source = []` gives an empty list.
     pub sources: Option<Vec<Section>>,
+    /// `[auth]`.
+    pub auth: Option<AuthSection>,
     /// All errors, by line.
     pub problems: Vec<Problem>,
-    /// Flags of the options with an invalid value; `listener` or `source` if one of those was left out because of an error.
+    /// Flags of the options with an invalid value; `listener`, `source` or `auth` if a part of those was left out because of an
+    /// error.
     pub broken: Vec<String>,
     /// One warning per flat key, with its new place.
     pub warnings: Vec<String>,
@@ -130,6 +136,7 @@ impl Reader<'_> {
                 "listener" | "source" => {
                     self.refuse(key, name, format!("must be a list of tables: [[{name}]]"))
                 }
+                AUTH => self.auth(key, value),
                 _ if declared::tables().contains(&name) => match value.get_ref().as_table() {
                     Some(table) => self.table(name, table),
                     None => self.refuse(key, name, format!("must be a table: [{name}]")),
@@ -315,6 +322,7 @@ impl Reader<'_> {
                 mode: None,
                 socket_send_buffer: None,
                 notsent_lowat: None,
+                publish: None,
             };
             return lenient(written(&any), normalized::<ListenerTable>, &[key], value);
         }
@@ -360,7 +368,7 @@ impl Reader<'_> {
     }
 
     fn unknown(&self, table: &str, name: &str) -> String {
-        let (tables, lists) = (declared::tables(), [LISTENER, "source"]);
+        let (tables, lists) = (declared::tables(), [LISTENER, "source", AUTH]);
         let known = || declared::of(table).map(|declared| &*declared.key);
         if !table.is_empty() && declared::suggestion(name, known()).is_some() {
             return unknown_key(name, known());

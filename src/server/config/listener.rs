@@ -39,11 +39,13 @@ pub struct ListenerTable {
     pub socket_send_buffer: Option<Size>,
     /// Unsent data that an accepted TCP socket accepts; `None`: the value in `[delivery]`.
     pub notsent_lowat: Option<Size>,
+    /// Whether its clients may publish; `None`: those that `[auth]` allows to.
+    pub publish: Option<bool>,
 }
 
 impl ListenerTable {
     /// Keys of the table, in the order of `--print-config`.
-    pub const KEYS: [&str; 9] = [
+    pub const KEYS: [&str; 10] = [
         "kind",
         "address",
         "transport",
@@ -53,6 +55,7 @@ impl ListenerTable {
         "mode",
         "socket_send_buffer",
         "notsent_lowat",
+        "publish",
     ];
 }
 
@@ -263,6 +266,8 @@ pub struct Listener {
     pub tls: Option<TlsTable>,
     /// Permissions of a Unix socket's file.
     pub mode: u32,
+    /// Whether its clients may only subscribe.
+    pub is_read_only: bool,
     /// Name in errors: the option that set its address, or its line in the file.
     pub named: String,
 }

@@ -16,9 +16,10 @@ pub struct Change {
 }
 
 /// Whether the option at this path takes effect without a restart. Options of listeners and sources never do, even those
-/// named like a live option.
+/// named like a live option. `[auth]` is replaced as a whole.
 pub fn is_live(path: &str) -> bool {
-    path.split_once('.').is_some_and(|(table, key)| !table.ends_with(']') && LIVE.contains(&key))
+    path.starts_with("auth.")
+        || path.split_once('.').is_some_and(|(table, key)| !table.ends_with(']') && LIVE.contains(&key))
 }
 
 impl std::fmt::Display for Change {
@@ -36,7 +37,7 @@ mod tests {
 
     #[test]
     fn an_option_of_a_source_is_not_live_even_if_it_has_the_name_of_a_live_one() {
-        assert!(is_live("delivery.history") && is_live("server.log"));
+        assert!(is_live("delivery.history") && is_live("server.log") && is_live("auth.key"));
         for path in ["source[0].history", "listener[12].log", "delivery.last_values_memory", "history"] {
             assert!(!is_live(path), "{path}");
         }

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::{
+    auth::{self, AUTH, AuthSection, AuthTables},
     declared::{self, Declared, LISTENER},
     file::{Entry, File, Section},
     listener::{Address, Kind, ListenerTable},
@@ -62,14 +63,18 @@ pub struct Settings {
     pub listeners: Vec<ListenerTable>,
     /// Effective sources.
     pub sources: Vec<SourceTable>,
+    /// `[auth]`.
+    pub auth: Option<AuthTables>,
     /// Invalid values, each wrong on its own. If there are any, the server must not start.
     pub problems: Vec<Problem>,
-    /// Flags of the options with an invalid value, which have their defaults here; `listener` or `source` if one of those was
-    /// left out because of an error.
+    /// Flags of the options with an invalid value, which have their defaults here; `listener`, `source` or `auth` if a part of
+    /// those was left out because of an error.
     pub broken: Vec<String>,
     /// One warning per key of 0.1 in the file, with its new place.
     pub warnings: Vec<String>,
     file: Option<PathBuf>,
+    /// `[auth]` as the file has it.
+    auth_section: Option<AuthSection>,
     /// All effective values, laid out as in a file.
     tree: Table,
     /// Origins by path: `limits.frame_max`, `listener[0].address`.
@@ -157,6 +162,9 @@ impl Settings {
                     line_of(&mut text, key, item.get(key), origin, key == "kind" || key == "address");
                 }
             }
+        }
+        if let Some(section) = &self.auth_section {
+            auth::write_toml(&mut text, section);
         }
         for table in declared::tables() {
             let _ = writeln!(text, "\n[{table}]");
@@ -254,6 +262,15 @@ impl Layers<'_> {
             let values = items.iter().map(|item| Value::Table(item.values.clone())).collect();
             tree.insert(list.to_owned(), Value::Array(values));
         }
+        let auth = self.file.auth.as_ref().map(|section| {
+            let places = section
+                .places
+                .iter()
+                .map(|(path, (line, named))| (path.clone(), Origin::File(*line, named.clone())));
+            origins.extend(places);
+            tree.insert(AUTH.to_owned(), auth::shown(&section.values).into());
+            AuthTables::deserialize(section.values.clone())
+        });
         let typed = |item: &Item| ListenerTable::deserialize(item.values.clone());
         let listeners: Result<_, _> = listeners.iter().map(typed).collect();
         Ok(Settings {
@@ -261,10 +278,12 @@ impl Layers<'_> {
             tables,
             listeners: listeners.map_err(|error| inner(&error))?,
             sources: sources.iter().filter_map(Item::source).collect(),
+            auth: auth.transpose().map_err(|error| inner(&error))?,
             problems,
             broken: self.file.broken.clone(),
             warnings: self.file.warnings.clone(),
             file: (!self.file.path.as_os_str().is_empty()).then(|| self.file.path.clone()),
+            auth_section: self.file.auth.clone(),
             tree,
             origins,
         })

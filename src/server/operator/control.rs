@@ -13,6 +13,7 @@ use crate::{
 use tickcast_core::{
     config::Limits,
     mesh::ring::Doorbell,
+    principal::Revocation,
     shard::survey::{SessionsQuery, ShardState, TopicsQuery},
 };
 use tickcast_proto::ids::{ShardId, TopicId};
@@ -64,6 +65,8 @@ pub enum ShardRequest {
     Certificates(TlsConfigs),
     /// Closes the session with this id; replies whether it existed.
     Close(u64, ReplySender<bool>),
+    /// Closes the sessions that this revokes; replies how many.
+    Revoke(Arc<Revocation>, ReplySender<usize>),
 }
 
 /// A request to dispatch to one shard or to all.

@@ -347,7 +347,7 @@ impl Args for SourceFlags {
 }
 
 /// The names of a struct's fields, which its derived `Deserialize` passes to the deserializer.
-fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
+pub(crate) fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
     struct FieldNames<'a>(&'a mut &'static [&'static str]);
 
     impl<'de> Deserializer<'de> for FieldNames<'_> {

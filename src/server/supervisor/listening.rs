@@ -4,6 +4,7 @@ use crate::{
     config::{
         Config,
         listener::{Address, Kind},
+        open_to_all,
     },
     error::StartupError,
     process::activation::Passed,
@@ -25,12 +26,20 @@ pub(super) struct Opened {
 /// Opens every listener. A passed socket takes the place of the first listener of its kind.
 ///
 /// # Errors
-/// [`StartupError::Listen`]; [`StartupError::Passed`] for a socket that cannot be used, or that no listener takes.
+/// [`StartupError::Listen`]; [`StartupError::Passed`] for a socket that cannot be used, that no listener takes, or that anyone could
+/// reach although the configuration does not say who may.
 pub(super) fn open(config: &Config, mut passed: Passed) -> Result<Opened, StartupError> {
     let mut opened = Opened { admin: None, clients: Vec::new(), files: Vec::new(), addresses: Vec::new() };
     for wanted in &config.listeners {
         let shards = if wanted.kind == Kind::Admin { 1 } else { config.shards };
         let mut listening = listener::open(wanted, passed.take_for(wanted.kind), shards)?;
+        // The configuration has checked the addresses that it names, but a passed socket may have another.
+        let is_for_clients = wanted.kind.of_clients().is_some();
+        if is_for_clients
+            && !(config.auth.is_some() || config.allow_anonymous || listening.address.is_local())
+        {
+            return Err(StartupError::Passed(open_to_all(&listening.address)));
+        }
         opened.files.extend(listening.take_file());
         opened.addresses.push((listening.kind, listening.address.clone()));
         match listening.kind {

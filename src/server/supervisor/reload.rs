@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
+    auth::Authority,
     config::{Config, reload::Change},
     error::StartupError,
     logging,
@@ -24,6 +25,8 @@ pub struct Reloader {
     /// `None`: there is no configuration file.
     read_config: Option<Reload>,
     limits: Arc<Limits>,
+    /// Verifies credentials.
+    authority: Option<Arc<Authority>>,
     /// The log's filter.
     log: String,
     /// Shards whose control ring was full: they receive the limits as soon as it has room.
@@ -37,11 +40,17 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Creates a reloader for shards that run with these limits, and the log's filter.
-    pub fn new(read_config: Option<Reload>, limits: Limits, log: String) -> Reloader {
+    /// Creates a reloader for shards that run with these limits, what verifies credentials, and the log's filter.
+    pub fn new(
+        read_config: Option<Reload>,
+        limits: Limits,
+        authority: Option<Arc<Authority>>,
+        log: String,
+    ) -> Reloader {
         Reloader {
             read_config,
             limits: Arc::new(limits),
+            authority,
             log,
             pending: Vec::new(),
             is_requested: false,
@@ -58,6 +67,11 @@ impl Reloader {
     /// The limits that shards run with.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// What verifies credentials.
+    pub fn authority(&self) -> Option<&Arc<Authority>> {
+        self.authority.as_ref()
     }
 
     /// Whether there is a configuration file to read again.
@@ -117,6 +131,15 @@ impl Reloader {
         }
         self.log.clone_from(&config.log);
         self.reload_certificates(control);
+        match (&self.authority, &config.auth) {
+            // Its key files may have changed, whether its text has or not.
+            (Some(authority), Some(auth)) => authority.replace(auth.policy.clone()),
+            (None, None) => {}
+            (Some(_), None) => {
+                ::log::warn!("SIGHUP: [auth] stays as it was: without it takes effect at the next start")
+            }
+            (None, Some(_)) => ::log::warn!("SIGHUP: [auth] takes effect at the next start"),
+        }
         if limits != *self.limits {
             self.limits = Arc::new(limits);
             self.pending.clear();
@@ -191,7 +214,7 @@ mod tests {
             Ok((other.clone(), Vec::new()))
         };
         let mut reloader =
-            Reloader::new(Some(Box::new(read_config)), config.limits.clone(), config.log.clone());
+            Reloader::new(Some(Box::new(read_config)), config.limits.clone(), None, config.log.clone());
         for _ in 0..2 {
             reloader.request();
             reloader.turn(&mut control);

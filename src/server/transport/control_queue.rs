@@ -89,6 +89,7 @@ impl Driver {
             }
             ShardRequest::State(_) | ShardRequest::SessionCounts(..) => {}
             ShardRequest::Close(id, reply) => reply.send(self.shard.close(SessionId(id), now)),
+            ShardRequest::Revoke(revocation, reply) => reply.send(self.shard.revoke(&revocation, now)),
             ShardRequest::Reload(limits) => self.shard.reload(&limits, now),
             ShardRequest::Certificates(configs) => self.tls.set_configs(configs),
             ShardRequest::Sessions(query, reply) => {

@@ -1,6 +1,7 @@
 //! A shard's loop, the only task of a pinned glommio executor: drives the data ring, the mesh and the shard in turns, and
 //! sleeps in the ring when there is nothing to do.
 
+mod credentials;
 mod distribution;
 mod egress;
 mod pacing;
@@ -16,6 +17,7 @@ use super::{
     stop::{Barrier, Stop},
 };
 use crate::{
+    auth::verifiers::VerifierLane,
     clock,
     limits::{
         ACCEPT_RETRY_MS, GATHER_BYTES, SLEEP_NS_HIGHEST, SLEEP_NS_LOWEST, TURN_ACCEPTS, TURN_EVENTS,
@@ -37,7 +39,7 @@ use tickcast_core::{
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
-    shard::{Action, ClientAddress, DetachedSession, ListenerKind, Shard},
+    shard::{Action, ClientAddress, ListenerKind, Shard},
 };
 
 /// Longest sleep while refused sockets linger.
@@ -68,6 +70,8 @@ pub struct ClientListener {
     /// The listener has one socket for all shards: the shard that accepts distributes its connections. If not, each shard has a
     /// socket of its own.
     pub is_distributed: bool,
+    /// Its clients may only subscribe.
+    pub is_read_only: bool,
     /// When to retry after accepting failed.
     retry_ns: Option<u64>,
     /// Whether the last attempt to accept failed; a warning was logged.
@@ -76,8 +80,13 @@ pub struct ClientListener {
 
 impl ClientListener {
     /// Creates a listener that has not failed.
-    pub fn new(kind: ListenerKind, client: ClientAddress, is_distributed: bool) -> ClientListener {
-        ClientListener { kind, client, is_distributed, retry_ns: None, is_failing: false }
+    pub fn new(
+        kind: ListenerKind,
+        client: ClientAddress,
+        is_distributed: bool,
+        is_read_only: bool,
+    ) -> ClientListener {
+        ClientListener { kind, client, is_distributed, is_read_only, retry_ns: None, is_failing: false }
     }
 }
 
@@ -107,6 +116,8 @@ pub struct Driver {
     pub distribution: Distribution,
     /// Requests of operators and of the main thread.
     pub control: ControlQueue,
+    /// Verifies credentials; `None`: nobody has to prove who it is.
+    pub verifiers: Option<VerifierLane>,
     /// SENDs made so far.
     sends: u64,
     /// When the shard went to sleep in this iteration of its loop; 0: it did not.
@@ -148,6 +159,7 @@ impl Driver {
             listeners: Vec::new(),
             distribution: Distribution::default(),
             control,
+            verifiers: None,
             sends: 0,
             asleep_since_ns: 0,
             watch: TurnWatch::default(),
@@ -219,6 +231,7 @@ impl Driver {
         self.ring.poll()?;
         let mut worked = self.events(now)?;
         worked |= self.take_transfers(now)?;
+        worked |= self.take_verdicts(now)?;
         worked |= self.mesh.take_in(&mut self.shard, now);
         worked |= self.shard.turn(now);
         let sends = self.sends;
@@ -230,6 +243,7 @@ impl Driver {
         worked |= self.shake_hands(now)?;
         worked |= self.handle_control(now)?;
         worked |= self.actions()?;
+        worked |= self.hand_over_credentials(now)?;
         worked |= self.mesh.push_out(&mut self.shard);
         worked |= self.handovers.push_out();
         self.shard.end_turn();
@@ -257,6 +271,7 @@ impl Driver {
             || self.handovers.look_again()
             || self.control.has_work()
             || self.tls.has_ready()
+            || self.has_verdicts()
             || self.shard.is_busy();
         Ok(!work_waits && !asked_to_stop && !self.stopped())
     }
@@ -359,7 +374,7 @@ impl Driver {
         let id = listener.0 as usize;
         let listener = &mut self.listeners[id];
         listener.is_failing = false;
-        let (kind, mut client) = (listener.kind, listener.client);
+        let (kind, mut client, is_read_only) = (listener.kind, listener.client, listener.is_read_only);
         if self.phase != Phase::Running {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
@@ -384,6 +399,9 @@ impl Driver {
                     self.shard.handle_accept_proxied(SlotId(slot), kind, client, now);
                     self.shard.set_source(SlotId(slot), admitted.source);
                     self.tls.accept(slot, id, client);
+                    if is_read_only {
+                        self.shard.set_read_only(SlotId(slot));
+                    }
                 }
             }
             Err(refusal) => {
@@ -452,8 +470,7 @@ impl Driver {
                 if let Some(connection) = tls {
                     self.tls.insert(slot, connection);
                 }
-                let DetachedSession { listener, bytes, .. } = &departure;
-                self.shard.handle_attached(SlotId(slot), admitted.source, *listener, bytes, now);
+                self.shard.handle_attached(SlotId(slot), admitted.source, &departure, now);
                 if peer_closed {
                     self.shard.handle_eof(SlotId(slot), now);
                 }

@@ -174,6 +174,8 @@ mod tests {
         let departure = DetachedSession {
             to: ShardId(to),
             listener: ListenerKind::Native,
+            is_read_only: false,
+            principal: None,
             bytes: n.to_le_bytes().to_vec(),
         };
         (Handover { socket: ours.into(), departure, admitted: Admitted::default(), tls: None }, theirs)

@@ -37,6 +37,8 @@ pub struct Listening {
     pub kind: Kind,
     /// How a trusted proxy tells the address of its client.
     pub client: ClientAddress,
+    /// Whether its clients may only subscribe.
+    pub is_read_only: bool,
     /// The address in use.
     pub address: Address,
     /// By shard. Shards without a socket get their connections from the one that has it.
@@ -89,24 +91,32 @@ fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
 /// # Errors
 /// [`StartupError::Listen`]; [`StartupError::Passed`] if an option cannot be set on a passed socket.
 pub fn open(listener: &Listener, passed: Option<OwnedFd>, shards: u16) -> Result<Listening, StartupError> {
-    let (kind, client) = (listener.kind, listener.client);
+    let (kind, client, is_read_only) = (listener.kind, listener.client, listener.is_read_only);
     let failed = |error| StartupError::Listen(listener.named.clone(), listener.address.clone(), error);
     if let Some(socket) = passed {
         let refused = |error| StartupError::Passed(format!("{:?}: {error}", kind.option()));
         let address = adopt(&socket, listener.socket).map_err(refused)?;
         ::log::info!("{}: {address}, a socket that the service manager passed", listener.named);
-        return Ok(Listening { kind, client, address, sockets: for_first(socket, shards), file: None });
+        return Ok(Listening {
+            kind,
+            client,
+            is_read_only,
+            address,
+            sockets: for_first(socket, shards),
+            file: None,
+        });
     }
     match &listener.address {
         Address::Tcp(address) => {
             let (address, sockets) = listen(&listener.named, *address, shards, listener.socket)?;
             let sockets = sockets.into_iter().map(Some).collect();
-            Ok(Listening { kind, client, address: address.into(), sockets, file: None })
+            Ok(Listening { kind, client, is_read_only, address: address.into(), sockets, file: None })
         }
         Address::Unix(path) => {
             let (socket, file) = listen_unix(path, listener.mode).map_err(failed)?;
             let address = listener.address.clone();
-            Ok(Listening { kind, client, address, sockets: for_first(socket, shards), file: Some(file) })
+            let sockets = for_first(socket, shards);
+            Ok(Listening { kind, client, is_read_only, address, sockets, file: Some(file) })
         }
     }
 }

@@ -24,6 +24,7 @@ use super::{
     },
 };
 use crate::{
+    auth::verifiers::VerifierLane,
     clock,
     process::{
         cores::pin_to,
@@ -78,6 +79,8 @@ pub struct ShardParts {
     pub handovers: HandoverLanes,
     /// Requests of operators and of the main thread.
     pub control: ControlQueue,
+    /// Verifies credentials.
+    pub verifiers: Option<VerifierLane>,
     /// Batching and spinning.
     pub pacing: Pacing,
     /// Which shard serves an accepted connection.
@@ -189,6 +192,7 @@ impl ShardParts {
         );
         (driver.listeners, driver.distribution) = (self.listeners, self.distribution);
         driver.tls.set_configs(self.tls);
+        driver.verifiers = self.verifiers;
         driver.overload_refuses = self.overload_refuses;
         driver.set_pacing(self.pacing);
         Ok(driver)

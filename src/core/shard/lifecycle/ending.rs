@@ -5,6 +5,7 @@ use crate::{
     ids::{SessionId, SlotId},
     limits::{LINGER_DEADLINE_MS, REFUSED_RETRY_AFTER_S},
     now::Now,
+    principal::AuthRefusal,
     session::{CloseReason, Ending, InputState, KeptOutbox, Protocol},
     shard::{Action, ListenerKind, Shard, timers::TimerKind},
 };
@@ -25,6 +26,7 @@ pub(super) fn log_end(session: SessionId, reason: &CloseReason) {
         | CloseReason::SlowConsumer
         | CloseReason::UnfinishedMemory
         | CloseReason::Refused(_)
+        | CloseReason::Unauthorized(_)
         | CloseReason::Proxy(_)
         | CloseReason::Tls(_)
         | CloseReason::BadRequest(_) => {
@@ -211,7 +213,9 @@ impl Shard {
                 let seed = self.epoch ^ u64::from(self.id.0);
                 reconnect_after_ms(seed, session.id, self.limits.reconnect_spread_ms)
             }
-            CloseReason::Refused(_) => REFUSED_RETRY_AFTER_S as u32 * 1_000,
+            CloseReason::Refused(_) | CloseReason::Unauthorized(AuthRefusal::Busy) => {
+                REFUSED_RETRY_AFTER_S as u32 * 1_000
+            }
             _ => 0,
         };
         let framing = session.format.framing;

@@ -11,12 +11,15 @@
 //! The accepting shard answers nothing before the handover. The other shard decodes the same bytes from the beginning,
 //! finds the same identity, and so keeps the connection: nothing is handed over twice.
 
+use std::{borrow::Cow, sync::Arc};
+
 use crate::{
     ids::SlotId,
     metrics::counters::Counter,
     now::Now,
     placement,
-    session::{CloseReason, Protocol},
+    principal::Principal,
+    session::{CloseReason, Proof, Protocol, Session},
     shard::{Action, ListenerKind, Shard},
 };
 use tickcast_proto::ids::ShardId;
@@ -28,6 +31,10 @@ pub struct DetachedSession {
     pub to: ShardId,
     /// The kind of listener that accepted it.
     pub listener: ListenerKind,
+    /// Whether that takes no ticks.
+    pub is_read_only: bool,
+    /// Who it is, if its credentials have been verified.
+    pub principal: Option<Arc<Principal>>,
     /// All bytes received. Bound: the longest frame or request head, and what arrived until I/O stopped.
     pub bytes: Vec<u8>,
 }
@@ -38,33 +45,50 @@ impl Shard {
     pub fn handle_detached(&mut self, slot: SlotId) -> Option<DetachedSession> {
         let session = self.sessions.open_mut(slot)?;
         let Protocol::Leaving(to) = session.protocol else { return None };
-        let listener = session.listener;
+        let Session { listener, is_read_only, .. } = *session;
         let bytes = session.take_input();
+        let principal = session.principal.take();
+        self.authentication.forget(slot, principal.as_deref());
+        let is_proven = session.proof == Proof::Credentials;
         self.sessions.remove(slot);
         self.counters.subtract(Counter::SessionsOpen, 1);
         self.counters.add(Counter::SessionsHandedOver, 1);
-        Some(DetachedSession { to, listener, bytes })
+        // An anonymous client is anonymous there too.
+        let principal = principal.filter(|_| is_proven);
+        Some(DetachedSession { to, listener, is_read_only, principal, bytes })
     }
 
-    /// Routes a session by the identity in its handshake. Returns whether this shard serves it; if not, the handover has
-    /// begun.
+    /// Routes a session by the identity in its handshake: the subject of its credentials, else the one that it claims. Returns
+    /// whether this shard serves it; if not, the handover has begun.
+    ///
+    /// The thousand connections of a service have one subject, and stay on the shards that accepted them unless they must meet:
+    /// because the client has named an identity, or the server closes all but the newest.
     pub(in crate::shard) fn route_identity(&mut self, slot: SlotId, client: &str, now: Now) -> bool {
         let Some(session) = self.sessions.open_mut(slot) else {
             debug_assert!(false, "only an open session's handshake is processed");
             return true;
         };
-        if client.is_empty() || !session.protocol.is_handshake() {
+        if !session.protocol.is_handshake() {
             return true;
         }
-        let to = placement::serving_shard(client, self.shards);
-        if to != self.id {
+        let principal = session.principal.clone().filter(|_| session.proof == Proof::Credentials);
+        let identity = match &principal {
+            Some(principal) => principal.identity(),
+            None if client.is_empty() => return true,
+            None => Cow::Borrowed(client),
+        };
+        let to = placement::serving_shard(&identity, self.shards);
+        if to != self.id && (!client.is_empty() || self.limits.identity_replaces) {
             session.protocol = Protocol::Leaving(to);
             self.actions.push_back(Action::HandOver(slot));
             return false;
         }
-        self.identities.insert(slot, client.into());
+        self.identities.insert(slot, (*identity).into());
+        // With authentication, a claim ends nobody's session.
+        let is_proven = principal.is_some() || self.limits.auth.is_none();
         if self.limits.identity_replaces
-            && let Some(before) = self.holders.enter(slot, client)
+            && is_proven
+            && let Some(before) = self.holders.enter(slot, &identity)
         {
             self.end(before, CloseReason::Replaced, now);
         }
@@ -86,8 +110,6 @@ impl Shard {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::{
         config::Limits,
@@ -110,6 +132,10 @@ mod tests {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
         )
         .into_bytes()
+    }
+
+    fn detached(to: ShardId, listener: ListenerKind, bytes: Vec<u8>) -> DetachedSession {
+        DetachedSession { to, listener, is_read_only: false, principal: None, bytes }
     }
 
     /// Returns an identity that another shard serves, and that shard.
@@ -154,11 +180,14 @@ mod tests {
                 assert_eq!(from.poll_action(), None);
                 assert_eq!(sent(&mut from), b"", "nothing is answered before the handover");
                 let detached = from.handle_detached(SlotId(3)).unwrap();
-                assert_eq!(detached, DetachedSession { to: home, listener, bytes: bytes.clone() });
+                let (is_read_only, principal) = (false, None);
+                let wanted =
+                    DetachedSession { to: home, listener, is_read_only, principal, bytes: bytes.clone() };
+                assert_eq!(detached, wanted);
                 assert_eq!((from.sessions_len(), from.handle_detached(SlotId(3))), (0, None));
 
                 let mut to = shard(home, Limits::default());
-                to.handle_attached(SlotId(8), SourceId::default(), listener, &detached.bytes, NOW);
+                to.handle_attached(SlotId(8), SourceId::default(), &detached, NOW);
                 assert_eq!(to.poll_action(), Some(Action::HandshakeDone(SlotId(8))));
                 assert!(!sent(&mut to).is_empty(), "welcome or 101");
                 let open = |shard: &Shard| shard.counters().value(Counter::SessionsOpen);
@@ -208,9 +237,10 @@ mod tests {
         let (name, home) = identity_elsewhere(ShardId(0));
         let mut to = shard(home, Limits::default());
         to.stop_input();
-        to.handle_attached(SlotId(1), SourceId::default(), ListenerKind::Native, &hello_as(&name), NOW);
+        let session = detached(home, ListenerKind::Native, hello_as(&name));
+        to.handle_attached(SlotId(1), SourceId::default(), &session, NOW);
         to.begin_drain(u64::MAX, NOW);
-        to.handle_attached(SlotId(2), SourceId::default(), ListenerKind::Native, &hello_as(&name), NOW);
+        to.handle_attached(SlotId(2), SourceId::default(), &session, NOW);
         assert_eq!(kinds(&sent(&mut to)), [frame::Kind::Closing, frame::Kind::Closing]);
     }
 
@@ -219,14 +249,10 @@ mod tests {
         let (name, home) = identity_elsewhere(ShardId(0));
         for replaces in [false, true] {
             let mut shard = shard(home, Limits { identity_replaces: replaces, ..Limits::default() });
-            shard.handle_attached(
-                SlotId(1),
-                SourceId::default(),
-                ListenerKind::Native,
-                &hello_as(&name),
-                NOW,
-            );
-            shard.handle_attached(SlotId(2), SourceId::default(), ListenerKind::Http, &upgrade(&name), NOW);
+            let native = detached(home, ListenerKind::Native, hello_as(&name));
+            shard.handle_attached(SlotId(1), SourceId::default(), &native, NOW);
+            let websocket = detached(home, ListenerKind::Http, upgrade(&name));
+            shard.handle_attached(SlotId(2), SourceId::default(), &websocket, NOW);
             sent(&mut shard);
             assert_eq!(shard.sessions.open_mut(SlotId(1)).is_none(), replaces);
             assert!(shard.sessions.open_mut(SlotId(2)).is_some());

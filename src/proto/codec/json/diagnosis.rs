@@ -27,6 +27,8 @@ enum Form {
     Number64,
     /// A number that fits 64 bits, or its digits.
     Key,
+    /// A number that fits 64 bits, or a string, which may be a secret.
+    Token,
     /// Checked where the request's operation is known.
     Any,
 }
@@ -47,7 +49,7 @@ const FIELDS: [(&str, Form); 15] = [
     ("ts", Form::Number64),
     ("schema", Form::Number32),
     ("key", Form::Key),
-    ("token", Form::Number64),
+    ("token", Form::Token),
 ];
 
 impl Form {
@@ -59,6 +61,7 @@ impl Form {
             Form::Number32 => serde_json::from_str::<u32>(value).is_ok(),
             Form::Number64 => serde_json::from_str::<u64>(value).is_ok(),
             Form::Key => key(&mut serde_json::Deserializer::from_str(value)).is_ok(),
+            Form::Token => serde_json::from_str::<Option<super::Token<'_>>>(value).is_ok(),
             Form::Any => true,
         }
     }
@@ -72,6 +75,7 @@ impl fmt::Display for Form {
             Form::Number32 => write!(f, "a whole number from 0 to {}", u32::MAX),
             Form::Number64 => write!(f, "a whole number from 0 to {}", u64::MAX),
             Form::Key => write!(f, "a whole number from 0 to {}, or a string of its digits", u64::MAX),
+            Form::Token => write!(f, "a string, or for ping a whole number from 0 to {}", u64::MAX),
             Form::Any => f.write_str("a JSON value"),
         }
     }
@@ -146,7 +150,9 @@ impl Findings {
         }
         self.seen |= bit;
         self.has_op |= name == "op";
-        if !form.is(value) {
+        if form == Form::Token && !form.is(value) {
+            self.problem.get_or_insert_with(|| format!("\"{name}\" must be {form}"));
+        } else if !form.is(value) {
             self.problem.get_or_insert_with(|| format!("\"{name}\" must be {form}, not {}", cut(value)));
         } else if name == "id" {
             self.request = serde_json::from_str(value).unwrap_or(0);

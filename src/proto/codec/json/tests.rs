@@ -154,7 +154,7 @@ fn invalid_requests_are_rejected_with_their_id() {
 /// Every error that JSON can cause, by its exact words.
 #[test]
 fn invalid_requests_are_rejected_with_words_to_act_on() {
-    let operations = "hello, subscribe, update, unsubscribe, publish or ping";
+    let operations = "hello, refresh, subscribe, update, unsubscribe, publish or ping";
     let number32 = "a whole number from 0 to 4294967295";
     let number64 = "a whole number from 0 to 18446744073709551615";
     let fields = "op, id, name, features, topics, topic, from, policy, max_rate, data, encoding, ts, schema, key, token";
@@ -224,11 +224,14 @@ fn invalid_requests_are_rejected_with_words_to_act_on() {
             r#"{"op":"publish","key":18446744073709551616}"#,
             format!("\"key\" must be {number64}, or a string of its digits, not 18446744073709551616"),
         ),
-        (r#"{"op":"ping","token":"x"}"#, format!("\"token\" must be {number64}, not \"x\"")),
+        (r#"{"op":"ping","token":"secret"}"#, format!("ping: \"token\" must be {number64}")),
+        (r#"{"op":"ping","token":-1}"#, format!("\"token\" must be a string, or for ping {number64}")),
         (
-            &format!(r#"{{"op":"ping","token":"{long}"}}"#),
-            format!("\"token\" must be {number64}, not \"{}", &cut[1..]),
+            r#"{"op":"hello","token":["secret"]}"#,
+            format!("\"token\" must be a string, or for ping {number64}"),
         ),
+        (r#"{"op":"hello","token":7}"#, "hello: \"token\" must be a string".into()),
+        (r#"{"op":"refresh","id":7}"#, "refresh: \"token\" must be a string".into()),
         // What an operation needs.
         (r#"{"op":"fly"}"#, format!("unknown op \"fly\"; use {operations}")),
         (&format!(r#"{{"op":"{long}"}}"#), format!("unknown op \"{cut}\"; use {operations}")),
@@ -291,8 +294,9 @@ fn invalid_requests_are_rejected_with_words_to_act_on() {
 /// words.
 #[test]
 fn every_field_of_the_wrong_type_is_rejected_with_the_id() {
-    let requests: [&[(&str, &str)]; 6] = [
+    let requests: [&[(&str, &str)]; 7] = [
         &[("op", "\"hello\""), ("name", "\"n\""), ("features", "[]")],
+        &[("op", "\"refresh\""), ("token", "\"t\"")],
         &[("op", "\"subscribe\""), ("topics", "[\"a\"]"), ("from", "\"live\""), ("max_rate", "1")],
         &[("op", "\"update\""), ("topic", "\"a\""), ("policy", "\"drop\"")],
         &[("op", "\"unsubscribe\""), ("topics", "[\"a\"]")],

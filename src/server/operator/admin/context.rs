@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::{process_sample, stage::Stage};
 use crate::{
-    clock, limits::ADMIN_QUERIES_MAX, operator::control::Dispatch, sources::SourceStatus,
+    auth::Authority, clock, limits::ADMIN_QUERIES_MAX, operator::control::Dispatch, sources::SourceStatus,
     tls::CertificateStatuses,
 };
 use tickcast_core::metrics::counters::{Counter, Counters};
@@ -20,6 +20,8 @@ pub struct ServerHandles {
     pub shards: Vec<(usize, Arc<Counters>)>,
     /// The server's own sources.
     pub sources: Vec<SourceStatus>,
+    /// Verifies credentials; `None`: nobody has to prove who it is.
+    pub authority: Option<Arc<Authority>>,
     /// Whether the server is not ready while a shard is overloaded.
     pub overload_is_unready: bool,
     /// When the certificates in use end.

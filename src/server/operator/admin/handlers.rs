@@ -18,12 +18,14 @@ use super::{
     metrics::{self, Scrape, ShardSample},
     overview::{Overview, ShardView, SourceView},
     process_sample,
-    query::LatencyFormat,
+    query::{LatencyFormat, RevocationQuery},
     route::{self, INDEX, RequestError, Route},
     shard_replies::ShardReplies,
     stage::Stage,
 };
 use crate::{
+    clock,
+    limits::REVOCATIONS_MAX,
     logging,
     operator::{
         control::ShardRequest,
@@ -32,12 +34,14 @@ use crate::{
 };
 use tickcast_core::{
     metrics::latency::{Latency, Until},
+    principal::Revocation,
     shard::survey::{SessionsQuery, ShardState, TopicsQuery},
 };
 use tickcast_proto::ids::{ShardId, TopicId};
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
+const NS_PER_S: u64 = 1_000_000_000;
 /// When a client that got 503 should try again.
 const RETRY_AFTER_SECONDS: &str = "1";
 
@@ -91,8 +95,9 @@ impl AdminContext {
     pub(super) fn route<B>(&self, request: &Request<B>) -> Result<Route, RequestError> {
         let (uri, hosts) = (request.uri(), request.headers().get_all(HOST));
         host::check(request.version(), hosts.iter(), uri.authority(), self.is_local)?;
-        if request.method() == Method::DELETE && request.headers().contains_key(ORIGIN) {
-            return Err(RequestError::new(403, "web pages may not close sessions (Origin header present)"));
+        let changes = ![Method::GET, Method::HEAD].contains(request.method());
+        if changes && request.headers().contains_key(ORIGIN) {
+            return Err(RequestError::new(403, "web pages may change nothing (Origin header present)"));
         }
         route::route(request.method().as_str(), uri.path(), uri.query().unwrap_or_default())
     }
@@ -124,6 +129,7 @@ impl AdminContext {
             Route::Sessions(query) => self.sessions(query).await,
             Route::Latency(format) => self.latency(format).await,
             Route::Close(id) => self.close(id).await,
+            Route::Revoke(query) => self.revoke(query).await,
         }
     }
 
@@ -158,6 +164,8 @@ impl AdminContext {
             certificates: &self.handles.certificates.get(),
             process: process_sample::sample(self.start_seconds),
             log_lines_dropped: logging::lines_dropped(),
+            authority: self.handles.authority.as_deref(),
+            now_ns: clock::monotonic_ns(),
         });
         Reply { content_type: metrics::CONTENT_TYPE, ..Reply::text(text) }
     }
@@ -252,6 +260,35 @@ impl AdminContext {
                 Reply::error(&RequestError::new(503, message))
             }
         }
+    }
+}
+
+impl AdminContext {
+    /// Refuses the tokens of a subject, or one token, from now on; then closes the sessions that have them.
+    async fn revoke(&self, query: RevocationQuery) -> Reply {
+        let Some(authority) = &self.handles.authority else {
+            return Reply::error(&RequestError::new(404, "this server has no [auth]"));
+        };
+        let RevocationQuery { revocation, keep_ns } = query;
+        let now_s = clock::realtime_ns() / NS_PER_S;
+        if authority.revocations.add(&revocation, now_s, now_s + keep_ns / NS_PER_S).is_err() {
+            let message = format!(
+                "there are {REVOCATIONS_MAX} revocations already; use a shorter keep for the next ones"
+            );
+            return Reply::error(&RequestError::new(503, message));
+        }
+        authority.count_revocation();
+        let named = match &revocation {
+            Revocation::Subject { tenant, subject } => json!({ "sub": subject, "tenant": tenant }),
+            Revocation::TokenId(id) => json!({ "jti": id }),
+        };
+        let revocation = Arc::new(revocation);
+        let ShardReplies { replies, unanswered } =
+            self.query_shards(None, move |reply| ShardRequest::Revoke(revocation.clone(), reply)).await;
+        let closed: usize = replies.iter().map(|(_, closed)| closed).sum();
+        ::log::info!("{named} revoked by the operator: {closed} sessions closed");
+        let body = json!({ "revoked": named, "closed": closed, "unanswered": unanswered });
+        self.json_of_shards(&unanswered, &body)
     }
 }
 

@@ -3,12 +3,15 @@
 //! Counters are exported per shard; queries add them up with `sum without (shard)`. Counters that differ only in a reason or a
 //! source share a family and have a label for it.
 
+mod auth;
+
 use std::fmt::{Display, Write};
 
 use hdrhistogram::Histogram;
 
 use super::{process_sample::ProcessSample, stage::Stage};
 use crate::{
+    auth::Authority,
     sources::{KINDS, SourceStatus, health::Health},
     tls::CertificateStatus,
 };
@@ -56,6 +59,10 @@ pub struct Scrape<'a> {
     pub process: ProcessSample,
     /// Log lines dropped so far.
     pub log_lines_dropped: u64,
+    /// What verifies credentials.
+    pub authority: Option<&'a Authority>,
+    /// CLOCK_MONOTONIC.
+    pub now_ns: u64,
 }
 
 /// How a counter is exported: its family, and the label that distinguishes it within the family.
@@ -199,6 +206,7 @@ pub fn text(scrape: &Scrape<'_>) -> String {
     turns(scrape, &mut writer);
     states(scrape, &mut writer);
     latencies(scrape, &mut writer);
+    auth::auth(scrape, &mut writer);
     server(scrape, &mut writer);
     writer.0
 }
@@ -443,6 +451,8 @@ pub(in crate::operator) mod tests {
             certificates: &[],
             process,
             log_lines_dropped: 3,
+            authority: None,
+            now_ns: 0,
         })
     }
 

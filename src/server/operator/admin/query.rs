@@ -4,11 +4,13 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-use crate::limits::{ADMIN_ROWS_DEFAULT, ADMIN_ROWS_MAX};
+use crate::limits::{ADMIN_ROWS_DEFAULT, ADMIN_ROWS_MAX, REVOCATION_MS_DEFAULT, REVOCATION_MS_HIGHEST};
 use tickcast_core::{
     metrics::latency::Until,
+    principal::Revocation,
     shard::survey::{SessionSort, SessionsQuery, TopicSort, TopicsQuery},
 };
+use tickcast_proto::{identity, units::parse_duration_ns};
 
 /// The values of `sort=` in `/v1/sessions`.
 pub const SESSION_SORTS: [(&str, SessionSort); 6] = [
@@ -29,6 +31,15 @@ pub enum LatencyFormat {
     Counts,
     /// The histogram over all shards, in HdrHistogram's plotter format.
     Hgrm(Until),
+}
+
+/// What to revoke.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevocationQuery {
+    /// The subject or token.
+    pub revocation: Revocation,
+    /// How long to refuse it, nanoseconds: at least as long as its tokens are valid.
+    pub keep_ns: u64,
 }
 
 /// Parsed parameters, each name at most once.
@@ -123,6 +134,38 @@ pub fn latency(query: &str) -> Result<LatencyFormat, String> {
     }
 }
 
+/// Parses the query of `/v1/revocations`.
+///
+/// # Errors
+/// Which parameter is invalid, and why.
+pub fn revocation(query: &str) -> Result<RevocationQuery, String> {
+    let parameters = Parameters::parse(query, &["sub", "tenant", "jti", "keep"])?;
+    let name = |name| match parameters.value(name) {
+        Some(text) if identity::check(text.as_bytes()).is_err() => {
+            Err(format!("invalid {name}; use 1 to 255 bytes without control characters"))
+        }
+        text => Ok(text),
+    };
+    let tenant = name("tenant")?;
+    let revocation = match (name("sub")?, name("jti")?) {
+        (Some(subject), None) => {
+            Revocation::Subject { tenant: tenant.unwrap_or_default().into(), subject: subject.into() }
+        }
+        (None, Some(_)) if tenant.is_some() => return Err("parameter tenant requires sub".to_owned()),
+        (None, Some(id)) => Revocation::TokenId(id.into()),
+        _ => return Err("use either sub or jti".to_owned()),
+    };
+    let keep_ns = match parameters.value("keep") {
+        None => REVOCATION_MS_DEFAULT * 1_000_000,
+        Some(text) => {
+            let ns = parse_duration_ns(text).ok();
+            let in_range = ns.filter(|ns| (1_000_000_000..=REVOCATION_MS_HIGHEST * 1_000_000).contains(ns));
+            in_range.ok_or_else(|| format!("invalid keep {}; use 1s to 366d", quoted(text)))?
+        }
+    };
+    Ok(RevocationQuery { revocation, keep_ns })
+}
+
 /// Checks the query of an endpoint that takes no parameters.
 ///
 /// # Errors
@@ -154,6 +197,27 @@ mod tests {
         assert_eq!(latency("format=hgrm"), Ok(LatencyFormat::Hgrm(Until::Sent)));
         assert_eq!(latency("format=hgrm&until=sequenced"), Ok(LatencyFormat::Hgrm(Until::Sequenced)));
         assert_eq!(no_parameters("&&"), Ok(()));
+    }
+
+    #[test]
+    fn a_revocation_names_a_subject_or_a_token_and_not_both() {
+        let subject = |tenant: &str| Revocation::Subject { tenant: tenant.into(), subject: "alice".into() };
+        let of = |query| revocation(query).map(|query| (query.revocation, query.keep_ns / 1_000_000_000));
+        assert_eq!(of("sub=alice"), Ok((subject(""), 86_400)));
+        assert_eq!(of("sub=alice&tenant=acme&keep=15m"), Ok((subject("acme"), 900)));
+        assert_eq!(of("jti=a%20b"), Ok((Revocation::TokenId("a b".into()), 86_400)));
+        for bad in [
+            "",
+            "tenant=t",
+            "sub=a&jti=b",
+            "jti=b&tenant=t",
+            "sub=",
+            "sub=%00",
+            "sub=a&keep=0",
+            "jti=a&keep=10y",
+        ] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Routing: which endpoint a request is for, or the error it gets.
 
-use super::query::{self, LatencyFormat};
+use super::query::{self, LatencyFormat, RevocationQuery};
 use crate::operator::views::GlobalSessionId;
 use tickcast_core::shard::survey::{SessionsQuery, TopicsQuery};
 
@@ -25,6 +25,8 @@ pub enum Route {
     Latency(LatencyFormat),
     /// Closing a session.
     Close(GlobalSessionId),
+    /// Revoking a subject or a token.
+    Revoke(RevocationQuery),
 }
 
 impl Route {
@@ -63,6 +65,7 @@ GET /v1/topics                     ?prefix= &sort=ticks|bytes|newest &limit=
 GET /v1/sessions                   ?sort=outbox|lag|dropped|conflated|topics|newest &limit=
 GET /v1/latency                    ?format=json|counts|hgrm &until=sequenced|sent
 DELETE /v1/sessions/ID             closes a session
+POST /v1/revocations               ?sub= &tenant= or ?jti= &keep=24h: refuses its tokens, closes its sessions
 ";
 
 const READ_METHODS: &str = "GET, HEAD";
@@ -80,6 +83,12 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, RequestErro
         query::no_parameters(query).map_err(bad_request)?;
         let close = id.parse().map(Route::Close);
         return close.map_err(|()| RequestError::new(404, "no such session; GET /v1/sessions lists the IDs"));
+    }
+    if path == "/v1/revocations" {
+        if method != "POST" {
+            return Err(method_not_allowed(method, "POST"));
+        }
+        return query::revocation(query).map(Route::Revoke).map_err(bad_request);
     }
     let plain = |route: Route| query::no_parameters(query).map(|()| route);
     let routed = match path {
@@ -118,7 +127,8 @@ mod tests {
         for line in INDEX.lines().skip(1) {
             let mut words = line.split_whitespace();
             let (method, path) = (words.next().unwrap(), words.next().unwrap());
-            assert_eq!(status(method, &path.replace("ID", "0-1f"), ""), 200, "{line}");
+            let query = if path == "/v1/revocations" { "jti=7" } else { "" };
+            assert_eq!(status(method, &path.replace("ID", "0-1f"), query), 200, "{line}");
             assert_eq!(status("PATCH", path, ""), 405, "{line}");
         }
     }
@@ -139,6 +149,8 @@ mod tests {
             ("DELETE", "/v1/sessions/99999-1", "", 404),
             ("DELETE", "/v1/sessions/0-1/x", "", 404),
             ("DELETE", "/v1/sessions/0-1", "now", 400),
+            ("GET", "/v1/revocations", "jti=7", 405),
+            ("POST", "/v1/revocations", "", 400),
             ("GET", "/metrics", "x=1", 400),
             ("GET", "/v1/sessions", "limit=0", 400),
             ("HEAD", "/metrics", "", 200),

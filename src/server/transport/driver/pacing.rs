@@ -172,6 +172,7 @@ impl Driver {
                 || self.handovers.look_again()
                 || self.control.has_work()
                 || self.tls.has_ready()
+                || self.has_verdicts()
                 || self.shard.is_busy()
                 || self.stop.is_requested();
             let ends_ns = self.waits.hold.map_or(0, |hold| hold.ends_ns);

@@ -32,6 +32,7 @@ fn start_known_as(
     let handles = ServerHandles {
         shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).chain(overloaded).collect(),
         sources: vec![SourceStatus::new("simulator")],
+        authority: None,
         overload_is_unready: true,
         certificates: crate::tls::CertificateStatuses::default(),
         dispatch: Box::new(dispatch),

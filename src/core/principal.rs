@@ -1,0 +1,426 @@
+//! Who a session is and what it may do, as plain data. Credentials are verified elsewhere.
+//!
+//! ```text
+//!  hello, upgrade or certificate -> Credentials -> (verifier) -> Principal, or AuthRefusal
+//!                                                                   |
+//!                                        permissions: patterns that it may subscribe to, topics that it may publish
+//! ```
+
+use std::{borrow::Cow, fmt, sync::Arc};
+
+use crate::{
+    limits::{CLOSE_REFUSED, PERMISSION_PATTERNS_MAX, TOKEN_BYTES_MAX},
+    metrics::counters::Counter,
+};
+use tickcast_proto::{
+    command::Token,
+    pattern::{self, NameError},
+};
+
+/// Who a session is and what it may do. Sessions of a shard that may do the same share their permissions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Principal {
+    /// Who it is: 1 to 255 bytes that [`identity::check`](tickcast_proto::identity::check) accepts. Of an anonymous principal, a
+    /// name for the operator; it identifies nobody.
+    pub subject: Box<str>,
+    /// The namespace that the subject belongs to, under the same rule; empty: none.
+    pub tenant: Box<str>,
+    /// Identifies its token (`jti`), for revocation.
+    pub token_id: Option<Box<str>>,
+    /// When its credentials expire, seconds since 1970; `None`: never.
+    pub expires_at_s: Option<u64>,
+    /// What it may do.
+    pub permissions: Arc<Permissions>,
+}
+
+/// Separates tenant and subject in an identity. A control character, so neither contains it.
+const IDENTITY_SEPARATOR: char = '\u{1f}';
+
+impl Principal {
+    /// The identity of its sessions: the subject, and the tenant if there is one, so that the same name in two tenants is two
+    /// identities.
+    pub fn identity(&self) -> Cow<'_, str> {
+        match &*self.tenant {
+            "" => Cow::Borrowed(&self.subject),
+            tenant => Cow::Owned(format!("{tenant}{IDENTITY_SEPARATOR}{}", self.subject)),
+        }
+    }
+
+    /// Whether another principal is the same client, with other credentials.
+    pub fn is_same_client(&self, other: &Principal) -> bool {
+        (&self.subject, &self.tenant) == (&other.subject, &other.tenant)
+    }
+}
+
+/// What a principal may do. Without rules, nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Permissions {
+    /// Patterns that it may subscribe to. They cover history and last values too.
+    pub subscribe: Rules,
+    /// Topics that it may publish ticks of.
+    pub publish: Rules,
+}
+
+impl Permissions {
+    /// Everything.
+    pub fn all() -> Permissions {
+        Permissions { subscribe: Rules::all(), publish: Rules::all() }
+    }
+}
+
+/// A set of topics: those that a pattern of `allow` matches and none of `deny`. Sorted and without duplicates, so that two sets
+/// with the same patterns are equal.
+///
+/// Bound: [`PERMISSION_PATTERNS_MAX`] patterns of each kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Rules {
+    allow: Vec<Box<str>>,
+    deny: Vec<Box<str>>,
+}
+
+/// A rule that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RulesError {
+    /// Not a pattern, and why.
+    Pattern(Box<str>, NameError),
+    /// More than [`PERMISSION_PATTERNS_MAX`] patterns of a kind.
+    TooMany,
+}
+
+impl fmt::Display for RulesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RulesError::Pattern(pattern, error) => {
+                write!(f, "pattern {:?}: {error}", pattern.chars().take(64).collect::<String>())
+            }
+            RulesError::TooMany => write!(f, "more than {PERMISSION_PATTERNS_MAX} patterns"),
+        }
+    }
+}
+
+impl std::error::Error for RulesError {}
+
+impl Rules {
+    /// No topic.
+    pub const NONE: Rules = Rules { allow: Vec::new(), deny: Vec::new() };
+
+    /// Every topic.
+    pub fn all() -> Rules {
+        Rules { allow: vec![Box::from(">")], deny: Vec::new() }
+    }
+
+    /// The topics that a pattern of `allow` matches and none of `deny`.
+    ///
+    /// # Errors
+    /// The first pattern that is not valid, or that there are too many. Stops at the first pattern too many.
+    pub fn new<A, D>(allow: A, deny: D) -> Result<Rules, RulesError>
+    where
+        A: IntoIterator<Item: Into<Box<str>>>,
+        D: IntoIterator<Item: Into<Box<str>>>,
+    {
+        let mut allow = patterns(allow)?;
+        if allow.iter().any(|pattern| &**pattern == ">") {
+            // It covers the others.
+            allow = vec![Box::from(">")];
+        }
+        Ok(Rules { allow, deny: patterns(deny)? })
+    }
+
+    /// The patterns allowed, sorted.
+    pub fn allow(&self) -> &[Box<str>] {
+        &self.allow
+    }
+
+    /// The patterns denied, which win, sorted.
+    pub fn deny(&self) -> &[Box<str>] {
+        &self.deny
+    }
+
+    /// Whether it is every topic.
+    pub fn is_all(&self) -> bool {
+        self.deny.is_empty() && self.allow.first().is_some_and(|pattern| &**pattern == ">")
+    }
+
+    /// Whether a pattern lies wholly within the set: one pattern allowed covers it, and none denied overlaps it. One look at each
+    /// pattern at most; does not allocate.
+    ///
+    /// Conservative: a pattern that only several of `allow` cover together is not covered.
+    pub fn covers(&self, pattern: &str) -> bool {
+        self.allow.iter().any(|allowed| pattern::covers(allowed, pattern))
+            && !self.deny.iter().any(|denied| pattern::overlaps(denied, pattern))
+    }
+
+    /// Whether a topic belongs to the set. One look at each pattern at most; does not allocate.
+    pub fn permits(&self, topic: &str) -> bool {
+        self.allow.iter().any(|allowed| pattern::matches(allowed, topic))
+            && !self.deny.iter().any(|denied| pattern::matches(denied, topic))
+    }
+}
+
+fn patterns(patterns: impl IntoIterator<Item: Into<Box<str>>>) -> Result<Vec<Box<str>>, RulesError> {
+    let mut checked = Vec::new();
+    for pattern in patterns {
+        let pattern: Box<str> = pattern.into();
+        if checked.len() == PERMISSION_PATTERNS_MAX {
+            return Err(RulesError::TooMany);
+        }
+        if let Err(error) = pattern::check_pattern(pattern.as_bytes()) {
+            return Err(RulesError::Pattern(pattern, error));
+        }
+        checked.push(pattern);
+    }
+    checked.sort_unstable();
+    checked.dedup();
+    Ok(checked)
+}
+
+/// What a client proves who it is with. At least one of the two is given.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// A token, 1 to [`TOKEN_BYTES_MAX`] bytes.
+    pub token: Option<Box<str>>,
+    /// The DNS or URI name in its TLS certificate, which a trusted authority has signed.
+    pub certificate_name: Option<Box<str>>,
+}
+
+/// Without the token, which is a secret.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("token_bytes", &self.token.as_deref().map(str::len))
+            .field("certificate_name", &self.certificate_name)
+            .finish()
+    }
+}
+
+impl Credentials {
+    /// Those of a client that has given a token.
+    ///
+    /// # Errors
+    /// [`AuthRefusal::Invalid`] if it is empty, too long, or not UTF-8.
+    pub fn new(
+        token: Option<&Token<'_>>,
+        certificate_name: Option<Box<str>>,
+    ) -> Result<Credentials, AuthRefusal> {
+        let Some(Token(token)) = token else { return Ok(Credentials { token: None, certificate_name }) };
+        if token.is_empty() {
+            return Err(AuthRefusal::Invalid("it is empty".into()));
+        }
+        if token.len() > TOKEN_BYTES_MAX {
+            let text = format!("it has {} bytes, {TOKEN_BYTES_MAX} are allowed", token.len());
+            return Err(AuthRefusal::Invalid(text.into()));
+        }
+        match std::str::from_utf8(token) {
+            Ok(token) => Ok(Credentials { token: Some(token.into()), certificate_name }),
+            Err(_) => Err(AuthRefusal::Invalid("it is not UTF-8".into())),
+        }
+    }
+}
+
+/// Why a client is refused that is not who it must be. No text contains its token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuthRefusal {
+    /// It has given no credentials, and anonymous clients are not allowed.
+    Missing,
+    /// The credentials are not valid; why, for people.
+    Invalid(Box<str>),
+    /// The token has expired.
+    Expired,
+    /// The token is not valid yet.
+    NotYetValid,
+    /// The token has been revoked.
+    Revoked,
+    /// Too many credentials wait to be verified, or they took too long.
+    Busy,
+}
+
+impl AuthRefusal {
+    /// The code in CLOSING: 3500 unless the client may succeed later, with a new token (3005) or with the same (3504).
+    pub fn close_code(&self) -> u16 {
+        match self {
+            AuthRefusal::Missing | AuthRefusal::Invalid(_) | AuthRefusal::Revoked => 3500,
+            AuthRefusal::Expired | AuthRefusal::NotYetValid => 3005,
+            AuthRefusal::Busy => CLOSE_REFUSED,
+        }
+    }
+
+    /// The counter of sessions that ended for it.
+    pub fn counter(&self) -> Counter {
+        match self {
+            AuthRefusal::Missing | AuthRefusal::Invalid(_) => Counter::ClosedUnauthorized,
+            AuthRefusal::Expired | AuthRefusal::NotYetValid => Counter::ClosedTokenExpired,
+            AuthRefusal::Revoked => Counter::ClosedRevoked,
+            AuthRefusal::Busy => Counter::ClosedAuthBusy,
+        }
+    }
+
+    /// The status of the answer to a plain HTTP request.
+    pub fn status(&self) -> u16 {
+        match self {
+            AuthRefusal::Busy => 503,
+            _ => 401,
+        }
+    }
+}
+
+impl fmt::Display for AuthRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            AuthRefusal::Missing => write!(f, "a token is required"),
+            AuthRefusal::Invalid(text) => write!(f, "invalid token: {text}"),
+            AuthRefusal::Expired => write!(f, "the token has expired"),
+            AuthRefusal::NotYetValid => write!(f, "the token is not valid yet"),
+            AuthRefusal::Revoked => write!(f, "the token has been revoked"),
+            AuthRefusal::Busy => write!(f, "too many tokens wait to be verified"),
+        }
+    }
+}
+
+impl std::error::Error for AuthRefusal {}
+
+/// Whose sessions to close.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Revocation {
+    /// Those of a subject, whatever their token.
+    Subject {
+        /// The subject's tenant; empty: none.
+        tenant: Box<str>,
+        /// The subject.
+        subject: Box<str>,
+    },
+    /// Those with this token.
+    TokenId(Box<str>),
+}
+
+impl Revocation {
+    /// Whether a principal is revoked.
+    pub fn revokes(&self, principal: &Principal) -> bool {
+        match self {
+            Revocation::Subject { tenant, subject } => {
+                (tenant, subject) == (&principal.tenant, &principal.subject)
+            }
+            Revocation::TokenId(id) => principal.token_id.as_ref() == Some(id),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(tokens: &[&str], tokens_max: usize) -> Vec<String> {
+        let mut names: Vec<String> = tokens.iter().map(|token| (*token).into()).collect();
+        let mut longest = names.clone();
+        for _ in 1..tokens_max {
+            let longer =
+                |name: &String| tokens.iter().map(|token| format!("{name}.{token}")).collect::<Vec<_>>();
+            longest = longest.iter().flat_map(longer).collect();
+            names.extend(longest.iter().cloned());
+        }
+        names
+    }
+
+    /// Every pattern of two tokens over an alphabet, with `c` for all tokens that are not in it.
+    fn patterns() -> Vec<String> {
+        let all = names(&["a", "b", "*", ">"], 2);
+        all.into_iter().filter(|pattern| pattern::check_pattern(pattern.as_bytes()).is_ok()).collect()
+    }
+
+    #[test]
+    fn a_pattern_that_is_covered_matches_only_topics_that_are_permitted() {
+        let (patterns, topics) = (patterns(), names(&["a", "b", "c"], 3));
+        let mut covered = 0;
+        for allow in &patterns {
+            for deny in patterns.iter().map(Some).chain([None]) {
+                let rules = Rules::new([&**allow], deny.map(|deny| &**deny)).unwrap();
+                for topic in &topics {
+                    let expected = pattern::matches(allow, topic)
+                        && !deny.is_some_and(|deny| pattern::matches(deny, topic));
+                    assert_eq!(rules.permits(topic), expected, "{rules:?} {topic}");
+                    assert_eq!(rules.covers(topic), expected, "a topic is a pattern: {rules:?} {topic}");
+                }
+                for pattern in &patterns {
+                    let matched = || topics.iter().filter(|topic| pattern::matches(pattern, topic));
+                    // With one pattern allowed, it is covered exactly if it matches nothing else.
+                    let expected = matched().all(|topic| rules.permits(topic));
+                    assert_eq!(rules.covers(pattern), expected, "{rules:?} {pattern}");
+                    covered += usize::from(expected);
+                }
+            }
+        }
+        assert!(covered > 500, "{covered}");
+    }
+
+    #[test]
+    fn patterns_allowed_add_up_and_those_denied_win() {
+        let rules = Rules::new(["t.a.*", "t.b"], ["t.a.secret", "x.>"]).unwrap();
+        for topic in ["t.a.b", "t.b"] {
+            assert!(rules.permits(topic) && rules.covers(topic), "{topic}");
+        }
+        for topic in ["t.a.secret", "t.a", "t.a.b.c", "t.c", "x.a"] {
+            assert!(!rules.permits(topic) && !rules.covers(topic), "{topic}");
+        }
+        for pattern in ["t.a.*", "t.*", "t.>", ">"] {
+            assert!(!rules.covers(pattern), "{pattern}");
+        }
+        let both = Rules::new(["t.a", "t.>"], ["t.b.>"]).unwrap();
+        assert!(both.covers("t.a.*") && both.covers("t.*") && !both.covers("t.*.a"));
+    }
+
+    #[test]
+    fn sets_with_the_same_patterns_are_equal() {
+        let rules = Rules::new(["b", "a", "b"], ["d", "c", "c"]).unwrap();
+        assert_eq!(rules, Rules::new(["a", "b"], ["c", "d"]).unwrap());
+        assert_eq!((rules.allow().len(), rules.deny().len()), (2, 2));
+        let all = Rules::new(["a.b", ">", "*"], [] as [&str; 0]).unwrap();
+        assert!(all == Rules::all() && all.is_all() && all.covers(">"));
+        assert!(!Rules::new([">"], ["a"]).unwrap().is_all() && !Rules::NONE.is_all());
+        assert!(!Rules::NONE.permits("a") && !Rules::NONE.covers("a"));
+    }
+
+    #[test]
+    fn bad_and_too_many_patterns_are_rejected() {
+        let none: [&str; 0] = [];
+        let bad = RulesError::Pattern("a..b".into(), NameError::EmptyToken);
+        assert_eq!(Rules::new(["a", "a..b"], none), Err(bad.clone()));
+        assert_eq!(Rules::new(none, ["a..b"]), Err(bad));
+        let many = |count: usize| (0..count).map(|n| format!("a.{n}"));
+        assert!(Rules::new(many(PERMISSION_PATTERNS_MAX), none).is_ok());
+        assert_eq!(Rules::new(many(PERMISSION_PATTERNS_MAX + 1), none), Err(RulesError::TooMany));
+    }
+
+    #[test]
+    fn credentials_do_not_show_their_token() {
+        let token = Token(b"secret"[..].into());
+        let credentials = Credentials::new(Some(&token), None).unwrap();
+        assert_eq!(credentials.token.as_deref(), Some("secret"));
+        assert!(!format!("{token:?} {credentials:?}").contains("secret"));
+        let longest = vec![b'x'; TOKEN_BYTES_MAX];
+        assert!(Credentials::new(Some(&Token((&longest[..]).into())), None).is_ok());
+        let too_long = vec![b'x'; TOKEN_BYTES_MAX + 1];
+        for bad in [&b""[..], b"secret\xff", &too_long] {
+            let refusal = Credentials::new(Some(&Token(bad.into())), None).unwrap_err();
+            assert!(matches!(&refusal, AuthRefusal::Invalid(text) if !text.contains("secret")), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn the_same_subject_in_two_tenants_is_two_clients() {
+        let principal = |tenant: &str, subject: &str| Principal {
+            subject: subject.into(),
+            tenant: tenant.into(),
+            token_id: None,
+            expires_at_s: None,
+            permissions: Arc::default(),
+        };
+        let (none, a, b) = (principal("", "s"), principal("a", "s"), principal("b", "s"));
+        assert_eq!(none.identity(), "s");
+        assert!(a.identity() != b.identity() && a.identity() != none.identity());
+        assert!(a.is_same_client(&a) && !a.is_same_client(&b) && !a.is_same_client(&none));
+        let revocation = Revocation::Subject { tenant: "a".into(), subject: "s".into() };
+        assert!(revocation.revokes(&a) && !revocation.revokes(&b) && !revocation.revokes(&none));
+        let revocation = Revocation::TokenId("id".into());
+        assert!(!revocation.revokes(&a));
+        assert!(revocation.revokes(&Principal { token_id: Some("id".into()), ..a }));
+    }
+}

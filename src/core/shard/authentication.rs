@@ -1,0 +1,542 @@
+//! Authentication of sessions. Credentials leave the shard, and a verdict comes back; meanwhile the session's input waits, and its
+//! socket is not read.
+//!
+//! ```text
+//!  HELLO with a token; upgrade with a token; TLS certificate      the handshake waits: nothing has been answered
+//!  hello with a token on a WebSocket; refresh                     what follows waits
+//!      |
+//!  poll_credentials() -> (session, credentials)                   the driver passes them to the verifiers
+//!  handle_verdict(session, principal or refusal)
+//!      |                          |
+//!      |                          '-> CLOSING; a WebSocket is upgraded first, so that a browser can read the code
+//!      '-> handover to the shard of the identity, with the principal; WELCOME; EXPIRES; subscriptions are reviewed
+//! ```
+//!
+//! The subject of a token is the client's identity and goes before `client=`. It is known only after the verdict, so the shard that
+//! accepted the connection has its credentials verified, and hands the verdict over with the connection.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use super::{Shard, ingress::quoted, timers::TimerKind};
+use crate::{
+    ids::{SessionId, SlotId},
+    limits::{EXPIRY_LOOK_NS, REVOCATIONS_RECENT_MAX},
+    metrics::counters::Counter,
+    now::Now,
+    permission_sets::PermissionSets,
+    principal::{AuthRefusal, Credentials, Principal, Revocation},
+    session::{CloseReason, Proof, Session},
+};
+use tickcast_proto::{ErrorCode, command::Token, features::Features, reply::Reply};
+
+/// Time between two looks at a token that has expired while the next one is being verified, nanoseconds.
+const VERDICT_LOOK_NS: i128 = 100_000_000;
+
+/// What credentials are given for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To open the session. The bytes of the handshake are still in its input.
+    Handshake,
+    /// A hello on a session that is open: WELCOME answers it.
+    Hello {
+        /// Its request id.
+        request: u32,
+        /// Features that it asks for.
+        features: Option<Features>,
+    },
+    /// A refresh: EXPIRES answers it.
+    Refresh {
+        /// Its request id.
+        request: u32,
+    },
+}
+
+/// Credentials without a verdict.
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    purpose: Purpose,
+    /// How the session's principal was known before.
+    before: Proof,
+    /// Until when the verdict must come, CLOCK_MONOTONIC nanoseconds.
+    due_ns: u64,
+}
+
+/// The watch on the expiry of a session's token.
+#[derive(Clone, Copy, Debug)]
+struct Expiry {
+    /// When its timer is due, CLOCK_MONOTONIC nanoseconds.
+    due_ns: u64,
+    /// The client knows that it expires soon.
+    is_announced: bool,
+}
+
+/// How far the handshake of a session has come.
+pub(super) enum Entry {
+    /// Its principal is known, or need not be yet.
+    Admitted,
+    /// It waits for a verdict.
+    Waits,
+    /// Its credentials are refused.
+    Refused(AuthRefusal),
+}
+
+/// What a shard knows of its sessions' credentials. Empty without authentication.
+#[derive(Debug, Default)]
+pub(super) struct Authentication {
+    /// Credentials that the driver has not taken. Bound: `pending`.
+    queue: VecDeque<(SessionId, Credentials)>,
+    /// Credentials without a verdict, also of sessions that have ended since. Bound: `waiting_max`.
+    pending: HashMap<SessionId, Pending>,
+    /// WebSockets to upgrade and close, because their credentials were refused. Bound: one for each session.
+    refused: HashMap<SlotId, AuthRefusal>,
+    /// Names in clients' certificates. Bound: one for each session.
+    certificate_names: HashMap<SlotId, Box<str>>,
+    /// Bound: one for each session.
+    expiries: HashMap<SlotId, Expiry>,
+    /// Revocations that verdicts on their way may not know, and until when, CLOCK_MONOTONIC nanoseconds. Bound:
+    /// [`REVOCATIONS_RECENT_MAX`].
+    revoked: VecDeque<(Revocation, u64)>,
+    permissions: PermissionSets,
+}
+
+impl Authentication {
+    /// When the token of the session in a slot is next looked at.
+    pub(super) fn expiry_due_ns(&self, slot: SlotId) -> Option<u64> {
+        self.expiries.get(&slot).map(|expiry| expiry.due_ns)
+    }
+
+    /// Whether a verdict on the session's credentials will come.
+    pub(super) fn awaits_verdict(&self, id: SessionId) -> bool {
+        self.pending.contains_key(&id)
+    }
+
+    /// Until when the verdict on a session's credentials must come.
+    pub(super) fn verdict_due_ns(&self, id: SessionId) -> Option<u64> {
+        self.pending.get(&id).map(|pending| pending.due_ns)
+    }
+
+    /// Forgets a session that leaves its slot.
+    pub(super) fn forget(&mut self, slot: SlotId, principal: Option<&Principal>) {
+        self.refused.remove(&slot);
+        self.certificate_names.remove(&slot);
+        self.expiries.remove(&slot);
+        if let Some(principal) = principal {
+            self.permissions.release(principal);
+        }
+    }
+
+    fn is_revoked(&self, principal: &Principal, now: Now) -> bool {
+        let recent = |until_ns: u64| until_ns > now.monotonic_ns;
+        self.revoked.iter().any(|(revocation, until_ns)| recent(*until_ns) && revocation.revokes(principal))
+    }
+
+    /// Heap memory in bytes.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let waiting = |(_, credentials): &(SessionId, Credentials)| {
+            credentials.token.as_deref().map_or(0, str::len) + size_of::<(SessionId, Credentials)>()
+        };
+        self.queue.iter().map(waiting).sum::<usize>()
+            + self.pending.capacity() * size_of::<(SessionId, Pending)>()
+            + self.expiries.capacity() * size_of::<(SlotId, Expiry)>()
+            + self.certificate_names.values().map(|name| name.len() + 32).sum::<usize>()
+            + self.permissions.heap_bytes()
+    }
+}
+
+impl Shard {
+    /// Returns the next credentials to verify, and the session that waits for the verdict.
+    ///
+    /// The caller answers each with one [`Shard::handle_verdict`], also if it drops them ([`AuthRefusal::Busy`]), and whether the
+    /// session still exists or not: until then they count against [`AuthLimits::waiting_max`](crate::config::AuthLimits).
+    pub fn poll_credentials(&mut self) -> Option<(SessionId, Credentials)> {
+        while let Some((id, credentials)) = self.authentication.queue.pop_front() {
+            if self.sessions.open_mut(id.slot()).is_some_and(|session| session.id == id) {
+                return Some((id, credentials));
+            }
+            self.authentication.pending.remove(&id);
+        }
+        None
+    }
+
+    /// Goes on with a session whose credentials have been verified. Call it for at most
+    /// [`TURN_VERDICTS`](crate::limits::TURN_VERDICTS) sessions a turn, with the sockets' events, and [`Shard::poll_action`] after
+    /// it. A session that has ended is ignored.
+    pub fn handle_verdict(&mut self, id: SessionId, verdict: Result<Arc<Principal>, AuthRefusal>, now: Now) {
+        let Some(Pending { purpose, before, .. }) = self.authentication.pending.remove(&id) else {
+            return debug_assert!(false, "each credentials have one verdict");
+        };
+        let slot = id.slot();
+        let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == id) else { return };
+        session.proof = before;
+        if self.input_stopped {
+            // The server stops: its input is no longer processed.
+            return if session.is_paused() {
+                self.list_paused(slot)
+            };
+        }
+        let verdict = verdict.and_then(|principal| self.check_principal(slot, principal, before, now));
+        match verdict {
+            Ok(principal) => {
+                self.counters.add(Counter::CredentialsAccepted, 1);
+                self.set_principal(slot, principal, now);
+                match purpose {
+                    Purpose::Handshake => {}
+                    Purpose::Hello { request, features } => self.welcome(slot, request, features, true, now),
+                    Purpose::Refresh { request } => self.reply_expires(slot, request, now),
+                }
+                if purpose != Purpose::Handshake {
+                    self.queue_review(slot, now);
+                }
+            }
+            Err(refusal) => self.refuse_credentials_for(slot, refusal, purpose, now),
+        }
+        self.resume_after_verdict(slot, now);
+        self.apply_deferred(now);
+    }
+
+    /// Checks what the verifier cannot: what has changed since, and who the session was.
+    fn check_principal(
+        &mut self,
+        slot: SlotId,
+        principal: Arc<Principal>,
+        before: Proof,
+        now: Now,
+    ) -> Result<Arc<Principal>, AuthRefusal> {
+        if self.authentication.is_revoked(&principal, now) {
+            return Err(AuthRefusal::Revoked);
+        }
+        let known = self.sessions.get(slot).and_then(|session| session.principal.as_deref());
+        match known.filter(|_| before == Proof::Credentials) {
+            Some(known) if !known.is_same_client(&principal) => {
+                Err(AuthRefusal::Invalid("it is for another subject than the session's".into()))
+            }
+            _ => Ok(principal),
+        }
+    }
+
+    /// Processes the input that has waited for a verdict.
+    fn resume_after_verdict(&mut self, slot: SlotId, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot).filter(|session| session.is_paused()) else {
+            return;
+        };
+        if session.protocol.is_new() {
+            self.resume_input(slot, usize::MAX, now);
+        }
+        // In its turn.
+        if self.sessions.open_mut(slot).is_some_and(|session| session.is_paused()) {
+            self.list_paused(slot);
+        }
+    }
+
+    /// Closes the sessions of a revoked principal with 3500, and refuses it for a while to those whose verdict is on its way: longer
+    /// than a handshake takes. Later ones the verifier refuses. O(sessions). Returns how many sessions it has closed.
+    pub fn revoke(&mut self, revocation: &Revocation, now: Now) -> usize {
+        let revoked = &mut self.authentication.revoked;
+        revoked.retain(|(_, until_ns)| *until_ns > now.monotonic_ns);
+        if revoked.len() == REVOCATIONS_RECENT_MAX {
+            revoked.pop_front();
+        }
+        // The verdict within one deadline, the handover within another.
+        let until_ns = now.monotonic_ns.saturating_add(2 * self.limits.handshake_deadline_ns);
+        revoked.push_back((revocation.clone(), until_ns));
+        let mut closed = 0;
+        for slot in self.sessions.slots() {
+            let principal = self.sessions.open_mut(slot).and_then(|session| session.principal.as_deref());
+            if principal.is_some_and(|principal| revocation.revokes(principal)) {
+                self.end(slot, CloseReason::Unauthorized(AuthRefusal::Revoked), now);
+                closed += 1;
+            }
+        }
+        self.apply_deferred(now);
+        closed
+    }
+
+    /// Notes the name in a client's TLS certificate. Call it before the first bytes from the client.
+    pub fn set_certificate_name(&mut self, slot: SlotId, name: &str) {
+        if self.limits.auth.is_some() && self.sessions.open_mut(slot).is_some() {
+            self.authentication.certificate_names.insert(slot, name.into());
+        }
+    }
+
+    /// Lets a session publish nothing: its listener is read-only. Call it before the first bytes from the client.
+    pub fn set_read_only(&mut self, slot: SlotId) {
+        if let Some(session) = self.sessions.open_mut(slot) {
+            session.is_read_only = true;
+        }
+    }
+
+    /// Returns whether the handshake of a session goes on here, with the credentials and the identity in it. If not, the session
+    /// waits for a verdict, has begun its handover or its end.
+    pub(super) fn begins(&mut self, slot: SlotId, client: &str, token: Option<&Token<'_>>, now: Now) -> bool {
+        if !self.sessions.open_mut(slot).is_some_and(|session| session.protocol.is_handshake()) {
+            return true;
+        }
+        match self.enter(slot, token, false, now) {
+            Entry::Admitted => self.route_identity(slot, client, now),
+            Entry::Waits => false,
+            Entry::Refused(refusal) => {
+                self.end(slot, CloseReason::Unauthorized(refusal), now);
+                false
+            }
+        }
+    }
+
+    /// Returns how far the handshake of a session is whose credentials are these. `may_come_later`: a hello may bring them.
+    pub(super) fn enter(
+        &mut self,
+        slot: SlotId,
+        token: Option<&Token<'_>>,
+        may_come_later: bool,
+        now: Now,
+    ) -> Entry {
+        let Some(auth) = &self.limits.auth else { return Entry::Admitted };
+        let Some(session) = self.sessions.open_mut(slot) else {
+            debug_assert!(false, "only an open session's handshake is processed");
+            return Entry::Waits;
+        };
+        if let Some(refusal) = self.authentication.refused.remove(&slot) {
+            return Entry::Refused(refusal);
+        }
+        match session.proof {
+            Proof::Anonymous | Proof::Credentials => return Entry::Admitted,
+            Proof::Pending => return Entry::Waits,
+            Proof::None => {}
+        }
+        let refusal = if token.is_some() || self.authentication.certificate_names.contains_key(&slot) {
+            match self.ask(slot, token, Purpose::Handshake, now) {
+                Ok(()) => return Entry::Waits,
+                Err(refusal) => refusal,
+            }
+        } else if let Some(anonymous) = &auth.anonymous {
+            session.principal = Some(self.authentication.permissions.share(anonymous.clone()));
+            session.proof = Proof::Anonymous;
+            return Entry::Admitted;
+        } else if may_come_later {
+            return Entry::Admitted;
+        } else {
+            AuthRefusal::Missing
+        };
+        self.counters.add(Counter::CredentialsRefused, 1);
+        Entry::Refused(refusal)
+    }
+
+    /// Queues a session's credentials for the verifiers. Its input waits for the verdict.
+    fn ask(
+        &mut self,
+        slot: SlotId,
+        token: Option<&Token<'_>>,
+        purpose: Purpose,
+        now: Now,
+    ) -> Result<(), AuthRefusal> {
+        let certificate_name = self.authentication.certificate_names.get(&slot).cloned();
+        let credentials = Credentials::new(token, certificate_name)?;
+        let waiting_max = self.limits.auth.as_ref().map_or(0, |auth| auth.waiting_max);
+        let Some(session) = self.sessions.open_mut(slot) else {
+            debug_assert!(false, "only an open session gives credentials");
+            return Err(AuthRefusal::Busy);
+        };
+        if self.authentication.pending.len() >= waiting_max {
+            return Err(AuthRefusal::Busy);
+        }
+        let id = session.id;
+        let due_ns = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
+        let pending = Pending { purpose, before: session.proof, due_ns };
+        session.proof = Proof::Pending;
+        let earlier = self.authentication.pending.insert(id, pending);
+        debug_assert!(earlier.is_none(), "a session's input waits for its verdict");
+        self.authentication.queue.push_back((id, credentials));
+        self.set_timer(pending.due_ns, TimerKind::Verdict, id);
+        Ok(())
+    }
+
+    /// Ends a session whose verdict is overdue.
+    pub(super) fn check_verdict(&mut self, slot: SlotId, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let due_ns = self.authentication.verdict_due_ns(session.id);
+        if due_ns.is_some_and(|due_ns| due_ns <= now.monotonic_ns) {
+            self.counters.add(Counter::CredentialsRefused, 1);
+            self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
+        }
+    }
+
+    /// Has the credentials of an open session verified. Without authentication, answers as if they never expired.
+    pub(super) fn verify_again(&mut self, slot: SlotId, token: &Token<'_>, purpose: Purpose, now: Now) {
+        if self.limits.auth.is_none() {
+            return match purpose {
+                Purpose::Handshake => {}
+                Purpose::Hello { request, features } => self.welcome(slot, request, features, true, now),
+                Purpose::Refresh { request } => self.reply_expires(slot, request, now),
+            };
+        }
+        match self.ask(slot, Some(token), purpose, now) {
+            Ok(()) => {}
+            Err(refusal) => self.refuse_credentials_for(slot, refusal, purpose, now),
+        }
+    }
+
+    /// Refuses the credentials of a session. One with a principal keeps it if the server is too busy to look at a new token.
+    fn refuse_credentials_for(&mut self, slot: SlotId, refusal: AuthRefusal, purpose: Purpose, now: Now) {
+        let has_principal = self.sessions.open_mut(slot).is_some_and(|session| session.principal.is_some());
+        match (refusal, purpose) {
+            (AuthRefusal::Busy, Purpose::Refresh { request }) if has_principal => {
+                let text = "too many tokens wait to be verified: send the new one again";
+                self.counters.add(Counter::CredentialsRefused, 1);
+                self.fail(slot, request, ErrorCode::RateLimited, text, now);
+            }
+            (refusal, _) => self.refuse_credentials(slot, refusal, now),
+        }
+    }
+
+    /// Ends a session whose credentials are refused. A WebSocket is upgraded before that, when its input goes on.
+    pub(super) fn refuse_credentials(&mut self, slot: SlotId, refusal: AuthRefusal, now: Now) {
+        self.counters.add(Counter::CredentialsRefused, 1);
+        let is_http = self.sessions.open_mut(slot).is_some_and(|session| session.protocol.is_http());
+        match is_http && refusal != AuthRefusal::Busy {
+            true => {
+                self.authentication.refused.insert(slot, refusal);
+            }
+            false => self.end(slot, CloseReason::Unauthorized(refusal), now),
+        }
+    }
+
+    /// Makes a principal that credentials prove the session's.
+    pub(super) fn set_principal(&mut self, slot: SlotId, principal: Arc<Principal>, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let principal = self.authentication.permissions.share(principal);
+        session.proof = Proof::Credentials;
+        if let Some(before) = session.principal.replace(principal) {
+            self.authentication.permissions.release(&before);
+        }
+        self.watch_expiry(slot, now);
+    }
+
+    /// Takes over the principal of a session that another shard has handed over.
+    pub(super) fn attach_principal(&mut self, slot: SlotId, principal: Arc<Principal>, now: Now) {
+        match self.authentication.is_revoked(&principal, now) {
+            true => self.end(slot, CloseReason::Unauthorized(AuthRefusal::Revoked), now),
+            false => self.set_principal(slot, principal, now),
+        }
+    }
+
+    /// Answers a hello: WELCOME, and EXPIRES if the client has given credentials.
+    pub(super) fn welcome(
+        &mut self,
+        slot: SlotId,
+        request: u32,
+        features: Option<Features>,
+        has_token: bool,
+        now: Now,
+    ) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let features = session.grant(features);
+        let tells_expiry = has_token || session.proof == Proof::Credentials;
+        let (epoch, session, frame_bytes_max) = (self.epoch, session.id.0, self.limits.frame_bytes_max);
+        self.reply(slot, &Reply::Welcome { request, epoch, session, frame_bytes_max, features });
+        if tells_expiry {
+            self.reply_expires(slot, request, now);
+        }
+    }
+
+    /// Tells a client that has the feature `tokens` when its token expires.
+    fn reply_expires(&mut self, slot: SlotId, request: u32, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        if !session.features.contains(Features::TOKENS) {
+            return;
+        }
+        let left_ns = session.principal.as_deref().and_then(|principal| left_ns(principal, now));
+        // 0 stands for never.
+        let seconds = |left_ns: i128| ((left_ns + 999_999_999) / 1_000_000_000).clamp(1, u32::MAX.into());
+        let expires_in_s = left_ns.map_or(0, |left_ns| seconds(left_ns) as u32);
+        self.reply(slot, &Reply::Expires { request, expires_in_s });
+    }
+
+    /// Begins to watch the expiry of a session's token, if it expires.
+    fn watch_expiry(&mut self, slot: SlotId, now: Now) {
+        self.authentication.expiries.remove(&slot);
+        let Some(auth) = &self.limits.auth else { return };
+        let principal = self.sessions.open_mut(slot).and_then(|session| session.principal.as_deref());
+        if let Some(left_ns) = principal.and_then(|principal| left_ns(principal, now)) {
+            // The answer to the hello or refresh announces it.
+            let is_announced = left_ns <= i128::from(auth.warning_ns);
+            self.set_expiry(slot, left_ns, is_announced, now);
+        }
+    }
+
+    fn set_expiry(&mut self, slot: SlotId, left_ns: i128, is_announced: bool, now: Now) {
+        let Some((auth, session)) = self.limits.auth.as_ref().zip(self.sessions.open_mut(slot)) else {
+            return;
+        };
+        let id = session.id;
+        let wait_ns = match (session.awaits_verdict(), is_announced) {
+            // The new token decides.
+            (true, _) => VERDICT_LOOK_NS,
+            (false, true) => left_ns + i128::from(auth.grace_ns),
+            (false, false) => left_ns - i128::from(auth.warning_ns),
+        };
+        let due_ns = now.monotonic_ns.saturating_add(wait_ns.clamp(0, EXPIRY_LOOK_NS.into()) as u64);
+        self.authentication.expiries.insert(slot, Expiry { due_ns, is_announced });
+        self.set_timer(due_ns, TimerKind::Expiry, id);
+    }
+
+    /// Announces the expiry of a session's token, or ends the session whose token has expired.
+    pub(super) fn check_expiry(&mut self, slot: SlotId, now: Now) {
+        let expiry =
+            self.authentication.expiries.get(&slot).filter(|expiry| expiry.due_ns <= now.monotonic_ns);
+        let (Some(&Expiry { is_announced, .. }), Some(auth)) = (expiry, &self.limits.auth) else { return };
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let Some(left_ns) = session.principal.as_deref().and_then(|principal| left_ns(principal, now)) else {
+            return debug_assert!(false, "only the expiry of a token that expires is watched");
+        };
+        if left_ns + i128::from(auth.grace_ns) <= 0 && !session.awaits_verdict() {
+            return self.end(slot, CloseReason::Unauthorized(AuthRefusal::Expired), now);
+        }
+        let announces = !is_announced && left_ns <= i128::from(auth.warning_ns);
+        if announces {
+            self.reply_expires(slot, 0, now);
+        }
+        self.set_expiry(slot, left_ns, is_announced || announces, now);
+    }
+
+    /// Returns whether a session may receive every topic that a pattern matches.
+    pub(super) fn may_subscribe(&self, slot: SlotId, pattern: &str) -> bool {
+        self.sessions.get(slot).is_some_and(|session| match &session.principal {
+            Some(principal) => principal.permissions.subscribe.covers(pattern),
+            None => self.limits.auth.is_none(),
+        })
+    }
+
+    /// Returns whether a session may publish ticks of a topic.
+    pub(super) fn may_publish(&mut self, slot: SlotId, topic: &str) -> bool {
+        let Some(session) = self.sessions.get(slot).filter(|session| !session.is_read_only) else {
+            return false;
+        };
+        match &session.principal {
+            Some(principal) => self.authentication.permissions.may_publish(&principal.permissions, topic),
+            None => self.limits.auth.is_none(),
+        }
+    }
+
+    /// Tells a client that its new token does not allow a subscription, which has ended.
+    pub(super) fn tell_removed(&mut self, slot: SlotId, pattern: &str, now: Now) {
+        self.counters.add(Counter::SubscriptionsRemoved, 1);
+        let text = format!("pattern {}: the new token does not allow all of it", quoted(pattern.as_bytes()));
+        let code = ErrorCode::NotAllowed;
+        let has_reasons = |session: &mut Session| session.features.contains(Features::REASONS);
+        match self.sessions.open_mut(slot).is_some_and(has_reasons) {
+            true => self.reply(slot, &Reply::Removed { pattern, code, text: &text }),
+            false => self.fail(slot, 0, code, &text, now),
+        }
+    }
+}
+
+/// Time until a principal's credentials expire, by the system's clock, nanoseconds; negative: since then. `None`: they do not.
+fn left_ns(principal: &Principal, now: Now) -> Option<i128> {
+    let expires_at_s = principal.expires_at_s?;
+    Some(i128::from(expires_at_s) * 1_000_000_000 - i128::from(now.realtime_ns))
+}
+
+#[cfg(test)]
+mod tests;

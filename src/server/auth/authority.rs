@@ -1,0 +1,125 @@
+//! What verifiers, fetcher, operator and reload share: the policy in force, the revocations, and the counters.
+
+use std::{
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use super::{policy::Policy, revocations::Revocations};
+use tickcast_core::principal::{AuthRefusal, Principal};
+
+/// Results of verifications, in the order of [`RESULTS`].
+const RESULT_COUNT: usize = 7;
+/// Values of the label `result` in metrics.
+pub const RESULTS: [&str; RESULT_COUNT] =
+    ["valid", "missing", "invalid", "expired", "not_yet_valid", "revoked", "busy"];
+
+/// The state of authentication of a server.
+#[derive(Debug)]
+pub struct Authority {
+    policy: Mutex<Arc<Policy>>,
+    /// What was revoked.
+    pub revocations: Revocations,
+    /// By [`RESULTS`].
+    results: [AtomicU64; RESULT_COUNT],
+    /// Credentials handed to the verifiers and not verified yet.
+    waiting: AtomicU64,
+    /// Revocations that the operator has made.
+    revoked: AtomicU64,
+    /// Something has changed what the fetcher waits for.
+    is_changed: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Authority {
+    /// Begins with a policy.
+    pub fn new(policy: Arc<Policy>) -> Authority {
+        Authority {
+            policy: Mutex::new(policy),
+            revocations: Revocations::default(),
+            results: Default::default(),
+            waiting: AtomicU64::new(0),
+            revoked: AtomicU64::new(0),
+            is_changed: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Arc<Policy> {
+        lock(&self.policy).clone()
+    }
+
+    /// Replaces the policy. Keys that were fetched stay.
+    pub fn replace(&self, policy: Arc<Policy>) {
+        policy.inherit(&self.policy());
+        *lock(&self.policy) = policy;
+        self.wake_fetcher();
+    }
+
+    /// Counts a verdict.
+    pub fn count(&self, verdict: Result<&Principal, &AuthRefusal>) {
+        let at = match verdict {
+            Ok(_) => 0,
+            Err(AuthRefusal::Missing) => 1,
+            Err(AuthRefusal::Invalid(_)) => 2,
+            Err(AuthRefusal::Expired) => 3,
+            Err(AuthRefusal::NotYetValid) => 4,
+            Err(AuthRefusal::Revoked) => 5,
+            Err(AuthRefusal::Busy) => 6,
+        };
+        self.results[at].fetch_add(1, Relaxed);
+    }
+
+    /// Verdicts by [`RESULTS`].
+    pub fn results(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        RESULTS.into_iter().zip(self.results.iter().map(|count| count.load(Relaxed)))
+    }
+
+    /// Counts credentials that begin to wait.
+    pub(super) fn begin_waiting(&self) {
+        self.waiting.fetch_add(1, Relaxed);
+    }
+
+    /// Counts credentials that do not wait any longer.
+    pub(super) fn end_waiting(&self) {
+        self.waiting.fetch_sub(1, Relaxed);
+    }
+
+    /// Credentials that wait for a verifier or for the keys of their issuer.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Relaxed)
+    }
+
+    /// Counts a revocation.
+    pub fn count_revocation(&self) {
+        self.revoked.fetch_add(1, Relaxed);
+    }
+
+    /// Revocations made.
+    pub fn revoked(&self) -> u64 {
+        self.revoked.load(Relaxed)
+    }
+
+    /// Wakes the fetcher, because a set is due earlier or the policy has changed.
+    pub fn wake_fetcher(&self) {
+        *lock(&self.is_changed) = true;
+        self.changed.notify_all();
+    }
+
+    /// Sleeps until the time is up or [`Authority::wake_fetcher`] is called.
+    pub(super) fn sleep(&self, duration_ns: u64) {
+        let guard = lock(&self.is_changed);
+        let waited =
+            self.changed.wait_timeout_while(guard, Duration::from_nanos(duration_ns), |changed| !*changed);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+    }
+}
+
+/// Locks. What a panicking thread left is whole: each value is replaced in one assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,161 @@
+//! Revoked subjects and tokens, in memory until the tokens have expired anyway.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use crate::limits::REVOCATIONS_MAX;
+use tickcast_core::principal::{Principal, Revocation};
+
+/// What was revoked. Shared by all verifiers and the admin listener.
+#[derive(Debug, Default)]
+pub struct Revocations(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    /// By tenant and subject. Tokens issued later are valid.
+    subjects: HashMap<(Box<str>, Box<str>), Revoked>,
+    /// By `jti`.
+    token_ids: HashMap<Box<str>, Revoked>,
+}
+
+/// Seconds since 1970.
+#[derive(Clone, Copy, Debug)]
+struct Revoked {
+    /// When it was revoked.
+    at_s: u64,
+    /// When it is forgotten.
+    until_s: u64,
+}
+
+/// There is no room for another revocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+impl Revocations {
+    /// Revokes until `until_s`. Cost: O(1), unless the table is full: then it forgets what has run out.
+    ///
+    /// # Errors
+    /// [`Full`] if [`REVOCATIONS_MAX`] others have not run out.
+    pub fn add(&self, revocation: &Revocation, now_s: u64, until_s: u64) -> Result<(), Full> {
+        let mut table = self.lock();
+        if table.len() >= REVOCATIONS_MAX {
+            table.forget(now_s);
+        }
+        if table.len() >= REVOCATIONS_MAX {
+            return Err(Full);
+        }
+        let revoked = |before: Option<&Revoked>| Revoked {
+            at_s: now_s,
+            until_s: before.map_or(until_s, |before| before.until_s.max(until_s)),
+        };
+        match revocation {
+            Revocation::Subject { tenant, subject } => {
+                let key = (tenant.clone(), subject.clone());
+                let revoked = revoked(table.subjects.get(&key));
+                table.subjects.insert(key, revoked);
+            }
+            Revocation::TokenId(id) => {
+                let revoked = revoked(table.token_ids.get(id));
+                table.token_ids.insert(id.clone(), revoked);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a principal's token is revoked. `issued_at_s`: when it was issued; without, a revoked subject has no valid token.
+    pub fn revoke(&self, principal: &Principal, issued_at_s: Option<u64>, now_s: u64) -> bool {
+        let table = self.lock();
+        let holds = |revoked: &&Revoked| revoked.until_s > now_s;
+        let of_subject = (!table.subjects.is_empty())
+            .then(|| table.subjects.get(&(principal.tenant.clone(), principal.subject.clone())))
+            .flatten()
+            .filter(holds)
+            .is_some_and(|revoked| issued_at_s.is_none_or(|issued_at_s| issued_at_s <= revoked.at_s));
+        let of_token = principal.token_id.as_ref().and_then(|id| table.token_ids.get(id));
+        of_subject || of_token.filter(holds).is_some()
+    }
+
+    /// Revocations in memory, and some that have run out.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // Each change is one insertion, so what a panicking thread left is whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn len(&self) -> usize {
+        self.subjects.len() + self.token_ids.len()
+    }
+
+    fn forget(&mut self, now_s: u64) {
+        self.subjects.retain(|_, revoked| revoked.until_s > now_s);
+        self.token_ids.retain(|_, revoked| revoked.until_s > now_s);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn principal(subject: &str, token_id: Option<&str>) -> Principal {
+        Principal {
+            subject: subject.into(),
+            tenant: "".into(),
+            token_id: token_id.map(Into::into),
+            expires_at_s: None,
+            permissions: Arc::default(),
+        }
+    }
+
+    fn subject(name: &str) -> Revocation {
+        Revocation::Subject { tenant: "".into(), subject: name.into() }
+    }
+
+    #[test]
+    fn a_revoked_subject_needs_a_token_that_was_issued_later() {
+        let revocations = Revocations::default();
+        revocations.add(&subject("alice"), 100, 200).unwrap();
+        let alice = principal("alice", None);
+        assert!(revocations.revoke(&alice, Some(100), 150) && revocations.revoke(&alice, None, 150));
+        assert!(!revocations.revoke(&alice, Some(101), 150));
+        assert!(!revocations.revoke(&principal("bob", None), None, 150));
+        let other_tenant = Principal { tenant: "t".into(), ..alice.clone() };
+        assert!(!revocations.revoke(&other_tenant, None, 150));
+        assert!(!revocations.revoke(&alice, None, 200), "it has run out");
+        revocations.add(&subject("alice"), 150, 160).unwrap();
+        assert!(revocations.revoke(&alice, Some(140), 170), "a shorter one does not end the first");
+    }
+
+    #[test]
+    fn a_revoked_token_id_stays_refused_whatever_its_time_of_issue() {
+        let revocations = Revocations::default();
+        revocations.add(&Revocation::TokenId("7".into()), 100, 200).unwrap();
+        assert!(revocations.revoke(&principal("alice", Some("7")), Some(150), 150));
+        assert!(!revocations.revoke(&principal("alice", Some("8")), Some(1), 150));
+        assert!(!revocations.revoke(&principal("alice", None), None, 150));
+    }
+
+    #[test]
+    fn revocations_are_bounded_and_what_has_run_out_makes_room() {
+        let revocations = Revocations::default();
+        for at in 0..REVOCATIONS_MAX {
+            revocations.add(&subject(&at.to_string()), 100, 200 + (at as u64 & 1)).unwrap();
+        }
+        assert_eq!(revocations.add(&subject("more"), 199, 300), Err(Full));
+        revocations.add(&subject("more"), 200, 300).unwrap();
+        assert_eq!(revocations.len(), REVOCATIONS_MAX / 2 + 1);
+    }
+}

@@ -1,0 +1,210 @@
+//! `[auth]` of the configuration file: who may use the server, and what for.
+//!
+//! ```text
+//!  [auth]                  what applies to all credentials
+//!  [[auth.key]]            keys that JSON Web Tokens are signed with: a file, or a JWKS
+//!  [[auth.token]]          tokens of machines, as hashes
+//!  [[auth.certificate]]    names in client certificates
+//!  [auth.anonymous]        clients without credentials; without it there are none
+//! ```
+
+use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+use crate::{
+    auth::{key::Algorithm, permissions::PermissionsTable},
+    cli::values::Time,
+    limits,
+};
+
+/// Name of the table.
+pub const AUTH: &str = "auth";
+/// Lists of tables below it.
+pub const LISTS: [&str; 3] = ["key", "token", "certificate"];
+/// The only single table below it.
+pub const ANONYMOUS: &str = "anonymous";
+/// Keys whose values are not shown: whoever has the hash of a weak token can guess the token.
+const HIDDEN: [&str; 1] = ["sha256"];
+
+/// Keys of `[auth]` itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AuthTable {
+    /// Claim that holds a token's permissions.
+    pub claim: String,
+    /// Difference between the clocks of the issuer and of this server that `exp`, `nbf` and `iat` may have.
+    pub leeway: Time,
+    /// Time from a token's expiry until its session is closed, in which the client may refresh it.
+    pub grace: Time,
+    /// Time before expiry at which the client is told.
+    pub warning: Time,
+    /// Whether `?token=` is accepted in the URL of a WebSocket, which proxies and browsers log.
+    pub query_token: bool,
+}
+
+impl Default for AuthTable {
+    fn default() -> AuthTable {
+        AuthTable {
+            claim: "tickcast".into(),
+            leeway: Time::from_ms(limits::TOKEN_LEEWAY_MS_DEFAULT),
+            grace: Time::from_ms(limits::TOKEN_GRACE_MS_DEFAULT),
+            warning: Time::from_ms(limits::TOKEN_WARNING_MS_DEFAULT),
+            query_token: false,
+        }
+    }
+}
+
+/// An `[[auth.key]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeyTable {
+    /// The only algorithm that the key is used with.
+    pub algorithm: Option<Algorithm>,
+    /// File of the key: a public key in PEM, or the secret of HS256.
+    pub file: Option<PathBuf>,
+    /// URL of a JSON Web Key Set, instead of a file.
+    pub jwks: Option<String>,
+    /// Key id; `None`: for tokens with any id or none.
+    pub kid: Option<String>,
+    /// Required `iss`; `None`: any.
+    pub issuer: Option<String>,
+    /// Required in `aud`; `None`: tokens must have no `aud`.
+    pub audience: Option<String>,
+    /// Interval at which the set is fetched.
+    pub refresh: Time,
+    /// Permissions of tokens without the claim.
+    pub permissions: PermissionsTable,
+}
+
+impl Default for KeyTable {
+    fn default() -> KeyTable {
+        KeyTable {
+            algorithm: None,
+            file: None,
+            jwks: None,
+            kid: None,
+            issuer: None,
+            audience: None,
+            refresh: Time::from_ms(limits::JWKS_REFRESH_MS_DEFAULT),
+            permissions: PermissionsTable::default(),
+        }
+    }
+}
+
+/// An `[[auth.token]]`: a token that does not expire, for a machine.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TokenTable {
+    /// Name of the machine: the subject.
+    pub name: String,
+    /// SHA-256 of the token, 64 hexadecimal digits.
+    pub sha256: String,
+    /// Its tenant; empty: none.
+    pub tenant: String,
+    /// What it may do.
+    pub permissions: PermissionsTable,
+}
+
+/// An `[[auth.certificate]]`: a client with a verified certificate.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CertificateTable {
+    /// DNS or URI name in the certificate: the subject.
+    pub name: String,
+    /// Its tenant; empty: none.
+    pub tenant: String,
+    /// What it may do.
+    pub permissions: PermissionsTable,
+}
+
+/// `[auth.anonymous]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AnonymousTable {
+    /// What clients without credentials may do.
+    pub permissions: PermissionsTable,
+}
+
+/// Everything in `[auth]`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AuthTables {
+    /// `[auth]` itself.
+    #[serde(flatten)]
+    pub common: AuthTable,
+    /// `[[auth.key]]`.
+    #[serde(rename = "key")]
+    pub keys: Vec<KeyTable>,
+    /// `[[auth.token]]`.
+    #[serde(rename = "token")]
+    pub tokens: Vec<TokenTable>,
+    /// `[[auth.certificate]]`.
+    #[serde(rename = "certificate")]
+    pub certificates: Vec<CertificateTable>,
+    /// `[auth.anonymous]`.
+    pub anonymous: Option<AnonymousTable>,
+}
+
+/// `[auth]` as read from a file: valid values, and the line and name of each by path, such as `auth.key[0].kid`. Tables have
+/// their own path: `auth.key[0]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AuthSection {
+    /// The values.
+    pub values: Table,
+    /// Line and name.
+    pub places: BTreeMap<String, (usize, String)>,
+}
+
+/// The table without values that are not shown.
+pub fn shown(values: &Table) -> Table {
+    let mut shown = Table::new();
+    for (key, value) in values {
+        let value = match value {
+            Value::Table(table) => Value::Table(self::shown(table)),
+            Value::Array(items) => {
+                let item =
+                    |item: &Value| item.as_table().map_or(item.clone(), |table| self::shown(table).into());
+                Value::Array(items.iter().map(item).collect())
+            }
+            _ if HIDDEN.contains(&key.as_str()) => Value::String("hidden".into()),
+            other => other.clone(),
+        };
+        shown.insert(key.clone(), value);
+    }
+    shown
+}
+
+/// Appends `[auth]` as a file has it, with the line of each value. Values that are not shown become comments.
+pub fn write_toml(text: &mut String, section: &AuthSection) {
+    let line = |text: &mut String, path: &str, key: &str, value: &Value| {
+        let from = section.places.get(&format!("{path}.{key}")).map(|(line, _)| format!(" # line {line}"));
+        let _ = match HIDDEN.contains(&key) {
+            true => writeln!(text, "# {key} = # hidden"),
+            false => writeln!(text, "{key} = {value}{}", from.unwrap_or_default()),
+        };
+    };
+    let table = |text: &mut String, header: String, path: &str, table: &Table| {
+        let _ = writeln!(text, "\n{header}");
+        table.iter().for_each(|(key, value)| line(text, path, key, value));
+    };
+    let (nested, plain): (Vec<_>, Vec<_>) =
+        section.values.iter().partition(|(key, _)| LISTS.contains(&key.as_str()) || *key == ANONYMOUS);
+    let plain = plain.into_iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    table(text, format!("[{AUTH}]"), AUTH, &plain);
+    for (name, value) in nested {
+        match value {
+            Value::Array(items) => {
+                for (at, item) in items.iter().filter_map(Value::as_table).enumerate() {
+                    table(text, format!("[[{AUTH}.{name}]]"), &format!("{AUTH}.{name}[{at}]"), item);
+                }
+            }
+            other => {
+                let empty = Table::new();
+                let item = other.as_table().unwrap_or(&empty);
+                table(text, format!("[{AUTH}.{name}]"), &format!("{AUTH}.{name}"), item);
+            }
+        }
+    }
+}
