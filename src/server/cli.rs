@@ -63,7 +63,7 @@ pub enum Command {
     Pub(PubArgs),
     /// Analyse a stream and publish the results
     Process(ProcessArgs),
-    /// Make a token for clients of a server with [auth]
+    /// Make a token for clients of a server with authentication
     Token(Box<TokenArgs>),
     /// Check whether this machine can run the server, and suggest settings; changes nothing
     Check(CheckArgs),

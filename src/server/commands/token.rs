@@ -65,7 +65,7 @@ pub struct TokenArgs {
     /// Audience
     #[arg(long, value_name = "AUDIENCE", requires = "key")]
     pub aud: Option<String>,
-    /// Claim of the permissions, as [auth] claim of the server
+    /// Claim of the permissions; the same as in the configuration of the server
     #[arg(long, value_name = "NAME", default_value = "tickcast")]
     pub claim: String,
     /// Read a static token from standard input and print its hash for [[auth.token]]
