@@ -1,6 +1,7 @@
 //! Starting, watching and stopping the server.
 
 pub mod account;
+pub mod certificates;
 pub mod collector;
 pub mod external;
 pub mod frames;

@@ -46,6 +46,7 @@ mod startup;
 mod stop;
 mod stopped;
 mod systemd;
+mod tls_clients;
 mod top;
 mod topics;
 mod unfinished;

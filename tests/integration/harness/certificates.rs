@@ -1,0 +1,90 @@
+//! Certificates for tests with TLS: an authority, and what it signs, in files of a temporary directory.
+
+use std::{fs, path::PathBuf};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+
+/// An authority with the certificates of one test, removed on drop:
+///
+/// | file | what it has |
+/// |---|---|
+/// | `ca.pem` | the authority's certificate |
+/// | `server.pem`, `server.key` | a certificate for `localhost`, `127.0.0.1` and `a.test` |
+/// | `client.pem`, `client.key` | a certificate for `client.test`, for mutual TLS |
+///
+/// All are ECDSA with P-256, and valid until the year 4096.
+pub struct Certificates {
+    directory: PathBuf,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// The files of one certificate.
+pub struct Signed {
+    /// The certificate, PEM.
+    pub cert: String,
+    /// Its private key, PEM.
+    pub key: String,
+}
+
+impl Certificates {
+    /// Makes an authority and its files. `name` tells tests of one process apart.
+    pub fn new(name: &str) -> Certificates {
+        let directory = std::env::temp_dir().join(format!("tickcast-{}-{name}.tls", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, format!("tickcast test authority {name}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().unwrap();
+        fs::write(directory.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+        let certificates = Certificates { directory, issuer: Issuer::new(params, key) };
+        certificates.sign("server", &["localhost", "127.0.0.1", "a.test"]);
+        certificates.sign("client", &["client.test"]);
+        certificates
+    }
+
+    /// Signs a certificate for these names (hosts, IP addresses, URIs with `://`), and writes `{file}.pem` and
+    /// `{file}.key`, over older ones if there are any.
+    pub fn sign(&self, file: &str, names: &[&str]) -> Signed {
+        let (uris, hosts): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.contains("://"));
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).into()).collect();
+        let mut params = CertificateParams::new(hosts).unwrap();
+        params.subject_alt_names.extend(uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())));
+        params.distinguished_name.push(DnType::CommonName, file);
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &self.issuer).unwrap().pem();
+        let signed =
+            Signed { cert: self.file(&format!("{file}.pem")), key: self.file(&format!("{file}.key")) };
+        fs::write(&signed.cert, cert).unwrap();
+        fs::write(&signed.key, key.serialize_pem()).unwrap();
+        signed
+    }
+
+    /// The path of a file in the directory.
+    pub fn file(&self, name: &str) -> String {
+        self.directory.join(name).to_str().unwrap().into()
+    }
+
+    /// The path of the authority's certificate.
+    pub fn ca(&self) -> String {
+        self.file("ca.pem")
+    }
+
+    /// The `tls` of a `[[listener]]` that shows the server's certificate; `more`: further settings, each with a comma in front.
+    pub fn listener(&self, more: &str) -> String {
+        format!("tls = {{ cert = {:?}, key = {:?}{more} }}", self.file("server.pem"), self.file("server.key"))
+    }
+}
+
+impl Drop for Certificates {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
