@@ -176,7 +176,8 @@ impl ServerHandshake {
     ) -> Result<Progress, HandshakeError> {
         match self.input.bytes.first() {
             Some(first) if self.connection.is_none() && *first != CONTENT_TYPE_HANDSHAKE => {
-                if first.is_ascii_uppercase() {
+                // A native frame begins with its length, whose first byte may be any letter and whose second one is none.
+                if first.is_ascii_uppercase() && self.input.bytes.get(1).is_none_or(u8::is_ascii_uppercase) {
                     return Err(HandshakeError::PlainHttp);
                 }
                 out.extend_from_slice(&NOT_TLS_RECORD);

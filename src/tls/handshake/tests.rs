@@ -181,6 +181,11 @@ fn bad_beginnings_are_refused_for_what_they_are() {
         Ok(out)
     };
     assert_eq!(feed(b"GET / HTTP/1.1\r\n\r\n", 1), Err((HandshakeError::PlainHttp, vec![])));
+    assert_eq!(
+        feed(b"P\0\0\0tc", 6),
+        Err((HandshakeError::NotTls, NOT_TLS_RECORD.to_vec())),
+        "a native frame"
+    );
     // A hello of SSL 2.
     assert_eq!(feed(b"\x80\x2e\x01\x03\x01", 1), Err((HandshakeError::NotTls, NOT_TLS_RECORD.to_vec())));
     // A hello of more than 8 KiB, by its header alone.
