@@ -12,6 +12,7 @@ use crate::{
     feed::Feed,
     plan::Plan,
     tally::{Tally, intended_ns},
+    tls::{Received, Tls},
 };
 
 /// Most reads of one connection in a row, so that a busy one does not starve the others.
@@ -41,6 +42,8 @@ pub enum Turn {
 pub struct Connection {
     pub stream: TcpStream,
     pub feed: Feed,
+    /// `None`: the connection is plain.
+    tls: Option<Box<Tls>>,
     pub state: State,
     /// Ticks received since the connection was opened.
     pub ticks: u64,
@@ -78,11 +81,13 @@ impl Connection {
             _ => {}
         }
         let feed = Feed::open(plan, index).map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
+        let tls = plan.tls.as_ref().map(Tls::start).transpose().map_err(io::Error::other)?.map(Box::new);
         let stream = TcpStream::from_std(socket.into());
         let state = if Feed::acknowledgements(plan) == 0 { State::Subscribed } else { State::Connecting };
         Ok(Connection {
             stream,
             feed,
+            tls,
             state,
             ticks: 0,
             opened_at_ns,
@@ -131,7 +136,7 @@ impl Connection {
                     if tally.measuring {
                         tally.wire_bytes += read as u64;
                     }
-                    self.feed.handle_bytes(&buffer[..read]);
+                    self.take_bytes(&mut buffer[..read]);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Turn::Drained,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -154,6 +159,17 @@ impl Connection {
             }
         }
         Turn::MoreToRead
+    }
+
+    /// Passes what was received on to the feed.
+    #[inline]
+    fn take_bytes(&mut self, bytes: &mut [u8]) {
+        let Some(tls) = &mut self.tls else { return self.feed.handle_bytes(bytes) };
+        match tls.receive(bytes, |plaintext| self.feed.handle_bytes(plaintext)) {
+            Ok(Received::More) => {}
+            Ok(Received::Closed) => self.feed.handle_end(),
+            Err(why) => self.end(why),
+        }
     }
 
     #[inline]
@@ -203,14 +219,38 @@ impl Connection {
     }
 
     fn write(&mut self) {
+        if self.tls.as_ref().is_some_and(|tls| !tls.is_open()) {
+            return self.write_sealed();
+        }
         // Over a WebSocket the subscriptions follow the upgrade, so the last write before the acknowledgement carries
         // them.
         if self.ticks == 0 && matches!(self.state, State::Subscribing(_)) && !self.feed.output().is_empty() {
             self.requested_at_ns = clock::monotonic_ns();
         }
+        if let Some(tls) = &mut self.tls {
+            // One record for all that waits.
+            let bytes = self.feed.output().len();
+            tls.seal(self.feed.output());
+            self.feed.output_written(bytes);
+            return self.write_sealed();
+        }
         while !self.feed.output().is_empty() && !matches!(self.state, State::Ended(_)) {
             match self.stream.write(self.feed.output()) {
                 Ok(written) => self.feed.output_written(written),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => self.end(format!("write: {error}")),
+            }
+        }
+    }
+
+    fn write_sealed(&mut self) {
+        while let Some(tls) = &mut self.tls
+            && !tls.output().is_empty()
+            && !matches!(self.state, State::Ended(_))
+        {
+            match self.stream.write(tls.output()) {
+                Ok(written) => tls.output_written(written),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => self.end(format!("write: {error}")),

@@ -77,6 +77,7 @@ mod run;
 mod skew;
 mod svg;
 mod tally;
+mod tls;
 mod worker;
 
 use std::{fs::File, io::BufWriter, process::ExitCode};

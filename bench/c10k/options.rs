@@ -25,6 +25,15 @@ pub struct Options {
     /// Encoding for --transport ws [default: rkyv]
     #[arg(long, value_enum, value_name = "ENCODING")]
     pub encoding: Option<WebSocketEncoding>,
+    /// Encrypt every connection
+    #[arg(long)]
+    pub tls: bool,
+    /// With --tls: PEM file of the authorities that sign the server's certificate [default: those of this system]
+    #[arg(long, value_name = "FILE", requires = "tls", conflicts_with = "insecure")]
+    pub ca: Option<PathBuf>,
+    /// With --tls: believe any server
+    #[arg(long, requires = "tls")]
+    pub insecure: bool,
     /// Connections to open
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     pub connections: usize,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tickcast::limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX};
-use tickcast_client::{ConnectOptions, SubscribeOptions};
+use tickcast_client::{ConnectOptions, SubscribeOptions, TlsOptions, server_name};
 use tickcast_proto::{
     WireFormat,
     subscription::Delivery,
@@ -18,6 +18,7 @@ use crate::{
     common::checks::{check_path, duration_within, resolve_server, within},
     options::{Options, PeerProtocol, Transport, WebSocketEncoding},
     own_topics::OwnTopics,
+    tls::TlsPlan,
 };
 
 /// Connections per source address: a third of the ephemeral ports stays free for others.
@@ -44,6 +45,8 @@ pub struct Plan {
     pub connect_options: ConnectOptions,
     /// Protocol to speak instead of tickcast's; a WebSocket then takes only host and path from `connect_options`.
     pub peer: Option<PeerProtocol>,
+    /// `None`: connections are plain.
+    pub tls: Option<TlsPlan>,
     transport: Transport,
     pub connections: usize,
     /// Patterns of every connection; with `own_topics`, a description of them for the report.
@@ -136,6 +139,10 @@ impl Plan {
         }
         let host = options.server.unwrap_or_else(|| options.transport.default_server().into());
         let server = resolve_server(&host)?;
+        let tls = match options.tls {
+            false => None,
+            true => Some(tls_plan(&host, encoding, peer, options.ca, options.insecure)?),
+        };
         if options.sources.is_some() && !is_loopback_v4(server) {
             return Err(format!("--sources needs a server on 127.0.0.0/8, not {server}"));
         }
@@ -143,6 +150,7 @@ impl Plan {
             server,
             connect_options: ConnectOptions { host, path, ..ConnectOptions::new(encoding) },
             peer,
+            tls,
             transport: options.transport,
             connections: options.connections,
             patterns,
@@ -183,8 +191,8 @@ impl Plan {
     }
 
     /// Name of transport and encoding in the report.
-    pub fn transport_name(&self) -> &'static str {
-        match (self.transport, self.connect_options.encoding) {
+    pub fn transport_name(&self) -> Cow<'static, str> {
+        let name = match (self.transport, self.connect_options.encoding) {
             (Transport::Nats, _) => "nats",
             (Transport::Redis, _) => "redis",
             (Transport::Nchan, _) => "nchan",
@@ -193,6 +201,10 @@ impl Plan {
             (_, WireFormat::WEBSOCKET_JSON) => "ws json",
             (_, WireFormat::WEBSOCKET_RAW) => "ws raw",
             (_, other) => other.name(),
+        };
+        match self.tls {
+            None => name.into(),
+            Some(_) => format!("{name} over TLS").into(),
         }
     }
 
@@ -218,6 +230,24 @@ impl Plan {
         let source = Ipv4Addr::from(first + (index % self.sources) as u32);
         is_loopback_v4(self.server).then_some(SocketAddr::new(IpAddr::V4(source), 0))
     }
+}
+
+/// How the connections to this host shake hands.
+fn tls_plan(
+    host: &str,
+    encoding: WireFormat,
+    peer: Option<PeerProtocol>,
+    ca: Option<PathBuf>,
+    insecure: bool,
+) -> Result<TlsPlan, String> {
+    let protocols: &[&[u8]] = match (peer, encoding) {
+        (None, WireFormat::TCP_NATIVE) => &[b"tickcast"],
+        (None, _) => &[b"http/1.1"],
+        (Some(_), _) => &[],
+    };
+    let options = TlsOptions { ca, insecure, ..TlsOptions::default() };
+    let config = options.read(protocols, true).map_err(|error| format!("--tls: {error}"))?;
+    Ok(TlsPlan { config, name: server_name(host).map_err(|error| error.to_string())? })
 }
 
 /// The path to upgrade at, and the patterns to subscribe to.
@@ -285,10 +315,12 @@ mod tests {
         let native = plan("").unwrap();
         assert_eq!((native.server.port(), native.sources, native.threads), (9400, 1, 1));
         let ws = plan("--transport ws --connections 50000").unwrap();
-        assert_eq!((ws.server.port(), ws.sources, ws.transport_name()), (9480, 3, "ws rkyv"));
+        assert_eq!((ws.server.port(), ws.sources, ws.transport_name().as_ref()), (9480, 3, "ws rkyv"));
         assert_eq!(ws.source(4), Some("127.0.0.2:0".parse().unwrap()));
         let nchan = plan("--transport nchan").unwrap();
-        assert_eq!((nchan.connect_options.path.as_str(), nchan.transport_name()), ("/sub", "nchan"));
+        assert_eq!((nchan.connect_options.path.as_str(), nchan.transport_name().as_ref()), ("/sub", "nchan"));
+        let tls = plan("--tls --insecure").unwrap();
+        assert_eq!(tls.transport_name(), "native over TLS");
         assert!(plan("--transport websocket --path /a?b=c --max-loss 0").unwrap().has_sequences());
         assert_eq!(plan("--transport redis").unwrap().patterns, [">"]);
     }
@@ -354,6 +386,10 @@ mod tests {
             "--transport nchan --subscribe-own 1/2",
             "--connections 4 --stalled 5",
             "--stalled 1 --expect-ticks 9",
+            "--ca a.pem",
+            "--insecure",
+            "--tls --insecure --ca a.pem",
+            "--tls --ca no/such/file",
             "--policy patience",
             "--churn-rate 1 --expect-ticks 9",
             "--churn-rate 1 --connections 4 --stalled 4",

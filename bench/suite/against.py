@@ -76,6 +76,11 @@ def cases() -> list[Case]:
     native, websocket = Variant(), Variant(transport="ws")
     auto, fixed = replace(native, budget_us=None), replace(native, budget_us=BUDGET_US)
     light = replace(named["S1"], producers=5, variants=())
+
+    def over_tls(name: str, figures: tuple[Figure, ...] = CONSTANT) -> Case:
+        plain, encrypted = named[name].variants
+        return Case(name, named[name], encrypted, figures, old_variant=plain)
+
     return [
         Case("S1", named["S1"], native),
         Case("S1", named["S1"], fixed),
@@ -88,6 +93,9 @@ def cases() -> list[Case]:
         Case("engine", named["engine"], replace(websocket, budget_us=SCREEN_BUDGET_US)),
         Case("idle-native", named["idle-native"], named["idle-native"].variants[0], IDLE),
         Case("idle-ws", named["idle-ws"], named["idle-ws"].variants[0], IDLE),
+        over_tls("S1-tls"),
+        over_tls("S3-tls"),
+        over_tls("idle-tls", IDLE),
     ]
 
 

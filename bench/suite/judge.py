@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable
 
 from figures import Row, ratio
+from loads import OVER_TLS
 
 MS = 1e3
 M = 1e6
@@ -150,6 +151,10 @@ def verdicts(loads: dict[str, list[Row]]) -> list[Verdict]:
         all_delivered("S4", rows.get("S4", [])),
         engine(rows.get("engine", [])),
         idle(rows.get("idle-ws", [])),
+        tls_cpu("S1-tls", "CPU per delivery", 1.15, rows.get("S1-tls", []), lambda row: row.cpu_us_per_delivery),
+        tls_cpu("S1-tls", "p99", 1.2, rows.get("S1-tls", []), lambda row: row.p99_us),
+        tls_cpu("S3-tls", "server CPU per MB", 1.5, rows.get("S3-tls", []), cpu_us_per_mb),
+        tls_memory(rows.get("idle-tls", [])),
         bare_cpu(rows),
         wave(rows.get("wave", [])),
         *spike(rows.get("spike", [])),
@@ -277,6 +282,37 @@ def idle(rows: list[Row]) -> Verdict:
         "idle-ws", "<= 1 KB of RSS per connection above the empty server", row,
         lambda row: f"{row.rss_bytes_per_connection:,.0f} bytes",
         lambda row: row.rss_bytes_per_connection <= 1024 and row.ended == 0,
+    )
+
+
+def plain_and_tls(rows: list[Row], of: Callable[[Row], float | None]) -> tuple[float | None, Row | None]:
+    """The figure of the plain variant, and the row of the one over TLS."""
+    plain = best((row for row in rows if OVER_TLS not in row.variant), of)
+    return plain and of(plain), best((row for row in rows if OVER_TLS in row.variant), of)
+
+
+def cpu_us_per_mb(row: Row) -> float | None:
+    """CPU time of the server for one megabyte that its clients received."""
+    return ratio((row.server_cpu_share or 0.0) * 1e6, row.wire_mb_per_s)
+
+
+def tls_cpu(load: str, what: str, most: float, rows: list[Row], of: Callable[[Row], float | None]) -> Verdict:
+    """A figure over TLS as a multiple of the plain one, measured beside it."""
+    plain, row = plain_and_tls(rows, of)
+    return verdict(
+        load, f"{what} over TLS <= {most}x plain", row if plain else None,
+        lambda row: f"{of(row) / plain:.2f}x, {of(row):,.3f} us beside {plain:,.3f} us" + bottleneck(row),
+        lambda row: of(row) <= most * plain,
+    )
+
+
+def tls_memory(rows: list[Row]) -> Verdict:
+    """Memory of an idle WebSocket over TLS beyond that of a plain one."""
+    plain, row = plain_and_tls(rows, lambda row: row.rss_bytes_per_connection)
+    return verdict(
+        "idle-tls", "<= 400 bytes of RSS beyond a plain WebSocket", row if plain else None,
+        lambda row: f"{row.rss_bytes_per_connection - plain:,.0f} bytes",
+        lambda row: row.rss_bytes_per_connection - plain <= 400 and row.ended == 0,
     )
 
 

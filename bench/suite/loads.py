@@ -13,6 +13,8 @@ EVERY_PEER = ("nats", "redis", "nchan", "hub")
 # screens.
 BUDGET_US = 1_000
 SCREEN_BUDGET_US = 50_000
+# In the name of a variant whose clients are encrypted.
+OVER_TLS = " over TLS"
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,13 @@ class Variant:
     budget_us: int | None = 0  # None: the server's default, auto
     fed_by: str = "simulator"  # or "network": an external publisher, as the peers have; or "capture": a replay
     transport: str = "native"  # or "ws"
+    tls: bool = False
 
     @property
     def label(self) -> str:
         """Name in the report."""
         budget = "auto budget" if self.budget_us is None else f"budget {self.budget_us} us" if self.budget_us else "no budget"
-        return f"{self.transport}, {self.fed_by}, {budget}"
+        return f"{self.transport}{OVER_TLS if self.tls else ''}, {self.fed_by}, {budget}"
 
 
 def variants(transports: tuple[str, ...], fed_by: tuple[str, ...], budgets: tuple[int, ...] = (0, BUDGET_US)):
@@ -123,6 +126,13 @@ LOADS = (
                note="The load offers 5 GB/s, more than one core can move. tickcast's clients request `conflate`, so "
                     "the server announces what they cannot take."),
     case_study("S4", 500, 100, "100 B", variants=variants(("native",), BOTH_SOURCES, (0,))),
+    Load("S1-tls", "S1 over TLS 1.3 beside plain: 100 clients, 50 producers x 100/s, 100 B",
+         clients=100, producers=50, rate=100, size=100,
+         variants=(Variant(None), Variant(None, tls=True))),
+    Load("S3-tls", "S3 over TLS 1.3 beside plain: 100 clients, 50 producers x 100/s, 10 KB",
+         clients=100, producers=50, rate=100, size=10_240, policy="conflate",
+         variants=(Variant(None), Variant(None, tls=True)),
+         note="AES-128-GCM. The load client opens records with tickcast's own record layer."),
     Load("engine", "Engine, capacity: 5,000 WebSocket clients, 500,000 deliveries/s",
          clients=5_000, producers=10, rate=10, size=100, peers=("nchan", "hub", "nats"), bare=True,
          variants=variants(("ws",), BOTH_SOURCES, (0, SCREEN_BUDGET_US))),
@@ -160,6 +170,10 @@ LOADS = (
     Load("idle-ws", "Idle: 10,000 WebSocket clients with one topic each, no ticks",
          kind="idle", clients=10_000, producers=0, rate=0, size=0, subscribe=("sim.0",), client_ramp_per_s=4_000,
          server_options=("--no-sim",), peers=("nchan", "hub"), variants=(Variant(0, "network", "ws"),)),
+    Load("idle-tls", "Idle: 10,000 WebSocket clients over TLS beside plain ones, one topic each, no ticks",
+         kind="idle", clients=10_000, producers=0, rate=0, size=0, subscribe=("sim.0",), client_ramp_per_s=1_000,
+         server_options=("--no-sim",),
+         variants=(Variant(0, "network", "ws"), Variant(0, "network", "ws", tls=True))),
 )
 
 # Deliveries/s that the saturation load offers, step by step, until a step is not clean.

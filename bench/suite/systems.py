@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,7 @@ class Tickcast:
             *("--tcp", "127.0.0.1:0"),
             *("--http", "127.0.0.1:0"),
             "--no-admin",
+            *(("--config", str(tls_configuration(processes))) if self.variant.tls else ()),
             *self.source(processes, load),
             *load.server_options,
         ]
@@ -131,9 +133,11 @@ class Tickcast:
             options = ["--protocol", "tickcast", "--topics", str(load.topic_count)]
             self.feed = Feed(processes, self.programs, options, native, load)
         policy = ("--policy", load.policy) if load.policy else ()
+        # Its certificate is made for this run: nobody has to be convinced by it.
+        tls = ("--tls", "--insecure") if self.variant.tls else ()
         if self.variant.transport == "ws":
-            return Endpoint(http, ("--transport", "ws", "--encoding", "rkyv"), (self.server.pid,), policy)
-        return Endpoint(native, ("--transport", "native"), (self.server.pid,), policy)
+            return Endpoint(http, ("--transport", "ws", "--encoding", "rkyv", *tls), (self.server.pid,), policy)
+        return Endpoint(native, ("--transport", "native", *tls), (self.server.pid,), policy)
 
     def source(self, processes: Processes, load: Load) -> list[str]:
         """Server options that select the source of ticks."""
@@ -167,6 +171,26 @@ def addresses_of(line: str) -> tuple[str, str]:
     """Native and HTTP addresses in `listening tcp=ADDR http=ADDR`; empty if missing."""
     found = dict(word.split("=", 1) for word in line.split() if "=" in word)
     return found.get("tcp", ""), found.get("http", "")
+
+
+def tls_configuration(processes: Processes) -> Path:
+    """Writes a configuration whose listeners have TLS, with a certificate of ECDSA and P-256 signed by itself."""
+    folder = Path(tempfile.mkdtemp(prefix="tickcast-tls-"))
+    processes.add_stop(lambda: shutil.rmtree(folder, ignore_errors=True))
+    cert, key, configuration = folder / "server.pem", folder / "server.key", folder / "tickcast.toml"
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+            "-subj", "/CN=localhost", "-days", "2", "-keyout", str(key), "-out", str(cert)]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=START_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RunFailed(f"no certificate without openssl: {error}") from None
+    if done.returncode != 0:
+        raise RunFailed(f"openssl made no certificate: {done.stderr.strip()}")
+    tls = f'tls = {{ cert = "{cert}", key = "{key}", min_version = "1.3" }}'
+    # The addresses are those of the command line.
+    listeners = (f'[[listener]]\nkind = "{kind}"\naddress = "127.0.0.1:1"\n{tls}\n' for kind in ("native", "http"))
+    configuration.write_text("".join(listeners))
+    return configuration
 
 
 def capture_lines(load: Load, seconds: int):

@@ -74,6 +74,16 @@ class Targets(unittest.TestCase):
         self.assertIs(judge.bare_cpu(rows).met, False)
 
 
+    def test_tls_is_judged_by_the_plain_variant_beside_it(self):
+        plain = row(variant="native, simulator, auto budget", wire_mb_per_s=50.0, rss_bytes_per_connection=700.0)
+        tls = row(variant="native over TLS, simulator, auto budget", wire_mb_per_s=50.0, cpu_us_per_delivery=1.0,
+                  p99_us=1_300.0, server_cpu_share=0.6, rss_bytes_per_connection=1_050.0)
+        self.assertEqual(met("S1-tls", [plain, tls]), [True, False])
+        self.assertEqual(met("S3-tls", [plain, tls]), [True])
+        self.assertEqual(met("idle-tls", [plain, tls]), [True])
+        self.assertEqual(met("S1-tls", [plain]), [None, None])
+
+
 def sentences(rows: list[Row], is_beyond_noise: bool = True) -> list[str]:
     return [loss.sentence for loss in judge.losses(rows) if loss.is_beyond_noise is is_beyond_noise]
 

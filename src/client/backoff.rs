@@ -95,10 +95,13 @@ impl ClientError {
         match self {
             ClientError::Closed { code, .. } => is_retryable_close(*code),
             ClientError::Io(_) | ClientError::Connect { .. } | ClientError::TimedOut { .. } => true,
+            // Certificates expire and are renewed, on both sides.
+            ClientError::Tls { .. } => true,
             // The connection was cut, or a proxy answered for a server that is down.
             ClientError::Protocol(ProtocolError::Truncated | ProtocolError::Handshake(_)) => true,
             ClientError::Protocol(_)
             | ClientError::Address(_)
+            | ClientError::TlsSettings(_)
             | ClientError::Refused { .. }
             | ClientError::Request(_) => false,
         }

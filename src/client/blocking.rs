@@ -1,17 +1,23 @@
 //! A connection on a blocking socket, for tools, tests and programs with a thread to spare.
 
 mod acknowledged;
+mod stream;
 
 use std::{
-    io::{self, ErrorKind, Read, Write},
+    io::{self, ErrorKind, Read},
     net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs},
+    sync::Arc,
     time::Duration,
 };
 
+use rustls::ClientConfig;
+
+use self::stream::Stream;
 use crate::{
     ClientError, ConnectOptions, Connection, Event, ProtocolError, PublishRequest, SubscribeOptions,
     clock::{self, Deadline},
     error::{ROOM_AWAITED, WELCOME_AWAITED},
+    tls,
 };
 use tickcast_proto::{
     DecodeError, WireFormat,
@@ -20,6 +26,8 @@ use tickcast_proto::{
 
 /// Time for one socket address to accept the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for the TLS handshake.
+const TLS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the server to send its welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the server to close its side after [`Client::close`] has closed the client's.
@@ -33,11 +41,13 @@ const READ_BYTES: usize = 64 << 10;
 const INPUT_BYTES_MAX: usize = 4 << 20;
 
 /// The forms of an address, for errors.
-const ADDRESS_FORMS: &str = "HOST:PORT, ws://HOST:PORT/ws or unix:/path";
+const ADDRESS_FORMS: &str = "HOST:PORT, tls://HOST:PORT, ws://HOST:PORT/ws, wss://HOST:PORT/ws or unix:/path";
 /// Prefix of a Unix socket's address.
 const UNIX_PREFIX: &str = "unix:";
 /// What stands at the place of a frame's magic in the answer of an HTTP server, `HTTP/1.1 400`.
 const HTTP_MAGIC: u16 = u16::from_le_bytes(*b"/1");
+/// What stands there in a TLS alert: the end of the record's length, and the level of a fatal one.
+const TLS_ALERT_MAGIC: u16 = u16::from_le_bytes([2, 2]);
 
 /// A server's address and the encoding to use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,23 +58,27 @@ pub struct Address {
     pub path: String,
     /// The encoding; all but native are WebSockets.
     pub encoding: WireFormat,
+    /// Whether the connection is encrypted: see [`ConnectOptions::tls`].
+    pub is_tls: bool,
 }
 
 impl Address {
-    /// Parses `HOST:PORT`, `tcp://HOST:PORT` and `unix:PATH` (native), and `ws://HOST:PORT[/PATH]` (WebSocket with the rkyv
-    /// encoding; the default path is `/ws`).
+    /// Parses `HOST:PORT`, `tcp://HOST:PORT`, `tls://HOST:PORT` and `unix:PATH` (native), and `ws://HOST:PORT[/PATH]` and
+    /// `wss://HOST:PORT[/PATH]` (WebSocket with the rkyv encoding; the default path is `/ws`). `tls` and `wss` are encrypted.
     ///
     /// # Errors
     /// [`ClientError::Address`] for any other form.
     pub fn parse(text: &str) -> Result<Address, ClientError> {
         if text.strip_prefix(UNIX_PREFIX).is_some_and(|path| !path.is_empty()) {
             let encoding = WireFormat::TCP_NATIVE;
-            return Ok(Address { host: text.into(), path: String::new(), encoding });
+            return Ok(Address { host: text.into(), path: String::new(), encoding, is_tls: false });
         }
-        let (encoding, rest) = match text.split_once("://") {
-            None => (WireFormat::TCP_NATIVE, text),
-            Some(("tcp", rest)) => (WireFormat::TCP_NATIVE, rest),
-            Some(("ws", rest)) => (WireFormat::WEBSOCKET_NATIVE, rest),
+        let (encoding, is_tls, rest) = match text.split_once("://") {
+            None => (WireFormat::TCP_NATIVE, false, text),
+            Some(("tcp", rest)) => (WireFormat::TCP_NATIVE, false, rest),
+            Some(("tls", rest)) => (WireFormat::TCP_NATIVE, true, rest),
+            Some(("ws", rest)) => (WireFormat::WEBSOCKET_NATIVE, false, rest),
+            Some(("wss", rest)) => (WireFormat::WEBSOCKET_NATIVE, true, rest),
             Some((scheme, _)) => {
                 return Err(ClientError::Address(format!(
                     "unknown scheme {scheme:?} in address {text:?}; use {ADDRESS_FORMS}"
@@ -85,7 +99,31 @@ impl Address {
             (_, "" | "/") => "/ws",
             (_, path) => path,
         };
-        Ok(Address { host: host.into(), path: path.into(), encoding })
+        Ok(Address { host: host.into(), path: path.into(), encoding, is_tls })
+    }
+
+    /// The TLS configuration for this address; `None`: it is plain.
+    pub(super) fn read_tls(
+        &self,
+        options: &ConnectOptions,
+    ) -> Result<Option<Arc<ClientConfig>>, ClientError> {
+        let read = || options.tls.read(&[tls::protocol(self.encoding)], false);
+        self.is_tls.then(read).transpose()
+    }
+
+    /// The error when something else stands at the place of the first frame's magic.
+    fn misused(&self, magic: u16) -> ClientError {
+        let host = &self.host;
+        let text = match magic {
+            HTTP_MAGIC if host.starts_with(UNIX_PREFIX) => {
+                format!("{host} is an HTTP socket: use a native one")
+            }
+            HTTP_MAGIC if self.is_tls => format!("{host} is an HTTP port: use wss://{host}/ws"),
+            HTTP_MAGIC => format!("{host} is an HTTP port: use ws://{host}/ws"),
+            TLS_ALERT_MAGIC if !self.is_tls => format!("{host} speaks TLS: use tls://{host}"),
+            magic => return ProtocolError::Decode(DecodeError::BadMagic(magic)).into(),
+        };
+        ClientError::Address(text)
     }
 
     /// The default options for a connection to this address.
@@ -107,7 +145,7 @@ impl Address {
 #[derive(Debug)]
 pub struct Client {
     /// Non-blocking, except during [`Client::wait`]. Its calls are those of any stream socket: it may be a Unix socket.
-    stream: TcpStream,
+    stream: Stream,
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
     /// Why nothing can be written any more. Invariant: set only while something is waiting to be written.
@@ -117,7 +155,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to an [`Address`] and waits for the server's welcome, up to 5 s for each.
+    /// Connects to an [`Address`], shakes hands if it is one of TLS, and waits for the server's welcome, up to 5 s for each.
     ///
     /// # Errors
     /// [`ClientError`]: a bad address, no connection, a refusal, or an answer that is not a tickcast server's.
@@ -138,23 +176,32 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub fn connect_with(address: &Address, options: &ConnectOptions) -> Result<Client, ClientError> {
+        Client::connect_over(address, options, address.read_tls(options)?)
+    }
+
+    /// [`Client::connect_with`] with what [`Address::read_tls`] has read.
+    pub(super) fn connect_over(
+        address: &Address,
+        options: &ConnectOptions,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Result<Client, ClientError> {
         let fail = |error| ClientError::Connect { address: address.host.clone(), error };
-        let stream = match address.host.strip_prefix(UNIX_PREFIX) {
+        let socket = match address.host.strip_prefix(UNIX_PREFIX) {
             Some(path) => connect_unix(path, CONNECT_TIMEOUT).map_err(fail)?,
             None => connect_tcp(&address.host).map_err(fail)?,
         };
-        stream.set_nonblocking(true)?;
+        let mut stream = Stream::new(socket);
+        if let Some(config) = tls {
+            stream.start_tls(config, tls::server_name(&address.host)?, &address.host, TLS_TIMEOUT)?;
+        }
+        stream.socket.set_nonblocking(true)?;
         let (connection, buffer) = (Connection::new(options), vec![0; READ_BYTES].into_boxed_slice());
         let (read_timeout, write_timeout, write_failure) = (None, None, None);
         let mut client = Client { stream, read_timeout, write_timeout, write_failure, connection, buffer };
         match client.await_welcome() {
             Ok(()) => Ok(client),
-            Err(ClientError::Protocol(ProtocolError::Decode(DecodeError::BadMagic(HTTP_MAGIC)))) => {
-                let host = &address.host;
-                Err(ClientError::Address(match host.starts_with(UNIX_PREFIX) {
-                    true => format!("{host} is an HTTP socket: use a native one"),
-                    false => format!("{host} is an HTTP port: use ws://{host}/ws"),
-                }))
+            Err(ClientError::Protocol(ProtocolError::Decode(DecodeError::BadMagic(magic)))) => {
+                Err(address.misused(magic))
             }
             Err(error) => Err(error),
         }
@@ -304,11 +351,11 @@ impl Client {
     fn flush_until(&mut self, deadline: Deadline) -> Result<bool, ClientError> {
         let mut stalled = Deadline::after(self.write_timeout);
         loop {
-            let waiting_bytes = self.connection.poll_transmit().len();
+            let sent_bytes = self.stream.sent_bytes;
             if self.write_some()? {
                 return Ok(true);
             }
-            if self.connection.poll_transmit().len() < waiting_bytes {
+            if self.stream.sent_bytes > sent_bytes {
                 stalled = Deadline::after(self.write_timeout);
             }
             // A server that has closed its side reads no more: the socket would stay full for ever.
@@ -352,12 +399,16 @@ impl Client {
     pub fn close(mut self) -> Result<(), ClientError> {
         self.connection.close();
         self.flush()?;
-        self.stream.shutdown(Shutdown::Write)?;
-        self.stream.set_nonblocking(false)?;
+        self.stream.say_goodbye();
+        // Everything has been sent: without the goodbye of TLS, the server sees an end all the same.
+        let _ = self.flush();
+        let socket = &mut self.stream.socket;
+        socket.shutdown(Shutdown::Write)?;
+        socket.set_nonblocking(false)?;
         let deadline = Deadline::after(Some(CLOSE_TIMEOUT));
         while let Some(left) = deadline.remaining().filter(|left| !left.is_zero()) {
-            self.stream.set_read_timeout(Some(left))?;
-            match self.stream.read(&mut self.buffer) {
+            socket.set_read_timeout(Some(left))?;
+            match socket.read(&mut self.buffer) {
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(error) if is_timeout(&error) || error.kind() == ErrorKind::Interrupted => {}
@@ -386,9 +437,14 @@ impl Client {
         Ok(())
     }
 
+    /// Whether something waits to be written.
+    fn has_output(&self) -> bool {
+        !self.connection.poll_transmit().is_empty() || self.stream.has_unsent()
+    }
+
     /// Writes what the socket accepts without blocking; returns whether nothing is left.
     fn write_some(&mut self) -> io::Result<bool> {
-        while !self.connection.poll_transmit().is_empty() {
+        while self.has_output() {
             if let Some(failure) = &self.write_failure {
                 return Err(copy(failure));
             }
@@ -430,7 +486,7 @@ impl Client {
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(self.stream.failure(error)),
             }
         }
     }
@@ -438,22 +494,22 @@ impl Client {
     /// Waits until input arrives, if `may_read`, or up to `timeout`, or until a blocked write is worth another try. May
     /// return early.
     fn wait(&mut self, timeout: Option<Duration>, may_read: bool) -> io::Result<()> {
-        let timeout = match self.connection.poll_transmit().is_empty() {
-            true => timeout,
-            false => Some(timeout.map_or(WRITE_RETRY_INTERVAL, |timeout| timeout.min(WRITE_RETRY_INTERVAL))),
+        let timeout = match self.has_output() {
+            false => timeout,
+            true => Some(timeout.map_or(WRITE_RETRY_INTERVAL, |timeout| timeout.min(WRITE_RETRY_INTERVAL))),
         };
         if !may_read {
             clock::sleep(timeout.unwrap_or(WRITE_RETRY_INTERVAL));
             return Ok(());
         }
         if self.read_timeout != timeout {
-            self.stream.set_read_timeout(timeout)?;
+            self.stream.socket.set_read_timeout(timeout)?;
             self.read_timeout = timeout;
         }
-        self.stream.set_nonblocking(false)?;
+        self.stream.socket.set_nonblocking(false)?;
         // A peek takes nothing, so that a timeout loses nothing on any platform.
-        let peeked = self.stream.peek(&mut [0]);
-        self.stream.set_nonblocking(true)?;
+        let peeked = self.stream.socket.peek(&mut [0]);
+        self.stream.socket.set_nonblocking(true)?;
         match peeked {
             Err(error) if !is_timeout(&error) => Err(error),
             _ => Ok(()),
@@ -494,7 +550,7 @@ fn connect_unix(_: &str, _: Duration) -> io::Result<TcpStream> {
 #[cfg(unix)]
 impl std::os::fd::AsFd for Client {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.stream.as_fd()
+        self.stream.socket.as_fd()
     }
 }
 

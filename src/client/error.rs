@@ -2,13 +2,15 @@
 
 use std::{fmt, io, time::Duration};
 
-use crate::RequestError;
+use crate::{RequestError, TlsError};
 use tickcast_proto::{DecodeError, identity::IdentityError};
 
 /// What [`ClientError::TimedOut`] awaited before the connection was open: perhaps no tickcast server is there.
 pub(super) const WELCOME_AWAITED: &str = "welcome";
 /// What it awaited while the server read nothing.
 pub(super) const ROOM_AWAITED: &str = "room for a write";
+/// What it awaited while the server did not answer the TLS handshake.
+pub(super) const HANDSHAKE_AWAITED: &str = "TLS handshake";
 
 /// Why a [`Connection`](crate::Connection) failed. It stays failed: drop the socket and connect again.
 ///
@@ -121,6 +123,15 @@ pub enum ClientError {
         /// The system's error for the last of its socket addresses.
         error: io::Error,
     },
+    /// The files of [`ConnectOptions::tls`](crate::ConnectOptions) cannot be used: which, and why.
+    TlsSettings(String),
+    /// TLS failed, in its handshake or later.
+    Tls {
+        /// The server's address.
+        address: String,
+        /// Why.
+        error: TlsError,
+    },
     /// The connection broke. Connect again.
     Io(io::Error),
     /// The server broke the protocol, or the identity in the options breaks a rule.
@@ -158,6 +169,8 @@ impl fmt::Display for ClientError {
             ClientError::Connect { address, error } => {
                 write!(f, "cannot connect to {address}: {error}; is a tickcast server listening there?")
             }
+            ClientError::TlsSettings(text) => write!(f, "{text}"),
+            ClientError::Tls { address, error } => write!(f, "no TLS connection to {address}: {error}"),
             ClientError::Io(error) => write!(f, "the connection broke: {error}"),
             ClientError::Protocol(error) => write!(f, "{error}"),
             ClientError::Closed { code: 0, text } if text.is_empty() => {
@@ -171,6 +184,9 @@ impl fmt::Display for ClientError {
             }
             ClientError::TimedOut { awaited: awaited @ WELCOME_AWAITED, waited } => {
                 write!(f, "no {awaited} within {waited:?}; check that this is a tickcast port")
+            }
+            ClientError::TimedOut { awaited: awaited @ HANDSHAKE_AWAITED, waited } => {
+                write!(f, "no {awaited} within {waited:?}; check that this port speaks TLS")
             }
             ClientError::TimedOut { awaited: awaited @ ROOM_AWAITED, waited } => {
                 write!(f, "no {awaited} within {waited:?}: the server does not read what is sent")

@@ -38,6 +38,8 @@
 //! # Ok::<(), tickcast_client::ClientError>(())
 //! ```
 //!
+//! Addresses with `tls://` and `wss://` are encrypted; [`TlsOptions`] says which servers are believed.
+//!
 //! `src/client/examples/` has complete programs: `subscribe`, `publish`, and `recover` (gaps, conflation, reconnects).
 
 mod acknowledgements;
@@ -53,6 +55,7 @@ mod reply;
 mod request;
 #[cfg(any(test, feature = "scripted-server"))]
 pub mod scripted_server;
+mod tls;
 mod topics;
 
 use tickcast_proto::{
@@ -70,6 +73,7 @@ pub use self::{
     positions::Positions,
     reconnecting::{ReconnectOptions, ReconnectingClient, StreamEvent},
     request::{PublishRequest, RequestError},
+    tls::{TlsError, TlsOptions, server_name},
     topics::TopicStats,
 };
 
@@ -117,6 +121,8 @@ pub struct ConnectOptions {
     /// events, or no more than [`PUBLISHES_UNACKNOWLEDGED_MAX`] publishes are accepted. A server of version 0.1 does not know
     /// acknowledgements: see [`Connection::acknowledges`]. Not used by raw connections, which have no replies.
     pub acknowledgements: bool,
+    /// How a server that speaks TLS is verified. Only for [`Client`] and [`ReconnectingClient`].
+    pub tls: TlsOptions,
     /// Largest frame accepted from the server, in bytes; a WebSocket message may be a third longer, plus
     /// [`MESSAGE_OVERHEAD_BYTES`]. Must be at least the server's `frame_bytes_max`.
     pub frame_bytes_max: usize,
@@ -132,6 +138,7 @@ impl ConnectOptions {
             client: String::new(),
             name: concat!("tickcast-client/", env!("CARGO_PKG_VERSION")).into(),
             acknowledgements: false,
+            tls: TlsOptions::default(),
             frame_bytes_max: FRAME_BYTES_MAX_DEFAULT,
         }
     }

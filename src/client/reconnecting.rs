@@ -5,8 +5,11 @@ mod publish;
 use std::{
     collections::HashMap,
     hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState},
+    sync::Arc,
     time::Duration,
 };
+
+use rustls::ClientConfig;
 
 use crate::{
     Address, Backoff, Client, ClientError, ConnectOptions, Connection, Event, Positions,
@@ -86,6 +89,10 @@ pub enum StreamEvent<'a> {
 pub struct ReconnectingClient {
     address: Address,
     connect_options: ConnectOptions,
+    /// `None`: the address is plain.
+    tls: Option<Arc<ClientConfig>>,
+    /// Of every connection: see [`Client::set_write_timeout`].
+    write_timeout: Option<Duration>,
     reconnect: bool,
     backoff: Backoff,
     client: Option<Client>,
@@ -165,12 +172,15 @@ impl ReconnectingClient {
         connect_options: &ConnectOptions,
         options: ReconnectOptions,
     ) -> Result<ReconnectingClient, ClientError> {
-        let client = Client::connect_with(address, connect_options)?;
+        let tls = address.read_tls(connect_options)?;
+        let client = Client::connect_over(address, connect_options, tls.clone())?;
         let ReconnectOptions { reconnect, mut backoff } = options;
         backoff.handle_connected(clock::monotonic_ns());
         Ok(ReconnectingClient {
             address: address.clone(),
             connect_options: connect_options.clone(),
+            tls,
+            write_timeout: None,
             reconnect,
             backoff,
             client: Some(client),
@@ -192,6 +202,15 @@ impl ReconnectingClient {
     pub fn with_positions(mut self, positions: Positions) -> ReconnectingClient {
         self.positions = positions;
         self
+    }
+
+    /// Bounds the time that a call waits for the server to take what it sends: beyond `timeout` without a byte taken, the
+    /// connection counts as lost. `None`, the default: no limit.
+    pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.write_timeout = timeout;
+        if let Some(client) = &mut self.client {
+            client.set_write_timeout(timeout);
+        }
     }
 
     /// The positions to resume from: those of the events returned so far, and no later ones. Costs a look-up for each topic
@@ -399,9 +418,17 @@ impl ReconnectingClient {
     }
 
     fn connect_again(&mut self) -> Result<(), ClientError> {
-        match Client::connect_with(&self.address, &self.connect_options) {
-            Err(error) => self.handle_lost(error),
-            Ok(client) => {
+        match Client::connect_over(&self.address, &self.connect_options, self.tls.clone()) {
+            Err(error) => {
+                if matches!(error, ClientError::Tls { .. })
+                    && let Ok(renewed) = self.address.read_tls(&self.connect_options)
+                {
+                    self.tls = renewed;
+                }
+                self.handle_lost(error)
+            }
+            Ok(mut client) => {
+                client.set_write_timeout(self.write_timeout);
                 self.backoff.handle_connected(clock::monotonic_ns());
                 self.client = Some(client);
                 let sent = self.resubscribe();

@@ -58,6 +58,7 @@ pub enum Command {
     /// Start the server: fan out ticks from clients, the simulator, a capture or an ECG
     Serve(Box<ServeArgs>),
     /// Subscribe to topics and print their ticks
+    #[command(mut_arg("cert_key", |arg| arg.visible_alias("key")))]
     Sub(SubArgs),
     /// Publish one tick, or each line of standard input
     Pub(PubArgs),
@@ -68,6 +69,7 @@ pub enum Command {
     /// Check whether this machine can run the server, and suggest settings; changes nothing
     Check(CheckArgs),
     /// Watch a running server: shards, rates, latencies, topics, slow sessions
+    #[command(mut_arg("cert_key", |arg| arg.visible_alias("key")))]
     Top(TopArgs),
     /// Print a completion script: tickcast completions bash > ~/.local/share/bash-completion/completions/tickcast
     Completions {

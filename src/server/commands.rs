@@ -5,6 +5,7 @@ mod lines;
 mod process;
 mod publish;
 mod subscribe;
+mod tls;
 mod token;
 
 use std::{fmt, io, path::PathBuf};
@@ -16,31 +17,35 @@ pub use self::{
     process::{EcgArgs, ProcessArgs, Processor, process, process_file},
     publish::{PubArgs, publish, publish_from},
     subscribe::{StartFrom, SubArgs, subscribe, subscribe_to},
+    tls::TlsArgs,
     token::{TokenArgs, token},
 };
 
 /// The server to connect to, and the identity to use.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServerArgs {
-    /// Server to connect to: HOST:PORT, ws://HOST:PORT/ws or unix:/path
+    /// Server to connect to: HOST:PORT, ws://HOST:PORT/ws or unix:/path; tls://HOST:PORT and wss://HOST:PORT/ws are encrypted
     #[arg(long, value_name = "ADDRESS", env = "TICKCAST_SERVER", default_value = "127.0.0.1:9400")]
     pub server: String,
     /// Identity of this client: selects the shard that serves it; the server may close an older connection that has it
     #[arg(long, value_name = "ID")]
     pub client: Option<String>,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 impl ServerArgs {
     /// A server, and no identity.
     pub fn new(server: &str) -> ServerArgs {
-        ServerArgs { server: server.into(), client: None }
+        ServerArgs { server: server.into(), client: None, tls: TlsArgs::default() }
     }
 
     /// What to connect to and how.
     fn parse(&self) -> Result<(Address, ConnectOptions), ClientError> {
         let address = Address::parse(&self.server)?;
         let client = self.client.clone().unwrap_or_default();
-        let options = ConnectOptions { client, ..address.connect_options() };
+        let options = ConnectOptions { client, tls: self.tls.options(), ..address.connect_options() };
         Ok((address, options))
     }
 }

@@ -102,22 +102,34 @@ fn announce(config: &Config, addresses: &[(Kind, Address)]) {
         let mut of_kind = addresses.iter().filter(|(has, _)| *has == kind);
         of_kind.find_map(|(_, address)| address.tcp())
     };
+    let is_tls = |kind: Kind| {
+        let mut of_kind = config.listeners.iter().filter(|listener| listener.kind == kind);
+        of_kind
+            .find(|listener| listener.address.tcp().is_some())
+            .is_some_and(|listener| listener.tls.is_some())
+    };
+    let (native_scheme, http_scheme, websocket_scheme) = (
+        if is_tls(Kind::Native) { "tls://" } else { "" },
+        if is_tls(Kind::Http) { "https" } else { "http" },
+        if is_tls(Kind::Http) { "wss" } else { "ws" },
+    );
     let pattern = config.sources.first().map_or(">", SourceConfig::pattern);
     // The name that this program was started as, so that the next step works as printed: `target/release/tickcast` after
     // `cargo run`.
     let program = std::env::args().next().unwrap_or_else(|| "tickcast".into());
     if let Some(tcp) = first(Kind::Native) {
-        text += &format!("next: {program} sub '{pattern}' --server {tcp}\n");
+        text += &format!("next: {program} sub '{pattern}' --server {native_scheme}{tcp}\n");
     }
     if let Some(http) = first(Kind::Http) {
         let encoded = pattern.replace('>', "%3E");
         text += &format!(
-            "or open http://{http}/ in a browser, or a WebSocket: ws://{http}/ws?topics={encoded}\n"
+            "or open {http_scheme}://{http}/ in a browser, or a WebSocket: \
+             {websocket_scheme}://{http}/ws?topics={encoded}\n"
         );
     }
     if let Some(tcp) = first(Kind::Native) {
         for (what, words) in config.sources.iter().filter_map(|source| source.kind().next) {
-            text += &format!("{what}: {program} {words} --server {tcp}\n");
+            text += &format!("{what}: {program} {words} --server {native_scheme}{tcp}\n");
         }
     }
     // From a thread of its own, because its reader may stand still; a closed standard output must not end a server either.

@@ -3,9 +3,10 @@
 use std::{fmt, sync::Arc};
 
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    crypto::{CryptoProvider, ring as provider},
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring as provider, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
@@ -52,8 +53,8 @@ impl fmt::Display for CertificateError {
             CertificateError::Malformed(why) => write!(f, "malformed: {why}"),
             CertificateError::NotAPair => write!(
                 f,
-                "the key does not belong to the first certificate: the server's own certificate comes first, those of \
-                 its authorities follow"
+                "the key does not belong to the first certificate: its own certificate comes first, those of the \
+                 authorities follow"
             ),
             CertificateError::Refused(why) => write!(f, "{why}"),
         }
@@ -183,30 +184,95 @@ pub fn server_config(settings: &ServerSettings<'_>) -> Result<Arc<ServerConfig>,
     Ok(Arc::new(config))
 }
 
-/// The configuration of a client's handshakes for [`ClientHandshake`](crate::handshake::ClientHandshake). `authorities`: PEM, those
-/// that servers are verified by; `identity`: the certificate that the client shows.
+/// Which servers a client believes.
+#[derive(Clone, Debug)]
+pub enum ServerTrust {
+    /// Those whose certificate an authority of these has signed for the name that the client asks for.
+    Authorities(RootCertStore),
+    /// Anyone. The connection is encrypted, but whoever is in between can read and change everything.
+    Anyone,
+}
+
+/// How a client shakes hands.
+#[derive(Clone, Debug)]
+pub struct ClientSettings<'a> {
+    /// Which servers it believes.
+    pub trust: ServerTrust,
+    /// The certificate that it shows to a server that asks for one.
+    pub identity: Option<&'a Identity>,
+    /// Names of application protocols, in the order of preference.
+    pub protocols: &'a [&'a [u8]],
+    /// Whether [`ClientHandshake`](crate::handshake::ClientHandshake) shakes the hands, and a record layer of ours follows. Otherwise
+    /// rustls keeps the connection.
+    pub hands_over: bool,
+}
+
+/// The configuration of a client's handshakes. Sessions are resumed between connections that share it.
 ///
 /// # Errors
-/// What is wrong with them.
-pub fn client_config(
-    authorities: &[u8],
-    identity: Option<&Identity>,
-    protocols: &[&[u8]],
-) -> Result<Arc<ClientConfig>, CertificateError> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(provider()))
+/// What is wrong with the settings.
+pub fn client_config(settings: ClientSettings<'_>) -> Result<Arc<ClientConfig>, CertificateError> {
+    let provider = Arc::new(provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .map_err(|error| CertificateError::Refused(error.to_string()))?
-        .with_root_certificates(root_store(authorities)?);
-    let mut config = match identity {
+        .map_err(|error| CertificateError::Refused(error.to_string()))?;
+    let builder = match settings.trust {
+        ServerTrust::Authorities(roots) => builder.with_root_certificates(roots),
+        ServerTrust::Anyone => {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyServer(provider)))
+        }
+    };
+    let mut config = match settings.identity {
         None => builder.with_no_client_auth(),
         Some(identity) => builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
             identity.certified.clone(),
         ))),
     };
-    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-    config.enable_secret_extraction = true;
-    config.key_log = Arc::new(SecretsLog);
+    config.alpn_protocols = settings.protocols.iter().map(|name| name.to_vec()).collect();
+    if settings.hands_over {
+        config.enable_secret_extraction = true;
+        config.key_log = Arc::new(SecretsLog);
+    }
     Ok(Arc::new(config))
+}
+
+/// Believes every certificate. The server still proves that it has its key.
+#[derive(Debug)]
+struct AnyServer(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyServer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// The cryptography of every handshake: ring's, with AES-128 before AES-256.

@@ -29,6 +29,8 @@ const RECORD_BYTES_MAX: usize = HEADER_BYTES + PLAINTEXT_BYTES_MAX + 2_048;
 const CONTENT_TYPE_HANDSHAKE: u8 = 22;
 /// The alert of a record that is too long, in the clear: rustls may have keys by then, but seals nothing for us.
 const RECORD_OVERFLOW_RECORD: [u8; 7] = [21, 3, 3, 0, 2, 2, Alert::RECORD_OVERFLOW.0];
+/// The alert to a peer that does not speak TLS: it may know one when it sees it.
+const NOT_TLS_RECORD: [u8; 7] = [21, 3, 3, 0, 2, 2, Alert::UNEXPECTED_MESSAGE.0];
 
 /// Why a handshake failed.
 #[derive(Clone, Debug, PartialEq)]
@@ -174,10 +176,12 @@ impl ServerHandshake {
     ) -> Result<Progress, HandshakeError> {
         match self.input.bytes.first() {
             Some(first) if self.connection.is_none() && *first != CONTENT_TYPE_HANDSHAKE => {
-                return Err(match first.is_ascii_uppercase() {
-                    true => HandshakeError::PlainHttp,
-                    false => HandshakeError::NotTls,
-                });
+                // A native frame begins with its length, whose first byte may be any letter and whose second one is none.
+                if first.is_ascii_uppercase() && self.input.bytes.get(1).is_none_or(u8::is_ascii_uppercase) {
+                    return Err(HandshakeError::PlainHttp);
+                }
+                out.extend_from_slice(&NOT_TLS_RECORD);
+                return Err(HandshakeError::NotTls);
             }
             _ => {}
         }
@@ -246,7 +250,7 @@ impl fmt::Debug for ClientHandshake {
 
 impl ClientHandshake {
     /// Begins a handshake with a server of this name. Appends the ClientHello to `out`. The configuration must be one of
-    /// [`client_config`].
+    /// [`client_config`](crate::certificates::client_config) that hands over.
     ///
     /// # Errors
     /// Why there is no connection.

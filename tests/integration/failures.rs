@@ -151,7 +151,12 @@ fn a_shard_that_panics_ends_the_server_and_the_others_are_drained() {
     };
     let (client, topic) = (of_shard_0("client-", serving_shard), of_shard_0("topic.", home_shard));
     let path = format!("/ws?client={client}");
-    let address = Address { host: server.http.to_string(), path, encoding: WireFormat::WEBSOCKET_NATIVE };
+    let address = Address {
+        host: server.http.to_string(),
+        path,
+        encoding: WireFormat::WEBSOCKET_NATIVE,
+        is_tls: false,
+    };
     let mut client = Client::connect_to(&address).unwrap();
     client.subscribe(&topic).unwrap();
     while !matches!(client.next_event(Some(GUARD)).unwrap(), Some(Event::Subscribed { .. })) {}

@@ -48,6 +48,7 @@ mod stop;
 mod stopped;
 mod systemd;
 mod tls;
+mod tls_clients;
 mod top;
 mod topics;
 mod unfinished;

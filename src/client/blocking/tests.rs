@@ -1,3 +1,5 @@
+use std::io::Write;
+
 use super::*;
 use crate::{PUBLISHES_UNACKNOWLEDGED_MAX, RequestError, scripted_server::serve};
 use tickcast_proto::{features::Features, frame::Kind};
@@ -8,9 +10,13 @@ const LONG: Duration = Duration::from_secs(20);
 fn addresses_are_parsed() {
     let parse = |text: &str| Address::parse(text).map(|a| (a.host, a.path, a.encoding)).ok();
     let native = |host: &str| Some((host.into(), String::new(), WireFormat::TCP_NATIVE));
+    assert!(!Address::parse("ws://h:80").unwrap().is_tls);
+    assert!(["tls://h:80", "wss://h:80"].iter().all(|text| Address::parse(text).unwrap().is_tls));
     let websocket = |host: &str, path: &str| Some((host.into(), path.into(), WireFormat::WEBSOCKET_NATIVE));
     assert_eq!(parse("127.0.0.1:9400"), native("127.0.0.1:9400"));
     assert_eq!(parse("tcp://[::1]:1"), native("[::1]:1"));
+    assert_eq!(parse("tls://h:1"), native("h:1"));
+    assert_eq!(parse("wss://h:1/x"), websocket("h:1", "/x"));
     assert_eq!(parse("unix:/run/a b.sock"), native("unix:/run/a b.sock"));
     assert_eq!(parse("ws://h:80"), websocket("h:80", "/ws"));
     assert_eq!(parse("ws://h:80/ws?topics=a"), websocket("h:80", "/ws?topics=a"));
@@ -22,7 +28,8 @@ fn addresses_are_parsed() {
         ":1",
         "host:99999",
         "h:1/path",
-        "wss://h:1/ws",
+        "https://h:1/ws",
+        "tls://h:1/ws",
         "ws://h:1/ws\r\nX: y",
         "h h:1",
     ] {
@@ -279,6 +286,15 @@ fn refused_connection_is_an_error_with_the_reason() {
     let error = Client::connect(&address).unwrap_err();
     assert!(matches!(&error, ClientError::Address(_)), "{error:?}");
     assert_eq!(error.to_string(), format!("{address} is an HTTP port: use ws://{address}/ws"));
+    server.join().unwrap();
+
+    // The alert unexpected_message.
+    let (address, server) = serve(|peer| {
+        peer.next_frame();
+        peer.stream.write_all(&[21, 3, 3, 0, 2, 2, 10]).unwrap();
+    });
+    let error = Client::connect(&address).unwrap_err();
+    assert_eq!(error.to_string(), format!("{address} speaks TLS: use tls://{address}"));
     server.join().unwrap();
 
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

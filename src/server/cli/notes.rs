@@ -125,6 +125,10 @@ pub const NOTES: [Notes; 10] = [
         page: "tickcast-top",
         examples: &[
             ("tickcast top", "Watch the server on this machine"),
+            (
+                "tickcast top --admin https://ticks.example.com:9490 --ca ca.pem",
+                "Watch a server over TLS, with an authority of your own",
+            ),
             ("tickcast top --once --interval 5s", "Print the rates of five seconds as text"),
         ],
         exit_status: &[

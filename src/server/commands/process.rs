@@ -31,6 +31,8 @@ use tickcast_proto::{codec::json, subscription::StartPosition};
 
 /// Longest wait for an event before checking for a signal.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// Time for the server to take more of what is sent.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the server to acknowledge the last findings before the command exits.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Findings that may wait while the server has not acknowledged earlier ones; further ones are not published.
@@ -50,6 +52,7 @@ pub struct ProcessArgs {
 #[derive(Clone, Debug, Subcommand)]
 pub enum Processor {
     /// Find heart beats in ecg.wave and publish them with the heart rate on ecg.params, or analyse a file
+    #[command(mut_arg("cert_key", |arg| arg.visible_alias("key")))]
     Ecg(EcgArgs),
 }
 
@@ -120,6 +123,7 @@ fn process_stream(args: &EcgArgs, out: &mut impl Write, stop: &StopFlag) -> Resu
     let (address, options) = args.server.parse()?;
     let options = ConnectOptions { acknowledgements: true, ..options };
     let mut client = ReconnectingClient::connect_with(&address, &options, ReconnectOptions::default())?;
+    client.set_write_timeout(Some(WRITE_TIMEOUT));
     // Subscribe to the description first: samples before it cannot be analysed.
     let latest = SubscribeOptions { from: StartPosition::Latest, ..SubscribeOptions::default() };
     let requests = [

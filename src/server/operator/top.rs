@@ -20,10 +20,11 @@ pub mod run;
 pub mod text;
 pub mod view;
 
-use std::{fmt, io, net::SocketAddr};
+use std::{fmt, io, str::FromStr};
 
 use crate::{
     cli::values::Time,
+    commands::TlsArgs,
     config::listener::tcp_address,
     limits::{TOP_INTERVAL_MS_DEFAULT, TOP_INTERVAL_MS_HIGHEST, TOP_INTERVAL_MS_LOWEST},
 };
@@ -32,9 +33,15 @@ use tickcast_proto::units::UnitError;
 /// Options of `tickcast top`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct TopArgs {
-    /// Address of the server's admin listener, which `tickcast serve` prints as admin=
-    #[arg(long, env = "TICKCAST_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:9490", value_parser = tcp_address)]
-    pub admin: SocketAddr,
+    /// Address of the server's admin listener, which `tickcast serve` prints as admin=; https://HOST:PORT if it has TLS
+    #[arg(
+        long,
+        env = "TICKCAST_ADMIN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:9490",
+        value_parser = AdminAddress::from_str
+    )]
+    pub admin: AdminAddress,
     /// Refresh interval, 100ms to 1m; rates and latencies cover one interval
     #[arg(
         long,
@@ -47,6 +54,55 @@ pub struct TopArgs {
     /// Poll twice, one interval apart, print the result as text and exit; needs no terminal
     #[arg(long)]
     pub once: bool,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+}
+
+/// Where an admin listener is, and whether it has TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminAddress {
+    /// `HOST:PORT`
+    host: String,
+    is_tls: bool,
+}
+
+impl AdminAddress {
+    /// Whether its port is 0, where nothing listens.
+    fn is_unset(&self) -> bool {
+        self.host.ends_with(":0")
+    }
+}
+
+impl FromStr for AdminAddress {
+    type Err = String;
+
+    /// Parses `IP:PORT`, `localhost:PORT`, and `http://HOST:PORT` or `https://HOST:PORT`, where HOST may be a name.
+    fn from_str(text: &str) -> Result<AdminAddress, String> {
+        let (is_tls, host) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
+            (Some(rest), _) => (false, rest),
+            (_, Some(rest)) => (true, rest),
+            _ => {
+                let host = tcp_address(text)?.to_string();
+                return Ok(AdminAddress { host, is_tls: false });
+            }
+        };
+        let host = host.strip_suffix('/').unwrap_or(host);
+        let is_address = host.rsplit_once(':').is_some_and(|(name, port)| {
+            let is_clean = |c: char| c.is_alphanumeric() || ".-_[]:%".contains(c);
+            !name.is_empty() && name.chars().all(is_clean) && port.parse::<u16>().is_ok()
+        });
+        match is_address {
+            true => Ok(AdminAddress { host: host.into(), is_tls }),
+            false => Err("not an address: write IP:PORT, http://HOST:PORT or https://HOST:PORT".into()),
+        }
+    }
+}
+
+impl fmt::Display for AdminAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", if self.is_tls { "https://" } else { "" }, self.host)
+    }
 }
 
 /// Parses an interval, in whole milliseconds as they are shown.
@@ -63,13 +119,15 @@ fn interval(text: &str) -> Result<Time, String> {
 #[derive(Debug)]
 pub enum TopError {
     /// The address has port 0.
-    Port(SocketAddr),
+    Port(AdminAddress),
     /// Standard output is not a terminal.
     NotATerminal,
     /// The terminal has no screen (TERM=dumb).
     DumbTerminal,
     /// The server at this address does not respond, and why.
-    Unreachable(SocketAddr, String),
+    Unreachable(AdminAddress, String),
+    /// The files of TLS cannot be used: which, and why.
+    Tls(String),
     /// The terminal cannot be used.
     Terminal(io::Error),
     /// Signals cannot be handled.
@@ -98,6 +156,7 @@ impl fmt::Display for TopError {
                 "cannot query the admin listener at {address}: {reason}; start `tickcast serve`, or set --admin to the \
                  address that it prints as admin="
             ),
+            TopError::Tls(reason) => write!(f, "{reason}"),
             TopError::Terminal(error) => write!(f, "cannot use the terminal: {error}; try --once"),
             TopError::Signals(error) => write!(f, "cannot handle signals: {error}"),
             TopError::Thread(name) => write!(

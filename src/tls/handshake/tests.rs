@@ -4,7 +4,9 @@ use rustls::{AlertDescription, ClientConnection, Error};
 
 use super::*;
 use crate::{
-    certificates::{ClientCertificates, client_config as own_client_config},
+    certificates::{
+        ClientCertificates, ClientSettings, ServerTrust, client_config as own_client_config, root_store,
+    },
     record::Outcome,
     tests::{Authority, Pair, SUITES, client_config, connect, server_config, take_from},
 };
@@ -130,7 +132,13 @@ fn our_client_and_our_server_understand_each_other_and_tickets_are_skipped() {
     let authority = Authority::new("authority");
     let identity = authority.identity(&["a.test"]);
     let server = server_config(&[identity], None, 1);
-    let config = own_client_config(authority.pem.as_bytes(), None, &[b"tickcast"]).unwrap();
+    let config = own_client_config(ClientSettings {
+        trust: ServerTrust::Authorities(root_store(authority.pem.as_bytes()).unwrap()),
+        identity: None,
+        protocols: &[b"tickcast"],
+        hands_over: true,
+    })
+    .unwrap();
     let name = ServerName::try_from("a.test").unwrap();
     let mut to_server = Vec::new();
     let mut client = ClientHandshake::new(config, name, &mut to_server).unwrap();
@@ -173,8 +181,13 @@ fn bad_beginnings_are_refused_for_what_they_are() {
         Ok(out)
     };
     assert_eq!(feed(b"GET / HTTP/1.1\r\n\r\n", 1), Err((HandshakeError::PlainHttp, vec![])));
+    assert_eq!(
+        feed(b"P\0\0\0tc", 6),
+        Err((HandshakeError::NotTls, NOT_TLS_RECORD.to_vec())),
+        "a native frame"
+    );
     // A hello of SSL 2.
-    assert_eq!(feed(b"\x80\x2e\x01\x03\x01", 1), Err((HandshakeError::NotTls, vec![])));
+    assert_eq!(feed(b"\x80\x2e\x01\x03\x01", 1), Err((HandshakeError::NotTls, NOT_TLS_RECORD.to_vec())));
     // A hello of more than 8 KiB, by its header alone.
     let (error, out) = feed(&[22, 3, 1, 0x20, 0], 1).unwrap_err();
     assert_eq!((error, &out[..]), (HandshakeError::TooLong, &RECORD_OVERFLOW_RECORD[..]));

@@ -6,7 +6,9 @@ use std::sync::{Arc, LazyLock};
 
 use rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
 use tickcast_tls::{
-    certificates::{Identity, ServerSettings, client_config, server_config},
+    certificates::{
+        ClientSettings, Identity, ServerSettings, ServerTrust, client_config, root_store, server_config,
+    },
     handshake::{ClientHandshake, Established, Progress, ServerHandshake},
     record::Outcome,
     tickets::TicketKeys,
@@ -24,7 +26,13 @@ static CONFIGS: LazyLock<(Arc<ServerConfig>, Arc<ClientConfig>)> = LazyLock::new
         tickets: TicketKeys::random().unwrap().for_context(b""),
         hands_over: true,
     });
-    (server.unwrap(), client_config(cert.as_bytes(), None, &[]).unwrap())
+    let client = client_config(ClientSettings {
+        trust: ServerTrust::Authorities(root_store(cert.as_bytes()).unwrap()),
+        identity: None,
+        protocols: &[],
+        hands_over: true,
+    });
+    (server.unwrap(), client.unwrap())
 });
 
 /// Both ends of a connection.

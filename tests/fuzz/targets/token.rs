@@ -27,7 +27,8 @@ static POLICY: LazyLock<Arc<Policy>> = LazyLock::new(|| {
     let (secret, file) = (directory.join("secret"), directory.join("tickcast.toml"));
     std::fs::write(&secret, SECRET).unwrap();
     let permissions = "permissions = { sub = { allow = [\"user.{sub}.>\"] } }";
-    std::fs::write(&file, format!("[[auth.key]]\nalgorithm = \"HS256\"\nfile = {secret:?}\n{permissions}\n")).unwrap();
+    std::fs::write(&file, format!("[[auth.key]]\nalgorithm = \"HS256\"\nfile = {secret:?}\n{permissions}\n"))
+        .unwrap();
     let words = ["tickcast", "serve", "--config", file.to_str().unwrap()].map(Into::into);
     let config = Config::new(&Settings::read(&words).unwrap(), None).unwrap();
     std::fs::remove_dir_all(&directory).unwrap();

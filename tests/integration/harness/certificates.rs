@@ -1,6 +1,11 @@
 //! Certificates for tests with TLS: an authority, and what it signs, in files of a temporary directory.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::PathBuf,
+};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -63,8 +68,9 @@ impl Certificates {
         let signed =
             Signed { cert: self.file(&format!("{file}.pem")), key: self.file(&format!("{file}.key")) };
         fs::write(&signed.cert, cert).unwrap();
-        fs::write(&signed.key, key.serialize_pem()).unwrap();
-        fs::set_permissions(&signed.key, fs::Permissions::from_mode(0o600)).unwrap();
+        let _ = fs::remove_file(&signed.key);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&signed.key).unwrap();
+        file.write_all(key.serialize_pem().as_bytes()).unwrap();
         signed
     }
 

@@ -49,8 +49,10 @@ pub struct Collector {
 /// The server's address in an encoding.
 pub fn address(server: &Server, encoding: WireFormat) -> Address {
     match encoding {
-        WireFormat::TCP_NATIVE => Address { host: server.tcp.to_string(), path: String::new(), encoding },
-        _ => Address { host: server.http.to_string(), path: "/ws".into(), encoding },
+        WireFormat::TCP_NATIVE => {
+            Address { host: server.tcp.to_string(), path: String::new(), encoding, is_tls: false }
+        }
+        _ => Address { host: server.http.to_string(), path: "/ws".into(), encoding, is_tls: false },
     }
 }
 

@@ -1,12 +1,16 @@
 //! The HTTP client of `tickcast top`. One connection per request, as the admin listener keeps none open.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use serde::de::DeserializeOwned;
-use ureq::Agent;
+use tickcast_client::{ClientError, TlsError, TlsOptions};
+use ureq::{
+    Agent,
+    tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig, TlsProvider},
+};
 
 use super::{
-    format,
+    AdminAddress, format,
     model::sort_name,
     responses::{self, Snapshot},
 };
@@ -15,16 +19,21 @@ use crate::{
     limits::{ADMIN_ROWS_DEFAULT, ADMIN_ROWS_MAX, TOP_RESPONSE_BYTES_MAX, TOP_RESPONSE_MS},
 };
 use tickcast_core::shard::survey::SessionSort;
+use tickcast_tls::certificates;
 
 /// A client of an admin listener.
 pub(super) struct AdminClient {
     agent: Agent,
-    address: SocketAddr,
+    address: AdminAddress,
 }
 
 impl AdminClient {
     /// Creates a client. Does not connect yet.
-    pub(super) fn new(address: SocketAddr) -> AdminClient {
+    ///
+    /// # Errors
+    /// Which file of the TLS options cannot be used.
+    pub(super) fn new(address: AdminAddress, tls: &TlsOptions) -> Result<AdminClient, ClientError> {
+        let tls = if address.is_tls { tls_config(tls)? } else { TlsConfig::default() };
         let config = Agent::config_builder()
             .timeout_global(Some(Duration::from_millis(TOP_RESPONSE_MS)))
             // Error responses have a body to show.
@@ -33,14 +42,15 @@ impl AdminClient {
             .max_idle_connections(0)
             // A proxy from the environment cannot reach this machine's loopback.
             .proxy(None)
+            .tls_config(tls)
             .user_agent(concat!("tickcast-top/", env!("CARGO_PKG_VERSION")))
             .build();
-        AdminClient { agent: Agent::new_with_config(config), address }
+        Ok(AdminClient { agent: Agent::new_with_config(config), address })
     }
 
     /// The listener's address.
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
+    pub(super) fn address(&self) -> &AdminAddress {
+        &self.address
     }
 
     /// Polls the server: four requests of at most [`TOP_RESPONSE_MS`] each.
@@ -62,9 +72,13 @@ impl AdminClient {
         })
     }
 
+    fn scheme(&self) -> &'static str {
+        if self.address.is_tls { "https" } else { "http" }
+    }
+
     /// The outer error: no response. The inner error: a response that is not the requested data.
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Result<T, String>, String> {
-        let request = self.agent.get(format!("http://{}{path}", self.address));
+        let request = self.agent.get(format!("{}://{}{path}", self.scheme(), self.address.host));
         let mut response = request.call().map_err(reason)?;
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(TOP_RESPONSE_BYTES_MAX as u64).read_to_vec();
@@ -72,7 +86,42 @@ impl AdminClient {
     }
 }
 
+/// The options as ureq takes them.
+fn tls_config(options: &TlsOptions) -> Result<TlsConfig, ClientError> {
+    // Also checks what follows: the files, and that the key belongs to the certificate.
+    options.read(&[], false)?;
+    let owned = |der: &[u8]| Certificate::from_der(der).to_owned();
+    let mut builder = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .unversioned_rustls_crypto_provider(Arc::new(certificates::provider()));
+    builder = match options.authorities()? {
+        None => builder.disable_verification(true),
+        Some(authorities) => {
+            let authorities: Vec<_> = authorities.iter().map(|authority| owned(authority)).collect();
+            builder.root_certs(RootCerts::Specific(Arc::new(authorities)))
+        }
+    };
+    let Some(cert) = &options.cert else { return Ok(builder.build()) };
+    let key = options.key.as_ref().unwrap_or(cert);
+    let unusable =
+        |error: &dyn std::fmt::Display| ClientError::TlsSettings(format!("{}: {error}", cert.display()));
+    let chain = fs::read(cert).map_err(|error| unusable(&error))?;
+    let chain: Vec<_> = certificates::certificates(&chain).map_err(|error| unusable(&error))?;
+    let chain: Vec<_> = chain.iter().map(|certificate| owned(certificate)).collect();
+    let key = fs::read(key).map_err(|error| unusable(&error))?;
+    let key = PrivateKey::from_pem(&key).map_err(|error| unusable(&error))?;
+    Ok(builder.client_cert(Some(ClientCert::new_with_certs(&chain, key))).build())
+}
+
 fn reason(error: ureq::Error) -> String {
+    let tls = match &error {
+        ureq::Error::Rustls(error) => Some(TlsError::from(error)),
+        ureq::Error::Io(error) => TlsError::in_io(error),
+        _ => None,
+    };
+    if let Some(tls) = tls {
+        return tls.to_string();
+    }
     match error {
         ureq::Error::Io(error) => format::reason(&error.to_string()),
         ureq::Error::Timeout(_) => format!("timed out after {}", format::milliseconds(TOP_RESPONSE_MS)),
@@ -88,16 +137,20 @@ fn reason(error: ureq::Error) -> String {
 mod tests {
     use std::{
         io::{Read, Write},
-        net::TcpListener,
+        net::{SocketAddr, TcpListener},
         thread,
     };
 
     use super::*;
 
+    fn client(address: SocketAddr) -> AdminClient {
+        AdminClient::new(address.to_string().parse().unwrap(), &TlsOptions::default()).unwrap()
+    }
+
     /// Polls a server that responds to every request with `respond`.
     fn poll(respond: impl Fn(&mut dyn Write) + Send + 'static) -> Result<Snapshot, String> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let client = AdminClient::new(listener.local_addr().unwrap());
+        let client = client(listener.local_addr().unwrap());
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
@@ -132,6 +185,6 @@ mod tests {
     #[test]
     fn a_refused_connection_is_reported() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        assert!(AdminClient::new(address).poll(SessionSort::Lag).unwrap_err().contains("refused"));
+        assert!(client(address).poll(SessionSort::Lag).unwrap_err().contains("refused"));
     }
 }

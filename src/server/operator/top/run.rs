@@ -65,10 +65,11 @@ enum Message {
 /// # Errors
 /// [`TopError`]. A closed pipe on standard output is not an error.
 pub fn run(args: &TopArgs) -> Result<(), TopError> {
-    if args.admin.port() == 0 {
-        return Err(TopError::Port(args.admin));
+    if args.admin.is_unset() {
+        return Err(TopError::Port(args.admin.clone()));
     }
-    let client = AdminClient::new(args.admin);
+    let client = AdminClient::new(args.admin.clone(), &args.tls.options())
+        .map_err(|error| TopError::Tls(error.to_string()))?;
     let mut model = Model::new(args.admin.to_string(), args.interval.ns / 1_000_000);
     if args.once {
         return once(&client, &mut model);
@@ -93,7 +94,7 @@ pub fn run(args: &TopArgs) -> Result<(), TopError> {
 
 /// Polls on this thread; no response is an error.
 fn poll(client: &AdminClient, model: &mut Model) -> Result<(), TopError> {
-    let unreachable = |reason| TopError::Unreachable(client.address(), reason);
+    let unreachable = |reason| TopError::Unreachable(client.address().clone(), reason);
     let snapshot = client.poll(model.sort).map_err(unreachable)?;
     model.handle_poll(Ok(snapshot), clock::now());
     Ok(())
@@ -303,12 +304,14 @@ impl Poller {
 
 #[cfg(test)]
 mod tests {
+    use tickcast_client::TlsOptions;
+
     use super::*;
 
     #[test]
     fn a_shorter_interval_applies_at_once_and_a_longer_one_after_the_next_poll() {
         let (sender, _messages) = sync_channel(1);
-        let client = AdminClient::new("127.0.0.1:9".parse().unwrap());
+        let client = AdminClient::new("127.0.0.1:9".parse().unwrap(), &TlsOptions::default()).unwrap();
         let mut poller = Poller::start(client, sender, 60_000_000_000).unwrap();
         let mut model = Model::new("127.0.0.1:9".into(), 60_000);
         model.handle_action(Action::Faster);

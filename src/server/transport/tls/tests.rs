@@ -1,6 +1,8 @@
 use rustls::{ClientConfig, pki_types::ServerName};
 use tickcast_tls::{
-    certificates::{Identity, ServerSettings, client_config, server_config},
+    certificates::{
+        ClientSettings, Identity, ServerSettings, ServerTrust, client_config, root_store, server_config,
+    },
     handshake::{ClientHandshake, Established},
     tickets::TicketKeys,
 };
@@ -24,7 +26,13 @@ fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
         tickets: TicketKeys::random().unwrap().for_context(b""),
         hands_over: true,
     });
-    (server.unwrap(), client_config(cert.as_bytes(), None, &[b"tickcast"]).unwrap())
+    let client = client_config(ClientSettings {
+        trust: ServerTrust::Authorities(root_store(cert.as_bytes()).unwrap()),
+        identity: None,
+        protocols: &[b"tickcast"],
+        hands_over: true,
+    });
+    (server.unwrap(), client.unwrap())
 }
 
 /// A shard's connections, and a client of one of them.
