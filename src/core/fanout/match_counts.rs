@@ -8,6 +8,9 @@ use std::collections::VecDeque;
 use super::{Fanout, topic_mut};
 use tickcast_proto::ids::TopicId;
 
+/// Topics listed as uncounted beyond twice those that are open, before the list is searched for those that have gone.
+const UNCOUNTED_SPARE: usize = 1 << 10;
+
 /// A topic's place in the order of a round: the index of its home, and its index there.
 type TopicPlace = (u16, u32);
 
@@ -28,9 +31,8 @@ pub(super) struct MatchCounts {
     next: Option<TopicPlace>,
     /// The last round that a wildcard waits for.
     wanted_round: u64,
-    /// New topics that are not counted yet: 4 bytes for each time that a topic was opened. A turn opens 512 at most
-    /// ([`crate::limits::NEW_TOPIC_UNITS`] of both budgets for deliveries) and counts as many if few wildcards match each. While it
-    /// counts fewer, the list grows by what is left.
+    /// New topics that are not counted yet. A topic that is closed and opened again is listed again. Bound: [`UNCOUNTED_SPARE`]
+    /// and twice the topics that are open.
     uncounted: VecDeque<TopicId>,
 }
 
@@ -41,8 +43,15 @@ impl MatchCounts {
         MatchCount { topics: 0, round: self.wanted_round }
     }
 
-    /// Notes a topic that is new.
-    pub(super) fn new_topic(&mut self, id: TopicId) {
+    /// Notes a topic that is new. `open`: topics that are open; `is_uncounted`: whether a topic is one of them and not counted yet.
+    /// Costs a look at every listed topic, once for as many new ones.
+    pub(super) fn new_topic(&mut self, id: TopicId, open: usize, is_uncounted: impl Fn(TopicId) -> bool) {
+        if self.uncounted.len() >= UNCOUNTED_SPARE + 2 * open {
+            let listed = self.uncounted.make_contiguous();
+            listed.sort_unstable();
+            let mut last = None;
+            self.uncounted.retain(|id| last.replace(*id) != Some(*id) && is_uncounted(*id));
+        }
         self.uncounted.push_back(id);
     }
 
@@ -134,5 +143,26 @@ impl Fanout {
                 count.topics += 1;
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_that_are_opened_again_and_again_are_not_listed_without_bound() {
+        let mut counts = MatchCounts::default();
+        let open = 100;
+        for n in 0..100_000 {
+            // Some have been counted in between, and some are gone.
+            counts.new_topic(TopicId(n % 150), open, |id| id.0 < 100 && id.0 % 3 != 0);
+            assert!(counts.uncounted.len() <= UNCOUNTED_SPARE + 2 * open);
+        }
+        let mut listed: Vec<u32> = counts.uncounted.iter().map(|id| id.0).collect();
+        listed.sort_unstable();
+        listed.dedup();
+        let uncounted = (0..100).filter(|id| id % 3 != 0);
+        assert!(uncounted.clone().all(|id| listed.binary_search(&id).is_ok()), "none is forgotten");
     }
 }
