@@ -17,6 +17,10 @@ pub struct TlsPlan {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is that of a connection for all but its first moments"
+)]
 enum State {
     Handshake(Box<ClientHandshake>),
     Open {
