@@ -142,7 +142,7 @@ fn a_server_that_wants_certificates_takes_those_of_its_authority() {
 }
 
 #[test]
-fn a_reconnecting_client_resumes_over_tls() {
+fn a_reconnecting_client_receives_over_tls() {
     let _machine = beside_others();
     let certificates = Certificates::new("resumed");
     let server = server(&certificates, &certificates.listener(""));
