@@ -355,6 +355,20 @@ fn a_handshake_that_does_not_complete_ends_at_its_deadline_and_one_that_is_wrong
 }
 
 #[test]
+fn a_connection_beyond_the_limit_is_refused_with_an_alert_and_no_handshake() {
+    let _machine = beside_others();
+    let file = File::new("full", "", "");
+    let server = file.serve(&["--max-clients", "1"]);
+    let tunnel = Tunnel::to(server.tcp, &file.certificates);
+    let _first = Peer::native(tunnel.address);
+    for address in [server.tcp, server.http] {
+        assert_eq!(Peer::connect(address).read_to_end(), [21, 3, 3, 0, 2, 2, 80]);
+    }
+    assert_eq!(counter(&server, "sessions_refused_total"), 2);
+    server.stop_cleanly();
+}
+
+#[test]
 fn a_certificate_that_cannot_be_used_ends_the_start_with_its_file_and_reason() {
     let _machine = beside_others();
     let file = File::new("start", "", "");

@@ -37,6 +37,9 @@ const DISCARD_BYTES: usize = 4 << 10;
 /// Reads per refused socket in one sweep.
 const DISCARDS_MAX: usize = 16;
 
+/// A fatal alert in the clear, internal_error (RFC 8446, section 6.2): TLS has none for a server that is full.
+const TLS_REFUSED: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
+
 /// The connection counts that all shards share.
 #[derive(Clone, Debug)]
 pub struct ConnectionCounts {
@@ -235,13 +238,16 @@ impl Admission {
     ///
     /// The socket lingers for [`REFUSED_LINGER_MS`] or until the peer closes, because closing it with unread input would reset the
     /// connection, and the peer might lose the answer. Beyond the bound on lingering sockets, the oldest is closed.
-    pub fn refuse(&mut self, socket: OwnedFd, kind: ListenerKind, refusal: Refusal, now_ns: u64) {
+    ///
+    /// `kind`: `None` for a listener with TLS, whose handshake would take longer than the refusal saves. The answer is an alert.
+    pub fn refuse(&mut self, socket: OwnedFd, kind: Option<ListenerKind>, refusal: Refusal, now_ns: u64) {
         let mut answer = Vec::new();
         match kind {
-            ListenerKind::Http => {
+            None => answer.extend_from_slice(&TLS_REFUSED),
+            Some(ListenerKind::Http) => {
                 answer = http::refused(refusal.status(), refusal.text(), clock::realtime_ns())
             }
-            ListenerKind::Native => Reply::Closing {
+            Some(ListenerKind::Native) => Reply::Closing {
                 code: CLOSE_REFUSED,
                 reason: refusal.text(),
                 reconnect_after_ms: REFUSED_RETRY_AFTER_S as u32 * 1_000,
@@ -399,7 +405,7 @@ mod tests {
             [(ListenerKind::Http, "HTTP/1.1 503 "), (ListenerKind::Native, "--max-clients")]
         {
             let (mut peer, socket) = pair();
-            admission.refuse(socket, kind, Refusal::Clients, 1);
+            admission.refuse(socket, Some(kind), Refusal::Clients, 1);
             peer.write_all(&[b'x'; 10_000]).unwrap();
             admission.sweep(2);
             assert!(admission.lingers());
@@ -419,7 +425,7 @@ mod tests {
         let peers: Vec<TcpStream> = (0..2 * REFUSED_LINGERING_MAX)
             .map(|_| {
                 let (peer, socket) = pair();
-                admission.refuse(socket, ListenerKind::Native, Refusal::Rate, 1);
+                admission.refuse(socket, Some(ListenerKind::Native), Refusal::Rate, 1);
                 peer
             })
             .collect();

@@ -327,6 +327,8 @@ impl Driver {
                     }
                     listener.retry_ns = Some(now.monotonic_ns + ACCEPT_RETRY_MS * 1_000_000);
                 }
+                // With TLS, the peer may have said so before.
+                Event::Eof(slot) if self.tls.get_mut(slot).is_some_and(|tls| tls.peer_closed()) => {}
                 Event::Eof(slot) => self.shard.handle_eof(SlotId(slot), now),
                 Event::Failed(slot, errno) => self.shard.handle_error(SlotId(slot), errno, now),
                 Event::Writable(slot) => self.writable(slot, now)?,
@@ -407,6 +409,7 @@ impl Driver {
             Err(refusal) => {
                 ::log::info!(target: logging::peer::ACCEPT, "connection refused: {}", refusal.text());
                 self.shard.counters().add(refusal.counter(), 1);
+                let kind = (!self.tls.is_tls(id)).then_some(kind);
                 self.admission.refuse(socket, kind, refusal, now.monotonic_ns);
             }
         }

@@ -181,6 +181,11 @@ impl TlsConnections {
         !self.ready.is_empty()
     }
 
+    /// Whether the connections of a listener have TLS.
+    pub fn is_tls(&self, listener: usize) -> bool {
+        matches!(self.configs.get(listener), Some(Some(_)))
+    }
+
     /// Begins a connection of a listener, unless that is plain.
     pub fn accept(&mut self, slot: u32, listener: usize, client: ClientAddress) {
         let Some(Some(config)) = self.configs.get(listener) else { return };
