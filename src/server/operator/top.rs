@@ -18,9 +18,10 @@ pub mod model;
 pub mod responses;
 pub mod run;
 pub mod text;
+mod token;
 pub mod view;
 
-use std::{fmt, io, net::SocketAddr};
+use std::{fmt, io, net::SocketAddr, path::PathBuf};
 
 use crate::{
     cli::values::Time,
@@ -47,6 +48,9 @@ pub struct TopArgs {
     /// Poll twice, one interval apart, print the result as text and exit; needs no terminal
     #[arg(long)]
     pub once: bool,
+    /// File with the token of an operator, if the listener needs one; without it, the environment variable TICKCAST_TOKEN
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 /// Parses an interval, in whole milliseconds as they are shown.
@@ -70,6 +74,8 @@ pub enum TopError {
     DumbTerminal,
     /// The server at this address does not respond, and why.
     Unreachable(SocketAddr, String),
+    /// There is no token in this file or variable, and why.
+    Token(String),
     /// The terminal cannot be used.
     Terminal(io::Error),
     /// Signals cannot be handled.
@@ -98,6 +104,7 @@ impl fmt::Display for TopError {
                 "cannot query the admin listener at {address}: {reason}; start `tickcast serve`, or set --admin to the \
                  address that it prints as admin="
             ),
+            TopError::Token(reason) => write!(f, "{reason}"),
             TopError::Terminal(error) => write!(f, "cannot use the terminal: {error}; try --once"),
             TopError::Signals(error) => write!(f, "cannot handle signals: {error}"),
             TopError::Thread(name) => write!(

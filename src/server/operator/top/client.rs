@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use http::{HeaderValue, header::AUTHORIZATION};
 use serde::de::DeserializeOwned;
 use ureq::Agent;
 
@@ -20,6 +21,7 @@ use tickcast_core::shard::survey::SessionSort;
 pub(super) struct AdminClient {
     agent: Agent,
     address: SocketAddr,
+    authorization: Option<HeaderValue>,
 }
 
 impl AdminClient {
@@ -35,7 +37,12 @@ impl AdminClient {
             .proxy(None)
             .user_agent(concat!("tickcast-top/", env!("CARGO_PKG_VERSION")))
             .build();
-        AdminClient { agent: Agent::new_with_config(config), address }
+        AdminClient { agent: Agent::new_with_config(config), address, authorization: None }
+    }
+
+    /// Sends this header with each request.
+    pub(super) fn with_authorization(self, authorization: Option<HeaderValue>) -> AdminClient {
+        AdminClient { authorization, ..self }
     }
 
     /// The listener's address.
@@ -65,6 +72,10 @@ impl AdminClient {
     /// The outer error: no response. The inner error: a response that is not the requested data.
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Result<T, String>, String> {
         let request = self.agent.get(format!("http://{}{path}", self.address));
+        let request = match &self.authorization {
+            Some(value) => request.header(AUTHORIZATION, value),
+            None => request,
+        };
         let mut response = request.call().map_err(reason)?;
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(TOP_RESPONSE_BYTES_MAX as u64).read_to_vec();

@@ -35,7 +35,7 @@ use super::{
     keys::{self, Action},
     model::{Effect, Model},
     responses::Snapshot,
-    text,
+    text, token,
     view::{self, Palette},
 };
 use crate::{clock, process::signals, sources::StopFlag};
@@ -68,7 +68,8 @@ pub fn run(args: &TopArgs) -> Result<(), TopError> {
     if args.admin.port() == 0 {
         return Err(TopError::Port(args.admin));
     }
-    let client = AdminClient::new(args.admin);
+    let authorization = token::authorization(args.token_file.as_deref())?;
+    let client = AdminClient::new(args.admin).with_authorization(authorization);
     let mut model = Model::new(args.admin.to_string(), args.interval.ns / 1_000_000);
     if args.once {
         return once(&client, &mut model);
