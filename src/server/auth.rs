@@ -7,13 +7,15 @@
 //!                                          Policy   Key sets, fetched by a thread of their own
 //! ```
 //!
-//! A [`policy::Policy`] is everything that `[auth]` of the configuration file says. It reads no clock and no socket.
+//! A [`policy::Policy`] is what `[auth]` of the configuration file says about clients, [`operators::Operators`] what it says about the
+//! admin listener. Neither reads a clock or a socket.
 
 pub mod authority;
 pub mod claims;
 mod fetcher;
 pub mod key;
 pub mod key_set;
+pub mod operators;
 pub mod permissions;
 pub mod policy;
 mod provider;
@@ -25,7 +27,7 @@ pub mod verifiers;
 use jsonwebtoken::{EncodingKey, Header};
 use serde_json::{Map, Value};
 
-pub use self::{authority::Authority, policy::Policy};
+pub use self::{authority::Authority, operators::Operators, policy::Policy};
 
 /// Signs claims: a JSON Web Token.
 ///

@@ -8,16 +8,16 @@ pub mod listener;
 pub mod reload;
 pub mod settings;
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{str::FromStr, sync::Arc};
 
 pub use self::listener::SocketBounds;
 use self::{
-    auth::{AUTH, AuthTables},
-    listener::{Kind, Listener, ListenerTable, TlsTable, Transport},
+    auth::{AUTH, AuthConfig, AuthTables},
+    listener::{Kind, Listener, ListenerTable, TlsTable, Transport, open_to_all},
     settings::Settings,
 };
 use crate::{
-    auth::{Policy, policy::Builder},
+    auth::Operators,
     cli::{
         serve::IdentityConflict,
         values::{Mode, Size, Time},
@@ -28,7 +28,7 @@ use crate::{
     sources::kind::{OptionChecks, SourceBounds, SourceConfig},
 };
 use tickcast_core::{
-    config::{AuthLimits, Limits, message_bytes_max},
+    config::{Limits, message_bytes_max},
     flush_wait::LatencyBudget,
     home::CreationLimits,
     networks::Networks,
@@ -54,7 +54,9 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Who may use the server; `None`: everyone may do everything.
     pub auth: Option<AuthConfig>,
-    /// Whether clients of other machines are accepted without [`Config::auth`].
+    /// Who may use the admin listener; `None`: `[[auth.operator]]` does not say.
+    pub operators: Option<Arc<Operators>>,
+    /// Whether other machines are accepted without [`Config::auth`] and [`Config::operators`].
     pub allow_anonymous: bool,
     /// Log filter, in the syntax of [`crate::logging::set_filter`].
     pub log: String,
@@ -84,40 +86,6 @@ pub struct Config {
     pub report: bool,
     /// Sources of ticks other than clients.
     pub sources: Vec<SourceConfig>,
-}
-
-/// `[auth]`, with the keys that its files hold. Equal to another that was configured in the same way.
-#[derive(Clone)]
-pub struct AuthConfig {
-    tables: AuthTables,
-    /// What verifies credentials.
-    pub policy: Arc<Policy>,
-}
-
-impl PartialEq for AuthConfig {
-    fn eq(&self, other: &AuthConfig) -> bool {
-        self.tables == other.tables
-    }
-}
-
-impl fmt::Debug for AuthConfig {
-    /// Without hashes of tokens.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AuthConfig").finish_non_exhaustive()
-    }
-}
-
-impl AuthConfig {
-    fn limits(&self) -> AuthLimits {
-        let common = &self.tables.common;
-        AuthLimits {
-            anonymous: self.policy.anonymous().cloned(),
-            query_token: common.query_token,
-            warning_ns: common.warning.ns,
-            grace_ns: common.grace.ns,
-            ..AuthLimits::default()
-        }
-    }
 }
 
 impl Config {
@@ -190,7 +158,7 @@ impl Checks<'_> {
             self.refuse("server.shards", format!("{shards}: must be 1 to {} shards", limits::SHARDS_MAX));
         }
         let listeners = self.listeners();
-        let auth = self.auth();
+        let (auth, operators) = (self.auth(), self.operators());
         let core_limits = Limits { auth: auth.as_ref().map(AuthConfig::limits), ..self.limits() };
         let (budget, spin) = (server.latency_budget, server.spin);
         let budget_highest = Time::from_ms(limits::LATENCY_BUDGET_MS_HIGHEST);
@@ -218,6 +186,7 @@ impl Checks<'_> {
             shards,
             listeners,
             auth,
+            operators,
             allow_anonymous: server.allow_anonymous,
             log: server.log.clone(),
             clients_max: limits.max_clients,
@@ -263,20 +232,33 @@ impl Checks<'_> {
 
     fn auth(&mut self) -> Option<AuthConfig> {
         let settings = self.settings;
-        let tables = settings.auth.as_ref()?;
+        let tables = settings.auth.as_ref().filter(|tables| tables.is_for_clients())?;
         let is_whole = !settings.broken.iter().any(|name| name == AUTH);
-        match Builder::build(tables, is_whole) {
-            Ok(policy) => Some(AuthConfig { tables: tables.clone(), policy: Arc::new(policy) }),
-            Err(problems) => {
-                problems.into_iter().for_each(|(path, text)| self.refuse(&path, text));
-                None
+        self.built(AuthConfig::build(tables, is_whole))
+    }
+
+    fn operators(&mut self) -> Option<Arc<Operators>> {
+        let settings = self.settings;
+        let tables = &settings.auth.as_ref()?.operators;
+        let is_whole = !settings.broken.iter().any(|name| name == AUTH);
+        let admin = settings.listeners.iter().find(|listener| listener.kind == Kind::Admin);
+        if admin.is_some_and(|admin| admin.tls.as_ref().is_none_or(|tls| tls.client_ca.is_none())) {
+            for at in (0..tables.len()).filter(|at| tables[*at].certificate.is_some()) {
+                let text = "the admin listener asks for no certificates: add client_ca to its tls";
+                self.refuse(&format!("auth.operator[{at}].certificate"), text.into());
             }
         }
+        (!tables.is_empty()).then(|| self.built(Operators::build(tables, is_whole))).flatten().map(Arc::new)
+    }
+
+    /// What was built; `None` after reporting what is wrong.
+    fn built<T>(&mut self, built: Result<T, Vec<(String, String)>>) -> Option<T> {
+        built.map_err(|problems| problems.into_iter().for_each(|(path, text)| self.refuse(&path, text))).ok()
     }
 
     fn listeners(&mut self) -> Vec<Listener> {
         let settings = self.settings;
-        let accepts_anyone = settings.auth.is_some() || settings.tables.server.allow_anonymous;
+        let allow_anonymous = settings.tables.server.allow_anonymous;
         let mut listeners: Vec<Listener> = Vec::new();
         for (at, table) in settings.listeners.iter().enumerate() {
             let path = |key: &str| format!("listener[{at}].{key}");
@@ -298,8 +280,9 @@ impl Checks<'_> {
                 let text = "a listener of kind \"admin\" has no such option; remove it";
                 self.refuse(&path("publish"), text.into());
             }
-            if !accepts_anyone && table.kind != Kind::Admin && !table.address.is_local() {
-                self.refuse(&path("address"), open_to_all(&table.address));
+            let is_guarded = allow_anonymous || has_guard(table, settings.auth.as_ref());
+            if !is_guarded && !table.address.is_local() {
+                self.refuse(&path("address"), open_to_all(table.kind, &table.address));
             }
             listeners.push(Listener {
                 kind: table.kind,
@@ -309,6 +292,7 @@ impl Checks<'_> {
                 tls: self.tls(at, table),
                 mode: table.mode.unwrap_or(Mode(limits::UNIX_MODE_DEFAULT)).0,
                 is_read_only: table.publish == Some(false),
+                is_guarded,
                 named: settings.name_of_listener(at),
             });
         }
@@ -548,12 +532,15 @@ impl Checks<'_> {
     }
 }
 
-/// Refuses a listener that other machines reach although everyone may do everything.
-pub fn open_to_all(address: &listener::Address) -> String {
-    format!(
-        "{address}: other machines reach it, and without [auth] anyone may read and write every topic; configure [auth], or \
-         accept that with --allow-anonymous"
-    )
+/// Whether the configuration says who may use a listener.
+fn has_guard(table: &ListenerTable, auth: Option<&AuthTables>) -> bool {
+    match table.kind {
+        Kind::Admin => {
+            auth.is_some_and(|auth| !auth.operators.is_empty())
+                || table.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
+        }
+        Kind::Native | Kind::Http => auth.is_some_and(AuthTables::is_for_clients),
+    }
 }
 
 /// Bytes of the longest mesh frame: a PUBLISH with the longest topic name and payload, or a chunk of history with one tick

@@ -170,6 +170,8 @@ pub const KEYS_MAX: usize = 32;
 pub const KEYS_TRIED_MAX: usize = 4;
 /// Tables `[[auth.token]]`, and as many `[[auth.certificate]]`.
 pub const AUTH_ENTRIES_MAX: usize = 4_096;
+/// Tables `[[auth.operator]]`: a wrong token is compared with all of them.
+pub const OPERATORS_MAX: usize = 256;
 /// Default difference of the clocks of an issuer and of this server, milliseconds.
 pub const TOKEN_LEEWAY_MS_DEFAULT: u64 = 10_000;
 /// Largest such difference: "a few minutes" (RFC 7519, section 4.1.4).

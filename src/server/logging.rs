@@ -38,10 +38,16 @@ pub mod peer {
     pub use tickcast_core::shard::LOG_TARGET_TOPIC as TOPIC;
     /// Lines of a replay file that are not ticks.
     pub const REPLAY: &str = "tickcast::peer::replay";
+    /// Requests to the admin listener without credentials, or with wrong ones.
+    pub const ADMIN: &str = "tickcast::peer::admin";
 
     /// All of these targets.
-    pub const ALL: [&str; 4] = [ACCEPT, SESSION, TOPIC, REPLAY];
+    pub const ALL: [&str; 5] = [ACCEPT, SESSION, TOPIC, REPLAY, ADMIN];
 }
+
+/// Target of a line for each change that an operator makes, at level info. It is not rate-limited: `warn,tickcast::audit=info` keeps
+/// these lines when others are hidden.
+pub const AUDIT: &str = "tickcast::audit";
 
 /// The process's logger; `None` before [`init`].
 static LOGGER: OnceLock<RateLimitedLogger> = OnceLock::new();

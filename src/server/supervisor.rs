@@ -31,6 +31,7 @@ use crate::{
     operator::{
         admin::{
             Stage,
+            access::AdminAccess,
             context::ServerHandles,
             listener::{AdminListener, AdminTls},
         },
@@ -151,9 +152,12 @@ pub fn run(
     let Opened { admin, clients, files, addresses } = listening::open(config, passed)?;
     let authority = config.auth.as_ref().map(|auth| Arc::new(Authority::new(auth.policy.clone())));
     let admin_tls = AdminTls::new(admin_tls);
-    let admin = admin.map(|opened| {
+    let access =
+        admin.as_ref().map(|admin| verification::admin_access(config, &admin.address)).transpose()?;
+    let admin = admin.zip(access.clone()).map(|(opened, access)| {
         let tls = (admin_tls.clone(), certificates.statuses());
-        start_admin(config, opened, (&counters, &statuses), tls, authority.clone(), &event_sender)
+        let who = (access, authority.clone());
+        start_admin(config, opened, (&counters, &statuses), tls, who, &event_sender)
     });
     let admin = admin.transpose()?;
     let set_stage = |stage| {
@@ -166,7 +170,8 @@ pub fn run(
     // Of the sockets in use: the service manager may have passed others than the configuration names.
     limits.http_access.is_local = addresses.iter().all(is_local);
     let reloader = Reloader::new(reload, limits, authority.clone(), config.log.clone())
-        .with_tls(certificates, admin_tls);
+        .with_tls(certificates, admin_tls)
+        .with_access(access);
     let clients = clients.into_iter().zip(client_tls).collect();
     let (server, lanes) =
         start(config, clients_max, clients, (counters, statuses), (event_sender, events), reloader)?;
@@ -191,7 +196,7 @@ fn start_admin(
     listening: Listening,
     (shards, sources): (&[Arc<Counters>], &[SourceStatus]),
     (tls, certificates): (AdminTls, CertificateStatuses),
-    authority: Option<Arc<Authority>>,
+    (access, authority): (AdminAccess, Option<Arc<Authority>>),
     event_sender: &Sender<Event>,
 ) -> Result<AdminListener, StartupError> {
     let core = |index: usize| config.cores[index % config.cores.len()];
@@ -199,6 +204,7 @@ fn start_admin(
     let handles = ServerHandles {
         shards: shards.iter().cloned().enumerate().map(|(index, counters)| (core(index), counters)).collect(),
         sources: sources.to_vec(),
+        access,
         authority,
         overload_is_unready: config.overload_is_unready,
         certificates,

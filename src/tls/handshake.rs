@@ -426,8 +426,8 @@ fn keys(
     Ok((cipher, keys))
 }
 
-/// The first DNS name of a certificate, else its first URI.
-fn name_in(certificate: &CertificateDer<'_>) -> Option<Box<str>> {
+/// The name in a certificate: its first DNS name, else its first URI; `None` if it has neither. The caller has verified it.
+pub fn name_in(certificate: &CertificateDer<'_>) -> Option<Box<str>> {
     let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
     let name = certificate.valid_dns_names().next().or_else(|| certificate.valid_uri_names().next());
     name.map(Into::into)

@@ -189,7 +189,7 @@ fn a_session_is_closed_by_its_id_with_3503_and_the_others_stay_open() {
     drop(other);
     let stopped = server.stop_cleanly();
     assert_eq!(stopped.total("closed_by_operator"), 1);
-    assert!(stopped.log.contains(&format!("session {id} closed by the operator")), "{}", stopped.log);
+    assert!(stopped.log.contains(&format!(": close session {id}: closed")), "{}", stopped.log);
 }
 
 #[test]

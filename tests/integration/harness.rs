@@ -188,7 +188,7 @@ pub fn tickcast_without_privileges(user: u32, through: &[&str], program: &File) 
 }
 
 /// Environment variables that the command reads: its options, and those of a service manager.
-pub const ENVIRONMENT: [&str; 17] = [
+pub const ENVIRONMENT: [&str; 18] = [
     "TICKCAST_CORES",
     "TICKCAST_TCP",
     "TICKCAST_HTTP",
@@ -196,6 +196,7 @@ pub const ENVIRONMENT: [&str; 17] = [
     "TICKCAST_CONFIG",
     "TICKCAST_MAX_CLIENTS",
     "TICKCAST_SERVER",
+    "TICKCAST_TOKEN",
     "TICKCAST_TUNE",
     "TICKCAST_FAULT",
     "RUST_LOG",

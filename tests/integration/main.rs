@@ -9,6 +9,7 @@ mod harness;
 
 mod acknowledgements;
 mod admin;
+mod admin_auth;
 mod auth;
 mod bad_http;
 mod bad_native;

@@ -1,4 +1,4 @@
-//! Everything that `[auth]` says, and the verification of credentials against it. Reads no clock and no socket.
+//! Everything that `[auth]` says about clients, and the verification of credentials against it. Reads no clock and no socket.
 
 use std::{collections::HashMap, fs, io::Read, path::Path, sync::Arc};
 
@@ -28,7 +28,8 @@ const NS_PER_S: u64 = 1_000_000_000;
 /// Subject of anonymous clients, for the operator.
 const ANONYMOUS: &str = "anonymous";
 
-type Hash = [u8; digest::SHA256_OUTPUT_LEN];
+/// A SHA-256.
+pub(super) type Hash = [u8; digest::SHA256_OUTPUT_LEN];
 
 /// Who may use the server. Shared by all verifiers; a reload replaces it as a whole.
 #[derive(Debug)]
@@ -232,7 +233,7 @@ fn verified(token: &str, key: &VerifyingKey) -> Result<Claims, NotVerified> {
     }
 }
 
-fn sha256(bytes: &[u8]) -> Hash {
+pub(super) fn sha256(bytes: &[u8]) -> Hash {
     let mut hash = [0; digest::SHA256_OUTPUT_LEN];
     hash.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
     hash
@@ -243,7 +244,7 @@ pub fn token_hash(token: &str) -> String {
     sha256(token.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn parsed_hash(text: &str) -> Option<Hash> {
+pub(super) fn parsed_hash(text: &str) -> Option<Hash> {
     let digits = text.as_bytes();
     let mut hash = [0; digest::SHA256_OUTPUT_LEN];
     if digits.len() != 2 * hash.len() || !digits.iter().all(u8::is_ascii_hexdigit) {

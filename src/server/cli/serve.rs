@@ -137,7 +137,7 @@ pub struct ServerOptions {
     /// Second connection of the same client (client=ID): allow (serve both) or replace (close the first)
     #[arg(long, value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = IdentityConflict::Allow)]
     pub identity_conflict: IdentityConflict,
-    /// Accept clients of other machines without authentication: anyone may read and write every topic
+    /// Accept other machines without authentication: anyone may read and write every topic, and use the admin listener
     #[arg(long)]
     pub allow_anonymous: bool,
     /// Networks of proxies, for listeners with proxy_protocol or forwarded_for in the file

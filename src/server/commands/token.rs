@@ -68,7 +68,7 @@ pub struct TokenArgs {
     /// Claim of the permissions; the same as in the configuration of the server
     #[arg(long, value_name = "NAME", default_value = "tickcast")]
     pub claim: String,
-    /// Read a static token from standard input and print its hash for [[auth.token]]
+    /// Read a static token from standard input and print its hash for [[auth.token]] or [[auth.operator]]
     #[arg(long, conflicts_with = "key")]
     pub hash: bool,
 }

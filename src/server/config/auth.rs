@@ -6,23 +6,30 @@
 //!  [[auth.token]]          tokens of machines, as hashes
 //!  [[auth.certificate]]    names in client certificates
 //!  [auth.anonymous]        clients without credentials; without it there are none
+//!  [[auth.operator]]       who may use the admin listener
 //! ```
 
-use std::{collections::BTreeMap, fmt::Write, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::{
-    auth::{key::Algorithm, permissions::PermissionsTable},
+    auth::{Policy, key::Algorithm, operators::Role, permissions::PermissionsTable, policy::Builder},
     cli::values::Time,
     limits,
 };
+use tickcast_core::config::AuthLimits;
 
 /// Name of the table.
 pub const AUTH: &str = "auth";
 /// Lists of tables below it.
-pub const LISTS: [&str; 3] = ["key", "token", "certificate"];
+pub const LISTS: [&str; 4] = ["key", "token", "certificate", "operator"];
 /// The only single table below it.
 pub const ANONYMOUS: &str = "anonymous";
 /// Keys whose values are not shown: whoever has the hash of a weak token can guess the token.
@@ -127,6 +134,20 @@ pub struct AnonymousTable {
     pub permissions: PermissionsTable,
 }
 
+/// An `[[auth.operator]]`: who may use the admin listener. Its token or its certificate is enough.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OperatorTable {
+    /// Name, for the log.
+    pub name: String,
+    /// SHA-256 of its token, 64 hexadecimal digits.
+    pub sha256: Option<String>,
+    /// DNS or URI name in its certificate.
+    pub certificate: Option<String>,
+    /// What it may do.
+    pub role: Option<Role>,
+}
+
 /// Everything in `[auth]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -145,6 +166,60 @@ pub struct AuthTables {
     pub certificates: Vec<CertificateTable>,
     /// `[auth.anonymous]`.
     pub anonymous: Option<AnonymousTable>,
+    /// `[[auth.operator]]`.
+    #[serde(rename = "operator")]
+    pub operators: Vec<OperatorTable>,
+}
+
+impl AuthTables {
+    /// Whether clients are authenticated. `[[auth.operator]]` alone says nothing about them, so they are not.
+    pub fn is_for_clients(&self) -> bool {
+        let has_any = !(self.keys.is_empty() && self.tokens.is_empty() && self.certificates.is_empty());
+        has_any || self.anonymous.is_some() || self.operators.is_empty()
+    }
+}
+
+/// `[auth]` as far as it is about clients, with the keys that its files hold. Equal to another that was configured in the same way.
+#[derive(Clone)]
+pub struct AuthConfig {
+    tables: AuthTables,
+    /// What verifies credentials.
+    pub policy: Arc<Policy>,
+}
+
+impl PartialEq for AuthConfig {
+    fn eq(&self, other: &AuthConfig) -> bool {
+        self.tables == other.tables
+    }
+}
+
+impl fmt::Debug for AuthConfig {
+    /// Without hashes of tokens.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthConfig").finish_non_exhaustive()
+    }
+}
+
+impl AuthConfig {
+    /// Checks the tables and reads the key files. `is_whole`: as for [`Builder::build`].
+    ///
+    /// # Errors
+    /// Everything that is wrong, each with its path.
+    pub fn build(tables: &AuthTables, is_whole: bool) -> Result<AuthConfig, Vec<(String, String)>> {
+        let policy = Arc::new(Builder::build(tables, is_whole)?);
+        Ok(AuthConfig { tables: tables.clone(), policy })
+    }
+
+    pub(super) fn limits(&self) -> AuthLimits {
+        let common = &self.tables.common;
+        AuthLimits {
+            anonymous: self.policy.anonymous().cloned(),
+            query_token: common.query_token,
+            warning_ns: common.warning.ns,
+            grace_ns: common.grace.ns,
+            ..AuthLimits::default()
+        }
+    }
 }
 
 /// `[auth]` as read from a file: valid values, and the line and name of each by path, such as `auth.key[0].kid`. Tables have

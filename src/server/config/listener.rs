@@ -251,6 +251,20 @@ pub fn tcp_address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
+/// Refuses a listener that other machines reach although the configuration does not say who may use it.
+pub fn open_to_all(kind: Kind, address: &Address) -> String {
+    match kind {
+        Kind::Native | Kind::Http => format!(
+            "{address}: other machines reach it, and without [auth] anyone may read and write every topic; configure [auth], or \
+             accept that with --allow-anonymous"
+        ),
+        Kind::Admin => format!(
+            "{address}: other machines reach it, and anyone may close sessions and revoke tokens; configure [[auth.operator]], or \
+             client_ca in the listener's tls, whose certificates are then operators, or accept that with --allow-anonymous"
+        ),
+    }
+}
+
 /// The validated configuration of one listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
@@ -268,6 +282,8 @@ pub struct Listener {
     pub mode: u32,
     /// Whether its clients may only subscribe.
     pub is_read_only: bool,
+    /// Whether the configuration says who may use it, or that anyone may. Otherwise only this machine may reach it.
+    pub is_guarded: bool,
     /// Name in errors: the option that set its address, or its line in the file.
     pub named: String,
 }

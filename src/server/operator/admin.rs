@@ -1,9 +1,12 @@
 //! The admin listener: metrics, health and the state of a running server over HTTP.
 //!
-//! [`listener`] owns the socket and the thread, `connections` bounds its connections, `handlers` answers requests, `shard_replies` collects what shards reply. The
+//! [`listener`] owns the socket and the thread, `connections` bounds its connections, [`access`] decides who may send which request,
+//! `handlers` answers requests, `audit` logs changes, `shard_replies` collects what shards reply. The
 //! other modules parse requests and format responses as functions of plain values.
 
+pub mod access;
 mod affinity;
+mod audit;
 mod connections;
 pub mod context;
 mod handlers;

@@ -18,9 +18,10 @@ pub mod model;
 pub mod responses;
 pub mod run;
 pub mod text;
+mod token;
 pub mod view;
 
-use std::{fmt, io, str::FromStr};
+use std::{fmt, io, path::PathBuf, str::FromStr};
 
 use crate::{
     cli::values::Time,
@@ -54,6 +55,9 @@ pub struct TopArgs {
     /// Poll twice, one interval apart, print the result as text and exit; needs no terminal
     #[arg(long)]
     pub once: bool,
+    /// File with the token of an operator, if the listener needs one; without it, the environment variable TICKCAST_TOKEN
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// TLS.
     #[command(flatten)]
     pub tls: TlsArgs,
@@ -128,6 +132,8 @@ pub enum TopError {
     Unreachable(AdminAddress, String),
     /// The files of TLS cannot be used: which, and why.
     Tls(String),
+    /// There is no token in this file or variable, and why.
+    Token(String),
     /// The terminal cannot be used.
     Terminal(io::Error),
     /// Signals cannot be handled.
@@ -157,6 +163,7 @@ impl fmt::Display for TopError {
                  address that it prints as admin="
             ),
             TopError::Tls(reason) => write!(f, "{reason}"),
+            TopError::Token(reason) => write!(f, "{reason}"),
             TopError::Terminal(error) => write!(f, "cannot use the terminal: {error}; try --once"),
             TopError::Signals(error) => write!(f, "cannot handle signals: {error}"),
             TopError::Thread(name) => write!(

@@ -3,8 +3,7 @@
 use crate::{
     config::{
         Config,
-        listener::{Address, Kind},
-        open_to_all,
+        listener::{Address, Kind, open_to_all},
     },
     error::StartupError,
     process::activation::Passed,
@@ -34,11 +33,8 @@ pub(super) fn open(config: &Config, mut passed: Passed) -> Result<Opened, Startu
         let shards = if wanted.kind == Kind::Admin { 1 } else { config.shards };
         let mut listening = listener::open(wanted, passed.take_for(wanted.kind), shards)?;
         // The configuration has checked the addresses that it names, but a passed socket may have another.
-        let is_for_clients = wanted.kind.of_clients().is_some();
-        if is_for_clients
-            && !(config.auth.is_some() || config.allow_anonymous || listening.address.is_local())
-        {
-            return Err(StartupError::Passed(open_to_all(&listening.address)));
+        if !(wanted.is_guarded || listening.address.is_local()) {
+            return Err(StartupError::Passed(open_to_all(wanted.kind, &listening.address)));
         }
         opened.files.extend(listening.take_file());
         opened.addresses.push((listening.kind, listening.address.clone()));

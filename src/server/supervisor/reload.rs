@@ -8,7 +8,7 @@ use crate::{
     error::StartupError,
     logging,
     operator::{
-        admin::listener::AdminTls,
+        admin::{access::AdminAccess, listener::AdminTls},
         control::{ControlSender, Dispatch, ShardRequest},
     },
     supervisor::times,
@@ -35,6 +35,8 @@ pub struct Reloader {
     is_requested: bool,
     /// The certificates of the listeners, and where those of the admin listener go.
     tls: Option<(Certificates, AdminTls)>,
+    /// Who may use the admin listener.
+    access: Option<AdminAccess>,
     /// Certificates that have been read again, for the listeners of clients, and the shards that have yet to receive them.
     pending_tls: (TlsConfigs, Vec<ShardId>),
 }
@@ -55,6 +57,7 @@ impl Reloader {
             pending: Vec::new(),
             is_requested: false,
             tls: None,
+            access: None,
             pending_tls: (Vec::new(), Vec::new()),
         }
     }
@@ -62,6 +65,11 @@ impl Reloader {
     /// Also reads certificates again.
     pub fn with_tls(self, certificates: Certificates, admin: AdminTls) -> Reloader {
         Reloader { tls: Some((certificates, admin)), ..self }
+    }
+
+    /// Also replaces the operators of the admin listener, if there is one.
+    pub fn with_access(self, access: Option<AdminAccess>) -> Reloader {
+        Reloader { access, ..self }
     }
 
     /// The limits that shards run with.
@@ -139,6 +147,9 @@ impl Reloader {
                 ::log::warn!("SIGHUP: [auth] stays as it was: without it takes effect at the next start")
             }
             (None, Some(_)) => ::log::warn!("SIGHUP: [auth] takes effect at the next start"),
+        }
+        if let Some(Err(text)) = self.access.as_ref().map(|access| access.reload(config.operators.clone())) {
+            ::log::warn!("SIGHUP: {text}");
         }
         if limits != *self.limits {
             self.limits = Arc::new(limits);

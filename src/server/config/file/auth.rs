@@ -10,7 +10,7 @@ use super::{Key, Reader, lenient, normalized, owned, unknown_key, written};
 use crate::{
     config::auth::{
         ANONYMOUS, AUTH, AnonymousTable, AuthSection, AuthTable, CertificateTable, KeyTable, LISTS,
-        TokenTable,
+        OperatorTable, TokenTable,
     },
     sources::kind::field_names,
 };
@@ -70,6 +70,7 @@ impl Reader<'_> {
             let table = match name {
                 "key" => self.auth_table::<KeyTable>(section, &path, line, table),
                 "token" => self.auth_table::<TokenTable>(section, &path, line, table),
+                "operator" => self.auth_table::<OperatorTable>(section, &path, line, table),
                 _ => self.auth_table::<CertificateTable>(section, &path, line, table),
             };
             values.push(Value::Table(table));

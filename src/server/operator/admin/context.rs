@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::sync::Semaphore;
 
-use super::{process_sample, stage::Stage};
+use super::{access::AdminAccess, process_sample, stage::Stage};
 use crate::{
     auth::Authority, clock, limits::ADMIN_QUERIES_MAX, operator::control::Dispatch, sources::SourceStatus,
     tls::CertificateStatuses,
@@ -20,7 +20,9 @@ pub struct ServerHandles {
     pub shards: Vec<(usize, Arc<Counters>)>,
     /// The server's own sources.
     pub sources: Vec<SourceStatus>,
-    /// Verifies credentials; `None`: nobody has to prove who it is.
+    /// Who may use the listener.
+    pub access: AdminAccess,
+    /// Verifies credentials of clients; `None`: no client has to prove who it is.
     pub authority: Option<Arc<Authority>>,
     /// Whether the server is not ready while a shard is overloaded.
     pub overload_is_unready: bool,

@@ -6,12 +6,14 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response,
     body::Bytes,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN, RETRY_AFTER},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValue, ORIGIN, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde::Serialize;
 use serde_json::json;
 
 use super::{
+    access::{Peer, Who},
+    audit::Change,
     context::AdminContext,
     host,
     latency::{LatencyView, counts, hgrm},
@@ -50,12 +52,13 @@ struct Reply {
     status: u16,
     content_type: &'static str,
     allow: Option<&'static str>,
+    challenge: Option<&'static str>,
     body: Vec<u8>,
 }
 
 impl Reply {
     fn text(text: impl Into<Vec<u8>>) -> Reply {
-        Reply { status: 200, content_type: TEXT, allow: None, body: text.into() }
+        Reply { status: 200, content_type: TEXT, allow: None, challenge: None, body: text.into() }
     }
 
     fn json(status: u16, value: &impl Serialize) -> Reply {
@@ -63,12 +66,12 @@ impl Reply {
         debug_assert!(body.is_ok(), "only maps with non-string keys cannot be serialized");
         let mut body = body.unwrap_or_default();
         body.push(b'\n');
-        Reply { status, content_type: JSON, allow: None, body }
+        Reply { status, content_type: JSON, allow: None, challenge: None, body }
     }
 
     fn error(error: &RequestError) -> Reply {
         let reply = Reply::json(error.status, &json!({ "error": error.message }));
-        Reply { allow: error.allow, ..reply }
+        Reply { allow: error.allow, challenge: error.challenge, ..reply }
     }
 
     fn into_response(self) -> Response<Full<Bytes>> {
@@ -80,6 +83,9 @@ impl Reply {
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
+        if let Some(challenge) = self.challenge {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
         if self.status == 503 {
             headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
@@ -88,30 +94,36 @@ impl Reply {
 }
 
 impl AdminContext {
-    /// Finds the endpoint of a request, or refuses it before any shard is involved.
+    /// Finds the endpoint of a request and who sends it, or refuses it before any shard is involved.
     ///
     /// Browsers send `Origin` with every request that is neither GET nor HEAD (Fetch standard, 3.2), so refusing it keeps web
     /// pages from closing sessions, whatever address they were loaded from.
-    pub(super) fn route<B>(&self, request: &Request<B>) -> Result<Route, RequestError> {
+    pub(super) fn route<B>(&self, request: &Request<B>, peer: &Peer) -> Result<(Route, Who), RequestError> {
         let (uri, hosts) = (request.uri(), request.headers().get_all(HOST));
         host::check(request.version(), hosts.iter(), uri.authority(), self.is_local)?;
         let changes = ![Method::GET, Method::HEAD].contains(request.method());
         if changes && request.headers().contains_key(ORIGIN) {
             return Err(RequestError::new(403, "web pages may change nothing (Origin header present)"));
         }
-        route::route(request.method().as_str(), uri.path(), uri.query().unwrap_or_default())
+        let who = self.handles.access.check(peer, request.method(), uri.path(), request.headers())?;
+        let route = route::route(request.method().as_str(), uri.path(), uri.query().unwrap_or_default())?;
+        Ok((route, who))
     }
 
     /// Responds to a routed or refused request.
-    pub(super) async fn respond(&self, routed: Result<Route, RequestError>) -> Response<Full<Bytes>> {
+    pub(super) async fn respond(
+        &self,
+        routed: Result<(Route, Who), RequestError>,
+        peer: &Peer,
+    ) -> Response<Full<Bytes>> {
         let reply = match routed {
-            Ok(route) => self.reply(route).await,
+            Ok((route, who)) => self.reply(route, (&who, peer)).await,
             Err(error) => Reply::error(&error),
         };
         reply.into_response()
     }
 
-    async fn reply(&self, route: Route) -> Reply {
+    async fn reply(&self, route: Route, by: (&Who, &Peer)) -> Reply {
         let stage = self.stage();
         match route {
             Route::Index => Reply::text(INDEX),
@@ -128,8 +140,8 @@ impl AdminContext {
             Route::Topics(query) => self.topics(query).await,
             Route::Sessions(query) => self.sessions(query).await,
             Route::Latency(format) => self.latency(format).await,
-            Route::Close(id) => self.close(id).await,
-            Route::Revoke(query) => self.revoke(query).await,
+            Route::Close(id) => self.close(id, by).await,
+            Route::Revoke(query) => self.revoke(query, by).await,
         }
     }
 
@@ -165,6 +177,7 @@ impl AdminContext {
             process: process_sample::sample(self.start_seconds),
             log_lines_dropped: logging::lines_dropped(),
             authority: self.handles.authority.as_deref(),
+            admin_refused: &self.handles.access.refused(),
             now_ns: clock::monotonic_ns(),
         });
         Reply { content_type: metrics::CONTENT_TYPE, ..Reply::text(text) }
@@ -242,20 +255,26 @@ impl AdminContext {
         self.json_of_shards(&unanswered, &value)
     }
 
-    async fn close(&self, session: GlobalSessionId) -> Reply {
+    async fn close(&self, session: GlobalSessionId, (who, peer): (&Who, &Peer)) -> Reply {
         let GlobalSessionId { shard, id } = session;
+        let change = Change::begin(who, peer, format_args!("close session {session}"));
         if usize::from(shard.0) >= self.handles.shards.len() {
+            change.end("no such session");
             let message = format!("no session {session}: there is no shard {}", shard.0);
             return Reply::error(&RequestError::new(404, message));
         }
         let closed = self.query_shards(Some(shard), move |reply| ShardRequest::Close(id, reply)).await;
         match closed.replies.first() {
             Some((_, true)) => {
-                ::log::info!("session {session} closed by the operator");
+                change.end("closed");
                 Reply::json(200, &json!({ "closed": session.to_string() }))
             }
-            Some((_, false)) => Reply::error(&RequestError::new(404, format!("no session {session}"))),
+            Some((_, false)) => {
+                change.end("no such session");
+                Reply::error(&RequestError::new(404, format!("no session {session}")))
+            }
             None => {
+                change.end("its shard did not reply in time; it may close the session later");
                 let message = format!("shard {} did not reply in time; try again", shard.0);
                 Reply::error(&RequestError::new(503, message))
             }
@@ -265,28 +284,35 @@ impl AdminContext {
 
 impl AdminContext {
     /// Refuses the tokens of a subject, or one token, from now on; then closes the sessions that have them.
-    async fn revoke(&self, query: RevocationQuery) -> Reply {
+    async fn revoke(&self, query: RevocationQuery, (who, peer): (&Who, &Peer)) -> Reply {
         let Some(authority) = &self.handles.authority else {
-            return Reply::error(&RequestError::new(404, "this server has no [auth]"));
+            return Reply::error(&RequestError::new(404, "this server does not authenticate clients"));
         };
         let RevocationQuery { revocation, keep_ns } = query;
+        let named = match &revocation {
+            Revocation::Subject { tenant, subject } => json!({ "sub": subject, "tenant": tenant }),
+            Revocation::TokenId(id) => json!({ "jti": id }),
+        };
+        let change = Change::begin(who, peer, format_args!("revoke {named}"));
         let now_s = clock::realtime_ns() / NS_PER_S;
         if authority.revocations.add(&revocation, now_s, now_s + keep_ns / NS_PER_S).is_err() {
             let message = format!(
                 "there are {REVOCATIONS_MAX} revocations already; use a shorter keep for the next ones"
             );
+            change.end("not revoked: there are too many revocations");
             return Reply::error(&RequestError::new(503, message));
         }
         authority.count_revocation();
-        let named = match &revocation {
-            Revocation::Subject { tenant, subject } => json!({ "sub": subject, "tenant": tenant }),
-            Revocation::TokenId(id) => json!({ "jti": id }),
-        };
         let revocation = Arc::new(revocation);
         let ShardReplies { replies, unanswered } =
             self.query_shards(None, move |reply| ShardRequest::Revoke(revocation.clone(), reply)).await;
         let closed: usize = replies.iter().map(|(_, closed)| closed).sum();
-        ::log::info!("{named} revoked by the operator: {closed} sessions closed");
+        match unanswered.is_empty() {
+            true => change.end(format_args!("revoked, {closed} sessions closed")),
+            false => change.end(format_args!(
+                "revoked, {closed} sessions closed, shards {unanswered:?} did not reply in time"
+            )),
+        }
         let body = json!({ "revoked": named, "closed": closed, "unanswered": unanswered });
         self.json_of_shards(&unanswered, &body)
     }

@@ -18,6 +18,7 @@ use std::{
     convert::Infallible,
     future::{Future, poll_fn},
     io,
+    net::SocketAddr,
     os::fd::OwnedFd,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -40,6 +41,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
+    access::{Certificate, Peer, PeerAddress, Refusal},
     affinity,
     connections::{Connection, Connections},
     context::{AdminContext, ServerHandles},
@@ -75,12 +77,6 @@ impl AdminListener {
         handles: ServerHandles,
         on_failure: impl FnOnce(String) + Send + 'static,
     ) -> io::Result<AdminListener> {
-        if !address.is_local() {
-            ::log::warn!(
-                "--admin {address} is not a loopback address: anyone who can reach it can list and close sessions \
-                 without a password"
-            );
-        }
         SockRef::from(&listener).set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let context = Arc::new(AdminContext::new(handles, address.is_local()));
@@ -149,7 +145,9 @@ enum Listener {
 impl Listener {
     async fn accept(&self) -> io::Result<Stream> {
         match self {
-            Listener::Tcp(listener) => listener.accept().await.map(|(stream, _)| Stream::Tcp(stream)),
+            Listener::Tcp(listener) => {
+                listener.accept().await.map(|(stream, peer)| Stream::Tcp(stream, peer))
+            }
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| Stream::Unix(stream)),
         }
     }
@@ -157,7 +155,7 @@ impl Listener {
 
 /// A connection of either transport.
 enum Stream {
-    Tcp(TcpStream),
+    Tcp(TcpStream, SocketAddr),
     Unix(UnixStream),
 }
 
@@ -197,8 +195,15 @@ impl Stream {
         connection: Connection,
     ) -> AbortHandle {
         match self {
-            Stream::Tcp(stream) => tokio::spawn(begin(stream, tls, context, connection)).abort_handle(),
-            Stream::Unix(stream) => tokio::spawn(begin(stream, tls, context, connection)).abort_handle(),
+            Stream::Tcp(stream, peer) => {
+                let from = PeerAddress::Tcp(peer);
+                tokio::spawn(begin(stream, from, tls, context, connection)).abort_handle()
+            }
+            Stream::Unix(stream) => {
+                let peer = stream.peer_cred().ok();
+                let from = PeerAddress::Unix(peer.map(|peer| (peer.uid(), peer.pid().unwrap_or_default())));
+                tokio::spawn(begin(stream, from, tls, context, connection)).abort_handle()
+            }
         }
     }
 }
@@ -206,16 +211,23 @@ impl Stream {
 /// Shakes hands if the listener has TLS, then serves.
 async fn begin(
     stream: impl AsyncRead + AsyncWrite + Unpin,
+    address: PeerAddress,
     tls: Option<TlsAcceptor>,
     context: Arc<AdminContext>,
     connection: Connection,
 ) {
-    let Some(tls) = tls else { return serve(stream, context, connection).await };
+    let Some(tls) = tls else {
+        return serve(stream, Peer { address, certificate: None }, context, connection).await;
+    };
     match timeout(Duration::from_millis(ADMIN_HEAD_MS), tls.accept(stream)).await {
-        Ok(Ok(stream)) => serve(stream, context, connection).await,
+        Ok(Ok(stream)) => {
+            let certificate = Certificate::of(stream.get_ref().1.peer_certificates());
+            return serve(stream, Peer { address, certificate }, context, connection).await;
+        }
         Ok(Err(error)) => ::log::debug!("--admin: TLS: {error}"),
         Err(_) => ::log::debug!("--admin: the TLS handshake did not complete in time"),
     }
+    context.handles.access.count(Refusal::Handshake);
 }
 
 /// How the connections of the admin listener begin: shared with the main thread, which changes it.
@@ -241,20 +253,21 @@ impl AdminTls {
 /// Serves one connection: a request and its response.
 async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin,
+    peer: Peer,
     context: Arc<AdminContext>,
     connection: Connection,
 ) {
     let service = service_fn(move |request: Request<Incoming>| {
         connection.head_arrived();
         // No endpoint takes a body, so it is not read.
-        let routed = context.route(&request).and_then(|route| {
+        let routed = context.route(&request, &peer).and_then(|(route, who)| {
             match route.is_immediate() || connection.begin_service() {
-                true => Ok(route),
+                true => Ok((route, who)),
                 false => Err(RequestError::new(503, "too many requests at once")),
             }
         });
-        let context = context.clone();
-        async move { Ok::<_, Infallible>(context.respond(routed).await) }
+        let (context, peer) = (context.clone(), peer.clone());
+        async move { Ok::<_, Infallible>(context.respond(routed, &peer).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

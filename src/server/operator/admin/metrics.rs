@@ -61,6 +61,8 @@ pub struct Scrape<'a> {
     pub log_lines_dropped: u64,
     /// What verifies credentials.
     pub authority: Option<&'a Authority>,
+    /// Requests to the admin listener that were refused, by reason.
+    pub admin_refused: &'a [(&'static str, u64)],
     /// CLOCK_MONOTONIC.
     pub now_ns: u64,
 }
@@ -452,6 +454,7 @@ pub(in crate::operator) mod tests {
             process,
             log_lines_dropped: 3,
             authority: None,
+            admin_refused: &[("missing", 2)],
             now_ns: 0,
         })
     }

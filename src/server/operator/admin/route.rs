@@ -43,14 +43,16 @@ pub struct RequestError {
     pub status: u16,
     /// The allowed methods, with status 405.
     pub allow: Option<&'static str>,
+    /// The credentials that are needed (RFC 6750, section 3), with status 401 and 403.
+    pub challenge: Option<&'static str>,
     /// What went wrong, for the operator.
     pub message: String,
 }
 
 impl RequestError {
-    /// An error without an Allow header.
+    /// An error without further headers.
     pub fn new(status: u16, message: impl Into<String>) -> RequestError {
-        RequestError { status, allow: None, message: message.into() }
+        RequestError { status, allow: None, challenge: None, message: message.into() }
     }
 }
 
@@ -111,7 +113,7 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, RequestErro
 fn method_not_allowed(method: &str, allow: &'static str) -> RequestError {
     let method: String = method.chars().take(32).collect();
     let message = format!("method {method} is not allowed here; use {allow}");
-    RequestError { status: 405, allow: Some(allow), message }
+    RequestError { allow: Some(allow), ..RequestError::new(405, message) }
 }
 
 #[cfg(test)]

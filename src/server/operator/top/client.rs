@@ -2,6 +2,7 @@
 
 use std::{fs, sync::Arc, time::Duration};
 
+use http::{HeaderValue, header::AUTHORIZATION};
 use serde::de::DeserializeOwned;
 use tickcast_client::{ClientError, TlsError, TlsOptions};
 use ureq::{
@@ -25,6 +26,7 @@ use tickcast_tls::certificates;
 pub(super) struct AdminClient {
     agent: Agent,
     address: AdminAddress,
+    authorization: Option<HeaderValue>,
 }
 
 impl AdminClient {
@@ -45,7 +47,12 @@ impl AdminClient {
             .tls_config(tls)
             .user_agent(concat!("tickcast-top/", env!("CARGO_PKG_VERSION")))
             .build();
-        Ok(AdminClient { agent: Agent::new_with_config(config), address })
+        Ok(AdminClient { agent: Agent::new_with_config(config), address, authorization: None })
+    }
+
+    /// Sends this header with each request.
+    pub(super) fn with_authorization(self, authorization: Option<HeaderValue>) -> AdminClient {
+        AdminClient { authorization, ..self }
     }
 
     /// The listener's address.
@@ -79,6 +86,10 @@ impl AdminClient {
     /// The outer error: no response. The inner error: a response that is not the requested data.
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<Result<T, String>, String> {
         let request = self.agent.get(format!("{}://{}{path}", self.scheme(), self.address.host));
+        let request = match &self.authorization {
+            Some(value) => request.header(AUTHORIZATION, value),
+            None => request,
+        };
         let mut response = request.call().map_err(reason)?;
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(TOP_RESPONSE_BYTES_MAX as u64).read_to_vec();

@@ -35,7 +35,7 @@ use super::{
     keys::{self, Action},
     model::{Effect, Model},
     responses::Snapshot,
-    text,
+    text, token,
     view::{self, Palette},
 };
 use crate::{clock, process::signals, sources::StopFlag};
@@ -68,8 +68,10 @@ pub fn run(args: &TopArgs) -> Result<(), TopError> {
     if args.admin.is_unset() {
         return Err(TopError::Port(args.admin.clone()));
     }
+    let authorization = token::authorization(args.token_file.as_deref())?;
     let client = AdminClient::new(args.admin.clone(), &args.tls.options())
-        .map_err(|error| TopError::Tls(error.to_string()))?;
+        .map_err(|error| TopError::Tls(error.to_string()))?
+        .with_authorization(authorization);
     let mut model = Model::new(args.admin.to_string(), args.interval.ns / 1_000_000);
     if args.once {
         return once(&client, &mut model);

@@ -5,6 +5,7 @@ use std::{
 };
 
 use super::*;
+use crate::operator::admin::access::{AdminAccess, Rule};
 use crate::sources::SourceStatus;
 use crate::{
     config::listener::SocketBounds,
@@ -32,6 +33,7 @@ fn start_known_as(
     let handles = ServerHandles {
         shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).chain(overloaded).collect(),
         sources: vec![SourceStatus::new("simulator")],
+        access: AdminAccess::new(Rule::Local),
         authority: None,
         overload_is_unready: true,
         certificates: crate::tls::CertificateStatuses::default(),

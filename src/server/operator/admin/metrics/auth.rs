@@ -4,8 +4,15 @@ use std::fmt::Display;
 
 use super::{Scrape, Writer};
 
-/// Writes nothing without `[auth]`.
+/// Writes only those of the admin listener if clients are not authenticated.
 pub(super) fn auth(scrape: &Scrape<'_>, writer: &mut Writer) {
+    const REFUSED: &str = "tickcast_admin_refused_total";
+    let help = "Requests to the admin listener refused, by reason: no credentials (missing), those of no operator (invalid), of one that \
+                may only read (role); TLS handshakes that failed (handshake).";
+    writer.family(REFUSED, "counter", help);
+    for (reason, count) in scrape.admin_refused {
+        writer.sample(REFUSED, &[("reason", reason)], count);
+    }
     let Some(authority) = scrape.authority else { return };
     const RESULTS: &str = "tickcast_auth_verifications_total";
     writer.family(RESULTS, "counter", "Credentials verified, by result; busy ones were not.");
