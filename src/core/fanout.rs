@@ -23,7 +23,7 @@ pub use self::{
 use self::{
     match_counts::MatchCounts,
     subscriptions::{PatternEntry, PendingEntry},
-    topic::{EgressTopic, Group},
+    topic::{EgressTopic, Group, Life},
     walks::Joining,
     wildcard::Wildcards,
 };
@@ -260,12 +260,12 @@ impl Fanout {
         debug_assert!(topic.info.id == id, "a place is used again only after its topic is gone");
         debug_assert!(topic.members_len() == 0, "a topic closes only after its last member left");
         topic.last_values.release(&mut self.settings.last_values);
-        match topic.is_forgotten {
-            false => drop(self.by_name.remove(&topic.info.name)),
-            true if self.forgotten_names.get(&topic.info.name) == Some(&id) => {
+        match topic.life {
+            Life::Current => drop(self.by_name.remove(&topic.info.name)),
+            _ if self.forgotten_names.get(&topic.info.name) == Some(&id) => {
                 self.forgotten_names.remove(&topic.info.name);
             }
-            true => {}
+            Life::Forgotten | Life::Ended => {}
         }
         if topic.is_counted {
             self.count_topic(id, &topic.info.name, false);

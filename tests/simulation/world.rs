@@ -124,13 +124,8 @@ impl World {
             }),
             history_bytes_max: HISTORY_BYTES_MAX,
             keys_per_topic_max: 8,
-            // Topics of a few runs are forgotten within the run. None with tokens: there, a rate-limited raw client gets a held tick
-            // of a life that has ended after one of the next life (seed 78), which is to be mended first.
-            topic_idle: Rules::all(if !refuses && !has_tokens && rng.u8(..3) == 0 {
-                rng.u64(2..40) * 1_000_000
-            } else {
-                0
-            }),
+            // Topics of a few runs are forgotten within the run.
+            topic_idle: Rules::all(if !refuses && rng.u8(..3) == 0 { rng.u64(2..40) * 1_000_000 } else { 0 }),
             last_values_bytes_max: if seed % 4 == 3 { 8 << 10 } else { LAST_VALUES_BYTES_MAX_DEFAULT },
             // A run lasts 0.4 s. Clients are served at random, so some miss a ping.
             ping_interval_ns: if rng.u8(..4) == 0 { 20_000_000 } else { u64::MAX },

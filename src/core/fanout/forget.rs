@@ -2,7 +2,12 @@
 
 use std::collections::HashSet;
 
-use super::{EgressLogs, Fanout, conflation::HeldTopic, topic::skipped_range, topic_mut};
+use super::{
+    EgressLogs, Fanout,
+    conflation::HeldTopic,
+    topic::{Life, skipped_range},
+    topic_mut,
+};
 use crate::{
     home::{Backfill, Home},
     ids::SlotId,
@@ -29,7 +34,7 @@ impl Fanout {
             topic.last_sequence == last || topic.last_sequence == 0,
             "ticks arrive before the end of their topic"
         );
-        topic.is_forgotten = true;
+        topic.life = Life::Forgotten;
         // Without a live tick, a session that recovers would not know what it loses.
         topic.last_sequence = last;
         self.by_name.remove(&topic.info.name);
@@ -98,6 +103,10 @@ impl Fanout {
             self.leave_topic(id, slot, None, sessions, logs, 0);
         }
         self.tally.units += self.lose_waiting(&[id], sessions, logs);
+        // Raw sessions keep its frames. Evicting them would add members again, whose held ticks would follow those of the next life.
+        if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
+            topic.life = Life::Ended;
+        }
     }
 
     /// Evicts the frames of topics from all outboxes and announces them as lost: the announcement of the topic's next life may

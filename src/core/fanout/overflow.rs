@@ -1,6 +1,6 @@
 //! Eviction from the outboxes of sessions that are behind: what goes, by the policy of its topic and by who is to blame.
 
-use super::{EgressLogs, Fanout, topic_mut, wildcard};
+use super::{EgressLogs, Fanout, topic::Life, topic_mut, wildcard};
 use crate::{
     egress_log::EgressLog,
     ids::SlotId,
@@ -121,7 +121,9 @@ impl Fanout {
                 let known = memberships.get(id).copied();
                 let membership = known.or_else(|| {
                     *of_groups.entry(id).or_insert_with(|| {
-                        let topic = topic_mut(topics, id, shards)?;
+                        // Frames of a life that has ended stay in their place, as those of a topic that is gone.
+                        let topic =
+                            topic_mut(topics, id, shards).filter(|topic| topic.life != Life::Ended)?;
                         let merged =
                             wildcard::merged_of_all(patterns, entries, topic, subscriptions, format)?;
                         Some(merged.membership())

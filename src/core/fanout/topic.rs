@@ -59,11 +59,24 @@ pub(super) struct Group {
 
 const _: () = assert!(size_of::<Group>() == 80, "the docs of Group say how large it is");
 
+/// How far the life of a topic is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// Its home sends ticks.
+    Current,
+    /// Its home has forgotten it: its members leave, and nobody joins.
+    Forgotten,
+    /// The topic's next life has begun on this shard: nothing more of this one is queued, so that no tick of it follows one of the
+    /// next.
+    Ended,
+}
+
 /// A topic that its home has opened to this shard.
 ///
 /// Invariant: a member is skipped exactly while its membership is not live.
 /// Invariant: groups are sorted by [`WireFormat::index`].
 /// Invariant: `shared_len` counts the members whose membership is shared.
+/// Invariant: a topic that has ended has no members.
 #[derive(Debug)]
 pub(super) struct EgressTopic {
     pub(super) info: TopicInfo,
@@ -73,8 +86,8 @@ pub(super) struct EgressTopic {
     pub(super) groups: Vec<Group>,
     /// Members that wildcard groups will serve again.
     pub(super) shared_len: u32,
-    /// Its home has forgotten it: its members leave, and nobody joins.
-    pub(super) is_forgotten: bool,
+    /// How far its life is.
+    pub(super) life: Life,
     /// The wildcards that match it count it.
     pub(super) is_counted: bool,
     /// What the delivery to wildcard groups remembers.
@@ -139,7 +152,7 @@ impl EgressTopic {
             policy,
             groups: Vec::new(),
             shared_len: 0,
-            is_forgotten: false,
+            life: Life::Current,
             is_counted: false,
             wildcard: WildcardTopic::default(),
             is_homed_here,
@@ -245,6 +258,7 @@ impl EgressTopic {
 
     /// Adds to the list of members, for a membership that the caller adds to the session. Returns its position.
     pub(super) fn push_member(&mut self, format: WireFormat, slot: SlotId, membership: &Membership) -> u32 {
+        debug_assert!(self.life != Life::Ended, "what is queued to a member would follow the next life");
         let mut member = Member(slot.0);
         member.set_skipped(membership.taking != Taking::Live);
         member.set_paced(membership.interval_us > 0);

@@ -9,7 +9,7 @@
 
 use std::collections::HashSet;
 
-use super::{EgressLogs, Fanout, StartFrom, Subscription, topic_mut, topic_ref, wildcard};
+use super::{EgressLogs, Fanout, StartFrom, Subscription, topic::Life, topic_mut, topic_ref, wildcard};
 use crate::{
     ids::{SessionId, SlotId},
     limits::JOINS_ACTIVE_MAX,
@@ -185,7 +185,7 @@ impl Fanout {
             joining.next = if local as usize + 1 < of_home.len() { (home, local + 1) } else { (home + 1, 0) };
             let topic = of_home.get(local as usize).and_then(Option::as_ref);
             let topic = topic.filter(|topic| pattern::matches(&pattern, &topic.info.name));
-            let id = topic.filter(|topic| !topic.is_forgotten).map(|topic| topic.info.id);
+            let id = topic.filter(|topic| topic.life == Life::Current).map(|topic| topic.info.id);
             if let Some(id) = id
                 && !joining.early.remove(&id)
             {

@@ -347,3 +347,6 @@ fn encode_forget(out: &mut Vec<u8>, id: TopicId, last: Sequence) {
     let meta = HeaderFields { topic_id: id.0, sequence: last.0, ..HeaderFields::default() };
     frame::encode(out, Kind::Forget, meta, &Request::default(), &[]);
 }
+
+#[cfg(test)]
+mod tests;
