@@ -403,7 +403,11 @@ impl Client {
         // Everything has been sent: without the goodbye of TLS, the server sees an end all the same.
         let _ = self.flush();
         let socket = &mut self.stream.socket;
-        socket.shutdown(Shutdown::Write)?;
+        match socket.shutdown(Shutdown::Write) {
+            // The server has taken the goodbye for the end, and the connection is gone.
+            Err(error) if error.kind() == ErrorKind::NotConnected => return Ok(()),
+            other => other?,
+        }
         socket.set_nonblocking(false)?;
         let deadline = Deadline::after(Some(CLOSE_TIMEOUT));
         while let Some(left) = deadline.remaining().filter(|left| !left.is_zero()) {
