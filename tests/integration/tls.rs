@@ -21,6 +21,7 @@ use crate::harness::{
     tunnel::{Tunnel, client_config},
     wait_for_exit,
 };
+use crate::page::browser;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -181,6 +182,16 @@ fn python_and_node_receive_every_tick_over_wss() {
         let seen: usize = ticks(&subscriber.finish()).values().map(Vec::len).sum();
         assert_eq!(seen, 300);
     }
+    server.stop_cleanly();
+}
+
+#[test]
+fn the_page_in_a_browser_shows_ticks_that_come_over_wss() {
+    let _machine = beside_others();
+    let file = File::new("page", "", "[[source]]\nkind = \"simulator\"\n");
+    let server = Server::start_logging("info", &["--config", &file.path, "--shards", "2"]);
+    let url = format!("https://localhost:{}/", server.http.port());
+    External::run(Library::Ws, "page-tls", &[&browser(), &url]).finish();
     server.stop_cleanly();
 }
 
