@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # scripts/fuzz.sh [SECONDS] [TARGET...]: runs each fuzz target (tests/fuzz) for SECONDS, 10 by default, from the corpus in the
-# repository. A crash ends it with the input's path; `scripts/fuzz.sh 10 TARGET` repeats it, as the input is kept in
-# target/fuzz/TARGET. Needs g++ for libFuzzer, and no other toolchain than that of the project.
+# repository; `token`, which takes minutes to build, only if it is named. A crash ends it with the input's path;
+# `scripts/fuzz.sh 10 TARGET` repeats it, as the input is kept in target/fuzz/TARGET. Needs g++ for libFuzzer.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,7 +19,11 @@ shift || true
     exit 2
 }
 targets=("$@")
-((${#targets[@]} > 0)) || mapfile -t targets < <(cd tests/fuzz/targets && printf '%s\n' *.rs | sed 's/\.rs$//')
+((${#targets[@]} > 0)) || mapfile -t targets < <(cd tests/fuzz/targets && printf '%s\n' *.rs | sed 's/\.rs$//' | grep -vx token)
+features=()
+for target in "${targets[@]}"; do
+    [[ $target == token ]] && features=(--features server)
+done
 
 # The coverage that libFuzzer is guided by.
 coverage="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters"
@@ -27,7 +31,7 @@ coverage+=" -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-cove
 # The target is named, so that build scripts are built without.
 host=$(rustc -vV | sed -n 's/^host: //p')
 RUSTFLAGS=$coverage cargo build --release --locked --manifest-path tests/fuzz/Cargo.toml --target "$host" \
-    --target-dir target/fuzz-build
+    --target-dir target/fuzz-build "${features[@]}"
 
 for target in "${targets[@]}"; do
     printf '\n== fuzzing %s for %s s\n' "$target" "$seconds" >&2
