@@ -1,5 +1,5 @@
-//! HTTP requests, whole and in pieces. The answers may differ: what arrives behind a head that is refused decides whether the connection
-//! stays open.
+//! HTTP requests in pieces: however they are cut, the answers are the same, until the connection ends. It ends earlier for a request
+//! that is refused before its body has arrived.
 
 #![no_main]
 
@@ -49,10 +49,11 @@ fn answers(bytes: &[u8], cut: usize) -> Vec<Answer> {
 
 libfuzzer_sys::fuzz_target!(|input: (u8, &[u8])| {
     let (cut, bytes) = input;
-    for cut in [bytes.len().max(1), usize::from(cut).max(1)] {
-        for answer in answers(bytes, cut) {
-            let (Answer::Respond { response, .. } | Answer::Upgrade { response, .. }) = answer else { continue };
-            assert!(response.starts_with(b"HTTP/1.1 "));
-        }
-    }
+    let kept = |answers: Vec<Answer>| {
+        let requests = answers.into_iter().filter(|answer| !matches!(answer, Answer::Interim(_)));
+        requests.take_while(|answer| !matches!(answer, Answer::Respond { closes: true, .. })).collect::<Vec<_>>()
+    };
+    let whole = kept(answers(bytes, bytes.len().max(1)));
+    let cut = kept(answers(bytes, usize::from(cut).max(1)));
+    assert!(whole.starts_with(&cut), "{cut:?} of {whole:?}");
 });
