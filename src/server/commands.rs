@@ -24,10 +24,10 @@ pub use self::{
 /// The server to connect to, and the identity to use.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServerArgs {
-    /// Server to connect to: HOST:PORT, ws://HOST:PORT/ws or unix:/path; tls://HOST:PORT and wss://HOST:PORT/ws are encrypted
+    /// Server: HOST:PORT, ws://HOST:PORT/ws or unix:/path; with TLS tls://HOST:PORT or wss://HOST:PORT/ws
     #[arg(long, value_name = "ADDRESS", env = "TICKCAST_SERVER", default_value = "127.0.0.1:9400")]
     pub server: String,
-    /// Identity of this client: selects the shard that serves it; the server may close an older connection that has it
+    /// Identity of this client; the server may close an older connection with the same identity
     #[arg(long, value_name = "ID")]
     pub client: Option<String>,
     /// TLS.

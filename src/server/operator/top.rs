@@ -52,10 +52,10 @@ pub struct TopArgs {
         value_parser = interval
     )]
     pub interval: Time,
-    /// Poll twice, one interval apart, print the result as text and exit; needs no terminal
+    /// Poll twice, one interval apart, print the result as text, and exit; works without a terminal
     #[arg(long)]
     pub once: bool,
-    /// File with the token of an operator, if the listener needs one; without it, the environment variable TICKCAST_TOKEN
+    /// File with an operator's token, if the listener needs one [default: the token in TICKCAST_TOKEN]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// TLS.

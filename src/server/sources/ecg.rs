@@ -36,7 +36,7 @@ const BATCHES_STAGED: u64 = 64;
 #[group(id = "ecg")]
 #[command(next_help_heading = "ECG")]
 pub struct Options {
-    /// Stream a WFDB record, or `synthetic`, on ecg.wave, again and again
+    /// Stream a WFDB record, or `synthetic`, on ecg.wave, in a loop
     #[arg(id = "ecg_record", long = "ecg", value_name = "FILE.hea")]
     record: Option<String>,
     /// Signal of the record, counted from 0

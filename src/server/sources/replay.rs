@@ -39,20 +39,20 @@ const NOT_NUMBERS: [&str; 4] = ["NaN", "nan", "Infinity", "-Infinity"];
 #[group(id = "replay")]
 #[command(next_help_heading = "Replay")]
 pub struct Options {
-    /// Replay a capture instead of simulating: lines of {"at_ns", "topic", "data"}, also gzip, zstd or a pipe; - is stdin
+    /// Replay a capture: lines of {"at_ns", "topic", "data"}, also gzip, zstd or a pipe; -: standard input
     #[arg(id = "replay_file", long = "replay", value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Multiple of the capture's own pace, or max
+    /// Replay this many times as fast as recorded, or max
     #[arg(id = "replay_speed", long = "speed", value_name = "FACTOR", default_value_t = Options::default().speed)]
     speed: Speed,
-    /// Start again at the end
+    /// Start over at the end
     #[arg(id = "replay_loop", long = "loop")]
     #[serde(rename = "loop")]
     again: bool,
     /// Wait for this many clients to subscribe before the first tick
     #[arg(id = "replay_wait", long = "replay-wait", value_name = "N", default_value_t = Options::default().wait)]
     wait: u64,
-    /// What a bad line does: skip (it is logged and counted) or stop (the server ends and names the line)
+    /// On a bad line: skip (log and count it) or stop (end the server and name the line)
     #[arg(id = "replay_bad_lines", long = "replay-bad-lines", value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = Options::default().bad_lines)]
     bad_lines: BadLines,
 }

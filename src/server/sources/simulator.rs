@@ -24,16 +24,16 @@ const BATCH_TICKS: u64 = 256;
 #[group(id = "simulator")]
 #[command(next_help_heading = "Simulator")]
 pub struct Options {
-    /// Simulated producers [default: 10, or --sim-topics if more]
+    /// Number of producers [default: 10, or --sim-topics if more]
     #[arg(id = "sim_producers", long = "sim-producers", value_name = "N")]
     producers: Option<u32>,
     /// Ticks per second of each producer
     #[arg(id = "sim_rate", long = "sim-rate", value_name = "N", default_value_t = Options::default().rate)]
     rate: u32,
-    /// Size of a payload: JSON that carries the time it was due
+    /// Size of each payload, a JSON object with the time it was due
     #[arg(id = "sim_size", long = "sim-size", value_name = "SIZE", default_value_t = Options::default().size)]
     size: Size,
-    /// Topics sim.0 to sim.N-1 [default: one for each producer]
+    /// Number of topics, sim.0 to sim.N-1 [default: one per producer]
     #[arg(id = "sim_topics", long = "sim-topics", value_name = "N")]
     topics: Option<u32>,
 }
