@@ -11,10 +11,10 @@ use tickcast_proto::{
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
 };
 
-/// Bytes of a rejection's body that are shown to the user.
+/// Bytes of a rejection's body to show to the user.
 const REFUSAL_TEXT_BYTES_MAX: usize = 512;
 
-/// A handshake whose request was sent and whose response is awaited.
+/// A handshake that waits for the response.
 #[derive(Debug)]
 pub(super) struct Handshake {
     accept_key: String,

@@ -1,4 +1,4 @@
-//! Requests and their encoding: native frames, or JSON text where the connection speaks JSON.
+//! Requests and their encoding: native frames, or JSON text on JSON connections.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ pub struct PublishRequest<'a> {
 /// Why a request was not sent. Nothing was queued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestError {
-    /// A topic or pattern of this many bytes: empty or too long.
+    /// The topic or pattern is empty or too long. Contains its length in bytes.
     NameLength(usize),
     /// The request is larger than the server accepts, as a frame or as JSON (where binary payloads are base64). Publish
     /// a smaller payload, or raise `frame_bytes_max` of the server.
@@ -116,7 +116,7 @@ pub(super) enum Start<'a> {
     After(Position),
     /// After these positions. Other topics start with their first retained tick.
     Positions(&'a [(Box<str>, Position)]),
-    /// As `Positions`, in JSON to a server of version 0.1: only those of this epoch.
+    /// Like `Positions`, in JSON for a server of version 0.1: only those of this epoch.
     PositionsOf(u64, &'a [(Box<str>, Position)]),
 }
 
@@ -131,7 +131,7 @@ pub(super) enum Outgoing<'a> {
 }
 
 impl Outgoing<'_> {
-    /// Rejects what no server accepts, before anything is encoded.
+    /// Rejects requests that no server accepts, before encoding.
     pub(super) fn check(&self, frame_bytes_max: usize) -> Result<(), RequestError> {
         let name = match self {
             Outgoing::Subscribe { pattern, delivery, .. } | Outgoing::Update { pattern, delivery, .. } => {
@@ -295,7 +295,7 @@ fn json_start(start: Start<'_>) -> String {
     }
 }
 
-/// The payload inline where JSON preserves each of its bytes, else as base64. White space around a value would be lost.
+/// The payload: inline if JSON preserves each of its bytes, else as base64. White space around a value would be lost.
 fn json_data(payload: &[u8]) -> (&'static str, String) {
     match std::str::from_utf8(payload) {
         Ok(text) if payload.trim_ascii().len() == payload.len() && json::is_json(payload) => {

@@ -8,7 +8,7 @@ use crate::{frame, identity::IdentityError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum ErrorCode {
-    /// Not a request this server knows, or a field has an invalid value.
+    /// The server does not know the request, or a field has an invalid value.
     BadRequest = 100,
     /// The topic name is invalid.
     BadTopic = 101,
@@ -69,11 +69,11 @@ pub enum DecodeError {
         /// Bytes allowed.
         bytes_max: usize,
     },
-    /// The record is too short for the frame's kind or has an invalid field; the kind.
+    /// The record is too short for the frame's kind or has an invalid field. Contains the kind.
     BadRecord(u16),
     /// A text that is not UTF-8.
     NotUtf8,
-    /// A violation of RFC 6455; what it is.
+    /// A violation of RFC 6455, with its description.
     WebSocket(String),
     /// A WebSocket message of the wrong type (text or binary) for the subprotocol.
     WrongMessageType(&'static str),
@@ -81,7 +81,7 @@ pub enum DecodeError {
     HelloExpected,
     /// The identity in a HELLO is invalid.
     BadIdentity(IdentityError),
-    /// There is no memory for the rest of a fragmented message. Not the peer's fault.
+    /// There was not enough memory for a fragmented message. Not the peer's fault.
     OutOfMemory,
 }
 

@@ -6,10 +6,10 @@ use std::fmt;
 
 use crate::limits::TOPIC_BYTES_MAX;
 
-/// A rule that a topic name or pattern violates.
+/// The rule that a topic name or pattern violates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameError {
-    /// Empty, or longer than 255 bytes; the length.
+    /// Empty, or longer than 255 bytes. Contains the length.
     Length(usize),
     /// Not UTF-8.
     NotUtf8,
