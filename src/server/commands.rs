@@ -36,12 +36,12 @@ pub struct ServerArgs {
 }
 
 impl ServerArgs {
-    /// A server, and no identity.
+    /// A server, without an identity.
     pub fn new(server: &str) -> ServerArgs {
         ServerArgs { server: server.into(), client: None, tls: TlsArgs::default() }
     }
 
-    /// What to connect to and how.
+    /// The address, and the connection's options.
     fn parse(&self) -> Result<(Address, ConnectOptions), ClientError> {
         let address = Address::parse(&self.server)?;
         let client = self.client.clone().unwrap_or_default();

@@ -198,7 +198,7 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, HELP_WIDTH};
 
-    /// The words of a command line as a shell splits it, without what stands before a pipe.
+    /// The words of a command line as a shell splits it, without the part before a pipe.
     fn words(line: &str) -> Vec<String> {
         let command = line.rsplit(" | ").next().unwrap();
         let mut words = vec![String::new()];

@@ -290,7 +290,7 @@ pub struct TimeoutOptions {
 #[group(id = "web")]
 #[command(next_help_heading = "Web")]
 pub struct WebOptions {
-    /// Origins of web pages that may connect besides the server's own.
+    /// Origins of other web pages that may connect.
     #[arg(
         long,
         value_name = "ORIGIN",

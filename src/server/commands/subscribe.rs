@@ -109,7 +109,7 @@ fn interval_us(text: &str) -> Result<u32, OptionError> {
 /// connection for good.
 ///
 /// # Errors
-/// [`CommandError`]. None if the output's reader exits, as `| head` does.
+/// [`CommandError`]. No error if the output's reader exits, as `| head` does.
 pub fn subscribe(args: &SubArgs) -> Result<(), CommandError> {
     if args.append.is_none() {
         // Everything printed so far was written whole, so there is nothing to finish.

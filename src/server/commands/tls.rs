@@ -26,7 +26,7 @@ impl TlsArgs {
     pub fn options(&self) -> TlsOptions {
         if self.insecure {
             ::log::warn!(
-                "--insecure: the server is not verified; whoever is in between can read and change everything"
+                "--insecure: the server is not verified; anyone on the path can read and change everything"
             );
         }
         TlsOptions {

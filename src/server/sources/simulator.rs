@@ -1,4 +1,4 @@
-//! The built-in simulator: producers that each publish at a constant rate, in an open loop. A tick that finds a ring full is
+//! The built-in simulator: producers that each publish at a constant rate, in an open loop. If a ring is full, the tick is
 //! dropped and counted.
 
 use clap::Args;
@@ -13,7 +13,7 @@ use crate::{cli::values::Size, clock, limits};
 
 /// Ticks overdue by more than this, because the process was stopped, are dropped and counted.
 const CATCH_UP_NS: u64 = 1_000_000_000;
-/// Shortest sleep. Ticks due within it are published together: at 80,000 ticks/s a sleep for each took a fifth of the core.
+/// Shortest sleep. Ticks due within it are published together: at 80,000 ticks/s, one sleep per tick took a fifth of the core.
 const NAP_LOWEST_NS: u64 = 100_000;
 /// Ticks staged before the rings are pushed.
 const BATCH_TICKS: u64 = 256;
@@ -149,7 +149,7 @@ impl Source for Settings {
             if dropped > 0 {
                 context.count_dropped(dropped);
             }
-            // What a full ring does not take stays staged for the next round.
+            // Ticks that do not fit into a full ring stay staged for the next round.
             let _ = context.lanes().flush();
             let caught_up = after_ns(k) > elapsed_ns;
             if caught_up && after_ns(1) < NAP_LOWEST_NS {
