@@ -25,8 +25,8 @@ pub fn monotonic_ns() -> u64 {
     ORIGIN.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1_000_000_000
 }
 
-/// CPU time that the calling thread has used (CLOCK_THREAD_CPUTIME_ID), nanoseconds; 0 if the kernel does not tell. Cost: a
-/// system call.
+/// CPU time that the calling thread has used (CLOCK_THREAD_CPUTIME_ID), nanoseconds; 0 if the kernel does not report it. Cost:
+/// a system call.
 pub fn thread_cpu_ns() -> u64 {
     nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID
         .now()

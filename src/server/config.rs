@@ -40,13 +40,13 @@ use tickcast_proto::{
     records::{History, Publish, TickTimes, WireRecord},
 };
 
-/// The value of `--cores` for all cores that the process may use, and as many shards as its CPU quota is worth.
+/// The value of `--cores` for all cores that the process may use, and as many shards as its CPU quota covers.
 const CORES_AUTO: &str = "auto";
 
 /// The validated configuration of one server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Cores to pin shards to: shard `n` runs on `cores[n % len]`. Empty if neither the options nor the machine say.
+    /// Cores to pin shards to: shard `n` runs on `cores[n % len]`. Empty if neither the options nor the machine define them.
     pub cores: Vec<usize>,
     /// Number of shards.
     pub shards: u16,
@@ -54,7 +54,7 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Who may use the server; `None`: everyone may do everything.
     pub auth: Option<AuthConfig>,
-    /// Who may use the admin listener; `None`: `[[auth.operator]]` does not say.
+    /// Who may use the admin listener; `None`: no `[[auth.operator]]`.
     pub operators: Option<Arc<Operators>>,
     /// Whether other machines are accepted without [`Config::auth`] and [`Config::operators`].
     pub allow_anonymous: bool,
@@ -76,7 +76,7 @@ pub struct Config {
     pub limits: Limits,
     /// Size of one mesh ring, bytes.
     pub mesh_ring_bytes: usize,
-    /// Longest time that a tick is held under load so that others leave with it.
+    /// Longest time to hold ticks under load, to send more of them in one SEND.
     pub latency_budget: LatencyBudget,
     /// Time that an idle shard polls before it sleeps, nanoseconds.
     pub spin_ns: u64,
@@ -119,7 +119,7 @@ impl Config {
     }
 }
 
-/// Collects all errors, so that one start reports every one of them.
+/// Collects all errors, so that one start reports all of them.
 struct Checks<'a> {
     settings: &'a Settings,
     problems: Vec<Problem>,
@@ -138,8 +138,8 @@ impl Checks<'_> {
         }
     }
 
-    /// All errors, by line. Leaves out those that name an option whose value could not be read, because they were checked
-    /// against its default.
+    /// All errors, by line. Leaves out errors about options whose value could not be read, because their defaults were checked
+    /// instead.
     fn all(self) -> Vec<Problem> {
         let broken: Vec<String> = self.settings.broken.iter().map(|flag| format!("--{flag}")).collect();
         let follows = |problem: &Problem| broken.iter().any(|flag| problem.text.contains(flag));
@@ -251,7 +251,7 @@ impl Checks<'_> {
         (!tables.is_empty()).then(|| self.built(Operators::build(tables, is_whole))).flatten().map(Arc::new)
     }
 
-    /// What was built; `None` after reporting what is wrong.
+    /// The built value; `None` after reporting what is wrong.
     fn built<T>(&mut self, built: Result<T, Vec<(String, String)>>) -> Option<T> {
         built.map_err(|problems| problems.into_iter().for_each(|(path, text)| self.refuse(&path, text))).ok()
     }
@@ -308,7 +308,7 @@ impl Checks<'_> {
         listeners
     }
 
-    /// How a trusted proxy tells the address of its client.
+    /// How a trusted proxy gives the address of its client.
     fn client_address(&mut self, at: usize, table: &ListenerTable) -> ClientAddress {
         let path = |key: &str| format!("listener[{at}].{key}");
         let has_header = table.proxy_protocol == Some(true);
@@ -335,7 +335,7 @@ impl Checks<'_> {
         client
     }
 
-    /// The certificates of a listener for TLS. Their files are read later: on every machine the options are looked at first.
+    /// The certificates of a TLS listener. Their files are read later, so that options can be checked on any machine.
     fn tls(&mut self, at: usize, table: &ListenerTable) -> Option<TlsTable> {
         let path = |key: &str| format!("listener[{at}].{key}");
         let tls = match (table.transport, &table.tls) {
@@ -532,7 +532,7 @@ impl Checks<'_> {
     }
 }
 
-/// Whether the configuration says who may use a listener.
+/// Whether the configuration defines who may use a listener.
 fn has_guard(table: &ListenerTable, auth: Option<&AuthTables>) -> bool {
     match table.kind {
         Kind::Admin => {

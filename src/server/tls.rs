@@ -1,4 +1,4 @@
-//! Reads the certificates of the listeners, and says when they end.
+//! Reads the listeners' certificates, and reports when they expire.
 
 use std::{
     collections::BTreeMap,
@@ -22,10 +22,10 @@ use crate::{
 const DAY_S: u64 = 86_400;
 /// Interval at which random ticket keys change.
 pub const TICKET_ROTATION_NS: u64 = TICKET_LIFETIME_S as u64 * 1_000_000_000;
-/// Interval at which certificates that end soon are logged again.
+/// Interval at which the server warns again about certificates that expire soon.
 pub const WARNING_INTERVAL_NS: u64 = DAY_S * 1_000_000_000;
 
-/// When a listener's certificate ends.
+/// When a listener's certificate expires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateStatus {
     /// The listener: its kind and place in the configuration, such as `http 1`.
@@ -41,7 +41,7 @@ pub struct CertificateStatus {
 pub struct CertificateStatuses(Arc<Mutex<Vec<CertificateStatus>>>);
 
 impl CertificateStatuses {
-    /// A copy of the current ones.
+    /// A copy of the current values.
     pub fn get(&self) -> Vec<CertificateStatus> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -51,7 +51,7 @@ impl CertificateStatuses {
     }
 }
 
-/// How the connections of each listener begin, by its place in the configuration; `None`: in the clear.
+/// The TLS configuration of each listener, by its place in the configuration; `None`: no TLS.
 pub type TlsConfigs = Vec<Option<Arc<ServerConfig>>>;
 
 /// The certificates of the listeners, read again on SIGHUP.
@@ -88,12 +88,12 @@ impl Certificates {
         Ok((certificates, configs))
     }
 
-    /// When the certificates in use end.
+    /// When the certificates in use expire.
     pub fn statuses(&self) -> CertificateStatuses {
         self.statuses.clone()
     }
 
-    /// Splits what is listed by listener into that of the admin listener and those of the listeners for clients.
+    /// Splits a list by listener into the admin listener's part and those of the clients' listeners.
     pub fn by_use(&self, configs: TlsConfigs) -> (Option<Arc<ServerConfig>>, TlsConfigs) {
         let (mut admin, mut clients) = (None, Vec::new());
         for (listener, config) in self.listeners.iter().zip(configs) {
@@ -120,7 +120,7 @@ impl Certificates {
         Ok(configs)
     }
 
-    /// Rotates ticket keys and repeats warnings when it is time. Call it from time to time.
+    /// Rotates ticket keys and repeats warnings when they are due. Call it regularly.
     pub fn turn(&mut self, (monotonic_ns, now_s): (u64, u64)) {
         if self.is_empty() {
             return;
@@ -190,7 +190,7 @@ impl Certificates {
     }
 }
 
-/// The configuration of a listener, when its certificates end by name, and its ticket keys if a file has them.
+/// A listener's TLS configuration, the expiry of its certificates by name, and its ticket keys if a file has them.
 type ListenerTls = (Arc<ServerConfig>, BTreeMap<String, u64>, Option<Vec<TicketKey>>);
 
 fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> Result<ListenerTls, String> {
@@ -213,7 +213,7 @@ fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> R
         Kind::Native => &[b"tickcast"],
         Kind::Http | Kind::Admin => &[b"http/1.1"],
     };
-    // Who may resume a session must be who may begin one.
+    // Only clients that may begin a session may resume one.
     let context = [
         listener.kind.name().as_bytes(),
         &[u8::from(wanted == ClientCertificates::Required)],

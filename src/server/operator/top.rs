@@ -130,9 +130,9 @@ pub enum TopError {
     DumbTerminal,
     /// The server at this address does not respond, and why.
     Unreachable(AdminAddress, String),
-    /// The files of TLS cannot be used: which, and why.
+    /// A TLS file cannot be used. Contains the file and the reason.
     Tls(String),
-    /// There is no token in this file or variable, and why.
+    /// This file or variable has no token. Contains the reason.
     Token(String),
     /// The terminal cannot be used.
     Terminal(io::Error),

@@ -1,4 +1,4 @@
-//! The token that `tickcast top` sends. It is never on the command line, where every user of the machine could read it.
+//! The token that `tickcast top` sends. It is never an argument, because every user of the machine could read it there.
 
 use std::{
     fs::File,
@@ -14,11 +14,11 @@ use tickcast_proto::limits::TOKEN_BYTES_MAX;
 /// Environment variable with a token.
 const TOKEN_VARIABLE: &str = "TICKCAST_TOKEN";
 
-/// The `Authorization` of each request: with the token on the first line of the file, else with that of the environment; `None`
+/// The `Authorization` header of each request, with the token from the file's first line, or else from the environment; `None`
 /// without either.
 ///
 /// # Errors
-/// [`TopError::Token`] without the token.
+/// [`TopError::Token`] if the file or variable has no valid token.
 pub(super) fn authorization(file: Option<&Path>) -> Result<Option<HeaderValue>, TopError> {
     let (from, text) = match file {
         Some(file) => {

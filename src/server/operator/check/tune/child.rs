@@ -37,9 +37,8 @@ pub(super) struct Output {
 }
 
 /// Runs a command to its end.
-///
-/// Kills it at the deadline, when it writes too much, or when a signal is about to end this process. Processes that it leaves
-/// behind are killed in any case.
+/// Kills it at the deadline, when it writes too much, or when a signal is about to end this process. Always kills processes
+/// that it leaves behind.
 ///
 /// # Errors
 /// Why it could not start or was killed.
