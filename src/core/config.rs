@@ -20,7 +20,7 @@ pub struct Limits {
     pub frame_bytes_max: usize,
     /// Largest HTTP request head, bytes.
     pub http_head_bytes_max: usize,
-    /// Networks of the proxies whose word on their clients' addresses is taken.
+    /// Networks of the proxies that may name their clients' addresses.
     pub trusted_proxies: Networks,
     /// Web pages and host names that may use the HTTP listeners.
     pub http_access: Access,
@@ -40,11 +40,11 @@ pub struct Limits {
     pub reconnect_spread_ms: u32,
     /// Patterns per session.
     pub subscriptions_per_session_max: usize,
-    /// Time without a tick after which a topic that nobody names exactly is forgotten, by topic, nanoseconds; 0: never.
+    /// Time without a tick after which a topic is forgotten if no client names it exactly, by topic, nanoseconds; 0: never.
     pub topic_idle: Rules<u64>,
     /// Topics on the whole server.
     pub topics_max: usize,
-    /// Topics that others may create.
+    /// Limits on the topics that clients may create.
     pub creation: CreationLimits,
     /// One egress log (shard x wire format in use), bytes.
     pub egress_log_bytes: usize,
@@ -77,20 +77,20 @@ pub struct Limits {
     pub positions_bytes_max: usize,
     /// Whether a second connection with the same identity replaces the first.
     pub identity_replaces: bool,
-    /// How clients prove who they are; `None`: none has to, and everyone may do everything.
+    /// Authentication of clients; `None`: no client needs it, and everyone may do everything.
     pub auth: Option<AuthLimits>,
     /// Whether `/echo` is served.
     pub debug_echo: bool,
 }
 
-/// What the core knows of authentication. The keys are the verifier's.
+/// The core's part of authentication. The verifier has the keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthLimits {
     /// What clients without credentials may do; `None`: nothing, they are refused.
     pub anonymous: Option<Arc<Principal>>,
     /// Whether `?token=` is accepted in the target of `/ws`, which proxies and others log.
     pub query_token: bool,
-    /// Time before the expiry of a token at which its client is told, nanoseconds.
+    /// How long before a token expires the server warns its client, nanoseconds.
     pub warning_ns: u64,
     /// Time that a session stays open after its token has expired, nanoseconds.
     pub grace_ns: u64,
@@ -211,7 +211,7 @@ impl Limits {
         }
     }
 
-    /// Log lines for the limits in `new` that cannot apply fully before a restart.
+    /// Log lines about limits in `new` that apply fully only after a restart.
     pub fn changes_needing_restart(&self, new: &Limits) -> Vec<String> {
         let mut lines = Vec::new();
         let mut report = |key: &str, current: usize, wanted: usize| {
