@@ -25,7 +25,7 @@ pub enum State {
     /// Acknowledgements still to come.
     Subscribing(usize),
     Subscribed,
-    /// Ended; the reason.
+    /// Ended. Contains the reason.
     Ended(String),
 }
 
@@ -161,7 +161,7 @@ impl Connection {
         Turn::MoreToRead
     }
 
-    /// Passes what was received on to the feed.
+    /// Passes received bytes on to the feed.
     #[inline]
     fn take_bytes(&mut self, bytes: &mut [u8]) {
         let Some(tls) = &mut self.tls else { return self.feed.handle_bytes(bytes) };

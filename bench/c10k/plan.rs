@@ -1,4 +1,4 @@
-//! A load that has been checked: what [`Options`] mean.
+//! A checked load: the meaning of [`Options`].
 
 use std::{
     borrow::Cow,

@@ -9,7 +9,7 @@ use tickcast_tls::{
     record::{Outcome, RecordLayer},
 };
 
-/// What every connection begins its handshake with.
+/// The TLS configuration of every connection.
 #[derive(Clone, Debug)]
 pub struct TlsPlan {
     pub config: Arc<ClientConfig>,

@@ -129,7 +129,7 @@ pub struct Worker<'a> {
     share: usize,
     poll: Poll,
     connections: Vec<Connection>,
-    /// Connections that used up their read budget; no event will announce the rest.
+    /// Connections that used up their read budget: no event will announce their remaining bytes.
     unread: VecDeque<usize>,
     buffer: Box<[u8]>,
     tally: Tally,

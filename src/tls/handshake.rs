@@ -1,8 +1,6 @@
-//! Handshakes by rustls over buffers of ours, until a [`RecordLayer`] can take over.
-//!
-//! rustls opens in place whatever it is shown, also what follows Finished. Shown everything, it would keep half a record's
-//! state behind. So it is shown one more record at a time, and what follows Finished is still sealed when the record layer takes
-//! over.
+//! Handshakes by rustls over tickcast's own buffers, until a [`RecordLayer`] can take over.
+//! rustls opens all records that it is given in place, even those after Finished, and would keep state of a partial record. So
+//! it gets one record at a time, and the records after Finished are still sealed when the record layer takes over.
 
 use std::{fmt, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Eviction from the outboxes of sessions that are behind: what goes, by the policy of its topic and by who is to blame.
+//! Eviction from the outboxes of sessions that are behind, by each topic's policy and by whether client or server is at fault.
 
 use super::{EgressLogs, Fanout, topic::Life, topic_mut, wildcard};
 use crate::{

@@ -1,5 +1,5 @@
 //! Recovery of missed ticks: sessions request history from the topic's home in chunks, as their sockets have room. Chunks
-//! and live ticks travel through the same ring in order, so they join without a hole.
+//! and live ticks travel through the same ring in order, so they join without gaps.
 
 use super::{
     EgressLogs, Fanout, Settings, StartFrom,

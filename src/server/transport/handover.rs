@@ -1,7 +1,6 @@
 //! Moves connections between shards: one bounded SPSC ring for each ordered pair of shards.
-//!
-//! Only the shard of an identity serves its client, so that a second connection meets the first. A connection that finds the
-//! ring full therefore waits on the shard that accepted it, unanswered, and that shard tries again each turn.
+//! Only the shard of an identity serves its client, so that a second connection meets the first. If the ring is full, a
+//! connection therefore waits, unanswered, on the shard that accepted it, which tries again each turn.
 
 use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc};
 

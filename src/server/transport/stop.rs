@@ -1,4 +1,4 @@
-//! Coordinates the shutdown of all shards, so that nothing accepted is lost on its way between two of them.
+//! Coordinates the shutdown of all shards, so that no accepted tick is lost on its way between two of them.
 
 use std::sync::Arc;
 

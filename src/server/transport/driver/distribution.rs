@@ -1,8 +1,7 @@
 //! Chooses the shard that serves an accepted connection.
-//!
-//! The kernel spreads connections over the shards' listening sockets by hash, and not evenly: of eight connections, one shard may
-//! get six, and each of these clients a sixth of it. So a shard that has clearly more sessions than another passes a new connection
-//! on. That costs a wake-up of the other shard. Sessions do not move later.
+//! The kernel spreads connections over the shards' listening sockets by hash, and not evenly: one shard may get six of eight
+//! connections, and each of these clients a sixth of that shard. So a shard that has clearly more sessions than another passes
+//! new connections on. That costs a wake-up of the other shard. Sessions do not move later.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! The watchdog of a shard's turns: histograms of their length and CPU time, a warning about those that were slow, and a debug line
-//! about those that only worked for long.
+//! The watchdog of a shard's turns: histograms of their length and CPU time, warnings about slow turns, and debug lines about
+//! turns with much CPU time.
 
 use std::fmt::Write;
 

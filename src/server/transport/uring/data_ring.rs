@@ -3,13 +3,12 @@
 //! - Sockets are registered files. The process's own descriptor is closed once the handshake is done; until then the
 //!   socket may still move to another shard.
 //! - Receiving is one multishot RECV per socket into a shared ring of provided buffers.
-//! - Sending is `SEND` with `MSG_DONTWAIT | MSG_WAITALL` and skip-success: it is over when `io_uring_enter` returns, one
-//!   that sent everything leaves no completion, and the kernel keeps no pointer. What a slow socket did not take is
-//!   copied once and parked: one SEND per socket may wait in the kernel.
+//! - Sending is `SEND` with `MSG_DONTWAIT | MSG_WAITALL` and skip-success: a SEND is over when `io_uring_enter` returns. If it
+//!   sent everything, it leaves no completion, and the kernel keeps no pointer. The bytes that a slow socket did not accept
+//!   are copied once and parked: one SEND per socket may wait in the kernel.
 //! - An idle shard sleeps in `io_uring_enter` on this ring. Other threads wake it through an eventfd, on which the ring
 //!   keeps a READ.
-//!
-//! The ring deals in slots and bytes and knows nothing of sessions. Only the thread that created it may use it.
+//! The ring handles slots and bytes, and knows nothing about sessions. Only the thread that created it may use it.
 
 mod completion;
 mod descriptor;
