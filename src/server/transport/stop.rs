@@ -9,7 +9,7 @@ use tickcast_core::mesh::{
 };
 use tickcast_proto::ids::ShardId;
 
-/// A point of the shutdown that every shard must reach before any goes on.
+/// A point of the shutdown that every shard must reach before any continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Barrier {
     /// The shard's requests to other home shards are in their rings.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use tickcast_core::metrics::counters::{Counter, Counters};
 use tickcast_proto::ids::ShardId;
 
-/// A shard passes a connection on only if it has over 1/8 more sessions than the shard with the fewest. With many clients the kernel
-/// is about as even, so few connections move.
+/// A shard passes a connection on only if it has over 1/8 more sessions than the shard with the fewest. With many clients, the
+/// kernel's distribution is about as even as that, so few connections move.
 const SURPLUS_DIVISOR: u64 = 8;
 
 /// Distributes the connections that one shard accepts.

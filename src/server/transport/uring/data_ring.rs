@@ -206,7 +206,7 @@ impl<S: Shim> DataRing<S> {
         self.wait_flags.contains(EnterFlags::NO_IOWAIT)
     }
 
-    /// Slots in use, closing ones included.
+    /// Slots in use, including closing ones.
     pub fn in_use(&self) -> usize {
         self.slots.len() - self.free.len()
     }
@@ -298,7 +298,7 @@ impl<S: Shim> DataRing<S> {
         self.push(shutdown.user_data(self.of_slot(SHUTDOWN, slot)))
     }
 
-    /// Closes a socket, of which no event follows. The slot becomes vacant once nothing of it is in flight.
+    /// Closes a socket, which causes no further events. The slot becomes vacant once nothing of it is in flight.
     pub fn close(&mut self, slot: u32) -> io::Result<()> {
         let entry = &mut self.slots[slot as usize];
         if entry.state != State::Open {
