@@ -315,7 +315,7 @@ impl Checks<'_> {
         let (key, client) = match (has_header, table.forwarded_for == Some(true)) {
             (false, false) => return ClientAddress::Peer,
             (true, true) => {
-                let text = "a proxy tells the client's address either by proxy_protocol or by forwarded_for; remove one";
+                let text = "a proxy gives the client's address either by proxy_protocol or by forwarded_for; remove one";
                 self.refuse(&path("forwarded_for"), text.into());
                 return ClientAddress::Peer;
             }

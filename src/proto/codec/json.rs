@@ -193,10 +193,10 @@ fn base64_fault(error: &DecodeError) -> String {
     match *error {
         DecodeError::InvalidByte(at, byte) => format!("{:?} at {at}", char::from(byte)),
         DecodeError::InvalidLastSymbol(at, _) => {
-            format!("the character at {at} stands for more than whole bytes")
+            format!("the character at {at} has bits beyond the last whole byte")
         }
         DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => {
-            "its length, padding (=) included, must be a multiple of 4".into()
+            "its length, including padding (=), must be a multiple of 4".into()
         }
     }
 }

@@ -56,7 +56,7 @@ impl Access {
     pub(super) fn check_host(&self, host: Option<&Authority>) -> Result<(), Failure> {
         match host {
             Some(host) if !self.hosts.is_empty() && !self.lists(host) => Err(forbidden(format!(
-                "{:?} is no name of this server; --allow-host {} adds it",
+                "{:?} is not a name of this server; --allow-host {} adds it",
                 host.as_str(),
                 host.host()
             ))),
@@ -159,7 +159,7 @@ impl FromStr for HostPattern {
                 Ok(HostPattern::Below(suffix.to_ascii_lowercase()))
             }
             None if is_name(text) => Ok(HostPattern::Exact(text.to_ascii_lowercase())),
-            _ => Err(format!("{text:?} is no host; use ticks.example.com, *.example.com or *")),
+            _ => Err(format!("{text:?} is not a host; use ticks.example.com, *.example.com or *")),
         }
     }
 }
@@ -187,7 +187,7 @@ impl FromStr for OriginPattern {
             "null" => Ok(OriginPattern::Null),
             _ => page().ok_or_else(|| {
                 format!(
-                    "{text:?} is no origin; use https://app.example.com, https://*.example.com, null or *"
+                    "{text:?} is not an origin; use https://app.example.com, https://*.example.com, null or *"
                 )
             }),
         }

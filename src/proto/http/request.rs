@@ -195,7 +195,7 @@ fn body_length(headers: &HeaderMap, is_1_0: bool) -> Result<BodyLength, Failure>
     let Some(length) = length else { return Ok(BodyLength::Bytes(0)) };
     let digits = length.as_bytes().trim_ascii();
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return Err(Failure::bad_request("header content-length is no number of bytes"));
+        return Err(Failure::bad_request("header content-length is not a number of bytes"));
     }
     let bytes = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<usize>().ok());
     match bytes {

@@ -136,8 +136,7 @@ impl Cores {
     /// What to log about the quota, if there is one: a warning if this number of shards exceeds it.
     pub fn quota_notice(&self, shards: u16) -> Option<(Level, String)> {
         let quota = self.quota?;
-        let worth =
-            format!("the CPU quota is worth {quota} of {} cores; shards: {shards}", self.allowed.len());
+        let worth = format!("the CPU quota covers {quota} of {} cores; shards: {shards}", self.allowed.len());
         if usize::from(shards) <= quota {
             return Some((Level::Info, worth));
         }

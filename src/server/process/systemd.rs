@@ -163,7 +163,9 @@ impl Feeder {
             match period.watchdog.check(turns) {
                 Verdict::Feed => notify(&[NotifyState::Watchdog]),
                 Verdict::Wait { shard, log: true } => {
-                    ::log::warn!("shard {shard} is stuck: the watchdog is not fed until it makes progress");
+                    ::log::warn!(
+                        "shard {shard} is stuck: the watchdog is not notified until it makes progress"
+                    );
                 }
                 Verdict::Wait { .. } => {}
             }

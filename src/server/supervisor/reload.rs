@@ -144,7 +144,7 @@ impl Reloader {
             (Some(authority), Some(auth)) => authority.replace(auth.policy.clone()),
             (None, None) => {}
             (Some(_), None) => {
-                ::log::warn!("SIGHUP: [auth] stays as it was: without it takes effect at the next start")
+                ::log::warn!("SIGHUP: [auth] is kept: removing it takes effect at the next start")
             }
             (None, Some(_)) => ::log::warn!("SIGHUP: [auth] takes effect at the next start"),
         }

@@ -98,7 +98,7 @@ impl AdminAccess {
         match (operators, &*rule) {
             (Some(operators), _) => *rule = Rule::Operators(operators),
             (None, Rule::Operators(_)) => {
-                return Err("[[auth.operator]] stays as it was: without it takes effect at the next start");
+                return Err("[[auth.operator]] is kept: removing it takes effect at the next start");
             }
             (None, _) => {}
         }
@@ -171,7 +171,7 @@ impl AdminAccess {
             Refusal::Invalid => (
                 401,
                 "Bearer realm=\"tickcast admin\", error=\"invalid_token\"",
-                "neither the token nor the certificate is that of an operator",
+                "neither the token nor the certificate belongs to an operator",
             ),
             Refusal::Missing | Refusal::Handshake => (
                 401,

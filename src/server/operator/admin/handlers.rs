@@ -102,7 +102,7 @@ impl AdminContext {
         host::check(request.version(), hosts.iter(), uri.authority(), self.is_local)?;
         let changes = ![Method::GET, Method::HEAD].contains(request.method());
         if changes && request.headers().contains_key(ORIGIN) {
-            return Err(RequestError::new(403, "web pages may change nothing (Origin header present)"));
+            return Err(RequestError::new(403, "web pages may not change anything (Origin header present)"));
         }
         let who = self.handles.access.check(peer, request.method(), uri.path(), request.headers())?;
         let route = route::route(request.method().as_str(), uri.path(), uri.query().unwrap_or_default())?;

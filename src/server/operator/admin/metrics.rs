@@ -173,7 +173,7 @@ fn certificates(scrape: &Scrape<'_>, writer: &mut Writer) {
     if scrape.certificates.is_empty() {
         return;
     }
-    writer.family(NAME, "gauge", "When the certificates of the listeners end, in seconds since 1970.");
+    writer.family(NAME, "gauge", "Expiry of the listeners' certificates, in seconds since 1970.");
     for CertificateStatus { listener, name, ends_s } in scrape.certificates {
         writer.sample(NAME, &[("listener", listener), ("name", &escaped(name))], ends_s);
     }

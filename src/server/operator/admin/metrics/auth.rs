@@ -7,8 +7,8 @@ use super::{Scrape, Writer};
 /// If clients are not authenticated, writes only the metrics of the admin listener.
 pub(super) fn auth(scrape: &Scrape<'_>, writer: &mut Writer) {
     const REFUSED: &str = "tickcast_admin_refused_total";
-    let help = "Requests to the admin listener refused, by reason: no credentials (missing), those of no operator (invalid), of one that \
-                may only read (role); TLS handshakes that failed (handshake).";
+    let help = "Requests to the admin listener refused, by reason: no credentials (missing), not an operator's (invalid), not allowed \
+                by the role (role); TLS handshakes that failed (handshake).";
     writer.family(REFUSED, "counter", help);
     for (reason, count) in scrape.admin_refused {
         writer.sample(REFUSED, &[("reason", reason)], count);
