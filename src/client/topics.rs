@@ -8,7 +8,7 @@ use std::{
 use crate::{CONNECTION_TOPICS_MAX, ProtocolError};
 use tickcast_proto::{pattern, subscription::Position};
 
-/// What a connection has received of one topic.
+/// Statistics of one topic on a connection.
 ///
 /// Without interruptions and snapshots, `ticks + missed + conflated + gap` is the number of sequences from the first one
 /// received or announced to the last. Snapshot ticks break the sum: the ticks they stand for are not counted.
@@ -59,7 +59,7 @@ pub(super) struct OpenRange {
     pub(super) from: u64,
 }
 
-/// What precedes a tick in its topic.
+/// The ticks missing before a tick in its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Advance {
     /// Ticks that were neither delivered nor announced.

@@ -133,7 +133,7 @@ pub enum Decoder {
 
 const _: () = assert!(size_of::<Decoder>() == 16, "the docs of Decoder state its size");
 
-/// What the decoders of one shard share: limits, and a WebSocket decoder.
+/// Shared state of one shard's decoders: limits, and a WebSocket decoder.
 #[derive(Debug)]
 pub struct SharedDecoders {
     /// Largest native frame, in bytes.

@@ -56,14 +56,14 @@ pub enum Answer {
     Upgrade {
         /// The 101 response.
         response: Vec<u8>,
-        /// What the request target asks for.
+        /// The requested target.
         target: Target,
         /// The addresses in `X-Forwarded-For`, from the last proxy backwards, up to the first invalid one.
         forwarded_for: Vec<IpAddr>,
     },
 }
 
-/// What a WebSocket is used for.
+/// The use of a WebSocket.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target {
     /// `/ws`: the protocol, with subscriptions to start immediately.
@@ -85,7 +85,7 @@ pub enum Target {
     Echo,
 }
 
-/// What the server serves over HTTP, and to whom.
+/// Configuration of the HTTP server: its resources, and who may use them.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpConfig<'a> {
     /// Largest request head, in bytes.

@@ -49,7 +49,7 @@ const SIZE_UNITS: [Unit; 7] = [
     ("B", 1),
 ];
 
-/// What a value measures.
+/// The quantity that a value measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
     /// A time, in nanoseconds.

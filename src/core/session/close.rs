@@ -218,7 +218,7 @@ pub struct Ending {
     pub half_closed: bool,
     /// Whether the peer sends no more: it has sent FIN, or closed the WebSocket.
     pub peer_closed: bool,
-    /// How far it has left its topics and patterns.
+    /// Progress of leaving its topics and patterns.
     pub departure: DepartureState,
 }
 
@@ -230,7 +230,7 @@ impl Ending {
     }
 }
 
-/// How far an ending session has left its topics and patterns.
+/// Progress of an ending session in leaving its topics and patterns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DepartureState {
     /// Some topics or patterns still list the session, so it keeps its slot.

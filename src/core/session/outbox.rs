@@ -220,7 +220,7 @@ impl Outbox {
         self.segments()?.front().copied()
     }
 
-    /// What waits before the newest shared frames, to change.
+    /// The outbox's contents before the newest shared frames, to change.
     pub(super) fn backlog_mut(&mut self) -> &mut Backlog {
         self.backlog.get_or_insert_default()
     }

@@ -27,7 +27,7 @@ const READ_BYTES: usize = 128;
 /// Size of the read buffer for the few connections with long messages, in bytes.
 const LONG_READ_BYTES: usize = 64 << 10;
 
-/// What one complete frame from the peer contained.
+/// Contents of one complete frame from the peer.
 #[derive(Debug)]
 pub enum Incoming {
     /// A fragment, a pong, or a ping, whose pong was appended to the replies.

@@ -27,7 +27,7 @@ pub(super) struct Body {
     next: Next,
 }
 
-/// What comes next.
+/// The next element.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     /// The last bytes of the body.

@@ -248,7 +248,7 @@ pub struct SourceBounds {
 /// Collects what is wrong with one source's options.
 #[derive(Debug)]
 pub struct OptionChecks {
-    /// What to check against.
+    /// The server's bounds to check against.
     pub bounds: SourceBounds,
     refused: Vec<(&'static str, String)>,
 }

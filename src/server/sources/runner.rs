@@ -17,7 +17,7 @@ use crate::process::{
 };
 use tickcast_core::metrics::counters::Counters;
 
-/// What operators see of a source. Clones share the state.
+/// An operator's view of a source. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct SourceStatus {
     kind: &'static str,

@@ -24,7 +24,7 @@ pub struct Handover {
     pub socket: OwnedFd,
     /// The target shard, and the bytes received so far.
     pub departure: DetachedSession,
-    /// What it counts against.
+    /// The limits that it counts against.
     pub admitted: Admitted,
     /// Its TLS, if it has any. Nothing waits to be sent on its behalf.
     pub tls: Option<Box<TlsConnection>>,

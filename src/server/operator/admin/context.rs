@@ -1,4 +1,4 @@
-//! What all requests share: handles to the server, its stage and its start time.
+//! Shared context of all requests: handles to the server, its stage and its start time.
 
 use std::sync::{
     Arc,

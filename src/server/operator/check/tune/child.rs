@@ -27,7 +27,7 @@ const STDERR_BYTES_MAX: usize = 4 << 10;
 /// Pause between two polls of the child.
 const POLL_NS: u64 = 2_000_000;
 
-/// What a child wrote, and how it ended.
+/// A child's output, and how it ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Output {
     pub(super) stdout: Vec<u8>,
