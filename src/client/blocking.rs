@@ -136,7 +136,7 @@ impl Address {
     }
 }
 
-/// A connection to a server, with blocking calls.
+/// A connection to a server with calls that block.
 ///
 /// One thread at a time may use it. The server pings idle clients and closes those that do not answer;
 /// [`Client::next_event`] answers, so call it at least every few seconds, even if you expect no events.
@@ -400,7 +400,7 @@ impl Client {
         self.connection.close();
         self.flush()?;
         self.stream.say_goodbye();
-        // Everything has been sent. Without close_notify, the server still sees the end.
+        // Everything has been sent: without the goodbye of TLS, the server sees an end all the same.
         let _ = self.flush();
         let socket = &mut self.stream.socket;
         match socket.shutdown(Shutdown::Write) {

@@ -119,7 +119,7 @@ pub struct ConnectOptions {
     /// events, or no more than [`PUBLISHES_UNACKNOWLEDGED_MAX`] publishes are accepted. A server of version 0.1 does not know
     /// acknowledgements: see [`Connection::acknowledges`]. Not used by raw connections, which have no replies.
     pub acknowledgements: bool,
-    /// How to verify TLS servers. Only for [`Client`] and [`ReconnectingClient`].
+    /// How a server that speaks TLS is verified. Only for [`Client`] and [`ReconnectingClient`].
     pub tls: TlsOptions,
     /// Largest frame accepted from the server, in bytes; a WebSocket message may be a third longer, plus
     /// [`MESSAGE_OVERHEAD_BYTES`]. Must be at least the server's `frame_bytes_max`.

@@ -1,4 +1,4 @@
-//! Admission control: limits on connections, on the accept rate, and on the publish rate of sessions.
+//! Admission control: limits on connections, on how fast they are accepted, and on how fast sessions publish.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -22,7 +22,7 @@ impl Pace {
     }
 }
 
-/// A token bucket. Holds one second's tokens, or as many as its owner says, at least one. 8 bytes, no timer.
+/// A token bucket that holds one second's tokens or as many as its owner says, at least one. 8 bytes, no timer.
 ///
 /// The generic cell rate algorithm (ITU-T I.371, annex A): instead of a number of tokens it stores the time at which the
 /// bucket will be full again.
@@ -46,7 +46,7 @@ impl Bucket {
         self.has_room(pace, pace.interval_ns.saturating_mul(u64::from(burst)), now_ns)
     }
 
-    /// Takes a token; there must be one.
+    /// Takes a token that is there.
     pub fn spend(&mut self, pace: Pace, now_ns: u64) {
         self.full_again_ns = self.full_again_ns.max(now_ns) + pace.interval_ns;
     }
@@ -83,7 +83,7 @@ impl Publishers {
         self.buckets[slot] = Bucket::default();
     }
 
-    /// Changes the limit; 0: no limit.
+    /// Changes the limit from now on; 0: no limit.
     pub fn set_pace(&mut self, per_second: u32) {
         self.pace = Pace::new(per_second, 1);
     }

@@ -90,7 +90,7 @@ pub struct AuthLimits {
     pub anonymous: Option<Arc<Principal>>,
     /// Whether `?token=` is accepted in the target of `/ws`, which proxies and others log.
     pub query_token: bool,
-    /// How long before a token expires the server warns its client, nanoseconds.
+    /// Time before the expiry of a token at which its client is told, nanoseconds.
     pub warning_ns: u64,
     /// Time that a session stays open after its token has expired, nanoseconds.
     pub grace_ns: u64,

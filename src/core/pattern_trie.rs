@@ -12,7 +12,7 @@ const ROOT: u32 = 0;
 const NONE: u32 = 0;
 /// Tokens of a node to compare for one unit of work.
 const TOKENS_PER_UNIT: usize = 8;
-/// Overhead of an allocation, in bytes.
+/// What an allocation takes beyond the bytes asked for.
 pub(crate) const ALLOCATION_BYTES: usize = 16;
 
 /// A trie of patterns by token, each with a value.

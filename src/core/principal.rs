@@ -150,7 +150,7 @@ impl Rules {
             && !self.deny.iter().any(|denied| pattern::overlaps(denied, pattern))
     }
 
-    /// Whether a topic belongs to the set. Compares each pattern at most once; does not allocate.
+    /// Whether a topic belongs to the set. One look at each pattern at most; does not allocate.
     pub fn permits(&self, topic: &str) -> bool {
         self.allow.iter().any(|allowed| pattern::matches(allowed, topic))
             && !self.deny.iter().any(|denied| pattern::matches(denied, topic))
@@ -220,7 +220,7 @@ impl Credentials {
 /// Why a client's credentials are refused. No text contains its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthRefusal {
-    /// There are no credentials, and anonymous clients are not allowed.
+    /// It has given no credentials, and anonymous clients are not allowed.
     Missing,
     /// The credentials are invalid. Contains the reason, for people.
     Invalid(Box<str>),

@@ -241,7 +241,7 @@ pub struct Session {
     pub principal: Option<Arc<Principal>>,
     /// How its principal is known.
     pub proof: Proof,
-    /// Whether its listener accepts no ticks.
+    /// Its listener takes no ticks.
     pub is_read_only: bool,
     /// Its stage in the protocol.
     pub protocol: Protocol,

@@ -58,7 +58,7 @@ pub enum Answer {
         response: Vec<u8>,
         /// The requested target.
         target: Target,
-        /// The addresses in `X-Forwarded-For`, from the last proxy backwards, up to the first invalid one.
+        /// The addresses in `X-Forwarded-For`, from the last proxy backwards, as far as they are valid.
         forwarded_for: Vec<IpAddr>,
     },
 }

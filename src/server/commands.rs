@@ -41,7 +41,7 @@ impl ServerArgs {
         ServerArgs { server: server.into(), client: None, tls: TlsArgs::default() }
     }
 
-    /// The address, and the connection's options.
+    /// What to connect to and how.
     fn parse(&self) -> Result<(Address, ConnectOptions), ClientError> {
         let address = Address::parse(&self.server)?;
         let client = self.client.clone().unwrap_or_default();

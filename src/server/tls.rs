@@ -120,7 +120,7 @@ impl Certificates {
         Ok(configs)
     }
 
-    /// Rotates ticket keys and repeats warnings when they are due. Call it regularly.
+    /// Rotates ticket keys and repeats warnings when it is time. Call it from time to time.
     pub fn turn(&mut self, (monotonic_ns, now_s): (u64, u64)) {
         if self.is_empty() {
             return;

@@ -1,7 +1,8 @@
 //! Session tickets under keys that are plain data, so that all shards, and a restarted server, accept each other's.
-//! A ticket is the name of its key, a nonce, and the sealed state of the session. A resumed session does not present its client
-//! certificate again, and nothing verifies it. So each context, such as a listener with its authorities, has its own keys,
-//! derived from the server's: a ticket of one context is invalid in another.
+//!
+//! A ticket is the name of its key, a nonce, and the sealed state of the session. A resumed session does not show its client
+//! certificate again, nor are the authorities asked. So each context, such as a listener with its authorities, has keys of its
+//! own, derived from those of the server: a ticket of one is worth nothing in another.
 
 use std::sync::{Arc, PoisonError, RwLock};
 

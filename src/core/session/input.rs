@@ -106,8 +106,8 @@ impl Session {
         }
     }
 
-    /// Bytes held for a frame or message whose rest the peer has not sent. Input that waits for room does not count, because the
-    /// shard makes it wait.
+    /// Bytes it holds for a frame or message whose rest the peer has not sent. Input that waits for room does not count:
+    /// the shard keeps it waiting.
     pub fn held_unfinished_bytes(&self) -> usize {
         let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
         let input = self.input.as_deref().map_or(0, |input| input.bytes.capacity());

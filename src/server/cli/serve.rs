@@ -161,7 +161,7 @@ pub struct LimitOptions {
     /// Maximum connections from one IPv4 address or IPv6 /64 network; 0: no limit; the page needs up to 20
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_clients_per_source: u32,
-    /// Networks that --max-clients-per-source does not limit, such as proxies; none: it limits all
+    /// Networks that --max-clients-per-source does not limit: put proxies here; none: it limits all
     #[arg(long, value_name = "NETWORK,...", default_value = Networks::LOOPBACK)]
     #[serde(with = "super::values::text")]
     pub unlimited_sources: Networks,
@@ -177,10 +177,10 @@ pub struct LimitOptions {
     /// Maximum ticks per second that one session may publish; 0: no limit
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub publish_rate: u32,
-    /// Maximum subscriptions per session
+    /// Subscriptions of one session
     #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT)]
     pub subscriptions_per_session_max: usize,
-    /// Maximum topics on the server
+    /// Topics of the server
     #[arg(long, value_name = "N", default_value_t = limits::TOPICS_MAX_DEFAULT)]
     pub topics_max: usize,
     /// Maximum existing topics that one session created; 0: no limit

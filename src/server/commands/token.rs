@@ -23,8 +23,8 @@ use tickcast_proto::{identity, limits::TOKEN_BYTES_MAX};
 /// Options of `tickcast token`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
-Patterns may contain {sub} and {tenant}, which stand for the token's values. Without --allow-sub and --allow-pub, the token has \
-no permissions of its own; its [[auth.key]] defines them.")]
+A pattern may contain {sub} and {tenant}, which become those of the token. Without --allow-sub and --allow-pub the token has \
+no permissions of its own, and gets those of its [[auth.key]].")]
 pub struct TokenArgs {
     /// File with the signing key: a private key in PEM (PKCS#8), or the secret for HS256
     #[arg(long, value_name = "FILE", required_unless_present = "hash")]
@@ -47,13 +47,13 @@ pub struct TokenArgs {
     /// Pattern that the client may subscribe to; repeatable
     #[arg(long, value_name = "PATTERN", requires = "key")]
     pub allow_sub: Vec<String>,
-    /// Pattern that the client may not subscribe to; takes precedence; repeatable
+    /// Pattern that it may not subscribe to; repeatable, takes precedence
     #[arg(long, value_name = "PATTERN", requires = "key")]
     pub deny_sub: Vec<String>,
     /// Pattern of topics that the client may publish to; repeatable
     #[arg(long, value_name = "PATTERN", requires = "key")]
     pub allow_pub: Vec<String>,
-    /// Pattern of topics that the client may not publish to; takes precedence; repeatable
+    /// Pattern of topics that it may not publish on; repeatable, takes precedence
     #[arg(long, value_name = "PATTERN", requires = "key")]
     pub deny_pub: Vec<String>,
     /// Lifetime of the token

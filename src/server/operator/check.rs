@@ -27,14 +27,14 @@ const EXIT_USAGE: u8 = 2;
 /// Options of `tickcast check`.
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-Enabled: already set as recommended. Supported: not set, but possible on this machine; the reason says how or why. Unsupported: \
-not possible on this machine. Limits are those of this process; a service has the limits of its unit.")]
+Enabled: already as wanted. Supported: not as wanted, but possible on this machine; the reason says how or why. Unsupported: \
+not possible here. Limits are those of this process; a service has the limits of its unit.")]
 pub struct CheckArgs {
     /// Print one JSON object per line: name, required, state (enabled, supported or unsupported), now, wanted, reason
     #[arg(long)]
     pub json: bool,
-    /// tickcast-tune program to run [default: the one installed with this program or in its source tree, unless other
-    /// users can write to it]
+    /// The tickcast-tune to run [default: the one installed with this program or in its source tree, unless others may
+    /// write to it]
     #[arg(long, env = "TICKCAST_TUNE", value_name = "PATH")]
     pub tune: Option<PathBuf>,
 }

@@ -140,7 +140,7 @@ impl Reloader {
         self.log.clone_from(&config.log);
         self.reload_certificates(control);
         match (&self.authority, &config.auth) {
-            // Its key files may have changed even if its text has not.
+            // Its key files may have changed, whether its text has or not.
             (Some(authority), Some(auth)) => authority.replace(auth.policy.clone()),
             (None, None) => {}
             (Some(_), None) => {
