@@ -65,7 +65,7 @@ pub struct TokenArgs {
     /// Audience
     #[arg(long, value_name = "AUDIENCE", requires = "key")]
     pub aud: Option<String>,
-    /// Claim that holds the permissions; must match `claim` in the server's [auth]
+    /// Claim that holds the permissions; must match the server's `claim`
     #[arg(long, value_name = "NAME", default_value = "tickcast")]
     pub claim: String,
     /// Read a static token from standard input and print its hash for [[auth.token]] or [[auth.operator]]
