@@ -240,7 +240,7 @@ impl Fanout {
         }
         self.topics.homes[usize::from(home)][place as usize] = Some(Box::new(topic));
         let (topics, shards) = (&self.topics, self.shards);
-        let is_uncounted = |id| topic_ref(topics, id, shards).is_some_and(|topic| !topic.is_counted);
+        let is_uncounted = |id| topic_ref(topics, id, shards).is_some_and(EgressTopic::waits_to_be_counted);
         self.match_counts.new_topic(id, self.by_name.len(), is_uncounted);
         self.by_name.insert(name.into(), id);
         self.note_joined(id, name);

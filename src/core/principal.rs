@@ -220,7 +220,8 @@ impl Credentials {
 /// Why a client is refused that is not who it must be. No text contains its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthRefusal {
-    /// It has given no credentials, and anonymous clients are not allowed.
+    /// It has given no credentials that mean anything here: none, or a certificate whose name is not listed. Refused unless
+    /// anonymous clients are allowed.
     Missing,
     /// The credentials are not valid; why, for people.
     Invalid(Box<str>),

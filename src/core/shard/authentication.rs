@@ -191,6 +191,10 @@ impl Shard {
                     self.queue_review(slot, now);
                 }
             }
+            // A certificate of a name that is not listed proves nothing: the handshake goes on as without it.
+            Err(AuthRefusal::Missing)
+                if purpose == Purpose::Handshake
+                    && self.authentication.certificate_names.remove(&slot).is_some() => {}
             Err(refusal) => self.refuse_credentials_for(slot, refusal, purpose, now),
         }
         self.resume_after_verdict(slot, now);
@@ -357,9 +361,14 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let due_ns = self.authentication.verdict_due_ns(session.id);
         if due_ns.is_some_and(|due_ns| due_ns <= now.monotonic_ns) {
-            self.counters.add(Counter::CredentialsRefused, 1);
-            self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
+            self.end_without_verdict(slot, now);
         }
+    }
+
+    /// Ends a session whose verdict has not come in time, which is the server's fault.
+    pub(super) fn end_without_verdict(&mut self, slot: SlotId, now: Now) {
+        self.counters.add(Counter::CredentialsRefused, 1);
+        self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
     }
 
     /// Has the credentials of an open session verified. Without authentication, answers as if they never expired.

@@ -13,7 +13,6 @@ use crate::{
     limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS, TIMERS_GONE_MAX, TURN_TIMERS},
     metrics::counters::Counter,
     now::Now,
-    principal::AuthRefusal,
     session::{CloseReason, Protocol, Pulse, SendState, Session, membership::Taking},
 };
 use tickcast_proto::{ids::TopicId, proxy::ProxyError};
@@ -123,8 +122,7 @@ impl Shard {
             TimerKind::Handshake if session.protocol.is_new() => {
                 let reason = match session.protocol {
                     Protocol::ProxyHeader => CloseReason::Proxy(ProxyError::Missing),
-                    // The server's fault.
-                    _ if session.awaits_verdict() => CloseReason::Unauthorized(AuthRefusal::Busy),
+                    _ if session.awaits_verdict() => return self.end_without_verdict(slot, now),
                     _ => CloseReason::HandshakeDeadline,
                 };
                 self.end(slot, reason, now);

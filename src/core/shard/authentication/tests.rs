@@ -197,6 +197,7 @@ fn verdict(credentials: &Credentials) -> Result<Arc<Principal>, AuthRefusal> {
         "early" => Err(AuthRefusal::NotYetValid),
         "revoked" => Err(AuthRefusal::Revoked),
         "busy" => Err(AuthRefusal::Busy),
+        "unlisted" => Err(AuthRefusal::Missing),
         subject => Ok(Arc::new(Principal {
             token_id: Some(format!("id of {token}").into()),
             expires_at_s,

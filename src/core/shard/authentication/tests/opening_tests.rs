@@ -146,6 +146,13 @@ fn credentials_whose_verdict_does_not_come_end_their_session() {
         bench.driver.shard.handle_verdict(id, verdict(&credentials), bench.driver.now);
         bench.turns();
         assert_eq!(bench.take(0), [] as [&str; 0], "it comes too late");
+        bench.driver.shard.handle_eof(SlotId(0), bench.driver.now);
+        let counts = [Counter::ClosedAuthBusy, Counter::CredentialsRefused, Counter::ClosedHandshakeDeadline];
+        assert_eq!(
+            counts.map(|counter| bench.count(counter)),
+            [1, 1, 0],
+            "{transport:?}: the server's fault"
+        );
         bench.end();
     }
 }
@@ -189,6 +196,37 @@ fn a_certificate_stands_for_a_token() {
         let session = bench.driver.shard.sessions.get(SlotId(0)).unwrap();
         assert_eq!(&*session.principal.as_ref().unwrap().subject, "alice");
         bench.end();
+    }
+}
+
+#[test]
+fn a_certificate_whose_name_is_not_listed_is_no_credentials() {
+    let read_only = Permissions { subscribe: rules(&["t.a"], &[]), publish: Rules::NONE };
+    let anonymous = Arc::new(named("anonymous", read_only));
+    for transport in TRANSPORTS {
+        for is_allowed in [true, false] {
+            let anonymous = is_allowed.then(|| anonymous.clone());
+            let mut bench = Bench::with(with(AuthLimits { anonymous, ..AuthLimits::default() }));
+            bench.accept(0, transport, b"");
+            bench.driver.shard.set_certificate_name(SlotId(0), "unlisted");
+            bench.driver.receive(0, &transport.opening(None, ""));
+            assert_eq!(bench.verify(), 1, "asked about once");
+            let events = bench.take(0);
+            if transport == Native && !is_allowed {
+                assert_eq!(events, refused(transport, 3500));
+            } else {
+                let first = if transport == Native { "welcome" } else { "101" };
+                assert_eq!(events, [first], "{transport:?} {is_allowed}");
+                let session = bench.driver.shard.sessions.get(SlotId(0)).unwrap();
+                let proof = if is_allowed { Proof::Anonymous } else { Proof::None };
+                assert_eq!(session.proof, proof, "a name that is not listed proves nothing");
+            }
+            if matches!(transport, JsonHello | FramesHello) {
+                let events = bench.request(0, &transport.hello("alice", ""));
+                assert_eq!(events[0], "welcome", "{transport:?} {is_allowed}: its hello brings a token");
+            }
+            bench.end();
+        }
     }
 }
 
