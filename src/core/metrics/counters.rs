@@ -80,6 +80,8 @@ counters! {
     CredentialsAccepted = "credentials_accepted", "credentials";
     /// Credentials that were refused, missing ones included.
     CredentialsRefused = "credentials_refused", "credentials";
+    /// New tokens of open sessions that were not looked at, because the session gave too many.
+    CredentialsRefusedRate = "credentials_refused_rate", "credentials";
     /// Ticks dropped by a source of the server, because a ring was full or the process had been stopped.
     SourceTicksDropped = "source_ticks_dropped", "ticks";
     /// Times a source of the server waited, because the ring to a shard was full.

@@ -22,8 +22,9 @@ use std::{
 
 use super::{Shard, ingress::quoted, timers::TimerKind};
 use crate::{
+    admission::{Bucket, Pace},
     ids::{SessionId, SlotId},
-    limits::{EXPIRY_LOOK_NS, REVOCATIONS_RECENT_MAX},
+    limits::{EXPIRY_LOOK_NS, NEW_TOKENS_BURST, NEW_TOKENS_PER_S, REVOCATIONS_RECENT_MAX},
     metrics::counters::Counter,
     now::Now,
     permission_sets::PermissionSets,
@@ -96,6 +97,8 @@ pub(super) struct Authentication {
     certificate_names: HashMap<SlotId, Box<str>>,
     /// Bound: one for each session.
     expiries: HashMap<SlotId, Expiry>,
+    /// How often sessions may give new tokens. Bound: one for each session.
+    new_tokens: HashMap<SlotId, Bucket>,
     /// Revocations that verdicts on their way may not know, and until when, CLOCK_MONOTONIC nanoseconds. Bound:
     /// [`REVOCATIONS_RECENT_MAX`].
     revoked: VecDeque<(Revocation, u64)>,
@@ -123,6 +126,7 @@ impl Authentication {
         self.refused.remove(&slot);
         self.certificate_names.remove(&slot);
         self.expiries.remove(&slot);
+        self.new_tokens.remove(&slot);
         if let Some(principal) = principal {
             self.permissions.release(principal);
         }
@@ -133,6 +137,17 @@ impl Authentication {
         self.revoked.iter().any(|(revocation, until_ns)| recent(*until_ns) && revocation.revokes(principal))
     }
 
+    /// Counts a new token of an open session, and returns whether it may be looked at.
+    fn takes_new_token(&mut self, slot: SlotId, now: Now) -> bool {
+        let Some(pace) = Pace::new(NEW_TOKENS_PER_S, 1) else { return true };
+        let bucket = self.new_tokens.entry(slot).or_default();
+        let takes = bucket.has_token(pace, NEW_TOKENS_BURST, now.monotonic_ns);
+        if takes {
+            bucket.spend(pace, now.monotonic_ns);
+        }
+        takes
+    }
+
     /// Heap memory in bytes.
     pub(super) fn heap_bytes(&self) -> usize {
         let waiting = |(_, credentials): &(SessionId, Credentials)| {
@@ -141,6 +156,7 @@ impl Authentication {
         self.queue.iter().map(waiting).sum::<usize>()
             + self.pending.capacity() * size_of::<(SessionId, Pending)>()
             + self.expiries.capacity() * size_of::<(SlotId, Expiry)>()
+            + self.new_tokens.capacity() * size_of::<(SlotId, Bucket)>()
             + self.certificate_names.values().map(|name| name.len() + 32).sum::<usize>()
             + self.permissions.heap_bytes()
     }
@@ -171,6 +187,9 @@ impl Shard {
         let slot = id.slot();
         let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == id) else { return };
         session.proof = before;
+        // Its input no longer waits for others.
+        self.sessions.count_unfinished(slot);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
         if self.input_stopped {
             // The server stops: its input is no longer processed.
             return if session.is_paused() {
@@ -367,6 +386,9 @@ impl Shard {
 
     /// Ends a session whose verdict has not come in time, which is the server's fault.
     pub(super) fn end_without_verdict(&mut self, slot: SlotId, now: Now) {
+        if self.sessions.open_mut(slot).is_none() {
+            return;
+        }
         self.counters.add(Counter::CredentialsRefused, 1);
         self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
     }
@@ -379,6 +401,15 @@ impl Shard {
                 Purpose::Hello { request, features } => self.welcome(slot, request, features, true, now),
                 Purpose::Refresh { request } => self.reply_expires(slot, request, now),
             };
+        }
+        if let Purpose::Hello { request, .. } | Purpose::Refresh { request } = purpose
+            && !self.authentication.takes_new_token(slot, now)
+        {
+            self.counters.add(Counter::CredentialsRefusedRate, 1);
+            let text = format!(
+                "a session may give {NEW_TOKENS_BURST} new tokens at once, and {NEW_TOKENS_PER_S} a second after that"
+            );
+            return self.fail(slot, request, ErrorCode::RateLimited, &text, now);
         }
         match self.ask(slot, Some(token), purpose, now) {
             Ok(()) => {}

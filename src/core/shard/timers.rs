@@ -162,7 +162,9 @@ impl Shard {
     fn check_frame(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.frame_timer_pending = false;
-        let Some(since_ns) = session.unfinished_since_ns() else { return };
+        // The verdict has a deadline of its own.
+        let is_peers = !session.awaits_verdict();
+        let Some(since_ns) = session.unfinished_since_ns().filter(|_| is_peers) else { return };
         let is_handshake = session.protocol.is_handshake();
         let deadline_ns = self.limits.input_deadline_ns(is_handshake);
         let mut when_ns = since_ns.saturating_add(deadline_ns);

@@ -6,6 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use crate::{
     config::{AuthLimits, Limits},
     ids::{SlotId, SourceId},
+    limits::{NEW_TOKENS_BURST, UNFINISHED_MESSAGES_LOWEST},
     metrics::counters::Counter,
     placement,
     principal::{AuthRefusal, Credentials, Permissions, Principal, Revocation, Rules},
@@ -325,7 +326,8 @@ impl Bench {
         let authentication = &self.driver.shard.authentication;
         assert!(authentication.permissions.is_empty() && authentication.expiries.is_empty());
         assert!(authentication.pending.is_empty() && authentication.refused.is_empty());
-        assert!(authentication.certificate_names.is_empty());
+        assert!(authentication.certificate_names.is_empty() && authentication.new_tokens.is_empty());
+        assert_eq!(self.driver.shard.sessions.unfinished_bytes(), 0);
         assert_eq!(self.driver.shard.sessions_len(), 0);
     }
 }

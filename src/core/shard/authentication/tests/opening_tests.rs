@@ -158,6 +158,33 @@ fn credentials_whose_verdict_does_not_come_end_their_session() {
 }
 
 #[test]
+fn what_waits_for_a_verdict_counts_as_unfinished_and_the_oldest_goes_first() {
+    let limits = Limits { frame_bytes_max: 1 << 10, unfinished_bytes_max: 1, ..with(AuthLimits::default()) };
+    let bytes_max = UNFINISHED_MESSAGES_LOWEST * limits.message_bytes_max();
+    for transport in TRANSPORTS {
+        let mut bench = Bench::with(limits.clone());
+        let mut bytes = transport.opening(Some(&"x".repeat(600)), "");
+        // What follows a hello on an open session waits, the hello itself does not.
+        (0..20).for_each(|_| bytes.extend(transport.ping()));
+        let clients = 2 * (bytes_max / bytes.len()) as u32;
+        for slot in 0..clients {
+            bench.accept(slot, transport, &bytes[..bytes.len() / 2]);
+            bench.driver.receive(slot, &bytes[bytes.len() / 2..]);
+            let held = bench.driver.shard.sessions.unfinished_bytes();
+            assert!(held <= bytes_max && held > 0, "{transport:?} {slot}: {held}");
+        }
+        let sessions = &mut bench.driver.shard.sessions;
+        let open: Vec<u32> = (0..clients).filter(|slot| sessions.open_mut(SlotId(*slot)).is_some()).collect();
+        assert!(open.is_sorted() && open[0] > 0 && *open.last().unwrap() == clients - 1, "{open:?}");
+        assert_eq!(open.len() as u32, clients - open[0], "{transport:?}: the oldest have ended");
+        bench.verify();
+        assert_eq!(bench.driver.shard.sessions.unfinished_bytes(), 0);
+        bench.driver.sent.clear();
+        bench.end();
+    }
+}
+
+#[test]
 fn credentials_that_wait_are_bounded_and_those_beyond_are_told_to_come_back() {
     for transport in TRANSPORTS {
         let mut bench = Bench::with(with(AuthLimits { waiting_max: 2, ..AuthLimits::default() }));
