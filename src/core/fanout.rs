@@ -5,6 +5,8 @@ mod egress_logs;
 mod forget;
 mod match_counts;
 mod overflow;
+mod partial;
+mod possible_policies;
 mod recovery;
 mod subscriptions;
 mod topic;
@@ -231,11 +233,11 @@ impl Fanout {
                 entries,
                 &topic,
                 session.subscriptions.iter(),
-                session.format,
+                session.principal.as_deref(),
             );
             match merged {
                 Some(merged) => topic.join(slot, merged, None, sessions, logs),
-                None => debug_assert!(false, "a member of an entry has the subscription"),
+                None => debug_assert!(session.has_partial(), "a member of an entry has the subscription"),
             }
         }
         self.topics.homes[usize::from(home)][place as usize] = Some(Box::new(topic));

@@ -74,6 +74,8 @@ counters! {
     TicksRefusedNotAllowed = "ticks_refused_not_allowed", "ticks";
     /// Subscriptions refused because their session may not receive all topics of the pattern.
     SubscriptionsRefused = "subscriptions_refused", "subscriptions";
+    /// Subscriptions accepted of which only a part is delivered, because their session may not receive all topics of the pattern.
+    SubscriptionsFiltered = "subscriptions_filtered", "subscriptions";
     /// Subscriptions ended because the session's new token does not allow them.
     SubscriptionsRemoved = "subscriptions_removed", "subscriptions";
     /// Credentials that were valid.

@@ -15,12 +15,15 @@
 //! The subject of a token is the client's identity and goes before `client=`. It is known only after the verdict, so the shard that
 //! accepted the connection has its credentials verified, and hands the verdict over with the connection.
 
+mod permissions;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
-use super::{Shard, ingress::quoted, timers::TimerKind};
+pub(super) use self::permissions::Allowed;
+use super::{Shard, timers::TimerKind};
 use crate::{
     admission::{Bucket, Pace},
     ids::{SessionId, SlotId},
@@ -29,7 +32,7 @@ use crate::{
     now::Now,
     permission_sets::PermissionSets,
     principal::{AuthRefusal, Credentials, Principal, Revocation},
-    session::{CloseReason, Proof, Session},
+    session::{CloseReason, Proof},
 };
 use tickcast_proto::{ErrorCode, command::Token, features::Features, reply::Reply};
 
@@ -200,13 +203,13 @@ impl Shard {
         match verdict {
             Ok(principal) => {
                 self.counters.add(Counter::CredentialsAccepted, 1);
-                self.set_principal(slot, principal, now);
+                let has_changed = self.set_principal(slot, principal, now);
                 match purpose {
                     Purpose::Handshake => {}
                     Purpose::Hello { request, features } => self.welcome(slot, request, features, true, now),
                     Purpose::Refresh { request } => self.reply_expires(slot, request, now),
                 }
-                if purpose != Purpose::Handshake {
+                if purpose != Purpose::Handshake && has_changed {
                     self.queue_review(slot, now);
                 }
             }
@@ -442,22 +445,25 @@ impl Shard {
         }
     }
 
-    /// Makes a principal that credentials prove the session's.
-    pub(super) fn set_principal(&mut self, slot: SlotId, principal: Arc<Principal>, now: Now) {
-        let Some(session) = self.sessions.open_mut(slot) else { return };
+    /// Makes a principal that credentials prove the session's. Returns whether its permissions are others than before.
+    pub(super) fn set_principal(&mut self, slot: SlotId, principal: Arc<Principal>, now: Now) -> bool {
+        let Some(session) = self.sessions.open_mut(slot) else { return false };
         let principal = self.authentication.permissions.share(principal);
         session.proof = Proof::Credentials;
-        if let Some(before) = session.principal.replace(principal) {
-            self.authentication.permissions.release(&before);
+        let permissions = principal.permissions.clone();
+        let before = session.principal.replace(principal);
+        if let Some(before) = &before {
+            self.authentication.permissions.release(before);
         }
         self.watch_expiry(slot, now);
+        before.is_none_or(|before| !Arc::ptr_eq(&before.permissions, &permissions))
     }
 
     /// Takes over the principal of a session that another shard has handed over.
     pub(super) fn attach_principal(&mut self, slot: SlotId, principal: Arc<Principal>, now: Now) {
         match self.authentication.is_revoked(&principal, now) {
             true => self.end(slot, CloseReason::Unauthorized(AuthRefusal::Revoked), now),
-            false => self.set_principal(slot, principal, now),
+            false => drop(self.set_principal(slot, principal, now)),
         }
     }
 
@@ -538,37 +544,6 @@ impl Shard {
             self.reply_expires(slot, 0, now);
         }
         self.set_expiry(slot, left_ns, is_announced || announces, now);
-    }
-
-    /// Returns whether a session may receive every topic that a pattern matches.
-    pub(super) fn may_subscribe(&self, slot: SlotId, pattern: &str) -> bool {
-        self.sessions.get(slot).is_some_and(|session| match &session.principal {
-            Some(principal) => principal.permissions.subscribe.covers(pattern),
-            None => self.limits.auth.is_none(),
-        })
-    }
-
-    /// Returns whether a session may publish ticks of a topic.
-    pub(super) fn may_publish(&mut self, slot: SlotId, topic: &str) -> bool {
-        let Some(session) = self.sessions.get(slot).filter(|session| !session.is_read_only) else {
-            return false;
-        };
-        match &session.principal {
-            Some(principal) => self.authentication.permissions.may_publish(&principal.permissions, topic),
-            None => self.limits.auth.is_none(),
-        }
-    }
-
-    /// Tells a client that its new token does not allow a subscription, which has ended.
-    pub(super) fn tell_removed(&mut self, slot: SlotId, pattern: &str, now: Now) {
-        self.counters.add(Counter::SubscriptionsRemoved, 1);
-        let text = format!("pattern {}: the new token does not allow all of it", quoted(pattern.as_bytes()));
-        let code = ErrorCode::NotAllowed;
-        let has_reasons = |session: &mut Session| session.features.contains(Features::REASONS);
-        match self.sessions.open_mut(slot).is_some_and(has_reasons) {
-            true => self.reply(slot, &Reply::Removed { pattern, code, text: &text }),
-            false => self.fail(slot, 0, code, &text, now),
-        }
     }
 }
 

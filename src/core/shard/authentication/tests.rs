@@ -25,6 +25,7 @@ use tickcast_proto::{
 };
 
 mod expiry_tests;
+mod filter_tests;
 mod handover_tests;
 mod opening_tests;
 mod permission_tests;
@@ -182,7 +183,7 @@ fn named(subject: &str, permissions: Permissions) -> Principal {
     }
 }
 
-/// What a token says: `SUBJECT[/narrow][@SECONDS]`, the time until it expires from the start of the test, or a refusal.
+/// What a token says: `SUBJECT[/narrow][@SECONDS]`, where `root` may do everything, the time until it expires from the start of the test, or a refusal.
 fn verdict(credentials: &Credentials) -> Result<Arc<Principal>, AuthRefusal> {
     let token = credentials.token.as_deref().or(credentials.certificate_name.as_deref()).unwrap();
     let (token, seconds) = token.split_once('@').map_or((token, None), |(token, at)| (token, Some(at)));
@@ -190,6 +191,7 @@ fn verdict(credentials: &Credentials) -> Result<Arc<Principal>, AuthRefusal> {
     let (subject, is_narrow) = token.split_once('/').map_or((token, false), |(subject, _)| (subject, true));
     let permissions = match is_narrow {
         true => Permissions { subscribe: rules(&["t.a", "t.b"], &[]), publish: Rules::NONE },
+        false if subject == "root" || subject == "root2" => Permissions::all(),
         false => wide(),
     };
     match subject {
