@@ -292,12 +292,17 @@ impl<'a> Builder<'a> {
             let text = format!("{}: must be whole seconds, 0s to 5m", tables.common.leeway);
             self.refuse("auth.leeway", text);
         }
+        if !tables.common.ttl_max.ns.is_multiple_of(NS_PER_S) {
+            let text = format!("{}: must be whole seconds, or 0s for no limit", tables.common.ttl_max);
+            self.refuse("auth.ttl_max", text);
+        }
         if tables.common.claim.is_empty() {
             self.refuse("auth.claim", "must be the name of a claim, such as \"tickcast\"");
         }
         let common = Common {
             claim: tables.common.claim.as_str().into(),
             leeway_s: tables.common.leeway.ns / NS_PER_S,
+            ttl_max_s: Some(tables.common.ttl_max.ns / NS_PER_S).filter(|seconds| *seconds > 0),
         };
         let has_any = !(tables.keys.is_empty() && tables.tokens.is_empty() && tables.certificates.is_empty());
         if !has_any && tables.anonymous.is_none() {
