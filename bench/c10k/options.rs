@@ -34,6 +34,9 @@ pub struct Options {
     /// With --tls: do not verify the server
     #[arg(long, requires = "tls")]
     pub insecure: bool,
+    /// File with the token of every connection
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// Connections to open
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     pub connections: usize,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tickcast::limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX};
-use tickcast_client::{ConnectOptions, SubscribeOptions, TlsOptions, server_name};
+use tickcast_client::{ClientToken, ConnectOptions, SubscribeOptions, TlsOptions, server_name};
 use tickcast_proto::{
     WireFormat,
     subscription::Delivery,
@@ -137,6 +137,13 @@ impl Plan {
         if !has_sequences && options.max_loss.is_some() && options.expect_ticks.is_none() {
             return Err("--max-loss needs --expect-ticks here: raw messages carry no sequences".into());
         }
+        let token = match &options.token_file {
+            Some(_) if peer.is_some() => return Err("--token-file is for tickcast servers".into()),
+            Some(file) => Some(
+                ClientToken::read(file).map_err(|text| format!("--token-file {}: {text}", file.display()))?,
+            ),
+            None => None,
+        };
         let host = options.server.unwrap_or_else(|| options.transport.default_server().into());
         let server = resolve_server(&host)?;
         let tls = match options.tls {
@@ -148,7 +155,7 @@ impl Plan {
         }
         Ok(Plan {
             server,
-            connect_options: ConnectOptions { host, path, ..ConnectOptions::new(encoding) },
+            connect_options: ConnectOptions { host, path, token, ..ConnectOptions::new(encoding) },
             peer,
             tls,
             transport: options.transport,

@@ -95,8 +95,8 @@ impl ClientError {
         match self {
             ClientError::Closed { code, .. } => is_retryable_close(*code),
             ClientError::Io(_) | ClientError::Connect { .. } | ClientError::TimedOut { .. } => true,
-            // Certificates expire and are renewed, on both sides.
-            ClientError::Tls { .. } => true,
+            // Certificates expire and are renewed, on both sides. So do tokens, whose file may be between two of them.
+            ClientError::Tls { .. } | ClientError::TokenFile(_) => true,
             // The connection was cut, or a proxy answered for a server that is down.
             ClientError::Protocol(ProtocolError::Truncated | ProtocolError::Handshake(_)) => true,
             ClientError::Protocol(_)

@@ -4,6 +4,7 @@ mod acknowledged;
 mod stream;
 
 use std::{
+    borrow::Cow,
     io::{self, ErrorKind, Read},
     net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs},
     sync::Arc,
@@ -14,7 +15,8 @@ use rustls::ClientConfig;
 
 use self::stream::Stream;
 use crate::{
-    ClientError, ConnectOptions, Connection, Event, ProtocolError, PublishRequest, SubscribeOptions,
+    ClientError, ClientToken, ConnectOptions, Connection, Event, ProtocolError, PublishRequest,
+    SubscribeOptions,
     clock::{self, Deadline},
     error::{ROOM_AWAITED, WELCOME_AWAITED},
     tls,
@@ -136,6 +138,14 @@ impl Address {
     }
 }
 
+/// The options with the token that their file has now.
+fn with_token(options: &ConnectOptions) -> Result<Cow<'_, ConnectOptions>, ClientError> {
+    let Some(file) = &options.token_file else { return Ok(Cow::Borrowed(options)) };
+    let fail = |text| ClientError::TokenFile(format!("token file {}: {text}", file.display()));
+    let token = Some(ClientToken::read(file).map_err(fail)?);
+    Ok(Cow::Owned(ConnectOptions { token, ..options.clone() }))
+}
+
 /// A connection to a server with calls that block.
 ///
 /// One thread at a time may use it. The server pings idle clients and closes those that do not answer;
@@ -185,6 +195,7 @@ impl Client {
         options: &ConnectOptions,
         tls: Option<Arc<ClientConfig>>,
     ) -> Result<Client, ClientError> {
+        let options = with_token(options)?;
         let fail = |error| ClientError::Connect { address: address.host.clone(), error };
         let socket = match address.host.strip_prefix(UNIX_PREFIX) {
             Some(path) => connect_unix(path, CONNECT_TIMEOUT).map_err(fail)?,
@@ -195,7 +206,7 @@ impl Client {
             stream.start_tls(config, tls::server_name(&address.host)?, &address.host, TLS_TIMEOUT)?;
         }
         stream.socket.set_nonblocking(true)?;
-        let (connection, buffer) = (Connection::new(options), vec![0; READ_BYTES].into_boxed_slice());
+        let (connection, buffer) = (Connection::new(&options), vec![0; READ_BYTES].into_boxed_slice());
         let (read_timeout, write_timeout, write_failure) = (None, None, None);
         let mut client = Client { stream, read_timeout, write_timeout, write_failure, connection, buffer };
         match client.await_welcome() {

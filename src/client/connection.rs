@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use tungstenite::Message as WebSocketMessage;
 
 use crate::{
-    CLIENT_NAME_BYTES_MAX, ConnectOptions, Event, IDLE_BUFFER_BYTES_MAX, MESSAGE_OVERHEAD_BYTES,
+    CLIENT_NAME_BYTES_MAX, ClientToken, ConnectOptions, Event, IDLE_BUFFER_BYTES_MAX, MESSAGE_OVERHEAD_BYTES,
     OUTPUT_BYTES_MAX, ProtocolError, Tick, TopicStats,
     acknowledgements::Unacknowledged,
     handshake::Handshake,
@@ -187,8 +187,13 @@ impl Connection {
         if encoding != WireFormat::WEBSOCKET_RAW {
             let request = connection.requests.next();
             let name = if options.name.len() <= CLIENT_NAME_BYTES_MAX { &options.name } else { "" };
-            // Enqueuing fails only for long requests, and this one is short.
-            let client = if encoding == WireFormat::TCP_NATIVE { &options.client } else { "" };
+            // A WebSocket has both in its handshake.
+            let (client, token) = match encoding {
+                WireFormat::TCP_NATIVE => {
+                    (&*options.client, options.token.as_ref().map_or("", ClientToken::as_str))
+                }
+                _ => ("", ""),
+            };
             let features = match encoding.codec {
                 Codec::Native => Features::COUNTS,
                 _ => Features::COUNTS.union(Features::STRING_KEYS).union(Features::POSITIONS),
@@ -198,7 +203,9 @@ impl Connection {
                 false => features,
             };
             connection.hello_name = (encoding == WireFormat::WEBSOCKET_JSON).then(|| name.to_owned());
-            let _ = connection.enqueue(&Outgoing::Hello(HelloParts { request, client, name, features }));
+            let hello = HelloParts { request, client, name, features };
+            // Enqueuing fails only for long requests, and a hello is never one.
+            let _ = connection.enqueue(&Outgoing::Hello(hello, token));
         }
         connection
     }

@@ -125,6 +125,8 @@ pub enum ClientError {
     },
     /// A file of [`ConnectOptions::tls`](crate::ConnectOptions) cannot be used. Contains the file and the reason.
     TlsSettings(String),
+    /// There is no token in [`ConnectOptions::token_file`](crate::ConnectOptions): which file, and why.
+    TokenFile(String),
     /// TLS failed, in its handshake or later.
     Tls {
         /// The server's address.
@@ -169,7 +171,7 @@ impl fmt::Display for ClientError {
             ClientError::Connect { address, error } => {
                 write!(f, "cannot connect to {address}: {error}; is a tickcast server listening there?")
             }
-            ClientError::TlsSettings(text) => write!(f, "{text}"),
+            ClientError::TlsSettings(text) | ClientError::TokenFile(text) => write!(f, "{text}"),
             ClientError::Tls { address, error } => write!(f, "no TLS connection to {address}: {error}"),
             ClientError::Io(error) => write!(f, "the connection broke: {error}"),
             ClientError::Protocol(error) => write!(f, "{error}"),

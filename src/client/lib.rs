@@ -55,7 +55,10 @@ mod request;
 #[cfg(any(test, feature = "scripted-server"))]
 pub mod scripted_server;
 mod tls;
+mod token;
 mod topics;
+
+use std::path::PathBuf;
 
 use tickcast_proto::{
     WireFormat,
@@ -73,6 +76,7 @@ pub use self::{
     reconnecting::{ReconnectOptions, ReconnectingClient, StreamEvent},
     request::{PublishRequest, RequestError},
     tls::{TlsError, TlsOptions, server_name},
+    token::ClientToken,
     topics::TopicStats,
 };
 
@@ -119,6 +123,11 @@ pub struct ConnectOptions {
     /// events, or no more than [`PUBLISHES_UNACKNOWLEDGED_MAX`] publishes are accepted. A server of version 0.1 does not know
     /// acknowledgements: see [`Connection::acknowledges`]. Not used by raw connections, which have no replies.
     pub acknowledgements: bool,
+    /// The client's token: in HELLO, or in the `Authorization` of a WebSocket. It is sent on plain connections too.
+    pub token: Option<ClientToken>,
+    /// File whose first line is the token, in place of `token`. Read for each connection, so that a reconnecting client uses the one
+    /// that is valid then. Only for [`Client`] and [`ReconnectingClient`].
+    pub token_file: Option<PathBuf>,
     /// How a server that speaks TLS is verified. Only for [`Client`] and [`ReconnectingClient`].
     pub tls: TlsOptions,
     /// Largest frame accepted from the server, in bytes; a WebSocket message may be a third longer, plus
@@ -136,6 +145,8 @@ impl ConnectOptions {
             client: String::new(),
             name: concat!("tickcast-client/", env!("CARGO_PKG_VERSION")).into(),
             acknowledgements: false,
+            token: None,
+            token_file: None,
             tls: TlsOptions::default(),
             frame_bytes_max: FRAME_BYTES_MAX_DEFAULT,
         }

@@ -122,12 +122,30 @@ pub(super) enum Start<'a> {
 
 /// A request that is not encoded yet.
 pub(super) enum Outgoing<'a> {
-    Hello(HelloParts<'a>),
-    Subscribe { request: u32, pattern: &'a str, delivery: Delivery, start: Start<'a> },
-    Update { request: u32, pattern: &'a str, delivery: Delivery },
-    Unsubscribe { request: u32, pattern: &'a str },
-    Publish { request: u32, publish: PublishRequest<'a> },
-    Ping { token: u64 },
+    /// With a token; empty: none. In JSON the WebSocket's handshake has had it.
+    Hello(HelloParts<'a>, &'a str),
+    Subscribe {
+        request: u32,
+        pattern: &'a str,
+        delivery: Delivery,
+        start: Start<'a>,
+    },
+    Update {
+        request: u32,
+        pattern: &'a str,
+        delivery: Delivery,
+    },
+    Unsubscribe {
+        request: u32,
+        pattern: &'a str,
+    },
+    Publish {
+        request: u32,
+        publish: PublishRequest<'a>,
+    },
+    Ping {
+        token: u64,
+    },
 }
 
 impl Outgoing<'_> {
@@ -140,7 +158,7 @@ impl Outgoing<'_> {
             }
             Outgoing::Unsubscribe { pattern, .. } => pattern,
             Outgoing::Publish { publish, .. } => publish.topic,
-            Outgoing::Hello(_) | Outgoing::Ping { .. } => return Ok(()),
+            Outgoing::Hello(..) | Outgoing::Ping { .. } => return Ok(()),
         };
         if name.is_empty() || name.len() > TOPIC_BYTES_MAX {
             return Err(RequestError::NameLength(name.len()));
@@ -157,7 +175,7 @@ impl Outgoing<'_> {
     /// Appends the native frame.
     pub(super) fn encode_frame(&self, out: &mut Vec<u8>) {
         match *self {
-            Outgoing::Hello(hello) => frame::encode_hello(out, &hello),
+            Outgoing::Hello(hello, token) => frame::encode_hello_with_token(out, &hello, token.as_bytes()),
             Outgoing::Subscribe { request, pattern, delivery, start } => {
                 if let Start::Positions(positions) = start {
                     for (topic, Position { epoch, sequence }) in positions {
@@ -195,7 +213,7 @@ impl Outgoing<'_> {
     /// The JSON text.
     pub(super) fn to_json(&self) -> String {
         match *self {
-            Outgoing::Hello(HelloParts { request, name, features, .. }) => {
+            Outgoing::Hello(HelloParts { request, name, features, .. }, _) => {
                 let name = json::literal(name);
                 // A server of version 0.1 refuses a hello with a field that it does not know.
                 let features = match features.is_empty() {
@@ -359,7 +377,7 @@ mod tests {
             Ok(Command::Unsubscribe { request: 2, patterns: vec!["\"".into()] })
         );
         assert_eq!(
-            json::decode(&json(Outgoing::Hello(hello))),
+            json::decode(&json(Outgoing::Hello(hello, ""))),
             Ok(Command::Hello {
                 request: 3,
                 client: "".into(),
@@ -369,7 +387,7 @@ mod tests {
             })
         );
         let hello = HelloParts { features: Features::COUNTS, ..hello };
-        let Ok(Command::Hello { features, .. }) = json::decode(&json(Outgoing::Hello(hello))) else {
+        let Ok(Command::Hello { features, .. }) = json::decode(&json(Outgoing::Hello(hello, ""))) else {
             panic!("hello")
         };
         assert_eq!(features, Some(Features::COUNTS));

@@ -90,6 +90,8 @@ pub struct AuthLimits {
     pub anonymous: Option<Arc<Principal>>,
     /// Whether `?token=` is accepted in the target of `/ws`, which proxies and others log.
     pub query_token: bool,
+    /// Whether a subscription to a pattern that is only partly allowed stands, for the topics that are allowed. If not, it is refused.
+    pub filters_patterns: bool,
     /// Time before the expiry of a token at which its client is told, nanoseconds.
     pub warning_ns: u64,
     /// Time that a session stays open after its token has expired, nanoseconds.
@@ -103,6 +105,7 @@ impl Default for AuthLimits {
         AuthLimits {
             anonymous: None,
             query_token: false,
+            filters_patterns: false,
             warning_ns: limits::TOKEN_WARNING_MS_DEFAULT * 1_000_000,
             grace_ns: limits::TOKEN_GRACE_MS_DEFAULT * 1_000_000,
             waiting_max: limits::CREDENTIALS_WAITING_MAX_DEFAULT,

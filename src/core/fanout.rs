@@ -5,6 +5,8 @@ mod egress_logs;
 mod forget;
 mod match_counts;
 mod overflow;
+mod partial;
+mod possible_policies;
 mod recovery;
 mod subscriptions;
 mod topic;
@@ -231,16 +233,16 @@ impl Fanout {
                 entries,
                 &topic,
                 session.subscriptions.iter(),
-                session.format,
+                session.principal.as_deref(),
             );
             match merged {
                 Some(merged) => topic.join(slot, merged, None, sessions, logs),
-                None => debug_assert!(false, "a member of an entry has the subscription"),
+                None => debug_assert!(session.has_partial(), "a member of an entry has the subscription"),
             }
         }
         self.topics.homes[usize::from(home)][place as usize] = Some(Box::new(topic));
         let (topics, shards) = (&self.topics, self.shards);
-        let is_uncounted = |id| topic_ref(topics, id, shards).is_some_and(|topic| !topic.is_counted);
+        let is_uncounted = |id| topic_ref(topics, id, shards).is_some_and(EgressTopic::waits_to_be_counted);
         self.match_counts.new_topic(id, self.by_name.len(), is_uncounted);
         self.by_name.insert(name.into(), id);
         self.note_joined(id, name);

@@ -20,6 +20,11 @@ pub const TOKEN_GRACE_MS_DEFAULT: u64 = 5_000;
 /// Default number of credentials that may wait for their verdicts, on each shard: a tenth of a second's work of one verifier, which
 /// takes 30 to 100 us for each.
 pub const CREDENTIALS_WAITING_MAX_DEFAULT: usize = 1 << 10;
+/// New tokens that a session may give at once, by REFRESH or by a hello once it is open: each costs a verification. An honest client
+/// gives one for each token that expires.
+pub const NEW_TOKENS_BURST: u32 = 5;
+/// New tokens that it may give in a second after that.
+pub const NEW_TOKENS_PER_S: u32 = 1;
 /// Verdicts that a shard takes in one turn: as many as it accepts connections.
 pub const TURN_VERDICTS: usize = 64;
 /// Most patterns of each kind, allowed or denied, in a set of rules. One is compared with a topic in some 50 ns.

@@ -150,6 +150,15 @@ impl Rules {
             && !self.deny.iter().any(|denied| pattern::overlaps(denied, pattern))
     }
 
+    /// Whether the set may have topics that a pattern matches: one pattern allowed overlaps it, and none denied covers it. One look at
+    /// each pattern at most; does not allocate.
+    ///
+    /// Conservative: a pattern that only several of `deny` cover together still overlaps.
+    pub fn overlaps(&self, pattern: &str) -> bool {
+        self.allow.iter().any(|allowed| pattern::overlaps(allowed, pattern))
+            && !self.deny.iter().any(|denied| pattern::covers(denied, pattern))
+    }
+
     /// Whether a topic belongs to the set. One look at each pattern at most; does not allocate.
     pub fn permits(&self, topic: &str) -> bool {
         self.allow.iter().any(|allowed| pattern::matches(allowed, topic))
@@ -220,7 +229,8 @@ impl Credentials {
 /// Why a client's credentials are refused. No text contains its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthRefusal {
-    /// It has given no credentials, and anonymous clients are not allowed.
+    /// It has given no credentials that mean anything here: none, or a certificate whose name is not listed. Refused unless
+    /// anonymous clients are allowed.
     Missing,
     /// The credentials are invalid. Contains the reason, for people.
     Invalid(Box<str>),

@@ -6,6 +6,7 @@ mod delivery;
 pub mod file;
 pub mod listener;
 pub mod reload;
+pub mod secret_files;
 pub mod settings;
 
 use std::{str::FromStr, sync::Arc};

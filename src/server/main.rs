@@ -13,6 +13,7 @@ use tickcast::{
     config::{
         Config,
         listener::{Address, Kind},
+        secret_files,
         settings::Settings,
     },
     error::StartupError,
@@ -74,6 +75,7 @@ fn serve() -> Result<(), StartupError> {
         return Err(StartupError::NoCores);
     }
     logging::set_filter(&config.log);
+    secret_files::warn_of_open(&settings, "");
     if let Some((level, text)) = machine.as_ref().and_then(|cores| cores.quota_notice(config.shards)) {
         log::log!(level, "{text}");
     }
@@ -87,6 +89,7 @@ fn serve() -> Result<(), StartupError> {
         settings.warnings.iter().for_each(|warning| log::warn!("SIGHUP: {warning}"));
         // Sources are not live, and reading an ECG record may take long.
         let config = Config::without_sources(&settings, machine.as_ref())?;
+        secret_files::warn_of_open(&settings, "SIGHUP: ");
         let changes = settings.changes_since(&before);
         before = settings;
         Ok((config, changes))

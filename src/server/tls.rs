@@ -193,16 +193,25 @@ impl Certificates {
 /// A listener's TLS configuration, the expiry of its certificates by name, and its ticket keys if a file has them.
 type ListenerTls = (Arc<ServerConfig>, BTreeMap<String, u64>, Option<Vec<TicketKey>>);
 
-fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> Result<ListenerTls, String> {
+/// Reads the certificates of a listener with their keys. Returns when they end too, by name: seconds since 1970.
+///
+/// # Errors
+/// Which file cannot be used, and why.
+pub fn identities(tls: &TlsTable) -> Result<(Vec<Identity>, BTreeMap<String, u64>), String> {
     let (mut identities, mut ends) = (Vec::new(), BTreeMap::new());
     for (cert, key) in tls.cert.files().iter().zip(tls.key.files()) {
-        let identity = Identity::from_pem(&read(cert)?, &read_secret(key)?)
+        let identity = Identity::from_pem(&read(cert)?, &read(key)?)
             .map_err(|error| format!("{} with {}: {error}", cert.display(), key.display()))?;
         let name = identity.names().first().cloned().unwrap_or_else(|| cert.display().to_string());
         let earliest = ends.entry(name).or_insert(identity.valid_s.1);
         *earliest = identity.valid_s.1.min(*earliest);
         identities.push(identity);
     }
+    Ok((identities, ends))
+}
+
+fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> Result<ListenerTls, String> {
+    let (identities, ends) = identities(tls)?;
     let authorities = tls.client_ca.as_deref().map(|file| read(file).map(|pem| (file, pem))).transpose()?;
     let wanted = match tls.client_cert {
         Some(ClientCert::Optional) => ClientCertificates::Optional,
@@ -236,7 +245,7 @@ fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> R
 }
 
 fn read_ticket_keys(path: &Path) -> Result<Vec<TicketKey>, String> {
-    let bytes = read_secret(path)?;
+    let bytes = read(path)?;
     TicketKeys::read(&bytes).ok_or_else(|| {
         format!(
             "{}: {} bytes; a file of ticket keys has 1 to {TICKET_KEYS_MAX} keys of {TICKET_KEY_BYTES} bytes: \
@@ -245,16 +254,6 @@ fn read_ticket_keys(path: &Path) -> Result<Vec<TicketKey>, String> {
             bytes.len()
         )
     })
-}
-
-/// Reads a file that only the server should be able to read.
-fn read_secret(path: &Path) -> Result<Vec<u8>, String> {
-    use std::os::unix::fs::MetadataExt;
-    let bytes = read(path)?;
-    if std::fs::metadata(path).is_ok_and(|file| file.mode() & 0o007 != 0) {
-        ::log::warn!("TLS: {} is open to every user of this machine: chmod o= {0}", path.display());
-    }
-    Ok(bytes)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {

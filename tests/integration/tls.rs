@@ -272,6 +272,56 @@ fn a_client_certificate_is_asked_for_where_authorities_are_given() {
 }
 
 #[test]
+fn a_certificate_whose_name_is_listed_is_a_principal_and_any_other_is_no_credentials() {
+    let _machine = beside_others();
+    let clients = Certificates::new("listed-ca");
+    clients.sign("other", &["other.test"]);
+    let tls = format!(", client_ca = {:?}", clients.ca());
+    let listed = "[auth]\n[[auth.certificate]]\nname = \"client.test\"\n\
+                  permissions = { sub = { allow = [\">\"] } }\n";
+    let anonymous = "[auth.anonymous]\npermissions = { sub = { allow = [\"public.>\"] } }\n";
+    for (name, rest, is_open) in
+        [("listed", listed.to_owned() + anonymous, true), ("listed-only", listed.to_owned(), false)]
+    {
+        let file = File::new(name, &tls, &rest);
+        for client in ["client", "other"] {
+            for extension in ["pem", "key"] {
+                let of = |certificates: &Certificates| certificates.file(&format!("{client}.{extension}"));
+                fs::copy(of(&clients), of(&file.certificates)).unwrap();
+            }
+        }
+        let server = file.serve(&["--identity-conflict", "replace"]);
+        let versions = &[&rustls::version::TLS13][..];
+        let tunnel =
+            |client| Tunnel::with(server.tcp, client_config(&file.certificates, Some(client), versions));
+        let answer = |peer: &mut Peer, topic: &[u8]| {
+            peer.send(&frames::Raw::request(frames::SUBSCRIBE, 2, topic).bytes());
+            let frame = peer.frame().unwrap();
+            if frame.kind == frames::ERROR { frame.code() } else { 0 }
+        };
+        let mut peer = Peer::native(tunnel("client").address);
+        assert_eq!(answer(&mut peer, b"private.x"), 0);
+        match is_open {
+            // Anonymous clients are not one client, so none replaces another.
+            true => {
+                let mut peers = [tunnel("other"), tunnel("other")].map(|other| Peer::native(other.address));
+                for peer in &mut peers {
+                    assert_eq!((answer(peer, b"public.x"), answer(peer, b"private.x")), (0, 108));
+                }
+            }
+            false => {
+                let mut peer = Peer::connect(tunnel("other").address);
+                peer.send(&frames::Raw::request(frames::HELLO, 1, b"raw").bytes());
+                let closing = peer.frame().unwrap();
+                assert_eq!((closing.kind, closing.code()), (frames::CLOSING, 3500));
+            }
+        }
+        drop(peer);
+        server.stop_cleanly();
+    }
+}
+
+#[test]
 fn sighup_replaces_certificates_and_a_bad_file_changes_nothing() {
     let _machine = beside_others();
     let file = File::new("reload", "", "");

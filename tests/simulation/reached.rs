@@ -27,6 +27,7 @@ pub struct Reached {
     pub refused: u64,
     pub verified: u64,
     pub denied: u64,
+    pub filtered: u64,
 }
 
 impl Reached {
@@ -55,6 +56,7 @@ impl Reached {
         self.refused += other.refused;
         self.verified += other.verified;
         self.denied += other.denied;
+        self.filtered += other.filtered;
     }
 
     pub fn is_complete(&self) -> bool {
@@ -82,6 +84,7 @@ impl Reached {
             self.refused,
             self.verified,
             self.denied,
+            self.filtered,
         ]
         .iter()
         .all(|&count| count > 10)

@@ -20,6 +20,7 @@ use tickcast_core::{
     config::{AuthLimits, Limits},
     home::history::HistoryBounds,
     ids::{SessionId, SlotId, SourceId},
+    limits::NEW_TOKENS_BURST,
     mesh::{Mesh, ring::frame_ring},
     metrics::counters::Counter,
     now::Now,
@@ -132,7 +133,8 @@ impl World {
             ping_timeout_ns: 100_000_000,
             // The clock jumps forward now and then.
             handshake_deadline_ns: 3_600_000_000_000,
-            auth: has_tokens.then(AuthLimits::default),
+            auth: has_tokens
+                .then(|| AuthLimits { filters_patterns: seed % 16 == 14, ..AuthLimits::default() }),
             ..Limits::default()
         };
         // Two of the longest frames, pieces of history, fit the ring.
@@ -243,6 +245,7 @@ impl World {
             identity => format!("{}.{identity}", self.names % permissions::SETS),
         });
         let mut client = Client::new(self.names, shard, slot, encoding, manner, room, &identity, token);
+        client.filters = self.limits.auth.as_ref().is_some_and(|auth| auth.filters_patterns);
         client.takes_all = manner == Manner::Healthy && self.rng.u8(..3) == 0;
         match self.memories.pop() {
             Some(memory) => self.reconnect(&mut client, memory),
@@ -268,6 +271,9 @@ impl World {
         client
             .seen
             .retain(|topic, _| memory.requested.keys().any(|pattern| pattern::matches(pattern, topic)));
+        // It may come back with a token that allows less.
+        let seen = std::mem::take(&mut client.seen);
+        client.seen = seen.into_iter().filter(|(topic, _)| client.permits(topic)).collect();
         for (pattern, request) in memory.requested {
             client.subscribe(&pattern, Request { begin: Begin::Resume, ..request });
         }
@@ -339,7 +345,11 @@ impl World {
         if client.token.is_some() {
             let is_raw = client.encoding == WireFormat::WEBSOCKET_RAW;
             if self.rng.u8(..8) == 0 || is_raw && !client.may_subscribe(pattern) {
-                return client.refresh();
+                // A raw client is closed for a token too many, the others are told.
+                if !is_raw || client.refreshes < NEW_TOKENS_BURST {
+                    client.refresh();
+                }
+                return;
             }
         }
         match (self.rng.u8(..10), client.subscriptions.get(pattern)) {
@@ -678,6 +688,7 @@ impl World {
             self.reached.refused += client.publishes.refused;
             self.reached.denied += client.denied;
         }
+        self.reached.filtered = totals(Counter::SubscriptionsFiltered);
         self.reached.pinged = totals(Counter::Pings);
         self.reached.silent_closed = totals(Counter::ClosedHeartbeatTimeout);
     }

@@ -1,9 +1,6 @@
 //! Subscriptions to patterns: registration with the homes, and the sessions that hold them.
 
-use super::{
-    Fanout,
-    wildcard::{PossiblePolicies, WildcardEntry},
-};
+use super::{Fanout, possible_policies::PossiblePolicies, wildcard::WildcardEntry};
 use crate::{
     ids::SlotId,
     limits::{LONG_WILDCARD_BYTES, LONG_WILDCARDS_BYTES},
@@ -91,13 +88,23 @@ pub struct Subscription {
     pub generation: u16,
     /// In a group: the policies that its topics may have.
     pub possible: PossiblePolicies,
+    /// The session may receive only a part of its topics: those that its permissions name.
+    pub is_partial: bool,
 }
 
 impl Subscription {
-    /// A subscription that is not live yet.
+    /// A subscription that is not live yet, to a pattern that is wholly allowed.
     pub fn new(entry: u32, delivery: Delivery, start_from: StartFrom) -> Subscription {
         let possible = PossiblePolicies::default();
-        Subscription { delivery, start_from, entry, position: None, generation: 0, possible }
+        Subscription {
+            delivery,
+            start_from,
+            entry,
+            position: None,
+            generation: 0,
+            possible,
+            is_partial: false,
+        }
     }
 }
 

@@ -74,12 +74,16 @@ counters! {
     TicksRefusedNotAllowed = "ticks_refused_not_allowed", "ticks";
     /// Subscriptions refused because their session may not receive all topics of the pattern.
     SubscriptionsRefused = "subscriptions_refused", "subscriptions";
+    /// Subscriptions accepted of which only a part is delivered, because their session may not receive all topics of the pattern.
+    SubscriptionsFiltered = "subscriptions_filtered", "subscriptions";
     /// Subscriptions ended because the session's new token does not allow them.
     SubscriptionsRemoved = "subscriptions_removed", "subscriptions";
     /// Credentials that were valid.
     CredentialsAccepted = "credentials_accepted", "credentials";
     /// Credentials that were refused, missing ones included.
     CredentialsRefused = "credentials_refused", "credentials";
+    /// New tokens of open sessions that were not looked at, because the session gave too many.
+    CredentialsRefusedRate = "credentials_refused_rate", "credentials";
     /// Ticks dropped by a source of the server, because a ring was full or the process had been stopped.
     SourceTicksDropped = "source_ticks_dropped", "ticks";
     /// Times a source of the server waited, because the ring to a shard was full.

@@ -106,19 +106,25 @@ impl Session {
         }
     }
 
-    /// Bytes it holds for a frame or message whose rest the peer has not sent. Input that waits for room does not count:
-    /// the shard keeps it waiting.
+    /// Bytes it holds for a frame or message whose rest the peer has not sent, or that waits for the verdict on its credentials:
+    /// whoever sends tokens chooses how many wait. Input that waits for room does not count: the shard keeps it waiting.
     pub fn held_unfinished_bytes(&self) -> usize {
         let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
-        let input = self.input.as_deref().map_or(0, |input| input.bytes.capacity());
-        fragments + if self.is_paused() { 0 } else { input }
+        let input = self.input.as_deref().map_or(0, |input| match self.awaits_verdict() {
+            true => input.bytes.capacity() + input.message_rest.capacity(),
+            false => input.bytes.capacity(),
+        });
+        fragments + if self.is_paused() && !self.awaits_verdict() { 0 } else { input }
     }
 
-    /// When the first byte of its unfinished frame or message arrived, CLOCK_MONOTONIC nanoseconds.
+    /// When the first byte of its unfinished frame or message arrived, or of what waits for a verdict, CLOCK_MONOTONIC nanoseconds.
     pub fn unfinished_since_ns(&self) -> Option<u64> {
         match (self.protocol.fragments(), self.input_state) {
             (Some(fragments), _) => fragments.since_ns,
             (None, InputState::Partial) => self.input.as_deref().map(|input| input.began_ns),
+            (None, InputState::Paused) if self.awaits_verdict() => {
+                self.input.as_deref().map(|input| input.began_ns)
+            }
             (None, InputState::Open | InputState::Paused) => None,
         }
     }

@@ -49,10 +49,16 @@ impl Shard {
     pub(super) fn receive(&mut self, slot: SlotId, bytes: &[u8], now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         if session.is_paused() || !session.input().is_empty() {
+            let is_first = session.input().is_empty();
             if !session.keep_input(bytes) {
                 self.end(slot, CloseReason::UnfinishedMemory, now);
             } else if !session.is_paused() {
                 self.process_waiting(slot, now);
+            } else if session.awaits_verdict() {
+                if is_first {
+                    session.note_began(now.monotonic_ns);
+                }
+                self.bound_unfinished(slot, now);
             }
         } else {
             // Who waits for room goes first.

@@ -1,6 +1,6 @@
 //! Subscribe and resume requests of sessions.
 
-use super::{Shard, ingress::quoted};
+use super::{Shard, authentication::Allowed, ingress::quoted};
 use crate::{
     fanout::{ALL_TOPICS, Interest, Registration, StartFrom, Subscription},
     ids::SlotId,
@@ -105,7 +105,8 @@ impl Shard {
             let text = format!("pattern {}: {error}", quoted(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::BadPattern, &text, now);
         }
-        if !self.may_subscribe(slot, pattern) {
+        let allowed = self.allowed(slot, pattern);
+        if allowed == Allowed::Nothing {
             self.counters.add(Counter::SubscriptionsRefused, 1);
             self.charge(KNOWN_PATTERN_UNITS);
             let text = format!(
@@ -133,7 +134,11 @@ impl Shard {
         let Registration { entry, interest } = self.fanout.subscribe(slot, pattern);
         self.charge(if interest.is_some() { PATTERN_REQUEST_UNITS } else { KNOWN_PATTERN_UNITS });
         if let Some(session) = self.sessions.open_mut(slot) {
-            session.subscriptions.add(Subscription::new(entry, delivery, begin));
+            let is_partial = allowed == Allowed::Part;
+            session
+                .subscriptions
+                .add(Subscription { is_partial, ..Subscription::new(entry, delivery, begin) });
+            self.counters.add(Counter::SubscriptionsFiltered, u64::from(is_partial));
         }
         self.queue_join(slot, entry, request);
         if let Some(Interest { request, exact, covers }) = interest {

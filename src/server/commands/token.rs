@@ -23,8 +23,9 @@ use tickcast_proto::{identity, limits::TOKEN_BYTES_MAX};
 /// Options of `tickcast token`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
-A pattern may contain {sub} and {tenant}, which become those of the token. Without --allow-sub and --allow-pub the token has \
-no permissions of its own, and gets those of its [[auth.key]].")]
+A pattern may contain {sub} and {tenant}, which become those of the token. Everything is denied that --allow-sub or \
+--allow-pub does not name; --deny-sub and --deny-pub take away from that. Without --allow-sub and --allow-pub the token has no \
+permissions of its own, and gets those of its [[auth.key]].")]
 pub struct TokenArgs {
     /// File with the signing key: a private key in PEM (PKCS#8), or the secret for HS256
     #[arg(long, value_name = "FILE", required_unless_present = "hash")]
@@ -47,14 +48,14 @@ pub struct TokenArgs {
     /// Pattern that the client may subscribe to; repeatable
     #[arg(long, value_name = "PATTERN", requires = "key")]
     pub allow_sub: Vec<String>,
-    /// Pattern that it may not subscribe to; repeatable, takes precedence
-    #[arg(long, value_name = "PATTERN", requires = "key")]
+    /// Pattern within --allow-sub that it may not subscribe to; repeatable, takes precedence
+    #[arg(long, value_name = "PATTERN", requires = "allow_sub")]
     pub deny_sub: Vec<String>,
     /// Pattern of topics that the client may publish to; repeatable
     #[arg(long, value_name = "PATTERN", requires = "key")]
     pub allow_pub: Vec<String>,
-    /// Pattern of topics that it may not publish on; repeatable, takes precedence
-    #[arg(long, value_name = "PATTERN", requires = "key")]
+    /// Pattern of topics within --allow-pub that it may not publish on; repeatable, takes precedence
+    #[arg(long, value_name = "PATTERN", requires = "allow_pub")]
     pub deny_pub: Vec<String>,
     /// Lifetime of the token
     #[arg(long, value_name = "TIME", default_value = "1h")]

@@ -47,8 +47,23 @@ pub struct AuthTable {
     pub grace: Time,
     /// How long before expiry the server warns the client.
     pub warning: Time,
+    /// Longest time from now until a token expires: others are refused; 0: no limit.
+    pub ttl_max: Time,
+    /// What happens to a subscription to a pattern that is only partly allowed.
+    pub partial_patterns: PartialPatterns,
     /// Whether `?token=` is accepted in the URL of a WebSocket, which proxies and browsers log.
     pub query_token: bool,
+}
+
+/// What happens to a subscription to a pattern that is only partly allowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PartialPatterns {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// It stands, and only the topics that are allowed exist for it.
+    Filter,
 }
 
 impl Default for AuthTable {
@@ -58,6 +73,8 @@ impl Default for AuthTable {
             leeway: Time::from_ms(limits::TOKEN_LEEWAY_MS_DEFAULT),
             grace: Time::from_ms(limits::TOKEN_GRACE_MS_DEFAULT),
             warning: Time::from_ms(limits::TOKEN_WARNING_MS_DEFAULT),
+            ttl_max: Time::default(),
+            partial_patterns: PartialPatterns::default(),
             query_token: false,
         }
     }
@@ -215,6 +232,7 @@ impl AuthConfig {
         AuthLimits {
             anonymous: self.policy.anonymous().cloned(),
             query_token: common.query_token,
+            filters_patterns: common.partial_patterns == PartialPatterns::Filter,
             warning_ns: common.warning.ns,
             grace_ns: common.grace.ns,
             ..AuthLimits::default()

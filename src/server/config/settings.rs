@@ -1,6 +1,11 @@
 //! The effective options and the origin of each value. Precedence: command line, environment, file, defaults.
 
-use std::{collections::BTreeMap, ffi::OsString, fmt::Write, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 use clap::{ArgMatches, error::ErrorKind, parser::ValueSource};
 use serde::Deserialize;
@@ -93,6 +98,11 @@ impl Settings {
             None => File::default(),
         };
         Layers { args: &args, matches: &matches, file: &file }.settings()
+    }
+
+    /// The configuration file, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        self.file.as_deref()
     }
 
     /// Whether a file was read, so that a reload may find changes.

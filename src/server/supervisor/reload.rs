@@ -141,7 +141,7 @@ impl Reloader {
         self.reload_certificates(control);
         match (&self.authority, &config.auth) {
             // Its key files may have changed, whether its text has or not.
-            (Some(authority), Some(auth)) => authority.replace(auth.policy.clone()),
+            (Some(authority), Some(auth)) => authority.replace(&auth.policy),
             (None, None) => {}
             (Some(_), None) => {
                 ::log::warn!("SIGHUP: [auth] is kept: removing it takes effect at the next start")
