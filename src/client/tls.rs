@@ -9,7 +9,7 @@ use rustls::{
 
 use crate::ClientError;
 use tickcast_proto::WireFormat;
-use tickcast_tls::certificates::{self, ClientSettings, Identity, ServerTrust};
+use tickcast_tls::certificates::{self, ALPN_HTTP, ALPN_NATIVE, ClientSettings, Identity, ServerTrust};
 
 /// Longest file of certificates, or of a key.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -100,8 +100,8 @@ fn read(path: &Path) -> Result<Vec<u8>, ClientError> {
 /// Name of the application protocol of an encoding (ALPN).
 pub(super) fn protocol(encoding: WireFormat) -> &'static [u8] {
     match encoding {
-        WireFormat::TCP_NATIVE => b"tickcast",
-        _ => b"http/1.1",
+        WireFormat::TCP_NATIVE => ALPN_NATIVE,
+        _ => ALPN_HTTP,
     }
 }
 

@@ -10,11 +10,12 @@ use std::{
 
 use rustls::ServerConfig;
 use tickcast_tls::{
-    certificates::{self, ClientCertificates, Identity, ServerSettings},
+    certificates::{self, ALPN_HTTP, ALPN_NATIVE, ClientCertificates, Identity, ServerSettings},
     tickets::{TICKET_KEY_BYTES, TICKET_KEYS_MAX, TICKET_LIFETIME_S, TicketKey, TicketKeys},
 };
 
 use crate::{
+    clock,
     config::listener::{ClientCert, Kind, Listener, MinVersion, TlsTable},
     limits::{CERTIFICATE_WARNING_DAYS, TLS_FILE_BYTES_MAX},
 };
@@ -70,9 +71,10 @@ impl Certificates {
     /// # Errors
     /// What is wrong with each file that cannot be used.
     pub fn load(listeners: &[Listener], now: (u64, u64)) -> Result<(Certificates, TlsConfigs), Vec<String>> {
-        let shared = TicketKeys::random().map_err(|_| vec!["the system has no random numbers".to_owned()])?;
+        let shared = TicketKeys::random(clock::realtime_s)
+            .map_err(|_| vec!["the system has no random numbers".to_owned()])?;
         let tickets = listeners.iter().map(|listener| match &listener.tls {
-            Some(TlsTable { ticket_keys: Some(_), .. }) => TicketKeys::new(&[]),
+            Some(TlsTable { ticket_keys: Some(_), .. }) => TicketKeys::new(&[], clock::realtime_s),
             _ => shared.clone(),
         });
         let (monotonic_ns, now_s) = now;
@@ -210,8 +212,8 @@ fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> R
     };
     let keys = tls.ticket_keys.as_deref().map(read_ticket_keys).transpose()?;
     let protocols: &[&[u8]] = match listener.kind {
-        Kind::Native => &[b"tickcast"],
-        Kind::Http | Kind::Admin => &[b"http/1.1"],
+        Kind::Native => &[ALPN_NATIVE],
+        Kind::Http | Kind::Admin => &[ALPN_HTTP],
     };
     // Who may resume a session must be who may begin one.
     let context = [

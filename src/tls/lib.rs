@@ -14,6 +14,8 @@ pub mod certificates;
 pub mod handshake;
 pub mod record;
 mod secrets;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 pub mod tickets;

@@ -1,10 +1,7 @@
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::ClientConfig;
 use tickcast_tls::{
-    certificates::{
-        ClientSettings, Identity, ServerSettings, ServerTrust, client_config, root_store, server_config,
-    },
     handshake::{ClientHandshake, Established},
-    tickets::TicketKeys,
+    testing,
 };
 
 use super::*;
@@ -12,28 +9,6 @@ use super::*;
 const SLOT: u32 = 3;
 const PLAIN: usize = 0;
 const TLS: usize = 1;
-
-/// A listener's configuration, and that of its clients.
-fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
-    let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
-    let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-    let identities = [Identity::from_pem(cert.as_bytes(), key.as_bytes()).unwrap()];
-    let server = server_config(&ServerSettings {
-        identities: &identities,
-        client_authorities: None,
-        only_tls13: false,
-        protocols: &[b"tickcast"],
-        tickets: TicketKeys::random().unwrap().for_context(b""),
-        hands_over: true,
-    });
-    let client = client_config(ClientSettings {
-        trust: ServerTrust::Authorities(root_store(cert.as_bytes()).unwrap()),
-        identity: None,
-        protocols: &[b"tickcast"],
-        hands_over: true,
-    });
-    (server.unwrap(), client.unwrap())
-}
 
 /// A shard's connections, and a client of one of them.
 struct Bench {
@@ -43,7 +18,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let (server, config) = configs();
+        let (server, config) = testing::configs();
         let mut shard = TlsConnections::default();
         shard.set_configs(vec![None, Some(server)]);
         Bench { shard, config }
@@ -54,9 +29,7 @@ impl Bench {
     }
 
     fn hello(&self) -> (ClientHandshake, Vec<u8>) {
-        let mut out = Vec::new();
-        let name = ServerName::try_from("a.test").unwrap();
-        (ClientHandshake::new(self.config.clone(), name, &mut out).unwrap(), out)
+        testing::hello(&self.config)
     }
 
     /// Takes the next step of the handshake that is first in the queue.
