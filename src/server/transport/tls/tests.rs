@@ -35,7 +35,7 @@ impl Bench {
     /// Takes the next step of the handshake that is first in the queue.
     fn step(&mut self) -> (u32, Shaken) {
         let slot = self.shard.next_ready().expect("a handshake can go on");
-        (slot, self.shard.shake_hands(slot).0)
+        (slot, self.shard.shake_hands(slot).shaken)
     }
 
     fn sent(&mut self, slot: u32) -> Vec<u8> {
@@ -192,6 +192,68 @@ fn handshakes_take_turns_in_the_order_in_which_they_can_go_on() {
 }
 
 #[test]
+fn handshakes_that_have_ended_hold_nobody_up_and_take_no_room_in_the_queue() {
+    let mut bench = Bench::new();
+    let hello = bench.hello().1;
+    for slot in 0..100 {
+        bench.accept(slot);
+        bench.shard.receive(slot, &hello);
+        bench.shard.remove(slot);
+    }
+    // The same slot again and again, for connections that end before their turn.
+    for _ in 0..1_000 {
+        bench.accept(SLOT);
+        bench.shard.receive(SLOT, &hello);
+        bench.shard.remove(SLOT);
+    }
+    assert_eq!(bench.shard.ready.len(), 100, "one place for each slot");
+    bench.accept(100);
+    bench.shard.receive(100, &hello);
+    assert_eq!(bench.shard.next_ready(), Some(100), "the first call skips all that have ended");
+    assert!(!bench.shard.has_ready());
+}
+
+#[test]
+fn a_fin_waits_for_what_came_before_it_and_has_been_handled_after_one_step() {
+    let mut bench = Bench::new();
+    bench.accept(SLOT);
+    let (mut client, hello) = bench.hello();
+    bench.shard.receive(SLOT, &hello[..40]);
+    assert!(!bench.shard.get_mut(SLOT).unwrap().postpone_eof(), "half a record waits for its rest only");
+    bench.shard.receive(SLOT, &hello[40..]);
+    assert!(matches!(bench.step(), (SLOT, Shaken::Waiting)));
+    let (flight, mut sent) = (bench.sent(SLOT), Vec::new());
+    let Progress::Done(mut client) = client.advance(&flight, &mut sent).unwrap() else { panic!() };
+    client.records.seal(b"the last words", &mut sent);
+    bench.shard.receive(SLOT, &sent);
+    assert!(bench.shard.get_mut(SLOT).unwrap().postpone_eof());
+    let slot = bench.shard.next_ready().unwrap();
+    let HandshakeTurn { shaken: Shaken::Done { unopened, .. }, has_eof: true, .. } =
+        bench.shard.shake_hands(slot)
+    else {
+        panic!("the client has finished")
+    };
+    assert_eq!(bench.shard.receive(SLOT, &unopened), Received::Plaintext(14));
+    assert!(!bench.shard.get_mut(SLOT).unwrap().postpone_eof());
+}
+
+#[test]
+fn a_socket_leaves_once_everything_is_sent_unless_its_session_ends_before() {
+    let mut bench = Bench::new();
+    bench.establish();
+    let connection = bench.shard.get_mut(SLOT).unwrap();
+    assert!(connection.begin_detach());
+    connection.is_sending_own = true;
+    assert!(!connection.begin_detach());
+    assert_eq!(connection.then, Then::Detach);
+    connection.cancel_detach();
+    assert_eq!(connection.then, Then::Stay);
+    connection.then = Then::ShutdownWrite;
+    connection.cancel_detach();
+    assert_eq!(connection.then, Then::ShutdownWrite, "a goodbye is not cancelled");
+}
+
+#[test]
 fn bytes_that_wait_for_a_handshake_have_a_bound() {
     let mut bench = Bench::new();
     bench.accept(SLOT);
@@ -206,8 +268,8 @@ fn bytes_that_wait_for_a_handshake_have_a_bound() {
     }
     assert!(received * 700 * 6 <= TLS_HANDSHAKE_WAITING_BYTES);
     let slot = bench.shard.next_ready().unwrap();
-    let (shaken, resumes) = bench.shard.shake_hands(slot);
-    assert!(matches!(shaken, Shaken::Failed(_)) && resumes);
+    let step = bench.shard.shake_hands(slot);
+    assert!(matches!(step.shaken, Shaken::Failed(_)) && step.resumes);
 }
 
 #[test]
