@@ -93,8 +93,15 @@ impl TlsOptions {
 fn read(path: &Path) -> Result<Vec<u8>, ClientError> {
     let failed = |error| ClientError::TlsSettings(format!("cannot read {}: {error}", path.display()));
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)).map_err(failed)?;
-    Ok(bytes)
+    File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .map_err(failed)?;
+    match bytes.len() as u64 > FILE_BYTES_MAX {
+        true => {
+            Err(ClientError::TlsSettings(format!("{}: longer than {FILE_BYTES_MAX} bytes", path.display())))
+        }
+        false => Ok(bytes),
+    }
 }
 
 /// Name of the application protocol of an encoding (ALPN).

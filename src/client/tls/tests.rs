@@ -184,6 +184,17 @@ fn files_that_cannot_be_used_are_named() {
     assert!(keyless.contains("client.pem") && keyless.contains("no private key"), "{keyless}");
     let mixed = read(TlsOptions { key: Some(authority.file("ca.key")), ..alone });
     assert!(mixed.contains("client.pem") && mixed.contains("does not belong"), "{mixed}");
+    // A bundle that is cut after 4 MiB would lack authorities.
+    let bundle = authority.file("bundle.pem");
+    let mut text = fs::read_to_string(authority.file("ca.pem")).unwrap();
+    text.push_str(&"#".repeat(FILE_BYTES_MAX as usize - text.len()));
+    let tls = TlsOptions { ca: Some(bundle.clone()), ..TlsOptions::default() };
+    fs::write(&bundle, &text).unwrap();
+    assert!(tls.read(&[], false).is_ok());
+    text.push('#');
+    fs::write(&bundle, &text).unwrap();
+    let long = read(tls);
+    assert!(long.contains("bundle.pem: longer than 4194304 bytes"), "{long}");
 }
 
 #[test]
@@ -238,6 +249,27 @@ fn a_write_times_out_over_tls_and_the_reconnecting_client_counts_the_connection_
         matches!(event, Some(StreamEvent::Disconnected { reason, .. }) if reason.contains("does not read")),
         "{event:?}"
     );
+    drop(stop);
+    server.join().unwrap();
+}
+
+#[test]
+fn closing_ends_although_the_goodbye_of_tls_finds_no_room_in_the_socket() {
+    let authority = Authority::new("full");
+    authority.sign("server", "localhost");
+    let (address, stop, server) = serve_unread(authority.server_config("server", false), 1);
+    let options = ConnectOptions { tls: authority.trusted(), ..address.connect_options() };
+    let client = Client::connect_with(&address, &options).unwrap();
+    // Everything has been sent, and the socket, which nobody reads from, is full.
+    let mut socket =
+        std::os::fd::AsFd::as_fd(&client).try_clone_to_owned().map(std::net::TcpStream::from).unwrap();
+    socket.set_nonblocking(false).unwrap();
+    socket.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    while socket.write(&[0; 1 << 16]).is_ok() {}
+    // The last segment still has room.
+    while socket.write(&[0]).is_ok() {}
+    socket.set_nonblocking(true).unwrap();
+    client.close().unwrap();
     drop(stop);
     server.join().unwrap();
 }
