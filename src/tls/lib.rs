@@ -12,6 +12,7 @@
 
 pub mod certificates;
 pub mod handshake;
+pub mod opener;
 pub mod record;
 mod secrets;
 #[cfg(any(test, feature = "testing"))]

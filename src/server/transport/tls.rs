@@ -19,6 +19,7 @@ use tickcast_core::shard::ClientAddress;
 use tickcast_proto::{Step, proxy};
 use tickcast_tls::{
     handshake::{Established, HANDSHAKE_BYTES_MAX, HandshakeError, Progress, ServerHandshake},
+    opener::Opener,
     record::{Alert, Outcome, RecordLayer},
 };
 
@@ -38,8 +39,7 @@ enum State {
     /// Established.
     Open {
         records: RecordLayer,
-        /// A record that has not arrived completely. Bound: the longest record.
-        partial: Vec<u8>,
+        opener: Opener,
         /// The peer has sent close_notify.
         peer_closed: bool,
     },
@@ -300,35 +300,21 @@ impl TlsConnections {
                 self.queue(slot);
                 Received::Handshake(is_full)
             }
-            State::Open { records, partial, peer_closed } => {
-                // Most often every record is whole, and no buffer of the connection is needed.
-                let is_whole = partial.is_empty();
-                let buffer = if is_whole { &mut self.opened } else { &mut *partial };
-                buffer.extend_from_slice(bytes);
-                let opened = records.open(buffer);
-                match is_whole {
-                    true => *partial = self.opened[opened.used..].to_vec(),
-                    false => {
-                        self.opened.extend_from_slice(&partial[..opened.plaintext]);
-                        partial.drain(..opened.used);
-                        if partial.is_empty() {
-                            *partial = Vec::new();
-                        }
-                    }
-                }
-                match opened.outcome {
-                    Outcome::Open => Received::Plaintext(opened.plaintext),
+            State::Open { records, opener, peer_closed } => {
+                self.opened.extend_from_slice(bytes);
+                match opener.open(records, &mut self.opened) {
+                    Outcome::Open => Received::Plaintext(self.opened.len()),
                     Outcome::Closed => {
-                        (*peer_closed, *partial) = (true, Vec::new());
-                        Received::Closed(opened.plaintext)
+                        *peer_closed = true;
+                        Received::Closed(self.opened.len())
                     }
                     Outcome::Failed(alert) => {
                         connection.state = State::Ended;
-                        Received::Failed(opened.plaintext, format!("the peer sent {}", alert.name()))
+                        Received::Failed(self.opened.len(), format!("the peer sent {}", alert.name()))
                     }
                     Outcome::Broken(alert) => {
                         let why = connection.refuse(alert);
-                        Received::Failed(opened.plaintext, why)
+                        Received::Failed(self.opened.len(), why)
                     }
                 }
             }
@@ -374,7 +360,7 @@ impl TlsConnections {
             Ok(Progress::Waiting) => Shaken::Waiting,
             Ok(Progress::Done(established)) => {
                 let Established { records, unopened, is_resumed, peer_name, .. } = *established;
-                connection.state = State::Open { records, partial: Vec::new(), peer_closed: false };
+                connection.state = State::Open { records, opener: Opener::default(), peer_closed: false };
                 Shaken::Done { is_resumed, peer_name, unopened }
             }
             Err(error) => {

@@ -93,8 +93,8 @@ fn records_reach_the_shard_as_plaintext_wherever_they_are_cut() {
         }
         assert_eq!(plaintext, b"firstsecondthird", "{step}");
     }
-    let State::Open { partial, .. } = &bench.shard.get_mut(SLOT).unwrap().state else { panic!() };
-    assert_eq!(partial.capacity(), 0, "a connection that waits for nothing keeps no buffer");
+    let State::Open { opener, .. } = &bench.shard.get_mut(SLOT).unwrap().state else { panic!() };
+    assert_eq!(opener.memory_bytes(), 0, "a connection that waits for nothing keeps no buffer");
 }
 
 #[test]
