@@ -13,6 +13,7 @@ use tickcast_proto::{
     subscription::Delivery,
     units::{NS_PER_S, NS_PER_US},
 };
+use tickcast_tls::certificates::{ALPN_HTTP, ALPN_NATIVE};
 
 use crate::{
     common::checks::{check_path, duration_within, resolve_server, within},
@@ -248,8 +249,8 @@ fn tls_plan(
     insecure: bool,
 ) -> Result<TlsPlan, String> {
     let protocols: &[&[u8]] = match (peer, encoding) {
-        (None, WireFormat::TCP_NATIVE) => &[b"tickcast"],
-        (None, _) => &[b"http/1.1"],
+        (None, WireFormat::TCP_NATIVE) => &[ALPN_NATIVE],
+        (None, _) => &[ALPN_HTTP],
         (Some(_), _) => &[],
     };
     let options = TlsOptions { ca, insecure, ..TlsOptions::default() };

@@ -32,7 +32,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const TLS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the server to send its welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for the server to close its side after [`Client::close`] has closed the client's.
+/// Time for [`Client::close`] to say goodbye over TLS, and for the server to close its side.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval at which a write is retried while the socket is full. The standard library cannot wait until a socket is
 /// readable or writable, so the client waits for input and retries the write.
@@ -402,17 +402,20 @@ impl Client {
 
     /// Sends everything queued and closes the connection. On a WebSocket, a close frame is sent first.
     ///
-    /// It then discards input until the server has closed its side too, for at most 2 s: a socket that is closed with unread
-    /// input resets the connection, and the server could lose what it has not read yet (RFC 1122, section 4.2.2.13).
+    /// It then says goodbye over TLS, and discards input until the server has closed its side too, for at most 2 s in all: a
+    /// socket that is closed with unread input resets the connection, and the server could lose what it has not read yet
+    /// (RFC 1122, section 4.2.2.13).
     ///
     /// # Errors
     /// [`ClientError::Io`] if the connection broke before.
     pub fn close(mut self) -> Result<(), ClientError> {
         self.connection.close();
         self.flush()?;
+        let deadline = Deadline::after(Some(CLOSE_TIMEOUT));
         self.stream.say_goodbye();
-        // Everything has been sent: without the goodbye of TLS, the server sees an end all the same.
-        let _ = self.flush();
+        // Everything has been sent: without the goodbye of TLS, for which the socket of a server that reads nothing may have no
+        // room, the server sees an end all the same.
+        let _ = self.flush_until(deadline);
         let socket = &mut self.stream.socket;
         match socket.shutdown(Shutdown::Write) {
             // The server has closed the connection after close_notify.
@@ -420,7 +423,6 @@ impl Client {
             other => other?,
         }
         socket.set_nonblocking(false)?;
-        let deadline = Deadline::after(Some(CLOSE_TIMEOUT));
         while let Some(left) = deadline.remaining().filter(|left| !left.is_zero()) {
             socket.set_read_timeout(Some(left))?;
             match socket.read(&mut self.buffer) {

@@ -9,7 +9,7 @@ use rustls::{
 
 use crate::ClientError;
 use tickcast_proto::WireFormat;
-use tickcast_tls::certificates::{self, ClientSettings, Identity, ServerTrust};
+use tickcast_tls::certificates::{self, ALPN_HTTP, ALPN_NATIVE, ClientSettings, Identity, ServerTrust};
 
 /// Longest file of certificates, or of a key.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -92,15 +92,22 @@ impl TlsOptions {
 fn read(path: &Path) -> Result<Vec<u8>, ClientError> {
     let failed = |error| ClientError::TlsSettings(format!("cannot read {}: {error}", path.display()));
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)).map_err(failed)?;
-    Ok(bytes)
+    File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .map_err(failed)?;
+    match bytes.len() as u64 > FILE_BYTES_MAX {
+        true => {
+            Err(ClientError::TlsSettings(format!("{}: longer than {FILE_BYTES_MAX} bytes", path.display())))
+        }
+        false => Ok(bytes),
+    }
 }
 
 /// An encoding's application protocol name (ALPN).
 pub(super) fn protocol(encoding: WireFormat) -> &'static [u8] {
     match encoding {
-        WireFormat::TCP_NATIVE => b"tickcast",
-        _ => b"http/1.1",
+        WireFormat::TCP_NATIVE => ALPN_NATIVE,
+        _ => ALPN_HTTP,
     }
 }
 

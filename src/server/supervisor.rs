@@ -552,7 +552,7 @@ impl Server {
 
 /// CLOCK_MONOTONIC nanoseconds, and seconds since 1970.
 fn times() -> (u64, u64) {
-    (clock::monotonic_ns(), clock::realtime_ns() / 1_000_000_000)
+    (clock::monotonic_ns(), clock::realtime_s())
 }
 
 /// A doorbell that writes to a shard's eventfd.

@@ -10,11 +10,12 @@ use std::{
 
 use rustls::ServerConfig;
 use tickcast_tls::{
-    certificates::{self, ClientCertificates, Identity, ServerSettings},
+    certificates::{self, ALPN_HTTP, ALPN_NATIVE, ClientCertificates, Identity, ServerSettings},
     tickets::{TICKET_KEY_BYTES, TICKET_KEYS_MAX, TICKET_LIFETIME_S, TicketKey, TicketKeys},
 };
 
 use crate::{
+    clock,
     config::listener::{ClientCert, Kind, Listener, MinVersion, TlsTable},
     limits::{CERTIFICATE_WARNING_DAYS, TLS_FILE_BYTES_MAX},
 };
@@ -70,9 +71,10 @@ impl Certificates {
     /// # Errors
     /// What is wrong with each file that cannot be used.
     pub fn load(listeners: &[Listener], now: (u64, u64)) -> Result<(Certificates, TlsConfigs), Vec<String>> {
-        let shared = TicketKeys::random().map_err(|_| vec!["the system has no random numbers".to_owned()])?;
+        let shared = TicketKeys::random(clock::realtime_s)
+            .map_err(|_| vec!["the system has no random numbers".to_owned()])?;
         let tickets = listeners.iter().map(|listener| match &listener.tls {
-            Some(TlsTable { ticket_keys: Some(_), .. }) => TicketKeys::new(&[]),
+            Some(TlsTable { ticket_keys: Some(_), .. }) => TicketKeys::new(&[], clock::realtime_s),
             _ => shared.clone(),
         });
         let (monotonic_ns, now_s) = now;
@@ -84,7 +86,7 @@ impl Certificates {
             warned_ns: monotonic_ns,
         };
         let configs = certificates.read()?;
-        certificates.warn(now_s);
+        log_all(certificates.expiring(now_s));
         Ok((certificates, configs))
     }
 
@@ -116,14 +118,20 @@ impl Certificates {
     /// As [`Certificates::load`].
     pub fn reload(&mut self, now_s: u64) -> Result<TlsConfigs, Vec<String>> {
         let configs = self.read()?;
-        self.warn(now_s);
+        log_all(self.expiring(now_s));
         Ok(configs)
     }
 
     /// Rotates ticket keys and repeats warnings when it is time. Call it from time to time.
-    pub fn turn(&mut self, (monotonic_ns, now_s): (u64, u64)) {
+    pub fn turn(&mut self, now: (u64, u64)) {
+        log_all(self.advance(now));
+    }
+
+    /// [`Certificates::turn`]; returns the warnings.
+    fn advance(&mut self, (monotonic_ns, now_s): (u64, u64)) -> Vec<String> {
+        let mut warnings = Vec::new();
         if self.is_empty() {
-            return;
+            return warnings;
         }
         if monotonic_ns.saturating_sub(self.rotated_ns) >= TICKET_ROTATION_NS {
             self.rotated_ns = monotonic_ns;
@@ -135,13 +143,14 @@ impl Certificates {
             if let Some((_, keys)) = random
                 && keys.rotate().is_err()
             {
-                ::log::warn!("TLS: the ticket keys stay: the system has no random numbers");
+                warnings.push("the ticket keys stay: the system has no random numbers".to_owned());
             }
         }
         if monotonic_ns.saturating_sub(self.warned_ns) >= WARNING_INTERVAL_NS {
             self.warned_ns = monotonic_ns;
-            self.warn(now_s);
+            warnings.extend(self.expiring(now_s));
         }
+        warnings
     }
 
     fn read(&mut self) -> Result<TlsConfigs, Vec<String>> {
@@ -174,19 +183,23 @@ impl Certificates {
         Ok(configs)
     }
 
-    fn warn(&self, now_s: u64) {
-        for CertificateStatus { listener, name, ends_s } in self.statuses.get() {
-            match ends_s.checked_sub(now_s) {
-                None => {
-                    ::log::warn!("TLS: the certificate {name} of {listener} has expired: clients refuse it")
-                }
-                Some(left_s) if left_s < CERTIFICATE_WARNING_DAYS * DAY_S => ::log::warn!(
-                    "TLS: the certificate {name} of {listener} expires in {} days; replace its files, then reload (SIGHUP)",
-                    left_s / DAY_S
-                ),
-                Some(_) => {}
-            }
-        }
+    /// A warning for each certificate that has expired or soon will.
+    fn expiring(&self, now_s: u64) -> Vec<String> {
+        let warning = |CertificateStatus { listener, name, ends_s }| match ends_s.checked_sub(now_s) {
+            None => Some(format!("the certificate {name} of {listener} has expired: clients refuse it")),
+            Some(left_s) if left_s < CERTIFICATE_WARNING_DAYS * DAY_S => Some(format!(
+                "the certificate {name} of {listener} expires in {} days; replace its files, then reload (SIGHUP)",
+                left_s / DAY_S
+            )),
+            Some(_) => None,
+        };
+        self.statuses.get().into_iter().filter_map(warning).collect()
+    }
+}
+
+fn log_all(warnings: Vec<String>) {
+    for warning in warnings {
+        ::log::warn!("TLS: {warning}");
     }
 }
 
@@ -219,8 +232,8 @@ fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> R
     };
     let keys = tls.ticket_keys.as_deref().map(read_ticket_keys).transpose()?;
     let protocols: &[&[u8]] = match listener.kind {
-        Kind::Native => &[b"tickcast"],
-        Kind::Http | Kind::Admin => &[b"http/1.1"],
+        Kind::Native => &[ALPN_NATIVE],
+        Kind::Http | Kind::Admin => &[ALPN_HTTP],
     };
     // Only clients that may begin a session may resume one.
     let context = [
@@ -265,3 +278,6 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         false => Ok(bytes),
     }
 }
+
+#[cfg(test)]
+mod tests;
