@@ -355,7 +355,8 @@ impl Shard {
             Some(Operation::Unsubscribe { request, pattern }) => {
                 let entry = self.fanout.entry_of(&pattern);
                 let session = self.sessions.open_mut(slot);
-                let held = session.zip(entry).and_then(|(session, entry)| session.subscriptions.take(entry));
+                let held =
+                    session.zip(entry).and_then(|(session, entry)| session.unsubscribe(entry, &pattern));
                 let Some(held) = held else {
                     self.end_change(flow, slot);
                     self.fail_not_subscribed(slot, request, &pattern, now);
@@ -381,12 +382,13 @@ impl Shard {
             return OPERATION_UNITS;
         };
         flow.operations.push_front(Operation::Review { from: entry + 1 });
-        if self.may_subscribe(slot, &self.fanout.pattern(entry)) {
+        let pattern = self.fanout.pattern(entry);
+        if self.may_subscribe(slot, &pattern) {
             return REVIEW_UNITS;
         }
         let held = self.sessions.open_mut(slot).and_then(|session| {
             session.changes_pending += 1;
-            session.subscriptions.take(entry)
+            session.unsubscribe(entry, &pattern)
         });
         let Some(held) = held else {
             debug_assert!(false, "the session holds the subscription");
