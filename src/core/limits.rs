@@ -119,7 +119,7 @@ pub const SOURCE_BURST_S: u64 = 10;
 pub const REFUSALS_RATE: u32 = 1_000;
 /// How long a session is not read from then, milliseconds.
 pub const THROTTLE_MS: u64 = 100;
-/// Sources with an account on one shard: about 80 bytes each. An account exists only while a bucket is not full.
+/// Sources with an account on one shard: about 120 bytes each. An account exists only while a bucket is not full.
 pub const SOURCE_ACCOUNTS_MAX: usize = 16 << 10;
 /// Accounts that a new one looks at, to drop those whose buckets are full: 2 us if each misses the cache (100 ns).
 pub const ACCOUNT_LOOKS: usize = 16;
