@@ -150,6 +150,8 @@ pub struct Client {
     pub lives: u64,
     /// It has asked for answers to its publishes.
     pub is_answered: bool,
+    /// Budgets are set for what it publishes.
+    pub is_limited: bool,
     pub publishes: Publishes,
     /// Without authentication, it has none.
     pub token: Option<String>,
@@ -206,6 +208,7 @@ impl Client {
             epochs: HashMap::new(),
             lives: 0,
             is_answered: encoding != WireFormat::WEBSOCKET_RAW && !name.is_multiple_of(4),
+            is_limited: false,
             publishes: Publishes::default(),
             token,
             denied: 0,
@@ -527,7 +530,7 @@ impl Client {
                     self.denied(&payload);
                     return used;
                 }
-                self.publishes.handle_error(record.request, u64::from(record.code));
+                self.publishes.handle_error(record.request, u64::from(record.code), self.is_limited);
             }
             other => panic!("unexpected {other:?}: {payload}"),
         }
@@ -574,7 +577,7 @@ impl Client {
             }
             Some("error") => {
                 let number = |field: &str| value[field].as_u64().unwrap();
-                self.publishes.handle_error(number("id") as u32, number("code"));
+                self.publishes.handle_error(number("id") as u32, number("code"), self.is_limited);
             }
             Some("closing") => self.closing = Some(value["code"].as_u64().unwrap() as u16),
             Some("subscribed") => {

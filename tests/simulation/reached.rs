@@ -27,6 +27,8 @@ pub struct Reached {
     pub refused: u64,
     pub verified: u64,
     pub denied: u64,
+    pub limited: u64,
+    pub throttled: u64,
 }
 
 impl Reached {
@@ -55,6 +57,8 @@ impl Reached {
         self.refused += other.refused;
         self.verified += other.verified;
         self.denied += other.denied;
+        self.limited += other.limited;
+        self.throttled += other.throttled;
     }
 
     pub fn is_complete(&self) -> bool {
@@ -82,6 +86,8 @@ impl Reached {
             self.refused,
             self.verified,
             self.denied,
+            self.limited,
+            self.throttled,
         ]
         .iter()
         .all(|&count| count > 10)
