@@ -202,7 +202,7 @@ impl Budgets {
 
     /// Changes the limits from now on. What has been spent stays spent.
     pub fn set_limits(&mut self, limits: &Limits) {
-        let requests = SUBSCRIPTIONS_BURST * limits.subscriptions_per_session_max as u64;
+        let requests = SUBSCRIPTIONS_BURST.saturating_mul(limits.subscriptions_per_session_max as u64);
         let paces = |rates: &Rates, burst_s: u64, refusals: u32| {
             let requests = |rate: u32| {
                 let rate = u64::from(rate);

@@ -388,7 +388,9 @@ impl World {
                         return client.ping();
                     }
                     if self.rng.u8(..6) == 0 {
-                        for _ in 0..self.rng.usize(1..1_300) {
+                        // Half of the floods have more refused than a session may have at once.
+                        let flood = if self.rng.bool() { 1_100..1_300 } else { 1..100 };
+                        for _ in 0..self.rng.usize(flood) {
                             let id = client.publishes.begin(0);
                             client.publish(id, "not..valid", 0, "1");
                         }

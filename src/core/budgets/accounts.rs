@@ -170,9 +170,10 @@ impl<Owner: Copy + Eq + Hash> Accounts<Owner> {
             self.queue.extend(later);
         }
         let Some((_, owner)) = soonest else { return };
-        match self.accounts.len() < self.accounts_max {
-            true => self.queue.push_back(owner),
-            false => drop(self.accounts.remove(&owner)),
+        if self.accounts.len() < self.accounts_max {
+            self.queue.push_back(owner);
+        } else {
+            self.accounts.remove(&owner);
         }
     }
 }

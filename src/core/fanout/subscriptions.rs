@@ -1,7 +1,5 @@
 //! Subscriptions to patterns: registration with the homes, and the sessions that hold them.
 
-use std::collections::hash_map::Entry;
-
 use super::{
     Fanout,
     wildcard::{PossiblePolicies, WildcardEntry},
@@ -236,12 +234,15 @@ impl Fanout {
     }
 
     fn count_source_bytes(&mut self, source: SourceId, bytes: usize, comes: bool) {
-        match (self.source_bytes.entry(source), comes) {
-            (Entry::Vacant(entry), true) => drop(entry.insert(bytes)),
-            (Entry::Occupied(mut entry), true) => *entry.get_mut() += bytes,
-            (Entry::Occupied(entry), false) if *entry.get() <= bytes => drop(entry.remove()),
-            (Entry::Occupied(mut entry), false) => *entry.get_mut() -= bytes,
-            (Entry::Vacant(_), false) => debug_assert!(false, "a pattern counts for its source"),
+        let held = self.source_bytes.entry(source).or_default();
+        if comes {
+            *held += bytes;
+            return;
+        }
+        debug_assert!(*held >= bytes, "a pattern counts for its source");
+        *held -= bytes;
+        if *held == 0 {
+            self.source_bytes.remove(&source);
         }
     }
 

@@ -180,7 +180,7 @@ fn a_session_that_goes_on_beyond_its_budget_is_not_read_from_for_a_while() {
 #[test]
 fn requests_of_one_message_wait_too_once_the_session_is_throttled() {
     let mut driver = Driver::new(with_rates(Rates { ticks: 1, ..Rates::default() }, Rates::default()));
-    let upgrade = crate::testing::upgrade_request("/ws", "tickcast.v1.native");
+    let upgrade = crate::testing::upgrade_request("/ws", "tickcast.v1.rkyv");
     driver.accept(ABUSER, ListenerKind::Http, &upgrade);
     driver.take_sent(ABUSER);
     let message = crate::testing::masked(0x82, &publishes(3_000, b"1"));
