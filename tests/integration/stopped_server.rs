@@ -61,7 +61,7 @@ fn next_tick(peer: &mut Peer) -> Vec<u8> {
 #[test]
 fn pub_ends_with_an_error_when_its_server_is_suspended_whether_it_writes_or_waits_for_answers() {
     let _machine = beside_others();
-    let server = Server::start(&["--no-sim", "--shards", "2", "--ping-interval", "0"]);
+    let server = Server::start(&["--shards", "2", "--ping-interval", "0"]);
     let mut subscriber = Peer::native(server.tcp);
     subscriber.send(&Raw::with_options(frames::SUBSCRIBE, 1, "pub.>", Options::default()).bytes());
     assert_eq!(subscriber.frame().unwrap().kind, frames::SUBSCRIBED);
