@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
+    budgets::{BudgetLimits, PatternLimits},
     home::{CreationLimits, history::HistoryBounds},
     limits,
     networks::Networks,
@@ -67,8 +68,10 @@ pub struct Limits {
     /// Bytes of the last values on the whole server: at their homes, and as many again for copies on other shards with
     /// subscribers.
     pub last_values_bytes_max: usize,
-    /// Ticks per second that a session may publish; 0 is unlimited.
-    pub publish_rate: u32,
+    /// What sessions and sources may ask for per second.
+    pub budgets: BudgetLimits,
+    /// Patterns that sessions may hold.
+    pub patterns: PatternLimits,
     /// Bytes of unfinished frames and messages of all clients on the whole server.
     pub unfinished_bytes_max: usize,
     /// Bytes that the patterns of all sessions of the server may take, divided among the shards.
@@ -162,7 +165,8 @@ impl Default for Limits {
             history_bytes_max: limits::HISTORY_BYTES_MAX_DEFAULT,
             keys_per_topic_max: limits::KEYS_PER_TOPIC_MAX_DEFAULT,
             last_values_bytes_max: limits::LAST_VALUES_BYTES_MAX_DEFAULT,
-            publish_rate: 0,
+            budgets: BudgetLimits::default(),
+            patterns: PatternLimits::default(),
             unfinished_bytes_max: limits::UNFINISHED_BYTES_MAX_DEFAULT,
             patterns_bytes_max: limits::PATTERNS_BYTES_MAX_DEFAULT,
             positions_bytes_max: limits::POSITIONS_BYTES_MAX_DEFAULT,
@@ -201,7 +205,8 @@ impl Limits {
             ping_interval_ns: other.ping_interval_ns,
             ping_timeout_ns: other.ping_timeout_ns,
             subscriptions_per_session_max: other.subscriptions_per_session_max,
-            publish_rate: other.publish_rate,
+            budgets: other.budgets,
+            patterns: other.patterns,
             unfinished_bytes_max: other.unfinished_bytes_max,
             patterns_bytes_max: other.patterns_bytes_max,
             positions_bytes_max: other.positions_bytes_max,
@@ -246,19 +251,22 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budgets::Rates;
 
     #[test]
     fn only_reloadable_limits_change() {
         let now = Limits::default();
+        let rates = Rates { ticks: 9, ..Rates::default() };
         let other = Limits {
             behind_ns: 7,
             frame_bytes_max: 1 << 20,
-            publish_rate: 9,
+            budgets: BudgetLimits { session: rates, source: rates },
+            patterns: PatternLimits { wildcards_max: 1, session_bytes_max: 2, source_bytes_max: 3 },
             topics_max: 1,
             ..Limits::default()
         };
         let live = now.with_reloadable_from(&other);
-        assert_eq!((live.behind_ns, live.publish_rate), (7, 9));
+        assert_eq!((live.behind_ns, live.budgets, live.patterns), (7, other.budgets, other.patterns));
         assert_eq!((live.frame_bytes_max, live.topics_max), (now.frame_bytes_max, now.topics_max));
     }
 

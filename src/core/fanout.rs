@@ -31,7 +31,7 @@ use self::{
 };
 use crate::{
     home::last_value::LastValuesBudget,
-    ids::SlotId,
+    ids::{SlotId, SourceId},
     pattern_trie::PatternTrie,
     placement,
     session::table::{Offered, Sessions},
@@ -61,6 +61,8 @@ pub struct Fanout {
     pending: HashMap<u32, PendingEntry>,
     /// Bytes that this shard's patterns take beside the trie and their entries: at the homes, and in the boxes of wildcards.
     patterns_other_bytes: usize,
+    /// Bytes of the patterns that each source has brought, here and at the homes. Bound: each has at least one pattern.
+    source_bytes: HashMap<SourceId, usize>,
     /// Bytes of the long wildcards that the homes know. Bound: [`crate::limits::LONG_WILDCARDS_BYTES`].
     long_wildcards_bytes: usize,
     next_request: u32,
@@ -128,6 +130,7 @@ impl Fanout {
             free: Vec::new(),
             pending: HashMap::new(),
             patterns_other_bytes: 0,
+            source_bytes: HashMap::new(),
             long_wildcards_bytes: 0,
             next_request: 1,
             woken: VecDeque::new(),

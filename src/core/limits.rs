@@ -101,6 +101,37 @@ pub const SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT: usize = 1_024;
 pub const BURST_NS: u64 = 1_000_000_000;
 /// Highest rate limit, per second; above it a nanosecond is too coarse.
 pub const RATE_HIGHEST: u32 = 10_000_000;
+/// Default number of patterns per second that a session may subscribe to or change, once it has used up its burst. A client that
+/// replaces each of its 1,024 subscriptions every second is slower; at up to 10 us a pattern, a shard needs one per cent of its
+/// time for one such session.
+pub const SUBSCRIBE_RATE_DEFAULT: u32 = 1_000;
+/// Default number of patterns per second that a session may ask for the history of, and as many for the last values: a dashboard
+/// that polls 500 widgets every second instead of staying subscribed is slower.
+pub const HISTORY_RATE_DEFAULT: u32 = 500;
+/// Default of the same for all sessions of one source, on each shard. With the burst, 10,000 clients behind one address may come
+/// back at once, with 100 subscriptions each.
+pub const SUBSCRIBE_RATE_PER_SOURCE_DEFAULT: u32 = 100_000;
+/// Default number of patterns per second that the sessions of one source may ask for the history of, and as many for the last
+/// values.
+pub const HISTORY_RATE_PER_SOURCE_DEFAULT: u32 = 50_000;
+/// A session's burst of such requests: so many times the subscriptions that it may hold. It may subscribe to all of them, change
+/// all of them, and do so again after an unsubscribe.
+pub const SUBSCRIPTIONS_BURST: u64 = 4;
+/// A source's burst of such requests, in seconds of its rate: all its clients may come back at once.
+pub const SOURCE_BURST_S: u64 = 10;
+/// Requests beyond its budgets that a session may have refused per second, and at once. Beyond that it is not read from for a
+/// while: a refusal costs as much as a request that is served.
+pub const REFUSALS_RATE: u32 = 1_000;
+/// How long a session is not read from then, milliseconds.
+pub const THROTTLE_MS: u64 = 100;
+/// Sources with an account on one shard: about 120 bytes each. An account exists only while a bucket is not full.
+pub const SOURCE_ACCOUNTS_MAX: usize = 16 << 10;
+/// Accounts that a new one looks at, to drop those whose buckets are full: 2 us if each misses the cache (100 ns).
+pub const ACCOUNT_LOOKS: usize = 16;
+/// Default of the most `*` in a pattern. Topics rarely have more than ten levels.
+pub const PATTERN_WILDCARDS_MAX_DEFAULT: usize = 16;
+/// Default bytes of text for each pattern that a session may hold, on average: half of the longest.
+pub const PATTERN_BYTES_DEFAULT: usize = 128;
 /// Default number of topics on the whole server; each home shard sequences its share.
 pub const TOPICS_MAX_DEFAULT: usize = 65_536;
 /// Default number of existing topics that one session may have created: half of the table, so that no client fills it.
@@ -281,6 +312,7 @@ const _: () = assert!(
 );
 const _: () = assert!(BEHIND_BYTES_DEFAULT <= OUTBOX_BYTES_MAX_DEFAULT);
 const _: () = assert!(GATHER_BYTES >= SEND_BYTES_MAX);
+const _: () = assert!(THROTTLE_MS * 1_000_000 > TIMER_GRANULE_NS);
 const _: () = assert!(SEND_DIRECT_BYTES <= SEND_BYTES_MAX);
 const _: () =
     assert!(TIMER_GRANULE_NS.is_power_of_two() && TIMER_GRANULE_NS < PING_MS_LOWEST * 1_000_000 / 4);

@@ -27,6 +27,7 @@ pub use self::{
 
 use crate::{
     egress_log::{EgressLog, Range},
+    fanout::Subscription,
     ids::{SessionId, SourceId, TopicId},
     limits::REPLY_BYTES_MAX,
     principal::Principal,
@@ -249,6 +250,8 @@ pub struct Session {
     input: Option<Box<WaitingInput>>,
     /// What its input waits for.
     pub input_state: InputState,
+    /// Too many of its requests were refused: its input waits until a timer ends that.
+    pub is_throttled: bool,
     /// A frame deadline is pending: one at a time, however often frames begin.
     pub frame_timer_pending: bool,
     /// It is on the shard's list of unfinished messages: once, however often messages begin.
@@ -286,6 +289,8 @@ pub struct Session {
     pub lag: Option<Box<Lag>>,
     /// Its subscriptions. Bound: `subscriptions_per_session_max`.
     pub subscriptions: Subscriptions,
+    /// Bytes of the text of their patterns.
+    pub pattern_bytes: u32,
     /// A subscription has gone live: it is counted as subscribed.
     pub subscribed: bool,
     /// Topics for which it has state: all that its subscriptions match, except those that wildcard groups serve.
@@ -342,6 +347,7 @@ impl Session {
             protocol: Protocol::Http(HttpSession::default()),
             input: None,
             input_state: InputState::Open,
+            is_throttled: false,
             frame_timer_pending: false,
             unfinished_listed: false,
             unfinished_bytes: 0,
@@ -360,6 +366,7 @@ impl Session {
             yielding: Yielding::default(),
             lag: None,
             subscriptions: Subscriptions::default(),
+            pattern_bytes: 0,
             subscribed: false,
             memberships: Memberships::default(),
             shared_memberships: 0,
@@ -481,7 +488,19 @@ impl Session {
     pub fn takes_input(&self) -> bool {
         // One HTTP answer at a time, however many requests a client sends at once.
         let is_answering = self.protocol.is_kept_http() && (self.has_work() || self.is_sending());
-        self.takes_requests() && self.changes_pending == 0 && !is_answering && !self.awaits_verdict()
+        self.takes_requests() && !self.must_wait() && !is_answering
+    }
+
+    /// Whether later requests wait for the effects of earlier ones: of changes, of a new token, or of too many that were refused.
+    pub fn must_wait(&self) -> bool {
+        self.changes_pending > 0 || self.awaits_verdict() || self.is_throttled
+    }
+
+    /// Takes the subscription to an entry's pattern out.
+    pub fn unsubscribe(&mut self, entry: u32, pattern: &str) -> Option<Subscription> {
+        let held = self.subscriptions.take(entry)?;
+        self.pattern_bytes -= pattern.len() as u32;
+        Some(held)
     }
 
     /// Queues shared frames. Returns `false` when so much waits that something must yield.

@@ -12,9 +12,9 @@ pub enum ErrorCode {
     BadRequest = 100,
     /// The topic name is invalid.
     BadTopic = 101,
-    /// The subscription pattern is invalid.
+    /// The subscription pattern is invalid, or has too many wildcards.
     BadPattern = 102,
-    /// The session has reached its limit of subscriptions.
+    /// The session has reached its limit of subscriptions, or a bound on the memory of patterns is reached.
     TooManySubscriptions = 103,
     /// The server has reached its limit of topics.
     TooManyTopics = 104,
@@ -26,7 +26,7 @@ pub enum ErrorCode {
     TooLarge = 107,
     /// The session's principal may not do that.
     NotAllowed = 108,
-    /// The session publishes faster than its rate limit.
+    /// The session, or all clients of its address, ask for more a second than they may.
     RateLimited = 109,
 }
 

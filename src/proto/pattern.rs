@@ -81,6 +81,11 @@ pub fn is_exact(pattern: &str) -> bool {
     !pattern.split('.').any(|token| token == "*" || token == ">")
 }
 
+/// The number of `*` tokens in a pattern.
+pub fn wildcards(pattern: &str) -> usize {
+    pattern.split('.').filter(|token| *token == "*").count()
+}
+
 /// Whether `pattern` matches `topic`. Does not allocate.
 pub fn matches(pattern: &str, topic: &str) -> bool {
     let mut topic = topic.split('.');

@@ -1,6 +1,7 @@
 //! The validated configuration of a server. Every bound is derived and checked before anything starts.
 
 pub mod auth;
+mod budgets;
 pub mod declared;
 mod delivery;
 pub mod file;
@@ -172,15 +173,7 @@ impl Checks<'_> {
             let text = format!("{clients}: must be at least 1, at most {}", limits::CLIENTS_MAX_HIGHEST);
             self.refuse("limits.max_clients", text);
         }
-        for (path, rate) in
-            [("limits.accept_rate", limits.accept_rate), ("limits.publish_rate", limits.publish_rate)]
-        {
-            if rate > limits::RATE_HIGHEST {
-                let text =
-                    format!("{rate}: must be at most {} per second, or 0 for no limit", limits::RATE_HIGHEST);
-                self.refuse(path, text);
-            }
-        }
+        self.check_rates();
         let sources = self.sources(reads_files);
         Config {
             cores,
@@ -482,7 +475,8 @@ impl Checks<'_> {
             history_bytes_max: delivery.history_memory.bytes,
             keys_per_topic_max: delivery.keys_per_topic_max,
             last_values_bytes_max: delivery.last_values_memory.bytes,
-            publish_rate: limits.publish_rate,
+            budgets: budgets::rates(limits),
+            patterns: budgets::patterns(limits),
             unfinished_bytes_max: limits.unfinished_memory.bytes,
             patterns_bytes_max: limits.patterns_memory.bytes,
             positions_bytes_max: limits.positions_memory.bytes,

@@ -47,6 +47,7 @@ mod slow;
 mod startup;
 mod stop;
 mod stopped;
+mod stopped_server;
 mod systemd;
 mod tls;
 mod tls_clients;

@@ -150,6 +150,8 @@ pub struct Client {
     pub lives: u64,
     /// It has asked for answers to its publishes.
     pub is_answered: bool,
+    /// Budgets are set for what it publishes.
+    pub is_limited: bool,
     pub publishes: Publishes,
     /// Without authentication, it has none.
     pub token: Option<String>,
@@ -210,6 +212,7 @@ impl Client {
             epochs: HashMap::new(),
             lives: 0,
             is_answered: encoding != WireFormat::WEBSOCKET_RAW && !name.is_multiple_of(4),
+            is_limited: false,
             publishes: Publishes::default(),
             token,
             filters: false,
@@ -542,7 +545,7 @@ impl Client {
                     self.denied(&payload);
                     return used;
                 }
-                self.publishes.handle_error(record.request, u64::from(record.code));
+                self.publishes.handle_error(record.request, u64::from(record.code), self.is_limited);
             }
             other => panic!("unexpected {other:?}: {payload}"),
         }
@@ -589,7 +592,7 @@ impl Client {
             }
             Some("error") => {
                 let number = |field: &str| value[field].as_u64().unwrap();
-                self.publishes.handle_error(number("id") as u32, number("code"));
+                self.publishes.handle_error(number("id") as u32, number("code"), self.is_limited);
             }
             Some("closing") => self.closing = Some(value["code"].as_u64().unwrap() as u16),
             Some("subscribed") => {
@@ -807,7 +810,9 @@ impl Client {
             };
             let begin = self.requested.get(pattern).map_or(Begin::Live, |request| request.begin);
             for (topic, ticks) in published.ticks.iter().filter(matching) {
-                let (before, total) = (counts.get(topic).copied().unwrap_or(0), ticks.len() as u64);
+                let total = ticks.len() as u64;
+                // A tick that was on its way then may have been refused since.
+                let before = counts.get(topic).copied().unwrap_or(0).min(total);
                 match (self.seen.get(topic), begin) {
                     (Some(seen), Begin::Live) => assert!(
                         seen.first <= before + 1 || self.overlaps(pattern, topic),

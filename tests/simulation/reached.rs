@@ -28,6 +28,8 @@ pub struct Reached {
     pub verified: u64,
     pub denied: u64,
     pub filtered: u64,
+    pub limited: u64,
+    pub throttled: u64,
 }
 
 impl Reached {
@@ -57,6 +59,8 @@ impl Reached {
         self.verified += other.verified;
         self.denied += other.denied;
         self.filtered += other.filtered;
+        self.limited += other.limited;
+        self.throttled += other.throttled;
     }
 
     pub fn is_complete(&self) -> bool {
@@ -85,6 +89,8 @@ impl Reached {
             self.verified,
             self.denied,
             self.filtered,
+            self.limited,
+            self.throttled,
         ]
         .iter()
         .all(|&count| count > 10)

@@ -7,9 +7,9 @@ use std::collections::{HashMap, hash_map::Entry};
 
 use super::{Home, HomeTopic, LastSeen, PlaceState, history::History, last_value::LastValues};
 use crate::{
-    admission::{Bucket, Pace},
     ids::{SessionId, SourceId},
     now::Now,
+    token_bucket::{Bucket, Pace},
 };
 use tickcast_proto::{
     ErrorCode,

@@ -25,7 +25,6 @@ use std::{
 pub(super) use self::permissions::Allowed;
 use super::{Shard, timers::TimerKind};
 use crate::{
-    admission::{Bucket, Pace},
     ids::{SessionId, SlotId},
     limits::{EXPIRY_LOOK_NS, NEW_TOKENS_BURST, NEW_TOKENS_PER_S, REVOCATIONS_RECENT_MAX},
     metrics::counters::Counter,
@@ -33,6 +32,7 @@ use crate::{
     permission_sets::PermissionSets,
     principal::{AuthRefusal, Credentials, Principal, Revocation},
     session::{CloseReason, Proof},
+    token_bucket::{Bucket, Pace},
 };
 use tickcast_proto::{ErrorCode, command::Token, features::Features, reply::Reply};
 

@@ -355,7 +355,8 @@ impl Shard {
             Some(Operation::Unsubscribe { request, pattern }) => {
                 let entry = self.fanout.entry_of(&pattern);
                 let session = self.sessions.open_mut(slot);
-                let held = session.zip(entry).and_then(|(session, entry)| session.subscriptions.take(entry));
+                let held =
+                    session.zip(entry).and_then(|(session, entry)| session.unsubscribe(entry, &pattern));
                 let Some(held) = held else {
                     self.end_change(flow, slot);
                     self.fail_not_subscribed(slot, request, &pattern, now);
@@ -380,7 +381,8 @@ impl Shard {
             self.end_change(flow, slot);
             return (OPERATION_UNITS, Served::More);
         };
-        let allowed = self.allowed(slot, &self.fanout.pattern(entry));
+        let pattern = self.fanout.pattern(entry);
+        let allowed = self.allowed(slot, &pattern);
         let is_partial = allowed == Allowed::Part;
         let changes = allowed != Allowed::Nothing && (was_partial || is_partial);
         if changes && self.fanout.rejoins(entry, slot, &self.sessions) && !self.fanout.may_join() {
@@ -407,7 +409,7 @@ impl Shard {
         }
         let held = self.sessions.open_mut(slot).and_then(|session| {
             session.changes_pending += 1;
-            session.subscriptions.take(entry)
+            session.unsubscribe(entry, &pattern)
         });
         let Some(held) = held else {
             debug_assert!(false, "the session holds the subscription");

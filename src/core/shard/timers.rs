@@ -38,6 +38,8 @@ pub(super) enum TimerKind {
     Verdict,
     /// Check whether the session's token expires.
     Expiry,
+    /// End of the time for which a session is not read from, because too many of its requests were refused.
+    Throttle,
     /// Deadline of a session whose peer has sent FIN, for the answers to its requests.
     HalfClosed,
     /// Deadline of an ending session.
@@ -152,6 +154,7 @@ impl Shard {
             TimerKind::Credentials => {}
             TimerKind::Verdict => self.check_verdict(slot, now),
             TimerKind::Expiry => self.check_expiry(slot, now),
+            TimerKind::Throttle => session.is_throttled = false,
             TimerKind::HalfClosed => self.end(slot, CloseReason::Peer, now),
             TimerKind::Linger => self.remove(slot),
         }

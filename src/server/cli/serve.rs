@@ -14,7 +14,7 @@ use crate::{config::listener::Address, limits, logging, sources::kind::SourceFla
 use tickcast_core::networks::Networks;
 
 /// Keys of the options that a reload changes without a restart.
-pub const LIVE: [&str; 27] = [
+pub const LIVE: [&str; 39] = [
     "log",
     "policy",
     "behind_size",
@@ -32,6 +32,18 @@ pub const LIVE: [&str; 27] = [
     "ping_timeout",
     "subscriptions_per_session_max",
     "publish_rate",
+    "publish_rate_per_source",
+    "publish_bandwidth",
+    "publish_bandwidth_per_source",
+    "subscribe_rate",
+    "subscribe_rate_per_source",
+    "history_rate",
+    "history_rate_per_source",
+    "last_values_rate",
+    "last_values_rate_per_source",
+    "pattern_wildcards_max",
+    "patterns_per_session_size",
+    "patterns_per_source_memory",
     "topics_per_session_max",
     "topics_per_source_max",
     "new_topics_rate",
@@ -161,7 +173,7 @@ pub struct LimitOptions {
     /// Maximum connections from one IPv4 address or IPv6 /64 network; 0: no limit; the page needs up to 20
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub max_clients_per_source: u32,
-    /// Networks that --max-clients-per-source does not limit: put proxies here; none: it limits all
+    /// Networks that limits per source do not apply to: put proxies here; none: they apply to all
     #[arg(long, value_name = "NETWORK,...", default_value = Networks::LOOPBACK)]
     #[serde(with = "super::values::text")]
     pub unlimited_sources: Networks,
@@ -177,9 +189,47 @@ pub struct LimitOptions {
     /// Maximum ticks per second that one session may publish; 0: no limit
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub publish_rate: u32,
+    /// Ticks per second that the sessions of one IPv4 address or IPv6 /64 network may publish on each shard; 0: no limit;
+    /// limits per source are not for --unlimited-sources
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub publish_rate_per_source: u32,
+    /// Bytes per second (topics and payloads) that one session may publish; 0: no limit
+    #[arg(long, value_name = "SIZE", default_value_t = Size::new(0))]
+    pub publish_bandwidth: Size,
+    /// Bytes per second that the sessions of one source may publish on each shard; 0: no limit
+    #[arg(long, value_name = "SIZE", default_value_t = Size::new(0))]
+    pub publish_bandwidth_per_source: Size,
+    /// Patterns per second that one session may subscribe to or change, after a burst of four times
+    /// --subscriptions-per-session-max; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIBE_RATE_DEFAULT)]
+    pub subscribe_rate: u32,
+    /// The same for the sessions of one source on each shard, after a burst of ten seconds; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIBE_RATE_PER_SOURCE_DEFAULT)]
+    pub subscribe_rate_per_source: u32,
+    /// Patterns per second that one session may ask for the history of, after the burst of --subscribe-rate; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = limits::HISTORY_RATE_DEFAULT)]
+    pub history_rate: u32,
+    /// The same for the sessions of one source on each shard, after a burst of ten seconds; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = limits::HISTORY_RATE_PER_SOURCE_DEFAULT)]
+    pub history_rate_per_source: u32,
+    /// Patterns per second that one session may ask for the last values of, after the burst of --subscribe-rate; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = limits::HISTORY_RATE_DEFAULT)]
+    pub last_values_rate: u32,
+    /// The same for the sessions of one source on each shard, after a burst of ten seconds; 0: no limit
+    #[arg(long, value_name = "N", default_value_t = limits::HISTORY_RATE_PER_SOURCE_DEFAULT)]
+    pub last_values_rate_per_source: u32,
     /// Subscriptions of one session
     #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT)]
     pub subscriptions_per_session_max: usize,
+    /// Tokens * in one pattern
+    #[arg(long, value_name = "N", default_value_t = limits::PATTERN_WILDCARDS_MAX_DEFAULT)]
+    pub pattern_wildcards_max: usize,
+    /// Text of the patterns of one session [default: 128 bytes for each of --subscriptions-per-session-max]
+    #[arg(long, value_name = "SIZE")]
+    pub patterns_per_session_size: Option<Size>,
+    /// Memory for the patterns that the sessions of one source have brought; 0: no limit [default: half of --patterns-memory]
+    #[arg(long, value_name = "SIZE")]
+    pub patterns_per_source_memory: Option<Size>,
     /// Topics of the server
     #[arg(long, value_name = "N", default_value_t = limits::TOPICS_MAX_DEFAULT)]
     pub topics_max: usize,

@@ -310,8 +310,11 @@ impl Publisher {
             output.problem(PARAMS_TOPIC, 0, &text)?;
         }
         output.flush()?;
-        // All answers have been reported, so a failed close changes nothing.
-        let _ = client.close();
+        // All answers have been reported, so a failed close changes nothing. A server that has not answered in time would not close
+        // its side either, and the wait for that would exceed the time that a command has to end.
+        if unknown == 0 {
+            let _ = client.close();
+        }
         match self.refused {
             0 => Ok(()),
             refused => Err(CommandError::TicksRefused { refused, sent: self.sent }),

@@ -221,7 +221,7 @@ mod tests {
         let config = Config::new(&settings, None).unwrap();
         let mut other = config.clone();
         let read_config = move || {
-            other.limits.publish_rate += 1;
+            other.limits.budgets.session.ticks += 1;
             Ok((other.clone(), Vec::new()))
         };
         let mut reloader =
@@ -234,7 +234,7 @@ mod tests {
         let mut take_all = |received: &mut Vec<u32>| {
             while let Some(request) = receivers[0].try_recv() {
                 if let ShardRequest::Reload(limits) = request {
-                    received.push(limits.publish_rate);
+                    received.push(limits.budgets.session.ticks);
                 }
             }
         };
