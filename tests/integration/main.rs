@@ -35,6 +35,7 @@ mod manners;
 mod monitoring;
 mod options;
 mod page;
+mod permissions;
 mod places;
 mod policies;
 mod proxies;

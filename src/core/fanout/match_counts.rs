@@ -170,7 +170,7 @@ mod tests {
         };
         let mut fanout = Fanout::new(ShardId(0), 1, 1, settings);
         let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));
-        let entry = fanout.subscribe(crate::ids::SlotId(0), "t.>", crate::ids::SourceId(0)).entry;
+        let entry = fanout.subscribe(crate::ids::SlotId(0), crate::ids::SourceId(0), "t.>").entry;
         let counted = |fanout: &Fanout| {
             let entry = fanout.entries[entry as usize].as_ref().unwrap();
             entry.wildcard.as_deref().unwrap().matches.topics()
