@@ -7,6 +7,7 @@ use crate::{
     limits,
     networks::Networks,
     principal::Principal,
+    tenants::Tenants,
 };
 use tickcast_proto::{
     http::access::Access,
@@ -81,6 +82,8 @@ pub struct Limits {
     pub auth: Option<AuthLimits>,
     /// Whether `/echo` is served.
     pub debug_echo: bool,
+    /// Namespaces of topics.
+    pub tenants: Arc<Tenants>,
 }
 
 /// What the core knows of authentication. The keys are the verifier's.
@@ -166,6 +169,7 @@ impl Default for Limits {
             identity_replaces: false,
             auth: None,
             debug_echo: false,
+            tenants: Arc::default(),
         }
     }
 }
@@ -202,12 +206,23 @@ impl Limits {
             unfinished_bytes_max: other.unfinished_bytes_max,
             patterns_bytes_max: other.patterns_bytes_max,
             positions_bytes_max: other.positions_bytes_max,
+            tenants: self.reloaded_tenants(other),
             // Sessions from before have no principal.
             auth: match (&self.auth, &other.auth) {
                 (Some(_), Some(auth)) => Some(auth.clone()),
                 (auth, _) => auth.clone(),
             },
             ..self.clone()
+        }
+    }
+
+    /// The tenants of `other`, with the ids and exports of these. Sessions from before the first tenant have claims that nobody has
+    /// checked, so the first needs a restart.
+    fn reloaded_tenants(&self, other: &Limits) -> Arc<Tenants> {
+        let now = &self.tenants;
+        match now.is_configured().then(|| now.reloaded(&other.tenants)) {
+            Some(Ok(tenants)) if tenants != **now => Arc::new(tenants),
+            _ => now.clone(),
         }
     }
 

@@ -15,6 +15,7 @@ pub mod subscriptions;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ pub use self::{
 
 use crate::{
     egress_log::{EgressLog, Range},
-    ids::{SessionId, SourceId, TopicId},
+    ids::{SessionId, SourceId, TenantId, TopicId},
     limits::REPLY_BYTES_MAX,
     principal::Principal,
     session::{
@@ -78,6 +79,8 @@ pub enum SendState {
     /// The socket was full, and the rest of the SEND waits for room in it: see
     /// [`Sessions::full_ns`](table::Sessions::full_ns).
     Parked,
+    /// Its tenant has used up its egress quota: it waits for more as for a full socket.
+    Throttled,
 }
 
 /// How a session's principal is known.
@@ -241,6 +244,10 @@ pub struct Session {
     pub principal: Option<Arc<Principal>>,
     /// How that is known.
     pub proof: Proof,
+    /// Whose topics it uses. Settled before it may subscribe or publish.
+    pub tenant: TenantId,
+    /// It counts as a connection of its tenant.
+    pub is_counted: bool,
     /// Its listener takes no ticks.
     pub is_read_only: bool,
     /// How far it is in the protocol.
@@ -338,6 +345,8 @@ impl Session {
             features: Features::NONE,
             principal: None,
             proof: Proof::None,
+            tenant: TenantId::DEFAULT,
+            is_counted: false,
             is_read_only: false,
             protocol: Protocol::Http(HttpSession::default()),
             input: None,

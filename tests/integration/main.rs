@@ -48,6 +48,7 @@ mod startup;
 mod stop;
 mod stopped;
 mod systemd;
+mod tenants;
 mod tls;
 mod tls_clients;
 mod top;

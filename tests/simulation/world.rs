@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     client::{Client, Manner, Published, Seen, State, key_of},
-    permissions,
+    permissions::{self, TENANTS},
     reached::Reached,
     request::{Begin, Request},
 };
@@ -19,14 +19,16 @@ use tickcast::{
 use tickcast_core::{
     config::{AuthLimits, Limits},
     home::history::HistoryBounds,
-    ids::{SessionId, SlotId, SourceId},
+    ids::{SessionId, SlotId, SourceId, TenantId},
     mesh::{Mesh, ring::frame_ring},
     metrics::counters::Counter,
     now::Now,
     placement::home_shard,
     principal::Credentials,
     shard::{Action, ListenerKind, Shard},
+    tenants::{Exports, Figure, TenantConfig, Tenants},
     testing::{self, EPOCH, START, TurnLoop},
+    topic_key,
 };
 use tickcast_proto::{
     WireFormat, pattern,
@@ -51,6 +53,7 @@ const SETTLE_TURNS_MIN: usize = 60;
 struct Memory {
     encoding: WireFormat,
     identity: String,
+    tenant: usize,
     requested: HashMap<String, Request>,
     seen: HashMap<String, Seen>,
 }
@@ -81,8 +84,9 @@ pub struct World {
     free: Vec<Vec<u32>>,
     next_slot: Vec<u32>,
     names: u32,
-    published: Published,
-    /// The last life of each topic.
+    /// By tenant, who all use the same names. A tick's payload says whose it is.
+    published: Vec<Published>,
+    /// The last life of each topic, by its key.
     last_lives: HashMap<String, Life>,
     /// Topics whose publishing client is gone: only a prefix may have arrived.
     gone: HashSet<String>,
@@ -100,7 +104,11 @@ impl World {
         let count = rng.usize(1..=4);
         let roomy = rng.bool();
         let refuses = seed % 8 == 5;
-        let has_tokens = seed % 8 == 6;
+        let has_tokens = seed % 4 == 2;
+        let tenants = if seed % 8 == 2 { TENANTS.len() } else { 1 };
+        let named = TENANTS[1..tenants].iter();
+        let configs = named.map(|name| TenantConfig { name: (*name).into(), ..TenantConfig::default() });
+        let table = Tenants::new(configs.collect(), Exports::default(), count as u16).expect("tenants");
         let base_topics = |home: usize| {
             let is_here = |name: &&&str| usize::from(home_shard(name, count as u16).0) == home;
             SOURCE_TOPICS.iter().filter(is_here).count()
@@ -133,6 +141,7 @@ impl World {
             // The clock jumps forward now and then.
             handshake_deadline_ns: 3_600_000_000_000,
             auth: has_tokens.then(AuthLimits::default),
+            tenants: table.into(),
             ..Limits::default()
         };
         // Two of the longest frames, pieces of history, fit the ring.
@@ -147,7 +156,8 @@ impl World {
                 (producer, bell.clone())
             })
             .collect();
-        let published = Published { forgets: limits.topic_idle.default > 0, ..Published::default() };
+        let published = || Published { forgets: limits.topic_idle.default > 0, ..Published::default() };
+        let published = (0..tenants).map(|_| published()).collect();
         let mut world = World {
             shards,
             now: START,
@@ -173,7 +183,7 @@ impl World {
         };
         if refuses {
             // From now on, each home has room for these topics and a few more.
-            SOURCE_TOPICS.iter().for_each(|topic| world.publish_to(topic, 0));
+            SOURCE_TOPICS.iter().for_each(|topic| world.publish_to(0, topic, 0));
             let _ = world.lanes.flush();
             (0..count).for_each(|shard| world.turn(shard));
         }
@@ -238,11 +248,15 @@ impl World {
             false => String::new(),
         };
         let room = self.rng.usize(100..8_000);
+        let any = self.rng.usize(..self.published.len());
+        let tenant = memory.map_or(any, |memory| memory.tenant);
+        let of_tenant = TENANTS[tenant];
         let token = self.limits.auth.as_ref().map(|_| match &*identity {
-            "" => format!("{}.name-{}", self.names % permissions::SETS, self.names),
-            identity => format!("{}.{identity}", self.names % permissions::SETS),
+            "" => format!("{}.name-{}~{of_tenant}", self.names % permissions::SETS, self.names),
+            identity => format!("{}.{identity}~{of_tenant}", self.names % permissions::SETS),
         });
         let mut client = Client::new(self.names, shard, slot, encoding, manner, room, &identity, token);
+        client.tenant = tenant;
         client.takes_all = manner == Manner::Healthy && self.rng.u8(..3) == 0;
         match self.memories.pop() {
             Some(memory) => self.reconnect(&mut client, memory),
@@ -304,6 +318,7 @@ impl World {
         memories.push(Memory {
             encoding: client.encoding,
             identity: client.identity.clone(),
+            tenant: client.tenant,
             requested: client.requested.clone(),
             seen: client.seen.clone(),
         });
@@ -312,19 +327,21 @@ impl World {
     fn publish(&mut self) {
         // A storm publishes more than a ring and its stage hold.
         let storm = self.rng.u8(..30) == 0;
+        let tenant = self.rng.usize(..self.published.len());
         for _ in 0..if storm { 300 } else { self.rng.usize(1..30) } {
             let kind = if storm { "storm" } else { ["p", "t", "t", "t"][self.rng.usize(..4)] };
             let topic = format!("{kind}.{}", if storm { 0 } else { self.rng.u8(..4) });
             let pad = if storm || self.rng.u8(..20) == 0 { self.rng.usize(..3_000) } else { 0 };
-            self.publish_to(&topic, pad);
+            self.publish_to(tenant, &topic, pad);
         }
         let _ = self.lanes.flush();
     }
 
-    /// The source publishes a tick with so many bytes of padding.
-    fn publish_to(&mut self, topic: &str, pad: usize) {
-        let ticks = self.published.ticks.entry(topic.into()).or_default();
-        let payload = format!("\"{topic} {} {}\"", ticks.len() + 1, "x".repeat(pad));
+    /// The source publishes a tick of a tenant with so many bytes of padding.
+    fn publish_to(&mut self, tenant: usize, topic: &str, pad: usize) {
+        let ticks = self.published[tenant].ticks.entry(topic.into()).or_default();
+        let payload = format!("\"{topic} {} {tenant}{}\"", ticks.len() + 1, "x".repeat(pad));
+        self.lanes.set_tenant(TenantId(tenant as u16));
         match self.lanes.publish(topic, 1, 1, payload.as_bytes()).is_ok() {
             true => ticks.push(payload),
             false => self.reached.source_full += 1,
@@ -363,7 +380,7 @@ impl World {
                 // A topic that only this client publishes to.
                 let topic = format!("c.{}", client.name);
                 for _ in 0..if self.rng.u8(..16) == 0 { 1_000 } else { 1 } {
-                    let ticks = self.published.ticks.entry(topic.clone()).or_default();
+                    let ticks = self.published[client.tenant].ticks.entry(topic.clone()).or_default();
                     let number = ticks.len() as u64 + 1;
                     let payload = format!("\"{topic} {number} \"");
                     let id = if self.rng.u8(..4) == 0 { 0 } else { client.publishes.begin(number) };
@@ -440,7 +457,7 @@ impl World {
     /// Server to client: the client reads, and the socket takes more of what is parked.
     fn read(&mut self, index: usize, len: usize) {
         let client = &mut self.clients[index];
-        client.read(len, &self.published);
+        client.read(len, &self.published[client.tenant]);
         if !client.parked.is_empty() {
             let room = client.socket_bytes_max.saturating_sub(client.socket.len()).min(client.parked.len());
             client.socket.extend(client.parked.drain(..room));
@@ -504,9 +521,11 @@ impl World {
     /// Notes the lives of a home's topics, before a client hears of them: a life lasts several turns, and ends some turns after
     /// its last tick.
     fn note_lives(&mut self, shard: usize) {
-        let (lives, last_lives) = (&mut self.published.lives, &mut self.last_lives);
-        self.shards[shard].visit_lives(|name, epoch, sequence| {
-            let life = last_lives.entry(name.into()).or_default();
+        let (published, last_lives) = (&mut self.published, &mut self.last_lives);
+        self.shards[shard].visit_lives(|key, epoch, sequence| {
+            let (tenant, name) = topic_key::split(key);
+            let lives = &mut published[tenant.index()].lives;
+            let life = last_lives.entry(key.into()).or_default();
             if life.epoch != epoch {
                 *life = Life { epoch, offset: life.offset + life.sequence, sequence };
                 lives.insert((name.into(), epoch), life.offset);
@@ -560,7 +579,7 @@ impl World {
             if client.shard != shard || !client.ended {
                 return true;
             }
-            client.read(usize::MAX, published);
+            client.read(usize::MAX, &published[client.tenant]);
             assert!(
                 client.closing.is_none_or(|code| matches!(code, 3008 | 3009 | 3011 | 3013)),
                 "closed with {:?}",
@@ -686,11 +705,12 @@ impl World {
     pub fn check_everything_arrived(&self) {
         let sequenced: u64 =
             self.shards.iter().map(|shard| shard.counters().value(Counter::TicksSequenced)).sum();
-        let all: usize = self.published.ticks.values().map(Vec::len).sum();
+        let ticks = || self.published.iter().flat_map(|published| &published.ticks);
+        let all: usize = ticks().map(|(_, ticks)| ticks.len()).sum();
         let certain = |(topic, ticks): (&String, &Vec<String>)| {
             if topic.starts_with("c.") { 0 } else { ticks.len() }
         };
-        let certain: usize = self.published.ticks.iter().map(certain).sum();
+        let certain: usize = ticks().map(certain).sum();
         assert!((certain as u64..=all as u64).contains(&sequenced), "every accepted tick was sequenced");
         let mut gone = self.gone.clone();
         // Ticks of a client that is about to end, or that never reads, may not have reached the server.
@@ -700,7 +720,7 @@ impl World {
         gone.extend(self.clients.iter().filter(silenced).map(|client| format!("c.{}", client.name)));
         for client in &self.clients {
             if client.manner != Manner::Stuck && client.closing.is_none() && !client.fin {
-                client.check_complete(&self.published, &gone);
+                client.check_complete(&self.published[client.tenant], &gone);
             }
         }
         let protocol: u64 =
@@ -718,7 +738,8 @@ impl World {
                 self.limits.frame_bytes_max * 2 + 64 * 4096 + OUTBOX_RANGES_MAX / 16 + REPLY_BYTES_MAX * 4;
             let stages = 2 * self.shards.len() * (MESH_STAGE_BYTES + TURN_RING_BYTES);
             // Egress logs with their index, and what the home keeps.
-            let topics = self.published.ticks.len() * (32 << 10);
+            let topics =
+                self.published.iter().map(|published| published.ticks.len()).sum::<usize>() * (32 << 10);
             let bound = WireFormat::ALL.len() * self.limits.egress_log_bytes * 2
                 + 4 * HISTORY_BYTES_MAX
                 + topics
@@ -743,6 +764,11 @@ impl World {
             assert_eq!((shard.sessions_len(), shard.subscriptions_len()), (0, (0, 0)));
             assert_eq!(shard.counters().value(Counter::SessionsOpen), 0);
             assert_eq!(shard.counters().value(Counter::SessionsSubscribed), 0);
+        }
+        for (_, tenant) in self.limits.tenants.iter() {
+            let used =
+                [Figure::Connections, Figure::Subscriptions].map(|figure| tenant.account.total(figure));
+            assert_eq!(used, [0, 0], "what a tenant uses is given back");
         }
     }
 }

@@ -97,15 +97,16 @@ impl Fanout {
         // It may have been closed since, and opened again.
         let Some(topic) = topic.filter(|topic| !topic.is_counted) else { return 0 };
         topic.is_counted = true;
-        let name = topic.info.name.clone();
-        self.count_topic(id, &name, true)
+        let key: Box<str> = topic.key().into();
+        self.count_topic(id, &key, true)
     }
 
     /// Counts a topic that has come or gone. Returns the units used.
-    pub(super) fn count_topic(&mut self, id: TopicId, name: &str, comes: bool) -> usize {
+    pub(super) fn count_topic(&mut self, id: TopicId, key: &str, comes: bool) -> usize {
         let place = self.topics.place(id, self.shards).unwrap_or_default();
         let (entries, counts) = (&mut self.entries, &self.match_counts);
-        self.patterns.for_each_match(name, |&index| {
+        let (exports, highest) = (&self.settings.exports, self.tenant_highest);
+        exports.for_each_match(&self.patterns, highest, key, |&index| {
             let entry = entries[index as usize].as_mut();
             let count =
                 entry.and_then(|entry| entry.wildcard.as_deref_mut()).map(|wildcard| &mut wildcard.matches);
@@ -135,7 +136,8 @@ impl Fanout {
         let topic = of_home.get(local as usize).and_then(Option::as_ref);
         let Some(topic) = topic.filter(|topic| topic.is_counted) else { return 0 };
         let (entries, round) = (&mut self.entries, counts.round);
-        self.patterns.for_each_match(&topic.info.name, |&index| {
+        let (exports, highest) = (&self.settings.exports, self.tenant_highest);
+        exports.for_each_match(&self.patterns, highest, topic.key(), |&index| {
             let entry = entries[index as usize].as_mut();
             let count =
                 entry.and_then(|entry| entry.wildcard.as_deref_mut()).map(|wildcard| &mut wildcard.matches);

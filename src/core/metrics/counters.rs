@@ -46,6 +46,8 @@ counters! {
     SessionsRefusedRate = "sessions_refused_rate", "sessions";
     /// Connections refused because the shard was overloaded.
     SessionsRefusedOverload = "sessions_refused_overload", "sessions";
+    /// Connections refused because their tenant had used up its quota.
+    SessionsRefusedTenant = "sessions_refused_tenant", "sessions";
     /// Connections refused because the server was draining.
     SessionsRefusedDraining = "sessions_refused_draining", "sessions";
     /// Connections closed without a reply because the ring had no memory for them.
@@ -70,10 +72,14 @@ counters! {
     TicksRefused = "ticks_refused", "ticks";
     /// Ticks refused by the publish rate limit.
     TicksRefusedRate = "ticks_refused_rate", "ticks";
+    /// Ticks refused because their tenant publishes faster than its quota.
+    TicksRefusedTenant = "ticks_refused_tenant", "ticks";
     /// Ticks refused because their session may not publish them.
     TicksRefusedNotAllowed = "ticks_refused_not_allowed", "ticks";
     /// Subscriptions refused because their session may not receive all topics of the pattern.
     SubscriptionsRefused = "subscriptions_refused", "subscriptions";
+    /// Subscriptions refused because their tenant had used up its quota.
+    SubscriptionsRefusedTenant = "subscriptions_refused_tenant", "subscriptions";
     /// Subscriptions ended because the session's new token does not allow them.
     SubscriptionsRemoved = "subscriptions_removed", "subscriptions";
     /// Credentials that were valid.
@@ -106,6 +112,8 @@ counters! {
     SendsParked = "sends_parked", "operations";
     /// Parked SENDs of which the socket took nothing, because it was full.
     SendsFull = "sends_full", "operations";
+    /// Times a session had to wait with a SEND, because its tenant had used up its egress quota.
+    SendsThrottled = "sends_throttled", "times";
     /// Times a ring to another shard became full.
     MeshRingFull = "mesh_ring_full", "times";
     /// Whether the shard is overloaded: sessions whose sockets have room lose ticks.
