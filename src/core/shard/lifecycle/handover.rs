@@ -21,6 +21,7 @@ use crate::{
     principal::Principal,
     session::{CloseReason, Proof, Protocol, Session},
     shard::{Action, ListenerKind, Shard},
+    topic_key,
 };
 use tickcast_proto::ids::ShardId;
 
@@ -88,9 +89,11 @@ impl Shard {
         self.identities.insert(slot, (*identity).into());
         // With authentication, a claim ends nobody's session.
         let is_proven = principal.is_some() || self.limits.auth.is_none();
+        // The same claim in two tenants is two clients.
+        let tenant = self.sessions.get(slot).map_or(TenantId::DEFAULT, |session| session.tenant);
         if self.limits.identity_replaces
             && is_proven
-            && let Some(before) = self.holders.enter(slot, &identity)
+            && let Some(before) = self.holders.enter(slot, &topic_key::of(tenant, &identity))
         {
             self.end(before, CloseReason::Replaced, now);
         }

@@ -11,7 +11,7 @@ use crate::{
     session::Proof,
     shard::ListenerKind,
     tenants::{Export, Exports, Importers, TenantConfig, Tenants},
-    testing::{Driver, hello, messages, upgrade_request},
+    testing::{Driver, hello, hello_as, messages, upgrade_request},
 };
 use tickcast_proto::{
     Step,
@@ -290,6 +290,20 @@ fn a_reload_ends_the_sessions_of_a_tenant_that_is_gone_and_takes_those_of_a_new_
     publish(&mut driver, 1, "t.x", "of b");
     assert_eq!(ticks(&mut driver, &[2, 4]), [vec!["of b".to_owned()], vec![]]);
     assert!(Limits::default().with_reloadable_from(&before).tenants.is_empty(), "the first needs a restart");
+}
+
+#[test]
+fn the_same_identity_in_two_tenants_is_two_clients() {
+    let mut driver = Driver::new(Limits { identity_replaces: true, ..limits(Exports::default()) });
+    for (slot, tenant) in [(0, A), (1, B), (2, B)] {
+        driver.shard.handle_accept(SlotId(slot), ListenerKind::Native, driver.now);
+        driver.shard.set_tenant(SlotId(slot), tenant);
+        driver.receive(slot, &hello_as("one"));
+        driver.turn();
+    }
+    let is_open =
+        |slot| driver.shard.sessions.get(SlotId(slot)).is_some_and(|session| session.ending.is_none());
+    assert_eq!([0, 1, 2].map(is_open), [true, false, true]);
 }
 
 #[test]
