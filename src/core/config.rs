@@ -251,6 +251,15 @@ impl Limits {
                 "auth: {current} until a restart, because open sessions would have no principal"
             ));
         }
+        match (self.tenants.is_configured(), self.tenants.reloaded(&new.tenants)) {
+            (false, _) if new.tenants.is_configured() => lines.push(
+                "tenant: none until a restart, because nobody has checked what open sessions claim".into(),
+            ),
+            (true, Err(error)) => {
+                lines.push(format!("tenant: all stay as they are until a restart: {error}"))
+            }
+            _ => {}
+        }
         lines
     }
 }
@@ -258,6 +267,10 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        ids::TenantId,
+        tenants::{Exports, TenantConfig},
+    };
 
     #[test]
     fn only_reloadable_limits_change() {
@@ -287,6 +300,27 @@ mod tests {
             assert_eq!(live.auth, now.auth);
             assert!(live.changes_needing_restart(new)[0].starts_with("auth: "));
         }
+    }
+
+    #[test]
+    fn tenants_change_while_the_server_runs_but_the_first_needs_a_restart() {
+        let with = |names: &[&str]| {
+            let config = |name: &&str| TenantConfig { name: (*name).into(), ..TenantConfig::default() };
+            let tenants = Tenants::new(names.iter().map(config).collect(), Exports::default(), 1).unwrap();
+            Limits { tenants: tenants.into(), ..Limits::default() }
+        };
+        let (none, one, two) = (Limits::default(), with(&["a"]), with(&["b", "a"]));
+        let live = one.with_reloadable_from(&two);
+        assert_eq!(
+            (live.tenants.by_name("a"), live.tenants.by_name("b")),
+            (Some(TenantId(1)), Some(TenantId(2)))
+        );
+        assert!(live.changes_needing_restart(&two).is_empty());
+        assert!(Arc::ptr_eq(&one.with_reloadable_from(&one.clone()).tenants, &one.tenants));
+        let live = none.with_reloadable_from(&one);
+        assert!(!live.tenants.is_configured());
+        assert!(live.changes_needing_restart(&one)[0].starts_with("tenant: none until a restart"));
+        assert!(one.with_reloadable_from(&none).tenants.by_name("a").is_none(), "it is removed");
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Json {
         loop {
             let message = self.next();
             if message["op"].is_null() {
-                return (message["topic"].as_str().unwrap().into(), message["data"].as_u64().unwrap());
+                return (message["topic"].as_str().unwrap().into(), message["data"].as_u64().unwrap_or(0));
             }
             assert_eq!(message["op"], "subscribed", "{message}");
         }
@@ -346,7 +346,7 @@ fn each_quota_is_refused_with_its_code_counted_and_changed_by_a_reload() {
     assert_eq!(closed, 3500, "its tenant is no longer configured");
     let mut new = Json(of_host(&server, "c.test"));
     new.subscribe("u.0");
-    one.subscribe("u.9");
+    two.subscribe("u.9");
     drop((one, two, new));
     server.stop_cleanly();
 }
@@ -354,7 +354,7 @@ fn each_quota_is_refused_with_its_code_counted_and_changed_by_a_reload() {
 #[test]
 fn a_tenant_over_its_egress_quota_conflates_and_another_receives_everything() {
     let _machine = beside_others();
-    let text = "[[tenant]]\nname = \"a\"\nhosts = [\"a.test\"]\nquota = { egress_rate = \"100KB\" }\n\
+    let text = "[[tenant]]\nname = \"a\"\nhosts = [\"a.test\"]\nquota = { egress_rate = \"100kB\" }\n\
                 [[tenant]]\nname = \"b\"\nhosts = [\"b.test\"]\n[delivery]\npolicy = [\"conflate\"]\nbehind_size = \"64KiB\"\n";
     let server = server("egress", text);
     let (mut a, mut b) = (Json(of_host(&server, "a.test")), Json(of_host(&server, "b.test")));

@@ -26,7 +26,7 @@ use tickcast_core::{
     placement::home_shard,
     principal::Credentials,
     shard::{Action, ListenerKind, Shard},
-    tenants::{Exports, Figure, TenantConfig, Tenants},
+    tenants::{Export, Exports, Figure, Importers, TenantConfig, Tenants},
     testing::{self, EPOCH, START, TurnLoop},
     topic_key,
 };
@@ -38,6 +38,9 @@ use tickcast_proto::{
 const PATTERNS: [&str; 8] = [">", "t.*", "t.0", "t.1", "t.>", "*.2", "p.>", "c.>"];
 /// Topics of the source.
 const SOURCE_TOPICS: [&str; 9] = ["p.0", "p.1", "p.2", "p.3", "t.0", "t.1", "t.2", "t.3", "storm.0"];
+/// The tenants `a` and `b`, if one exports to the other.
+const EXPORTER: TenantId = TenantId(1);
+const IMPORTER: TenantId = TenantId(2);
 const CLIENTS_MAX: usize = 24;
 const SETTLE_TURNS_MAX: usize = 10_000;
 /// More than a run publishes: with logs and outboxes of this size no client can be too slow.
@@ -86,6 +89,8 @@ pub struct World {
     names: u32,
     /// By tenant, who all use the same names. A tick's payload says whose it is.
     published: Vec<Published>,
+    /// Topics `p.>` of [`EXPORTER`] are [`IMPORTER`]'s too.
+    exports: bool,
     /// The last life of each topic, by its key.
     last_lives: HashMap<String, Life>,
     /// Topics whose publishing client is gone: only a prefix may have arrived.
@@ -104,11 +109,16 @@ impl World {
         let count = rng.usize(1..=4);
         let roomy = rng.bool();
         let refuses = seed % 8 == 5;
-        let has_tokens = seed % 4 == 2;
-        let tenants = if seed % 8 == 2 { TENANTS.len() } else { 1 };
+        let has_tenants = seed % 16 == 2;
+        let has_tokens = has_tenants || seed % 8 == 6;
+        let tenants = if has_tenants { TENANTS.len() } else { 1 };
         let named = TENANTS[1..tenants].iter();
         let configs = named.map(|name| TenantConfig { name: (*name).into(), ..TenantConfig::default() });
-        let table = Tenants::new(configs.collect(), Exports::default(), count as u16).expect("tenants");
+        // In some of these runs, one tenant receives topics of another under their names.
+        let exports = seed % 32 == 2;
+        let export = Export { owner: EXPORTER, topics: "p.>".into(), to: Importers::Named(vec![IMPORTER]) };
+        let exported = Exports::new(vec![export; usize::from(exports)]).expect("one export");
+        let table = Tenants::new(configs.collect(), exported, count as u16).expect("tenants");
         let base_topics = |home: usize| {
             let is_here = |name: &&&str| usize::from(home_shard(name, count as u16).0) == home;
             SOURCE_TOPICS.iter().filter(is_here).count()
@@ -174,6 +184,7 @@ impl World {
             next_slot: vec![0; count],
             names: 0,
             published,
+            exports,
             last_lives: HashMap::new(),
             gone: HashSet::new(),
             memories: Vec::new(),
@@ -339,11 +350,21 @@ impl World {
 
     /// The source publishes a tick of a tenant with so many bytes of padding.
     fn publish_to(&mut self, tenant: usize, topic: &str, pad: usize) {
+        let is_exported = self.exports && topic.starts_with("p.");
+        if is_exported && tenant == IMPORTER.index() {
+            return;
+        }
         let ticks = self.published[tenant].ticks.entry(topic.into()).or_default();
         let payload = format!("\"{topic} {} {tenant}{}\"", ticks.len() + 1, "x".repeat(pad));
         self.lanes.set_tenant(TenantId(tenant as u16));
         match self.lanes.publish(topic, 1, 1, payload.as_bytes()).is_ok() {
-            true => ticks.push(payload),
+            true => {
+                ticks.push(payload.clone());
+                if is_exported && tenant == EXPORTER.index() {
+                    let ticks = self.published[IMPORTER.index()].ticks.entry(topic.into()).or_default();
+                    ticks.push(payload);
+                }
+            }
             false => self.reached.source_full += 1,
         }
     }
@@ -521,14 +542,17 @@ impl World {
     /// Notes the lives of a home's topics, before a client hears of them: a life lasts several turns, and ends some turns after
     /// its last tick.
     fn note_lives(&mut self, shard: usize) {
-        let (published, last_lives) = (&mut self.published, &mut self.last_lives);
+        let (published, last_lives, exports) = (&mut self.published, &mut self.last_lives, self.exports);
         self.shards[shard].visit_lives(|key, epoch, sequence| {
             let (tenant, name) = topic_key::split(key);
-            let lives = &mut published[tenant.index()].lives;
+            let is_exported = exports && tenant == EXPORTER && name.starts_with("p.");
+            let importer = is_exported.then_some(IMPORTER);
             let life = last_lives.entry(key.into()).or_default();
             if life.epoch != epoch {
                 *life = Life { epoch, offset: life.offset + life.sequence, sequence };
-                lives.insert((name.into(), epoch), life.offset);
+                for tenant in importer.into_iter().chain([tenant]) {
+                    published[tenant.index()].lives.insert((name.into(), epoch), life.offset);
+                }
             }
             life.sequence = sequence;
         });
@@ -705,7 +729,15 @@ impl World {
     pub fn check_everything_arrived(&self) {
         let sequenced: u64 =
             self.shards.iter().map(|shard| shard.counters().value(Counter::TicksSequenced)).sum();
-        let ticks = || self.published.iter().flat_map(|published| &published.ticks);
+        let is_imported = |tenant: usize, topic: &str| {
+            self.exports && tenant == IMPORTER.index() && topic.starts_with("p.")
+        };
+        let ticks = || {
+            let all = self.published.iter().enumerate();
+            all.flat_map(|(tenant, published)| published.ticks.iter().map(move |ticks| (tenant, ticks)))
+                .filter(|(tenant, (topic, _))| !is_imported(*tenant, topic))
+                .map(|(_, ticks)| ticks)
+        };
         let all: usize = ticks().map(|(_, ticks)| ticks.len()).sum();
         let certain = |(topic, ticks): (&String, &Vec<String>)| {
             if topic.starts_with("c.") { 0 } else { ticks.len() }

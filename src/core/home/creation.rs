@@ -53,13 +53,18 @@ pub enum TopicRefusal {
     Rate = 3,
     /// The tenant has reached its quota of topics.
     Tenant = 4,
+    /// Another tenant exports topics of this name to the tenant, which publishes none of its own.
+    Imported = 5,
 }
 
 impl TopicRefusal {
     /// The refusal of this number, [`TopicRefusal::Table`] if it is unknown.
     pub fn from_number(number: u16) -> TopicRefusal {
         use TopicRefusal::*;
-        [Session, Source, Rate, Tenant].into_iter().find(|known| *known as u16 == number).unwrap_or(Table)
+        [Session, Source, Rate, Tenant, Imported]
+            .into_iter()
+            .find(|known| *known as u16 == number)
+            .unwrap_or(Table)
     }
 
     /// The code for the publisher.
@@ -69,6 +74,7 @@ impl TopicRefusal {
                 ErrorCode::TooManyTopics
             }
             TopicRefusal::Rate => ErrorCode::RateLimited,
+            TopicRefusal::Imported => ErrorCode::NotAllowed,
         }
     }
 
@@ -83,6 +89,7 @@ impl TopicRefusal {
                 "clients of this address have created as many topics as they may (--topics-per-source-max)"
             }
             TopicRefusal::Tenant => "the tenant has as many topics as it may have (quota of its [[tenant]])",
+            TopicRefusal::Imported => "another tenant exports the topic, and publishes it",
             TopicRefusal::Rate => "topics are created faster than the server allows (--new-topics-rate)",
         }
     }
@@ -231,6 +238,9 @@ impl Home {
             return Ok(TopicLookup { index, is_new: false });
         }
         self.accounts.admits(creator, now.monotonic_ns)?;
+        if self.tenancy.is_imported(key) {
+            return Err(TopicRefusal::Imported);
+        }
         if !self.tenancy.take_topic(key) {
             return Err(TopicRefusal::Tenant);
         }

@@ -43,6 +43,13 @@ impl Tenancy {
         Some((self.tenants.get(id)?, &mut self.leases[id.index()]))
     }
 
+    /// Whether another tenant exports topics of this name to the key's tenant.
+    pub(super) fn is_imported(&self, key: &str) -> bool {
+        let exports = self.tenants.exports();
+        let (tenant, name) = topic_key::split(key);
+        !exports.is_empty() && exports.owner(tenant, name) != tenant
+    }
+
     /// Counts a new topic for its tenant. Returns whether the quota allows it.
     pub(super) fn take_topic(&mut self, key: &str) -> bool {
         if !topic_key::has_tenant(key) {

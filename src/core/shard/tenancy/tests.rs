@@ -9,9 +9,10 @@ use crate::{
     now::Now,
     principal::{Permissions, Principal},
     session::Proof,
-    shard::ListenerKind,
+    shard::{ListenerKind, ORIGIN_SOURCE},
     tenants::{Export, Exports, Importers, TenantConfig, Tenants},
     testing::{Driver, hello, hello_as, messages, upgrade_request},
+    topic_key,
 };
 use tickcast_proto::{
     Step,
@@ -138,6 +139,24 @@ fn importers_receive_what_is_exported_to_them_by_name_and_by_wildcard_and_cannot
     assert!(refused[0].is_empty() && refused[2].is_empty());
     request(&mut driver, 1, Kind::Unsubscribe, "prices.x");
     assert_eq!(take(&mut driver, &[1])[0], [(Kind::Unsubscribed, "prices.x".into())]);
+}
+
+#[test]
+fn a_source_of_an_importer_cannot_publish_what_is_exported_to_it() {
+    let export = Export { owner: A, topics: "prices.>".into(), to: Importers::All };
+    let mut driver = Driver::new(limits(Exports::new(vec![export]).unwrap()));
+    connect(&mut driver, 0, B);
+    request(&mut driver, 0, Kind::Subscribe, ">");
+    take(&mut driver, &[]);
+    for (tenant, topic) in [(B, "prices.x"), (B, "orders.x"), (A, "prices.x")] {
+        let (key, mut bytes) = (topic_key::of(tenant, topic), Vec::new());
+        frames::encode_publish(&mut bytes, ORIGIN_SOURCE, 0, 0, Publish::default(), &key, topic.as_bytes());
+        let Ok(Step::Complete(_, frame)) = frames::decode(&bytes, 1 << 20) else { panic!("{bytes:?}") };
+        driver.shard.handle_request(None, &frame, driver.now);
+        driver.turn();
+    }
+    assert_eq!(ticks(&mut driver, &[0]), [["orders.x", "prices.x"]]);
+    assert_eq!(driver.shard.counters().value(Counter::TopicsRefused), 1);
 }
 
 #[test]
