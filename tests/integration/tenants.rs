@@ -281,7 +281,9 @@ fn each_quota_is_refused_with_its_code_counted_and_changed_by_a_reload() {
     let server = server("quotas", &with(quota));
     let (mut one, mut two) = (Json(of_host(&server, "a.test")), Json(of_host(&server, "a.test")));
     // It answers, so both are counted.
-    (one.subscribe("t.0"), two.subscribe("t.0"), two.subscribe("t.1"));
+    one.subscribe("t.0");
+    two.subscribe("t.0");
+    two.subscribe("t.1");
     let (_, closing) = of_listener(&path);
     assert_eq!((closing.kind, closing.code()), (frames::CLOSING, 3504));
     let error = one.request(r#"{"op":"subscribe","id":4,"topics":["t.9"]}"#);
