@@ -259,9 +259,18 @@ impl World {
         self.actions(shard);
     }
 
+    /// Draws a tenant, if there are several.
+    fn any_tenant(&mut self) -> usize {
+        match self.published.len() {
+            1 => 0,
+            tenants => self.rng.usize(..tenants),
+        }
+    }
+
     fn connect(&mut self) {
         let shard = self.rng.usize(..self.shards.len());
         let slot = self.vacant_slot(shard);
+        let any = self.any_tenant();
         let memory = self.memories.last();
         let encoding = match memory {
             Some(memory) => memory.encoding,
@@ -286,7 +295,6 @@ impl World {
             false => String::new(),
         };
         let room = self.rng.usize(100..8_000);
-        let any = self.rng.usize(..self.published.len());
         let tenant = memory.map_or(any, |memory| memory.tenant);
         let of_tenant = TENANTS[tenant];
         let token = self.limits.auth.as_ref().map(|_| match &*identity {
@@ -370,7 +378,7 @@ impl World {
     fn publish(&mut self) {
         // A storm publishes more than a ring and its stage hold.
         let storm = self.rng.u8(..30) == 0;
-        let tenant = self.rng.usize(..self.published.len());
+        let tenant = self.any_tenant();
         for _ in 0..if storm { 300 } else { self.rng.usize(1..30) } {
             let kind = if storm { "storm" } else { ["p", "t", "t", "t"][self.rng.usize(..4)] };
             let topic = format!("{kind}.{}", if storm { 0 } else { self.rng.u8(..4) });

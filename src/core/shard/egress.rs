@@ -49,7 +49,7 @@ impl Shard {
             while let Some(slot) = self.sessions.pop_newly_throttled() {
                 self.note_throttled(slot, now);
             }
-            let Some((slot, format, next)) = taken else { return None };
+            let (slot, format, next) = taken?;
             match next {
                 NextSend::Send(source) => return Some(Send { slot, log: LogIndex::of(format), source }),
                 NextSend::Overwritten => self.end_lapped(slot, now),

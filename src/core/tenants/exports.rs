@@ -193,7 +193,8 @@ mod tests {
             trie.for_each(|key: &String| all.push(key.clone()));
             let mut expected: Vec<String> =
                 all.into_iter().filter(|key| exports.matches(key, &topic)).collect();
-            (found.sort(), expected.sort());
+            found.sort();
+            expected.sort();
             assert_eq!(found, expected, "{name} of {tenant:?}");
         }
     }
