@@ -8,6 +8,7 @@ use tickcast::{
     sources::{Lanes, StopFlag},
 };
 use tickcast_core::{
+    budgets::{BudgetLimits, Rates},
     config::Limits,
     ids::SlotId,
     mesh::{
@@ -158,7 +159,10 @@ fn unread_replies_do_not_pile_up() {
 
 #[test]
 fn a_client_that_churns_patterns_does_not_delay_the_subscription_of_another() {
-    let (mut shards, mut meshes, _) = shards(1);
+    // What protects the other is the turns, not a budget.
+    let budgets = BudgetLimits { session: Rates::default(), source: Rates::default() };
+    let limits = Limits { budgets, ..Limits::default() };
+    let (mut shards, mut meshes, _) = testing::cluster(1, &limits, 1 << 20);
     let (shard, mesh) = (&mut shards[0], &mut meshes[0]);
     connect(shard, 0);
     connect(shard, 1);

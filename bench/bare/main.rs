@@ -1,4 +1,4 @@
-//! Bare loop: what the kernel alone costs.
+//! Bare loop: measures what the kernel alone costs.
 //!
 //! It SENDs the same bytes in the same sizes as `tickcast serve` to as many sockets, through an io_uring set up in the same
 //! way, but without a broker: no topics, no logs, no sessions, no reads. tickcast's figures are reported as ratios to it.
@@ -21,8 +21,8 @@
 //! # Sending
 //!
 //! A SEND has `MSG_DONTWAIT | MSG_WAITALL | MSG_NOSIGNAL`, uses a registered file, and leaves no completion when it
-//! succeeds; [`tickcast::limits::SENDS_PER_SUBMIT`] of them go into one `io_uring_enter`. What a full socket does not take
-//! is parked as one SEND that waits in the kernel. It points straight at the round's bytes, which are not overwritten
+//! succeeds; [`tickcast::limits::SENDS_PER_SUBMIT`] of them go into one `io_uring_enter`. The bytes that a full socket does not
+//! accept are parked as one SEND that waits in the kernel. It points directly at the round's bytes, which are not overwritten
 //! before it completes, so nothing is copied. Rounds skip the socket in the meantime.
 //!
 //! Rounds are an open loop: the n-th is due n intervals after the first, that time is its ticks' producer time, and a late

@@ -12,7 +12,7 @@ use tickcast_proto::{
 
 use crate::options::Options;
 
-/// Most bytes of rounds that are kept for parked SENDs.
+/// Most bytes of rounds to keep for parked SENDs.
 const ROUNDS_BYTES_MAX: usize = 64 << 20;
 /// Offsets of the patched fields in a TICK frame: PROTOCOL.md.
 const SEQUENCE_AT: usize = 16;
@@ -103,12 +103,12 @@ impl Rounds {
         self.rounds[round as usize].bytes
     }
 
-    /// Notes that a parked SEND points into the round.
+    /// Records that a parked SEND points into the round.
     pub fn pin(&mut self, round: u32) {
         self.rounds[round as usize].pins += 1;
     }
 
-    /// Notes that a parked SEND has completed.
+    /// Records that a parked SEND has completed.
     pub fn unpin(&mut self, round: u32) {
         self.rounds[round as usize].pins -= 1;
     }

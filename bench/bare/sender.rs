@@ -21,7 +21,7 @@ use crate::{common::process::thread_cpu_ns, options::Options, report::Report, ro
 
 /// Longest wait, which bounds how late a signal is noticed.
 const WAIT_NS_MAX: u64 = 50_000_000;
-/// Most attempts at an `io_uring_enter` for which the kernel is short of memory, 1 ms apart.
+/// Most attempts at an `io_uring_enter`, 1 ms apart, while the kernel is short of memory.
 const ENTER_ATTEMPTS_MAX: u32 = 1_000;
 
 /// Completions copied out of the ring at once.

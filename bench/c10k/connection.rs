@@ -25,7 +25,7 @@ pub enum State {
     /// Acknowledgements still to come.
     Subscribing(usize),
     Subscribed,
-    /// Ended; the reason.
+    /// Ended. Contains the reason.
     Ended(String),
 }
 
@@ -35,6 +35,14 @@ pub enum Turn {
     Drained,
     /// There may be more to read, and no event will announce it.
     MoreToRead,
+}
+
+/// What all connections of a thread receive into.
+#[derive(Debug)]
+pub struct Buffers {
+    pub received: Box<[u8]>,
+    /// What TLS makes of it.
+    pub plaintext: Vec<u8>,
 }
 
 /// One subscriber.
@@ -119,7 +127,7 @@ impl Connection {
     }
 
     /// The socket is readable: reads within a budget.
-    pub fn handle_readable(&mut self, buffer: &mut [u8], tally: &mut Tally) -> Turn {
+    pub fn handle_readable(&mut self, buffers: &mut Buffers, tally: &mut Tally) -> Turn {
         for _ in 0..READS_PER_TURN {
             if matches!(self.state, State::Ended(_) | State::Connecting) {
                 return Turn::Drained;
@@ -128,15 +136,15 @@ impl Connection {
                 return Turn::Drained;
             }
             let mut drained = false;
-            match self.stream.read(buffer) {
+            match self.stream.read(&mut buffers.received) {
                 Ok(0) => self.feed.handle_end(),
                 Ok(read) => {
                     // A short read has emptied the socket; later bytes are a new edge (epoll(7), "Questions and answers", 9).
-                    drained = read < buffer.len() && !self.peer_closed;
+                    drained = read < buffers.received.len() && !self.peer_closed;
                     if tally.measuring {
                         tally.wire_bytes += read as u64;
                     }
-                    self.take_bytes(&mut buffer[..read]);
+                    self.take_bytes(read, buffers);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Turn::Drained,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -161,11 +169,15 @@ impl Connection {
         Turn::MoreToRead
     }
 
-    /// Passes what was received on to the feed.
+    /// Passes received bytes on to the feed.
     #[inline]
-    fn take_bytes(&mut self, bytes: &mut [u8]) {
-        let Some(tls) = &mut self.tls else { return self.feed.handle_bytes(bytes) };
-        match tls.receive(bytes, |plaintext| self.feed.handle_bytes(plaintext)) {
+    fn take_bytes(&mut self, len: usize, Buffers { received, plaintext }: &mut Buffers) {
+        let Some(tls) = &mut self.tls else { return self.feed.handle_bytes(&received[..len]) };
+        let outcome = tls.receive(&received[..len], plaintext);
+        if !plaintext.is_empty() {
+            self.feed.handle_bytes(plaintext);
+        }
+        match outcome {
             Ok(Received::More) => {}
             Ok(Received::Closed) => self.feed.handle_end(),
             Err(why) => self.end(why),

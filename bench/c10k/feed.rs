@@ -38,13 +38,13 @@ pub enum Feed {
 pub enum FeedError {
     /// tickcast's protocol.
     Tickcast(ProtocolError),
-    /// Bytes that violate the protocol; what they were.
+    /// Bytes that violate the protocol. Contains their description.
     Protocol(&'static str),
     /// A line longer than [`lines::LINE_BYTES_MAX`].
     LongLine,
     /// A payload longer than [`PAYLOAD_BYTES_MAX`].
     LongPayload(u64),
-    /// The server refused; its own words.
+    /// The server refused. Contains its message.
     Refused(String),
     /// A payload without time, topic and number.
     Unmarked,
@@ -152,7 +152,7 @@ impl Feed {
         }
     }
 
-    /// Notes that the server has closed the connection.
+    /// Records that the server has closed the connection.
     pub fn handle_end(&mut self) {
         match self {
             Feed::Tickcast(connection) => connection.handle_eof(),

@@ -28,12 +28,15 @@ pub struct Options {
     /// Encrypt every connection
     #[arg(long)]
     pub tls: bool,
-    /// With --tls: PEM file of the authorities that sign the server's certificate [default: those of this system]
+    /// With --tls: PEM file of the authorities that may sign the server's certificate [default: the system's]
     #[arg(long, value_name = "FILE", requires = "tls", conflicts_with = "insecure")]
     pub ca: Option<PathBuf>,
-    /// With --tls: believe any server
+    /// With --tls: do not verify the server
     #[arg(long, requires = "tls")]
     pub insecure: bool,
+    /// File with the token of every connection
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// Connections to open
     #[arg(long, value_name = "COUNT", default_value_t = 100)]
     pub connections: usize,
@@ -88,7 +91,7 @@ pub struct Options {
     /// Pin the first thread to this core and the others to those that follow [default: not pinned]
     #[arg(long, value_name = "CORE")]
     pub pin: Option<usize>,
-    /// Server process to measure CPU time and memory of
+    /// Server process whose CPU time and memory to measure
     #[arg(long, value_name = "PID")]
     pub server_pid: Option<u32>,
     /// Print the report as one JSON object; the keys are listed below

@@ -1,4 +1,4 @@
-//! A load that has been checked: what [`Options`] mean.
+//! A checked load: the meaning of [`Options`].
 
 use std::{
     borrow::Cow,
@@ -7,12 +7,13 @@ use std::{
 };
 
 use tickcast::limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX};
-use tickcast_client::{ConnectOptions, SubscribeOptions, TlsOptions, server_name};
+use tickcast_client::{ClientToken, ConnectOptions, SubscribeOptions, TlsOptions, server_name};
 use tickcast_proto::{
     WireFormat,
     subscription::Delivery,
     units::{NS_PER_S, NS_PER_US},
 };
+use tickcast_tls::certificates::{ALPN_HTTP, ALPN_NATIVE};
 
 use crate::{
     common::checks::{check_path, duration_within, resolve_server, within},
@@ -137,6 +138,13 @@ impl Plan {
         if !has_sequences && options.max_loss.is_some() && options.expect_ticks.is_none() {
             return Err("--max-loss needs --expect-ticks here: raw messages carry no sequences".into());
         }
+        let token = match &options.token_file {
+            Some(_) if peer.is_some() => return Err("--token-file is for tickcast servers".into()),
+            Some(file) => Some(
+                ClientToken::read(file).map_err(|text| format!("--token-file {}: {text}", file.display()))?,
+            ),
+            None => None,
+        };
         let host = options.server.unwrap_or_else(|| options.transport.default_server().into());
         let server = resolve_server(&host)?;
         let tls = match options.tls {
@@ -148,7 +156,7 @@ impl Plan {
         }
         Ok(Plan {
             server,
-            connect_options: ConnectOptions { host, path, ..ConnectOptions::new(encoding) },
+            connect_options: ConnectOptions { host, path, token, ..ConnectOptions::new(encoding) },
             peer,
             tls,
             transport: options.transport,
@@ -241,8 +249,8 @@ fn tls_plan(
     insecure: bool,
 ) -> Result<TlsPlan, String> {
     let protocols: &[&[u8]] = match (peer, encoding) {
-        (None, WireFormat::TCP_NATIVE) => &[b"tickcast"],
-        (None, _) => &[b"http/1.1"],
+        (None, WireFormat::TCP_NATIVE) => &[ALPN_NATIVE],
+        (None, _) => &[ALPN_HTTP],
         (Some(_), _) => &[],
     };
     let options = TlsOptions { ca, insecure, ..TlsOptions::default() };

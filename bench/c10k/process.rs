@@ -25,7 +25,7 @@ fn cpu_ns_from_stat(stat: &str) -> Option<u64> {
     Some((user + system) * CPU_TICK_NS)
 }
 
-/// Resident memory of a process in bytes; `None` if the kernel does not say.
+/// Resident memory of a process in bytes; `None` if the kernel does not report it.
 pub fn resident_bytes(pid: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -27,7 +27,7 @@ const BOTTLENECK_SHARE: f64 = 0.85;
 /// Columns of the latency table.
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
 
-/// What the server's process used in the measured window.
+/// Resources that the server's process used in the measured window.
 #[derive(Debug)]
 pub struct Server {
     pub cpu_ns: u64,

@@ -218,7 +218,7 @@ impl Coordinator<'_> {
         done
     }
 
-    /// Waits like [`Coordinator::wait`], but through an interruption: the report needs these phases.
+    /// Waits like [`Coordinator::wait`], but ignores an interruption, because the report needs these phases.
     fn wait_uninterrupted(&self, duration_ns: u64, mut is_done: impl FnMut() -> bool) -> bool {
         let until_ns = clock::monotonic_ns() + duration_ns;
         loop {

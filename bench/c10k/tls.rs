@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use rustls::{ClientConfig, pki_types::ServerName};
 use tickcast_tls::{
-    handshake::{ClientHandshake, Progress},
+    handshake::{ClientHandshake, Established, Progress},
+    opener::Opener,
     record::{Outcome, RecordLayer},
 };
 
-/// What every connection begins its handshake with.
+/// The TLS configuration of every connection.
 #[derive(Clone, Debug)]
 pub struct TlsPlan {
     pub config: Arc<ClientConfig>,
@@ -23,11 +24,7 @@ pub struct TlsPlan {
 )]
 enum State {
     Handshake(Box<ClientHandshake>),
-    Open {
-        records: RecordLayer,
-        /// A record that has not arrived completely.
-        partial: Vec<u8>,
-    },
+    Open { records: RecordLayer, opener: Opener },
 }
 
 /// TLS between a socket and a feed. No socket of its own.
@@ -84,46 +81,33 @@ impl Tls {
         }
     }
 
-    /// Opens what was received, in place, and gives the plaintext to `take`.
+    /// Opens what was received, and puts its plaintext into `plaintext`, a buffer for reuse.
     ///
     /// # Errors
-    /// Why the connection is over.
-    pub fn receive(&mut self, bytes: &mut [u8], mut take: impl FnMut(&[u8])) -> Result<Received, String> {
-        match &mut self.state {
-            State::Handshake(handshake) => {
-                let progress = handshake.advance(bytes, &mut self.output);
-                match progress.map_err(|error| format!("TLS: {error}"))? {
-                    Progress::Waiting => Ok(Received::More),
-                    Progress::Done(established) => {
-                        let mut unopened = established.unopened;
-                        self.state = State::Open { records: established.records, partial: Vec::new() };
-                        self.receive(&mut unopened, take)
-                    }
-                }
-            }
-            State::Open { records, partial } => {
-                let outcome = if partial.is_empty() {
-                    let opened = records.open(bytes);
-                    take(&bytes[..opened.plaintext]);
-                    partial.extend_from_slice(&bytes[opened.used..]);
-                    opened.outcome
-                } else {
-                    partial.extend_from_slice(bytes);
-                    let opened = records.open(partial);
-                    take(&partial[..opened.plaintext]);
-                    partial.drain(..opened.used);
-                    opened.outcome
-                };
-                if partial.is_empty() {
-                    // An idle connection keeps no buffer.
-                    *partial = Vec::new();
-                }
-                match outcome {
-                    Outcome::Open => Ok(Received::More),
-                    Outcome::Closed => Ok(Received::Closed),
-                    Outcome::Failed(alert) => Err(format!("TLS: the server sent {}", alert.name())),
-                    Outcome::Broken(alert) => Err(format!("TLS: a record is wrong ({})", alert.name())),
-                }
+    /// Why the connection is over. The plaintext before is valid.
+    pub fn receive(&mut self, bytes: &[u8], plaintext: &mut Vec<u8>) -> Result<Received, String> {
+        plaintext.clear();
+        let State::Open { records, opener } = &mut self.state else {
+            return self.shake_hands(bytes, plaintext);
+        };
+        plaintext.extend_from_slice(bytes);
+        match opener.open(records, plaintext) {
+            Outcome::Open => Ok(Received::More),
+            Outcome::Closed => Ok(Received::Closed),
+            Outcome::Failed(alert) => Err(format!("TLS: the server sent {}", alert.name())),
+            Outcome::Broken(alert) => Err(format!("TLS: a record is wrong ({})", alert.name())),
+        }
+    }
+
+    fn shake_hands(&mut self, bytes: &[u8], plaintext: &mut Vec<u8>) -> Result<Received, String> {
+        let State::Handshake(handshake) = &mut self.state else { return Ok(Received::More) };
+        let progress = handshake.advance(bytes, &mut self.output);
+        match progress.map_err(|error| format!("TLS: {error}"))? {
+            Progress::Waiting => Ok(Received::More),
+            Progress::Done(established) => {
+                let Established { records, unopened, .. } = *established;
+                self.state = State::Open { records, opener: Opener::default() };
+                self.receive(&unopened, plaintext)
             }
         }
     }

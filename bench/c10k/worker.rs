@@ -20,7 +20,7 @@ use self::churn::Churn;
 use crate::{
     clients::{Client, Counts},
     common::process::{pin_thread, thread_cpu_ns},
-    connection::{Connection, State, Turn},
+    connection::{Buffers, Connection, State, Turn},
     plan::Plan,
     tally::{self, Loss, SequenceByTopic, Tally},
 };
@@ -129,9 +129,9 @@ pub struct Worker<'a> {
     share: usize,
     poll: Poll,
     connections: Vec<Connection>,
-    /// Connections that used up their read budget; no event will announce the rest.
+    /// Connections that used up their read budget: no event will announce their remaining bytes.
     unread: VecDeque<usize>,
-    buffer: Box<[u8]>,
+    buffers: Buffers,
     tally: Tally,
     opened_at_ns: u64,
     connecting: usize,
@@ -174,7 +174,7 @@ impl<'a> Worker<'a> {
             poll: Poll::new().map_err(|error| format!("epoll: {error}"))?,
             connections: Vec::with_capacity(share),
             unread: VecDeque::new(),
-            buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            buffers: Buffers { received: vec![0; READ_BYTES].into_boxed_slice(), plaintext: Vec::new() },
             tally,
             opened_at_ns: clock::monotonic_ns(),
             connecting: 0,
@@ -261,7 +261,7 @@ impl<'a> Worker<'a> {
     fn read(&mut self, at: usize) -> Result<(), String> {
         let mut turn = Turn::Drained;
         self.turn(at, |connection, context| {
-            turn = connection.handle_readable(context.buffer, context.tally);
+            turn = connection.handle_readable(context.buffers, context.tally);
         })?;
         if turn == Turn::MoreToRead {
             self.unread.push_back(at);
@@ -275,7 +275,7 @@ impl<'a> Worker<'a> {
         let connection = &mut self.connections[at];
         let was_open = matches!(connection.state, State::Subscribed | State::Ended(_));
         let was_complete = self.plan.expect_ticks.is_some_and(|wanted| connection.ticks >= wanted);
-        act(connection, Context { plan: self.plan, buffer: &mut self.buffer, tally: &mut self.tally });
+        act(connection, Context { plan: self.plan, buffers: &mut self.buffers, tally: &mut self.tally });
         if !was_open {
             match &connection.state {
                 State::Subscribed if connection.is_reconnect => {
@@ -420,6 +420,6 @@ impl<'a> Worker<'a> {
 /// Parts of the thread that a connection's turn uses.
 struct Context<'a> {
     plan: &'a Plan,
-    buffer: &'a mut [u8],
+    buffers: &'a mut Buffers,
     tally: &'a mut Tally,
 }

@@ -62,7 +62,7 @@ pub fn pin_thread(option: &str, core: usize) -> Result<(), String> {
     }
 }
 
-/// CPU time (user and system) of the calling thread, in nanoseconds; 0 if the kernel does not say.
+/// CPU time (user and system) of the calling thread, in nanoseconds; 0 if the kernel does not report it.
 pub fn thread_cpu_ns() -> u64 {
     getrusage(UsageWho::RUSAGE_THREAD)
         .map_or(0, |usage| (usage.user_time() + usage.system_time()).num_nanoseconds().max(0) as u64)

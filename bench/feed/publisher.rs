@@ -83,7 +83,7 @@ impl Publisher {
     /// Queues one tick. The topic must need no escaping in any of the protocols.
     ///
     /// # Errors
-    /// What tickcast's client refuses; nothing is queued.
+    /// The refusal of tickcast's client; nothing is queued.
     pub fn publish(&mut self, topic: &str, producer_time_ns: u64, payload: &[u8]) -> Result<(), String> {
         let (mut len, out) = (itoa::Buffer::new(), &mut self.output);
         let len = len.format(payload.len()).as_bytes();
@@ -182,7 +182,7 @@ impl Publisher {
     /// Asks for an acknowledgement of everything published, in protocols that do not answer each tick.
     ///
     /// # Errors
-    /// What tickcast's client refuses.
+    /// The refusal of tickcast's client.
     pub fn finish(&mut self) -> Result<(), String> {
         match &mut self.wire {
             Wire::Tickcast(session) => {

@@ -59,7 +59,7 @@ impl Report {
         self.late_ns.value_at_quantile(0.99) > BEHIND_NS
     }
 
-    /// What was not sent as requested; empty if everything was. Lateness is a warning, not a failure.
+    /// The ticks that were not sent as requested; empty if all were. Lateness is a warning, not a failure.
     pub fn failures(&self) -> Vec<String> {
         let mut failures = Vec::new();
         if self.refused > 0 {

@@ -1,4 +1,4 @@
-//! The publishes of a connection that the server has not answered yet.
+//! Tracks the publishes that the server has not answered yet.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,7 @@ use tickcast_proto::features::Features;
 /// Invariant: empty unless the server may acknowledge publishes, and at most [`PUBLISHES_UNACKNOWLEDGED_MAX`] of them.
 #[derive(Debug, Default)]
 pub(super) struct Unacknowledged {
-    /// The server has granted acknowledgements, or has not answered yet whether it does.
+    /// Whether the server has granted acknowledgements, or may still grant them.
     is_tracking: bool,
     requests: HashSet<u32>,
 }
@@ -20,7 +20,7 @@ impl Unacknowledged {
         Unacknowledged { is_tracking: is_asked, requests: HashSet::new() }
     }
 
-    /// Notes what the server has granted.
+    /// Records the features that the server has granted.
     pub(super) fn handle_welcome(&mut self, granted: Features) {
         self.is_tracking &= granted.contains(Features::PUBLISHED);
         if !self.is_tracking {
@@ -28,14 +28,14 @@ impl Unacknowledged {
         }
     }
 
-    /// Notes that a publish was queued.
+    /// Records that a publish was queued.
     pub(super) fn handle_publish(&mut self, request: u32) {
         if self.is_tracking {
             self.requests.insert(request);
         }
     }
 
-    /// Notes that a request was answered.
+    /// Records that a request was answered.
     pub(super) fn handle_answer(&mut self, request: u32) {
         self.requests.remove(&request);
     }
@@ -51,8 +51,8 @@ impl Unacknowledged {
 
 impl Connection {
     /// Whether the server acknowledges publishes: the options asked for it
-    /// ([`ConnectOptions::acknowledgements`](crate::ConnectOptions)), and the server has granted it. A server of version 0.1 does
-    /// not, and the welcome must have arrived.
+    /// ([`ConnectOptions::acknowledgements`](crate::ConnectOptions)), and the server has granted it in its welcome. A server of
+    /// version 0.1 does not.
     pub fn acknowledges(&self) -> bool {
         self.features.contains(Features::PUBLISHED)
     }

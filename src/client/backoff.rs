@@ -1,4 +1,4 @@
-//! Reconnect delays and which failures are worth a retry. No socket, no clock, no random source of its own.
+//! Reconnect delays, and which failures are worth a retry. Uses no socket, clock or random source.
 
 use crate::{
     ClientError, ProtocolError, RECONNECT_AFTER_MS_MAX, RECONNECT_BASE_MS, RECONNECT_CAP_MS,
@@ -33,7 +33,7 @@ impl Backoff {
         Backoff { base_ms, cap_ms, random: seed, attempt: 0, connected_since_ns: None }
     }
 
-    /// Notes that the server welcomed the client at `now_ns`, nanoseconds on a monotonic clock.
+    /// Records that the server welcomed the client at `now_ns`, nanoseconds on a monotonic clock.
     pub fn handle_connected(&mut self, now_ns: u64) {
         self.connected_since_ns = Some(now_ns);
     }
@@ -43,7 +43,7 @@ impl Backoff {
     ///
     /// Delays start small again once a connection lasted [`RECONNECT_STABLE_MS`]. A welcome alone is not enough: a server
     /// may accept every client and close it at once. `reconnect_after_ms` is the delay the server requested, honoured up
-    /// to [`RECONNECT_AFTER_MS_MAX`]; the jitter is added to it, so that clients dismissed together do not return
+    /// to [`RECONNECT_AFTER_MS_MAX`]; the jitter is added to it, so that clients that were closed together do not return
     /// together.
     pub fn handle_disconnected(&mut self, now_ns: u64, reconnect_after_ms: u32) -> u64 {
         let connected_ns =
@@ -76,7 +76,7 @@ pub fn is_retryable_close(close_code: u16) -> bool {
     matches!(close_code, 0 | 1001 | 1005 | 1006 | 1012 | 1013 | 3000..=3499 | CLOSE_NOT_ADMITTED)
 }
 
-/// Close code of a server that does not admit the client now.
+/// Close code with which a server refuses to admit the client now.
 const CLOSE_NOT_ADMITTED: u16 = 3504;
 /// Shortest delay after [`CLOSE_NOT_ADMITTED`], in milliseconds.
 const NOT_ADMITTED_DELAY_MS: u32 = 1_000;
@@ -95,8 +95,8 @@ impl ClientError {
         match self {
             ClientError::Closed { code, .. } => is_retryable_close(*code),
             ClientError::Io(_) | ClientError::Connect { .. } | ClientError::TimedOut { .. } => true,
-            // Certificates expire and are renewed, on both sides.
-            ClientError::Tls { .. } => true,
+            // Certificates expire and are renewed, on both sides. So do tokens, whose file may be between two of them.
+            ClientError::Tls { .. } | ClientError::TokenFile(_) => true,
             // The connection was cut, or a proxy answered for a server that is down.
             ClientError::Protocol(ProtocolError::Truncated | ProtocolError::Handshake(_)) => true,
             ClientError::Protocol(_)

@@ -1,9 +1,10 @@
-//! A connection on a blocking socket, for tools, tests and programs with a thread to spare.
+//! A blocking client, for tools, tests and programs with a thread to spare.
 
 mod acknowledged;
 mod stream;
 
 use std::{
+    borrow::Cow,
     io::{self, ErrorKind, Read},
     net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs},
     sync::Arc,
@@ -14,7 +15,8 @@ use rustls::ClientConfig;
 
 use self::stream::Stream;
 use crate::{
-    ClientError, ConnectOptions, Connection, Event, ProtocolError, PublishRequest, SubscribeOptions,
+    ClientError, ClientToken, ConnectOptions, Connection, Event, ProtocolError, PublishRequest,
+    SubscribeOptions,
     clock::{self, Deadline},
     error::{ROOM_AWAITED, WELCOME_AWAITED},
     tls,
@@ -30,10 +32,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const TLS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the server to send its welcome.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for the server to close its side after [`Client::close`] has closed the client's.
+/// Time for [`Client::close`] to say goodbye over TLS, and for the server to close its side.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Interval at which a write is retried while the socket is full. The standard library cannot wait for a socket to become
-/// readable or writable, whichever is first: the client waits for input and retries the write.
+/// Interval at which a write is retried while the socket is full. The standard library cannot wait until a socket is
+/// readable or writable, so the client waits for input and retries the write.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_millis(1);
 /// Bytes read in one call.
 const READ_BYTES: usize = 64 << 10;
@@ -44,9 +46,9 @@ const INPUT_BYTES_MAX: usize = 4 << 20;
 const ADDRESS_FORMS: &str = "HOST:PORT, tls://HOST:PORT, ws://HOST:PORT/ws, wss://HOST:PORT/ws or unix:/path";
 /// Prefix of a Unix socket's address.
 const UNIX_PREFIX: &str = "unix:";
-/// What stands at the place of a frame's magic in the answer of an HTTP server, `HTTP/1.1 400`.
+/// The bytes in place of a frame's magic if an HTTP server answers, `HTTP/1.1 400`.
 const HTTP_MAGIC: u16 = u16::from_le_bytes(*b"/1");
-/// What stands there in a TLS alert: the end of the record's length, and the level of a fatal one.
+/// The bytes in place of the magic in a TLS alert: the end of the record's length, and the level "fatal".
 const TLS_ALERT_MAGIC: u16 = u16::from_le_bytes([2, 2]);
 
 /// A server's address and the encoding to use.
@@ -102,7 +104,7 @@ impl Address {
         Ok(Address { host: host.into(), path: path.into(), encoding, is_tls })
     }
 
-    /// The TLS configuration for this address; `None`: it is plain.
+    /// The TLS configuration for this address; `None`: no TLS.
     pub(super) fn read_tls(
         &self,
         options: &ConnectOptions,
@@ -111,7 +113,7 @@ impl Address {
         self.is_tls.then(read).transpose()
     }
 
-    /// The error when something else stands at the place of the first frame's magic.
+    /// The error for a first frame without the magic number.
     fn misused(&self, magic: u16) -> ClientError {
         let host = &self.host;
         let text = match magic {
@@ -136,6 +138,14 @@ impl Address {
     }
 }
 
+/// The options with the token that their file has now.
+fn with_token(options: &ConnectOptions) -> Result<Cow<'_, ConnectOptions>, ClientError> {
+    let Some(file) = &options.token_file else { return Ok(Cow::Borrowed(options)) };
+    let fail = |text| ClientError::TokenFile(format!("token file {}: {text}", file.display()));
+    let token = Some(ClientToken::read(file).map_err(fail)?);
+    Ok(Cow::Owned(ConnectOptions { token, ..options.clone() }))
+}
+
 /// A connection to a server with calls that block.
 ///
 /// One thread at a time may use it. The server pings idle clients and closes those that do not answer;
@@ -148,17 +158,17 @@ pub struct Client {
     stream: Stream,
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
-    /// Why nothing can be written any more. Invariant: set only while something is waiting to be written.
+    /// Why writing has failed for good. Invariant: set only while something is waiting to be written.
     write_failure: Option<io::Error>,
     connection: Connection,
     buffer: Box<[u8]>,
 }
 
 impl Client {
-    /// Connects to an [`Address`], shakes hands if it is one of TLS, and waits for the server's welcome, up to 5 s for each.
+    /// Connects to an [`Address`], with a TLS handshake if it has TLS, and waits for the server's welcome, each for up to 5 s.
     ///
     /// # Errors
-    /// [`ClientError`]: a bad address, no connection, a refusal, or an answer that is not a tickcast server's.
+    /// [`ClientError`]: an invalid address, no connection, a refusal, or an answer that does not come from a tickcast server.
     pub fn connect(server: &str) -> Result<Client, ClientError> {
         Client::connect_to(&Address::parse(server)?)
     }
@@ -179,12 +189,13 @@ impl Client {
         Client::connect_over(address, options, address.read_tls(options)?)
     }
 
-    /// [`Client::connect_with`] with what [`Address::read_tls`] has read.
+    /// [`Client::connect_with`] with the result of [`Address::read_tls`].
     pub(super) fn connect_over(
         address: &Address,
         options: &ConnectOptions,
         tls: Option<Arc<ClientConfig>>,
     ) -> Result<Client, ClientError> {
+        let options = with_token(options)?;
         let fail = |error| ClientError::Connect { address: address.host.clone(), error };
         let socket = match address.host.strip_prefix(UNIX_PREFIX) {
             Some(path) => connect_unix(path, CONNECT_TIMEOUT).map_err(fail)?,
@@ -195,7 +206,7 @@ impl Client {
             stream.start_tls(config, tls::server_name(&address.host)?, &address.host, TLS_TIMEOUT)?;
         }
         stream.socket.set_nonblocking(true)?;
-        let (connection, buffer) = (Connection::new(options), vec![0; READ_BYTES].into_boxed_slice());
+        let (connection, buffer) = (Connection::new(&options), vec![0; READ_BYTES].into_boxed_slice());
         let (read_timeout, write_timeout, write_failure) = (None, None, None);
         let mut client = Client { stream, read_timeout, write_timeout, write_failure, connection, buffer };
         match client.await_welcome() {
@@ -207,8 +218,8 @@ impl Client {
         }
     }
 
-    /// Bounds the time that a call waits for the server to take what it sends: beyond `timeout` without a byte taken, it fails
-    /// with [`ClientError::TimedOut`]. What is left stays queued. `None`, the default: no limit.
+    /// Limits how long a call waits while the server reads nothing: after `timeout` without a byte accepted, it fails with
+    /// [`ClientError::TimedOut`]. Unsent bytes stay queued. `None`, the default: no limit.
     pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
         self.write_timeout = timeout;
     }
@@ -273,8 +284,8 @@ impl Client {
         self.flush().map(|()| request)
     }
 
-    /// Publishes one tick with the next [`Client::flush`], or once 64 KiB are waiting. Use it for many ticks in a row: one
-    /// write for many of them.
+    /// Queues one tick, which the next [`Client::flush`] sends, or this call once 64 KiB are waiting. Use it for many ticks in a
+    /// row, which then share one write.
     ///
     /// # Errors
     /// As [`Client::subscribe`].
@@ -285,7 +296,7 @@ impl Client {
         Ok(self.connection.publish(publish)?)
     }
 
-    /// Sends a ping; returns its token, which [`Event::Pong`] repeats. What that says: see there.
+    /// Sends a ping; returns its token, which [`Event::Pong`] repeats. That event explains what the answer means.
     ///
     /// # Errors
     /// As [`Client::subscribe`].
@@ -331,7 +342,7 @@ impl Client {
         Ok(true)
     }
 
-    /// The connection, for requests without a method here. They are sent by the next [`Client::flush`].
+    /// The connection, for requests without a method here. The next [`Client::flush`] sends them.
     pub(super) fn connection_mut(&mut self) -> &mut Connection {
         &mut self.connection
     }
@@ -347,7 +358,7 @@ impl Client {
         self.flush_until(Deadline::after(None)).map(|_| ())
     }
 
-    /// [`Client::flush`], waiting no longer than the deadline; returns whether everything is written.
+    /// Like [`Client::flush`], but waits no longer than the deadline; returns whether everything is written.
     fn flush_until(&mut self, deadline: Deadline) -> Result<bool, ClientError> {
         let mut stalled = Deadline::after(self.write_timeout);
         loop {
@@ -384,39 +395,41 @@ impl Client {
         }
     }
 
-    /// Whether nothing can be written any more, although events may still be waiting.
+    /// Whether writing has failed for good. Events may still be waiting.
     pub(super) fn has_write_failure(&self) -> bool {
         self.write_failure.is_some()
     }
 
     /// Sends everything queued and closes the connection. On a WebSocket, a close frame is sent first.
     ///
-    /// It then discards input until the server has closed its side too, for at most 2 s: a socket that is closed with unread
-    /// input resets the connection, and the server could lose what it has not read yet (RFC 1122, section 4.2.2.13).
+    /// It then says goodbye over TLS, and discards input until the server has closed its side too, for at most 2 s in all: a
+    /// socket that is closed with unread input resets the connection, and the server could lose what it has not read yet
+    /// (RFC 1122, section 4.2.2.13).
     ///
     /// # Errors
     /// [`ClientError::Io`] if the connection broke before.
     pub fn close(mut self) -> Result<(), ClientError> {
         self.connection.close();
         self.flush()?;
+        let deadline = Deadline::after(Some(CLOSE_TIMEOUT));
         self.stream.say_goodbye();
-        // Everything has been sent: without the goodbye of TLS, the server sees an end all the same.
-        let _ = self.flush();
+        // Everything has been sent: without the goodbye of TLS, for which the socket of a server that reads nothing may have no
+        // room, the server sees an end all the same.
+        let _ = self.flush_until(deadline);
         let socket = &mut self.stream.socket;
         match socket.shutdown(Shutdown::Write) {
-            // The server has taken the goodbye for the end, and the connection is gone.
+            // The server has closed the connection after close_notify.
             Err(error) if error.kind() == ErrorKind::NotConnected => return Ok(()),
             other => other?,
         }
         socket.set_nonblocking(false)?;
-        let deadline = Deadline::after(Some(CLOSE_TIMEOUT));
         while let Some(left) = deadline.remaining().filter(|left| !left.is_zero()) {
             socket.set_read_timeout(Some(left))?;
             match socket.read(&mut self.buffer) {
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(error) if is_timeout(&error) || error.kind() == ErrorKind::Interrupted => {}
-                // The server has had everything, and has reset the connection.
+                // The server has received everything and reset the connection.
                 Err(_) => break,
             }
         }
@@ -441,7 +454,7 @@ impl Client {
         Ok(())
     }
 
-    /// Whether something waits to be written.
+    /// Whether bytes wait to be written.
     fn has_output(&self) -> bool {
         !self.connection.poll_transmit().is_empty() || self.stream.has_unsent()
     }
@@ -462,7 +475,7 @@ impl Client {
         Ok(true)
     }
 
-    /// Notes that nothing can be written any more, and reads what the server sent before: answers, and perhaps why it closed.
+    /// Records that writing has failed, and reads what the server had sent: answers, and perhaps the reason for closing.
     fn handle_write_failure(&mut self, failure: io::Error) -> io::Error {
         while !self.connection.has_eof()
             && self.connection.input_waiting_bytes() < INPUT_BYTES_MAX
@@ -472,13 +485,13 @@ impl Client {
         failure
     }
 
-    /// Reads once without blocking; returns whether anything was received, the end of the stream included.
+    /// Reads once without blocking; returns whether it received bytes or the end of the stream.
     fn read_some(&mut self) -> Result<bool, ClientError> {
         loop {
             match self.stream.read(&mut self.buffer) {
                 Ok(0) => {
                     self.connection.handle_eof();
-                    // The end is an event at first, and an error for callers that go on after it.
+                    // The end is an event first, then an error for callers that continue.
                     return match self.connection.has_event()? {
                         true => Ok(true),
                         false => Err(ClientError::Io(ErrorKind::UnexpectedEof.into())),

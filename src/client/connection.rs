@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use tungstenite::Message as WebSocketMessage;
 
 use crate::{
-    CLIENT_NAME_BYTES_MAX, ConnectOptions, Event, IDLE_BUFFER_BYTES_MAX, MESSAGE_OVERHEAD_BYTES,
+    CLIENT_NAME_BYTES_MAX, ClientToken, ConnectOptions, Event, IDLE_BUFFER_BYTES_MAX, MESSAGE_OVERHEAD_BYTES,
     OUTPUT_BYTES_MAX, ProtocolError, Tick, TopicStats,
     acknowledgements::Unacknowledged,
     handshake::Handshake,
@@ -39,8 +39,7 @@ use tickcast_proto::{
 /// 2. [`Connection::handle_bytes`] with what was read, or [`Connection::handle_eof`] at the end of the stream.
 /// 3. [`Connection::poll_event`] until it returns `None`, then from 1 again. The connection answers the server's pings
 ///    without an event, and the server closes clients that do not answer in time.
-///
-/// After an error the connection returns the same error for good: drop the socket.
+/// After an error, the connection returns the same error from every call: drop the socket.
 ///
 /// Memory: about 1.3 KB, or 2.3 KB over a WebSocket (10,000 connections of the load client, one topic each), at most
 /// [`IDLE_BUFFER_BYTES_MAX`] of input between calls unless a longer message is incomplete, about 170 bytes a topic, and
@@ -79,13 +78,13 @@ pub struct Connection {
 
     output: Vec<u8>,
     written: usize,
-    /// Requests that wait for the end of the handshake.
+    /// Requests that wait until the handshake is over.
     deferred: Vec<u8>,
     server_frame_bytes_max: usize,
     server_epoch: Option<u64>,
     /// Features that the server has granted.
     pub(super) features: Features,
-    /// JSON, until the welcome: the name in the hello, which is repeated without features if the server refuses it.
+    /// In JSON, until the welcome: the name in the hello, which is sent again without features if the server refuses it.
     hello_name: Option<String>,
     requests: RequestNumbers,
     last_token: u64,
@@ -96,7 +95,7 @@ pub struct Connection {
 enum Phase {
     Handshake(Handshake),
     Open,
-    /// This side sent a close frame. What the server sent before its answer still arrives.
+    /// This side sent a close frame. The server's messages before its answer still arrive.
     CloseSent,
     /// The server sent CLOSING, its last message.
     ClosingReceived,
@@ -188,8 +187,13 @@ impl Connection {
         if encoding != WireFormat::WEBSOCKET_RAW {
             let request = connection.requests.next();
             let name = if options.name.len() <= CLIENT_NAME_BYTES_MAX { &options.name } else { "" };
-            // Enqueuing fails only for long requests, and this one is short.
-            let client = if encoding == WireFormat::TCP_NATIVE { &options.client } else { "" };
+            // A WebSocket has both in its handshake.
+            let (client, token) = match encoding {
+                WireFormat::TCP_NATIVE => {
+                    (&*options.client, options.token.as_ref().map_or("", ClientToken::as_str))
+                }
+                _ => ("", ""),
+            };
             let features = match encoding.codec {
                 Codec::Native => Features::COUNTS,
                 _ => Features::COUNTS.union(Features::STRING_KEYS).union(Features::POSITIONS),
@@ -199,7 +203,9 @@ impl Connection {
                 false => features,
             };
             connection.hello_name = (encoding == WireFormat::WEBSOCKET_JSON).then(|| name.to_owned());
-            let _ = connection.enqueue(&Outgoing::Hello(HelloParts { request, client, name, features }));
+            let hello = HelloParts { request, client, name, features };
+            // Enqueuing fails only for long requests, and a hello is never one.
+            let _ = connection.enqueue(&Outgoing::Hello(hello, token));
         }
         connection
     }
@@ -364,7 +370,7 @@ impl Connection {
         let (used, frame) = match received {
             Step::Partial => return Ok(Progress::NeedMore),
             Step::Complete(used, Received::Frame(frame)) => (used, frame),
-            // Of a newer server: whatever it says, this client has not asked for it.
+            // From a newer server: this client has not asked for it.
             Step::Complete(used, Received::Unknown(_)) => {
                 self.consumed += used;
                 return Ok(Progress::Consumed);
@@ -385,8 +391,8 @@ impl Connection {
         Ok(Progress::Event(stored))
     }
 
-    /// Queues the answer to the server's ping, unless much is waiting to be written: the server takes any byte as a sign
-    /// of life. WebSocket pings are answered by the WebSocket decoder.
+    /// Queues the answer to the server's ping, unless much is waiting to be written: any byte shows the server that the client
+    /// is alive. The WebSocket decoder answers WebSocket pings.
     fn answer_ping(&mut self, token: u64) -> Result<Progress, ProtocolError> {
         if !self.welcomed && self.encoding == WireFormat::TCP_NATIVE {
             return Err(ProtocolError::WelcomeExpected);
@@ -515,7 +521,7 @@ impl Connection {
         text.unwrap_or_default()
     }
 
-    /// Moves incomplete input to the front, and frees what a burst needed.
+    /// Moves incomplete input to the front, and frees the memory of a burst.
     fn compact(&mut self) {
         if self.consumed == self.input.len() {
             reset(&mut self.input);

@@ -5,11 +5,11 @@ use std::{fmt, io, time::Duration};
 use crate::{RequestError, TlsError};
 use tickcast_proto::{DecodeError, identity::IdentityError};
 
-/// What [`ClientError::TimedOut`] awaited before the connection was open: perhaps no tickcast server is there.
+/// The answer that [`ClientError::TimedOut`] awaited before the connection was open. Perhaps no tickcast server is there.
 pub(super) const WELCOME_AWAITED: &str = "welcome";
-/// What it awaited while the server read nothing.
+/// The answer that it awaited while the server read nothing.
 pub(super) const ROOM_AWAITED: &str = "room for a write";
-/// What it awaited while the server did not answer the TLS handshake.
+/// The answer that it awaited while the server did not answer the TLS handshake.
 pub(super) const HANDSHAKE_AWAITED: &str = "TLS handshake";
 
 /// Why a [`Connection`](crate::Connection) failed. It stays failed: drop the socket and connect again.
@@ -19,15 +19,15 @@ pub(super) const HANDSHAKE_AWAITED: &str = "TLS handshake";
 pub enum ProtocolError {
     /// Bytes that violate the protocol.
     Decode(DecodeError),
-    /// JSON that violates the protocol: what and where.
+    /// JSON that violates the protocol. Contains what is wrong, and where.
     Json(String),
-    /// The HTTP response does not accept the WebSocket handshake: why.
+    /// The HTTP response refuses the WebSocket handshake. Contains the reason.
     Handshake(String),
     /// The identity in the options breaks a rule. Nothing was sent.
     Identity(IdentityError),
     /// The first native frame is not WELCOME: probably not a tickcast port.
     WelcomeExpected,
-    /// A tick of a topic that was not announced: the topic's number, or its name in JSON.
+    /// A tick of a topic that was not announced. Contains the topic's number, or its name in JSON.
     UnknownTopic(String),
     /// A topic's number was announced again with another name.
     TopicRenamed {
@@ -114,7 +114,7 @@ impl From<DecodeError> for ProtocolError {
 /// Why a [`Client`](crate::Client) or [`ReconnectingClient`](crate::ReconnectingClient) call failed.
 #[derive(Debug)]
 pub enum ClientError {
-    /// The address has an unknown form: which forms are known.
+    /// The address has an unknown form. Contains the known forms.
     Address(String),
     /// No connection could be made.
     Connect {
@@ -123,8 +123,10 @@ pub enum ClientError {
         /// The system's error for the last of its socket addresses.
         error: io::Error,
     },
-    /// The files of [`ConnectOptions::tls`](crate::ConnectOptions) cannot be used: which, and why.
+    /// A file of [`ConnectOptions::tls`](crate::ConnectOptions) cannot be used. Contains the file and the reason.
     TlsSettings(String),
+    /// There is no token in [`ConnectOptions::token_file`](crate::ConnectOptions): which file, and why.
+    TokenFile(String),
     /// TLS failed, in its handshake or later.
     Tls {
         /// The server's address.
@@ -153,9 +155,9 @@ pub enum ClientError {
     },
     /// The server did not answer in time.
     TimedOut {
-        /// The answer that was awaited.
+        /// The answer that the client waited for.
         awaited: &'static str,
-        /// How long it was awaited.
+        /// How long the client waited for it.
         waited: Duration,
     },
     /// The request was not sent: it is invalid, or too much is waiting to be written.
@@ -169,7 +171,7 @@ impl fmt::Display for ClientError {
             ClientError::Connect { address, error } => {
                 write!(f, "cannot connect to {address}: {error}; is a tickcast server listening there?")
             }
-            ClientError::TlsSettings(text) => write!(f, "{text}"),
+            ClientError::TlsSettings(text) | ClientError::TokenFile(text) => write!(f, "{text}"),
             ClientError::Tls { address, error } => write!(f, "no TLS connection to {address}: {error}"),
             ClientError::Io(error) => write!(f, "the connection broke: {error}"),
             ClientError::Protocol(error) => write!(f, "{error}"),

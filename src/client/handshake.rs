@@ -11,10 +11,10 @@ use tickcast_proto::{
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, HTTP_HEADERS_MAX},
 };
 
-/// Bytes of a rejection's body that are shown to the user.
+/// Bytes of a rejection's body to show to the user.
 const REFUSAL_TEXT_BYTES_MAX: usize = 512;
 
-/// A handshake whose request was sent and whose response is awaited.
+/// A handshake that waits for the response.
 #[derive(Debug)]
 pub(super) struct Handshake {
     accept_key: String,
@@ -36,6 +36,9 @@ impl Handshake {
         );
         if let Some(subprotocol) = options.encoding.subprotocol() {
             let _ = write!(out, "Sec-WebSocket-Protocol: {subprotocol}\r\n");
+        }
+        if let Some(token) = &options.token {
+            let _ = write!(out, "Authorization: Bearer {}\r\n", token.as_str());
         }
         out.extend_from_slice(b"\r\n");
         let accept_key = tungstenite::handshake::derive_accept_key(key.as_bytes());
@@ -177,6 +180,24 @@ mod tests {
                 panic!("the server rejects this client")
             };
             assert!(matches!(target, http::Target::Stream { client: read, .. } if read == client));
+        }
+    }
+
+    #[test]
+    fn a_token_travels_in_a_header_and_not_in_the_query() {
+        for encoding in [WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON, WireFormat::WEBSOCKET_RAW]
+        {
+            let options =
+                ConnectOptions { token: crate::ClientToken::new("t0ken"), ..ConnectOptions::new(encoding) };
+            let mut request = Vec::new();
+            Handshake::start(&options, &mut request);
+            let Step::Complete(_, http::Answer::Upgrade { target, .. }) = serve(&request) else {
+                panic!("the server rejects this client")
+            };
+            let http::Target::Stream { token: Some(token), .. } = target else { panic!("no token") };
+            assert_eq!(&*token.0, b"t0ken");
+            let head = String::from_utf8(request).unwrap();
+            assert!(!head.lines().next().unwrap().contains("t0ken"), "{head}");
         }
     }
 

@@ -3,7 +3,7 @@
 //! | type | use it when |
 //! |---|---|
 //! | [`Client`] | a thread may block on one connection |
-//! | [`ReconnectingClient`] | the same, and lost connections must resume by themselves |
+//! | [`ReconnectingClient`] | the same, and lost connections must resume automatically |
 //! | [`Connection`] | you drive the socket: an event loop, an async runtime, a simulation |
 //!
 //! [`Connection`] is the protocol over bytes, without a socket, a clock or a thread. The other two wrap it:
@@ -37,8 +37,7 @@
 //! }
 //! # Ok::<(), tickcast_client::ClientError>(())
 //! ```
-//!
-//! Addresses with `tls://` and `wss://` are encrypted; [`TlsOptions`] says which servers are believed.
+//! Addresses with `tls://` and `wss://` use TLS; [`TlsOptions`] defines which servers the client trusts.
 //!
 //! `src/client/examples/` has complete programs: `subscribe`, `publish`, and `recover` (gaps, conflation, reconnects).
 
@@ -56,7 +55,10 @@ mod request;
 #[cfg(any(test, feature = "scripted-server"))]
 pub mod scripted_server;
 mod tls;
+mod token;
 mod topics;
+
+use std::path::PathBuf;
 
 use tickcast_proto::{
     WireFormat,
@@ -74,17 +76,17 @@ pub use self::{
     reconnecting::{ReconnectOptions, ReconnectingClient, StreamEvent},
     request::{PublishRequest, RequestError},
     tls::{TlsError, TlsOptions, server_name},
+    token::ClientToken,
     topics::TopicStats,
 };
 
-/// Bytes of requests waiting to be written at which a [`Connection`] rejects further ones. One request may exceed it.
+/// Bytes of waiting requests at which a [`Connection`] rejects further ones. One request may exceed it.
 pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
-/// Publishes that may wait for their answer at a time, if the server acknowledges publishes: a [`Connection`] rejects further
-/// ones.
+/// Publishes that may wait for their answers if the server acknowledges publishes. A [`Connection`] rejects further ones.
 pub const PUBLISHES_UNACKNOWLEDGED_MAX: usize = 1_024;
 /// Topics a server may announce on one connection, about 170 bytes each.
 pub const CONNECTION_TOPICS_MAX: usize = 1 << 20;
-/// Buffer capacity that an idle connection keeps, in bytes; what a burst needed beyond it is freed.
+/// Buffer capacity that an idle connection keeps, in bytes; it frees larger buffers after a burst.
 pub const IDLE_BUFFER_BYTES_MAX: usize = 4 << 10;
 /// Bytes a WebSocket message may have beyond the largest payload: its envelope and a batch of ticks.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 256 << 10;
@@ -103,7 +105,7 @@ pub const REMEMBERED_SUBSCRIPTIONS_MAX: usize = 65_536;
 /// Longest name of a client, in bytes.
 pub const CLIENT_NAME_BYTES_MAX: usize = 255;
 
-/// Options of a [`Connection`]: its encoding, who the client is, and what it accepts.
+/// Options of a [`Connection`]: its encoding, the client's identity, and what the client accepts.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
     /// The encoding. All but [`WireFormat::TCP_NATIVE`] are WebSockets.
@@ -121,6 +123,11 @@ pub struct ConnectOptions {
     /// events, or no more than [`PUBLISHES_UNACKNOWLEDGED_MAX`] publishes are accepted. A server of version 0.1 does not know
     /// acknowledgements: see [`Connection::acknowledges`]. Not used by raw connections, which have no replies.
     pub acknowledgements: bool,
+    /// The client's token: in HELLO, or in the `Authorization` of a WebSocket. It is sent on plain connections too.
+    pub token: Option<ClientToken>,
+    /// File whose first line is the token, in place of `token`. Read for each connection, so that a reconnecting client uses the one
+    /// that is valid then. Only for [`Client`] and [`ReconnectingClient`].
+    pub token_file: Option<PathBuf>,
     /// How a server that speaks TLS is verified. Only for [`Client`] and [`ReconnectingClient`].
     pub tls: TlsOptions,
     /// Largest frame accepted from the server, in bytes; a WebSocket message may be a third longer, plus
@@ -138,6 +145,8 @@ impl ConnectOptions {
             client: String::new(),
             name: concat!("tickcast-client/", env!("CARGO_PKG_VERSION")).into(),
             acknowledgements: false,
+            token: None,
+            token_file: None,
             tls: TlsOptions::default(),
             frame_bytes_max: FRAME_BYTES_MAX_DEFAULT,
         }
@@ -147,7 +156,7 @@ impl ConnectOptions {
 /// Delivery and start of a subscription. The default: the topic's configured policy, starting with the next tick.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SubscribeOptions {
-    /// What happens to ticks while the client lags, and their highest rate.
+    /// Policy while the client lags, and maximum rate.
     pub delivery: Delivery,
     /// Where the subscription starts. [`StartPosition::Resume`] means after the positions passed to [`Connection::resume`]. A raw
     /// connection has no sequences: every position means [`StartPosition::Latest`] there.
@@ -193,7 +202,7 @@ pub enum Event<'a> {
     },
     /// A tick.
     Tick(Tick<'a>),
-    /// A range of ticks that a newer one replaces; that one follows.
+    /// A range of ticks that a newer one replaces; the newer one follows.
     Conflated {
         /// The topic's name.
         topic: &'a str,
@@ -208,8 +217,7 @@ pub enum Event<'a> {
         /// Ticks in the range.
         count: u64,
     },
-    /// A range of ticks that are lost to this client: the server dropped them, no longer has them, or sent a snapshot
-    /// instead.
+    /// A range of ticks that this client has lost: the server dropped them, no longer has them, or sent a snapshot instead.
     Gap {
         /// The topic's name.
         topic: &'a str,
@@ -225,16 +233,15 @@ pub enum Event<'a> {
         count: u64,
     },
     /// The answer to a resume position.
-    ///
     /// If it was not recovered in the same epoch, a snapshot of the last ticks follows, and an [`Event::Gap`] before
-    /// each of its ticks says exactly what is lost. In another epoch, sequences start over and nobody knows how many
-    /// ticks of the old one were lost.
+    /// each of its ticks says exactly what was lost. In another epoch, sequences start over, and it is unknown how many
+    /// ticks of the old epoch were lost.
     Recovered {
         /// The topic's name.
         topic: &'a str,
         /// The topic's number; 0 if the topic does not exist or is not announced yet.
         topic_id: TopicId,
-        /// The position that was requested; (0, 0) if this connection does not know it.
+        /// The requested position; (0, 0) if this connection does not know it.
         requested: Position,
         /// The topic's epoch now.
         epoch: u64,
@@ -245,8 +252,8 @@ pub enum Event<'a> {
     },
     /// A tick on [`WireFormat::WEBSOCKET_RAW`], which carries payloads only.
     Payload(&'a [u8]),
-    /// A publish was accepted: the home of its topic has given the tick a sequence, and passes it on to its subscribers. Only if
-    /// [`ConnectOptions::acknowledgements`] asks for it and the server grants it. Answers to publishes on several topics come
+    /// A publish was accepted: the topic's home has sequenced the tick and passes it on to subscribers. Only if
+    /// [`ConnectOptions::acknowledgements`] asks for it and the server grants it. Answers to publishes on different topics come
     /// in any order.
     Published {
         /// Request number returned by [`Connection::publish`].
@@ -279,7 +286,7 @@ pub enum Event<'a> {
         code: u16,
         /// The reason, for a person.
         text: &'a str,
-        /// Delay before reconnecting that the server asks for, in milliseconds; 0: none.
+        /// Delay before reconnecting that the server requests, in milliseconds; 0: none.
         reconnect_after_ms: u32,
     },
     /// The connection has ended: the last event.
@@ -297,7 +304,7 @@ pub struct Tick<'a> {
     pub epoch: u64,
     /// Position in the topic, from 1; strictly increasing while subscribed.
     pub sequence: Sequence,
-    /// Ticks between the previous one of this topic and this one that were neither delivered nor announced as skipped.
+    /// Ticks between the topic's previous tick and this one that were neither delivered nor announced as skipped.
     /// 0 unless the server has a bug. A topic's first tick and snapshots count nothing before them as missed.
     pub missed: u64,
     /// Producer's timestamp, nanoseconds since 1970.
@@ -308,7 +315,7 @@ pub struct Tick<'a> {
     pub schema: u32,
     /// Key within the topic; 0: none.
     pub key: u64,
-    /// Part of a snapshot: current state from before the subscription. Sequences between snapshot ticks are not missing.
+    /// Whether it is part of a snapshot: state from before the subscription. Sequences between snapshot ticks are not missing.
     pub snapshot: bool,
     /// Whether the server guarantees that the payload is one JSON value.
     pub payload_is_json: bool,

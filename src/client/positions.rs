@@ -1,4 +1,4 @@
-//! The positions of a client in its topics: where to resume.
+//! A client's positions in its topics, from which it can resume.
 
 use std::collections::HashMap;
 
@@ -62,8 +62,8 @@ impl Positions {
     }
 
     /// Applies the server's answer to a resume position; `now` is the topic's last tick at that time. `exists` is false
-    /// for a topic that is gone. In a new epoch the position becomes sequence 0: the answer itself reported the loss of
-    /// the old epoch, and all of the new one is still to come.
+    /// for a topic that is gone. In a new epoch the position becomes sequence 0: the answer already reported the loss of
+    /// the old epoch, and all ticks of the new one follow.
     pub fn handle_recovered(&mut self, topic: &str, exists: bool, now: Position, recovered: bool) {
         match self.positions.get_mut(topic) {
             None => {}

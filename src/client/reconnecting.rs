@@ -1,4 +1,4 @@
-//! A client that reconnects by itself and resumes its subscriptions.
+//! A client that reconnects automatically and resumes its subscriptions.
 
 mod publish;
 
@@ -25,8 +25,7 @@ use tickcast_proto::{
     subscription::{Delivery, Policy, Position, StartPosition},
 };
 
-/// Topics whose progress is merged into the positions at once: numbers of topics that the server has forgotten are never used
-/// again.
+/// Topics whose progress is merged into the positions at a time. The numbers of forgotten topics are never used again.
 const PROGRESS_MAX: usize = 64 << 10;
 
 /// Whether and when to reconnect.
@@ -71,14 +70,13 @@ pub enum StreamEvent<'a> {
 /// A [`Client`] that reconnects when the connection is lost, and resumes its subscriptions.
 ///
 /// How a subscription resumes depends on its delivery:
-///
-/// - One that receives every tick (no rate, and the topic's own policy, `drop`, `keep` or `disconnect`) sends its position in
+/// - If it receives every tick (no rate, and the topic's own policy, `drop`, `keep` or `disconnect`), it sends its position in
 ///   each topic. The missed ticks follow, or an [`Event::Recovered`] says that they are lost. A topic without a position
 ///   starts with the first tick that the server retains, so that no tick is lost unannounced.
-/// - One that conflates, by policy or by a rate, starts with the last values. It asked only for those, so fetching
-///   the history would be waste. [`Event::Conflated`] reports the ticks they replace. If its options start it at a
-///   position ([`StartPosition::After`], [`StartPosition::AfterEach`], [`StartPosition::Resume`]), it resumes like the first kind.
-/// - One with more than [`RESUME_POSITIONS_MAX`] positions, or in JSON with more than fit into a message, also starts
+/// - If it conflates, by policy or by a rate, it starts with the last values, because it needs no history.
+///   [`Event::Conflated`] reports the ticks that they replace. If its options start it at a position
+///   ([`StartPosition::After`], [`StartPosition::AfterEach`], [`StartPosition::Resume`]), it resumes like the first kind.
+/// - If it has more than [`RESUME_POSITIONS_MAX`] positions, or in JSON more than fit into a message, it also starts
 ///   with the last values. Each of its positions is reported as not recovered.
 ///
 /// A subscription that was never acknowledged starts as its options say. Duplicate ticks are a protocol error; they are
@@ -89,19 +87,19 @@ pub enum StreamEvent<'a> {
 pub struct ReconnectingClient {
     address: Address,
     connect_options: ConnectOptions,
-    /// `None`: the address is plain.
+    /// `None`: no TLS.
     tls: Option<Arc<ClientConfig>>,
-    /// Of every connection: see [`Client::set_write_timeout`].
+    /// Applies to every connection: see [`Client::set_write_timeout`].
     write_timeout: Option<Duration>,
     reconnect: bool,
     backoff: Backoff,
     client: Option<Client>,
     /// When to connect again.
     retry_at: Deadline,
-    /// An error was final.
+    /// Whether a final error has occurred.
     failed: bool,
     subscriptions: Vec<Subscription>,
-    /// Requests of this connection without an answer: the connection's number, and the number the caller knows.
+    /// Unanswered requests of this connection: the connection's number, and the number that the caller knows.
     requests: HashMap<u32, u32>,
     numbers: RequestNumbers,
     /// Positions, without the progress of this connection.
@@ -110,7 +108,7 @@ pub struct ReconnectingClient {
     progress: HashMap<u32, Position, BuildHasherDefault<IdHasher>>,
     /// The server's CLOSING.
     closing: Closing,
-    /// A change of the connection that is still to be returned as an event.
+    /// A change of the connection that the next event reports.
     pending_change: Option<ConnectionChange>,
     disconnect_reason: String,
 }
@@ -120,7 +118,7 @@ struct Subscription {
     request: u32,
     pattern: Box<str>,
     options: SubscribeOptions,
-    /// The server acknowledged it at least once.
+    /// Whether the server has acknowledged it at least once.
     acknowledged: bool,
 }
 
@@ -153,7 +151,7 @@ enum ConnectionChange {
 type TopicPositions = Vec<(Box<str>, Position)>;
 
 impl ReconnectingClient {
-    /// Connects to an [`Address`] as [`Client::connect`] does. If this first attempt fails, there is no retry.
+    /// Connects to an [`Address`] like [`Client::connect`]. If this first attempt fails, it does not retry.
     ///
     /// # Errors
     /// As [`Client::connect`].
@@ -204,8 +202,8 @@ impl ReconnectingClient {
         self
     }
 
-    /// Bounds the time that a call waits for the server to take what it sends: beyond `timeout` without a byte taken, the
-    /// connection counts as lost. `None`, the default: no limit.
+    /// Limits how long a call waits while the server reads nothing: after `timeout` without a byte accepted, the connection
+    /// counts as lost. `None`, the default: no limit.
     pub fn set_write_timeout(&mut self, timeout: Option<Duration>) {
         self.write_timeout = timeout;
         if let Some(client) = &mut self.client {
@@ -213,8 +211,7 @@ impl ReconnectingClient {
         }
     }
 
-    /// The positions to resume from: those of the events returned so far, and no later ones. Costs a look-up for each topic
-    /// of the connection.
+    /// The positions to resume from, exactly as of the events returned so far. Costs a look-up for each topic of the connection.
     pub fn positions(&mut self) -> &Positions {
         self.merge_progress();
         &self.positions
@@ -525,8 +522,8 @@ impl ReconnectingClient {
         self.client.as_mut().map_or(Ok(()), Client::flush)
     }
 
-    /// Turns a lost connection into an event and schedules the next attempt. After a failed write, what the server sent before
-    /// comes first: the call that finds nothing more handles the loss.
+    /// Turns a lost connection into an event and schedules the next attempt. After a failed write, the events that the server
+    /// had sent come first; the call that finds no more handles the loss.
     fn retry_if_lost(&mut self, result: Result<(), ClientError>) -> Result<(), ClientError> {
         match result {
             Err(ClientError::Io(_)) if self.client.as_ref().is_some_and(Client::has_write_failure) => Ok(()),

@@ -108,7 +108,7 @@ pub(super) struct StoredRecovered {
     pub(super) name: Span,
     /// The position that was asked for.
     pub(super) requested: Position,
-    /// `None`: the epoch that the topic was announced with.
+    /// `None`: the epoch of the topic's announcement.
     pub(super) epoch: Option<u64>,
     pub(super) sequence: u64,
     pub(super) recovered: bool,
@@ -215,7 +215,7 @@ pub(super) fn from_frame(
     }))
 }
 
-/// The number of ticks in a range. A server that does not say it has as many as sequences.
+/// The number of ticks in a range. If the server does not give it, the number of sequences.
 fn counted(from: u64, to: u64, count: u64) -> u64 {
     if count == 0 { to.saturating_sub(from) } else { count }
 }
@@ -309,7 +309,7 @@ pub(super) fn unknown_operation(text: &[u8]) -> Option<usize> {
     (!OPERATIONS.contains(&&*op)).then(|| values.byte_offset())
 }
 
-/// Where decoding a JSON message leaves what its event refers to.
+/// Output buffers for decoding a JSON message.
 pub(super) struct JsonTarget<'a> {
     /// Receives the text or payload of the event.
     pub(super) scratch: &'a mut Vec<u8>,

@@ -1,4 +1,4 @@
-//! Requests and their encoding: native frames, or JSON text where the connection speaks JSON.
+//! Requests and their encoding: native frames, or JSON text on JSON connections.
 
 use std::fmt;
 
@@ -31,7 +31,7 @@ pub struct PublishRequest<'a> {
 /// Why a request was not sent. Nothing was queued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestError {
-    /// A topic or pattern of this many bytes: empty or too long.
+    /// The topic or pattern is empty or too long. Contains its length in bytes.
     NameLength(usize),
     /// The request is larger than the server accepts, as a frame or as JSON (where binary payloads are base64). Publish
     /// a smaller payload, or raise `frame_bytes_max` of the server.
@@ -116,22 +116,40 @@ pub(super) enum Start<'a> {
     After(Position),
     /// After these positions. Other topics start with their first retained tick.
     Positions(&'a [(Box<str>, Position)]),
-    /// As `Positions`, in JSON to a server of version 0.1: only those of this epoch.
+    /// Like `Positions`, in JSON for a server of version 0.1: only those of this epoch.
     PositionsOf(u64, &'a [(Box<str>, Position)]),
 }
 
 /// A request that is not encoded yet.
 pub(super) enum Outgoing<'a> {
-    Hello(HelloParts<'a>),
-    Subscribe { request: u32, pattern: &'a str, delivery: Delivery, start: Start<'a> },
-    Update { request: u32, pattern: &'a str, delivery: Delivery },
-    Unsubscribe { request: u32, pattern: &'a str },
-    Publish { request: u32, publish: PublishRequest<'a> },
-    Ping { token: u64 },
+    /// With a token; empty: none. In JSON the WebSocket's handshake has had it.
+    Hello(HelloParts<'a>, &'a str),
+    Subscribe {
+        request: u32,
+        pattern: &'a str,
+        delivery: Delivery,
+        start: Start<'a>,
+    },
+    Update {
+        request: u32,
+        pattern: &'a str,
+        delivery: Delivery,
+    },
+    Unsubscribe {
+        request: u32,
+        pattern: &'a str,
+    },
+    Publish {
+        request: u32,
+        publish: PublishRequest<'a>,
+    },
+    Ping {
+        token: u64,
+    },
 }
 
 impl Outgoing<'_> {
-    /// Rejects what no server accepts, before anything is encoded.
+    /// Rejects requests that no server accepts, before encoding.
     pub(super) fn check(&self, frame_bytes_max: usize) -> Result<(), RequestError> {
         let name = match self {
             Outgoing::Subscribe { pattern, delivery, .. } | Outgoing::Update { pattern, delivery, .. } => {
@@ -140,7 +158,7 @@ impl Outgoing<'_> {
             }
             Outgoing::Unsubscribe { pattern, .. } => pattern,
             Outgoing::Publish { publish, .. } => publish.topic,
-            Outgoing::Hello(_) | Outgoing::Ping { .. } => return Ok(()),
+            Outgoing::Hello(..) | Outgoing::Ping { .. } => return Ok(()),
         };
         if name.is_empty() || name.len() > TOPIC_BYTES_MAX {
             return Err(RequestError::NameLength(name.len()));
@@ -157,7 +175,7 @@ impl Outgoing<'_> {
     /// Appends the native frame.
     pub(super) fn encode_frame(&self, out: &mut Vec<u8>) {
         match *self {
-            Outgoing::Hello(hello) => frame::encode_hello(out, &hello),
+            Outgoing::Hello(hello, token) => frame::encode_hello_with_token(out, &hello, token.as_bytes()),
             Outgoing::Subscribe { request, pattern, delivery, start } => {
                 if let Start::Positions(positions) = start {
                     for (topic, Position { epoch, sequence }) in positions {
@@ -195,7 +213,7 @@ impl Outgoing<'_> {
     /// The JSON text.
     pub(super) fn to_json(&self) -> String {
         match *self {
-            Outgoing::Hello(HelloParts { request, name, features, .. }) => {
+            Outgoing::Hello(HelloParts { request, name, features, .. }, _) => {
                 let name = json::literal(name);
                 // A server of version 0.1 refuses a hello with a field that it does not know.
                 let features = match features.is_empty() {
@@ -295,7 +313,7 @@ fn json_start(start: Start<'_>) -> String {
     }
 }
 
-/// The payload inline where JSON preserves each of its bytes, else as base64. White space around a value would be lost.
+/// The payload: inline if JSON preserves each of its bytes, else as base64. White space around a value would be lost.
 fn json_data(payload: &[u8]) -> (&'static str, String) {
     match std::str::from_utf8(payload) {
         Ok(text) if payload.trim_ascii().len() == payload.len() && json::is_json(payload) => {
@@ -359,7 +377,7 @@ mod tests {
             Ok(Command::Unsubscribe { request: 2, patterns: vec!["\"".into()] })
         );
         assert_eq!(
-            json::decode(&json(Outgoing::Hello(hello))),
+            json::decode(&json(Outgoing::Hello(hello, ""))),
             Ok(Command::Hello {
                 request: 3,
                 client: "".into(),
@@ -369,7 +387,7 @@ mod tests {
             })
         );
         let hello = HelloParts { features: Features::COUNTS, ..hello };
-        let Ok(Command::Hello { features, .. }) = json::decode(&json(Outgoing::Hello(hello))) else {
+        let Ok(Command::Hello { features, .. }) = json::decode(&json(Outgoing::Hello(hello, ""))) else {
             panic!("hello")
         };
         assert_eq!(features, Some(Features::COUNTS));

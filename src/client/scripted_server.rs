@@ -127,7 +127,7 @@ impl Peer {
             let mut buffer = [0; 4096];
             match self.stream.read(&mut buffer) {
                 Ok(0) => return None,
-                // The client has left with input unread.
+                // The client has left without reading all input.
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
                 read => self.input.extend_from_slice(&buffer[..read.unwrap()]),
             }

@@ -1,4 +1,4 @@
-//! TLS of the blocking clients: which servers they believe, what they show them, and what can go wrong.
+//! TLS of the blocking clients: server verification, client certificates, and errors.
 
 use std::{fmt, fs::File, io::Read, path::Path, path::PathBuf, sync::Arc};
 
@@ -9,26 +9,25 @@ use rustls::{
 
 use crate::ClientError;
 use tickcast_proto::WireFormat;
-use tickcast_tls::certificates::{self, ClientSettings, Identity, ServerTrust};
+use tickcast_tls::certificates::{self, ALPN_HTTP, ALPN_NATIVE, ClientSettings, Identity, ServerTrust};
 
 /// Longest file of certificates, or of a key.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
-/// How a client verifies servers that speak TLS, and what it shows them. The default: the server's certificate must be of an
-/// authority that the system trusts, and the client shows none.
-///
-/// All files are PEM. They are read when a client connects, and by a
-/// [`ReconnectingClient`](crate::ReconnectingClient) again after a failed handshake, so that renewed ones are found.
+/// How a client verifies TLS servers, and which certificate it presents. By default, an authority that the system trusts must
+/// have signed the server's certificate, and the client presents none.
+/// All files are PEM. A client reads them when it connects; a [`ReconnectingClient`](crate::ReconnectingClient) reads them
+/// again after a failed handshake, to find renewed certificates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsOptions {
-    /// File of the authorities that servers' certificates are verified by; `None`: those of the system.
+    /// File with the authorities that may sign the server's certificate; `None`: the system's.
     pub ca: Option<PathBuf>,
-    /// File of the client's certificate and those of its authorities, shown to servers that ask for one.
+    /// File with the client's certificate and those of its authorities, for servers that ask for one.
     pub cert: Option<PathBuf>,
-    /// File of its private key; `None`: that is in the file of `cert` too.
+    /// File with its private key; `None`: the file of `cert`.
     pub key: Option<PathBuf>,
-    /// Whether every server is believed. The connection is then encrypted, but whoever is in between can read and change
-    /// everything: for tests.
+    /// Skips the verification of the server; only for tests. The connection is encrypted, but anyone on the path can read and
+    /// change everything.
     pub insecure: bool,
 }
 
@@ -36,7 +35,7 @@ impl TlsOptions {
     /// Reads the files. `protocols`: names of application protocols, in the order of preference.
     ///
     /// # Errors
-    /// [`ClientError::TlsSettings`]: which file cannot be used, and why.
+    /// [`ClientError::TlsSettings`] with the file that cannot be used, and the reason.
     pub fn read(&self, protocols: &[&[u8]], hands_over: bool) -> Result<Arc<ClientConfig>, ClientError> {
         let unusable = |path: &Path, why: &dyn fmt::Display| {
             ClientError::TlsSettings(format!("{}: {why}", path.display()))
@@ -45,7 +44,7 @@ impl TlsOptions {
             None => ServerTrust::Anyone,
             Some(authorities) => {
                 let mut roots = RootCertStore::empty();
-                // Systems have some that no verifier can use.
+                // Some systems have certificates that no verifier accepts.
                 let (_, unusable_ones) = roots.add_parsable_certificates(authorities);
                 if let Some(path) = self.ca.as_deref().filter(|_| unusable_ones > 0) {
                     return Err(unusable(path, &"one of its certificates cannot be that of an authority"));
@@ -70,7 +69,7 @@ impl TlsOptions {
         certificates::client_config(settings).map_err(|error| ClientError::TlsSettings(error.to_string()))
     }
 
-    /// The certificates of the authorities that servers are verified by; `None`: every server is believed.
+    /// The certificates of the authorities that verify servers; `None`: servers are not verified.
     ///
     /// # Errors
     /// [`ClientError::TlsSettings`]: the file cannot be used, or this system has no authorities.
@@ -93,19 +92,26 @@ impl TlsOptions {
 fn read(path: &Path) -> Result<Vec<u8>, ClientError> {
     let failed = |error| ClientError::TlsSettings(format!("cannot read {}: {error}", path.display()));
     let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(FILE_BYTES_MAX).read_to_end(&mut bytes)).map_err(failed)?;
-    Ok(bytes)
-}
-
-/// Name of the application protocol of an encoding (ALPN).
-pub(super) fn protocol(encoding: WireFormat) -> &'static [u8] {
-    match encoding {
-        WireFormat::TCP_NATIVE => b"tickcast",
-        _ => b"http/1.1",
+    File::open(path)
+        .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
+        .map_err(failed)?;
+    match bytes.len() as u64 > FILE_BYTES_MAX {
+        true => {
+            Err(ClientError::TlsSettings(format!("{}: longer than {FILE_BYTES_MAX} bytes", path.display())))
+        }
+        false => Ok(bytes),
     }
 }
 
-/// The name that the certificate of a server at `HOST:PORT` must be for: a host name or an IP address.
+/// An encoding's application protocol name (ALPN).
+pub(super) fn protocol(encoding: WireFormat) -> &'static [u8] {
+    match encoding {
+        WireFormat::TCP_NATIVE => ALPN_NATIVE,
+        _ => ALPN_HTTP,
+    }
+}
+
+/// The name that the certificate of a server at `HOST:PORT` must contain: a host name or an IP address.
 ///
 /// # Errors
 /// [`ClientError::Address`] if it is neither.
@@ -122,28 +128,28 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>, ClientError> {
 pub enum TlsError {
     /// No authority that the client trusts has signed the server's certificate.
     UnknownAuthority,
-    /// The server's certificate is for these names, and none of them is the one in the address.
+    /// The server's certificate does not contain the name in the address. Contains the certificate's names.
     WrongName(Vec<String>),
     /// The server's certificate has expired, or is not valid yet.
     NotValidNow,
-    /// The server shows the certificate of an authority, as one that is signed by itself often is.
+    /// The server presents the certificate of an authority, as self-signed certificates often are.
     AuthorityShown,
-    /// The server does not speak TLS there.
+    /// The server does not use TLS at this address.
     PlainServer,
-    /// The server speaks no native protocol there, or nothing else.
+    /// The server does not accept the client's application protocol (native or HTTP) at this address.
     OtherProtocol,
-    /// The server wants a certificate of the client.
+    /// The server requires a client certificate.
     CertificateRequired,
-    /// The server refuses the client's certificate: the name of its alert.
+    /// The server refuses the client's certificate. Contains the name of its alert.
     CertificateRefused(String),
     /// The server has ended the handshake without a reason.
     Ended,
-    /// Something else: what.
+    /// Another error, with its description.
     Other(String),
 }
 
 impl TlsError {
-    /// The failure of TLS in an error of a stream, if it is one.
+    /// The TLS failure in a stream's error, if there is one.
     pub fn in_io(error: &std::io::Error) -> Option<TlsError> {
         error.get_ref()?.downcast_ref::<rustls::Error>().map(TlsError::from)
     }
@@ -154,7 +160,7 @@ impl From<&rustls::Error> for TlsError {
         use rustls::Error;
         match error {
             Error::InvalidCertificate(error) => match error {
-                // The second: an authority that was made anew under its old name.
+                // The second means that an authority was recreated under its old name.
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => {
                     TlsError::UnknownAuthority
                 }

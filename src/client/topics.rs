@@ -8,7 +8,7 @@ use std::{
 use crate::{CONNECTION_TOPICS_MAX, ProtocolError};
 use tickcast_proto::{pattern, subscription::Position};
 
-/// What a connection has received of one topic.
+/// Statistics of one topic on a connection.
 ///
 /// Without interruptions and snapshots, `ticks + missed + conflated + gap` is the number of sequences from the first one
 /// received or announced to the last. Snapshot ticks break the sum: the ticks they stand for are not counted.
@@ -41,7 +41,7 @@ pub(super) enum SkipReason {
     Gap,
 }
 
-/// Who announces whether a resume position was recovered.
+/// Whether the server or the connection reports that a resume position was recovered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Announcer {
     /// The server: the position was sent to it, and it answers with RECOVERED.
@@ -51,7 +51,7 @@ pub(super) enum Announcer {
     Client(SkipReason),
 }
 
-/// A skipped range whose end is still open: it ends before the next tick.
+/// A skipped range without an end yet: it ends before the next tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OpenRange {
     pub(super) reason: SkipReason,
@@ -59,7 +59,7 @@ pub(super) struct OpenRange {
     pub(super) from: u64,
 }
 
-/// What precedes a tick in its topic.
+/// The ticks missing before a tick in its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Advance {
     /// Ticks that were neither delivered nor announced.
@@ -165,7 +165,7 @@ impl Topic {
         }
         let Recovery { requested, epoch, sequence, recovered } = recovery;
         match (recovered, requested.epoch == epoch) {
-            // The server's epoch may stand for that of a topic.
+            // The server's epoch may stand in for a topic's.
             (true, _) => self.next_sequence = requested.sequence.saturating_add(1),
             // A position ahead of the topic: the sequences beyond the topic's last either belonged to other ticks or
             // never existed.
@@ -196,8 +196,7 @@ struct Recovery {
     recovered: bool,
 }
 
-/// Hashes topic numbers by one multiplication. They are small and unique, so that suffices; with SipHash, hashing took
-/// most of a tick's time.
+/// Hashes topic numbers by one multiplication, which suffices for small, unique numbers. SipHash took most of a tick's time.
 #[derive(Default)]
 pub(super) struct IdHasher(u64);
 
@@ -225,7 +224,7 @@ pub(super) struct Topics {
     id_by_name: HashMap<Box<str>, u32>,
     /// Resume positions without an answer yet, by topic. Bound: [`CONNECTION_TOPICS_MAX`].
     positions: HashMap<Box<str>, (Position, Announcer)>,
-    /// Resume positions that hold for all topics of a pattern. Bound:
+    /// Resume positions for all topics of a pattern. Bound:
     /// [`RESUME_POSITIONS_MAX`](tickcast_proto::limits::RESUME_POSITIONS_MAX).
     pattern_positions: Vec<(Box<str>, Position)>,
     /// Answers about topics that are not announced yet. Bound: [`CONNECTION_TOPICS_MAX`].

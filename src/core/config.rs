@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
+    budgets::{BudgetLimits, PatternLimits},
     home::{CreationLimits, history::HistoryBounds},
     limits,
     networks::Networks,
@@ -20,7 +21,7 @@ pub struct Limits {
     pub frame_bytes_max: usize,
     /// Largest HTTP request head, bytes.
     pub http_head_bytes_max: usize,
-    /// Networks of the proxies whose word on their clients' addresses is taken.
+    /// Networks of the proxies that may name their clients' addresses.
     pub trusted_proxies: Networks,
     /// Web pages and host names that may use the HTTP listeners.
     pub http_access: Access,
@@ -40,11 +41,11 @@ pub struct Limits {
     pub reconnect_spread_ms: u32,
     /// Patterns per session.
     pub subscriptions_per_session_max: usize,
-    /// Time without a tick after which a topic that nobody names exactly is forgotten, by topic, nanoseconds; 0: never.
+    /// Time without a tick after which a topic is forgotten if no client names it exactly, by topic, nanoseconds; 0: never.
     pub topic_idle: Rules<u64>,
     /// Topics on the whole server.
     pub topics_max: usize,
-    /// Topics that others may create.
+    /// Limits on the topics that clients may create.
     pub creation: CreationLimits,
     /// One egress log (shard x wire format in use), bytes.
     pub egress_log_bytes: usize,
@@ -67,8 +68,10 @@ pub struct Limits {
     /// Bytes of the last values on the whole server: at their homes, and as many again for copies on other shards with
     /// subscribers.
     pub last_values_bytes_max: usize,
-    /// Ticks per second that a session may publish; 0 is unlimited.
-    pub publish_rate: u32,
+    /// What sessions and sources may ask for per second.
+    pub budgets: BudgetLimits,
+    /// Patterns that sessions may hold.
+    pub patterns: PatternLimits,
     /// Bytes of unfinished frames and messages of all clients on the whole server.
     pub unfinished_bytes_max: usize,
     /// Bytes that the patterns of all sessions of the server may take, divided among the shards.
@@ -77,19 +80,21 @@ pub struct Limits {
     pub positions_bytes_max: usize,
     /// Whether a second connection with the same identity replaces the first.
     pub identity_replaces: bool,
-    /// How clients prove who they are; `None`: none has to, and everyone may do everything.
+    /// Authentication of clients; `None`: no client needs it, and everyone may do everything.
     pub auth: Option<AuthLimits>,
     /// Whether `/echo` is served.
     pub debug_echo: bool,
 }
 
-/// What the core knows of authentication. The keys are the verifier's.
+/// The core's part of authentication. The verifier has the keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthLimits {
     /// What clients without credentials may do; `None`: nothing, they are refused.
     pub anonymous: Option<Arc<Principal>>,
     /// Whether `?token=` is accepted in the target of `/ws`, which proxies and others log.
     pub query_token: bool,
+    /// Whether a subscription to a pattern that is only partly allowed stands, for the topics that are allowed. If not, it is refused.
+    pub filters_patterns: bool,
     /// Time before the expiry of a token at which its client is told, nanoseconds.
     pub warning_ns: u64,
     /// Time that a session stays open after its token has expired, nanoseconds.
@@ -103,6 +108,7 @@ impl Default for AuthLimits {
         AuthLimits {
             anonymous: None,
             query_token: false,
+            filters_patterns: false,
             warning_ns: limits::TOKEN_WARNING_MS_DEFAULT * 1_000_000,
             grace_ns: limits::TOKEN_GRACE_MS_DEFAULT * 1_000_000,
             waiting_max: limits::CREDENTIALS_WAITING_MAX_DEFAULT,
@@ -159,7 +165,8 @@ impl Default for Limits {
             history_bytes_max: limits::HISTORY_BYTES_MAX_DEFAULT,
             keys_per_topic_max: limits::KEYS_PER_TOPIC_MAX_DEFAULT,
             last_values_bytes_max: limits::LAST_VALUES_BYTES_MAX_DEFAULT,
-            publish_rate: 0,
+            budgets: BudgetLimits::default(),
+            patterns: PatternLimits::default(),
             unfinished_bytes_max: limits::UNFINISHED_BYTES_MAX_DEFAULT,
             patterns_bytes_max: limits::PATTERNS_BYTES_MAX_DEFAULT,
             positions_bytes_max: limits::POSITIONS_BYTES_MAX_DEFAULT,
@@ -198,7 +205,8 @@ impl Limits {
             ping_interval_ns: other.ping_interval_ns,
             ping_timeout_ns: other.ping_timeout_ns,
             subscriptions_per_session_max: other.subscriptions_per_session_max,
-            publish_rate: other.publish_rate,
+            budgets: other.budgets,
+            patterns: other.patterns,
             unfinished_bytes_max: other.unfinished_bytes_max,
             patterns_bytes_max: other.patterns_bytes_max,
             positions_bytes_max: other.positions_bytes_max,
@@ -211,7 +219,7 @@ impl Limits {
         }
     }
 
-    /// Log lines for the limits in `new` that cannot apply fully before a restart.
+    /// Log lines about limits in `new` that apply fully only after a restart.
     pub fn changes_needing_restart(&self, new: &Limits) -> Vec<String> {
         let mut lines = Vec::new();
         let mut report = |key: &str, current: usize, wanted: usize| {
@@ -243,19 +251,22 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budgets::Rates;
 
     #[test]
     fn only_reloadable_limits_change() {
         let now = Limits::default();
+        let rates = Rates { ticks: 9, ..Rates::default() };
         let other = Limits {
             behind_ns: 7,
             frame_bytes_max: 1 << 20,
-            publish_rate: 9,
+            budgets: BudgetLimits { session: rates, source: rates },
+            patterns: PatternLimits { wildcards_max: 1, session_bytes_max: 2, source_bytes_max: 3 },
             topics_max: 1,
             ..Limits::default()
         };
         let live = now.with_reloadable_from(&other);
-        assert_eq!((live.behind_ns, live.publish_rate), (7, 9));
+        assert_eq!((live.behind_ns, live.budgets, live.patterns), (7, other.budgets, other.patterns));
         assert_eq!((live.frame_bytes_max, live.topics_max), (now.frame_bytes_max, now.topics_max));
     }
 

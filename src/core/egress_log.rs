@@ -1,4 +1,4 @@
-//! The egress log: one shard's messages in one wire format, encoded once and shared by every session that takes them.
+//! The egress log: one shard's messages in one wire format, encoded once and shared by all its sessions of that format.
 
 use std::collections::VecDeque;
 
@@ -10,9 +10,8 @@ use std::collections::VecDeque;
 ///  memory      position % capacity; a frame never wraps: bytes left over before the end are skipped
 ///  frames         [start, len, topic, sequence] of each readable frame
 /// ```
-///
-/// A session whose ranges begin before the oldest readable position was too slow: its frames have been overwritten, and the
-/// loss must be announced.
+/// A session whose ranges begin before the oldest readable position was too slow: its frames have been overwritten, and it
+/// must be told of the loss.
 ///
 /// Memory: `capacity` bytes, touched as they are first used, and 24 bytes for each readable frame, of which there are
 /// at most `capacity / FRAME_BYTES_EXPECTED`. While all sessions keep up, the log keeps starting over at its beginning, so
@@ -27,11 +26,11 @@ pub struct EgressLog {
     lap_start: u64,
     frames: VecDeque<Frame>,
     frames_max: usize,
-    /// Where the head was at the last sweep over the waiting sessions.
+    /// The head at the last sweep over the waiting sessions.
     swept: u64,
     /// Frames appended since then.
     swept_frames: usize,
-    /// Where the head was over the last seconds, about every [`TIMES_INTERVAL_NS`].
+    /// Positions of the head over the last seconds, one about every [`TIMES_INTERVAL_NS`].
     times: VecDeque<HeadAt>,
 }
 
@@ -52,7 +51,7 @@ impl Range {
     }
 }
 
-/// What a frame is: enough to announce a loss when the frame is evicted.
+/// Identity of a frame: enough to announce a loss when the frame is evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameInfo {
     /// The topic's id.
@@ -61,7 +60,7 @@ pub struct FrameInfo {
     pub sequence: u64,
 }
 
-/// Where the head of a log was at a time.
+/// The position of a log's head at a time.
 #[derive(Clone, Copy, Debug)]
 struct HeadAt {
     time_ns: u64,
@@ -73,7 +72,7 @@ struct HeadAt {
 pub struct Cut {
     /// Bytes before the cut.
     pub len: u32,
-    /// Bytes after the cut that end a frame whose beginning is before it; 0: the cut is between two frames.
+    /// Bytes after the cut that belong to a frame that begins before it; 0: the cut is between two frames.
     pub frame_rest: u32,
 }
 
@@ -188,8 +187,8 @@ impl EgressLog {
         self.is_newer(position, 2)
     }
 
-    /// Whether the frame at `position` may be queued to another session. Only the newest quarter may: otherwise an old frame
-    /// could wait behind fresh ones, and a sweep, which looks at the first that is queued, would miss it.
+    /// Whether the frame at `position` may be queued to another session. Only frames in the newest quarter may: otherwise an old
+    /// frame could wait behind fresh ones, and a sweep, which checks only the first queued frame, would miss it.
     pub fn is_shareable(&self, position: u64) -> bool {
         self.is_newer(position, 4)
     }
@@ -201,8 +200,8 @@ impl EgressLog {
             && self.frames.get(newer).is_some_and(|frame| position >= frame.start)
     }
 
-    /// Whether enough has been appended since this last returned `true` that waiting sessions may hold frames that are no
-    /// longer fresh. The caller must then sweep them before half the log's capacity is appended.
+    /// Whether so much has been appended since this last returned `true` that waiting sessions may hold frames that are no
+    /// longer fresh. The caller must then sweep these sessions before half the log's capacity is appended.
     pub fn take_sweep(&mut self) -> bool {
         let due = self.head - self.swept > self.buffer.len() as u64 / SWEEP_PARTS
             || self.swept_frames > self.frames_max / SWEEP_PARTS as usize;
@@ -233,7 +232,7 @@ impl EgressLog {
         after.checked_sub(1)
     }
 
-    /// The frames of a range that begins at a frame boundary: where each is, and what it is. O(log frames) for the first.
+    /// The frames of a range that begins at a frame boundary, each with its range and identity. O(log frames) for the first.
     pub fn frames(&self, range: Range) -> impl Iterator<Item = (Range, FrameInfo)> {
         let first = self.frames.partition_point(|frame| frame.start < range.start);
         self.frames

@@ -6,11 +6,10 @@ use crate::ids::SlotId;
 
 /// A queue of sessions that take turns by deficit round robin (Shreedhar and Varghese, "Efficient Fair Queueing Using
 /// Deficit Round-Robin", 1995), new sessions first (RFC 8290, section 4.2, new flows).
-///
-/// In its turn, a session may use one quantum of work. Whatever it uses beyond that is debt, and it waits one more round
-/// for each quantum of debt. So a session that now and then needs less than a quantum goes ahead of any number of sessions
-/// that always have work. Those share the rest equally, however much their pieces of work cost. A session that runs out of
-/// work stays for one more round, and is new again only after that.
+/// In its turn, a session may use one quantum of work. Work beyond that is debt, and the session waits one more round
+/// for each quantum of debt. So a session that occasionally needs less than a quantum goes ahead of any number of sessions
+/// that always have work. These share the rest equally, whatever their pieces of work cost. A session that runs out of
+/// work stays for one more round, and counts as new only after that.
 ///
 /// Invariant: a session is in at most one of the two queues, and only once. 8 bytes a slot, and 4 for each queued session.
 #[derive(Debug)]
@@ -34,7 +33,7 @@ enum FlowState {
     Absent,
     New,
     Old,
-    /// Its turn has begun.
+    /// Whether its turn has begun.
     Serving,
 }
 
@@ -82,7 +81,7 @@ impl FairQueue {
         }
     }
 
-    /// Ends a turn in which the session used `units`, 0 if it turned out to have no work. `has_more`: it has work left.
+    /// Ends a turn in which the session used `units`; 0 if it had no work after all. `has_more`: whether it has work left.
     pub fn end_turn(&mut self, slot: SlotId, units: usize, has_more: bool) {
         let flow = self.flow_mut(slot);
         debug_assert!(flow.state == FlowState::Serving, "a turn ends after it has begun");

@@ -5,6 +5,8 @@ mod egress_logs;
 mod forget;
 mod match_counts;
 mod overflow;
+mod partial;
+mod possible_policies;
 mod recovery;
 mod subscriptions;
 mod topic;
@@ -29,7 +31,7 @@ use self::{
 };
 use crate::{
     home::last_value::LastValuesBudget,
-    ids::SlotId,
+    ids::{SlotId, SourceId},
     pattern_trie::PatternTrie,
     placement,
     session::table::{Offered, Sessions},
@@ -59,6 +61,8 @@ pub struct Fanout {
     pending: HashMap<u32, PendingEntry>,
     /// Bytes that this shard's patterns take beside the trie and their entries: at the homes, and in the boxes of wildcards.
     patterns_other_bytes: usize,
+    /// Bytes of the patterns that each source has brought, here and at the homes. Bound: each has at least one pattern.
+    source_bytes: HashMap<SourceId, usize>,
     /// Bytes of the long wildcards that the homes know. Bound: [`crate::limits::LONG_WILDCARDS_BYTES`].
     long_wildcards_bytes: usize,
     next_request: u32,
@@ -126,6 +130,7 @@ impl Fanout {
             free: Vec::new(),
             pending: HashMap::new(),
             patterns_other_bytes: 0,
+            source_bytes: HashMap::new(),
             long_wildcards_bytes: 0,
             next_request: 1,
             woken: VecDeque::new(),
@@ -231,16 +236,16 @@ impl Fanout {
                 entries,
                 &topic,
                 session.subscriptions.iter(),
-                session.format,
+                session.principal.as_deref(),
             );
             match merged {
                 Some(merged) => topic.join(slot, merged, None, sessions, logs),
-                None => debug_assert!(false, "a member of an entry has the subscription"),
+                None => debug_assert!(session.has_partial(), "a member of an entry has the subscription"),
             }
         }
         self.topics.homes[usize::from(home)][place as usize] = Some(Box::new(topic));
         let (topics, shards) = (&self.topics, self.shards);
-        let is_uncounted = |id| topic_ref(topics, id, shards).is_some_and(|topic| !topic.is_counted);
+        let is_uncounted = |id| topic_ref(topics, id, shards).is_some_and(EgressTopic::waits_to_be_counted);
         self.match_counts.new_topic(id, self.by_name.len(), is_uncounted);
         self.by_name.insert(name.into(), id);
         self.note_joined(id, name);

@@ -1,8 +1,8 @@
-//! How long a shard waits between two rounds of SENDs, so that ticks leave together: the latency budget, and its controller.
+//! The latency budget and its controller: how long a shard waits between two rounds of SENDs, so that ticks leave together.
 //!
 //! A SEND costs a few microseconds however little it carries, so under load a shard that sends less often does the same work
 //! in less time. [`AutoWait`] finds the smallest wait that keeps the shard's busy share under [`BUSY_SHARE_PERMILLE`]. It
-//! looks at windows of [`WINDOW_NS`]:
+//! measures windows of [`WINDOW_NS`]:
 //!
 //! ```text
 //! busy share   wait for the next window
@@ -10,16 +10,15 @@
 //! 40 to 45 %   the same
 //! < 40 %       shorter in proportion, by an eighth at most; below SHORTEST_WAIT_NS none
 //! ```
-//!
-//! It becomes shorter slowly, so that a source that pauses for a moment does not find a shard unprepared for its burst.
-//! A change in proportion does not overshoot. With a cost `f` per round and a period `p` the share is `f/p + c`; the new period
+//! The wait shrinks slowly, so that the shard is prepared for the next burst of a source that paused for a moment.
+//! A proportional change does not overshoot. With a cost `f` per round and a period `p`, the share is `f/p + c`; the new period
 //! `p * share / aim` gives a share between the old one and the aim for every `c`. So the wait settles, and stays in the band.
 
 /// The busy share of a shard above which ticks wait for each other, in thousandths.
 ///
 /// Measured with S1 (5,000 ticks/s to 100 clients): the share is 98 % without a wait, 66 % with 0.6 ms and 40 to 50 % with
-/// 1 ms, and p99 is lowest with 1 to 1.2 ms: below, ticks queue behind SENDs. 500 ticks/s to 100 clients keep a shard 20 %
-/// busy, where a wait would only add to the latency. Above 50 %, a burst of twice the load queues.
+/// 1 ms, and p99 is lowest with 1 to 1.2 ms: with shorter waits, ticks queue behind SENDs. 500 ticks/s to 100 clients keep a
+/// shard 20 % busy; there a wait would only add latency. Above 50 %, a burst of twice the load queues.
 pub const BUSY_SHARE_PERMILLE: u64 = 450;
 /// The busy share below which the wait becomes shorter, in thousandths. The band between is wider than the noise of a window.
 pub const BUSY_SHARE_LOW_PERMILLE: u64 = 400;
@@ -28,7 +27,7 @@ const AIM_PERMILLE: u64 = (BUSY_SHARE_PERMILLE + BUSY_SHARE_LOW_PERMILLE) / 2;
 /// The busy share below which a wait of [`SHORTEST_WAIT_NS`] ends, in thousandths. A turn with one SEND takes over 2.5 us, so a
 /// shard that sends every 10 us is busier: below, the wait no longer decides how often it sends.
 const RELEASE_PERMILLE: u64 = 250;
-/// The share of elapsed time beyond which a shard that does not get its core counts as busy, in thousandths.
+/// The share of elapsed time above which a shard that gets too little of its core counts as busy, in thousandths.
 const STARVED_PERMILLE: u64 = 900;
 /// Time over which the busy share is measured. The longest wait is reached from 0 within 7 windows.
 pub const WINDOW_NS: u64 = 4_000_000;
@@ -40,7 +39,7 @@ pub const SHORTEST_WAIT_NS: u64 = 10_000;
 pub const AUTO_WAIT_MAX_NS: u64 = 1_000_000;
 /// Windows for which one long turn counts.
 const STEPS_MAX: u64 = 16;
-/// A shard whose window was this long because it slept has nothing to wait for.
+/// A window of this length, because the shard slept, means that no wait is needed.
 const IDLE_NS: u64 = STEPS_MAX * WINDOW_NS;
 
 const _: () =
@@ -50,7 +49,7 @@ const _: () = assert!(RELEASE_PERMILLE < BUSY_SHARE_LOW_PERMILLE && SHORTEST_WAI
 /// How long a tick may wait under load to be sent together with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LatencyBudget {
-    /// This long, however little there is to do, nanoseconds; 0: every turn sends.
+    /// Always this long, nanoseconds; 0: every turn sends.
     Fixed {
         /// Nanoseconds.
         ns: u64,
@@ -81,7 +80,7 @@ impl LatencyBudget {
 /// The current window of measurement.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Window {
-    /// CLOCK_MONOTONIC nanoseconds; 0: none has begun.
+    /// Start, CLOCK_MONOTONIC nanoseconds; 0: no window has begun.
     began_ns: u64,
     /// The thread's CPU time when it began, nanoseconds.
     cpu_began_ns: u64,
@@ -121,9 +120,8 @@ impl AutoWait {
     }
 
     /// Ends the window and sets the wait. `cpu_ns`: the thread's CPU time so far, nanoseconds.
-    ///
-    /// The share counts CPU time, so that a neighbour on the shard's core does not look like load, unless the shard has hardly
-    /// slept: then it lacks CPU, and fewer SENDs help, whoever has the rest.
+    /// The share counts CPU time, so that a neighbour on the shard's core does not look like load. But if the shard has hardly
+    /// slept, it lacks CPU, and fewer SENDs help, whoever uses the rest of the core.
     pub fn end_window(&mut self, now_ns: u64, cpu_ns: u64) {
         let next = Window { began_ns: now_ns, cpu_began_ns: cpu_ns, busy_ns: 0 };
         let Window { began_ns, cpu_began_ns, busy_ns } = std::mem::replace(&mut self.window, next);

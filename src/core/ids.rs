@@ -17,8 +17,8 @@ impl SlotId {
     }
 }
 
-/// Where a session comes from, as limits count it: a hash of its [`Origin`](crate::admission::Origin) under a key of this process,
-/// so that nobody can choose an address that shares it. 0: a source without limits, such as a proxy.
+/// A session's address as limits count it: a hash of its [`Origin`](crate::admission::Origin) with a key of this process, so
+/// that nobody can choose an address with the same hash. 0: a source without limits, such as a proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SourceId(pub u32);
 
@@ -29,7 +29,7 @@ impl SourceId {
     }
 }
 
-/// Bits of a slot in a session's id, which is so short that a JavaScript number holds it.
+/// Bits of a slot in a session's id, which fits into a JavaScript number.
 const SLOT_BITS: u32 = 20;
 
 const _: () = assert!(crate::limits::CLIENTS_MAX_HIGHEST <= 1 << SLOT_BITS && SLOT_BITS + u32::BITS < 53);
@@ -55,7 +55,7 @@ impl SessionId {
         SlotId((self.0 & ((1 << SLOT_BITS) - 1)) as u32)
     }
 
-    /// Returns the number of sessions the shard had opened, this one included, modulo 2^32.
+    /// Returns the number of sessions that the shard had opened, including this one, modulo 2^32.
     pub fn generation(self) -> u32 {
         (self.0 >> SLOT_BITS) as u32
     }

@@ -2,6 +2,7 @@
 //! clock, runtime or thread.
 
 pub mod admission;
+pub mod budgets;
 pub mod config;
 pub mod egress_log;
 pub mod fair_queue;
@@ -23,3 +24,4 @@ pub mod shard;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod timer_wheel;
+pub mod token_bucket;

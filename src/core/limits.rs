@@ -13,13 +13,18 @@ pub const ECHO_BYTES_MAX: usize = 16 << 20;
 
 /// Default time from accept to the end of the handshake (native HELLO, or the HTTP upgrade).
 pub const HANDSHAKE_DEADLINE_MS_DEFAULT: u64 = 5_000;
-/// Default time before a token expires at which its client is told, milliseconds.
+/// Default time before a token's expiry at which the server warns its client, milliseconds.
 pub const TOKEN_WARNING_MS_DEFAULT: u64 = 30_000;
 /// Default time that a session stays open after its token has expired, milliseconds: a refresh may be on its way.
 pub const TOKEN_GRACE_MS_DEFAULT: u64 = 5_000;
 /// Default number of credentials that may wait for their verdicts, on each shard: a tenth of a second's work of one verifier, which
 /// takes 30 to 100 us for each.
 pub const CREDENTIALS_WAITING_MAX_DEFAULT: usize = 1 << 10;
+/// New tokens that a session may give at once, by REFRESH or by a hello once it is open: each costs a verification. An honest client
+/// gives one for each token that expires.
+pub const NEW_TOKENS_BURST: u32 = 5;
+/// New tokens that it may give in a second after that.
+pub const NEW_TOKENS_PER_S: u32 = 1;
 /// Verdicts that a shard takes in one turn: as many as it accepts connections.
 pub const TURN_VERDICTS: usize = 64;
 /// Most patterns of each kind, allowed or denied, in a set of rules. One is compared with a topic in some 50 ns.
@@ -28,7 +33,7 @@ pub const PERMISSION_PATTERNS_MAX: usize = 256;
 pub const PUBLISH_DECISIONS_MAX: usize = 8 << 10;
 /// Revocations that a shard remembers for verdicts that are on their way.
 pub const REVOCATIONS_RECENT_MAX: usize = 1 << 10;
-/// Longest time between two looks at a token's expiry, nanoseconds: it is a time of the system's clock, which may be set.
+/// Longest time between two checks of a token's expiry, nanoseconds: the system clock, which defines it, may be set.
 pub const EXPIRY_LOOK_NS: u64 = 3_600_000_000_000;
 /// Units of control work to compare a subscription with a session's new permissions: at most 512 patterns, 50 ns each.
 pub const REVIEW_UNITS: usize = 32;
@@ -53,10 +58,10 @@ pub const CLOSE_REFUSED: u16 = 3504;
 /// Time over which a full socket makes its session slow, milliseconds: longer than a client's pause, shorter than the backlog
 /// of most feeds.
 pub const FULLNESS_MS: u32 = 2_000;
-/// Time that a socket must not have taken all of one SEND for its session to be slow while the shard is saturated, milliseconds.
+/// Time that one SEND must be incomplete for its session to be slow while the shard is saturated, milliseconds.
 pub const STUCK_MS: u32 = 1_000;
-/// Time that a tick has waited, at a session whose socket has room, when its loss means that the shard is overloaded,
-/// milliseconds: a burst is sent within a few turns.
+/// If a lost tick had waited this long at a session whose socket has room, the shard is overloaded, milliseconds: a burst
+/// is sent within a few turns.
 pub const OVERLOAD_WAIT_MS: u64 = 100;
 /// Time without a session that loses ticks after which a shard is no longer overloaded, milliseconds.
 pub const OVERLOAD_QUIET_MS: u64 = 5_000;
@@ -64,7 +69,7 @@ pub const OVERLOAD_QUIET_MS: u64 = 5_000;
 pub const LINGER_DEADLINE_MS: u64 = 1_000;
 /// Most timers of closed sessions that a shard keeps beyond those its open sessions may have: 32 bytes each.
 pub const TIMERS_GONE_MAX: usize = 4 << 10;
-/// Default window over which clients reconnect when the server stops: each is told a different delay within it.
+/// Default window over which clients reconnect when the server stops: each gets a different delay within it.
 pub const RECONNECT_SPREAD_MS_DEFAULT: u32 = 5_000;
 
 /// Default bytes of unfinished frames and messages of all clients together; divided over the shards.
@@ -75,7 +80,7 @@ pub const PATTERNS_BYTES_MAX_DEFAULT: usize = 64 << 20;
 /// Default bound on the memory of the positions that sessions have named and not joined yet, all shards together: room for the
 /// positions of 13,000 clients that come back at once, 100 topics each.
 pub const POSITIONS_BYTES_MAX_DEFAULT: usize = 256 << 20;
-/// Longest wildcard that the homes always know by itself, bytes.
+/// Longest wildcard that homes always store individually, bytes.
 pub const LONG_WILDCARD_BYTES: usize = 48;
 /// Bytes of longer wildcards that the homes know of each shard. Every home holds them, so beyond that the shard takes all topics
 /// instead: a long wildcard beside 2,000 others of 64 bytes costs some ticks that nobody on its shard receives, and no memory.
@@ -83,7 +88,7 @@ pub const LONG_WILDCARDS_BYTES: usize = 128 << 10;
 /// Longest messages that a shard's share of [`UNFINISHED_BYTES_MAX_DEFAULT`] holds at least: one that has arrived, whose
 /// buffer may be twice as long, and one that is growing.
 pub const UNFINISHED_MESSAGES_LOWEST: usize = 4;
-/// Unfinished messages that one that grows looks at to find the oldest: 26 us if each misses the cache (100 ns).
+/// Unfinished messages to check for the oldest when one grows: 26 us if each misses the cache (100 ns).
 pub const UNFINISHED_LOOKS_MAX: usize = 256;
 /// Entries of ended sessions in a shard's list of unfinished messages before it is swept: 24 bytes each.
 pub const UNFINISHED_GONE_MAX: usize = 1 << 10;
@@ -96,15 +101,46 @@ pub const SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT: usize = 1_024;
 pub const BURST_NS: u64 = 1_000_000_000;
 /// Highest rate limit, per second; above it a nanosecond is too coarse.
 pub const RATE_HIGHEST: u32 = 10_000_000;
+/// Default number of patterns per second that a session may subscribe to or change, once it has used up its burst. A client that
+/// replaces each of its 1,024 subscriptions every second is slower; at up to 10 us a pattern, a shard needs one per cent of its
+/// time for one such session.
+pub const SUBSCRIBE_RATE_DEFAULT: u32 = 1_000;
+/// Default number of patterns per second that a session may ask for the history of, and as many for the last values: a dashboard
+/// that polls 500 widgets every second instead of staying subscribed is slower.
+pub const HISTORY_RATE_DEFAULT: u32 = 500;
+/// Default of the same for all sessions of one source, on each shard. With the burst, 10,000 clients behind one address may come
+/// back at once, with 100 subscriptions each.
+pub const SUBSCRIBE_RATE_PER_SOURCE_DEFAULT: u32 = 100_000;
+/// Default number of patterns per second that the sessions of one source may ask for the history of, and as many for the last
+/// values.
+pub const HISTORY_RATE_PER_SOURCE_DEFAULT: u32 = 50_000;
+/// A session's burst of such requests: so many times the subscriptions that it may hold. It may subscribe to all of them, change
+/// all of them, and do so again after an unsubscribe.
+pub const SUBSCRIPTIONS_BURST: u64 = 4;
+/// A source's burst of such requests, in seconds of its rate: all its clients may come back at once.
+pub const SOURCE_BURST_S: u64 = 10;
+/// Requests beyond its budgets that a session may have refused per second, and at once. Beyond that it is not read from for a
+/// while: a refusal costs as much as a request that is served.
+pub const REFUSALS_RATE: u32 = 1_000;
+/// How long a session is not read from then, milliseconds.
+pub const THROTTLE_MS: u64 = 100;
+/// Sources with an account on one shard: about 120 bytes each. An account exists only while a bucket is not full.
+pub const SOURCE_ACCOUNTS_MAX: usize = 16 << 10;
+/// Accounts that a new one looks at, to drop those whose buckets are full: 2 us if each misses the cache (100 ns).
+pub const ACCOUNT_LOOKS: usize = 16;
+/// Default of the most `*` in a pattern. Topics rarely have more than ten levels.
+pub const PATTERN_WILDCARDS_MAX_DEFAULT: usize = 16;
+/// Default bytes of text for each pattern that a session may hold, on average: half of the longest.
+pub const PATTERN_BYTES_DEFAULT: usize = 128;
 /// Default number of topics on the whole server; each home shard sequences its share.
 pub const TOPICS_MAX_DEFAULT: usize = 65_536;
-/// Default number of living topics that one session may have created: half of the default number, so that no client fills the
-/// table.
+/// Default number of existing topics that one session may have created: half of the table, so that no client fills it.
 pub const TOPICS_PER_SESSION_MAX_DEFAULT: u32 = 32_768;
-/// Default number of living topics that the sessions of one source may have created.
+/// Default number of existing topics that the sessions of one source may have created.
 pub const TOPICS_PER_SOURCE_MAX_DEFAULT: u32 = 32_768;
-/// Default number of topics per second that one session, or the sessions of one source, may create once they have created as many
-/// as they may at once. Who has no topic left may create as many at once again. At 5.5 us a topic, a shard needs less than one per cent of its time for one such client.
+/// Default number of topics per second that one session, or the sessions of one source, may create after their burst. When all
+/// of their topics are gone, they may create a whole burst again. At 5.5 us a topic, one such client takes less than one per
+/// cent of a shard's time.
 pub const NEW_TOPICS_RATE_DEFAULT: u32 = 1_000;
 
 /// Default size of one wire format's egress log on one shard. A session that falls further behind loses its position in
@@ -128,7 +164,7 @@ pub const STALL_DEADLINE_MS_DEFAULT: u64 = 30_000;
 pub const KEYS_PER_TOPIC_MAX_DEFAULT: usize = 1_024;
 /// Default bytes of the last values of all topics together; divided over the shards. 20,000 topics of 10 KB take 200 MiB.
 pub const LAST_VALUES_BYTES_MAX_DEFAULT: usize = 256 << 20;
-/// Topics at which one that needs room for its last values looks: 6 us if each misses the cache (100 ns).
+/// Topics to check for eviction when one needs room for its last values: 6 us if each misses the cache (100 ns).
 pub const LAST_VALUES_LOOKS_MAX: usize = 64;
 /// Most bytes of topic names in one session's saved positions.
 pub const RESUME_BYTES_MAX: usize = 1 << 20;
@@ -181,21 +217,21 @@ pub const MESH_WAITING_BYTES: usize = TURN_RING_BYTES;
 pub const MESH_STAGE_BYTES: usize = 64 << 10;
 /// Bytes of mesh frames a shard handles from one ring in one turn.
 pub const TURN_RING_BYTES: usize = 128 << 10;
-/// Sessions whose peers have sent FIN that a turn looks at, whether they have been answered: 26 us if each misses the caches.
+/// Half-closed sessions to check in one turn for whether they have their answers: 26 us if each misses the caches.
 pub const TURN_HALF_CLOSED: usize = 256;
 /// Timers a shard handles in one turn.
 pub const TURN_TIMERS: usize = 1_024;
 /// Topics whose histories are trimmed in one turn.
 pub const TURN_TRIM_TOPICS: usize = 4_096;
-/// Topics that a home looks at in one turn for those to forget; forgetting one counts for 32 more. About 0.2 ms.
+/// Topics that a home checks in one turn for idle ones; forgetting one counts for 32 more. About 0.2 ms.
 pub const TURN_IDLE_UNITS: usize = 8 << 10;
 /// Sessions that leave forgotten topics, or topics that are dropped then, in one turn.
 pub const TURN_FORGET_UNITS: usize = 1 << 10;
-/// Forgotten topics that a shard drops in one turn: one look at what waits for its sessions for all of them.
+/// Forgotten topics that a shard drops in one turn, with one scan of the waiting frames for all of them.
 pub const TURN_TOPICS_DROPPED: usize = 256;
-/// A topic is forgotten at most this part of its idle time late.
+/// A topic is forgotten at most this fraction of its idle time late.
 pub const IDLE_ROUNDS: u64 = 8;
-/// Longest time between two looks for idle topics, nanoseconds.
+/// Longest time between two searches for idle topics, nanoseconds.
 pub const IDLE_ROUND_NS_HIGHEST: u64 = 60_000_000_000;
 /// Shortest configurable `topic_idle`, nanoseconds: a round over all topics takes a few turns.
 pub const TOPIC_IDLE_NS_LOWEST: u64 = 100_000_000;
@@ -217,15 +253,15 @@ pub const JOINS_ACTIVE_MAX: usize = 16;
 /// that it takes in: about 1.5 ms each. A unit is a tick queued to a session, or four sessions of a wildcard visited. One tick
 /// may exceed it, by the number of its subscribers.
 pub const TURN_DELIVERY_UNITS: usize = 16 << 10;
-/// Of these, what the kind of request that is preferred in a turn gets at least.
+/// Units of these that the kind of request preferred in a turn gets at least.
 pub const TURN_DELIVERY_UNITS_PREFERRED: usize = 4 << 10;
-/// Waiting frames that are looked at for one unit, where those of forgotten topics are lost. Not measured: a look is a few
-/// comparisons of what lies side by side, a unit 0.3 us.
+/// Waiting frames to check for one unit when those of forgotten topics are dropped. Not measured: a check is a few comparisons
+/// of adjacent memory, a unit 0.3 us.
 pub const FRAMES_PER_UNIT: usize = 16;
 /// Units of delivery for a topic that is new to a shard: 5.5 us, half of it page faults (bench/abuse, `crowd`).
 pub const NEW_TOPIC_UNITS: usize = 64;
-/// Units of delivery for a request about a pattern that is new to its shard, there and at each home: up to 10 us for one of 255
-/// bytes (bench/abuse, `patterns`).
+/// Units of delivery for a request about a pattern that is new to its shard, at the shard and at each home: up to 10 us for a
+/// pattern of 255 bytes (bench/abuse, `patterns`).
 pub const PATTERN_REQUEST_UNITS: usize = 128;
 /// Units of delivery for a subscription to a pattern that the shard knows.
 pub const KNOWN_PATTERN_UNITS: usize = 4;
@@ -276,6 +312,7 @@ const _: () = assert!(
 );
 const _: () = assert!(BEHIND_BYTES_DEFAULT <= OUTBOX_BYTES_MAX_DEFAULT);
 const _: () = assert!(GATHER_BYTES >= SEND_BYTES_MAX);
+const _: () = assert!(THROTTLE_MS * 1_000_000 > TIMER_GRANULE_NS);
 const _: () = assert!(SEND_DIRECT_BYTES <= SEND_BYTES_MAX);
 const _: () =
     assert!(TIMER_GRANULE_NS.is_power_of_two() && TIMER_GRANULE_NS < PING_MS_LOWEST * 1_000_000 / 4);

@@ -128,12 +128,12 @@ impl Mesh {
                 };
                 let pushed = push(&mut peer.requests_out, &mut stages.requests, &mut peer.requests_full)
                     | push(&mut peer.deliveries_out, &mut stages.deliveries, &mut peer.deliveries_full);
-                // What is urgent may be in the rest that did not fit.
+                // Urgent frames may be among those that did not fit.
                 let is_rest =
                     !stages.requests.waiting().is_empty() || !stages.deliveries.waiting().is_empty();
                 let is_urgent = stages.is_urgent;
                 stages.is_urgent = is_urgent && is_rest;
-                // A full ring holds back what comes behind it, so it ends a wait for the latency budget too.
+                // A full ring delays later frames, so it also ends a wait for the latency budget.
                 (pushed, is_urgent || is_rest)
             });
             match wakes {
@@ -160,7 +160,7 @@ impl Mesh {
         !self.deliveries_are_empty() || (shard.takes_requests() && !self.requests_are_empty())
     }
 
-    /// Returns whether there is input from other shards that the shard would accept: ticks, or what they must not delay.
+    /// Returns whether there is input from other shards that the shard would accept: ticks, or frames that ticks must not delay.
     pub fn has_peer_input(&mut self, shard: &Shard) -> bool {
         let takes = shard.takes_requests();
         self.peers

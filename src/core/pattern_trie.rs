@@ -1,4 +1,4 @@
-//! A trie of patterns, to find all that match a topic without trying each.
+//! A trie of patterns, which finds all patterns that match a topic without trying each.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -10,7 +10,7 @@ use crate::limits::{NAME_TOKENS_MAX, TOPIC_BYTES_MAX};
 const ROOT: u32 = 0;
 /// Index of no child.
 const NONE: u32 = 0;
-/// Tokens of a node that are compared for one unit of work.
+/// Tokens of a node to compare for one unit of work.
 const TOKENS_PER_UNIT: usize = 8;
 /// What an allocation takes beyond the bytes asked for.
 pub(crate) const ALLOCATION_BYTES: usize = 16;

@@ -1,4 +1,4 @@
-//! The permissions of a shard's sessions, each set kept once, and the topics that they may publish.
+//! The permission sets of a shard's sessions, each stored once, with cached decisions about publishes.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -9,8 +9,8 @@ use crate::{
     principal::{Permissions, Principal},
 };
 
-/// The permission sets of a shard, and a cache of what they let publish. Sessions that may do the same share one set, so the cache
-/// knows it by its address.
+/// The permission sets of a shard, and a cache of the topics to which they allow publishing. Sessions with equal permissions
+/// share one set, so the cache identifies it by its address.
 ///
 /// Invariant: a set that has decisions is among `sets`, so it is alive and no other has its address.
 /// Invariant: `decisions_len` counts the decisions.
@@ -44,8 +44,8 @@ impl PermissionSets {
         }
     }
 
-    /// Notes that a session no longer has a principal that [`PermissionSets::share`] has returned. Forgets its permissions if it was
-    /// the last with them.
+    /// Records that a session no longer has a principal from [`PermissionSets::share`]. Drops its permissions if no other session
+    /// has them.
     pub fn release(&mut self, principal: &Principal) {
         let Some(sessions) = self.sets.get_mut(&principal.permissions) else {
             return debug_assert!(false, "a session's permissions are shared");
@@ -58,8 +58,8 @@ impl PermissionSets {
         }
     }
 
-    /// Whether permissions that [`PermissionSets::share`] has returned allow to publish a topic. Looks at their patterns only if
-    /// it has not been asked before; allocates only then.
+    /// Whether permissions from [`PermissionSets::share`] allow publishing to a topic. Compares patterns, and allocates, only if
+    /// the decision is not cached.
     pub fn may_publish(&mut self, permissions: &Arc<Permissions>, topic: &str) -> bool {
         let rules = &permissions.publish;
         if rules.is_all() {
@@ -88,7 +88,7 @@ impl PermissionSets {
         self.sets.is_empty()
     }
 
-    /// Heap memory in bytes, but for the permissions themselves: an estimate, with a topic's name of 32 bytes.
+    /// Heap memory in bytes, without the permissions themselves: an estimate for topic names of 32 bytes.
     pub fn heap_bytes(&self) -> usize {
         self.decisions_len * (size_of::<(Box<str>, bool)>() + 32)
             + self.sets.capacity() * size_of::<(Arc<Permissions>, usize)>()

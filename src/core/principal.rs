@@ -20,8 +20,8 @@ use tickcast_proto::{
 /// Who a session is and what it may do. Sessions of a shard that may do the same share their permissions.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Principal {
-    /// Who it is: 1 to 255 bytes that [`identity::check`](tickcast_proto::identity::check) accepts. Of an anonymous principal, a
-    /// name for the operator; it identifies nobody.
+    /// Who it is: 1 to 255 bytes that [`identity::check`](tickcast_proto::identity::check) accepts. For an anonymous principal, a
+    /// name for the operator, which identifies nobody.
     pub subject: Box<str>,
     /// The namespace that the subject belongs to, under the same rule; empty: none.
     pub tenant: Box<str>,
@@ -33,7 +33,7 @@ pub struct Principal {
     pub permissions: Arc<Permissions>,
 }
 
-/// Separates tenant and subject in an identity. A control character, so neither contains it.
+/// Separates tenant and subject in an identity. Neither contains it, because it is a control character.
 const IDENTITY_SEPARATOR: char = '\u{1f}';
 
 impl Principal {
@@ -57,7 +57,7 @@ impl Principal {
 pub struct Permissions {
     /// Patterns that it may subscribe to. They cover history and last values too.
     pub subscribe: Rules,
-    /// Topics that it may publish ticks of.
+    /// Topics that it may publish to.
     pub publish: Rules,
 }
 
@@ -81,7 +81,7 @@ pub struct Rules {
 /// A rule that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RulesError {
-    /// Not a pattern, and why.
+    /// An invalid pattern, with the reason.
     Pattern(Box<str>, NameError),
     /// More than [`PERMISSION_PATTERNS_MAX`] patterns of a kind.
     TooMany,
@@ -112,7 +112,7 @@ impl Rules {
     /// The topics that a pattern of `allow` matches and none of `deny`.
     ///
     /// # Errors
-    /// The first pattern that is not valid, or that there are too many. Stops at the first pattern too many.
+    /// The first invalid pattern, or too many patterns. Stops at the first pattern too many.
     pub fn new<A, D>(allow: A, deny: D) -> Result<Rules, RulesError>
     where
         A: IntoIterator<Item: Into<Box<str>>>,
@@ -141,13 +141,22 @@ impl Rules {
         self.deny.is_empty() && self.allow.first().is_some_and(|pattern| &**pattern == ">")
     }
 
-    /// Whether a pattern lies wholly within the set: one pattern allowed covers it, and none denied overlaps it. One look at each
-    /// pattern at most; does not allocate.
+    /// Whether a pattern lies wholly within the set: one allowed pattern covers it, and no denied pattern overlaps it. Compares
+    /// each pattern at most once; does not allocate.
     ///
     /// Conservative: a pattern that only several of `allow` cover together is not covered.
     pub fn covers(&self, pattern: &str) -> bool {
         self.allow.iter().any(|allowed| pattern::covers(allowed, pattern))
             && !self.deny.iter().any(|denied| pattern::overlaps(denied, pattern))
+    }
+
+    /// Whether the set may have topics that a pattern matches: one pattern allowed overlaps it, and none denied covers it. One look at
+    /// each pattern at most; does not allocate.
+    ///
+    /// Conservative: a pattern that only several of `deny` cover together still overlaps.
+    pub fn overlaps(&self, pattern: &str) -> bool {
+        self.allow.iter().any(|allowed| pattern::overlaps(allowed, pattern))
+            && !self.deny.iter().any(|denied| pattern::covers(denied, pattern))
     }
 
     /// Whether a topic belongs to the set. One look at each pattern at most; does not allocate.
@@ -174,7 +183,7 @@ fn patterns(patterns: impl IntoIterator<Item: Into<Box<str>>>) -> Result<Vec<Box
     Ok(checked)
 }
 
-/// What a client proves who it is with. At least one of the two is given.
+/// A client's credentials: a token, a certificate name, or both.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// A token, 1 to [`TOKEN_BYTES_MAX`] bytes.
@@ -194,7 +203,7 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Those of a client that has given a token.
+    /// Credentials from a client's token.
     ///
     /// # Errors
     /// [`AuthRefusal::Invalid`] if it is empty, too long, or not UTF-8.
@@ -217,12 +226,13 @@ impl Credentials {
     }
 }
 
-/// Why a client is refused that is not who it must be. No text contains its token.
+/// Why a client's credentials are refused. No text contains its token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthRefusal {
-    /// It has given no credentials, and anonymous clients are not allowed.
+    /// It has given no credentials that mean anything here: none, or a certificate whose name is not listed. Refused unless
+    /// anonymous clients are allowed.
     Missing,
-    /// The credentials are not valid; why, for people.
+    /// The credentials are invalid. Contains the reason, for people.
     Invalid(Box<str>),
     /// The token has expired.
     Expired,
@@ -278,17 +288,17 @@ impl fmt::Display for AuthRefusal {
 
 impl std::error::Error for AuthRefusal {}
 
-/// Whose sessions to close.
+/// Selects the sessions to close.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Revocation {
-    /// Those of a subject, whatever their token.
+    /// The sessions of a subject, whatever their tokens.
     Subject {
         /// The subject's tenant; empty: none.
         tenant: Box<str>,
         /// The subject.
         subject: Box<str>,
     },
-    /// Those with this token.
+    /// The sessions with this token.
     TokenId(Box<str>),
 }
 

@@ -27,6 +27,7 @@ pub use self::{
 
 use crate::{
     egress_log::{EgressLog, Range},
+    fanout::Subscription,
     ids::{SessionId, SourceId, TopicId},
     limits::REPLY_BYTES_MAX,
     principal::Principal,
@@ -44,13 +45,13 @@ use tickcast_proto::{
     ids::ShardId,
 };
 
-/// What the heartbeat knows of a peer. Unless unwatched, exactly one heartbeat timer is pending, or the handshake's in its place.
+/// The heartbeat's view of a peer. Unless unwatched, exactly one heartbeat timer is pending, or the handshake's in its place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pulse {
     /// No heartbeat: the handshake is under way, or heartbeats are off.
     #[default]
     Unwatched,
-    /// Heard from within the ping interval, as far as is known.
+    /// As far as known, the peer sent something within the ping interval.
     Quiet,
     /// Pinged, and silent since.
     Pinged,
@@ -58,10 +59,10 @@ pub enum Pulse {
     Late,
 }
 
-/// Memberships of a session up to which debug builds check them each turn: the lists of its lag are searched for each.
+/// Most memberships that debug builds check each turn: each check searches the session's lag lists.
 const MEMBERSHIPS_CHECKED_MAX: usize = 64;
 
-/// Where a session stands on its way to its next SEND.
+/// A session's state on the way to its next SEND.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SendState {
     /// Neither queued nor sending.
@@ -86,9 +87,9 @@ pub enum Proof {
     /// The client has given no credentials: it needs none, or may still give them.
     #[default]
     None,
-    /// Its credentials wait for their verdict, and its input for both.
+    /// Its credentials wait for their verdict, and its input waits for that.
     Pending,
-    /// It has given none, and is what anonymous clients are.
+    /// It gave no credentials, and has the anonymous principal.
     Anonymous,
     /// By its credentials.
     Credentials,
@@ -98,9 +99,9 @@ pub enum Proof {
 /// falls behind. A subscription whose topics have several policies counts for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Yielding {
-    /// Those whose ticks may be taken out of the outbox again.
+    /// Those whose ticks may be evicted from the outbox.
     pub memberships: u32,
-    /// Those of them that keep the newest tick.
+    /// Those of them that keep the last tick.
     pub conflating: u32,
     /// Those that lose no tick.
     pub keeping: u32,
@@ -132,7 +133,7 @@ pub enum ListenerKind {
 /// How the address of the client is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientAddress {
-    /// It is the peer's.
+    /// It is the peer's address.
     #[default]
     Peer,
     /// The peer is a proxy, which sends it in a PROXY protocol header before anything else.
@@ -141,7 +142,7 @@ pub enum ClientAddress {
     ForwardedFor,
 }
 
-/// How far a session is in the protocol, which decides how its input is parsed.
+/// A session's stage in the protocol, which decides how its input is parsed.
 #[derive(Debug)]
 pub enum Protocol {
     /// The input begins with a PROXY protocol header.
@@ -165,7 +166,7 @@ pub enum Protocol {
 pub struct HttpSession {
     /// The decoder of its requests.
     pub connection: http::Connection,
-    /// It has been answered before: it may stay idle, and its next request waits until the last answer has been sent.
+    /// Whether it has been answered before: it may then stay idle, and its next request waits until the last answer is sent.
     pub is_kept: bool,
     /// The deadline of an idle connection is pending: one at a time.
     pub idle_timer_pending: bool,
@@ -220,8 +221,8 @@ impl Protocol {
 
 const _: () = assert!(size_of::<Session>() <= 232, "the docs of Session say how large it is");
 
-/// One client connection. At most 232 bytes, plus what its fields point to: of an idle session with one subscription, nothing, or
-/// 64 bytes if the topic has ticks. What few sessions need is boxed.
+/// One client connection. At most 232 bytes, plus what its fields point to: for an idle session with one subscription, nothing,
+/// or 64 bytes if the topic has ticks. State that few sessions need is boxed.
 ///
 /// Invariant, between turns: `yielding` counts the memberships, and the subscriptions in wildcard groups.
 /// Invariant, between turns: a membership that is held, recovering or unannounced is on the list of `lag` that says so.
@@ -229,7 +230,7 @@ const _: () = assert!(size_of::<Session>() <= 232, "the docs of Session say how 
 pub struct Session {
     /// Unique for the life of the shard.
     pub id: SessionId,
-    /// Where it comes from, for limits by source.
+    /// Its address, for limits by source.
     pub source: SourceId,
     /// The kind of listener that accepted it.
     pub listener: ListenerKind,
@@ -239,23 +240,25 @@ pub struct Session {
     pub features: Features,
     /// Who it is and what it may do. `None`: not known yet; without authentication, everything.
     pub principal: Option<Arc<Principal>>,
-    /// How that is known.
+    /// How its principal is known.
     pub proof: Proof,
     /// Its listener takes no ticks.
     pub is_read_only: bool,
-    /// How far it is in the protocol.
+    /// Its stage in the protocol.
     pub protocol: Protocol,
     /// Input that has been received and not processed.
     input: Option<Box<WaitingInput>>,
     /// What its input waits for.
     pub input_state: InputState,
+    /// Too many of its requests were refused: its input waits until a timer ends that.
+    pub is_throttled: bool,
     /// A frame deadline is pending: one at a time, however often frames begin.
     pub frame_timer_pending: bool,
     /// It is on the shard's list of unfinished messages: once, however often messages begin.
     pub unfinished_listed: bool,
     /// Bytes of its unfinished message that count against the shard's bound.
     pub unfinished_bytes: u32,
-    /// What the heartbeat knows of its peer.
+    /// The heartbeat's view of its peer.
     pub pulse: Pulse,
     /// The timer of its handshake is pending, and begins the heartbeat if it is complete by then.
     pub handshake_timer_pending: bool,
@@ -263,11 +266,11 @@ pub struct Session {
     pub pulse_ms: u32,
     /// Its full socket has drained since the last heartbeat: the peer reads.
     pub drained_since_heartbeat: bool,
-    /// Where it stands on its way to its next SEND.
+    /// Its state on the way to its next SEND.
     pub send_state: SendState,
     /// Subscription changes that wait for their turn. Later requests wait for them.
     pub changes_pending: u32,
-    /// Bytes of replies that other shards owe it for ticks it has published, at most. They have room like replies that wait: see
+    /// Most bytes of answers that other shards still owe it for its publishes. They count like waiting replies: see
     /// [`Session::takes_requests`].
     pub answers_bytes: u32,
     /// Whether it is behind: ticks of memberships that conflate are held back.
@@ -286,24 +289,26 @@ pub struct Session {
     pub lag: Option<Box<Lag>>,
     /// Its subscriptions. Bound: `subscriptions_per_session_max`.
     pub subscriptions: Subscriptions,
+    /// Bytes of the text of their patterns.
+    pub pattern_bytes: u32,
     /// A subscription has gone live: it is counted as subscribed.
     pub subscribed: bool,
-    /// Topics that it has state for: all that its subscriptions match, but for those that wildcard groups serve.
+    /// Topics for which it has state: all that its subscriptions match, except those that wildcard groups serve.
     pub memberships: Memberships,
     /// Memberships that wildcard groups will serve again.
     pub shared_memberships: u32,
     /// Number of the last tick that it was offered by several of its patterns; 0: none.
     pub tick_offered: u32,
-    /// Set once it is ending: it takes no more input and gets no more ticks.
+    /// Set once it is ending: it accepts no more input and gets no more ticks.
     pub ending: Option<Box<Ending>>,
-    /// What waits to be sent. [`Sessions::with_outbox`](table::Sessions::with_outbox) keeps the shard's queues right when
-    /// it changes.
+    /// Its outbox. Change it with [`Sessions::with_outbox`](table::Sessions::with_outbox), which keeps the shard's queues
+    /// consistent.
     pub outbox: Outbox,
 }
 
 impl Session {
-    /// Grants features that the client asks for in its hello; `None`: it asks for none. String keys take a wire format of their
-    /// own, which must not change once topics may list the session by its format.
+    /// Grants features that the client asks for in its hello; `None`: it asks for none. String keys have their own wire format,
+    /// which must not change once topics may list the session by its format.
     pub fn grant(&mut self, asked: Option<Features>) -> Option<Features> {
         let mut granted = asked.map(|asked| asked.intersection(Features::GRANTED));
         self.features = granted.unwrap_or_default();
@@ -342,6 +347,7 @@ impl Session {
             protocol: Protocol::Http(HttpSession::default()),
             input: None,
             input_state: InputState::Open,
+            is_throttled: false,
             frame_timer_pending: false,
             unfinished_listed: false,
             unfinished_bytes: 0,
@@ -360,6 +366,7 @@ impl Session {
             yielding: Yielding::default(),
             lag: None,
             subscriptions: Subscriptions::default(),
+            pattern_bytes: 0,
             subscribed: false,
             memberships: Memberships::default(),
             shared_memberships: 0,
@@ -371,7 +378,7 @@ impl Session {
         session
     }
 
-    /// Starts to await the handshake that clients of its listener begin with.
+    /// Begins to wait for the handshake of its kind of listener.
     pub fn begin_handshake(&mut self) {
         self.protocol = match self.listener {
             ListenerKind::Native => Protocol::Hello(Decoder::new(self.format.framing)),
@@ -413,7 +420,7 @@ impl Session {
             || self.lag.as_deref().is_some_and(|lag| !lag.held.is_empty() || !lag.unannounced.is_empty())
     }
 
-    /// Whether replies have not been sent, or have not arrived from the topics' homes, or history that it asked for has not.
+    /// Whether replies are not sent yet, or replies or requested history have not arrived from the topics' homes.
     pub fn awaits_answers(&self) -> bool {
         let recovers = |lag: &Lag| lag.chunks_in_flight > 0 || !lag.recovering.is_empty();
         self.outbox.reply_bytes() > 0
@@ -434,7 +441,7 @@ impl Session {
         self.input_state == InputState::Paused
     }
 
-    /// Whether its handshake is complete, and the credentials that it needs may still come.
+    /// Whether its handshake is complete, but the credentials that it needs may still come.
     pub fn lacks_credentials(&self) -> bool {
         self.proof == Proof::None && matches!(self.protocol, Protocol::Open(_))
     }
@@ -467,12 +474,12 @@ impl Session {
         yielded != self.yields()
     }
 
-    /// Whether few enough replies wait for the peer. If not, it does not read.
+    /// Whether few enough replies wait for the peer. If not, the peer does not read.
     pub fn replies_have_room(&self) -> bool {
         self.outbox.reply_bytes() <= REPLY_BYTES_MAX
     }
 
-    /// Whether there is room for more replies, those that other shards owe it included. If not, its requests wait.
+    /// Whether there is room for more replies, including those that other shards owe it. If not, its requests wait.
     pub fn takes_requests(&self) -> bool {
         self.outbox.reply_bytes() + self.answers_bytes as usize <= REPLY_BYTES_MAX
     }
@@ -481,7 +488,19 @@ impl Session {
     pub fn takes_input(&self) -> bool {
         // One HTTP answer at a time, however many requests a client sends at once.
         let is_answering = self.protocol.is_kept_http() && (self.has_work() || self.is_sending());
-        self.takes_requests() && self.changes_pending == 0 && !is_answering && !self.awaits_verdict()
+        self.takes_requests() && !self.must_wait() && !is_answering
+    }
+
+    /// Whether later requests wait for the effects of earlier ones: of changes, of a new token, or of too many that were refused.
+    pub fn must_wait(&self) -> bool {
+        self.changes_pending > 0 || self.awaits_verdict() || self.is_throttled
+    }
+
+    /// Takes the subscription to an entry's pattern out.
+    pub fn unsubscribe(&mut self, entry: u32, pattern: &str) -> Option<Subscription> {
+        let held = self.subscriptions.take(entry)?;
+        self.pattern_bytes -= pattern.len() as u32;
+        Some(held)
     }
 
     /// Queues shared frames. Returns `false` when so much waits that something must yield.
@@ -518,7 +537,7 @@ impl Session {
         next
     }
 
-    /// Checks the session between turns in debug builds, a look at each membership.
+    /// Checks the session, including each membership, between turns in debug builds.
     fn invariants(&self) {
         if !cfg!(debug_assertions) {
             return;

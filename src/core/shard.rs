@@ -25,6 +25,7 @@
 
 mod answers;
 mod authentication;
+mod budgets;
 mod control;
 mod delivery;
 mod egress;
@@ -52,7 +53,7 @@ use self::{
     unfinished::Unfinished,
 };
 use crate::{
-    admission::Publishers,
+    budgets::Budgets,
     config::Limits,
     fair_queue::FairQueue,
     fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
@@ -176,7 +177,7 @@ pub struct Shard {
     holders: Holders,
     /// The identity that each session's client gave, by slot. Shown to the operator.
     identities: HashMap<SlotId, Box<str>>,
-    publishers: Publishers,
+    budgets: Budgets,
     positions_memory: PositionsMemory,
     counters: Arc<Counters>,
     latency: Latency,
@@ -249,7 +250,7 @@ impl Shard {
             draining: None,
             holders: Holders::default(),
             identities: HashMap::new(),
-            publishers: Publishers::new(limits.publish_rate),
+            budgets: Budgets::new(&limits),
             positions_memory: PositionsMemory::default(),
             counters,
             latency: Latency::default(),
@@ -531,6 +532,6 @@ impl Shard {
             + self.holders.bytes()
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
             + self.sessions.by_slot_bytes()
-            + self.publishers.bytes()
+            + self.budgets.memory_bytes()
     }
 }

@@ -10,9 +10,8 @@
 //! 62 CHN    the field is its channel       63 AUX   the field is the length of the text that follows
 //!  0        with interval 0: end of file; else an empty annotation, which only moves the time
 //! ```
-//!
-//! Notes at time 0 that begin with `##` are not annotations but describe the file. `## time resolution: 1000` means that
-//! times count milliseconds, not frames. A SKIP of -1 and an empty annotation end these notes, where they are complete.
+//! Notes at time 0 that begin with `##` are not annotations: they describe the file. `## time resolution: 1000` means that
+//! times count milliseconds, not frames. If these notes are complete, a SKIP of -1 and an empty annotation end them.
 
 use std::path::Path;
 
@@ -36,7 +35,7 @@ const TIME_RESOLUTION: &[u8] = b"## time resolution:";
 /// The annotations of a file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Annotations {
-    /// Times per second, if the file says so; else times are frame numbers.
+    /// Times per second, if the file gives it; else times are frame numbers.
     pub times_hz: Option<f64>,
     /// The annotations, in the order of the file.
     pub all: Vec<Annotation>,
@@ -159,7 +158,7 @@ fn is_about_file(annotation: &Annotation) -> bool {
     annotation.at == 0 && annotation.code == NOTE && annotation.aux.starts_with(ABOUT_FILE)
 }
 
-/// Times per second, if the annotation is the note that has them.
+/// Times per second, if this annotation is the note that gives it.
 fn time_resolution(annotation: &Annotation) -> Option<Result<f64, String>> {
     let text = annotation.aux.strip_prefix(TIME_RESOLUTION).filter(|_| is_about_file(annotation))?;
     let text = String::from_utf8_lossy(text);

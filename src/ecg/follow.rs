@@ -87,7 +87,7 @@ impl Rhythm {
     }
 }
 
-/// Finds samples that were not recorded: a second or more of NaN. Shorter runs are single invalid samples, which the detector bridges.
+/// Finds samples that were not recorded: a second or more of NaN. The detector bridges shorter runs, which are invalid samples.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GapFinder {
     /// Samples since the last one that was not NaN.

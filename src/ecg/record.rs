@@ -127,7 +127,7 @@ impl fmt::Debug for Record {
 ///
 /// # Errors
 /// [`FileError`] if a file cannot be read or is invalid. A truncated signal file is an error, because it would otherwise
-/// pass for a shorter record.
+/// look like a shorter record.
 pub fn load(file: &Path, signal: usize) -> Result<Record, FileError> {
     let header = read_header(file)?;
     if header.segments.is_empty() {
@@ -477,7 +477,7 @@ impl<'a> Layout<'a> {
         Ok((samples, sum))
     }
 
-    /// Moves the signal to the time of the others. What would follow its end was not recorded.
+    /// Shifts the signal to the time of the others. Samples missing at its end were not recorded.
     fn remove_skew(&self, samples: &mut Vec<f32>) {
         let skew = self.signal.skew.saturating_mul(self.signal.samples_per_frame as u64);
         let (len, skew) = (samples.len(), usize::try_from(skew).unwrap_or(usize::MAX));

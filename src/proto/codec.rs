@@ -46,7 +46,7 @@ pub enum Message<'a> {
     Binary(Bytes),
 }
 
-/// What the encoders need to know of a topic.
+/// A topic as encoders need it.
 #[derive(Debug)]
 pub struct TopicInfo {
     /// Id on the wire.
@@ -55,12 +55,12 @@ pub struct TopicInfo {
     pub epoch: u64,
     /// Name.
     pub name: Box<str>,
-    /// Beginning of each of its ticks in JSON.
+    /// How each of its ticks begins in JSON.
     json_prefix: Box<[u8]>,
 }
 
 impl TopicInfo {
-    /// Describes a topic, and encodes what all of its ticks have in common.
+    /// Describes a topic, and encodes the part that all of its ticks share.
     pub fn new(id: TopicId, epoch: u64, name: &str) -> TopicInfo {
         TopicInfo { id, epoch, name: name.into(), json_prefix: json::tick_prefix(name).into() }
     }
@@ -179,7 +179,7 @@ pub enum RequestDecodeError {
 }
 
 impl<'a> Requests<'a> {
-    /// The frames not decoded yet. They form a binary message, which a session that must wait can decode later.
+    /// The frames not decoded yet, which form a binary message. A session that must wait can decode it later.
     pub fn remaining_frames(&self) -> &'a [u8] {
         match self.remaining {
             Remaining::Frames(frames) => frames,

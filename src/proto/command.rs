@@ -10,7 +10,7 @@ use crate::{
     subscription::{Delivery, OptionError, Policy, Position, StartPosition, interval_us},
 };
 
-/// A client's token, as it was sent: neither its length nor its text is checked. Its debug output does not show it.
+/// A client's token as received: neither its length nor its text is checked. Its debug output does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token<'a>(pub Cow<'a, [u8]>);
 
@@ -31,7 +31,7 @@ pub enum Command<'a> {
         client: Cow<'a, str>,
         /// Name of the client software.
         name: Cow<'a, str>,
-        /// Features that the client asks for. `None`: it has asked for none, and gets a WELCOME without.
+        /// Features that the client asks for. `None`: it asked for none, and gets a WELCOME without features.
         features: Option<Features>,
         /// The client's token; never empty.
         token: Option<Token<'a>>,
@@ -51,7 +51,7 @@ pub enum Command<'a> {
         patterns: Vec<Cow<'a, str>>,
         /// Policy and rate.
         delivery: Delivery,
-        /// Where they start.
+        /// Start position.
         from: StartPosition,
     },
     /// Changes policy and rate of existing subscriptions. Each pattern is acknowledged separately.
@@ -74,7 +74,7 @@ pub enum Command<'a> {
     InvalidOption {
         /// Request id, repeated in the error.
         request: u32,
-        /// Which option, and why it is invalid.
+        /// The invalid option, and what is wrong with it.
         error: OptionError,
     },
     /// Ends subscriptions.

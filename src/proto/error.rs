@@ -8,13 +8,13 @@ use crate::{frame, identity::IdentityError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum ErrorCode {
-    /// Not a request this server knows, or a field has an invalid value.
+    /// The server does not know the request, or a field has an invalid value.
     BadRequest = 100,
     /// The topic name is invalid.
     BadTopic = 101,
-    /// The subscription pattern is invalid.
+    /// The subscription pattern is invalid, or has too many wildcards.
     BadPattern = 102,
-    /// The session has reached its limit of subscriptions.
+    /// The session has reached its limit of subscriptions, or a bound on the memory of patterns is reached.
     TooManySubscriptions = 103,
     /// The server has reached its limit of topics.
     TooManyTopics = 104,
@@ -26,7 +26,7 @@ pub enum ErrorCode {
     TooLarge = 107,
     /// The session's principal may not do that.
     NotAllowed = 108,
-    /// The session publishes faster than its rate limit.
+    /// The session, or all clients of its address, ask for more a second than they may.
     RateLimited = 109,
 }
 
@@ -69,11 +69,11 @@ pub enum DecodeError {
         /// Bytes allowed.
         bytes_max: usize,
     },
-    /// The record is too short for the frame's kind or has an invalid field; the kind.
+    /// The record is too short for the frame's kind or has an invalid field. Contains the kind.
     BadRecord(u16),
     /// A text that is not UTF-8.
     NotUtf8,
-    /// A violation of RFC 6455; what it is.
+    /// A violation of RFC 6455, with its description.
     WebSocket(String),
     /// A WebSocket message of the wrong type (text or binary) for the subprotocol.
     WrongMessageType(&'static str),
@@ -81,7 +81,7 @@ pub enum DecodeError {
     HelloExpected,
     /// The identity in a HELLO is invalid.
     BadIdentity(IdentityError),
-    /// There is no memory for the rest of a fragmented message. Not the peer's fault.
+    /// There was not enough memory for a fragmented message. Not the peer's fault.
     OutOfMemory,
 }
 

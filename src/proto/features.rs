@@ -3,9 +3,8 @@
 use std::fmt;
 
 /// A set of features, as bits.
-///
-/// The server sends a kind, an operation or a field of a feature only to clients that it has granted the feature, so that no
-/// client gets what it does not know. Unknown bits and names are ignored on both sides.
+/// The server sends a feature's kinds, operations and fields only to clients to which it has granted the feature, so that
+/// every client understands what it receives. Both sides ignore unknown bits and names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features(u16);
 
@@ -28,23 +27,23 @@ impl Features {
     pub const NONE: Features = Features(0);
     /// PUBLISHED answers each PUBLISH that has a request id other than 0.
     pub const PUBLISHED: Features = Features(1);
-    /// RECOVERED says why not, and the server may end a subscription with an UNSUBSCRIBED that has a reason.
+    /// RECOVERED gives the reason if a position was not recovered, and UNSUBSCRIBED if the server ends a subscription.
     pub const REASONS: Features = Features(1 << 1);
-    /// A TICK has an upper bound of the sequence before it.
+    /// A TICK has an upper bound of the preceding sequence.
     pub const PREVIOUS: Features = Features(1 << 2);
     /// CONFLATED and GAP have the number of ticks in their range.
     pub const COUNTS: Features = Features(1 << 3);
-    /// EXPIRES says when the token does; REFRESH replaces it.
+    /// EXPIRES announces when the token expires; REFRESH replaces it.
     pub const TOKENS: Features = Features(1 << 4);
-    /// SOURCE and STALE tell of the sources behind topics.
+    /// SOURCE and STALE report the state of topics' sources.
     pub const SOURCES: Features = Features(1 << 5);
     /// NODES follows WELCOME.
     pub const NODES: Features = Features(1 << 6);
-    /// A PUBLISH may have a message id, by which its topic's home recognises repetitions.
+    /// A PUBLISH may have a message id, by which the topic's home recognises duplicates.
     pub const MESSAGE_IDS: Features = Features(1 << 7);
-    /// In JSON, keys beyond 2^53 - 1 are strings.
+    /// In JSON, keys above 2^53 - 1 are strings.
     pub const STRING_KEYS: Features = Features(1 << 8);
-    /// In JSON, a subscription may start at positions that have an epoch each.
+    /// In JSON, each start position of a subscription may have its own epoch.
     pub const POSITIONS: Features = Features(1 << 9);
 
     /// What this version of the server grants.
@@ -55,12 +54,12 @@ impl Features {
         .union(Features::STRING_KEYS)
         .union(Features::POSITIONS);
 
-    /// The set in a frame. Bits beyond the sixteenth are ignored: no version gives them a meaning.
+    /// Reads the set from a frame. Bits beyond the sixteenth are ignored: no version uses them.
     pub fn from_wire(bits: u64) -> Features {
         Features(bits as u16)
     }
 
-    /// The set as a frame has it.
+    /// The set as bits of a frame.
     pub fn to_wire(self) -> u64 {
         u64::from(self.0)
     }
@@ -96,7 +95,7 @@ impl Features {
         Features(self.0 & !other.0)
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }

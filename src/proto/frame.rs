@@ -75,7 +75,7 @@ const PUBLISH_STRIDE_MIN: usize = 24;
 /// Length of the HELLO record before it had features, in bytes.
 const HELLO_STRIDE_MIN: usize = 8;
 
-/// What a HELLO says.
+/// The contents of a HELLO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HelloParts<'a> {
     /// Request id, repeated in the answer.
@@ -188,7 +188,7 @@ impl<'a> Frame<'a> {
         }
     }
 
-    /// The parts of a HELLO but for its token.
+    /// The contents of a HELLO, without its token.
     ///
     /// # Errors
     /// [`DecodeError::BadRecord`] if the identity and the token would be longer than the payload,
@@ -210,7 +210,7 @@ impl<'a> Frame<'a> {
         Ok(HelloParts { request: record.request, client, name, features })
     }
 
-    /// The token in a HELLO, not checked; empty: none.
+    /// The token in a HELLO, unchecked; empty: none.
     ///
     /// # Errors
     /// [`DecodeError::BadRecord`] if the token would be longer than the payload.
@@ -253,16 +253,16 @@ pub fn decode(bytes: &[u8], frame_bytes_max: usize) -> Result<Step<Frame<'_>>, D
     }
 }
 
-/// A frame from a server, which may be newer than its client.
+/// A frame from a server that may be newer than the client.
 #[derive(Clone, Copy, Debug)]
 pub enum Received<'a> {
     /// A frame.
     Frame(Frame<'a>),
-    /// A frame of a kind that this version does not know. To be skipped.
+    /// A frame of a kind that this version does not know. Skip it.
     Unknown(u16),
 }
 
-/// As [`decode`], for clients: a frame of an unknown kind is not an error.
+/// Like [`decode`], for clients: a frame of an unknown kind is not an error.
 ///
 /// # Errors
 /// As [`decode`].
@@ -299,17 +299,17 @@ pub fn decode_received(bytes: &[u8], frame_bytes_max: usize) -> Result<Step<Rece
     Ok(Step::Complete(frame_len, received))
 }
 
-/// Length of a frame, padding included, with a record of `stride` and a payload of `payload_len` bytes.
+/// Length of a frame, including padding, with a record of `stride` and a payload of `payload_len` bytes.
 pub const fn encoded_len(stride: usize, payload_len: usize) -> usize {
     (FRAME_HEADER_BYTES + stride + payload_len).next_multiple_of(FRAME_ALIGN)
 }
 
-/// Length of a TICK, padding included: one with a key has a longer record.
+/// Length of a TICK, including padding. A tick with a key has a longer record.
 pub const fn tick_len(key: u64, payload_len: usize) -> usize {
     encoded_len(if key == 0 { TickTimes::STRIDE } else { KeyedTickTimes::STRIDE }, payload_len)
 }
 
-/// Header fields that the caller of [`encode`] chooses. The others follow from the kind, the record and the payload.
+/// Header fields that the caller of [`encode`] chooses. [`encode`] derives the others.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeaderFields {
     /// `FLAG_*`.
@@ -366,7 +366,7 @@ pub struct TickParts<'a> {
     pub flags: u8,
     /// Payload type chosen by the producer; 0: none.
     pub schema: u32,
-    /// When it was produced and received.
+    /// Producer and ingest time.
     pub times: TickTimes,
     /// The conflation key; 0: none.
     pub key: u64,
@@ -431,8 +431,8 @@ pub fn encode_publish(
     );
 }
 
-/// Appends a PUBLISH with these header fields. Shards put the publishing session into the sequence, and where it comes from into
-/// the topic's id.
+/// Appends a PUBLISH with these header fields. Between shards, the sequence field holds the publishing session, and the topic
+/// id its origin.
 pub fn encode_publish_with(
     out: &mut Vec<u8>,
     fields: HeaderFields,

@@ -1,7 +1,6 @@
 //! Framings: how messages are delimited on a connection, and how pings and closes are sent.
-//!
-//! To add a framing, add a variant here and a module beside [`tcp`] and [`websocket`], its pairs with codecs to the
-//! table of [`crate::WireFormat`], and the way a client asks for it (over HTTP: [`crate::http`]).
+//! To add a framing, add a variant here, a module beside [`tcp`] and [`websocket`], its pairs with codecs in the
+//! table of [`crate::WireFormat`], and the way in which a client asks for it (over HTTP: [`crate::http`]).
 
 pub mod tcp;
 pub mod websocket;
@@ -16,14 +15,13 @@ use websocket::{Fragments, WebSocket};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Framing {
-    /// No bytes of its own: each message is a native frame, which contains its length.
+    /// Adds no bytes: each message is a native frame, which contains its length.
     Tcp = 0,
     /// WebSocket messages (RFC 6455): one for each encoded message.
     WebSocket = 1,
     /// WebSocket messages: one for all native frames of a SEND, with a header written when the SEND is gathered.
-    ///
-    /// No supported [`crate::WireFormat`] uses it: a SEND with a header of its own must be copied, whereas
-    /// [`Framing::WebSocket`] sends from the log.
+    /// No supported [`crate::WireFormat`] uses it: a SEND with its own header must be copied, whereas
+    /// [`Framing::WebSocket`] sends directly from the log.
     WebSocketBatch = 2,
 }
 
@@ -102,7 +100,7 @@ impl Framing {
         }
     }
 
-    /// Appends what ends the stream of messages: a WebSocket close frame; nothing over TCP, where FIN does.
+    /// Appends the end of the message stream: a WebSocket close frame, or nothing over TCP, where FIN ends it.
     pub fn write_close(self, code: u16, reason: &str, out: &mut Vec<u8>) {
         match self {
             Framing::Tcp => {}
@@ -127,15 +125,15 @@ pub enum Incoming<'a> {
 pub enum Decoder {
     /// [`Framing::Tcp`]: keeps no state besides the session's input.
     Tcp,
-    /// A WebSocket; it keeps something only within a fragmented message.
+    /// A WebSocket: keeps state only within a fragmented message.
     WebSocket(Option<Box<Fragments>>),
-    /// A WebSocket with a permanent decoder of its own, for longer messages than the shared ones accept.
+    /// A WebSocket with its own permanent decoder, for longer messages than the shared decoder accepts.
     WebSocketOwned(Box<WebSocket>),
 }
 
 const _: () = assert!(size_of::<Decoder>() == 16, "the docs of Decoder state its size");
 
-/// What the decoders of one shard share: limits, and a WebSocket decoder.
+/// Shared state of one shard's decoders: limits, and a WebSocket decoder.
 #[derive(Debug)]
 pub struct SharedDecoders {
     /// Largest native frame, in bytes.
@@ -162,7 +160,7 @@ impl Decoder {
         }
     }
 
-    /// A WebSocket decoder with a limit of its own, for the few sessions with long messages.
+    /// A WebSocket decoder with its own limit, for the few sessions with long messages.
     pub fn for_long_messages(message_bytes_max: usize) -> Decoder {
         Decoder::WebSocketOwned(Box::new(WebSocket::server_for_long_messages(message_bytes_max)))
     }
@@ -205,7 +203,7 @@ impl Decoder {
         }
     }
 
-    /// The same for reading.
+    /// Like the above, read-only.
     #[inline]
     pub fn fragments(&self) -> Option<&Fragments> {
         match self {

@@ -1,14 +1,13 @@
-//! The server's side of HTTP/1.1: whole requests in, one answer each, in order (RFC 9110, RFC 9112, RFC 6455). Sans I/O.
+//! HTTP/1.1 server, sans I/O: whole requests in, one answer to each, in order (RFC 9110, RFC 9112, RFC 6455).
 //!
 //! ```text
 //!  bytes -> Connection::step -> request (head) -> route -> Response, or the upgrade to a WebSocket (websocket)
 //!                   |                                          |
 //!                   '-> body: where the request ends           '-> response: the bytes to send
 //! ```
-//!
-//! A request stays in the connection's input until it is whole, so its body is one slice, and a connection can move to
-//! another shard before it is answered. The caller keeps the bytes, the deadlines and the order: it takes the next answer when
-//! it has sent the last one.
+//! A request stays in the connection's input until it is complete, so its body is one slice, and a connection can move to
+//! another shard before it is answered. The caller is responsible for bytes, deadlines and order: it asks for the next answer
+//! once it has sent the last one.
 
 pub mod access;
 mod body;
@@ -34,15 +33,15 @@ use crate::{
 
 pub use self::response::Response;
 
-/// Asks a client that waits for it to send the body of its request (RFC 9110, section 10.1.1).
+/// Asks a waiting client to send the body of its request (RFC 9110, section 10.1.1).
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-/// Methods of every resource there is.
+/// Methods that every resource supports.
 const ALLOWED: &str = "GET, HEAD";
 
 /// What to do on a connection after [`Connection::step`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Send these bytes, which may be none; the answer follows.
+    /// Send these bytes, if any; the answer follows later.
     Interim(&'static [u8]),
     /// Send the response.
     Respond {
@@ -50,21 +49,21 @@ pub enum Answer {
         response: Vec<u8>,
         /// Its status, for logging.
         status: u16,
-        /// Whether the connection ends with it. If not, the next request may follow.
+        /// Whether the connection closes after it. If not, the next request may follow.
         closes: bool,
     },
     /// Send the response, then speak WebSocket.
     Upgrade {
         /// The 101 response.
         response: Vec<u8>,
-        /// What the request target asks for.
+        /// The requested target.
         target: Target,
         /// The addresses in `X-Forwarded-For`, from the last proxy backwards, as far as they are valid.
         forwarded_for: Vec<IpAddr>,
     },
 }
 
-/// What a WebSocket is used for.
+/// The use of a WebSocket.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target {
     /// `/ws`: the protocol, with subscriptions to start immediately.
@@ -86,7 +85,7 @@ pub enum Target {
     Echo,
 }
 
-/// What the server serves over HTTP, and to whom.
+/// Configuration of the HTTP server: its resources, and who may use them.
 #[derive(Clone, Copy, Debug)]
 pub struct HttpConfig<'a> {
     /// Largest request head, in bytes.
@@ -144,7 +143,7 @@ impl StaticFiles for NoFiles {
     }
 }
 
-/// Why a request is not served: status, and one line of text that says what is wrong.
+/// Why a request is refused: status, and one line of text that says what is wrong.
 #[derive(Debug)]
 struct Failure(StatusCode, String);
 
@@ -161,18 +160,17 @@ pub struct Connection {
     pending: Option<Box<Body>>,
 }
 
-/// What a request is answered with.
+/// The answer to a request.
 enum Outcome {
     Response(Response),
     Upgrade(Vec<u8>, Target),
 }
 
 impl Connection {
-    /// Decodes the request at the front of `bytes`, which begin where the last complete step has ended, and answers it. Does
-    /// not allocate while the head is incomplete.
-    ///
-    /// A request that fails is answered as soon as its head is there; if its body is not, or nobody can tell where it ends, the
-    /// connection ends with the answer.
+    /// Decodes and answers the request at the front of `bytes`, which start where the last complete step ended. Does not allocate
+    /// while the head is incomplete.
+    /// An invalid request is answered as soon as its head has arrived. If its body is incomplete or has no known end, the
+    /// connection closes after the answer.
     pub fn step(&mut self, bytes: &[u8], config: &HttpConfig<'_>) -> Step<Answer> {
         if let Some(body) = &mut self.pending
             && let Ok(Step::Partial) = body.advance(bytes)
@@ -232,7 +230,7 @@ fn deliver(
         Ok(Outcome::Response(response)) => response,
         Err(failure) => failure.into(),
     };
-    // Whoever sends such a request may send anything next.
+    // After such a request, nobody knows where the next one starts.
     let keeps_alive = keeps_alive && response.status != StatusCode::BAD_REQUEST;
     let is_1_0 = request.head.version() < http::Version::HTTP_11;
     let realtime_ns = config.realtime_ns;

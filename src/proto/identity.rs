@@ -7,10 +7,10 @@ use std::fmt;
 
 use crate::limits::IDENTITY_BYTES_MAX;
 
-/// A rule that an identity violates.
+/// The rule that an identity violates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdentityError {
-    /// Empty, or longer than 255 bytes; the length.
+    /// Empty, or longer than 255 bytes. Contains the length.
     Length(usize),
     /// Not UTF-8.
     NotUtf8,

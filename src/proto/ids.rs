@@ -1,6 +1,6 @@
 //! Identifiers that all crates share.
 
-/// Wire id of one life of a topic, never 0: `(local_index + 1) * shards + home`, where the index grows with each life in a place.
+/// Wire id of one life of a topic, never 0: `(local_index + 1) * shards + home`. The index grows with each life in a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicId(pub u32);
 
@@ -12,14 +12,14 @@ pub struct Sequence(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ShardId(pub u16);
 
-/// How many places for topics each home has: a power of two, so that a tick finds its topic without a division.
+/// Number of topic slots at each home: a power of two, so that a tick finds its topic without a division.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Places {
     mask: u32,
 }
 
 impl Places {
-    /// Places for as many topics as a home may have.
+    /// Slots for the most topics that a home may have.
     pub fn new(topics_max: usize) -> Places {
         let topics_max = u32::try_from(topics_max).unwrap_or(u32::MAX);
         Places { mask: topics_max.checked_next_power_of_two().map_or(u32::MAX, |places| places - 1) }
@@ -38,13 +38,12 @@ impl TopicId {
         ShardId((self.0 % u32::from(shards)) as u16)
     }
 
-    /// Place among the topics of its home, from 0: topics of different lives may have the same. `None` for ids that are never
-    /// assigned.
+    /// Slot at its home, from 0, which several lives may share. `None` for ids that are never assigned.
     pub fn place(self, shards: u16, places: Places) -> Option<u32> {
         Some(self.local_index(shards)? & places.mask)
     }
 
-    /// The id of the next topic in the same place. After the last that fits 32 bits, the place's first comes again.
+    /// The id of the next topic in the same slot. After the last id that fits 32 bits, the slot's first comes again.
     pub fn next_life(self, home: ShardId, shards: u16, places: Places) -> TopicId {
         let local = self.local_index(shards).unwrap_or(0);
         let next = local.checked_add(places.mask).and_then(|local| local.checked_add(1));
@@ -52,7 +51,7 @@ impl TopicId {
         next.and_then(fits).or_else(|| fits(local & places.mask)).unwrap_or(self)
     }
 
-    /// Index among the ids of its home, from 0. `None` for ids below `shards`, which are never assigned.
+    /// Index among its home's ids, from 0. `None` for ids below `shards`, which are never assigned.
     pub fn local_index(self, shards: u16) -> Option<u32> {
         (self.0 / u32::from(shards)).checked_sub(1)
     }

@@ -25,11 +25,11 @@ pub use self::{
     wire_format::WireFormat,
 };
 
-/// Result of one decoding step. "More bytes needed" is a value, not an error.
+/// Result of one decoding step. "Needs more bytes" is a value, not an error.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step<T> {
     /// The input ends in the middle of a message. Nothing was consumed: call again with the same bytes and more.
     Partial,
-    /// The number of bytes consumed, and what they hold.
+    /// The number of bytes consumed, and the decoded value.
     Complete(usize, T),
 }

@@ -1,8 +1,7 @@
 //! Limits of the wire protocol, and const assertions that relate them.
 
 /// Alignment of native frames, in bytes.
-///
-/// Every frame length and mesh ring capacity is a multiple of it, so all frames in an aligned buffer are aligned.
+/// All frame lengths and mesh ring capacities are multiples of it, so all frames in an aligned buffer are aligned.
 pub const FRAME_ALIGN: usize = 16;
 
 /// Length of the native frame header, in bytes.
@@ -14,7 +13,7 @@ pub const TOPIC_BYTES_MAX: usize = 255;
 /// Longest client identity, in bytes.
 pub const IDENTITY_BYTES_MAX: usize = 255;
 
-/// Longest token, in bytes: as much as HTTP servers take in a request's head.
+/// Longest token, in bytes: the usual size of a request head that HTTP servers accept.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
 
 /// Default of `frame_bytes_max`: the largest native frame a peer may send.
@@ -27,10 +26,10 @@ pub const FRAME_BYTES_MAX_HIGHEST: usize = 16 << 20;
 /// Most bytes that JSON adds to a payload: topic name with every byte escaped, field names, numbers.
 pub const JSON_ENVELOPE_BYTES: usize = 4 << 10;
 
-/// Deepest nesting of a JSON payload that is sent as JSON. With the object and the array around it, it stays below the 64 levels
-/// that .NET's parser reads, the fewest of the common ones (Ruby: 100, Rust's serde_json: 128, Python: about 1,000).
+/// Deepest nesting of a payload that is sent as JSON. With the object and the array around it, it stays below the 64 levels
+/// of .NET's parser, the lowest limit among common parsers (Ruby: 100, Rust's serde_json: 128, Python: about 1,000).
 pub const JSON_DEPTH_MAX: usize = 60;
-/// Longest number of a JSON payload that is sent as JSON, in bytes. Rust's serde_json reads integers up to 308 digits, Java's
+/// Longest number in a payload that is sent as JSON, in bytes. Rust's serde_json reads integers up to 308 digits, Java's
 /// Jackson numbers of 1,000 characters, Python integers of 4,300 digits.
 pub const JSON_NUMBER_BYTES_MAX: usize = 300;
 
@@ -38,7 +37,7 @@ pub const JSON_NUMBER_BYTES_MAX: usize = 300;
 pub const HTTP_HEAD_BYTES_MAX_DEFAULT: usize = 8 << 10;
 /// Most header lines in an HTTP request head.
 pub const HTTP_HEADERS_MAX: usize = 64;
-/// Largest body of an HTTP request, with the framing of its chunks.
+/// Largest body of an HTTP request, including chunk framing.
 pub const HTTP_BODY_BYTES_MAX: usize = 64 << 10;
 /// Longest line that gives the size of a chunk, and longest trailer after the last one.
 pub const HTTP_CHUNK_LINE_BYTES_MAX: usize = 1 << 10;
@@ -47,7 +46,7 @@ pub const HTTP_CHUNK_LINE_BYTES_MAX: usize = 1 << 10;
 pub const MAX_RATE_LOWEST: f64 = 0.001;
 /// Highest `max_rate` a subscriber may ask for, in ticks per second and topic. Above it, timers are too coarse.
 pub const MAX_RATE_HIGHEST: f64 = 1_000.0;
-/// Most positions that a session may give, by RESUME or `sequences`, before subscriptions use them.
+/// Most positions that a session may have given, by RESUME or `sequences`, and not used yet.
 pub const RESUME_POSITIONS_MAX: usize = 16_384;
 /// Retry-After that a refused HTTP client receives, in seconds.
 pub const REFUSED_RETRY_AFTER_S: u64 = 1;

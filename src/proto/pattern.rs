@@ -6,10 +6,10 @@ use std::fmt;
 
 use crate::limits::TOPIC_BYTES_MAX;
 
-/// A rule that a topic name or pattern violates.
+/// The rule that a topic name or pattern violates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameError {
-    /// Empty, or longer than 255 bytes; the length.
+    /// Empty, or longer than 255 bytes. Contains the length.
     Length(usize),
     /// Not UTF-8.
     NotUtf8,
@@ -79,6 +79,11 @@ fn check_tokens(name: &[u8]) -> Result<&str, NameError> {
 /// Whether the pattern has no wildcard and so matches exactly one topic.
 pub fn is_exact(pattern: &str) -> bool {
     !pattern.split('.').any(|token| token == "*" || token == ">")
+}
+
+/// The number of `*` tokens in a pattern.
+pub fn wildcards(pattern: &str) -> usize {
+    pattern.split('.').filter(|token| *token == "*").count()
 }
 
 /// Whether `pattern` matches `topic`. Does not allocate.

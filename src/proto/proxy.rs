@@ -1,4 +1,4 @@
-//! The PROXY protocol: a header before the client's first byte, in which a proxy gives the client's address.
+//! The PROXY protocol: a proxy gives the client's address in a header before the client's first byte.
 //!
 //! ```text
 //!  1:  "PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n"              one line of at most 107 bytes
@@ -19,8 +19,8 @@ use std::{
 
 use crate::Step;
 
-/// Longest header accepted. IP addresses take at most 52 bytes with what is before them; the rest is room for Unix paths and
-/// extensions (TLVs), which are skipped.
+/// Longest header accepted, in bytes. Everything up to the IP addresses takes at most 52 bytes; the rest is room for Unix
+/// paths and extensions (TLVs), which are skipped.
 pub const PROXY_HEADER_BYTES_MAX: usize = 2 << 10;
 /// Longest line of version 1, with its line break.
 const LINE_BYTES_MAX: usize = 107;
@@ -33,10 +33,10 @@ const FAMILY: usize = 13;
 const LENGTH: usize = 14;
 const ADDRESSES: usize = 16;
 
-/// What is wrong with a header.
+/// Why a header is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProxyError {
-    /// The connection begins with something else.
+    /// The connection does not begin with a header.
     Missing,
     /// It violates the format.
     Malformed,
@@ -56,11 +56,11 @@ impl fmt::Display for ProxyError {
     }
 }
 
-/// Decodes the header at the front of `bytes`, which may be incomplete. The result is the client's address, or `None` if the proxy
-/// connects for itself, as for a health check, or does not know the address.
+/// Decodes the header at the front of `bytes`, which may be incomplete. Returns the client's address, or `None` if the proxy
+/// connects on its own behalf, such as for a health check, or does not know the address.
 ///
 /// # Errors
-/// [`ProxyError`]: these bytes cannot become a valid header, whatever follows.
+/// [`ProxyError`] if these bytes cannot become a valid header, whatever follows.
 pub fn step(bytes: &[u8]) -> Result<Step<Option<SocketAddr>>, ProxyError> {
     let begins = |start: &[u8]| {
         let len = start.len().min(bytes.len());

@@ -1,7 +1,6 @@
 //! The fixed-layout records of native frames.
-//!
 //! A record is a little-endian rkyv struct without pointers or padding. Its archived bytes are its wire bytes, so a
-//! browser or Python reads the fields by offset. `PROTOCOL.md` lists each layout; the assertions here and the golden
+//! browser or Python can read fields by offset. `PROTOCOL.md` lists each layout; the assertions here and the golden
 //! test check this file against it.
 
 use rkyv::{Archive, Portable, rancor::Failure};
@@ -125,7 +124,7 @@ wire_record!(
 wire_record!(
     /// WELCOME answers HELLO. The payload is the server's name and version.
     Welcome, ArchivedWelcome, 24, {
-    /// Epoch of the server: microseconds since 1970 when it started. That of each topic is above it.
+    /// Epoch of the server: its start in microseconds since 1970. Each topic's epoch is greater.
     epoch: u64 = 0,
     /// Session id, as the server logs it.
     session: u64 = 8,
@@ -186,7 +185,7 @@ wire_record!(
     Recovered, ArchivedRecovered, 24, {
     /// Epoch of the topic, or of the server if there is no such topic.
     epoch: u64 = 0,
-    /// Last sequence of the topic when it was looked up.
+    /// Last sequence of the topic at the time of the lookup.
     sequence: u64 = 8,
     /// 1: every tick after the position follows. 0: a snapshot follows instead.
     recovered: u32 = 16,
@@ -212,7 +211,7 @@ wire_record!(
     from: u64 = 0,
     /// As in [`SkippedRange`].
     to: u64 = 8,
-    /// Ticks in the range: fewer than its sequences where a topic does not use every number.
+    /// Ticks in the range: fewer than its sequences if the topic does not use every number.
     count: u64 = 16,
 });
 
@@ -226,7 +225,7 @@ wire_record!(
 });
 
 wire_record!(
-    /// UNSUBSCRIBED that no request asked for. The payload is the pattern.
+    /// UNSUBSCRIBED without a request: the server ends a subscription. The payload is the pattern.
     Removed, ArchivedRemoved, 8, {
     /// 0.
     request: u32 = 0,
@@ -243,12 +242,12 @@ wire_record!(
     epoch: u64 = 0,
     /// Request id of the PUBLISH.
     request: u32 = 8,
-    /// 1: the message id was known, and the sequence is that of the first tick with it.
+    /// 1: the message id is a duplicate, and the sequence is that of the first tick with it.
     is_duplicate: u32 = 12,
 });
 
 wire_record!(
-    /// EXPIRES says when the client's token does.
+    /// EXPIRES announces when the client's token expires.
     Expires, ArchivedExpires, 8, {
     /// Request id of the HELLO or REFRESH that it answers; 0: the token is about to expire.
     request: u32 = 0,
@@ -259,7 +258,7 @@ wire_record!(
 wire_record!(
     /// SOURCE, the state of a source, and STALE, that of the header's topic. The payload of SOURCE is the source's name.
     Condition, ArchivedCondition, 16, {
-    /// When it began, nanoseconds since 1970.
+    /// Start of the state, nanoseconds since 1970.
     since_ns: u64 = 0,
     /// SOURCE: a [`crate::reply::SourceState`]. STALE: 1 stale, 0 no longer.
     state: u32 = 8,
@@ -302,7 +301,7 @@ wire_record!(
     request: u32 = 16,
     /// Length of the topic name, in bytes.
     topic_len: u16 = 20,
-    /// Length of the message id behind the topic name, in bytes; 0: none. Only if the server has granted `message_ids`.
+    /// Length of the message id after the topic name, in bytes; 0: none. Only if the server has granted `message_ids`.
     message_id_len: u16 = 22,
     /// Conflation key, for example a price level: the last tick of each key is kept. 0: none.
     key: u64 = 24,
@@ -329,7 +328,7 @@ wire_record!(
 });
 
 wire_record!(
-    /// TICK with an upper bound of the sequence before it. Its beginning is a [`KeyedTickTimes`].
+    /// TICK with an upper bound of the preceding sequence. Its beginning is a [`KeyedTickTimes`].
     LinkedTickTimes, ArchivedLinkedTickTimes, 32, {
     /// As in [`TickTimes`].
     producer_time_ns: u64 = 0,
@@ -337,7 +336,7 @@ wire_record!(
     ingest_time_ns: u64 = 8,
     /// As in [`Publish`]; 0: none.
     key: u64 = 16,
-    /// Ticks are missing exactly if this is above the last sequence that the client has.
+    /// Ticks are missing if and only if this is greater than the last sequence that the client has.
     previous: u64 = 24,
 });
 

@@ -16,10 +16,10 @@ pub enum Reply<'a> {
         session: u64,
         /// Largest frame that the server accepts, in bytes.
         frame_bytes_max: usize,
-        /// Features granted. `None`: the client has asked for none.
+        /// Features granted. `None`: the client asked for none.
         features: Option<Features>,
     },
-    /// Where to find other nodes, after WELCOME. Feature `nodes`.
+    /// Addresses of the nodes, after WELCOME. Feature `nodes`.
     Nodes {
         /// This node's id.
         node: &'a str,
@@ -54,7 +54,7 @@ pub enum Reply<'a> {
         sequence: u64,
         /// Whether every tick after the position follows. If not, a snapshot does.
         recovered: bool,
-        /// Why not. Feature `reasons`.
+        /// Why it was not recovered. Feature `reasons`.
         reason: Option<NotRecovered>,
     },
     /// Ticks that the next one replaces.
@@ -89,7 +89,7 @@ pub enum Reply<'a> {
         epoch: u64,
         /// The tick's sequence.
         sequence: u64,
-        /// Its message id was known: the sequence is that of the first tick with it.
+        /// Whether its message id is a duplicate. If so, the sequence is that of the first tick with it.
         is_duplicate: bool,
     },
     /// The state of a source. Feature `sources`.
@@ -98,7 +98,7 @@ pub enum Reply<'a> {
         name: &'a str,
         /// Its state.
         state: SourceState,
-        /// When that began, nanoseconds since 1970.
+        /// Start of the state, nanoseconds since 1970.
         since_ns: u64,
     },
     /// Whether a topic's source has fallen silent. Feature `sources`.
@@ -107,7 +107,7 @@ pub enum Reply<'a> {
         topic: TopicId,
         /// Topic name.
         name: &'a str,
-        /// Whether it is stale; if not, it no longer is.
+        /// Whether it is stale now.
         is_stale: bool,
         /// Since when, nanoseconds since 1970.
         since_ns: u64,

@@ -18,7 +18,7 @@ pub enum Policy {
     Conflate = 1,
     /// Drop the oldest ticks and announce them with GAP before the next tick.
     Drop = 2,
-    /// Keep every tick; close a session that falls too far behind, for whatever reason.
+    /// Keep every tick; close a session that falls too far behind, whatever the cause.
     Disconnect = 3,
     /// Keep every tick; close a session that falls too far behind because its client is slow. If the server is overloaded, drop
     /// the oldest ticks and announce them with GAP.
@@ -79,7 +79,7 @@ pub enum StartPosition {
     After(Position),
     /// After one position per topic. Matching topics without one start at their oldest tick kept.
     AfterEach(HashMap<Box<str>, Position>),
-    /// Like `AfterEach`, with the positions that RESUME frames gave before.
+    /// Like `AfterEach`, with the positions from preceding RESUME frames.
     Resume,
 }
 

@@ -49,7 +49,7 @@ const SIZE_UNITS: [Unit; 7] = [
     ("B", 1),
 ];
 
-/// What a value measures.
+/// The quantity that a value measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
     /// A time, in nanoseconds.
@@ -74,7 +74,7 @@ impl Quantity {
     }
 }
 
-/// Why a text is not a duration or a size.
+/// Why a text is not a duration or size.
 ///
 /// The message says what to write instead. The caller quotes the text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,9 +83,9 @@ pub enum UnitError {
     NotANumber(Quantity),
     /// The number has a minus sign.
     Negative(Quantity),
-    /// A duration without a unit; its number.
+    /// A duration without a unit. Contains its number.
     MissingUnit(String),
-    /// The unit does not exist; the unit given.
+    /// The unit does not exist. Contains the given unit.
     UnknownUnit(Quantity, String),
     /// Does not fit 64 bits of nanoseconds or bytes.
     TooLarge(Quantity),

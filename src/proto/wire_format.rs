@@ -46,10 +46,10 @@ impl WireFormat {
     pub const ALL: [WireFormat; 4] =
         [Self::TCP_NATIVE, Self::WEBSOCKET_NATIVE, Self::WEBSOCKET_JSON, Self::WEBSOCKET_RAW];
 
-    /// Number of conceivable pairs: the length of arrays indexed by [`WireFormat::index`].
+    /// Number of possible pairs: the length of arrays indexed by [`WireFormat::index`].
     pub const PAIRS: usize = Codec::COUNT * Framing::COUNT;
 
-    /// Index among all conceivable pairs, below [`WireFormat::PAIRS`].
+    /// Index among all possible pairs, below [`WireFormat::PAIRS`].
     #[inline]
     pub const fn index(self) -> usize {
         self.framing as usize * Codec::COUNT + self.codec as usize

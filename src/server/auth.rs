@@ -21,7 +21,7 @@ pub mod policy;
 mod provider;
 pub mod revocations;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod verifiers;
 
 use jsonwebtoken::{EncodingKey, Header};

@@ -8,7 +8,7 @@ pub fn strip(text: &[u8]) -> &[u8] {
     text.strip_prefix(UTF8).unwrap_or(text)
 }
 
-/// Whether the text starts with a byte order mark of UTF-16, of either byte order.
+/// Whether the text starts with a UTF-16 byte order mark of either byte order.
 pub fn is_utf16(text: &[u8]) -> bool {
     text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff")
 }

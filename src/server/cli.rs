@@ -17,7 +17,7 @@ use crate::{
     operator::{check::CheckArgs, top::TopArgs},
 };
 
-/// Columns of a terminal that help and the result of a check fit into.
+/// Maximum width of help texts and check results, in columns.
 pub const HELP_WIDTH: usize = 100;
 
 /// Fans live ticks out to tens of thousands of TCP and WebSocket clients, one pinned io_uring thread per core.
@@ -34,7 +34,7 @@ impl Cli {
     /// compose files and CI pass unset variables as empty text.
     ///
     /// # Errors
-    /// Clap's error; `--help` and `--version` are errors, too, whose text is to print.
+    /// Clap's error. `--help` and `--version` are errors too; print their text.
     pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<(Cli, ArgMatches), clap::Error> {
         let mut command = without_empty_variables(notes::in_help(Cli::command(), &notes::NOTES));
         let matches = command.try_get_matches_from_mut(old::words(words))?;

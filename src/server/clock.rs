@@ -17,6 +17,11 @@ pub fn realtime_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
+/// Seconds since 1970 (CLOCK_REALTIME); 0 if the clock is set earlier.
+pub fn realtime_s() -> u64 {
+    realtime_ns() / 1_000_000_000
+}
+
 /// Nanoseconds of CLOCK_MONOTONIC since the first call in this process, plus one second.
 ///
 /// The second keeps a deadline of 0 in the past, and every reading apart from 0 as "unset".
@@ -25,8 +30,8 @@ pub fn monotonic_ns() -> u64 {
     ORIGIN.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1_000_000_000
 }
 
-/// CPU time that the calling thread has used (CLOCK_THREAD_CPUTIME_ID), nanoseconds; 0 if the kernel does not tell. Cost: a
-/// system call.
+/// CPU time that the calling thread has used (CLOCK_THREAD_CPUTIME_ID), nanoseconds; 0 if the kernel does not report it. Cost:
+/// a system call.
 pub fn thread_cpu_ns() -> u64 {
     nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID
         .now()

@@ -8,10 +8,11 @@ mod subscribe;
 mod tls;
 mod token;
 
-use std::{fmt, io, path::PathBuf};
+use std::{fmt, io, net::IpAddr, path::PathBuf};
 
-use tickcast_client::{Address, ClientError, ConnectOptions};
+use tickcast_client::{Address, ClientError, ClientToken, ConnectOptions};
 use tickcast_ecg::FileError;
+use tickcast_proto::limits::TOKEN_BYTES_MAX;
 
 pub use self::{
     process::{EcgArgs, ProcessArgs, Processor, process, process_file},
@@ -24,30 +25,63 @@ pub use self::{
 /// The server to connect to, and the identity to use.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServerArgs {
-    /// Server to connect to: HOST:PORT, ws://HOST:PORT/ws or unix:/path; tls://HOST:PORT and wss://HOST:PORT/ws are encrypted
+    /// Server: HOST:PORT, ws://HOST:PORT/ws or unix:/path; with TLS tls://HOST:PORT or wss://HOST:PORT/ws
     #[arg(long, value_name = "ADDRESS", env = "TICKCAST_SERVER", default_value = "127.0.0.1:9400")]
     pub server: String,
-    /// Identity of this client: selects the shard that serves it; the server may close an older connection that has it
+    /// Identity of this client; the server may close an older connection with the same identity
     #[arg(long, value_name = "ID")]
     pub client: Option<String>,
+    /// File with this client's token, read for each connection; without it, the environment variable TICKCAST_TOKEN
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// TLS.
     #[command(flatten)]
     pub tls: TlsArgs,
 }
 
 impl ServerArgs {
-    /// A server, and no identity.
+    /// A server, without an identity.
     pub fn new(server: &str) -> ServerArgs {
-        ServerArgs { server: server.into(), client: None, tls: TlsArgs::default() }
+        ServerArgs { server: server.into(), client: None, token_file: None, tls: TlsArgs::default() }
     }
 
-    /// What to connect to and how.
-    fn parse(&self) -> Result<(Address, ConnectOptions), ClientError> {
+    /// What to connect to and how. Warns on standard error if whoever is on the way can read the token.
+    fn parse(&self) -> Result<(Address, ConnectOptions), CommandError> {
         let address = Address::parse(&self.server)?;
         let client = self.client.clone().unwrap_or_default();
-        let options = ConnectOptions { client, tls: self.tls.options(), ..address.connect_options() };
+        let (token, token_file) = (token_variable(self.token_file.is_none())?, self.token_file.clone());
+        if (token.is_some() || token_file.is_some()) && !address.is_tls && !is_local(&address.host) {
+            ::log::warn!("{}: sends the token without TLS: whoever is on the way can read it", self.server);
+        }
+        let tls = self.tls.options();
+        let options = ConnectOptions { client, token, token_file, tls, ..address.connect_options() };
         Ok((address, options))
     }
+}
+
+/// Environment variable with a token. A token is never on the command line, where every user of the machine could read it.
+pub const TOKEN_VARIABLE: &str = "TICKCAST_TOKEN";
+
+/// The token of the environment, unless it is not looked for.
+///
+/// # Errors
+/// It is not a token.
+pub fn token_variable(is_wanted: bool) -> Result<Option<ClientToken>, CommandError> {
+    let text = std::env::var_os(TOKEN_VARIABLE).filter(|text| is_wanted && !text.is_empty());
+    let Some(text) = text else { return Ok(None) };
+    let token = text.to_str().and_then(ClientToken::new).ok_or_else(|| {
+        CommandError::Token(format!(
+            "{TOKEN_VARIABLE}: not a token: it must be 1 to {TOKEN_BYTES_MAX} visible ASCII characters"
+        ))
+    })?;
+    Ok(Some(token))
+}
+
+/// Whether an address, as [`Address::host`] has it, is on this machine.
+fn is_local(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name).trim_matches(['[', ']']);
+    let is_loopback = |name: &str| name.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    host.starts_with("unix:") || name == "localhost" || is_loopback(name)
 }
 
 /// Why a command failed. The text says what to do.
@@ -86,7 +120,7 @@ pub enum CommandError {
     File(FileError),
     /// Signals cannot be handled.
     Signals(io::Error),
-    /// A token cannot be made.
+    /// A token cannot be made or used.
     Token(String),
     /// The file to append to cannot be used.
     Append {

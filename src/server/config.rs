@@ -1,11 +1,13 @@
 //! The validated configuration of a server. Every bound is derived and checked before anything starts.
 
 pub mod auth;
+mod budgets;
 pub mod declared;
 mod delivery;
 pub mod file;
 pub mod listener;
 pub mod reload;
+pub mod secret_files;
 pub mod settings;
 
 use std::{str::FromStr, sync::Arc};
@@ -40,13 +42,13 @@ use tickcast_proto::{
     records::{History, Publish, TickTimes, WireRecord},
 };
 
-/// The value of `--cores` for all cores that the process may use, and as many shards as its CPU quota is worth.
+/// The value of `--cores` for all cores that the process may use, and as many shards as its CPU quota covers.
 const CORES_AUTO: &str = "auto";
 
 /// The validated configuration of one server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Cores to pin shards to: shard `n` runs on `cores[n % len]`. Empty if neither the options nor the machine say.
+    /// Cores to pin shards to: shard `n` runs on `cores[n % len]`. Empty if neither the options nor the machine define them.
     pub cores: Vec<usize>,
     /// Number of shards.
     pub shards: u16,
@@ -54,7 +56,7 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Who may use the server; `None`: everyone may do everything.
     pub auth: Option<AuthConfig>,
-    /// Who may use the admin listener; `None`: `[[auth.operator]]` does not say.
+    /// Who may use the admin listener; `None`: no `[[auth.operator]]`.
     pub operators: Option<Arc<Operators>>,
     /// Whether other machines are accepted without [`Config::auth`] and [`Config::operators`].
     pub allow_anonymous: bool,
@@ -76,7 +78,7 @@ pub struct Config {
     pub limits: Limits,
     /// Size of one mesh ring, bytes.
     pub mesh_ring_bytes: usize,
-    /// Longest time that a tick is held under load so that others leave with it.
+    /// Longest time to hold ticks under load, to send more of them in one SEND.
     pub latency_budget: LatencyBudget,
     /// Time that an idle shard polls before it sleeps, nanoseconds.
     pub spin_ns: u64,
@@ -119,7 +121,7 @@ impl Config {
     }
 }
 
-/// Collects all errors, so that one start reports every one of them.
+/// Collects all errors, so that one start reports all of them.
 struct Checks<'a> {
     settings: &'a Settings,
     problems: Vec<Problem>,
@@ -138,8 +140,8 @@ impl Checks<'_> {
         }
     }
 
-    /// All errors, by line. Leaves out those that name an option whose value could not be read, because they were checked
-    /// against its default.
+    /// All errors, by line. Leaves out errors about options whose value could not be read, because their defaults were checked
+    /// instead.
     fn all(self) -> Vec<Problem> {
         let broken: Vec<String> = self.settings.broken.iter().map(|flag| format!("--{flag}")).collect();
         let follows = |problem: &Problem| broken.iter().any(|flag| problem.text.contains(flag));
@@ -171,15 +173,7 @@ impl Checks<'_> {
             let text = format!("{clients}: must be at least 1, at most {}", limits::CLIENTS_MAX_HIGHEST);
             self.refuse("limits.max_clients", text);
         }
-        for (path, rate) in
-            [("limits.accept_rate", limits.accept_rate), ("limits.publish_rate", limits.publish_rate)]
-        {
-            if rate > limits::RATE_HIGHEST {
-                let text =
-                    format!("{rate}: must be at most {} per second, or 0 for no limit", limits::RATE_HIGHEST);
-                self.refuse(path, text);
-            }
-        }
+        self.check_rates();
         let sources = self.sources(reads_files);
         Config {
             cores,
@@ -251,7 +245,7 @@ impl Checks<'_> {
         (!tables.is_empty()).then(|| self.built(Operators::build(tables, is_whole))).flatten().map(Arc::new)
     }
 
-    /// What was built; `None` after reporting what is wrong.
+    /// The built value; `None` after reporting what is wrong.
     fn built<T>(&mut self, built: Result<T, Vec<(String, String)>>) -> Option<T> {
         built.map_err(|problems| problems.into_iter().for_each(|(path, text)| self.refuse(&path, text))).ok()
     }
@@ -308,14 +302,14 @@ impl Checks<'_> {
         listeners
     }
 
-    /// How a trusted proxy tells the address of its client.
+    /// How a trusted proxy gives the address of its client.
     fn client_address(&mut self, at: usize, table: &ListenerTable) -> ClientAddress {
         let path = |key: &str| format!("listener[{at}].{key}");
         let has_header = table.proxy_protocol == Some(true);
         let (key, client) = match (has_header, table.forwarded_for == Some(true)) {
             (false, false) => return ClientAddress::Peer,
             (true, true) => {
-                let text = "a proxy tells the client's address either by proxy_protocol or by forwarded_for; remove one";
+                let text = "a proxy gives the client's address either by proxy_protocol or by forwarded_for; remove one";
                 self.refuse(&path("forwarded_for"), text.into());
                 return ClientAddress::Peer;
             }
@@ -335,7 +329,7 @@ impl Checks<'_> {
         client
     }
 
-    /// The certificates of a listener for TLS. Their files are read later: on every machine the options are looked at first.
+    /// The certificates of a TLS listener. Their files are read later, so that options can be checked on any machine.
     fn tls(&mut self, at: usize, table: &ListenerTable) -> Option<TlsTable> {
         let path = |key: &str| format!("listener[{at}].{key}");
         let tls = match (table.transport, &table.tls) {
@@ -481,7 +475,8 @@ impl Checks<'_> {
             history_bytes_max: delivery.history_memory.bytes,
             keys_per_topic_max: delivery.keys_per_topic_max,
             last_values_bytes_max: delivery.last_values_memory.bytes,
-            publish_rate: limits.publish_rate,
+            budgets: budgets::rates(limits),
+            patterns: budgets::patterns(limits),
             unfinished_bytes_max: limits.unfinished_memory.bytes,
             patterns_bytes_max: limits.patterns_memory.bytes,
             positions_bytes_max: limits.positions_memory.bytes,
@@ -532,7 +527,7 @@ impl Checks<'_> {
     }
 }
 
-/// Whether the configuration says who may use a listener.
+/// Whether the configuration defines who may use a listener.
 fn has_guard(table: &ListenerTable, auth: Option<&AuthTables>) -> bool {
     match table.kind {
         Kind::Admin => {

@@ -9,31 +9,31 @@ use crate::config::listener::Address;
 pub enum StartupError {
     /// io_uring cannot be used, with the kernel's answer.
     IoUring(io::Error, &'static str),
-    /// RLIMIT_MEMLOCK is too low: what it is, what is needed, bytes, and for how many shards.
+    /// RLIMIT_MEMLOCK is too low. Contains the limit and the requirement, in bytes, and the number of shards.
     Memlock(u64, u64, u16),
-    /// RLIMIT_NOFILE is too low: what it is, the clients asked for, what they need.
+    /// RLIMIT_NOFILE is too low. Contains the limit, the configured clients, and the descriptors that they need.
     Descriptors(u64, usize, u64),
-    /// Listening on an address fails: the listener's name, the address and the cause.
+    /// Listening on an address fails. Contains the listener's name, the address and the cause.
     Listen(String, Address, io::Error),
-    /// A socket passed by the service manager cannot be used: which one and why.
+    /// A socket passed by the service manager cannot be used. Contains the socket and the reason.
     Passed(String),
     /// The cores available to this process cannot be determined.
     NoCores,
     /// All errors in the options and the file; at least one.
     Configuration(Vec<Problem>),
-    /// Certificates or keys of listeners cannot be used: what is wrong with each; at least one.
+    /// Certificates or keys of listeners cannot be used. Contains what is wrong with each; at least one.
     Tls(Vec<String>),
     /// The admin listener cannot be started.
     Admin(io::Error),
     /// A thread or executor cannot be created.
     Executor(String),
-    /// A signal stopped the server while it was starting: its name.
+    /// A signal stopped the server while it was starting. Contains its name.
     StoppedAtStart(&'static str),
     /// A source cannot continue.
     Source(String),
-    /// Shards have failed: which ones and why.
+    /// Shards have failed. Contains which ones, and why.
     Shard(String),
-    /// A thread other than a shard's or a source's has ended: which one and why.
+    /// A thread other than a shard's or a source's has ended. Contains which one, and why.
     Thread(&'static str, String),
 }
 
@@ -75,7 +75,7 @@ impl StartupError {
     pub fn exit_status(&self) -> u8 {
         match self {
             StartupError::Configuration(_) => EXIT_CONFIGURATION,
-            // As it was asked to: for a service manager, this is not a failure.
+            // Stopped on request: for a service manager, this is not a failure.
             StartupError::StoppedAtStart(_) => 0,
             _ => EXIT_FAILED,
         }

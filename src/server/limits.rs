@@ -2,7 +2,7 @@
 
 pub use tickcast_core::limits::*;
 
-/// Uncompressed bytes of one file of the page. A client without gzip gets it like this, buffered in its session.
+/// Uncompressed bytes of one file of the page. For a client without gzip, its session buffers the file in this form.
 pub const PAGE_FILE_BYTES_MAX: usize = 48 << 10;
 /// Bytes of the response head of a page file.
 pub const PAGE_HEAD_BYTES_MAX: usize = 1 << 10;
@@ -41,21 +41,21 @@ pub const TURN_EVENTS: usize = 1_024;
 pub const TURN_ACCEPTS: usize = 64;
 /// Bytes received that a shard handles in one turn: about 1 ms of published ticks.
 pub const TURN_RECEIVED_BYTES: usize = 256 << 10;
-/// Longest latency budget, milliseconds. What has come in ends a wait too, so time need not bound it.
+/// Longest latency budget, milliseconds. A wait also ends once enough input has arrived, so no tighter bound is needed.
 pub const LATENCY_BUDGET_MS_HIGHEST: u64 = 60_000;
 /// Longest spin before a shard sleeps, microseconds. After a second without work, a wake-up of 20 us does not matter.
 pub const SPIN_US_HIGHEST: u64 = 1_000_000;
 /// SENDs of one turn before the shard checks its rings again: 512 short ones take about 2.5 ms.
 pub const TURN_SENDS: usize = 512;
-/// Bytes that they send, beyond which no further batch begins: 1 ms at 4 GB/s.
+/// Bytes of these SENDs beyond which no further batch begins: 1 ms at 4 GB/s.
 pub const TURN_SEND_BYTES: usize = 4 << 20;
-/// Bytes of sealed records beyond which a batch of SENDs is complete: they are read again at once, and stay in the cache.
+/// Bytes of sealed records beyond which a batch of SENDs is complete. The kernel reads them at once, while they are cached.
 pub const TLS_SEALED_BYTES: usize = 256 << 10;
-/// TLS handshakes that a shard takes a step of in one turn, after the SENDs to connections that are open.
+/// TLS handshake steps of a shard in one turn, after the SENDs to open connections.
 pub const TURN_TLS_HANDSHAKES: usize = 5;
 /// Time in a turn after which no further handshake begins: one takes 80 us with a P-256 certificate, 620 us with RSA-2048.
 pub const TURN_TLS_HANDSHAKES_NS: u64 = 400_000;
-/// Bytes received for a handshake beyond which its connection is not received from until they have been looked at.
+/// Bytes received for a handshake beyond which the connection is not read until they have been processed.
 pub const TLS_HANDSHAKE_WAITING_BYTES: usize = 64 << 10;
 /// Shortest sleep of an idle shard, even if a timer is due earlier, so that it does not spin within a timer granule.
 pub const SLEEP_NS_LOWEST: u64 = 1_000_000;
@@ -78,16 +78,16 @@ pub const UNIX_PATH_BYTES_MAX: usize = 107;
 pub const UNIX_MODE_DEFAULT: u32 = 0o660;
 /// Listeners of one server. Each takes one descriptor per shard, part of [`DESCRIPTOR_RESERVE`].
 pub const LISTENERS_MAX: usize = 16;
-/// Certificates of one listener: clients choose by name (SNI), and each handshake looks at all.
+/// Certificates of one listener. Clients choose by name (SNI), and each handshake compares all of them.
 pub const TLS_CERTIFICATES_MAX: usize = 256;
 /// Longest file of certificates, or of a key.
 pub const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
-/// Days ahead at which the server warns of a certificate's end.
+/// Days before a certificate's expiry from which the server warns.
 pub const CERTIFICATE_WARNING_DAYS: u64 = 21;
 /// Pause before accepting again when the process is out of descriptors or memory, so that EMFILE does not spin.
 pub const ACCEPT_RETRY_MS: u64 = 100;
-/// Connections in transit from one shard to another: about 80 bytes each, plus what the client has sent. More wait on the
-/// shard that accepted them.
+/// Connections in transit from one shard to another: about 80 bytes each, plus what the client has sent. Further ones wait on
+/// the shard that accepted them.
 pub const HANDOVERS_PER_LANE: usize = 64;
 /// Refused sockets kept open until the client has read the response, in the whole server; each shard gets an equal share, at
 /// least one. Part of [`DESCRIPTOR_RESERVE`].
@@ -104,10 +104,10 @@ pub const SHARDS_IN_RESERVE: u64 = 8;
 /// Locked memory of one shard: the kernel charges its rings (measured: 484 KiB on Linux 6.18), and glommio 0.9 refuses to
 /// start with a limit below 512 KiB.
 pub const MEMLOCK_BYTES_PER_SHARD: u64 = 512 << 10;
-/// Default of the most connections served at once; lowered to what the descriptor limit allows.
+/// Default of the maximum number of connections; lowered to what the descriptor limit allows.
 pub const CLIENTS_MAX_DEFAULT: usize = 65_536;
 
-/// Connections to the admin listener whose request head has not arrived; when one more comes, the oldest goes. Part of
+/// Connections to the admin listener whose request head has not arrived. One more evicts the oldest. Part of
 /// [`DESCRIPTOR_RESERVE`].
 pub const ADMIN_HEADLESS_MAX: usize = 32;
 /// Admin connections whose request involves shards; more are refused with 503. Part of [`DESCRIPTOR_RESERVE`].
@@ -150,14 +150,14 @@ pub const TOP_ROWS_ONCE: usize = 20;
 
 /// Log lines per second about peers, for each kind; the rest are counted.
 pub const PEER_LINES_PER_SECOND: u32 = 10;
-/// Bytes of log that wait for standard error; as many more may be being written. Further lines are dropped and counted.
+/// Bytes of log that wait for standard error, besides as many that are being written. Further lines are dropped and counted.
 pub const LOG_QUEUE_BYTES_MAX: usize = 64 << 10;
 /// Longest wait at exit for a log that nobody reads.
 pub const LOG_FLUSH_MS_MAX: u64 = 500;
 
 /// Bytes of the longest line of a replay file.
 pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;
-/// Wait of a replay for its next line beyond which the log says so.
+/// Wait of a replay for its next line beyond which the server logs it.
 pub const REPLAY_WAIT_SAID_NS: u64 = 60_000_000_000;
 /// Largest window of a zstd capture, in bytes: what `zstd --long` (27) needs. Memory grows up to it with the data.
 pub const REPLAY_WINDOW_BYTES_MAX: u64 = 128 << 20;
@@ -174,27 +174,27 @@ pub const STATIC_TOKEN_BYTES_LOWEST: usize = 24;
 pub const KEY_FILE_BYTES_MAX: usize = 64 << 10;
 /// Tables `[[auth.key]]` of a configuration.
 pub const KEYS_MAX: usize = 32;
-/// Keys that a token is verified with, one after the other: 100 us each for RSA and P-256.
+/// Keys tried for one token, one after the other: 100 us each for RSA and P-256.
 pub const KEYS_TRIED_MAX: usize = 4;
 /// Tables `[[auth.token]]`, and as many `[[auth.certificate]]`.
 pub const AUTH_ENTRIES_MAX: usize = 4_096;
 /// Tables `[[auth.operator]]`: a wrong token is compared with all of them.
 pub const OPERATORS_MAX: usize = 256;
-/// Default difference of the clocks of an issuer and of this server, milliseconds.
+/// Default tolerance between the clocks of an issuer and of this server, milliseconds.
 pub const TOKEN_LEEWAY_MS_DEFAULT: u64 = 10_000;
-/// Largest such difference: "a few minutes" (RFC 7519, section 4.1.4).
+/// Largest such tolerance: "a few minutes" (RFC 7519, section 4.1.4).
 pub const TOKEN_LEEWAY_MS_HIGHEST: u64 = 300_000;
 /// Default interval at which a JWKS is fetched, milliseconds.
 pub const JWKS_REFRESH_MS_DEFAULT: u64 = 600_000;
 /// Shortest such interval.
 pub const JWKS_REFRESH_MS_LOWEST: u64 = 10_000;
-/// Longest such interval: a key that was withdrawn stays valid as long.
+/// Longest such interval: a withdrawn key stays valid for that long.
 pub const JWKS_REFRESH_MS_HIGHEST: u64 = 86_400_000;
 /// Wait after a failed fetch, milliseconds; it doubles with each further failure, up to the usual interval.
 pub const JWKS_RETRY_MS: u64 = 5_000;
-/// Shortest time between two fetches that unknown key ids ask for, milliseconds.
+/// Shortest time between two fetches that unknown key ids cause, milliseconds.
 pub const JWKS_REQUESTED_MS_LOWEST: u64 = 10_000;
-/// Time that a fetch may take as a whole: less than a handshake, which waits for it.
+/// Time for a whole fetch: less than the deadline of a handshake, which waits for it.
 pub const JWKS_FETCH_MS: u64 = 3_000;
 /// Bytes of a JWKS.
 pub const JWKS_BYTES_MAX: usize = 256 << 10;

@@ -1,7 +1,7 @@
 //! The logger: timestamps for people, priorities for the journal, and a rate limit on lines that peers cause.
-//!
-//! Lines about peers use the targets in [`peer`] and are rate-limited; all others are not. A server writes its log from a thread of its
-//! own ([`write_in_background`]), so that a reader of standard error that stands still delays nothing: lines are dropped and counted.
+//! Lines about peers use the targets in [`peer`] and are rate-limited; all others are not. A server writes its log from a
+//! separate thread ([`write_in_background`]), so that a stuck reader of standard error delays nothing: lines are dropped and
+//! counted.
 
 mod background;
 mod limiter;
@@ -32,7 +32,7 @@ use crate::{
 pub mod peer {
     /// Refused connections.
     pub const ACCEPT: &str = "tickcast::peer::accept";
-    /// Sessions ended by something their client did or failed to do.
+    /// Sessions that ended because of something that their client did or failed to do.
     pub use tickcast_core::shard::LOG_TARGET_SESSION as SESSION;
     /// Ticks refused because a limit on topics was reached.
     pub use tickcast_core::shard::LOG_TARGET_TOPIC as TOPIC;
@@ -47,8 +47,8 @@ pub mod peer {
     pub const ALL: [&str; 6] = [ACCEPT, SESSION, TOPIC, REPLAY, SOURCE, ADMIN];
 }
 
-/// Target of a line for each change that an operator makes, at level info. It is not rate-limited: `warn,tickcast::audit=info` keeps
-/// these lines when others are hidden.
+/// Target of the lines about operators' changes, at level info, not rate-limited. `warn,tickcast::audit=info` keeps these lines
+/// while hiding others.
 pub const AUDIT: &str = "tickcast::audit";
 
 /// The process's logger; `None` before [`init`].
@@ -84,8 +84,7 @@ pub fn set_filter(filter: &str) {
 }
 
 /// Validates a filter such as `info` or `debug,tickcast::peer=warn`, and returns it unchanged.
-///
-/// A word without `=` must be a level: env_logger would take a misspelt level for a module name and log nothing else.
+/// A word without `=` must be a level: env_logger would treat a misspelt level as a module name and log nothing else.
 ///
 /// # Errors
 /// The level that is invalid.
@@ -100,8 +99,8 @@ pub fn checked(filter: &str) -> Result<String, String> {
     Ok(filter.to_owned())
 }
 
-/// Writes the log, reports and the messages of panics from a thread of its own from now on. Call it once the signals are blocked,
-/// which the thread inherits; later calls have no effect.
+/// From now on, a separate thread writes the log, reports and panic messages. Call it after the signals are blocked, because
+/// the thread inherits that; later calls have no effect.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -136,7 +135,7 @@ pub fn lines_dropped() -> u64 {
     BACKGROUND.get().map_or(0, BackgroundWriter::lines_dropped)
 }
 
-/// Calls [`flush`] when dropped: also if the main thread panics.
+/// Calls [`flush`] when dropped, even if the main thread panics.
 pub struct FlushAtExit;
 
 impl Drop for FlushAtExit {
@@ -145,7 +144,7 @@ impl Drop for FlushAtExit {
     }
 }
 
-/// The panic hook: as the standard library's, but it waits for standard error no longer than [`LOG_FLUSH_MS_MAX`]. The process
+/// The panic hook: like the standard library's, but waits for standard error no longer than [`LOG_FLUSH_MS_MAX`]. The process
 /// may be about to abort.
 fn print_panic(panic: &PanicHookInfo<'_>) {
     let current = thread::current();
@@ -160,7 +159,7 @@ fn print_panic(panic: &PanicHookInfo<'_>) {
     flush();
 }
 
-/// Where the logger writes: one call for each record, with whole lines.
+/// The logger's output: one call for each record, with whole lines.
 struct Output;
 
 impl Write for Output {
@@ -190,14 +189,14 @@ fn logger(filter: &str) -> Logger {
     builder.build()
 }
 
-/// Whether standard error is a terminal that shows colours, and nobody asked for none.
+/// Whether standard error is a terminal that shows colours, and colours are not turned off.
 fn has_colours() -> bool {
     let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|set| !set.is_empty());
     io::stderr().is_terminal() && !is_dumb && !no_colour
 }
 
-/// Reports suppressed lines. Call it about once a second; costs next to nothing if there were none.
+/// Reports suppressed lines. Call it about once a second; it is almost free if there were none.
 pub fn turn(now_ns: u64) {
     if let Some(logger) = LOGGER.get() {
         logger.report_suppressed(now_ns);

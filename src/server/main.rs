@@ -13,6 +13,7 @@ use tickcast::{
     config::{
         Config,
         listener::{Address, Kind},
+        secret_files,
         settings::Settings,
     },
     error::StartupError,
@@ -59,7 +60,7 @@ fn serve() -> Result<(), StartupError> {
     let settings = Settings::read(&words).unwrap_or_else(|error| error.exit());
     settings.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     if settings.args.print_config || settings.args.check_config {
-        // Perhaps for another machine: what this one has does not matter.
+        // The configuration may be for another machine, so this one does not matter.
         Config::new(&settings, None)?;
         let text = match settings.args.print_config {
             true => settings.to_toml(),
@@ -74,6 +75,7 @@ fn serve() -> Result<(), StartupError> {
         return Err(StartupError::NoCores);
     }
     logging::set_filter(&config.log);
+    secret_files::warn_of_open(&settings, "");
     if let Some((level, text)) = machine.as_ref().and_then(|cores| cores.quota_notice(config.shards)) {
         log::log!(level, "{text}");
     }
@@ -87,6 +89,7 @@ fn serve() -> Result<(), StartupError> {
         settings.warnings.iter().for_each(|warning| log::warn!("SIGHUP: {warning}"));
         // Sources are not live, and reading an ECG record may take long.
         let config = Config::without_sources(&settings, machine.as_ref())?;
+        secret_files::warn_of_open(&settings, "SIGHUP: ");
         let changes = settings.changes_since(&before);
         before = settings;
         Ok((config, changes))
@@ -114,7 +117,7 @@ fn announce(config: &Config, addresses: &[(Kind, Address)]) {
         if is_tls(Kind::Http) { "wss" } else { "ws" },
     );
     let pattern = config.sources.first().map_or(">", SourceConfig::pattern);
-    // The name that this program was started as, so that the next step works as printed: `target/release/tickcast` after
+    // The name under which this program was started, so that the next step works as printed: `target/release/tickcast` after
     // `cargo run`.
     let program = std::env::args().next().unwrap_or_else(|| "tickcast".into());
     if let Some(tcp) = first(Kind::Native) {
@@ -132,7 +135,7 @@ fn announce(config: &Config, addresses: &[(Kind, Address)]) {
             text += &format!("{what}: {program} {words} --server {native_scheme}{tcp}\n");
         }
     }
-    // From a thread of its own, because its reader may stand still; a closed standard output must not end a server either.
+    // From a separate thread, because the reader may be stuck; a closed standard output must not end a server either.
     let write = move || drop(io::stdout().lock().write_all(text.as_bytes()));
     drop(thread::Builder::new().name("announce".into()).spawn(write));
 }

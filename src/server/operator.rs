@@ -1,4 +1,4 @@
-//! What operators use: the admin listener, `tickcast top` and `tickcast check`.
+//! The operators' tools: the admin listener, `tickcast top` and `tickcast check`.
 
 pub mod admin;
 pub mod check;

@@ -62,7 +62,7 @@ pub struct File {
     path: &'static str,
     media_type: &'static str,
     plain: &'static [u8],
-    /// `None` if compression failed, which it cannot when writing to memory.
+    /// `None` if compression failed, which cannot happen when writing to memory.
     gzip: Option<Vec<u8>>,
     /// Truncated SHA-1 digest of `plain`, in hexadecimal.
     tag: String,

@@ -1,4 +1,4 @@
-//! Sources of ticks other than clients. Each runs on a thread of its own, with one ring to every shard.
+//! Sources of ticks other than clients. Each runs on its own thread, with one ring to every shard.
 //!
 //! ```text
 //!  supervisor -- start() --> RunningSource: stop, join, status (health, counters)
@@ -63,24 +63,23 @@ use tickcast_proto::{
 };
 
 /// A source of ticks: a generator, a reader of files, or a client of another engine.
-///
-/// The supervisor knows sources only by this trait and by what [`start`] returns. A source may block its thread. One with an
-/// asynchronous client runs a current-thread runtime on it: only the functions of [`SourceContext`] that say so block, and a
-/// task that checks [`SourceContext::is_stopping`] every [`NAP_NS`] ends in time.
+/// The supervisor knows sources only by this trait and by what [`start`] returns. A source may block its thread. A source
+/// with an asynchronous client runs a current-thread runtime on it: the functions of [`SourceContext`] block only where
+/// documented, and a task that checks [`SourceContext::is_stopping`] every [`NAP_NS`] stops in time.
 ///
 /// [`kind::SourceOptions`] is the other half of a kind: its options, and how they make a source.
 pub trait Source: Send {
     /// Publishes until it has no more ticks or the server stops. Called once, on the source's own thread.
     ///
     /// # Errors
-    /// Why the source cannot go on, for the operator. The server then stops.
+    /// Why the source cannot continue, for the operator. The server then stops.
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError>;
 }
 
-/// Why a source cannot go on: what happened, to what, and what to do.
+/// Why a source cannot continue: what happened, to what, and what to do.
 pub type SourceError = Box<dyn Error + Send + Sync>;
 
-/// The kinds of sources, in the order of help, errors and metrics: the one place that names them all.
+/// The kinds of sources, in the order of help, errors and metrics. Only this table names all of them.
 pub static KINDS: &[SourceKind] = &[
     SourceKind::of::<simulator::Options>(),
     SourceKind::of::<replay::Options>(),
@@ -192,14 +191,14 @@ impl Lanes {
     /// Pushes staged ticks, with one wake-up per shard. Never blocks.
     ///
     /// # Errors
-    /// [`Backpressure`] of the first shard whose ring did not take everything. The rest stays staged.
+    /// [`Backpressure`] of the first shard whose ring did not accept everything. The rest stays staged.
     pub fn flush(&mut self) -> Result<(), Backpressure> {
         let mut full = None;
         for (shard, lane) in (0..).zip(&mut self.lanes) {
             if !lane.stage.waiting().is_empty() {
                 let pushed = lane.ring.push(&mut lane.stage);
                 if !lane.stage.waiting().is_empty() {
-                    // A full ring ends a wait for the latency budget too.
+                    // A full ring also ends a wait for the latency budget.
                     lane.bell.ring();
                     full.get_or_insert(Backpressure { shard: ShardId(shard) });
                 } else if pushed {
@@ -210,7 +209,7 @@ impl Lanes {
         full.map_or(Ok(()), Err)
     }
 
-    /// Flushes until everything has left or `stop` is set. Blocks.
+    /// Flushes until everything is pushed or `stop` is set. Blocks.
     pub fn flush_all(&mut self, stop: &StopFlag) {
         while self.flush().is_err() && !stop.is_set() {
             clock::sleep_ns(FULL_NAP_NS);
@@ -218,7 +217,7 @@ impl Lanes {
     }
 }
 
-/// What a running source works with. Only the functions that say so block.
+/// The interface of a running source to the server. Its functions block only where documented.
 #[derive(Debug)]
 pub struct SourceContext {
     lanes: Lanes,
@@ -229,7 +228,7 @@ pub struct SourceContext {
 }
 
 impl SourceContext {
-    /// Creates the context of a source that publishes through `lanes`, shows `status` and stops with `stop`.
+    /// Creates the context of a source that publishes through `lanes`, updates `status`, and stops when `stop` is set.
     pub fn new(
         lanes: Lanes,
         status: SourceStatus,
@@ -259,10 +258,9 @@ impl SourceContext {
         self.status.set_health(health);
     }
 
-    /// Publishes a tick whose payload is valid JSON; beyond the bounds for JSON it travels as opaque bytes. `key` 0: none.
-    ///
-    /// While the shard's ring is full, waits for room, which is counted once and shown as the source's state. Blocks. Returns
-    /// `false` if the server stops first: the tick was not published.
+    /// Publishes a tick whose payload is valid JSON; beyond the bounds for JSON, it is sent as opaque bytes. `key` 0: none.
+    /// While the shard's ring is full, waits for room, counts the wait once and shows it as the source's state. Blocks. Returns
+    /// `false` if the server stops first; then the tick was not published.
     pub fn publish_waiting(&mut self, topic: &str, key: u64, producer_time_ns: u64, payload: &[u8]) -> bool {
         let flags = if json::is_within_bounds(payload) { FLAG_PAYLOAD_JSON } else { 0 };
         let mut waits = false;
@@ -285,8 +283,7 @@ impl SourceContext {
         }
     }
 
-    /// Flushes until everything has left or the server stops. Waiting is counted once and shown as the source's state.
-    /// Blocks.
+    /// Flushes until everything is pushed or the server stops. Counts a wait once and shows it as the source's state. Blocks.
     pub fn flush_waiting(&mut self) {
         if let Err(Backpressure { shard }) = self.lanes.flush()
             && !self.is_stopping()

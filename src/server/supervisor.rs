@@ -75,9 +75,9 @@ use tickcast_proto::ids::ShardId;
 enum Event {
     /// A signal of this name asks the server to stop.
     StopRequested(&'static str),
-    /// A signal asks for a report.
+    /// A signal requests a report.
     ReportRequested,
-    /// A signal asks to read the configuration again.
+    /// A signal requests a reload of the configuration.
     ReloadRequested,
     /// A request to the shards from the admin listener.
     AdminRequest(Dispatch),
@@ -87,9 +87,9 @@ enum Event {
     Started(ShardId),
     /// A shard has ended.
     ShardEnded(ShardId, Result<(), ShardFailure>),
-    /// A source of this kind has ended, or cannot go on.
+    /// A source of this kind has ended, or cannot continue.
     SourceEnded(&'static str, Result<(), SourceError>),
-    /// The admin, the signals or a verifier's thread has ended unexpectedly: its name and the reason.
+    /// The admin, signal or a verifier thread has ended unexpectedly. Contains its name and the reason.
     ThreadEnded(&'static str, String),
 }
 
@@ -167,7 +167,7 @@ pub fn run(
     };
     let is_local = |(kind, address): &(Kind, Address)| *kind != Kind::Http || address.is_local();
     let mut limits = config.limits.clone();
-    // Of the sockets in use: the service manager may have passed others than the configuration names.
+    // From the sockets in use: the service manager may have passed other ones than the configuration names.
     limits.http_access.is_local = addresses.iter().all(is_local);
     let reloader = Reloader::new(reload, limits, authority.clone(), config.log.clone())
         .with_tls(certificates, admin_tls)
@@ -182,7 +182,7 @@ pub fn run(
         addresses.iter().filter(|(kind, _)| *kind != Kind::Admin).cloned().collect();
     let on_ready = || systemd::ready(&listening::words(&client_addresses, config.shards));
     let on_drain = move || {
-        // While the sockets still listen: from here on another server may take their paths.
+        // While the sockets still listen: after that, another server may take their paths.
         drop(files);
         set_stage(Stage::Draining);
         systemd::stopping(config.drain_deadline_ns);
@@ -355,7 +355,7 @@ impl Server {
         self.stop.request(clock::monotonic_ns(), drain_ns);
         let (last, stopped) = self.wait_for_shards();
         for (shard, has_ended) in self.shards.drain(..).zip(&self.shards_ended) {
-            // Its panics were caught and reported. A shard that is stuck ends with the process.
+            // Its panics were caught and reported. A stuck shard ends with the process.
             if *has_ended {
                 let _ = shard.join();
             }
@@ -552,7 +552,7 @@ impl Server {
 
 /// CLOCK_MONOTONIC nanoseconds, and seconds since 1970.
 fn times() -> (u64, u64) {
-    (clock::monotonic_ns(), clock::realtime_ns() / 1_000_000_000)
+    (clock::monotonic_ns(), clock::realtime_s())
 }
 
 /// A doorbell that writes to a shard's eventfd.

@@ -1,4 +1,4 @@
-//! Reads the certificates of the listeners, and says when they end.
+//! Reads the listeners' certificates, and reports when they expire.
 
 use std::{
     collections::BTreeMap,
@@ -10,11 +10,12 @@ use std::{
 
 use rustls::ServerConfig;
 use tickcast_tls::{
-    certificates::{self, ClientCertificates, Identity, ServerSettings},
+    certificates::{self, ALPN_HTTP, ALPN_NATIVE, ClientCertificates, Identity, ServerSettings},
     tickets::{TICKET_KEY_BYTES, TICKET_KEYS_MAX, TICKET_LIFETIME_S, TicketKey, TicketKeys},
 };
 
 use crate::{
+    clock,
     config::listener::{ClientCert, Kind, Listener, MinVersion, TlsTable},
     limits::{CERTIFICATE_WARNING_DAYS, TLS_FILE_BYTES_MAX},
 };
@@ -22,10 +23,10 @@ use crate::{
 const DAY_S: u64 = 86_400;
 /// Interval at which random ticket keys change.
 pub const TICKET_ROTATION_NS: u64 = TICKET_LIFETIME_S as u64 * 1_000_000_000;
-/// Interval at which certificates that end soon are logged again.
+/// Interval at which the server warns again about certificates that expire soon.
 pub const WARNING_INTERVAL_NS: u64 = DAY_S * 1_000_000_000;
 
-/// When a listener's certificate ends.
+/// When a listener's certificate expires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateStatus {
     /// The listener: its kind and place in the configuration, such as `http 1`.
@@ -41,7 +42,7 @@ pub struct CertificateStatus {
 pub struct CertificateStatuses(Arc<Mutex<Vec<CertificateStatus>>>);
 
 impl CertificateStatuses {
-    /// A copy of the current ones.
+    /// A copy of the current values.
     pub fn get(&self) -> Vec<CertificateStatus> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -51,7 +52,7 @@ impl CertificateStatuses {
     }
 }
 
-/// How the connections of each listener begin, by its place in the configuration; `None`: in the clear.
+/// The TLS configuration of each listener, by its place in the configuration; `None`: no TLS.
 pub type TlsConfigs = Vec<Option<Arc<ServerConfig>>>;
 
 /// The certificates of the listeners, read again on SIGHUP.
@@ -70,9 +71,10 @@ impl Certificates {
     /// # Errors
     /// What is wrong with each file that cannot be used.
     pub fn load(listeners: &[Listener], now: (u64, u64)) -> Result<(Certificates, TlsConfigs), Vec<String>> {
-        let shared = TicketKeys::random().map_err(|_| vec!["the system has no random numbers".to_owned()])?;
+        let shared = TicketKeys::random(clock::realtime_s)
+            .map_err(|_| vec!["the system has no random numbers".to_owned()])?;
         let tickets = listeners.iter().map(|listener| match &listener.tls {
-            Some(TlsTable { ticket_keys: Some(_), .. }) => TicketKeys::new(&[]),
+            Some(TlsTable { ticket_keys: Some(_), .. }) => TicketKeys::new(&[], clock::realtime_s),
             _ => shared.clone(),
         });
         let (monotonic_ns, now_s) = now;
@@ -84,16 +86,16 @@ impl Certificates {
             warned_ns: monotonic_ns,
         };
         let configs = certificates.read()?;
-        certificates.warn(now_s);
+        log_all(certificates.expiring(now_s));
         Ok((certificates, configs))
     }
 
-    /// When the certificates in use end.
+    /// When the certificates in use expire.
     pub fn statuses(&self) -> CertificateStatuses {
         self.statuses.clone()
     }
 
-    /// Splits what is listed by listener into that of the admin listener and those of the listeners for clients.
+    /// Splits a list by listener into the admin listener's part and those of the clients' listeners.
     pub fn by_use(&self, configs: TlsConfigs) -> (Option<Arc<ServerConfig>>, TlsConfigs) {
         let (mut admin, mut clients) = (None, Vec::new());
         for (listener, config) in self.listeners.iter().zip(configs) {
@@ -116,14 +118,20 @@ impl Certificates {
     /// As [`Certificates::load`].
     pub fn reload(&mut self, now_s: u64) -> Result<TlsConfigs, Vec<String>> {
         let configs = self.read()?;
-        self.warn(now_s);
+        log_all(self.expiring(now_s));
         Ok(configs)
     }
 
     /// Rotates ticket keys and repeats warnings when it is time. Call it from time to time.
-    pub fn turn(&mut self, (monotonic_ns, now_s): (u64, u64)) {
+    pub fn turn(&mut self, now: (u64, u64)) {
+        log_all(self.advance(now));
+    }
+
+    /// [`Certificates::turn`]; returns the warnings.
+    fn advance(&mut self, (monotonic_ns, now_s): (u64, u64)) -> Vec<String> {
+        let mut warnings = Vec::new();
         if self.is_empty() {
-            return;
+            return warnings;
         }
         if monotonic_ns.saturating_sub(self.rotated_ns) >= TICKET_ROTATION_NS {
             self.rotated_ns = monotonic_ns;
@@ -135,13 +143,14 @@ impl Certificates {
             if let Some((_, keys)) = random
                 && keys.rotate().is_err()
             {
-                ::log::warn!("TLS: the ticket keys stay: the system has no random numbers");
+                warnings.push("the ticket keys stay: the system has no random numbers".to_owned());
             }
         }
         if monotonic_ns.saturating_sub(self.warned_ns) >= WARNING_INTERVAL_NS {
             self.warned_ns = monotonic_ns;
-            self.warn(now_s);
+            warnings.extend(self.expiring(now_s));
         }
+        warnings
     }
 
     fn read(&mut self) -> Result<TlsConfigs, Vec<String>> {
@@ -174,35 +183,48 @@ impl Certificates {
         Ok(configs)
     }
 
-    fn warn(&self, now_s: u64) {
-        for CertificateStatus { listener, name, ends_s } in self.statuses.get() {
-            match ends_s.checked_sub(now_s) {
-                None => {
-                    ::log::warn!("TLS: the certificate {name} of {listener} has expired: clients refuse it")
-                }
-                Some(left_s) if left_s < CERTIFICATE_WARNING_DAYS * DAY_S => ::log::warn!(
-                    "TLS: the certificate {name} of {listener} expires in {} days; replace its files, then reload (SIGHUP)",
-                    left_s / DAY_S
-                ),
-                Some(_) => {}
-            }
-        }
+    /// A warning for each certificate that has expired or soon will.
+    fn expiring(&self, now_s: u64) -> Vec<String> {
+        let warning = |CertificateStatus { listener, name, ends_s }| match ends_s.checked_sub(now_s) {
+            None => Some(format!("the certificate {name} of {listener} has expired: clients refuse it")),
+            Some(left_s) if left_s < CERTIFICATE_WARNING_DAYS * DAY_S => Some(format!(
+                "the certificate {name} of {listener} expires in {} days; replace its files, then reload (SIGHUP)",
+                left_s / DAY_S
+            )),
+            Some(_) => None,
+        };
+        self.statuses.get().into_iter().filter_map(warning).collect()
     }
 }
 
-/// The configuration of a listener, when its certificates end by name, and its ticket keys if a file has them.
+fn log_all(warnings: Vec<String>) {
+    for warning in warnings {
+        ::log::warn!("TLS: {warning}");
+    }
+}
+
+/// A listener's TLS configuration, the expiry of its certificates by name, and its ticket keys if a file has them.
 type ListenerTls = (Arc<ServerConfig>, BTreeMap<String, u64>, Option<Vec<TicketKey>>);
 
-fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> Result<ListenerTls, String> {
+/// Reads the certificates of a listener with their keys. Returns when they end too, by name: seconds since 1970.
+///
+/// # Errors
+/// Which file cannot be used, and why.
+pub fn identities(tls: &TlsTable) -> Result<(Vec<Identity>, BTreeMap<String, u64>), String> {
     let (mut identities, mut ends) = (Vec::new(), BTreeMap::new());
     for (cert, key) in tls.cert.files().iter().zip(tls.key.files()) {
-        let identity = Identity::from_pem(&read(cert)?, &read_secret(key)?)
+        let identity = Identity::from_pem(&read(cert)?, &read(key)?)
             .map_err(|error| format!("{} with {}: {error}", cert.display(), key.display()))?;
         let name = identity.names().first().cloned().unwrap_or_else(|| cert.display().to_string());
         let earliest = ends.entry(name).or_insert(identity.valid_s.1);
         *earliest = identity.valid_s.1.min(*earliest);
         identities.push(identity);
     }
+    Ok((identities, ends))
+}
+
+fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> Result<ListenerTls, String> {
+    let (identities, ends) = identities(tls)?;
     let authorities = tls.client_ca.as_deref().map(|file| read(file).map(|pem| (file, pem))).transpose()?;
     let wanted = match tls.client_cert {
         Some(ClientCert::Optional) => ClientCertificates::Optional,
@@ -210,10 +232,10 @@ fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> R
     };
     let keys = tls.ticket_keys.as_deref().map(read_ticket_keys).transpose()?;
     let protocols: &[&[u8]] = match listener.kind {
-        Kind::Native => &[b"tickcast"],
-        Kind::Http | Kind::Admin => &[b"http/1.1"],
+        Kind::Native => &[ALPN_NATIVE],
+        Kind::Http | Kind::Admin => &[ALPN_HTTP],
     };
-    // Who may resume a session must be who may begin one.
+    // Only clients that may begin a session may resume one.
     let context = [
         listener.kind.name().as_bytes(),
         &[u8::from(wanted == ClientCertificates::Required)],
@@ -236,7 +258,7 @@ fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> R
 }
 
 fn read_ticket_keys(path: &Path) -> Result<Vec<TicketKey>, String> {
-    let bytes = read_secret(path)?;
+    let bytes = read(path)?;
     TicketKeys::read(&bytes).ok_or_else(|| {
         format!(
             "{}: {} bytes; a file of ticket keys has 1 to {TICKET_KEYS_MAX} keys of {TICKET_KEY_BYTES} bytes: \
@@ -245,16 +267,6 @@ fn read_ticket_keys(path: &Path) -> Result<Vec<TicketKey>, String> {
             bytes.len()
         )
     })
-}
-
-/// Reads a file that only the server should be able to read.
-fn read_secret(path: &Path) -> Result<Vec<u8>, String> {
-    use std::os::unix::fs::MetadataExt;
-    let bytes = read(path)?;
-    if std::fs::metadata(path).is_ok_and(|file| file.mode() & 0o007 != 0) {
-        ::log::warn!("TLS: {} is open to every user of this machine: chmod o= {0}", path.display());
-    }
-    Ok(bytes)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
@@ -266,3 +278,6 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         false => Ok(bytes),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-//! Everything that knows glommio, io_uring and sockets. The rest of the server is plain state machines and threads.
+//! The only module that uses glommio, io_uring and sockets. The rest of the server is plain state machines and threads.
 
 pub mod admission;
 pub mod control_queue;

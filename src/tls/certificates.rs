@@ -17,6 +17,10 @@ use crate::{
     tickets::Tickets,
 };
 
+/// The application protocol (ALPN) of native connections.
+pub const ALPN_NATIVE: &[u8] = b"tickcast";
+/// The application protocol of HTTP and WebSocket connections.
+pub const ALPN_HTTP: &[u8] = b"http/1.1";
 /// Certificates of one chain, and authorities of one file.
 pub const CERTIFICATES_MAX: usize = 1_024;
 

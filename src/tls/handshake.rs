@@ -1,13 +1,12 @@
-//! Handshakes by rustls over buffers of ours, until a [`RecordLayer`] can take over.
-//!
-//! rustls opens in place whatever it is shown, also what follows Finished. Shown everything, it would keep half a record's
-//! state behind. So it is shown one more record at a time, and what follows Finished is still sealed when the record layer takes
-//! over.
+//! Handshakes by rustls over tickcast's own buffers, until a [`RecordLayer`] can take over.
+//! rustls opens all records that it is given in place, even those after Finished, and would keep state of a partial record. So
+//! it gets one record at a time, and the records after Finished are still sealed when the record layer takes over.
 
 use std::{fmt, sync::Arc};
 
 use rustls::{
-    ClientConfig, ConnectionTrafficSecrets, HandshakeKind, ProtocolVersion, ServerConfig,
+    ClientConfig, CommonState, ConnectionTrafficSecrets, ExtractedSecrets, HandshakeKind, ProtocolVersion,
+    ServerConfig,
     client::{ClientConnectionData, UnbufferedClientConnection},
     pki_types::{CertificateDer, ServerName},
     server::{ServerConnectionData, UnbufferedServerConnection},
@@ -63,9 +62,7 @@ pub struct Established {
     pub records: RecordLayer,
     /// What the peer has sent behind its Finished, still sealed.
     pub unopened: Vec<u8>,
-    /// The protocol that ALPN chose.
-    pub alpn: Option<Box<[u8]>>,
-    /// The server name that the client asked for (SNI).
+    /// A server's: the name that the client asked for (SNI).
     pub server_name: Option<Box<str>>,
     /// The name in the peer's verified certificate: its first DNS name, else its first URI. `None`: it has shown no certificate,
     /// or one without either.
@@ -211,27 +208,12 @@ impl ServerHandshake {
     }
 
     fn finish(&mut self, connection: UnbufferedServerConnection) -> Result<Established, HandshakeError> {
-        // What follows takes the connection apart.
-        let version = version_of(connection.protocol_version());
-        let alpn = connection.alpn_protocol().map(Into::into);
-        let is_resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
-        let peer = connection.peer_certificates().and_then(|chain| chain.first());
-        let peer_name = peer.and_then(name_in);
+        let agreed = Agreed::in_connection(&connection);
         let (extracted, _) =
             connection.dangerous_into_kernel_connection().map_err(HandshakeError::Refused)?;
-        let revealed = std::mem::take(&mut self.revealed);
-        let secrets = revealed.secrets.unwrap_or_default();
-        let TrafficSecrets { client, server } = &*secrets;
-        let (cipher, tx) = keys(extracted.tx, server)?;
-        let (_, rx) = keys(extracted.rx, client)?;
-        Ok(Established {
-            records: RecordLayer::new(Role::Server, version, cipher, tx, rx),
-            unopened: std::mem::take(&mut self.input.bytes),
-            alpn,
-            server_name: revealed.server_name,
-            peer_name,
-            is_resumed,
-        })
+        let (revealed, unopened) =
+            (std::mem::take(&mut self.revealed), std::mem::take(&mut self.input.bytes));
+        agreed.establish(Role::Server, extracted, revealed, unopened)
     }
 }
 
@@ -291,25 +273,51 @@ impl ClientHandshake {
     }
 
     fn finish(&mut self, connection: UnbufferedClientConnection) -> Result<Established, HandshakeError> {
-        let version = version_of(connection.protocol_version());
-        let alpn = connection.alpn_protocol().map(Into::into);
-        let is_resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
-        let peer_name = connection.peer_certificates().and_then(|chain| chain.first()).and_then(name_in);
+        let agreed = Agreed::in_connection(&connection);
         let (extracted, _) =
             connection.dangerous_into_kernel_connection().map_err(HandshakeError::Refused)?;
-        let revealed = std::mem::take(&mut self.revealed);
+        let (revealed, unopened) =
+            (std::mem::take(&mut self.revealed), std::mem::take(&mut self.input.bytes));
+        agreed.establish(Role::Client, extracted, revealed, unopened)
+    }
+}
+
+/// What a connection of rustls tells before it is taken apart.
+struct Agreed {
+    version: Version,
+    peer_name: Option<Box<str>>,
+    is_resumed: bool,
+}
+
+impl Agreed {
+    fn in_connection(connection: &CommonState) -> Agreed {
+        let version = match connection.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => Version::Tls13,
+            _ => Version::Tls12,
+        };
+        let peer = connection.peer_certificates().and_then(|chain| chain.first());
+        let is_resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
+        Agreed { version, peer_name: peer.and_then(name_in), is_resumed }
+    }
+
+    fn establish(
+        self,
+        role: Role,
+        extracted: ExtractedSecrets,
+        revealed: Revealed,
+        unopened: Vec<u8>,
+    ) -> Result<Established, HandshakeError> {
+        let Agreed { version, peer_name, is_resumed } = self;
         let secrets = revealed.secrets.unwrap_or_default();
         let TrafficSecrets { client, server } = &*secrets;
-        let (cipher, tx) = keys(extracted.tx, client)?;
-        let (_, rx) = keys(extracted.rx, server)?;
-        Ok(Established {
-            records: RecordLayer::new(Role::Client, version, cipher, tx, rx),
-            unopened: std::mem::take(&mut self.input.bytes),
-            alpn,
-            server_name: None,
-            peer_name,
-            is_resumed,
-        })
+        let (own, other) = match role {
+            Role::Client => (client, server),
+            Role::Server => (server, client),
+        };
+        let (cipher, tx) = keys(extracted.tx, own)?;
+        let (_, rx) = keys(extracted.rx, other)?;
+        let records = RecordLayer::new(role, version, cipher, tx, rx);
+        Ok(Established { records, unopened, server_name: revealed.server_name, peer_name, is_resumed })
     }
 }
 
@@ -398,13 +406,6 @@ fn encode(encode: &mut dyn FnMut(&mut [u8]) -> Result<usize, EncodeError>, out: 
         let encoded = encode(&mut out[start..]);
         debug_assert!(encoded.is_ok(), "it has the room that it asked for");
         out.truncate(start + encoded.unwrap_or(0));
-    }
-}
-
-fn version_of(version: Option<ProtocolVersion>) -> Version {
-    match version {
-        Some(ProtocolVersion::TLSv1_3) => Version::Tls13,
-        _ => Version::Tls12,
     }
 }
 

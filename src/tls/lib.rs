@@ -12,8 +12,11 @@
 
 pub mod certificates;
 pub mod handshake;
+pub mod opener;
 pub mod record;
 mod secrets;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 pub mod tickets;

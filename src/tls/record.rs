@@ -1,8 +1,7 @@
 //! The record layer after the handshake: [`RecordLayer::seal`] makes records of plaintext, [`RecordLayer::open`] opens
 //! received ones in place. TLS 1.3 (RFC 8446), and the AEAD suites of TLS 1.2 (RFC 5246, 5288, 7905).
-//!
-//! A sealed record has spent its sequence number: it must leave whole and in order. What a full socket did not take has to be
-//! kept as ciphertext, and nothing may be taken out of it.
+//! A sealed record has used its sequence number, so it must be sent whole and in order. The bytes that a full socket did not
+//! accept must be kept as ciphertext, and nothing can be removed from them.
 
 use ring::{
     aead::{self, Aad, LessSafeKey, Nonce, UnboundKey},

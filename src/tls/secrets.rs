@@ -1,8 +1,7 @@
-//! What rustls tells only in passing: the TLS 1.3 traffic secrets, and the server name that a client asked for.
-//!
-//! rustls hands over keys and IVs, but not the secrets that the next KeyUpdate derives its keys from. A key log receives them.
-//! It is called when the server's flight is made, on the thread of that call, and other handshakes come in between. So they go
-//! through a thread-local slot, which each step of a handshake empties at once.
+//! Captures values that rustls reveals only during the handshake: the TLS 1.3 traffic secrets, and the requested server name.
+//! rustls hands over keys and IVs, but not the secrets from which the next KeyUpdate derives its keys. Only a key log receives
+//! them. rustls calls it when it creates the server's flight, on the same thread, and other handshakes run in between. So the
+//! secrets go through a thread-local slot, which each step of a handshake empties at once.
 
 use std::cell::RefCell;
 

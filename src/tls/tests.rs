@@ -1,19 +1,20 @@
 //! What the tests share: certificates, and a client of rustls against a handshake of ours.
 
 use std::{
+    cell::Cell,
     io::{Read, Write},
     sync::Arc,
 };
 
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use rustls::{
     ClientConfig, ClientConnection, ServerConfig, SupportedCipherSuite, client::Resumption,
     crypto::ring::cipher_suite, pki_types::ServerName, sign::SingleCertAndKey,
 };
 
 use crate::{
-    certificates::{self, ClientCertificates, Identity, ServerSettings, provider, root_store},
+    certificates::{self, ALPN_NATIVE, ClientCertificates, Identity, ServerSettings, provider, root_store},
     handshake::{Established, HandshakeError, Progress, ServerHandshake},
+    testing::Authority,
     tickets::{TICKET_KEY_BYTES, TicketKeys},
 };
 
@@ -27,38 +28,13 @@ pub const SUITES: [SupportedCipherSuite; 6] = [
     cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
 ];
 
-/// An authority that signs certificates.
-pub struct Authority {
-    pub pem: String,
-    issuer: Issuer<'static, KeyPair>,
+thread_local! {
+    /// The time of the servers on this thread, seconds since 1970.
+    pub static NOW_S: Cell<u64> = const { Cell::new(1_900_000_000) };
 }
 
-impl Authority {
-    pub fn new(name: &str) -> Authority {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key).unwrap().pem();
-        Authority { pem, issuer: Issuer::new(params, key) }
-    }
-
-    /// The PEM of a certificate for these names, those with `:` being URIs, and of its key.
-    pub fn sign(&self, names: &[&str]) -> (String, String) {
-        let (uris, hosts): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.contains(':'));
-        let mut params =
-            CertificateParams::new(hosts.iter().map(|name| (*name).into()).collect::<Vec<_>>()).unwrap();
-        params.subject_alt_names.extend(uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())));
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().unwrap();
-        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
-    }
-
-    pub fn identity(&self, names: &[&str]) -> Identity {
-        let (cert, key) = self.sign(names);
-        Identity::from_pem(cert.as_bytes(), key.as_bytes()).unwrap()
-    }
+fn now_s() -> u64 {
+    NOW_S.get()
 }
 
 /// A server's configuration with ticket keys of `seed`.
@@ -73,8 +49,8 @@ pub fn server_config(
         identities,
         client_authorities,
         only_tls13: false,
-        protocols: &[b"tickcast"],
-        tickets: TicketKeys::new(&keys).for_context(context),
+        protocols: &[ALPN_NATIVE],
+        tickets: TicketKeys::new(&keys, now_s).for_context(context),
         hands_over: true,
     })
     .unwrap()
@@ -91,14 +67,14 @@ pub fn client_config(
     let builder = ClientConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(&[suite.version()])
         .unwrap()
-        .with_root_certificates(root_store(authority.pem.as_bytes()).unwrap());
+        .with_root_certificates(root_store(authority.own.cert.as_bytes()).unwrap());
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some(identity) => {
             builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified().clone())))
         }
     };
-    config.alpn_protocols = vec![b"tickcast".to_vec()];
+    config.alpn_protocols = vec![ALPN_NATIVE.to_vec()];
     config.resumption = Resumption::in_memory_sessions(8);
     config
 }

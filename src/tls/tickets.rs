@@ -1,8 +1,12 @@
 //! Session tickets under keys that are plain data, so that all shards, and a restarted server, accept each other's.
 //!
-//! A ticket is the name of its key, a nonce, and the sealed state of the session. A resumed session does not show its client
-//! certificate again, nor are the authorities asked. So each context, such as a listener with its authorities, has keys of its
-//! own, derived from those of the server: a ticket of one is worth nothing in another.
+//! ```text
+//! ticket:  | name of its key, 16 | nonce, 12 | sealed: | seconds since 1970, 8 | state of the session | | tag, 16 |
+//! ```
+//!
+//! A resumed session does not show its client certificate again, nor are the authorities asked. So each context, such as a listener
+//! with its authorities, has keys of its own, derived from those of the server: a ticket of one is worth nothing in another. And a
+//! ticket is worth nothing after [`TICKET_LIFETIME_S`], however long its key lives: rustls does not look at the age.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -18,10 +22,17 @@ use zeroize::Zeroizing;
 pub const TICKET_KEY_BYTES: usize = NAME_BYTES + 32;
 /// Keys in use: the first seals new tickets, all of them open old ones.
 pub const TICKET_KEYS_MAX: usize = 4;
-/// How long clients may use a ticket. The keys should be rotated as often.
+/// How long a ticket is accepted. The keys should be rotated as often.
 pub const TICKET_LIFETIME_S: u32 = 12 * 3_600;
+/// How far the clock of another server with the same keys may be ahead.
+const CLOCK_SKEW_S: u64 = 60;
 const NAME_BYTES: usize = 16;
 const NONCE_BYTES: usize = 12;
+/// Bytes of the time of issue.
+const TIME_BYTES: usize = 8;
+
+/// Tells the time in seconds since 1970: a clock of the caller.
+pub type ClockS = fn() -> u64;
 
 /// A ticket key, cleared when dropped.
 pub type TicketKey = Zeroizing<[u8; TICKET_KEY_BYTES]>;
@@ -55,6 +66,7 @@ impl Key {
 #[derive(Clone)]
 pub struct TicketKeys {
     keys: Arc<RwLock<Vec<TicketKey>>>,
+    now_s: ClockS,
 }
 
 impl std::fmt::Debug for TicketKeys {
@@ -65,8 +77,8 @@ impl std::fmt::Debug for TicketKeys {
 
 impl TicketKeys {
     /// Keys that someone else keeps, newest first: at most [`TICKET_KEYS_MAX`]; later ones are ignored.
-    pub fn new(keys: &[TicketKey]) -> TicketKeys {
-        let tickets = TicketKeys { keys: Arc::default() };
+    pub fn new(keys: &[TicketKey], now_s: ClockS) -> TicketKeys {
+        let tickets = TicketKeys { keys: Arc::default(), now_s };
         tickets.replace(keys);
         tickets
     }
@@ -75,8 +87,8 @@ impl TicketKeys {
     ///
     /// # Errors
     /// The system has no random numbers.
-    pub fn random() -> Result<TicketKeys, ring::error::Unspecified> {
-        Ok(TicketKeys::new(&[random_key()?]))
+    pub fn random(now_s: ClockS) -> Result<TicketKeys, ring::error::Unspecified> {
+        Ok(TicketKeys::new(&[random_key()?], now_s))
     }
 
     /// Reads the keys of a file: [`TICKET_KEY_BYTES`] each, newest first. `None` if it is empty, or has a part of a key or too many.
@@ -127,7 +139,8 @@ impl Tickets {
         let key = self.derived(|_| true)?;
         let mut nonce = [0; NONCE_BYTES];
         SystemRandom::new().fill(&mut nonce).ok()?;
-        let mut ticket = [&key.name[..], &nonce, state].concat();
+        let issued_s = (self.keys.now_s)().to_be_bytes();
+        let mut ticket = [&key.name[..], &nonce, &issued_s, state].concat();
         let (aad, nonce) = (Aad::from(key.name), Nonce::assume_unique_for_key(nonce));
         let sealed = &mut ticket[NAME_BYTES + NONCE_BYTES..];
         let tag = key.sealing.seal_in_place_separate_tag(nonce, aad, sealed).ok()?;
@@ -140,10 +153,13 @@ impl Tickets {
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_BYTES>()?;
         let key = self.derived(|key| key.name == *name)?;
         let (aad, nonce) = (Aad::from(key.name), Nonce::assume_unique_for_key(*nonce));
-        let mut state = sealed.to_vec();
-        let len = key.sealing.open_in_place(nonce, aad, &mut state).ok()?.len();
-        state.truncate(len);
-        Some(state)
+        let mut sealed = sealed.to_vec();
+        let opened = key.sealing.open_in_place(nonce, aad, &mut sealed).ok()?;
+        let (issued_s, state) = opened.split_first_chunk::<TIME_BYTES>()?;
+        let (issued_s, now_s) = (u64::from_be_bytes(*issued_s), (self.keys.now_s)());
+        let is_current = issued_s <= now_s.saturating_add(CLOCK_SKEW_S)
+            && now_s.saturating_sub(issued_s) <= u64::from(TICKET_LIFETIME_S);
+        is_current.then(|| state.to_vec())
     }
 }
 
@@ -173,6 +189,8 @@ fn random_key() -> Result<TicketKey, ring::error::Unspecified> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     fn key(byte: u8) -> TicketKey {
@@ -180,7 +198,15 @@ mod tests {
     }
 
     fn tickets(keys: &[TicketKey]) -> Tickets {
-        TicketKeys::new(keys).for_context(b"listener")
+        TicketKeys::new(keys, now_s).for_context(b"listener")
+    }
+
+    thread_local! {
+        static NOW_S: Cell<u64> = const { Cell::new(1_900_000_000) };
+    }
+
+    fn now_s() -> u64 {
+        NOW_S.get()
     }
 
     #[test]
@@ -200,8 +226,25 @@ mod tests {
     }
 
     #[test]
+    fn a_ticket_is_accepted_for_its_lifetime_and_not_from_the_future() {
+        let tickets = tickets(&[key(1)]);
+        let ticket = tickets.seal(b"state").unwrap();
+        let issued_s = now_s();
+        let is_accepted_at = |at_s| {
+            NOW_S.set(at_s);
+            tickets.open(&ticket).is_some()
+        };
+        let lifetime_s = u64::from(TICKET_LIFETIME_S);
+        assert!(is_accepted_at(issued_s) && is_accepted_at(issued_s + lifetime_s));
+        assert!(!is_accepted_at(issued_s + lifetime_s + 1) && !is_accepted_at(u64::MAX));
+        // The clock of the server that has issued it may be somewhat ahead.
+        assert!(is_accepted_at(issued_s - CLOCK_SKEW_S));
+        assert!(!is_accepted_at(issued_s - CLOCK_SKEW_S - 1) && !is_accepted_at(0));
+    }
+
+    #[test]
     fn a_ticket_outlives_one_rotation_and_not_two() {
-        let keys = TicketKeys::random().unwrap();
+        let keys = TicketKeys::random(now_s).unwrap();
         let tickets = keys.for_context(b"");
         let ticket = tickets.seal(b"state").unwrap();
         keys.rotate().unwrap();

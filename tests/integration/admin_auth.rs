@@ -261,9 +261,7 @@ fn a_reload_replaces_operators_and_never_opens_the_listener() {
     assert_eq!(ask(admin, "DELETE /v1/sessions/9-1", &bearer(READER)).0, 404, "its role is another");
     file.write("");
     hang_up(&server);
-    server
-        .log
-        .wait_for("SIGHUP: [[auth.operator]] stays as it was: without it takes effect at the next start");
+    server.log.wait_for("SIGHUP: [[auth.operator]] is kept: removing it takes effect at the next start");
     assert_eq!((status(""), status(&bearer(READER))), (401, 200));
     file.write("[[auth.operator]]\nname = \"x\"\n");
     hang_up(&server);

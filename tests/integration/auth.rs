@@ -407,3 +407,96 @@ fn errors_in_the_file_are_reported_at_once_with_their_lines_and_no_secret_is_pri
     assert!(printed.contains("\n# sha256 = # hidden\n"), "{printed}");
     assert!(!printed.contains(&machine_hash()[10..74]));
 }
+
+#[test]
+fn the_commands_send_the_token_of_a_file_or_of_the_environment() {
+    let _machine = beside_others();
+    let server = server("commands", &config(""));
+    let path = file("commands.token");
+    fs::write(&path, format!("{}\n", alice(&[]))).unwrap();
+    let path = path.to_str().unwrap();
+    let (tcp, http) = (server.tcp.to_string(), format!("ws://{}/ws", server.http));
+    let publish =
+        |more: &[&str]| ran(tickcast().args(["pub", "user.alice.out", "7", "--server", &tcp]).args(more));
+    let refused = publish(&[]);
+    let text = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(1) && text.contains("a token is required"), "{text}");
+    let output = publish(&["--token-file", path]);
+    assert!(output.status.success(), "{output:?}");
+    for address in [&tcp, &http] {
+        let subscribe = ["sub", "user.alice.out", "--from", "latest", "--count", "1", "--server", address];
+        let output = ran(tickcast().args(subscribe).env("TICKCAST_TOKEN", alice(&[])));
+        assert!(output.status.success(), "{output:?}");
+        assert!(String::from_utf8(output.stdout).unwrap().starts_with("user.alice.out "), "{address}");
+        // The file goes before the environment.
+        let output =
+            ran(tickcast().args(subscribe).args(["--token-file", path]).env("TICKCAST_TOKEN", "wrong"));
+        assert!(output.status.success(), "{output:?}");
+        let output = ran(tickcast().args(subscribe).arg("--no-reconnect").env("TICKCAST_TOKEN", "wrong"));
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(1) && text.contains("(code 3500)"), "{text}");
+    }
+    for (arguments, variable, part) in [
+        (&["--token-file", "/nowhere/token"][..], "", "/nowhere/token: No such file"),
+        (&["--token-file", "/dev/null"], "", "/dev/null: not a token"),
+        (&[], "two words", "TICKCAST_TOKEN: not a token"),
+    ] {
+        let mut command = tickcast();
+        command.args(["process", "ecg", "--server", &tcp]).args(arguments).env("TICKCAST_TOKEN", variable);
+        let output = ran(&mut command);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && text.contains(part), "{text}");
+    }
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_pattern_that_is_partly_allowed_is_delivered_in_part_if_the_file_says_so() {
+    let _machine = beside_others();
+    let server = server("partly", &config("partial_patterns = \"filter\"\n"));
+    let (mut machine, _) = native(&server, MACHINE_TOKEN);
+    let (mut peer, _) = native(&server, &alice(&[]));
+    peer.send(&Raw::request(frames::SUBSCRIBE, 2, b"user.>").bytes());
+    assert_eq!(peer.frame().unwrap().kind, frames::SUBSCRIBED);
+    for topic in [&b"user.bob.x"[..], b"user.alice.x", b"other.x", b"user.bob.x", b"user.alice.y"] {
+        machine.send(&Raw::publish(0, topic, b"1").bytes());
+    }
+    let mut names = Vec::new();
+    let mut ticks = 0;
+    while ticks < 2 {
+        let frame = peer.frame().unwrap();
+        match frame.kind {
+            frames::TICK => ticks += 1,
+            kind => {
+                assert_eq!(kind, frames::SUBSCRIBED, "the announcement of a topic");
+                names.push(String::from_utf8_lossy(&frame.payload).into_owned());
+            }
+        }
+    }
+    assert_eq!(names.len(), 2, "{names:?}");
+    assert!(names.iter().all(|name| name.contains("user.alice.")), "{names:?}");
+    peer.send(&Raw::request(frames::SUBSCRIBE, 3, b"user.bob.>").bytes());
+    let error = peer.frame().unwrap();
+    assert_eq!((error.kind, error.code()), (frames::ERROR, 108));
+    drop((peer, machine));
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_secret_that_others_can_read_is_a_warning_at_the_start() {
+    use std::os::unix::fs::PermissionsExt;
+    let _machine = beside_others();
+    let secret = file("secret.txt");
+    fs::write(&secret, "x".repeat(64)).unwrap();
+    let config = format!("[auth]\n[[auth.key]]\nalgorithm = \"HS256\"\nfile = {secret:?}\n");
+    for (mode, warns) in [(0o644, true), (0o600, false)] {
+        fs::set_permissions(&secret, fs::Permissions::from_mode(mode)).unwrap();
+        let server = server("secret", &config);
+        let said = format!(
+            "{} has the secret of tokens and is open to every user of this machine: chmod o=",
+            secret.display()
+        );
+        assert_eq!(server.log.text().contains(&said), warns, "{mode:o}");
+        server.stop();
+    }
+}

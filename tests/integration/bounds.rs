@@ -15,11 +15,13 @@ use crate::harness::{
 const MIB: u64 = 1 << 20;
 
 /// Two shards, and bounds so low that a few clients can exceed them within a second.
-const OPTIONS: [&str; 20] = [
+const OPTIONS: [&str; 22] = [
     "--shards",
     "2",
     "--patterns-memory",
     "4MiB",
+    "--patterns-per-session-size",
+    "1MiB",
     "--positions-memory",
     "4MiB",
     "--last-values-memory",

@@ -195,6 +195,33 @@ fn a_missing_requirement_is_named_and_sets_the_exit_status() {
 }
 
 #[test]
+fn a_configuration_is_graded_and_one_that_is_not_valid_sets_the_exit_status() {
+    let _machine = beside_others();
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("check-security.toml");
+    let run = |config: &str, more: &[&str]| {
+        fs::write(&file, config).unwrap();
+        let output =
+            check(tickcast().args(["check", "--tune"]).arg(tool()).arg("--config").arg(&file).args(more));
+        (output.status.code(), unwrapped(&said(&output).0))
+    };
+    let open =
+        "[server]\nallow_anonymous = true\n[[listener]]\nkind = \"native\"\naddress = \"0.0.0.0:9400\"\n";
+    let (status, out) = run(open, &[]);
+    assert_eq!(status, Some(0), "{out}");
+    for part in
+        ["native 0.0.0.0:9400 supported open to anyone [auth]", "2 items of ", "configuration enabled valid"]
+    {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let (status, out) = run(&open.replace("true", "false"), &["--json"]);
+    assert_eq!(status, Some(1), "{out}");
+    assert!(
+        out.contains(r#"{"name":"configuration","required":true,"state":"supported","now":"1 error""#),
+        "{out}"
+    );
+}
+
+#[test]
 fn usage_errors_exit_with_2() {
     let _machine = beside_others();
     for (arguments, part) in [

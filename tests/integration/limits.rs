@@ -9,7 +9,7 @@ use std::{
 
 use crate::harness::{
     GUARD, LOOK_AGAIN, Server, beside_others, eventually,
-    frames::{self, Raw},
+    frames::{self, Options, Raw, Received},
     raw::{CLOSE, Peer, upgrade_request},
     tickcast,
 };
@@ -204,6 +204,211 @@ fn a_session_that_publishes_too_fast_gets_109_and_a_raw_one_is_closed() {
     let stopped = server.stop_cleanly();
     assert_eq!(stopped.total("ticks_refused_rate"), errors + 1);
     assert_eq!(stopped.total("closed_bad_request"), 1);
+}
+
+/// Requests that exceed one budget, and how they are refused.
+struct Abuse {
+    requests: Vec<Raw>,
+    code: u16,
+    option: &'static str,
+    counter: &'static str,
+}
+
+/// Sends requests, and returns the answers that are errors.
+fn errors(peer: &mut Peer, requests: &[Raw]) -> Vec<Received> {
+    let mut bytes: Vec<u8> = requests.iter().flat_map(Raw::bytes).collect();
+    bytes.extend(Raw::ping(u64::MAX).bytes());
+    peer.send(&bytes);
+    let mut errors = Vec::new();
+    loop {
+        let frame = peer.frame().unwrap();
+        match frame.kind {
+            frames::PONG if frame.token() == u64::MAX => return errors,
+            frames::ERROR => errors.push(frame),
+            _ => {}
+        }
+    }
+}
+
+impl Abuse {
+    fn publish(payload: &[u8], option: &'static str, counter: &'static str) -> Abuse {
+        let requests = (0..60).map(|n| Raw::publish(n, b"t", payload)).collect();
+        Abuse { requests, code: 109, option, counter }
+    }
+
+    /// Subscribes and unsubscribes again and again.
+    fn churn(from: u8, option: &'static str, counter: &'static str) -> Abuse {
+        let pair = |n| {
+            let options = Options { from, ..Options::default() };
+            let subscribe = Raw::with_options(frames::SUBSCRIBE, n, "t", options);
+            [subscribe, Raw::request(frames::UNSUBSCRIBE, n, b"t")]
+        };
+        Abuse { requests: (0..200).flat_map(pair).collect(), code: 109, option, counter }
+    }
+
+    fn patterns(
+        text: impl Fn(u32) -> String,
+        code: u16,
+        option: &'static str,
+        counter: &'static str,
+    ) -> Abuse {
+        let subscribe = |n| Raw::with_options(frames::SUBSCRIBE, n, &text(n), Options::default());
+        Abuse { requests: (0..20).map(subscribe).collect(), code, option, counter }
+    }
+
+    /// Commits it in a session, and returns how many requests were refused for it.
+    fn commit(&self, peer: &mut Peer) -> u64 {
+        let errors = errors(peer, &self.requests);
+        // What a refused request has not subscribed to cannot be unsubscribed.
+        let (refused, rest): (Vec<_>, Vec<_>) = errors.iter().partition(|error| error.code() == self.code);
+        assert!(rest.iter().all(|error| error.code() == 105), "{}: {rest:?}", self.option);
+        let names = |error: &&Received| error.text().contains(&format!("({}", self.option));
+        assert!(refused.iter().all(names), "{}: {refused:?}", self.option);
+        refused.len() as u64
+    }
+}
+
+#[test]
+fn each_budget_of_a_session_refuses_with_its_code_is_counted_and_spares_others() {
+    let _machine = beside_others();
+    for (options, abuse) in [
+        (&["--publish-rate=5"][..], Abuse::publish(b"1", "--publish-rate", "ticks_refused_rate")),
+        (
+            &["--frame-max=1KiB", "--publish-bandwidth=1KiB"],
+            Abuse::publish(&[b'1'; 500], "--publish-bandwidth", "ticks_refused_bandwidth"),
+        ),
+        (&["--subscribe-rate=1"], Abuse::churn(0, "--subscribe-rate", "subscriptions_refused_rate")),
+        (
+            &["--last-values-rate=1"],
+            Abuse::churn(frames::FROM_LATEST, "--last-values-rate", "last_values_refused_rate"),
+        ),
+        (&["--history-rate=1"], Abuse::churn(frames::FROM_RESUMES, "--history-rate", "history_refused_rate")),
+        (
+            &["--pattern-wildcards-max=1"],
+            Abuse::patterns(
+                |n| format!("{n}.*.*"),
+                102,
+                "--pattern-wildcards-max",
+                "patterns_refused_wildcards",
+            ),
+        ),
+        (
+            &["--patterns-per-session-size=50"],
+            Abuse::patterns(
+                |n| format!("ten.{n:06}"),
+                103,
+                "--patterns-per-session-size",
+                "patterns_refused_session",
+            ),
+        ),
+    ] {
+        let room = if abuse.option == "--patterns-per-session-size" { "20" } else { "2" };
+        let common = ["--shards=2", "--subscriptions-per-session-max", room];
+        let server = Server::start(&[&common[..], options].concat());
+        let (mut abuser, mut other) = (Peer::native(server.tcp), Peer::native(server.tcp));
+        let refused = abuse.commit(&mut abuser);
+        assert!(refused > 0, "{}: nothing is refused", abuse.option);
+        let honest = [
+            Raw::publish(1, b"t", b"1"),
+            Raw::with_options(
+                frames::SUBSCRIBE,
+                2,
+                "t",
+                Options { from: frames::FROM_LATEST, ..Options::default() },
+            ),
+        ];
+        assert_eq!(errors(&mut other, &honest), [], "{}: another session", abuse.option);
+        drop((abuser, other));
+        assert_eq!(server.stop_cleanly().total(abuse.counter), refused, "{}", abuse.counter);
+    }
+}
+
+#[test]
+fn the_sessions_of_one_address_share_its_budgets_unless_it_has_none() {
+    let _machine = beside_others();
+    let budgets = || {
+        [
+            (
+                &["--publish-rate-per-source=5"][..],
+                Abuse::publish(b"1", "--publish-rate-per-source", "ticks_refused_source_rate"),
+            ),
+            (
+                &["--frame-max=1KiB", "--publish-bandwidth-per-source=1KiB"],
+                Abuse::publish(
+                    &[b'1'; 500],
+                    "--publish-bandwidth-per-source",
+                    "ticks_refused_source_bandwidth",
+                ),
+            ),
+            (
+                &["--subscribe-rate-per-source=1"],
+                Abuse::churn(0, "--subscribe-rate-per-source", "subscriptions_refused_source_rate"),
+            ),
+            (
+                &["--last-values-rate-per-source=1"],
+                Abuse::churn(
+                    frames::FROM_LATEST,
+                    "--last-values-rate-per-source",
+                    "last_values_refused_source_rate",
+                ),
+            ),
+            (
+                &["--history-rate-per-source=1"],
+                Abuse::churn(
+                    frames::FROM_RESUMES,
+                    "--history-rate-per-source",
+                    "history_refused_source_rate",
+                ),
+            ),
+            (
+                &["--patterns-per-source-memory=1KiB"],
+                Abuse::patterns(
+                    |n| format!("own.{n}"),
+                    103,
+                    "--patterns-per-source-memory",
+                    "patterns_refused_source",
+                ),
+            ),
+        ]
+    };
+    for (options, abuse) in budgets() {
+        for unlimited in ["none", "127.0.0.0/8"] {
+            let room = if abuse.option == "--patterns-per-source-memory" { "20" } else { "2" };
+            let common =
+                ["--shards=1", "--unlimited-sources", unlimited, "--subscriptions-per-session-max", room];
+            // The rates of a session are not what is met here.
+            let rates = ["--subscribe-rate=0", "--last-values-rate=0", "--history-rate=0"];
+            let server = Server::start(&[&common[..], &rates, options].concat());
+            let mut peers: Vec<Peer> = (0..2).map(|_| Peer::native(server.tcp)).collect();
+            let refused: Vec<u64> = peers.iter_mut().map(|peer| abuse.commit(peer)).collect();
+            let mut elsewhere = knock(&server, "127.0.0.2", true);
+            assert_served(&mut elsewhere, true);
+            let honest = [
+                Raw::publish(1, b"t", b"1"),
+                Raw::with_options(frames::SUBSCRIBE, 2, "other", Options::default()),
+            ];
+            assert_eq!(errors(&mut elsewhere, &honest), [], "{}: another address", abuse.option);
+            drop((peers, elsewhere));
+            assert_eq!(refused.iter().all(|refused| *refused > 0), unlimited == "none", "{}", abuse.option);
+            let total = server.stop_cleanly().total(abuse.counter);
+            assert_eq!(total, refused.iter().sum::<u64>(), "{}", abuse.counter);
+        }
+    }
+}
+
+#[test]
+fn a_session_that_floods_beyond_its_budget_is_read_more_slowly_and_each_tick_is_answered_or_accepted() {
+    let _machine = beside_others();
+    let server = Server::start(&["--publish-rate=10", "--shards=2"]);
+    let mut flooder = Peer::native(server.tcp);
+    let flood: Vec<Raw> = (0..1_500).map(|n| Raw::publish(n, b"t", b"1")).collect();
+    let refused = errors(&mut flooder, &flood);
+    assert!(refused.iter().all(|error| error.code() == 109));
+    drop(flooder);
+    let stopped = server.stop_cleanly();
+    assert!(stopped.total("input_throttled") > 0, "{}", stopped.log);
+    assert_eq!(stopped.total("ticks_refused_rate"), refused.len() as u64);
+    assert_eq!(stopped.total("ticks_sequenced") + refused.len() as u64, 1_500);
 }
 
 /// Descriptors already open when the server starts, and its limit: enough for its reserve and 128 clients, but not for both.

@@ -51,7 +51,7 @@ fn a_cpu_quota_of_the_group_or_of_one_above_limits_the_shards() {
     outer.limit();
     for options in [&[][..], &["--cores", "auto"]] {
         let log = started(options);
-        assert!(log.contains("the CPU quota is worth 1 of "), "{log}");
+        assert!(log.contains("the CPU quota covers 1 of "), "{log}");
         assert!(log.contains(" cores; shards: 1"), "{log}");
     }
     let log = started(&["--shards", "2"]);

@@ -193,6 +193,9 @@ fn more_positions_than_a_session_may_name_are_refused_and_it_stays_open() {
     server.stop_cleanly();
 }
 
+/// No budget for subscriptions: what protects others here is the turns.
+const UNLIMITED: [&str; 3] = ["--subscribe-rate=0", "--history-rate=0", "--last-values-rate=0"];
+
 /// A session that must get every tick in order while others misbehave.
 struct Bystander {
     stop: Arc<AtomicBool>,
@@ -232,7 +235,7 @@ fn a_hundred_thousand_subscriptions_are_answered_and_a_bystander_gets_every_tick
     const REQUESTS: u32 = 100_000;
     const HELD_MAX: usize = 1_024;
     let _machine = beside_others();
-    let server = Server::start(&["--shards", "2"]);
+    let server = Server::start(&[&["--shards", "2"][..], &UNLIMITED].concat());
     let bystander = Bystander::start(&server);
     let mut client = Subscriber::native(Peer::connect(server.tcp), Account::default());
     let mut writer = Peer { stream: client.peer.stream.try_clone().unwrap(), buffer: Vec::new() };
@@ -280,7 +283,7 @@ fn subscriptions_that_come_and_go_disturb_nobody() {
     /// Subscriptions per round that last until they have received a tick.
     const PAIRS_WITH_TICKS: u32 = 5;
     let _machine = beside_others();
-    let server = Server::start(&["--shards", "2", "--history", "100"]);
+    let server = Server::start(&[&["--shards", "2", "--history", "100"][..], &UNLIMITED].concat());
     let bystander = Bystander::start(&server);
     let churner = || {
         let mut peer = Peer::native(server.tcp);

@@ -150,9 +150,15 @@ pub struct Client {
     pub lives: u64,
     /// It has asked for answers to its publishes.
     pub is_answered: bool,
+    /// Budgets are set for what it publishes.
+    pub is_limited: bool,
     pub publishes: Publishes,
     /// Without authentication, it has none.
     pub token: Option<String>,
+    /// A pattern that is only partly allowed is delivered in part, not refused.
+    pub filters: bool,
+    /// Times that it has sent its token again.
+    pub refreshes: u32,
     /// Subscriptions refused because its token does not allow them.
     pub denied: u64,
 }
@@ -206,8 +212,11 @@ impl Client {
             epochs: HashMap::new(),
             lives: 0,
             is_answered: encoding != WireFormat::WEBSOCKET_RAW && !name.is_multiple_of(4),
+            is_limited: false,
             publishes: Publishes::default(),
             token,
+            filters: false,
+            refreshes: 0,
             denied: 0,
         };
         let answers = if client.is_answered { Features::PUBLISHED } else { Features::NONE };
@@ -246,6 +255,7 @@ impl Client {
     /// Sends its token again. It has not asked for an answer.
     pub fn refresh(&mut self) {
         let token = self.token.clone().unwrap_or_default();
+        self.refreshes += 1;
         match self.speaks_json() {
             true => self.send_text(format!(r#"{{"op":"refresh","token":"{token}"}}"#)),
             false => self.send_frame(|out| {
@@ -257,7 +267,15 @@ impl Client {
 
     /// Returns whether it may subscribe to a pattern.
     pub fn may_subscribe(&self, pattern: &str) -> bool {
-        self.token.as_deref().is_none_or(|token| permissions::of(token).subscribe.covers(pattern))
+        self.token.as_deref().is_none_or(|token| {
+            let rules = permissions::of(token).subscribe;
+            rules.covers(pattern) || self.filters && rules.overlaps(pattern)
+        })
+    }
+
+    /// Returns whether its token lets it know of a topic.
+    pub fn permits(&self, topic: &str) -> bool {
+        self.token.as_deref().is_none_or(|token| permissions::of(token).subscribe.permits(topic))
     }
 
     /// Checks an ERROR that refuses a subscription.
@@ -527,7 +545,7 @@ impl Client {
                     self.denied(&payload);
                     return used;
                 }
-                self.publishes.handle_error(record.request, u64::from(record.code));
+                self.publishes.handle_error(record.request, u64::from(record.code), self.is_limited);
             }
             other => panic!("unexpected {other:?}: {payload}"),
         }
@@ -574,7 +592,7 @@ impl Client {
             }
             Some("error") => {
                 let number = |field: &str| value[field].as_u64().unwrap();
-                self.publishes.handle_error(number("id") as u32, number("code"));
+                self.publishes.handle_error(number("id") as u32, number("code"), self.is_limited);
             }
             Some("closing") => self.closing = Some(value["code"].as_u64().unwrap() as u16),
             Some("subscribed") => {
@@ -649,8 +667,7 @@ impl Client {
             self.subscriptions.keys().any(|pattern| pattern::matches(pattern, topic)),
             "a tick of {topic} without a subscription"
         );
-        let permits = |token| permissions::of(token).subscribe.permits(topic);
-        assert!(self.token.as_deref().is_none_or(permits), "a tick of {topic}, which is not allowed");
+        assert!(self.permits(topic), "a tick of {topic}, which is not allowed");
         let sequence = sequence + life.1;
         let truth = published.ticks.get(topic).and_then(|ticks| ticks.get(sequence as usize - 1));
         assert_eq!(truth.map(String::as_str), Some(payload), "{topic} {sequence}");
@@ -677,6 +694,7 @@ impl Client {
 
     /// A topic is announced, most often again.
     fn topic(&mut self, name: &str, epoch: u64, published: &Published) {
+        assert!(self.permits(name), "the announcement of {name}, which is not allowed");
         published.offset(name, epoch);
         let before = self.epochs.insert(name.into(), epoch);
         assert!(before <= Some(epoch), "{name}: epochs increase");
@@ -686,6 +704,7 @@ impl Client {
     fn announced(&mut self, topic: &str, life: (u64, u64), lost: bool, from: u64, to: u64) {
         let (from, to) = (from + life.1, to + life.1);
         trace(self, topic, format_args!("lost {lost} [{from}, {to})"));
+        assert!(self.permits(topic), "a gap of {topic}, which is not allowed");
         assert!(from < to, "{topic}: [{from}, {to})");
         self.check_start(topic, from);
         let seen = self.seen.entry(topic.into()).or_insert_with(|| Seen {
@@ -712,6 +731,7 @@ impl Client {
         trace(self, topic, format_args!("recovered {recovered}, last {last}"));
         match life {
             Some((_, offset)) => {
+                assert!(self.permits(topic), "{topic} is not allowed, so it does not exist");
                 let total = published.ticks[topic].len() as u64;
                 assert!(offset + last <= total, "{topic}: the last tick, {last}, is one that was published");
             }
@@ -786,11 +806,13 @@ impl Client {
             }
             let State::Live(counts) = state else { panic!("{pattern} never went live: {state:?}") };
             let matching = |(topic, _): &(&String, &Vec<String>)| {
-                pattern::matches(pattern, topic) && !gone.contains(*topic)
+                pattern::matches(pattern, topic) && !gone.contains(*topic) && self.permits(topic)
             };
             let begin = self.requested.get(pattern).map_or(Begin::Live, |request| request.begin);
             for (topic, ticks) in published.ticks.iter().filter(matching) {
-                let (before, total) = (counts.get(topic).copied().unwrap_or(0), ticks.len() as u64);
+                let total = ticks.len() as u64;
+                // A tick that was on its way then may have been refused since.
+                let before = counts.get(topic).copied().unwrap_or(0).min(total);
                 match (self.seen.get(topic), begin) {
                     (Some(seen), Begin::Live) => assert!(
                         seen.first <= before + 1 || self.overlaps(pattern, topic),

@@ -13,8 +13,12 @@ pub struct Publishes {
     last_request: u32,
     /// The topic's home refuses it: it has no room, and forgets no topic.
     pub is_refused: bool,
+    /// The last tick was refused because a budget was used up: its number is free again.
+    is_taken_back: bool,
     pub acknowledged: u64,
     pub refused: u64,
+    /// Of these, refused because a budget was used up.
+    pub limited: u64,
 }
 
 impl Publishes {
@@ -38,9 +42,14 @@ impl Publishes {
     }
 
     /// Checks an ERROR: it answers a request that had no answer, or has no id.
-    pub fn handle_error(&mut self, request: u32, code: u64) {
+    pub fn handle_error(&mut self, request: u32, code: u64, is_limited: bool) {
         let refused = self.unanswered.remove(&request);
         match (refused, request) {
+            (Some(number), _) if code == ErrorCode::RateLimited as u64 => {
+                assert!(is_limited, "no budget is set");
+                self.is_taken_back |= number > 0;
+                self.limited += 1;
+            }
             (Some(0), _) => assert_eq!(code, ErrorCode::BadTopic as u64),
             (Some(_), _) | (None, 0) => {
                 assert_eq!(code, ErrorCode::TooManyTopics as u64);
@@ -50,6 +59,16 @@ impl Publishes {
             (None, _) => panic!("request {request} is answered twice: {code}"),
         }
         self.refused += 1;
+    }
+
+    /// Whether every request has been answered.
+    pub fn are_answered(&self) -> bool {
+        self.unanswered.is_empty()
+    }
+
+    /// Takes note that the last tick has been refused: the next one has its number.
+    pub fn take_back(&mut self) -> bool {
+        std::mem::take(&mut self.is_taken_back)
     }
 
     /// Asserts that every request has been answered.

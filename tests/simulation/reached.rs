@@ -27,6 +27,9 @@ pub struct Reached {
     pub refused: u64,
     pub verified: u64,
     pub denied: u64,
+    pub filtered: u64,
+    pub limited: u64,
+    pub throttled: u64,
 }
 
 impl Reached {
@@ -55,6 +58,9 @@ impl Reached {
         self.refused += other.refused;
         self.verified += other.verified;
         self.denied += other.denied;
+        self.filtered += other.filtered;
+        self.limited += other.limited;
+        self.throttled += other.throttled;
     }
 
     pub fn is_complete(&self) -> bool {
@@ -82,6 +88,9 @@ impl Reached {
             self.refused,
             self.verified,
             self.denied,
+            self.filtered,
+            self.limited,
+            self.throttled,
         ]
         .iter()
         .all(|&count| count > 10)

@@ -17,9 +17,11 @@ use tickcast::{
     sources::Lanes,
 };
 use tickcast_core::{
+    budgets::{BudgetLimits, Rates},
     config::{AuthLimits, Limits},
     home::history::HistoryBounds,
     ids::{SessionId, SlotId, SourceId},
+    limits::NEW_TOKENS_BURST,
     mesh::{Mesh, ring::frame_ring},
     metrics::counters::Counter,
     now::Now,
@@ -89,9 +91,17 @@ pub struct World {
     memories: Vec<Memory>,
     /// Topics of clients are refused in this run, because homes are full.
     refuses: bool,
+    /// What clients publish has budgets in this run.
+    is_limited: bool,
     /// Credentials that wait for the verifier, with the shard of their session.
     verifying: Vec<(usize, SessionId, Credentials)>,
     pub reached: Reached,
+}
+
+/// Budgets that clients meet within a run of 0.4 s.
+fn budgets(rng: &mut Rng) -> BudgetLimits {
+    let rates = |ticks| Rates { ticks, ..Rates::default() };
+    BudgetLimits { session: rates(rng.u32(2..40)), source: rates(rng.u32(10..200)) }
 }
 
 impl World {
@@ -101,6 +111,7 @@ impl World {
         let roomy = rng.bool();
         let refuses = seed % 8 == 5;
         let has_tokens = seed % 8 == 6;
+        let is_limited = seed % 8 == 2;
         let base_topics = |home: usize| {
             let is_here = |name: &&&str| usize::from(home_shard(name, count as u16).0) == home;
             SOURCE_TOPICS.iter().filter(is_here).count()
@@ -132,7 +143,9 @@ impl World {
             ping_timeout_ns: 100_000_000,
             // The clock jumps forward now and then.
             handshake_deadline_ns: 3_600_000_000_000,
-            auth: has_tokens.then(AuthLimits::default),
+            auth: has_tokens
+                .then(|| AuthLimits { filters_patterns: seed % 16 == 14, ..AuthLimits::default() }),
+            budgets: if is_limited { budgets(&mut rng) } else { BudgetLimits::default() },
             ..Limits::default()
         };
         // Two of the longest frames, pieces of history, fit the ring.
@@ -158,6 +171,7 @@ impl World {
             turns: TurnLoop::default(),
             holding: vec![false; count],
             settles: false,
+            is_limited,
             lanes: Lanes::new(lanes.into_iter()),
             clients: Vec::new(),
             free: vec![Vec::new(); count],
@@ -192,6 +206,7 @@ impl World {
             let at = self.rng.usize(..self.verifying.len());
             self.verify(at);
         }
+        self.take_back();
         match self.rng.u8(..100) {
             0..8 if self.clients.len() < CLIENTS_MAX => self.connect(),
             0..35 => self.publish(),
@@ -203,6 +218,15 @@ impl World {
             60..75 => self.client_requests(),
             75..98 => self.transport(),
             _ => self.vanish(),
+        }
+    }
+
+    /// Forgets the ticks that budgets have refused: nobody receives them.
+    fn take_back(&mut self) {
+        for client in &mut self.clients {
+            if client.publishes.take_back() {
+                self.published.ticks.entry(format!("c.{}", client.name)).or_default().pop();
+            }
         }
     }
 
@@ -230,6 +254,9 @@ impl World {
         let listener =
             if encoding == WireFormat::TCP_NATIVE { ListenerKind::Native } else { ListenerKind::Http };
         self.shards[shard].handle_accept(SlotId(slot), listener, self.now);
+        if self.is_limited {
+            self.shards[shard].set_source(SlotId(slot), SourceId(self.rng.u32(..3)));
+        }
         self.names += 1;
         // Some have an identity, and several may share it.
         let identity = match self.rng.bool() {
@@ -243,6 +270,8 @@ impl World {
             identity => format!("{}.{identity}", self.names % permissions::SETS),
         });
         let mut client = Client::new(self.names, shard, slot, encoding, manner, room, &identity, token);
+        client.filters = self.limits.auth.as_ref().is_some_and(|auth| auth.filters_patterns);
+        client.is_limited = self.is_limited;
         client.takes_all = manner == Manner::Healthy && self.rng.u8(..3) == 0;
         match self.memories.pop() {
             Some(memory) => self.reconnect(&mut client, memory),
@@ -268,6 +297,9 @@ impl World {
         client
             .seen
             .retain(|topic, _| memory.requested.keys().any(|pattern| pattern::matches(pattern, topic)));
+        // It may come back with a token that allows less.
+        let seen = std::mem::take(&mut client.seen);
+        client.seen = seen.into_iter().filter(|(topic, _)| client.permits(topic)).collect();
         for (pattern, request) in memory.requested {
             client.subscribe(&pattern, Request { begin: Begin::Resume, ..request });
         }
@@ -339,7 +371,11 @@ impl World {
         if client.token.is_some() {
             let is_raw = client.encoding == WireFormat::WEBSOCKET_RAW;
             if self.rng.u8(..8) == 0 || is_raw && !client.may_subscribe(pattern) {
-                return client.refresh();
+                // A raw client is closed for a token too many, the others are told.
+                if !is_raw || client.refreshes < NEW_TOKENS_BURST {
+                    client.refresh();
+                }
+                return;
             }
         }
         match (self.rng.u8(..10), client.subscriptions.get(pattern)) {
@@ -356,17 +392,33 @@ impl World {
                 if self.refuses && client.encoding == WireFormat::WEBSOCKET_RAW {
                     return client.ping();
                 }
+                // Who cannot tell which of its ticks was refused publishes one at a time, and takes its number back.
+                if self.is_limited {
+                    if !client.is_answered || !client.publishes.are_answered() {
+                        return client.ping();
+                    }
+                    if self.rng.u8(..6) == 0 {
+                        // Half of the floods have more refused than a session may have at once.
+                        let flood = if self.rng.bool() { 1_100..1_300 } else { 1..100 };
+                        for _ in 0..self.rng.usize(flood) {
+                            let id = client.publishes.begin(0);
+                            client.publish(id, "not..valid", 0, "1");
+                        }
+                        return;
+                    }
+                }
                 if client.is_answered && self.rng.u8(..8) == 0 {
                     let id = client.publishes.begin(0);
                     return client.publish(id, "not..valid", 0, "1");
                 }
                 // A topic that only this client publishes to.
                 let topic = format!("c.{}", client.name);
-                for _ in 0..if self.rng.u8(..16) == 0 { 1_000 } else { 1 } {
+                for _ in 0..if !self.is_limited && self.rng.u8(..16) == 0 { 1_000 } else { 1 } {
                     let ticks = self.published.ticks.entry(topic.clone()).or_default();
                     let number = ticks.len() as u64 + 1;
                     let payload = format!("\"{topic} {number} \"");
-                    let id = if self.rng.u8(..4) == 0 { 0 } else { client.publishes.begin(number) };
+                    let has_id = self.is_limited || self.rng.u8(..4) > 0;
+                    let id = if has_id { client.publishes.begin(number) } else { 0 };
                     client.publish(id, &topic, key_of(ticks.len()), &payload);
                     ticks.push(payload);
                 }
@@ -616,10 +668,12 @@ impl World {
         for client in self.clients.iter_mut().filter(|client| !client.takes_all) {
             client.socket_bytes_max = 64 << 10;
         }
+        // The rest of a flood that is refused is read within two seconds.
+        let turns_min = if self.is_limited { 400 } else { SETTLE_TURNS_MIN };
         let mut settled = false;
         for turns in 0..SETTLE_TURNS_MAX {
             // Then the clock stands still, so that nobody is pinged any more.
-            if turns < SETTLE_TURNS_MIN {
+            if turns < turns_min {
                 self.now.monotonic_ns += SETTLE_TURN_NS;
             }
             let _ = self.lanes.flush();
@@ -656,12 +710,13 @@ impl World {
                         && client.socket.is_empty()
                         && client.parked.is_empty())
             };
-            if turns >= SETTLE_TURNS_MIN && staged && still && self.clients.iter().all(quiet) {
+            if turns >= turns_min && staged && still && self.clients.iter().all(quiet) {
                 settled = true;
                 break;
             }
         }
         assert!(settled, "everything comes to rest");
+        self.take_back();
         let totals = |counter| self.shards.iter().map(|shard| shard.counters().value(counter)).sum::<u64>();
         self.reached.slow_closed = totals(Counter::ClosedSlowConsumer);
         self.reached.overload_closed = totals(Counter::ClosedOverloaded);
@@ -677,7 +732,12 @@ impl World {
             self.reached.acknowledged += client.publishes.acknowledged;
             self.reached.refused += client.publishes.refused;
             self.reached.denied += client.denied;
+            self.reached.limited += client.publishes.limited;
         }
+        self.reached.filtered = totals(Counter::SubscriptionsFiltered);
+        let limited = totals(Counter::TicksRefusedRate) + totals(Counter::TicksRefusedSourceRate);
+        assert!(limited >= self.reached.limited, "each tick that a budget refuses is counted");
+        self.reached.throttled = totals(Counter::InputThrottled);
         self.reached.pinged = totals(Counter::Pings);
         self.reached.silent_closed = totals(Counter::ClosedHeartbeatTimeout);
     }

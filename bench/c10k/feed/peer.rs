@@ -1,4 +1,4 @@
-//! What the peers' protocols share: buffers, the end of the stream, and ticks made from payloads.
+//! The common parts of the peers' protocols: buffers, the end of the stream, and ticks made from payloads.
 
 use std::ops::Range;
 
@@ -170,7 +170,7 @@ impl<P: Protocol> Peer<P> {
         Ok(None)
     }
 
-    /// Moves an incomplete message to the front; frees what a burst needed.
+    /// Moves an incomplete message to the front, and frees the memory of a burst.
     fn compact(&mut self) {
         if self.consumed == self.input.len() {
             reset(&mut self.input);

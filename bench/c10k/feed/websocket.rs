@@ -24,7 +24,7 @@ use super::{
     peer::{Item, Protocol},
 };
 
-/// Most bytes of a refusal's body that are shown.
+/// Most bytes of a refusal's body to show.
 const REFUSAL_TEXT_BYTES_MAX: usize = 512;
 
 /// One connection.

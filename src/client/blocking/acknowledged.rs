@@ -9,16 +9,14 @@ use tickcast_proto::subscription::Position;
 /// Whether the server has answered.
 enum Answered {
     All,
-    /// What is awaited, for the error.
+    /// The awaited answer, for the error.
     Missing(&'static str),
 }
 
 impl Client {
-    /// Publishes one tick and waits until the server has acknowledged it; returns the position that it was given. Other events
-    /// go to `other`.
-    ///
-    /// `None` if the server does not acknowledge publishes ([`Connection::acknowledges`](crate::Connection)): then it has
-    /// answered a ping after the tick, but another shard of the server may still refuse it.
+    /// Publishes one tick, waits until the server has acknowledged it, and returns its position. Other events go to `other`.
+    /// Returns `None` if the server does not acknowledge publishes ([`Connection::acknowledges`](crate::Connection)): then it has
+    /// answered a ping sent after the tick, but another shard of the server may still refuse the tick.
     ///
     /// # Errors
     /// [`ClientError::Refused`] if the server refuses the tick; otherwise as [`Client::barrier`]. After an error other than a
@@ -85,7 +83,7 @@ impl Client {
     ) -> Result<(), ClientError> {
         let sent = match self.connection.ping() {
             Ok(token) => Some(token),
-            // What was received before the end is still to be returned.
+            // Events received before the end come first.
             Err(RequestError::Ended) => None,
             Err(error) => return Err(error.into()),
         };
@@ -105,7 +103,7 @@ impl Client {
         })
     }
 
-    /// Writes everything queued. `Ok` if the connection broke too: the events that are left tell more.
+    /// Writes everything queued. `Ok` even if the connection broke: the remaining events say why.
     fn send_until(&mut self, deadline: Deadline, timeout: Duration) -> Result<(), ClientError> {
         match self.flush_until(deadline) {
             Ok(true) | Err(ClientError::Io(_)) => Ok(()),
@@ -114,8 +112,8 @@ impl Client {
         }
     }
 
-    /// Passes events to `take`, with the number of publishes that wait for an answer, until nothing is missing. Before each
-    /// wait, there is a call without an event.
+    /// Passes events to `take`, with the number of unanswered publishes, until no answer is missing. Before each wait, it calls
+    /// `take` without an event.
     fn wait_for(
         &mut self,
         timeout: Duration,

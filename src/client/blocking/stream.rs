@@ -1,4 +1,4 @@
-//! A socket with or without TLS, and with the calls of a socket.
+//! A socket with or without TLS, with the methods of a socket.
 
 use std::{
     io::{self, ErrorKind, Read, Write},
@@ -15,12 +15,12 @@ use crate::{ClientError, TlsError, clock::Deadline, error::HANDSHAKE_AWAITED};
 /// Bytes of records received in one call.
 const RECORDS_BYTES: usize = 64 << 10;
 
-/// A connected socket. Plain, its calls are those of the socket.
+/// A connected socket. Without TLS, its methods are the socket's.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) socket: TcpStream,
     tls: Option<Box<Tls>>,
-    /// Bytes that the socket has taken.
+    /// Bytes that the socket has accepted.
     pub(super) sent_bytes: u64,
 }
 
@@ -30,7 +30,7 @@ struct Tls {
     connection: ClientConnection,
     /// The address, for errors.
     address: String,
-    /// Records received, and which part of them is not opened yet.
+    /// Received records, and the range not opened yet.
     records: Box<[u8]>,
     sealed: Range<usize>,
 }
@@ -41,7 +41,7 @@ impl Stream {
         Stream { socket, tls: None, sent_bytes: 0 }
     }
 
-    /// Shakes hands with the server, for at most `timeout`. The socket is blocking, and has no timeouts before and after.
+    /// Does the TLS handshake, for at most `timeout`. The socket is blocking, without timeouts before and after.
     pub(super) fn start_tls(
         &mut self,
         config: Arc<ClientConfig>,
@@ -91,8 +91,7 @@ impl Stream {
         }
     }
 
-    /// Reads. The end of the stream is 0 whether the server has said close_notify or not: the protocol above tells whether it
-    /// was complete.
+    /// Reads. Returns 0 at the end of the stream, with or without close_notify: the protocol above it detects a truncated stream.
     pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else { return self.socket.read(buffer) };
         loop {
@@ -107,8 +106,8 @@ impl Stream {
         }
     }
 
-    /// Writes. With TLS, what it took may still wait in part: see [`Stream::has_unsent`]. It waits before it takes more, and
-    /// an empty write sends it.
+    /// Writes. With TLS, a part of the accepted bytes may still wait: see [`Stream::has_unsent`]. They are sent before further
+    /// bytes are accepted, or by an empty write.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.tls.is_none() {
             let written = self.socket.write(bytes)?;
@@ -159,7 +158,7 @@ impl Stream {
 }
 
 impl Tls {
-    /// Opens some of what was received, after receiving if all was opened. Returns 0 at the end of the stream.
+    /// Opens some received records; receives first if all were opened. Returns 0 at the end of the stream.
     fn receive(&mut self, socket: &mut TcpStream) -> io::Result<usize> {
         if self.sealed.is_empty() {
             let received = socket.read(&mut self.records)?;

@@ -1,4 +1,4 @@
-//! Fast path for ticks: nearly all are complete and the next one of their topic.
+//! Fast path for ticks that are complete and the next one of their topic, as nearly all are.
 
 use super::{Connection, Phase};
 use crate::reply::StoredTick;
@@ -9,9 +9,8 @@ use tickcast_proto::{
 
 impl Connection {
     /// A complete tick that is the next one of its topic, and the topic's index; `None`: use the general path.
-    ///
-    /// Such ticks bypass `ready`: 12 M ticks a second on a core instead of 7.7 M, for drivers that poll without calling
-    /// [`Connection::has_event`] first, as the load client does.
+    /// Such ticks bypass `ready`. This allows 12 M instead of 7.7 M ticks a second on a core for drivers that poll without
+    /// calling [`Connection::has_event`] first, such as the load client.
     #[inline]
     pub(super) fn poll_in_order_tick(&mut self) -> Option<(u32, StoredTick)> {
         let has_events = self.ready.is_some() || !self.queue.is_empty();

@@ -1,4 +1,4 @@
-//! The outgoing side of a connection: checks, encodes and queues requests.
+//! Checks, encodes and queues a connection's requests.
 
 use tungstenite::Message as WebSocketMessage;
 
@@ -45,7 +45,7 @@ impl Connection {
         self.request(&Outgoing::Ping { token }).map(|()| token)
     }
 
-    /// Queues a request unless it is invalid or too much is waiting.
+    /// Queues a request, unless it is invalid or too much is waiting.
     pub(super) fn request(&mut self, outgoing: &Outgoing<'_>) -> Result<(), RequestError> {
         if !matches!(self.phase, Phase::Open | Phase::Handshake(_)) || self.eof {
             return Err(RequestError::Ended);
@@ -57,7 +57,7 @@ impl Connection {
         self.enqueue(outgoing)
     }
 
-    /// Encodes a request without any checks but that of the message size, which depends on the encoding.
+    /// Encodes a request. Checks only the message size, which depends on the encoding.
     pub(super) fn enqueue(&mut self, outgoing: &Outgoing<'_>) -> Result<(), RequestError> {
         let out =
             if matches!(self.phase, Phase::Handshake(_)) { &mut self.deferred } else { &mut self.output };

@@ -1,4 +1,4 @@
-//! Subscriptions of a connection: their options and where they start.
+//! Subscriptions of a connection: their options and start positions.
 
 use crate::{
     RequestError, SubscribeOptions,
@@ -94,8 +94,7 @@ impl Connection {
 
     /// Queues the end of a subscription, identified by its pattern; returns the request's number.
     /// [`Event::Unsubscribed`](crate::Event) with that number acknowledges it.
-    ///
-    /// Afterwards the next tick of every topic counts as its first, because only the server knows which topics paused.
+    /// After that, the next tick of every topic counts as its first, because only the server knows which topics paused.
     ///
     /// # Errors
     /// [`RequestError`]: nothing was queued.

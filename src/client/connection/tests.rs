@@ -6,6 +6,7 @@ use tickcast_proto::{
     DecodeError, ErrorCode,
     codec::MessageType,
     codec::json,
+    command,
     features::Features,
     frame::{FLAG_PAYLOAD_JSON, HeaderFields, HelloParts, Kind},
     framing::websocket::{encode, encode_close},
@@ -485,6 +486,21 @@ fn burst_memory_is_freed() {
     assert!(connection.input.capacity() <= IDLE_BUFFER_BYTES_MAX);
     let (_, topic) = connection.topics().next().unwrap();
     assert_eq!((topic.ticks, topic.missed), (1_000, 0));
+}
+
+#[test]
+fn a_token_is_in_the_native_hello_and_debug_output_hides_it() {
+    let token = crate::ClientToken::new("s3cret");
+    let options = ConnectOptions { token, ..ConnectOptions::new(WireFormat::TCP_NATIVE) };
+    assert!(!format!("{options:?}").contains("s3cret"));
+    let connection = Connection::new(&options);
+    let Ok(Step::Complete(_, hello)) = frame::decode(connection.poll_transmit(), 1 << 10) else {
+        panic!("hello")
+    };
+    let Ok(command::Command::Hello { token: Some(token), .. }) = command::Command::from_frame(&hello) else {
+        panic!("token")
+    };
+    assert_eq!(&*token.0, b"s3cret");
 }
 
 #[test]

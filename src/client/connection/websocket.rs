@@ -139,7 +139,7 @@ impl Connection {
                 let (request, features) = (HELLO_REQUEST, Features::NONE);
                 let hello = HelloParts { request, client: "", name: &name, features };
                 // Enqueuing fails only for long requests, and this one is short.
-                let _ = self.enqueue(&Outgoing::Hello(hello));
+                let _ = self.enqueue(&Outgoing::Hello(hello, ""));
                 Ok(Progress::Consumed)
             }
             Some(stored) => self.apply(&stored).map(|()| Progress::Event(stored)),

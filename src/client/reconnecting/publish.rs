@@ -3,13 +3,13 @@
 use crate::{ClientError, PublishRequest, ReconnectingClient, RequestError};
 
 impl ReconnectingClient {
-    /// Publishes one tick and flushes; returns the request's number, or `None` while disconnected: ticks are neither sent then
-    /// nor kept for the next connection.
+    /// Publishes one tick and flushes; returns the request's number. While disconnected, returns `None` and drops the tick: it
+    /// is not kept for the next connection.
     ///
     /// If the server acknowledges publishes ([`ReconnectingClient::acknowledges`]), [`Event::Published`](crate::Event) or
-    /// [`Event::Error`](crate::Event) with this number answers. The answers that a lost connection owes are counted in
-    /// [`StreamEvent::Disconnected`](crate::StreamEvent): nobody knows whether those ticks were published. If the server does
-    /// not acknowledge publishes, only a refusal is answered, by an error with request 0.
+    /// [`Event::Error`](crate::Event) with this number answers. [`StreamEvent::Disconnected`](crate::StreamEvent) counts the
+    /// answers that are lost with a connection: those ticks may have been published or not. If the server does not acknowledge
+    /// publishes, it answers only refusals, by an error with request 0.
     ///
     /// # Errors
     /// [`ClientError::Request`] if the request is invalid, or if too many publishes wait for their answer. A lost connection is
@@ -24,7 +24,7 @@ impl ReconnectingClient {
             sent => sent?,
         };
         if let Err(error) = client.flush() {
-            // Its last byte was not sent, so it is certain that it was not published.
+            // Its last byte was not sent, so it was certainly not published.
             client.connection_mut().unacknowledged.handle_answer(request);
             return self.retry_if_lost(Err(error)).map(|()| None);
         }

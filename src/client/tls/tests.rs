@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::{ServerConfig, ServerConnection, StreamOwned, server::WebPkiClientVerifier};
 
 use super::*;
@@ -16,23 +15,22 @@ use crate::{
     Address, Client, ConnectOptions, PublishRequest, ReconnectOptions, ReconnectingClient, StreamEvent,
 };
 use tickcast_proto::{features::Features, reply::Reply};
+use tickcast_tls::testing::{self, Signed};
 
 /// An authority, and files of what it signs, removed on drop.
 struct Authority {
     directory: PathBuf,
-    issuer: Issuer<'static, KeyPair>,
+    signs: testing::Authority,
 }
 
 impl Authority {
+    /// Writes `ca.pem` and `ca.key`. All have the same name.
     fn new(name: &str) -> Authority {
         let directory = std::env::temp_dir().join(format!("tickcast-client-{}-{name}", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
-        let mut params = CertificateParams::new(vec!["localhost".into()]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        fs::write(directory.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-        fs::write(directory.join("ca.key"), key.serialize_pem()).unwrap();
-        Authority { directory, issuer: Issuer::new(params, key) }
+        let authority = Authority { directory, signs: testing::Authority::new("authority") };
+        authority.write("ca", &authority.signs.own);
+        authority
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -40,11 +38,14 @@ impl Authority {
     }
 
     /// Writes `{file}.pem` and `{file}.key`.
-    fn sign(&self, file: &str, params: CertificateParams) {
-        let key = KeyPair::generate().unwrap();
-        let cert = params.signed_by(&key, &self.issuer).unwrap();
-        fs::write(self.file(&format!("{file}.pem")), cert.pem()).unwrap();
-        fs::write(self.file(&format!("{file}.key")), key.serialize_pem()).unwrap();
+    fn write(&self, file: &str, signed: &Signed) {
+        fs::write(self.file(&format!("{file}.pem")), &signed.cert).unwrap();
+        fs::write(self.file(&format!("{file}.key")), &signed.key).unwrap();
+    }
+
+    /// Signs a certificate, and writes it.
+    fn sign(&self, file: &str, name: &str) {
+        self.write(file, &self.signs.sign(&[name]));
     }
 
     /// A server with the certificate in `{file}.pem`, which wants one of the client too if `is_mutual`.
@@ -75,10 +76,6 @@ impl Drop for Authority {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.directory);
     }
-}
-
-fn named(name: &str) -> CertificateParams {
-    CertificateParams::new(vec![name.into()]).unwrap()
 }
 
 /// Serves connections one after another until `stop` is dropped: a welcome, then it reads nothing.
@@ -131,12 +128,9 @@ fn tls_error(error: ClientError) -> TlsError {
 #[test]
 fn each_untrusted_server_is_refused_with_what_to_do() {
     let (authority, other) = (Authority::new("trusted"), Authority::new("other"));
-    authority.sign("good", named("localhost"));
-    authority.sign("named", named("a.test"));
-    let mut expired = named("localhost");
-    (expired.not_before, expired.not_after) =
-        (rcgen::date_time_ymd(2001, 1, 1), rcgen::date_time_ymd(2002, 1, 1));
-    authority.sign("expired", expired);
+    authority.sign("good", "localhost");
+    authority.sign("named", "a.test");
+    authority.write("expired", &authority.signs.sign_expired(&["localhost"]));
 
     let refuse = |file: &str, tls| tls_error(refused(authority.server_config(file, false), tls));
     // Both authorities have the same name.
@@ -158,9 +152,9 @@ fn each_untrusted_server_is_refused_with_what_to_do() {
 #[test]
 fn a_server_that_wants_a_certificate_says_so_and_takes_one_of_its_authority() {
     let (authority, other) = (Authority::new("mutual"), Authority::new("foreign"));
-    authority.sign("server", named("localhost"));
-    authority.sign("client", named("client.test"));
-    other.sign("client", named("client.test"));
+    authority.sign("server", "localhost");
+    authority.sign("client", "client.test");
+    other.sign("client", "client.test");
     let shown = |from: &Authority| TlsOptions {
         cert: Some(from.file("client.pem")),
         key: Some(from.file("client.key")),
@@ -179,7 +173,7 @@ fn a_server_that_wants_a_certificate_says_so_and_takes_one_of_its_authority() {
 #[test]
 fn files_that_cannot_be_used_are_named() {
     let authority = Authority::new("files");
-    authority.sign("client", named("client.test"));
+    authority.sign("client", "client.test");
     let read = |tls: TlsOptions| tls.read(&[], false).unwrap_err().to_string();
     let absent = read(TlsOptions { ca: Some(authority.file("absent.pem")), ..TlsOptions::default() });
     assert!(absent.contains("cannot read") && absent.contains("absent.pem"), "{absent}");
@@ -190,6 +184,17 @@ fn files_that_cannot_be_used_are_named() {
     assert!(keyless.contains("client.pem") && keyless.contains("no private key"), "{keyless}");
     let mixed = read(TlsOptions { key: Some(authority.file("ca.key")), ..alone });
     assert!(mixed.contains("client.pem") && mixed.contains("does not belong"), "{mixed}");
+    // A bundle that is cut after 4 MiB would lack authorities.
+    let bundle = authority.file("bundle.pem");
+    let mut text = fs::read_to_string(authority.file("ca.pem")).unwrap();
+    text.push_str(&"#".repeat(FILE_BYTES_MAX as usize - text.len()));
+    let tls = TlsOptions { ca: Some(bundle.clone()), ..TlsOptions::default() };
+    fs::write(&bundle, &text).unwrap();
+    assert!(tls.read(&[], false).is_ok());
+    text.push('#');
+    fs::write(&bundle, &text).unwrap();
+    let long = read(tls);
+    assert!(long.contains("bundle.pem: longer than 4194304 bytes"), "{long}");
 }
 
 #[test]
@@ -224,7 +229,7 @@ fn names_of_certificates_are_those_of_addresses() {
 #[test]
 fn a_write_times_out_over_tls_and_the_reconnecting_client_counts_the_connection_as_lost() {
     let authority = Authority::new("unread");
-    authority.sign("server", named("localhost"));
+    authority.sign("server", "localhost");
     let (address, stop, server) = serve_unread(authority.server_config("server", false), 2);
     let options = ConnectOptions { tls: authority.trusted(), ..address.connect_options() };
     let payload = vec![b'x'; 200 << 10];
@@ -244,6 +249,27 @@ fn a_write_times_out_over_tls_and_the_reconnecting_client_counts_the_connection_
         matches!(event, Some(StreamEvent::Disconnected { reason, .. }) if reason.contains("does not read")),
         "{event:?}"
     );
+    drop(stop);
+    server.join().unwrap();
+}
+
+#[test]
+fn closing_ends_although_the_goodbye_of_tls_finds_no_room_in_the_socket() {
+    let authority = Authority::new("full");
+    authority.sign("server", "localhost");
+    let (address, stop, server) = serve_unread(authority.server_config("server", false), 1);
+    let options = ConnectOptions { tls: authority.trusted(), ..address.connect_options() };
+    let client = Client::connect_with(&address, &options).unwrap();
+    // Everything has been sent, and the socket, which nobody reads from, is full.
+    let mut socket =
+        std::os::fd::AsFd::as_fd(&client).try_clone_to_owned().map(std::net::TcpStream::from).unwrap();
+    socket.set_nonblocking(false).unwrap();
+    socket.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+    while socket.write(&[0; 1 << 16]).is_ok() {}
+    // The last segment still has room.
+    while socket.write(&[0]).is_ok() {}
+    socket.set_nonblocking(true).unwrap();
+    client.close().unwrap();
     drop(stop);
     server.join().unwrap();
 }

@@ -1,5 +1,5 @@
 //! Sessions that are behind: eviction from their outboxes, held topics, and their release once there is room. No
-//! payload is kept per session: a held topic is an id, and its last values are shared by all sessions.
+//! payload is kept per session: a held topic is an id, and all sessions share its last values.
 
 use super::{
     EgressLogs, Fanout,

@@ -1,4 +1,4 @@
-//! Topics that their homes have forgotten: their members leave, with everything announced that they will not receive.
+//! Topics that their homes have forgotten: members leave, and everything that they will not receive is announced.
 
 use std::collections::HashSet;
 

@@ -32,7 +32,7 @@ pub(super) struct MatchCounts {
     /// The last round that a wildcard waits for.
     wanted_round: u64,
     /// New topics that are not counted yet. A topic that is closed and opened again is listed again. Bound: [`UNCOUNTED_SPARE`]
-    /// and twice the topics that are open.
+    /// and twice the topics that are open and not forgotten.
     uncounted: VecDeque<TopicId>,
 }
 
@@ -43,7 +43,8 @@ impl MatchCounts {
         MatchCount { topics: 0, round: self.wanted_round }
     }
 
-    /// Notes a topic that is new. `open`: topics that are open; `is_uncounted`: whether a topic is one of them and not counted yet.
+    /// Notes a topic that is new. `open`: topics that are open and not forgotten; `is_uncounted`: whether a topic is one of them and
+    /// not counted yet.
     /// Costs a look at every listed topic, once for as many new ones.
     pub(super) fn new_topic(&mut self, id: TopicId, open: usize, is_uncounted: impl Fn(TopicId) -> bool) {
         if self.uncounted.len() >= UNCOUNTED_SPARE + 2 * open {
@@ -94,8 +95,8 @@ impl Fanout {
 
     fn count_new_topic(&mut self, id: TopicId) -> usize {
         let topic = topic_mut(&mut self.topics, id, self.shards);
-        // It may have been closed since, and opened again.
-        let Some(topic) = topic.filter(|topic| !topic.is_counted) else { return 0 };
+        // It may have been forgotten or closed since, and opened again.
+        let Some(topic) = topic.filter(|topic| topic.waits_to_be_counted()) else { return 0 };
         topic.is_counted = true;
         let name = topic.info.name.clone();
         self.count_topic(id, &name, true)
@@ -149,6 +150,47 @@ impl Fanout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        fanout::{EgressLogs, Settings},
+        home::last_value::LastValuesBudget,
+        session::table::Sessions,
+    };
+    use tickcast_proto::{
+        ids::ShardId,
+        subscription::{Policy, Rules},
+    };
+
+    #[test]
+    fn a_topic_that_is_forgotten_before_its_turn_is_neither_listed_nor_counted() {
+        let settings = Settings {
+            policies: Rules::all(Policy::default()),
+            last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
+            behind_bytes: 1 << 16,
+            home_topics_max: 1 << 20,
+        };
+        let mut fanout = Fanout::new(ShardId(0), 1, 1, settings);
+        let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));
+        let entry = fanout.subscribe(crate::ids::SlotId(0), crate::ids::SourceId(0), "t.>").entry;
+        let counted = |fanout: &Fanout| {
+            let entry = fanout.entries[entry as usize].as_ref().unwrap();
+            entry.wildcard.as_deref().unwrap().matches.topics()
+        };
+        // Their members take long to leave, so none is closed.
+        for place in 0..3 * UNCOUNTED_SPARE as u32 {
+            let id = TopicId::new(place, ShardId(0), 1).unwrap();
+            fanout.handle_open(id, 1, &format!("t.{place}"), &mut sessions, &mut logs);
+            fanout.handle_forget(id, 0);
+            assert!(fanout.match_counts.uncounted.len() <= UNCOUNTED_SPARE + 1);
+        }
+        let id = TopicId::new(3 * UNCOUNTED_SPARE as u32, ShardId(0), 1).unwrap();
+        fanout.handle_open(id, 1, "t.current", &mut sessions, &mut logs);
+        while fanout.counts_topics() {
+            fanout.count_topics(1_000);
+        }
+        assert_eq!(counted(&fanout), 1);
+        (0..10).for_each(|place| fanout.handle_close(TopicId::new(place, ShardId(0), 1).unwrap()));
+        assert_eq!(counted(&fanout), 1, "what was not counted is not taken off");
+    }
 
     #[test]
     fn topics_that_are_opened_again_and_again_are_not_listed_without_bound() {

@@ -1,4 +1,4 @@
-//! Eviction from the outboxes of sessions that are behind: what goes, by the policy of its topic and by who is to blame.
+//! Eviction from the outboxes of sessions that are behind, by each topic's policy and by whether client or server is at fault.
 
 use super::{EgressLogs, Fanout, topic::Life, topic_mut, wildcard};
 use crate::{
@@ -113,7 +113,7 @@ impl Fanout {
                     session.outbox.oldest_shared().is_none_or(|start| log.is_fresh(start))
                 }
             };
-            let subscriptions = &session.subscriptions;
+            let (subscriptions, principal) = (&session.subscriptions, session.principal.as_deref());
             // What the wildcard groups of each topic come to: many frames may be of few topics.
             let mut of_groups: TopicMap<Option<Membership>> = TopicMap::default();
             session.outbox.evict(log, |content, len, shared| {
@@ -125,7 +125,7 @@ impl Fanout {
                         let topic =
                             topic_mut(topics, id, shards).filter(|topic| topic.life != Life::Ended)?;
                         let merged =
-                            wildcard::merged_of_all(patterns, entries, topic, subscriptions, format)?;
+                            wildcard::merged_of_all(patterns, entries, topic, subscriptions, principal)?;
                         Some(merged.membership())
                     })
                 });

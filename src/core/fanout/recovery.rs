@@ -1,5 +1,5 @@
 //! Recovery of missed ticks: sessions request history from the topic's home in chunks, as their sockets have room. Chunks
-//! and live ticks travel through the same ring in order, so they join without a hole.
+//! and live ticks travel through the same ring in order, so they join without gaps.
 
 use super::{
     EgressLogs, Fanout, Settings, StartFrom,
@@ -14,6 +14,7 @@ use crate::{
     },
     ids::{SessionId, SlotId},
     limits::{HISTORY_CHUNK_OUTBOX_BYTES, HISTORY_CHUNKS_IN_FLIGHT_MAX},
+    principal::Permissions,
     session::{
         membership::{Lag, Taking},
         table::Sessions,
@@ -83,11 +84,13 @@ impl Fanout {
         })
     }
 
-    /// Answers positions in topics that do not exist, which no home will answer.
+    /// Answers positions in topics that do not exist, which no home will answer. Those that the filter of a subscription hides do not
+    /// exist either.
     pub(super) fn answer_unknown_positions(
         &mut self,
         pattern: &str,
         start_from: StartFrom,
+        filter: Option<&Permissions>,
         slot: SlotId,
         sessions: &mut Sessions,
     ) {
@@ -114,7 +117,11 @@ impl Fanout {
                 } else {
                     // Joining the matching topics that exist took their positions out.
                     let Some(saved) = lag.saved_positions.as_deref_mut() else { return };
-                    saved.take_if(|name| pattern::matches(pattern, name) && !self.by_name.contains_key(name))
+                    let exists = |name: &str| {
+                        self.by_name.contains_key(name)
+                            && filter.is_none_or(|filter| filter.subscribe.permits(name))
+                    };
+                    saved.take_if(|name| pattern::matches(pattern, name) && !exists(name))
                 }
             }
         };

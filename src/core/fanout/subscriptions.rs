@@ -1,11 +1,8 @@
 //! Subscriptions to patterns: registration with the homes, and the sessions that hold them.
 
-use super::{
-    Fanout,
-    wildcard::{PossiblePolicies, WildcardEntry},
-};
+use super::{Fanout, possible_policies::PossiblePolicies, wildcard::WildcardEntry};
 use crate::{
-    ids::SlotId,
+    ids::{SlotId, SourceId},
     limits::{LONG_WILDCARD_BYTES, LONG_WILDCARDS_BYTES},
     pattern_trie::{ALLOCATION_BYTES, PatternTrie},
 };
@@ -23,6 +20,8 @@ pub(super) struct PatternEntry {
     request: u32,
     /// Number of sessions that hold the pattern, and of patterns that it covers. The entry is removed with the last one.
     holders: u32,
+    /// Where the session comes from that subscribed to it first. Its memory counts for that until the entry is removed.
+    source: SourceId,
     pub(super) is_exact: bool,
     /// The homes do not know this pattern, because `>` is registered instead.
     is_covered: bool,
@@ -33,7 +32,7 @@ pub(super) struct PatternEntry {
     pub(super) wildcard: Option<Box<WildcardEntry>>,
 }
 
-const _: () = assert!(size_of::<Option<PatternEntry>>() <= 48, "docs/LIMITS.md says what a pattern takes");
+const _: () = assert!(size_of::<Option<PatternEntry>>() <= 56, "docs/LIMITS.md says what a pattern takes");
 
 /// A pattern whose homes have not all answered READY yet.
 #[derive(Debug)]
@@ -43,6 +42,9 @@ pub(super) struct PendingEntry {
     /// Sessions to wake then. Some may have ended since.
     waiting: Vec<SlotId>,
 }
+
+/// Bytes of a pattern in the trie, beside its text.
+const TRIE_BYTES: usize = 72;
 
 /// Requests for which the table keeps room while none is pending.
 const PENDING_KEPT: usize = 64;
@@ -91,13 +93,23 @@ pub struct Subscription {
     pub generation: u16,
     /// In a group: the policies that its topics may have.
     pub possible: PossiblePolicies,
+    /// The session may receive only a part of its topics: those that its permissions name.
+    pub is_partial: bool,
 }
 
 impl Subscription {
-    /// A subscription that is not live yet.
+    /// A subscription that is not live yet, to a pattern that is wholly allowed.
     pub fn new(entry: u32, delivery: Delivery, start_from: StartFrom) -> Subscription {
         let possible = PossiblePolicies::default();
-        Subscription { delivery, start_from, entry, position: None, generation: 0, possible }
+        Subscription {
+            delivery,
+            start_from,
+            entry,
+            position: None,
+            generation: 0,
+            possible,
+            is_partial: false,
+        }
     }
 }
 
@@ -130,8 +142,8 @@ impl Fanout {
     }
 
     /// Registers a subscription; the session must not hold the pattern already. It can go live once [`Fanout::is_ready`].
-    /// If that is not yet the case, [`Fanout::pop_woken`] returns the session later.
-    pub fn subscribe(&mut self, slot: SlotId, pattern: &str) -> Registration {
+    /// If that is not yet the case, [`Fanout::pop_woken`] returns the session later. A new pattern counts for `source`.
+    pub fn subscribe(&mut self, slot: SlotId, source: SourceId, pattern: &str) -> Registration {
         let (entry, interest) = match self.entry_of(pattern) {
             Some(known) => {
                 self.hold(known);
@@ -143,13 +155,13 @@ impl Fanout {
                         self.hold(cover);
                         None
                     }
-                    None => Some(self.insert_registered(ALL_TOPICS)),
+                    None => Some(self.insert_registered(ALL_TOPICS, SourceId::default())),
                 };
                 let interest = interest.map(|interest| Interest { covers: true, ..interest });
-                (self.insert_entry(pattern, 0, true), interest)
+                (self.insert_entry(pattern, source, 0, true), interest)
             }
             None => {
-                let interest = self.insert_registered(pattern);
+                let interest = self.insert_registered(pattern, source);
                 (self.pending.get(&interest.request).map_or(0, |pending| pending.entry), Some(interest))
             }
         };
@@ -173,17 +185,17 @@ impl Fanout {
     }
 
     /// Adds a pattern that the caller registers with the homes.
-    fn insert_registered(&mut self, pattern: &str) -> Interest {
+    fn insert_registered(&mut self, pattern: &str, source: SourceId) -> Interest {
         let exact = pattern::is_exact(pattern);
         let request = self.next_request;
         self.next_request = self.next_request.wrapping_add(1).max(1);
-        let entry = self.insert_entry(pattern, request, false);
+        let entry = self.insert_entry(pattern, source, request, false);
         let homes = if exact { 1 } else { self.shards };
         self.pending.insert(request, PendingEntry { entry, homes, waiting: Vec::new() });
         Interest { request, exact, covers: false }
     }
 
-    fn insert_entry(&mut self, pattern: &str, request: u32, is_covered: bool) -> u32 {
+    fn insert_entry(&mut self, pattern: &str, source: SourceId, request: u32, is_covered: bool) -> u32 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
             self.entries.len() as u32 - 1
@@ -196,6 +208,7 @@ impl Fanout {
             node: node.unwrap_or_default(),
             request,
             holders: 1,
+            source,
             is_exact,
             is_covered,
             members: Vec::new(),
@@ -221,6 +234,28 @@ impl Fanout {
             true => (*other_bytes, *long_bytes) = (*other_bytes + other, *long_bytes + long),
             false => (*other_bytes, *long_bytes) = (*other_bytes - other, *long_bytes - long),
         }
+        if entry.source.is_limited() {
+            let bytes = size_of::<Option<PatternEntry>>() + TRIE_BYTES + pattern.len() + other;
+            self.count_source_bytes(entry.source, bytes, comes);
+        }
+    }
+
+    fn count_source_bytes(&mut self, source: SourceId, bytes: usize, comes: bool) {
+        let held = self.source_bytes.entry(source).or_default();
+        if comes {
+            *held += bytes;
+            return;
+        }
+        debug_assert!(*held >= bytes, "a pattern counts for its source");
+        *held -= bytes;
+        if *held == 0 {
+            self.source_bytes.remove(&source);
+        }
+    }
+
+    /// Bytes of the patterns that the sessions of a source have brought, here and at the homes.
+    pub fn source_bytes(&self, source: SourceId) -> usize {
+        self.source_bytes.get(&source).copied().unwrap_or(0)
     }
 
     /// The request that an entry waits for: its own, or that of `>` if this covers it. `None` once the homes are ready.

@@ -162,6 +162,11 @@ impl EgressTopic {
         }
     }
 
+    /// Whether wildcards have yet to count it. They count no topic that is forgotten.
+    pub(super) fn waits_to_be_counted(&self) -> bool {
+        !self.is_counted && self.life == Life::Current
+    }
+
     /// Any of its members.
     pub(super) fn any_member(&self) -> Option<SlotId> {
         self.groups.iter().find_map(|group| group.members.last()).map(|member| member.slot())

@@ -207,7 +207,8 @@ impl Fanout {
         logs: &mut EgressLogs,
     ) {
         let pattern = self.pattern(entry);
-        self.answer_unknown_positions(&pattern, start_from, slot, sessions);
+        let filter = self.filter(entry, slot, sessions);
+        self.answer_unknown_positions(&pattern, start_from, filter.as_deref(), slot, sessions);
         self.queue_pull(slot, sessions);
         self.evict_overflowing(sessions, logs);
         self.invariants(Some(entry));
@@ -252,6 +253,11 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
+        if !self.delivers(entry, id, slot, sessions) {
+            // The session may have received it before it had its permissions.
+            self.merge_deliveries(id, slot, sessions);
+            return;
+        }
         let backlog = self.backlog(id, slot, start_from, sessions);
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "only open topics are joined");
@@ -266,7 +272,7 @@ impl Fanout {
             &self.entries,
             topic,
             session.subscriptions.iter(),
-            session.format,
+            session.principal.as_deref(),
         );
         let Some(merged) = merged else {
             return debug_assert!(false, "a session joins through a live subscription");
@@ -308,15 +314,27 @@ impl Fanout {
         let now = session.subscriptions.to_mut(index)?;
         // What it started with has been joined.
         let start_from = if held.position.is_some() { StartFrom::Live } else { held.start_from };
-        *now = Subscription::new(index, delivery, start_from);
+        let is_partial = held.is_partial;
+        *now = Subscription { is_partial, ..Subscription::new(index, delivery, start_from) };
         if held.position.is_some() {
             self.enter_members(index, slot, sessions);
         }
-        if gets_pace {
-            return Some(self.begin_walk(index, slot));
+        Some(self.begin_change(index, slot, gets_pace, sessions))
+    }
+
+    /// Begins the walk after a change of a subscription: `joins` the topics of its pattern, or merges the session's memberships again.
+    pub(super) fn begin_change(
+        &mut self,
+        index: u32,
+        slot: SlotId,
+        joins: bool,
+        sessions: &Sessions,
+    ) -> Begun {
+        if joins {
+            return self.begin_walk(index, slot);
         }
         let (walk, listed) = self.walk(index, slot, Change::Merge, sessions);
-        Some(Begun::Walk(walk, listed))
+        Begun::Walk(walk, listed)
     }
 
     /// Lists the memberships that a walk visits: for a wildcard all of the session's, else one at most.
@@ -379,7 +397,7 @@ impl Fanout {
             &self.entries,
             topic,
             session.subscriptions.iter(),
-            session.format,
+            session.principal.as_deref(),
         );
         match merged {
             None => topic.leave(slot, sessions),

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use super::{
     EgressLogs, Fanout, Subscription,
     match_counts::MatchCount,
+    partial::Permitted,
+    possible_policies::PossiblePolicies,
     subscriptions::PatternEntry,
     topic::{EgressTopic, Merged},
     topic_mut, topic_ref,
@@ -18,6 +20,7 @@ use crate::{
     egress_log::FrameInfo,
     ids::SlotId,
     pattern_trie::PatternTrie,
+    principal::{Permissions, Principal},
     session::{
         Session, Yielding,
         membership::{Gap, Membership, Taking},
@@ -28,7 +31,6 @@ use tickcast_proto::{
     WireFormat,
     frame::Frame,
     ids::TopicId,
-    pattern,
     subscription::{Delivery, Policy, Rules},
 };
 
@@ -60,21 +62,36 @@ impl WildcardEntry {
         WildcardEntry { groups: Vec::new(), joined_last: 0, matches }
     }
 
-    fn group(&self, format: WireFormat, generation: u16) -> Option<usize> {
-        self.groups.iter().position(|group| group.format == format && group.generation == generation)
+    /// The group of subscriptions that share all three.
+    fn group(&self, format: WireFormat, generation: u16, filter: Option<&Arc<Permissions>>) -> Option<usize> {
+        self.groups.iter().position(|group| {
+            let is_same = match (&group.filter, filter) {
+                (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+                (one, other) => one.is_none() && other.is_none(),
+            };
+            is_same && group.format == format && group.generation == generation
+        })
+    }
+
+    /// The default policies of this number, which a group has.
+    fn policies(&self, generation: u16) -> Option<&Rules<Policy>> {
+        self.groups.iter().find(|group| group.generation == generation).map(|group| &*group.policies)
     }
 }
 
 /// The sessions of one wildcard that share a wire format and the default policies of the time when they subscribed.
 ///
-/// Sessions with different permissions share a group: a pattern is allowed wholly or refused, so each member may receive every topic
-/// that the pattern matches, and a delivery checks nothing.
+/// Sessions with different permissions share a group if the pattern is wholly allowed: each member may receive every topic that it
+/// matches. Those of which only a part is allowed share one for each permission set, which is asked once for each topic. So a
+/// delivery checks nothing.
 #[derive(Debug)]
 pub(super) struct WildcardGroup {
     format: WireFormat,
     /// Number of the default policies.
     generation: u16,
     policies: Arc<Rules<Policy>>,
+    /// What its members may receive, if that is only a part of the pattern's topics.
+    pub(super) filter: Option<Arc<Permissions>>,
     members: Vec<WildcardMember>,
 }
 
@@ -118,49 +135,8 @@ pub(super) struct WildcardTopic {
     generation: u64,
     /// The topic has been announced to all members of its patterns up to this number.
     announced_to: u64,
-}
-
-/// Which policies the topics of a subscription may have, as bits: one that yields, one that conflates, one that keeps
-/// every tick.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PossiblePolicies(u8);
-
-impl PossiblePolicies {
-    const YIELDS: u8 = 1;
-    const CONFLATES: u8 = 2;
-    const KEEPS: u8 = 4;
-
-    /// Those of the topics that `pattern` can match.
-    fn of(pattern: &str, policy: Option<Policy>, defaults: &Rules<Policy>) -> PossiblePolicies {
-        let bits = |policy| match policy {
-            Policy::Conflate => Self::YIELDS | Self::CONFLATES,
-            Policy::Drop => Self::YIELDS,
-            Policy::Keep | Policy::Disconnect => Self::KEEPS,
-        };
-        if let Some(policy) = policy {
-            return PossiblePolicies(bits(policy));
-        }
-        let mut possible = 0;
-        for (rule, policy) in &defaults.rules {
-            if pattern::overlaps(rule, pattern) {
-                possible |= bits(*policy);
-            }
-            if pattern::covers(rule, pattern) {
-                return PossiblePolicies(possible);
-            }
-        }
-        PossiblePolicies(possible | bits(defaults.default))
-    }
-
-    /// What a subscription with them adds to the session's count.
-    pub fn count(self) -> Yielding {
-        let has = |bit| u32::from(self.0 & bit != 0);
-        Yielding {
-            memberships: has(Self::YIELDS),
-            conflating: has(Self::CONFLATES),
-            keeping: has(Self::KEEPS),
-        }
-    }
+    /// Which groups with a filter it is delivered to; `None`: it has not been asked.
+    pub(super) permitted: Option<Box<Permitted>>,
 }
 
 impl Wildcards {
@@ -223,6 +199,12 @@ impl PatternEntry {
         self.groups().iter().map(|group| group.members.len()).sum()
     }
 
+    /// The groups that receive a topic that the pattern matches. Compares it with the patterns of each filter.
+    fn groups_of<'a>(&'a self, topic: &'a str) -> impl Iterator<Item = &'a WildcardGroup> {
+        let permits = |filter: &Arc<Permissions>| filter.subscribe.permits(topic);
+        self.groups().iter().filter(move |group| group.filter.as_ref().is_none_or(permits))
+    }
+
     /// Bytes of its groups.
     pub(super) fn groups_bytes(&self) -> usize {
         let Some(wildcard) = self.wildcard.as_deref() else { return 0 };
@@ -231,30 +213,26 @@ impl PatternEntry {
     }
 }
 
-/// Merges the deliveries of those of the session's subscriptions that are live and match a topic. `None` if none does. A match
+/// Merges the deliveries of those of the session's subscriptions that are live and deliver a topic. `None` if none does. A match
 /// against each.
 pub(super) fn merged<'a>(
     patterns: &PatternTrie<u32>,
     entries: &[Option<PatternEntry>],
     topic: &EgressTopic,
     subscriptions: impl IntoIterator<Item = &'a Subscription>,
-    format: WireFormat,
+    principal: Option<&Principal>,
 ) -> Option<Merged> {
     let mut merged: Option<Merged> = None;
     for held in subscriptions {
+        let name = &topic.info.name;
         let entry = entries[held.entry as usize].as_ref();
-        let Some(entry) =
-            entry.filter(|entry| held.position.is_some() && entry.matches(patterns, &topic.info.name))
-        else {
-            continue;
-        };
+        let entry = entry.filter(|entry| held.position.is_some() && entry.matches(patterns, name));
+        let Some(entry) = entry.filter(|_| held.delivers(name, principal)) else { continue };
         let shares = entry.shares(held.delivery);
         let policy = held.delivery.policy.unwrap_or_else(|| {
             let wildcard = entry.wildcard.as_deref().filter(|_| shares);
-            match wildcard.and_then(|wildcard| Some((wildcard, wildcard.group(format, held.generation)?))) {
-                Some((wildcard, group)) => wildcard.groups[group].policies.of(&topic.info.name),
-                None => topic.policy,
-            }
+            let policies = wildcard.and_then(|wildcard| wildcard.policies(held.generation));
+            policies.map_or(topic.policy, |policies| policies.of(name))
         });
         let one = Merged {
             policy,
@@ -274,17 +252,17 @@ pub(super) fn merged_of_all(
     entries: &[Option<PatternEntry>],
     topic: &EgressTopic,
     subscriptions: &[Subscription],
-    format: WireFormat,
+    principal: Option<&Principal>,
 ) -> Option<Merged> {
     if subscriptions.len() <= COMPARED_MAX {
-        return merged(patterns, entries, topic, subscriptions, format);
+        return merged(patterns, entries, topic, subscriptions, principal);
     }
     let mut matching = Vec::new();
     patterns.for_each_match(&topic.info.name, |&index| {
         let found = subscriptions.binary_search_by_key(&index, |held| held.entry);
         matching.extend(found.ok().and_then(|at| subscriptions.get(at)));
     });
-    merged(patterns, entries, topic, matching, format)
+    merged(patterns, entries, topic, matching, principal)
 }
 
 impl Fanout {
@@ -296,9 +274,11 @@ impl Fanout {
         };
         let Some(session) = sessions.open_mut(slot) else { return };
         let format = session.format;
+        let permissions = session.principal.as_ref().map(|principal| principal.permissions.clone());
         let Some(held) = session.subscriptions.to_mut(index) else {
             return debug_assert!(false, "a session makes only its own subscriptions live");
         };
+        let filter = held.is_partial.then(|| permissions.unwrap_or_default());
         let shares = entry.shares(held.delivery);
         let Some(wildcard) = entry.wildcard.as_deref_mut().filter(|_| shares) else {
             held.position = Some(entry.members.len() as u32);
@@ -308,14 +288,14 @@ impl Fanout {
         };
         let wildcards = &mut self.wildcards;
         let generation = wildcards.generation;
-        let group = wildcard.group(format, generation).unwrap_or_else(|| {
+        let group = wildcard.group(format, generation, filter.as_ref()).unwrap_or_else(|| {
             if wildcard.groups.is_empty() {
                 wildcards.patterns_generation += 1;
             }
             let policies = wildcards.policies.clone();
             // Most wildcards have one group, and many of them one member.
             wildcard.groups.reserve_exact(1);
-            wildcard.groups.push(WildcardGroup { format, generation, policies, members: Vec::new() });
+            wildcard.groups.push(WildcardGroup { format, generation, policies, filter, members: Vec::new() });
             wildcard.groups.len() - 1
         });
         wildcards.joined_last += 1;
@@ -349,9 +329,12 @@ impl Fanout {
                 entry.members.get(position as usize).copied()
             }
             true => {
-                let format = sessions.get(slot).map(|session| session.format);
-                let found = entry.wildcard.as_deref_mut().zip(format).and_then(|(wildcard, format)| {
-                    let at = wildcard.group(format, held.generation)?;
+                // Its permissions may be others by now, so the group is the one in which the session has this position.
+                let is_in = |group: &WildcardGroup| {
+                    group.members.get(position as usize).is_some_and(|member| member.slot == slot)
+                };
+                let found = entry.wildcard.as_deref_mut().and_then(|wildcard| {
+                    let at = wildcard.groups.iter().position(is_in)?;
                     Some((wildcard, at))
                 });
                 let Some((wildcard, at)) = found else {
@@ -426,8 +409,14 @@ impl Fanout {
                     debug_assert!(false, "a pattern that matches has an entry");
                     continue;
                 };
-                for WildcardGroup { format, members, .. } in entry.groups() {
+                for WildcardGroup { format, filter, members, .. } in entry.groups() {
                     self.tally.units += members.len() / MEMBERS_PER_UNIT;
+                    if let Some(filter) = filter {
+                        self.tally.units += 1;
+                        if !topic.is_permitted(filter) {
+                            continue;
+                        }
+                    }
                     // Most often the first does.
                     if !members.iter().any(|member| sessions.is_served_by_groups(member.slot, id)) {
                         continue;
@@ -472,7 +461,10 @@ impl Fanout {
                 continue;
             };
             members_len += entry.group_members_len();
-            let members = wildcard.groups.iter().flat_map(|group| &group.members);
+            let permits = |group: &&WildcardGroup| {
+                group.filter.as_ref().is_none_or(|filter| topic.is_permitted(filter))
+            };
+            let members = wildcard.groups.iter().filter(permits).flat_map(|group| &group.members);
             newcomers.extend(members.filter(|member| member.joined > announced_to).map(|member| member.slot));
         }
         if newcomers.is_empty() {
@@ -516,8 +508,10 @@ impl Fanout {
             let format = session.format;
             // Names and paced subscriptions that match would have a membership.
             let held = matching.iter().filter_map(|&index| session.subscriptions.to(index));
-            let Some(merged) = merged(&self.patterns, &self.entries, topic, held, format) else {
-                debug_assert!(false, "a member of a group has a subscription that matches");
+            let principal = session.principal.as_deref();
+            let Some(merged) = merged(&self.patterns, &self.entries, topic, held, principal) else {
+                // Its new permissions may not name the topic, and its subscription is still to be reviewed.
+                debug_assert!(session.has_partial(), "a member of a group has a subscription that matches");
                 continue;
             };
             let membership = Membership { taking: Taking::Held, from: sequence, ..merged.membership() };
@@ -555,10 +549,10 @@ impl Fanout {
             groups.extend(entry.filter(|entry| !entry.groups().is_empty()));
         });
         let of_groups = match &groups[..] {
-            [entry] => entry.group_members_len(),
+            [entry] => entry.groups_of(&topic.info.name).map(|group| group.members.len()).sum(),
             several => {
-                let members =
-                    several.iter().flat_map(|entry| entry.groups()).flat_map(|group| &group.members);
+                let groups = several.iter().flat_map(|entry| entry.groups_of(&topic.info.name));
+                let members = groups.flat_map(|group| &group.members);
                 let mut slots: Vec<SlotId> = members.map(|member| member.slot).collect();
                 slots.sort_unstable();
                 slots.dedup();
@@ -568,7 +562,8 @@ impl Fanout {
         of_groups + topic.members_len() - topic.shared_len as usize
     }
 
-    /// Number of topics that a session is subscribed to. A topic that several of its wildcards match counts for each.
+    /// Number of topics that a session is subscribed to. A topic that several of its wildcards match counts for each, and those of a
+    /// wildcard that is only partly allowed count all.
     pub fn topics_of(&self, session: &Session) -> usize {
         let own = session.memberships.len() - session.shared_memberships as usize;
         let shared = session.subscriptions.iter().map(|held| {

@@ -1,16 +1,15 @@
-//! Creates topics, within the limits of those who publish on them first.
-//!
-//! A topic counts for the session and for the source (the address) of its first tick until its place is free again, however
-//! long they are gone: otherwise a client could fill the table by reconnecting. Everyone pays from accounts that hold one
-//! count and one token bucket.
+//! Creates topics, within the limits of the session and the address that publish first.
+//! A topic counts against the session and the source (the address) of its first tick until its slot is free again, even if they
+//! have left: otherwise a client could fill the table by reconnecting. Each session and source has an account with a count and
+//! a token bucket.
 
 use std::collections::{HashMap, hash_map::Entry};
 
 use super::{Home, HomeTopic, LastSeen, PlaceState, history::History, last_value::LastValues};
 use crate::{
-    admission::{Bucket, Pace},
     ids::{SessionId, SourceId},
     now::Now,
+    token_bucket::{Bucket, Pace},
 };
 use tickcast_proto::{
     ErrorCode,

@@ -1,8 +1,7 @@
 //! Forgets topics that nobody uses: the walk that finds them, and the end of their lives.
-//!
-//! A topic is forgotten if no client names it exactly and it has had no tick for its idle time. Its name is free at once. The home
-//! tells every shard that knows the topic; a shard answers when its sessions have left it. The topic's place is used again only
-//! after the last answer, so no message about the old life arrives in the new one.
+//! A home forgets a topic if no client names it exactly and it has had no tick for its idle time. The name is free at once. The
+//! home tells every shard that knows the topic, and each shard answers once its sessions have left it. The home reuses the
+//! topic's slot only after the last answer, so no message about the old life arrives in the new one.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! Which shards want which topics: the patterns they have registered, and the walk that brings existing topics in line.
+//! Which shards want which topics: their registered patterns, and the walk that updates existing topics.
 
 use std::{
     collections::{HashMap, VecDeque},

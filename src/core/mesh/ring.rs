@@ -67,7 +67,7 @@ pub struct FrameProducer {
 }
 
 impl FrameProducer {
-    /// Leaves frames staged once `bytes` wait in the ring: what is in it cannot be overtaken.
+    /// Leaves frames staged once `bytes` wait in the ring, because nothing can overtake frames in the ring.
     pub fn limit_waiting(&mut self, bytes: usize) {
         self.waiting_max = bytes.min(self.capacity);
     }
@@ -253,11 +253,11 @@ impl Stage {
     }
 }
 
-/// What wakes a shard, as its doorbell knows it.
+/// How a shard sleeps, and so what wakes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Sleep {
-    /// It is awake: nothing need wake it.
+    /// It is awake: nothing needs to wake it.
     Awake = 0,
     /// It waits for its latency budget: ticks do not wake it, everything else does.
     Within = 1,
@@ -289,7 +289,7 @@ impl Doorbell {
         }
     }
 
-    /// As [`Doorbell::ring`], after a push of nothing but ticks, which need not wake a shard that will look soon.
+    /// Like [`Doorbell::ring`], after a push of ticks only, which need not wake a shard that waits for its latency budget.
     pub fn ring_for_ticks(&self) {
         fence(SeqCst);
         if self.sleep.load(SeqCst) == Sleep::Idle as u8 {
@@ -312,7 +312,7 @@ impl Doorbell {
         self.announce(Sleep::Idle, look_and_wait)
     }
 
-    /// As [`Doorbell::sleep`], for a wait that ends by itself: ticks that arrive meanwhile wake nobody.
+    /// Like [`Doorbell::sleep`], for a wait with a timeout: ticks that arrive meanwhile do not wake the shard.
     ///
     /// # Errors
     /// What `look_and_wait` returns.

@@ -68,18 +68,48 @@ counters! {
     TopicsRefused = "topics_refused", "ticks";
     /// Ticks refused: invalid topic, too many topics, or too large.
     TicksRefused = "ticks_refused", "ticks";
-    /// Ticks refused by the publish rate limit.
+    /// Ticks refused because their session publishes too many a second.
     TicksRefusedRate = "ticks_refused_rate", "ticks";
+    /// Ticks refused because their session publishes too many bytes a second.
+    TicksRefusedBandwidth = "ticks_refused_bandwidth", "ticks";
+    /// Ticks refused because the sessions of their address publish too many a second.
+    TicksRefusedSourceRate = "ticks_refused_source_rate", "ticks";
+    /// Ticks refused because the sessions of their address publish too many bytes a second.
+    TicksRefusedSourceBandwidth = "ticks_refused_source_bandwidth", "ticks";
     /// Ticks refused because their session may not publish them.
     TicksRefusedNotAllowed = "ticks_refused_not_allowed", "ticks";
     /// Subscriptions refused because their session may not receive all topics of the pattern.
     SubscriptionsRefused = "subscriptions_refused", "subscriptions";
+    /// Subscriptions accepted of which only a part is delivered, because their session may not receive all topics of the pattern.
+    SubscriptionsFiltered = "subscriptions_filtered", "subscriptions";
+    /// Requests refused because their session subscribes to too many patterns a second, or changes too many.
+    SubscriptionsRefusedRate = "subscriptions_refused_rate", "requests";
+    /// Requests refused because the sessions of their address subscribe to too many patterns a second, or change too many.
+    SubscriptionsRefusedSourceRate = "subscriptions_refused_source_rate", "requests";
+    /// Requests refused because their session asks for the history of too many patterns a second.
+    HistoryRefusedRate = "history_refused_rate", "requests";
+    /// Requests refused because the sessions of their address ask for the history of too many patterns a second.
+    HistoryRefusedSourceRate = "history_refused_source_rate", "requests";
+    /// Requests refused because their session asks for the last values of too many patterns a second.
+    LastValuesRefusedRate = "last_values_refused_rate", "requests";
+    /// Requests refused because the sessions of their address ask for the last values of too many patterns a second.
+    LastValuesRefusedSourceRate = "last_values_refused_source_rate", "requests";
+    /// Subscriptions refused because their pattern has too many wildcards.
+    PatternsRefusedWildcards = "patterns_refused_wildcards", "subscriptions";
+    /// Subscriptions refused because the patterns of their session are too long in all.
+    PatternsRefusedSession = "patterns_refused_session", "subscriptions";
+    /// Subscriptions refused because the patterns that their address has brought take too much memory.
+    PatternsRefusedSource = "patterns_refused_source", "subscriptions";
+    /// Subscriptions refused because the memory of all patterns was used up.
+    PatternsRefusedMemory = "patterns_refused_memory", "subscriptions";
     /// Subscriptions ended because the session's new token does not allow them.
     SubscriptionsRemoved = "subscriptions_removed", "subscriptions";
     /// Credentials that were valid.
     CredentialsAccepted = "credentials_accepted", "credentials";
     /// Credentials that were refused, missing ones included.
     CredentialsRefused = "credentials_refused", "credentials";
+    /// New tokens of open sessions that were not looked at, because the session gave too many.
+    CredentialsRefusedRate = "credentials_refused_rate", "credentials";
     /// Ticks dropped by a source of the server, because a ring was full or the process had been stopped.
     SourceTicksDropped = "source_ticks_dropped", "ticks";
     /// Times a source of the server waited, because the ring to a shard was full.
@@ -126,6 +156,8 @@ counters! {
     Pings = "pings", "pings";
     /// Times a session's input was paused for lack of room in the mesh or in its replies.
     InputPaused = "input_paused", "times";
+    /// Times a session's input was paused because too many of its requests exceeded its budgets.
+    InputThrottled = "input_throttled", "times";
     /// HTTP requests answered without an upgrade to WebSocket.
     HttpResponses = "http_responses", "responses";
     /// Requests answered with an error.

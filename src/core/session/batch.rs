@@ -1,5 +1,5 @@
-//! SENDs whose headers are written as they are gathered: frames wait without, and those that leave together are one
-//! message.
+//! SENDs whose header is written when they are gathered: frames wait without headers, and those that leave together form
+//! one message.
 
 use super::outbox::{NextSend, Outbox, Segment, SendSource};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
 };
 use tickcast_proto::{WireFormat, framing::SEND_HEADER_BYTES_MAX};
 
-/// What one message is to hold.
+/// The contents of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Batch {
     /// Bytes at the front of the outbox that go with this SEND.
@@ -18,8 +18,8 @@ struct Batch {
 }
 
 impl Outbox {
-    /// As [`Outbox::take_send`], for a framing that has headers for what a SEND gathers. The headers count as bytes of the
-    /// SEND, not of the outbox.
+    /// Like [`Outbox::take_send`], for a framing that writes one header per SEND. The headers count as bytes of the SEND, not
+    /// of the outbox.
     pub(super) fn take_batch(
         &mut self,
         log: Option<&EgressLog>,
@@ -56,7 +56,7 @@ impl Outbox {
                 }
                 Segment::Shared(_) | Segment::Private { .. } | Segment::Notice { .. } => {
                     let batch = self.next_batch(log, left.saturating_sub(SEND_HEADER_BYTES_MAX));
-                    // Not worth a cut: what is gathered leaves, this comes next.
+                    // Not worth a cut: the gathered frames leave, this one comes next.
                     if batch.taken == 0 || (batch.cut_rest > 0 && gather.len() > start) {
                         break;
                     }

@@ -20,7 +20,7 @@ pub enum CloseReason {
     HeartbeatTimeout,
     /// The peer reads more slowly than its outbox allows.
     SlowConsumer,
-    /// The server is too short of CPU to send what its policy, `disconnect`, does not allow to drop.
+    /// The server lacks CPU time to send ticks that the policy, `disconnect`, does not allow it to drop.
     Overloaded,
     /// The server is shutting down.
     Shutdown,
@@ -30,15 +30,15 @@ pub enum CloseReason {
     Http(u16),
     /// An HTTP connection sent no further request in time.
     HttpIdle,
-    /// A limit of the client's address refuses it, which became known after the accept.
+    /// A limit refuses the client's address, which became known only after the accept.
     Refused(Refusal),
-    /// The client is not who it must be, or no longer.
+    /// The client's credentials were refused, or are no longer valid.
     Unauthorized(AuthRefusal),
     /// A trusted proxy sent no valid PROXY protocol header.
     Proxy(ProxyError),
     /// TLS failed, in its handshake or later.
     Tls(String),
-    /// The keys of a TLS 1.2 connection have sealed as much as they may, and cannot be changed.
+    /// The keys of a TLS 1.2 connection are used up, and cannot be changed.
     TlsKeysUsedUp,
     /// A request failed, and the session's format has no error reply.
     BadRequest(String),
@@ -110,7 +110,7 @@ impl CloseReason {
         }
     }
 
-    /// The status of the HTTP response that ends the connection, if nothing has been answered.
+    /// The status of the HTTP response that ends the connection, if no answer was sent.
     pub fn http_status(&self) -> Option<u16> {
         match self {
             CloseReason::HandshakeDeadline => Some(408),
@@ -121,12 +121,12 @@ impl CloseReason {
         }
     }
 
-    /// The part of the outbox that is still sent before the goodbye.
+    /// The part of the outbox that is still sent before CLOSING.
     pub fn kept_outbox(&self) -> KeptOutbox {
         match self {
             // After a peer's WebSocket close, the outbox ends with the answer to it.
             CloseReason::Shutdown | CloseReason::Http(_) | CloseReason::Peer => KeptOutbox::Everything,
-            // The peer does not read, so only the goodbye has a chance to arrive in time.
+            // The peer does not read, so only CLOSING has a chance to arrive in time.
             CloseReason::SlowConsumer
             | CloseReason::Transport(_)
             | CloseReason::Tls(_)
@@ -147,7 +147,7 @@ impl CloseReason {
         }
     }
 
-    /// Whether the session says goodbye with CLOSING and the framing's close.
+    /// Whether the session ends with CLOSING and the framing's close.
     pub fn has_goodbye(&self) -> bool {
         !matches!(
             self,
@@ -214,11 +214,11 @@ pub enum KeptOutbox {
 pub struct Ending {
     /// Why it ends.
     pub reason: CloseReason,
-    /// The write side is shut down: the session waits for the peer's FIN or the deadline.
+    /// Whether the write side is shut down: the session then waits for the peer's FIN or the deadline.
     pub half_closed: bool,
-    /// The peer sends no more: it has sent FIN, or closed the WebSocket.
+    /// Whether the peer sends no more: it has sent FIN, or closed the WebSocket.
     pub peer_closed: bool,
-    /// How far it has left its topics and patterns.
+    /// Progress of leaving its topics and patterns.
     pub departure: DepartureState,
 }
 
@@ -230,12 +230,12 @@ impl Ending {
     }
 }
 
-/// How far an ending session has left its topics and patterns.
+/// Progress of an ending session in leaving its topics and patterns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DepartureState {
-    /// Some still list the session, so it keeps its slot.
+    /// Some topics or patterns still list the session, so it keeps its slot.
     Pending,
-    /// Like `Pending`, and the session is removed as soon as none lists it.
+    /// Like `Pending`; the session is removed as soon as none lists it.
     RemovedWhenDone,
     /// None lists the session.
     Done,

@@ -1,23 +1,23 @@
-//! Eviction: how frames are taken out of the middle of an outbox whose session is behind.
+//! Eviction: removes frames from the middle of the outbox of a session that is behind.
 
 use super::outbox::{Backlog, Content, Outbox, Segment};
 use crate::egress_log::{EgressLog, FrameInfo, Range};
 
-/// What becomes of a frame that waits.
+/// What to do with a waiting frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It stays.
+    /// Keep it.
     Keep,
-    /// It stays, and so does everything behind it.
+    /// Keep it and everything behind it.
     KeepRest,
-    /// It goes; the caller makes sure that the session learns of it.
+    /// Evict it; the caller announces the loss to the session.
     Evict,
 }
 
 impl Outbox {
-    /// Takes the topics' frames that `judge` evicts out of the outbox, looking from the oldest to the first
-    /// [`Verdict::KeepRest`]. `judge` gets what the frame is, its length, and its range if it is shared. A frame whose
-    /// beginning has been sent is kept: its rest becomes private bytes. O(frames looked at), and a copy of the private bytes.
+    /// Removes the topics' frames that `judge` evicts from the outbox, from the oldest to the first [`Verdict::KeepRest`].
+    /// `judge` gets the frame's identity, its length, and its range if it is shared. A frame whose beginning has been sent is
+    /// kept: its rest becomes private bytes. O(frames judged), and a copy of the private bytes.
     pub fn evict(&mut self, log: &EgressLog, mut judge: impl FnMut(Content, u32, Option<Range>) -> Verdict) {
         self.seal();
         let Backlog { segments, private: old, private_start } = std::mem::take(self.backlog_mut());
@@ -32,7 +32,7 @@ impl Outbox {
                         let rest = Range { start: range.start, len: self.cut_rest };
                         let kept = self.backlog_mut();
                         kept.private.extend_from_slice(log.bytes(rest));
-                        // Begun, so never judged again: what it is does not matter.
+                        // Partly sent, so never judged again: its identity does not matter.
                         let (sequence, topic, len) = (0, 0, rest.len);
                         kept.segments.push_back(Segment::Private { sequence, topic, len });
                         range = Range { start: rest.end(), len: range.len - rest.len };
@@ -68,9 +68,9 @@ impl Outbox {
         self.invariants();
     }
 
-    /// Drops the topics' frames that wait, and keeps the replies in their order. A frame whose beginning has been sent is
-    /// kept: its rest becomes private bytes. Returns `false`, with everything dropped, if that rest has been overwritten:
-    /// then nothing may follow. A copy of the private bytes and of the rest of one frame.
+    /// Drops the topics' waiting frames, and keeps the replies in their order. A frame whose beginning has been sent is
+    /// kept: its rest becomes private bytes. If that rest has been overwritten, drops everything and returns `false`; then
+    /// nothing may follow. Copies the private bytes and the rest of one frame.
     pub fn keep_replies(&mut self, log: Option<&EgressLog>) -> bool {
         self.seal();
         let mut old = std::mem::take(self);

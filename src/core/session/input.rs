@@ -1,4 +1,4 @@
-//! What a session has received and not processed.
+//! Input that a session has received and not processed yet.
 
 use super::Session;
 use crate::limits::INPUT_SPARE_BYTES;
@@ -12,11 +12,11 @@ pub enum InputState {
     Open,
     /// The rest of a frame or of a fragmented message.
     Partial,
-    /// Room for what its requests would add: receiving is paused.
+    /// Room for the output of its requests: receiving is paused.
     Paused,
 }
 
-/// Input that waits. Apart from the session, because most sessions have none most of the time.
+/// Waiting input. Stored separately from the session, because most sessions have none most of the time.
 #[derive(Debug, Default)]
 pub struct WaitingInput {
     /// Received, not yet decoded. Bound: the longest frame, and what was in flight when receiving was paused.
@@ -51,7 +51,7 @@ impl Session {
         has_room
     }
 
-    /// Keeps what is left of the bytes of [`Session::take_input`] once `used` have been processed. Gives back a buffer that is much
+    /// Keeps the rest of the bytes from [`Session::take_input`] after `used` of them were processed. Frees a buffer that is much
     /// larger than the rest.
     pub fn keep_rest(&mut self, mut bytes: Vec<u8>, used: usize) {
         if used >= bytes.len() {
@@ -85,8 +85,8 @@ impl Session {
         has_room
     }
 
-    /// When the first byte of what waits for its rest arrived, CLOCK_MONOTONIC nanoseconds. It may be a frame whose bytes have become
-    /// fragments since.
+    /// When the first byte of an incomplete frame or message arrived, CLOCK_MONOTONIC nanoseconds. The frame's bytes may have
+    /// become fragments since.
     pub fn partial_since_ns(&self) -> Option<u64> {
         let since_ns = self.protocol.fragments().and_then(|fragments| fragments.since_ns);
         match self.input_state {
@@ -95,7 +95,7 @@ impl Session {
         }
     }
 
-    /// Notes when the input that waits began, once some has been processed. Gives its memory back if there is none.
+    /// Records when the waiting input began, after some has been processed. Frees its memory if there is none.
     pub fn note_began(&mut self, began_ns: u64) {
         match self.input.as_deref_mut() {
             Some(input) if !input.bytes.is_empty() || !input.message_rest.is_empty() => {
@@ -106,29 +106,35 @@ impl Session {
         }
     }
 
-    /// Bytes it holds for a frame or message whose rest the peer has not sent. Input that waits for room does not count:
-    /// the shard keeps it waiting.
+    /// Bytes it holds for a frame or message whose rest the peer has not sent, or that waits for the verdict on its credentials:
+    /// whoever sends tokens chooses how many wait. Input that waits for room does not count: the shard keeps it waiting.
     pub fn held_unfinished_bytes(&self) -> usize {
         let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
-        let input = self.input.as_deref().map_or(0, |input| input.bytes.capacity());
-        fragments + if self.is_paused() { 0 } else { input }
+        let input = self.input.as_deref().map_or(0, |input| match self.awaits_verdict() {
+            true => input.bytes.capacity() + input.message_rest.capacity(),
+            false => input.bytes.capacity(),
+        });
+        fragments + if self.is_paused() && !self.awaits_verdict() { 0 } else { input }
     }
 
-    /// When the first byte of its unfinished frame or message arrived, CLOCK_MONOTONIC nanoseconds.
+    /// When the first byte of its unfinished frame or message arrived, or of what waits for a verdict, CLOCK_MONOTONIC nanoseconds.
     pub fn unfinished_since_ns(&self) -> Option<u64> {
         match (self.protocol.fragments(), self.input_state) {
             (Some(fragments), _) => fragments.since_ns,
             (None, InputState::Partial) => self.input.as_deref().map(|input| input.began_ns),
+            (None, InputState::Paused) if self.awaits_verdict() => {
+                self.input.as_deref().map(|input| input.began_ns)
+            }
             (None, InputState::Open | InputState::Paused) => None,
         }
     }
 
-    /// Drops what waits.
+    /// Drops the waiting input.
     pub fn discard_input(&mut self) {
         self.input = None;
     }
 
-    /// Bytes of what waits.
+    /// Bytes of waiting input.
     pub(super) fn input_bytes(&self) -> usize {
         self.input.as_deref().map_or(0, |input| {
             size_of::<WaitingInput>() + input.bytes.capacity() + input.message_rest.capacity()

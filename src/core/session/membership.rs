@@ -15,9 +15,9 @@ use tickcast_proto::{
 pub enum Taking {
     /// Every tick as it arrives.
     Live,
-    /// Nothing until the socket has room, then the newest tick since `from`.
+    /// Nothing until the socket has room, then the last tick since `from`.
     Held,
-    /// Nothing until the pace allows it, then the newest tick since `from`.
+    /// Nothing until the rate limit allows it, then the last tick since `from`.
     Paced,
     /// The ticks it missed, from `from` on, in chunks from the topic's home.
     Recovering,
@@ -61,9 +61,9 @@ pub struct Membership {
     pub taking: Taking,
     /// While recovering: the part of the past that it requests.
     pub wanted: Backfill,
-    /// The topic has been announced to the session.
+    /// Whether the topic has been announced to the session.
     pub announced: bool,
-    /// All of the session's patterns that match the topic have it in their groups: once live, it needs no membership.
+    /// Whether wildcard groups serve all of the session's patterns that match the topic: once live, it needs no membership.
     pub is_shared: bool,
 }
 
@@ -82,7 +82,7 @@ impl Membership {
         must_list
     }
 
-    /// Notes that its announcement was evicted. Returns whether the caller must list it in [`Lag::unannounced`].
+    /// Records that its announcement was evicted. Returns whether the caller must list it in [`Lag::unannounced`].
     #[must_use]
     pub fn forget_announcement(&mut self) -> bool {
         let must_list = !self.is_unannounced();
@@ -90,12 +90,12 @@ impl Membership {
         must_list
     }
 
-    /// Whether only the newest tick is kept when there is no room.
+    /// Whether only the last tick is kept when there is no room.
     pub fn conflates(&self) -> bool {
         self.policy == Policy::Conflate || self.interval_us > 0
     }
 
-    /// What it adds to the session's count.
+    /// Its contribution to the session's count.
     pub(super) fn yielding(&self) -> Yielding {
         Yielding {
             memberships: self.yields().into(),

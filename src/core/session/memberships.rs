@@ -3,8 +3,8 @@
 use super::membership::{Membership, TopicMap};
 use tickcast_proto::ids::TopicId;
 
-/// A session's memberships. 8 bytes, 64 more for the first, and some 57 to 114 for each of several. Gives its memory back when the
-/// last one goes.
+/// A session's memberships. 8 bytes, 64 more for the first, and some 57 to 114 for each of several. Frees its memory when the
+/// last one is removed.
 #[derive(Debug, Default)]
 pub struct Memberships(Option<Box<Inner>>);
 

@@ -1,4 +1,4 @@
-//! What waits to be sent to one session: ranges of a shared log, and bytes that only this session gets.
+//! The outbox of one session: ranges of a shared log, and bytes that only this session gets.
 
 use std::collections::VecDeque;
 
@@ -23,7 +23,7 @@ pub(super) enum Segment {
     Notice { from: u64, to: u64, topic: u32, len: u16 },
 }
 
-/// What a frame that waits is: enough to announce a loss when it is evicted.
+/// Identity of a waiting frame: enough to announce a loss when it is evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     /// A tick or an announcement.
@@ -74,7 +74,7 @@ impl Content {
 }
 
 impl Segment {
-    /// What it is; `None` for replies and for shared frames, which their log describes.
+    /// Its identity; `None` for replies, and for shared frames, which their log identifies.
     pub(super) fn content(&self) -> Option<Content> {
         match *self {
             Segment::Shared(_) | Segment::Reply(_) => None,
@@ -97,10 +97,10 @@ impl Segment {
 const _: () = assert!(size_of::<Segment>() == 24, "limits.rs says what a full outbox holds");
 const _: () = assert!(size_of::<Outbox>() == 40, "the docs of Outbox say how large it is");
 
-/// Segments that an empty outbox keeps room for: one that had more gives the memory back.
+/// Segments for which an empty outbox keeps room; the memory of more is freed.
 const SEGMENTS_KEPT: usize = 8;
 
-/// What waits before the newest shared frames.
+/// The outbox's contents before the newest shared frames.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     /// Bound: [`OUTBOX_RANGES_MAX`], past which the session is a slow consumer.
@@ -156,7 +156,7 @@ pub enum NextSend {
     Send(SendSource),
     /// Nothing waits.
     Idle,
-    /// What waited has been overwritten in the log: the session was too slow.
+    /// The waiting frames have been overwritten in the log: the session was too slow.
     Overwritten,
 }
 
@@ -220,7 +220,7 @@ impl Outbox {
         self.segments()?.front().copied()
     }
 
-    /// What waits before the newest shared frames, to change.
+    /// The outbox's contents before the newest shared frames, to change.
     pub(super) fn backlog_mut(&mut self) -> &mut Backlog {
         self.backlog.get_or_insert_default()
     }
@@ -293,7 +293,7 @@ impl Outbox {
         self.invariants();
     }
 
-    /// Queues one frame of a topic that only this session gets. Bound: what is asked for at once, and one SEND.
+    /// Queues one frame of a topic that only this session gets. Bound: the history requested at once, and one SEND.
     pub fn push_private(&mut self, content: Content, write: impl FnOnce(&mut Vec<u8>)) {
         let len = self.write_private(write);
         if len > 0 {
@@ -321,8 +321,8 @@ impl Outbox {
         len as u32
     }
 
-    /// Queues replies before the first topic's frame that waits: whole frames. A look at each reply before them, of which
-    /// there are few, and a move of the private bytes.
+    /// Queues replies, which are whole frames, before the first waiting frame of a topic. Costs a step per reply before them, of
+    /// which there are few, and a move of the private bytes.
     pub fn insert_before_frames(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -420,7 +420,7 @@ impl Outbox {
                     left -= taken;
                 }
                 (Segment::Shared(_), None) => return NextSend::Overwritten,
-                // What was gathered before it leaves first: it may end a frame that was cut.
+                // The bytes gathered before it leave first: they may end a frame that was cut.
                 (Segment::Shared(range), Some(log)) if log.is_overwritten(range.start) => {
                     match gather.len() > start {
                         true => break,
@@ -432,7 +432,7 @@ impl Outbox {
                         && (range.len as usize >= SEND_DIRECT_BYTES || backlog.segments.len() == 1);
                     let cut = match range.len as usize {
                         len if len <= left => Cut { len: range.len, frame_rest: 0 },
-                        // Not worth a cut: what has been gathered leaves first.
+                        // Not worth a cut: the gathered bytes leave first.
                         _ if gather.len() > start => break,
                         _ => log.cut(range, left),
                     };
@@ -489,7 +489,7 @@ impl Outbox {
     pub(super) fn give_back(&mut self) {
         let Some(backlog) = self.backlog.as_deref_mut() else { return };
         let had_private = backlog.private.capacity() > 0;
-        // A peer that always leaves a few bytes unread would otherwise keep all that it was ever sent.
+        // Otherwise a peer that always leaves a few bytes unread would keep everything that was ever sent to it in memory.
         if backlog.private_start > REPLY_BYTES_MAX {
             backlog.private.drain(..backlog.private_start);
             backlog.private_start = 0;

@@ -8,10 +8,10 @@ use crate::{
     session::{SendState, Session},
 };
 
-/// Entries of the queues for SENDs beyond two for each session at which ticks stop waiting for their latency budget.
+/// When the queues for SENDs exceed two entries per session by this many, ticks stop waiting for the latency budget.
 pub(super) const QUEUE_SPARE: usize = 64;
 
-/// What the outboxes of a shard's sessions queue them for.
+/// The queues of a shard's sessions that have work in their outboxes.
 #[derive(Debug, Default)]
 pub(super) struct Queues {
     /// How many sessions have bytes in their outbox.
@@ -23,7 +23,7 @@ pub(super) struct Queues {
     pub(super) ready: VecDeque<SlotId>,
     /// Sessions to refill before their next SEND. Bound: as `ready`.
     pub(super) lagging: VecDeque<SlotId>,
-    /// Ticks wait for the latency budget: only the sessions of `urgent` are served.
+    /// Whether ticks wait for the latency budget: only the sessions in `urgent` are served then.
     pub(super) is_holding: bool,
     /// While ticks wait: queued sessions with a reply in their outbox. Those that had nothing else are in no other queue. Bound: one
     /// entry a session, and one for each that has gone since it was queued: a session is added when it gets its first reply.

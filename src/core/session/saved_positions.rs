@@ -1,4 +1,4 @@
-//! Positions that clients have named, until the session joins their topics.
+//! Positions that clients have given, until the session joins their topics.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use std::{
 use crate::limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX};
 use tickcast_proto::subscription::Position;
 
-/// Bytes that a position takes beside its topic's name: its entry in a table that may be half empty, and two allocations.
+/// Bytes of a position besides its topic's name: its entry in a table that may be half empty, and two allocations.
 const POSITION_BYTES: usize = 96;
 
 /// The positions of one session, by topic. Their memory counts against that of the shard.
@@ -27,7 +27,7 @@ pub struct SavedPositions {
 pub struct PositionsMemory(Arc<AtomicUsize>);
 
 impl PositionsMemory {
-    /// Whether so many positions, with names of so many bytes, fit a bound.
+    /// Whether this number of positions, with this many bytes of names, fits a bound.
     pub fn has_room(&self, count: usize, names_bytes: usize, bytes_max: usize) -> bool {
         self.0.load(Relaxed) + bytes(count, names_bytes) <= bytes_max
     }
@@ -38,12 +38,12 @@ fn bytes(count: usize, names_bytes: usize) -> usize {
 }
 
 impl SavedPositions {
-    /// No positions; those that come count against this memory.
+    /// An empty set, whose positions count against this memory.
     pub fn new(memory: PositionsMemory) -> SavedPositions {
         SavedPositions { by_topic: HashMap::new(), names_bytes: 0, memory }
     }
 
-    /// Whether so many more positions, with names of so many bytes, are within the bounds of a session.
+    /// Whether this number of further positions, with this many bytes of names, is within the bounds of a session.
     pub fn has_room(&self, count: usize, names_bytes: usize) -> bool {
         self.by_topic.len() + count <= RESUME_POSITIONS_MAX
             && self.names_bytes + names_bytes <= RESUME_BYTES_MAX
@@ -69,7 +69,7 @@ impl SavedPositions {
         Some(position)
     }
 
-    /// Takes out the positions in the topics that `takes` chooses.
+    /// Takes out the positions in the topics that `takes` selects.
     pub fn take_if(&mut self, mut takes: impl FnMut(&str) -> bool) -> Vec<(Box<str>, Position)> {
         let taken: Vec<_> = self.by_topic.extract_if(|topic, _| takes(topic)).collect();
         taken.iter().for_each(|(topic, _)| self.give_back(topic));

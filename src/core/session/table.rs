@@ -37,8 +37,7 @@ pub struct SkippedTicks {
 }
 
 /// All sessions of a shard.
-///
-/// Invariant, between turns: a session that has work is queued or sending, and stands in the queue its `send_state` names.
+/// Invariant, between turns: a session that has work is queued or sending, and is in the queue that its `send_state` names.
 /// A queue may also hold slots whose session has gone.
 /// Invariant, between turns: `open` counts the sessions, and `waiting` those whose outbox is not empty.
 #[derive(Debug)]
@@ -49,15 +48,15 @@ pub struct Sessions {
     outbox_bytes_max: usize,
     behind_bytes: usize,
     queues: Queues,
-    /// Sessions found to be too far behind while others were being served; they are closed when those are done.
+    /// Sessions found to be too far behind while others were served; they are closed afterwards.
     too_far_behind: Vec<SlotId>,
     /// By slot, up to the highest slot whose socket was ever full.
     fullness: Vec<Fullness>,
-    /// The shard's thread hardly sleeps.
+    /// Whether the shard's thread hardly sleeps.
     is_saturated: bool,
     /// When the turn began: the low 32 bits of CLOCK_MONOTONIC milliseconds.
     now_ms: u32,
-    /// Sessions that were hit by an overload of the server, and not reported yet.
+    /// Sessions that lost something to an overload of the server and are not reported yet.
     overloads: u64,
     /// By slot, up to the highest slot that ever skipped a tick.
     skipped: Vec<SkippedTicks>,
@@ -316,31 +315,31 @@ impl Sessions {
         session.is_unsettled |= session.yields() && session.yield_bytes != behind_bytes;
     }
 
-    /// Whether more waits for a session than any session may have.
+    /// Whether a session's backlog exceeds the bound of every session.
     pub fn has_too_much(&self, slot: SlotId) -> bool {
         self.get(slot).is_some_and(|session| {
             session.frame_bytes() > self.outbox_bytes_max || session.outbox.has_too_many_ranges()
         })
     }
 
-    /// How much may still wait for a session after an eviction because of overload: so little that the next one is not due soon.
-    /// Nothing, if what waits is not too many bytes but too many pieces.
+    /// A session's maximum backlog after an eviction because of overload: small enough that the next eviction is not due soon.
+    /// 0 if the backlog has too many pieces, not too many bytes.
     pub fn overload_target_bytes(&self, slot: SlotId) -> usize {
         let has_too_many_ranges = self.get(slot).is_some_and(|session| session.outbox.has_too_many_ranges());
         if has_too_many_ranges { 0 } else { self.outbox_bytes_max / 2 }
     }
 
-    /// Notes the time of the turn: [`Sessions::is_slow`] depends on it.
+    /// Sets the time of the turn, on which [`Sessions::is_slow`] depends.
     pub fn note_time(&mut self, now: Now) {
         self.now_ms = now.low_ms();
     }
 
-    /// Notes whether the shard is busy most of the time: if so, it takes longer for a session to be slow.
+    /// Sets whether the shard is busy most of the time. If so, a session counts as slow only after a longer time.
     pub fn set_saturated(&mut self, is_saturated: bool) {
         self.is_saturated = is_saturated;
     }
 
-    /// Notes that a session's socket has become full (`is_full`), or has taken everything again.
+    /// Records that a session's socket has become full (`is_full`), or has taken everything again.
     pub fn note_fullness(&mut self, slot: SlotId, is_full: bool, now: Now) {
         let index = slot.index();
         if self.fullness.len() <= index {
@@ -356,9 +355,9 @@ impl Sessions {
         fullness.map_or(0, |fullness| u64::from(fullness.full_ms(now.low_ms())) * 1_000_000)
     }
 
-    /// Whether a session that is behind is so because its socket has no room, and not because the server has no time: lately the
-    /// socket was full for most of the time or, while the shard is saturated, takes nothing for long. A session whose socket has always taken
-    /// everything at once is never slow.
+    /// Whether a session is behind because its socket has no room, and not because the server lacks CPU time: lately the socket
+    /// was full for most of the time or, while the shard is saturated, has taken nothing for long. A session whose socket has
+    /// always taken everything at once is never slow.
     pub fn is_slow(&self, slot: SlotId) -> bool {
         self.fullness
             .get(slot.index())
@@ -427,8 +426,8 @@ impl Sessions {
         self.ready_or_lagging_len() > 2 * self.open + QUEUE_SPARE
     }
 
-    /// Notes that the transport has taken a session's SEND. Returns whether the session is idle now and has state to settle:
-    /// it is ending, lags, or had its bounds raised. Most have none of these, which is one look here instead of three.
+    /// Records that the transport has completed a session's SEND. Returns whether the session is idle now and has state to settle:
+    /// it is ending, lags, or had its bounds raised. Most sessions have none of these, so one check here replaces three.
     #[inline]
     pub fn end_send(&mut self, slot: SlotId) -> bool {
         let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
@@ -449,8 +448,8 @@ impl Sessions {
         self.too_far_behind.push(slot);
     }
 
-    /// Marks a session as too far behind if announcements of lost ticks wait for it beyond the bound: the replies it asked for
-    /// stop its input at [`REPLY_BYTES_MAX`], and announcements may take as much as its frames.
+    /// Marks a session as too far behind if its waiting announcements of lost ticks exceed their bound. (Replies to its requests
+    /// stop its input at [`REPLY_BYTES_MAX`]; announcements may take as much as its frames.)
     pub fn mark_if_announcements_pile_up(&mut self, slot: SlotId) {
         let bytes_max = REPLY_BYTES_MAX.saturating_add(self.outbox_bytes_max);
         if self.get(slot).is_some_and(|session| session.outbox.reply_bytes() > bytes_max) {

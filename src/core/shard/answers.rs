@@ -3,8 +3,8 @@
 //! If the home is another shard, the answer crosses the mesh behind the tick, as a delivery. Three bounds hold:
 //!
 //! - A home takes a request only while every delivery stage has room, and a PUBLISH adds at most one answer to one stage.
-//! - The session's shard keeps room for the answer from the moment that the tick leaves for its home. Room kept counts like
-//!   replies that wait, so a session that does not read its answers publishes no further.
+//! - The session's shard reserves room for the answer when the tick leaves for its home. Reserved room counts like waiting
+//!   replies, so a session that does not read its answers cannot publish further.
 //! - Both shards charge the answer to the turn in which they handle it.
 
 use super::{LOG_TARGET_TOPIC, Shard, Unsequenced};

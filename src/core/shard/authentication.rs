@@ -15,20 +15,24 @@
 //! The subject of a token is the client's identity and goes before `client=`. It is known only after the verdict, so the shard that
 //! accepted the connection has its credentials verified, and hands the verdict over with the connection.
 
+mod permissions;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
 };
 
-use super::{Shard, ingress::quoted, timers::TimerKind};
+pub(super) use self::permissions::Allowed;
+use super::{Shard, timers::TimerKind};
 use crate::{
     ids::{SessionId, SlotId},
-    limits::{EXPIRY_LOOK_NS, REVOCATIONS_RECENT_MAX},
+    limits::{EXPIRY_LOOK_NS, NEW_TOKENS_BURST, NEW_TOKENS_PER_S, REVOCATIONS_RECENT_MAX},
     metrics::counters::Counter,
     now::Now,
     permission_sets::PermissionSets,
     principal::{AuthRefusal, Credentials, Principal, Revocation},
-    session::{CloseReason, Proof, Session},
+    session::{CloseReason, Proof},
+    token_bucket::{Bucket, Pace},
 };
 use tickcast_proto::{ErrorCode, command::Token, features::Features, reply::Reply};
 
@@ -96,6 +100,8 @@ pub(super) struct Authentication {
     certificate_names: HashMap<SlotId, Box<str>>,
     /// Bound: one for each session.
     expiries: HashMap<SlotId, Expiry>,
+    /// How often sessions may give new tokens. Bound: one for each session.
+    new_tokens: HashMap<SlotId, Bucket>,
     /// Revocations that verdicts on their way may not know, and until when, CLOCK_MONOTONIC nanoseconds. Bound:
     /// [`REVOCATIONS_RECENT_MAX`].
     revoked: VecDeque<(Revocation, u64)>,
@@ -123,6 +129,7 @@ impl Authentication {
         self.refused.remove(&slot);
         self.certificate_names.remove(&slot);
         self.expiries.remove(&slot);
+        self.new_tokens.remove(&slot);
         if let Some(principal) = principal {
             self.permissions.release(principal);
         }
@@ -133,6 +140,17 @@ impl Authentication {
         self.revoked.iter().any(|(revocation, until_ns)| recent(*until_ns) && revocation.revokes(principal))
     }
 
+    /// Counts a new token of an open session, and returns whether it may be looked at.
+    fn takes_new_token(&mut self, slot: SlotId, now: Now) -> bool {
+        let Some(pace) = Pace::new(NEW_TOKENS_PER_S, 1) else { return true };
+        let bucket = self.new_tokens.entry(slot).or_default();
+        let takes = bucket.has_token(pace, NEW_TOKENS_BURST, now.monotonic_ns);
+        if takes {
+            bucket.spend(pace, now.monotonic_ns);
+        }
+        takes
+    }
+
     /// Heap memory in bytes.
     pub(super) fn heap_bytes(&self) -> usize {
         let waiting = |(_, credentials): &(SessionId, Credentials)| {
@@ -141,6 +159,7 @@ impl Authentication {
         self.queue.iter().map(waiting).sum::<usize>()
             + self.pending.capacity() * size_of::<(SessionId, Pending)>()
             + self.expiries.capacity() * size_of::<(SlotId, Expiry)>()
+            + self.new_tokens.capacity() * size_of::<(SlotId, Bucket)>()
             + self.certificate_names.values().map(|name| name.len() + 32).sum::<usize>()
             + self.permissions.heap_bytes()
     }
@@ -171,6 +190,9 @@ impl Shard {
         let slot = id.slot();
         let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == id) else { return };
         session.proof = before;
+        // Its input no longer waits for others.
+        self.sessions.count_unfinished(slot);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
         if self.input_stopped {
             // The server stops: its input is no longer processed.
             return if session.is_paused() {
@@ -181,16 +203,20 @@ impl Shard {
         match verdict {
             Ok(principal) => {
                 self.counters.add(Counter::CredentialsAccepted, 1);
-                self.set_principal(slot, principal, now);
+                let has_changed = self.set_principal(slot, principal, now);
                 match purpose {
                     Purpose::Handshake => {}
                     Purpose::Hello { request, features } => self.welcome(slot, request, features, true, now),
                     Purpose::Refresh { request } => self.reply_expires(slot, request, now),
                 }
-                if purpose != Purpose::Handshake {
+                if purpose != Purpose::Handshake && has_changed {
                     self.queue_review(slot, now);
                 }
             }
+            // A certificate of a name that is not listed proves nothing: the handshake goes on as without it.
+            Err(AuthRefusal::Missing)
+                if purpose == Purpose::Handshake
+                    && self.authentication.certificate_names.remove(&slot).is_some() => {}
             Err(refusal) => self.refuse_credentials_for(slot, refusal, purpose, now),
         }
         self.resume_after_verdict(slot, now);
@@ -357,9 +383,17 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let due_ns = self.authentication.verdict_due_ns(session.id);
         if due_ns.is_some_and(|due_ns| due_ns <= now.monotonic_ns) {
-            self.counters.add(Counter::CredentialsRefused, 1);
-            self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
+            self.end_without_verdict(slot, now);
         }
+    }
+
+    /// Ends a session whose verdict has not come in time, which is the server's fault.
+    pub(super) fn end_without_verdict(&mut self, slot: SlotId, now: Now) {
+        if self.sessions.open_mut(slot).is_none() {
+            return;
+        }
+        self.counters.add(Counter::CredentialsRefused, 1);
+        self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
     }
 
     /// Has the credentials of an open session verified. Without authentication, answers as if they never expired.
@@ -370,6 +404,15 @@ impl Shard {
                 Purpose::Hello { request, features } => self.welcome(slot, request, features, true, now),
                 Purpose::Refresh { request } => self.reply_expires(slot, request, now),
             };
+        }
+        if let Purpose::Hello { request, .. } | Purpose::Refresh { request } = purpose
+            && !self.authentication.takes_new_token(slot, now)
+        {
+            self.counters.add(Counter::CredentialsRefusedRate, 1);
+            let text = format!(
+                "a session may give {NEW_TOKENS_BURST} new tokens at once, and {NEW_TOKENS_PER_S} a second after that"
+            );
+            return self.fail(slot, request, ErrorCode::RateLimited, &text, now);
         }
         match self.ask(slot, Some(token), purpose, now) {
             Ok(()) => {}
@@ -402,22 +445,25 @@ impl Shard {
         }
     }
 
-    /// Makes a principal that credentials prove the session's.
-    pub(super) fn set_principal(&mut self, slot: SlotId, principal: Arc<Principal>, now: Now) {
-        let Some(session) = self.sessions.open_mut(slot) else { return };
+    /// Makes a principal that credentials prove the session's. Returns whether its permissions are others than before.
+    pub(super) fn set_principal(&mut self, slot: SlotId, principal: Arc<Principal>, now: Now) -> bool {
+        let Some(session) = self.sessions.open_mut(slot) else { return false };
         let principal = self.authentication.permissions.share(principal);
         session.proof = Proof::Credentials;
-        if let Some(before) = session.principal.replace(principal) {
-            self.authentication.permissions.release(&before);
+        let permissions = principal.permissions.clone();
+        let before = session.principal.replace(principal);
+        if let Some(before) = &before {
+            self.authentication.permissions.release(before);
         }
         self.watch_expiry(slot, now);
+        before.is_none_or(|before| !Arc::ptr_eq(&before.permissions, &permissions))
     }
 
     /// Takes over the principal of a session that another shard has handed over.
     pub(super) fn attach_principal(&mut self, slot: SlotId, principal: Arc<Principal>, now: Now) {
         match self.authentication.is_revoked(&principal, now) {
             true => self.end(slot, CloseReason::Unauthorized(AuthRefusal::Revoked), now),
-            false => self.set_principal(slot, principal, now),
+            false => drop(self.set_principal(slot, principal, now)),
         }
     }
 
@@ -498,37 +544,6 @@ impl Shard {
             self.reply_expires(slot, 0, now);
         }
         self.set_expiry(slot, left_ns, is_announced || announces, now);
-    }
-
-    /// Returns whether a session may receive every topic that a pattern matches.
-    pub(super) fn may_subscribe(&self, slot: SlotId, pattern: &str) -> bool {
-        self.sessions.get(slot).is_some_and(|session| match &session.principal {
-            Some(principal) => principal.permissions.subscribe.covers(pattern),
-            None => self.limits.auth.is_none(),
-        })
-    }
-
-    /// Returns whether a session may publish ticks of a topic.
-    pub(super) fn may_publish(&mut self, slot: SlotId, topic: &str) -> bool {
-        let Some(session) = self.sessions.get(slot).filter(|session| !session.is_read_only) else {
-            return false;
-        };
-        match &session.principal {
-            Some(principal) => self.authentication.permissions.may_publish(&principal.permissions, topic),
-            None => self.limits.auth.is_none(),
-        }
-    }
-
-    /// Tells a client that its new token does not allow a subscription, which has ended.
-    pub(super) fn tell_removed(&mut self, slot: SlotId, pattern: &str, now: Now) {
-        self.counters.add(Counter::SubscriptionsRemoved, 1);
-        let text = format!("pattern {}: the new token does not allow all of it", quoted(pattern.as_bytes()));
-        let code = ErrorCode::NotAllowed;
-        let has_reasons = |session: &mut Session| session.features.contains(Features::REASONS);
-        match self.sessions.open_mut(slot).is_some_and(has_reasons) {
-            true => self.reply(slot, &Reply::Removed { pattern, code, text: &text }),
-            false => self.fail(slot, 0, code, &text, now),
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::Shard;
+use super::{Shard, authentication::Allowed};
 use crate::{
     fair_queue::FairQueue,
     fanout::{Begun, Departure, MembershipWalk},
@@ -355,7 +355,8 @@ impl Shard {
             Some(Operation::Unsubscribe { request, pattern }) => {
                 let entry = self.fanout.entry_of(&pattern);
                 let session = self.sessions.open_mut(slot);
-                let held = session.zip(entry).and_then(|(session, entry)| session.subscriptions.take(entry));
+                let held =
+                    session.zip(entry).and_then(|(session, entry)| session.unsubscribe(entry, &pattern));
                 let Some(held) = held else {
                     self.end_change(flow, slot);
                     self.fail_not_subscribed(slot, request, &pattern, now);
@@ -365,36 +366,58 @@ impl Shard {
                 flow.progress = Progress::Leaving { walk, request: Some(request), entry: held.entry };
                 (used + 1, Served::More)
             }
-            Some(Operation::Review { from }) => (self.review(flow, slot, from), Served::More),
+            Some(Operation::Review { from }) => self.review(flow, slot, from),
         }
     }
 
-    /// Compares the first subscription from an entry on with the session's permissions, and ends it if they do not allow it.
-    /// Returns the units used.
-    fn review(&mut self, flow: &mut Flow, slot: SlotId, from: u32) -> usize {
+    /// Compares the first subscription from an entry on with the session's permissions. Ends it if they do not allow it, and delivers
+    /// it by them if they allow a part. Returns the units used, and whether more can be done at once.
+    fn review(&mut self, flow: &mut Flow, slot: SlotId, from: u32) -> (usize, Served) {
         let next = self.sessions.open_mut(slot).and_then(|session| {
             let at = session.subscriptions.partition_point(|held| held.entry < from);
-            session.subscriptions.get(at).map(|held| held.entry)
+            session.subscriptions.get(at).map(|held| (held.entry, held.is_partial))
         });
-        let Some(entry) = next else {
+        let Some((entry, was_partial)) = next else {
             self.end_change(flow, slot);
-            return OPERATION_UNITS;
+            return (OPERATION_UNITS, Served::More);
         };
+        let pattern = self.fanout.pattern(entry);
+        let allowed = self.allowed(slot, &pattern);
+        let is_partial = allowed == Allowed::Part;
+        let changes = allowed != Allowed::Nothing && (was_partial || is_partial);
+        if changes && self.fanout.rejoins(entry, slot, &self.sessions) && !self.fanout.may_join() {
+            flow.operations.push_front(Operation::Review { from: entry });
+            return (REVIEW_UNITS, Served::JoinsFull);
+        }
         flow.operations.push_front(Operation::Review { from: entry + 1 });
-        if self.may_subscribe(slot, &self.fanout.pattern(entry)) {
-            return REVIEW_UNITS;
+        if changes {
+            let used = match self.fanout.begin_refilter(entry, slot, is_partial, &mut self.sessions) {
+                Some(Begun::Join) => {
+                    flow.progress = Progress::Joining { update: None };
+                    0
+                }
+                Some(Begun::Walk(walk, used)) => {
+                    flow.progress = Progress::Updating { walk, update: None };
+                    used
+                }
+                Some(Begun::Done) | None => 0,
+            };
+            return (OPERATION_UNITS + used, Served::More);
+        }
+        if allowed == Allowed::All {
+            return (REVIEW_UNITS, Served::More);
         }
         let held = self.sessions.open_mut(slot).and_then(|session| {
             session.changes_pending += 1;
-            session.subscriptions.take(entry)
+            session.unsubscribe(entry, &pattern)
         });
         let Some(held) = held else {
             debug_assert!(false, "the session holds the subscription");
-            return REVIEW_UNITS;
+            return (REVIEW_UNITS, Served::More);
         };
         let (walk, used) = self.fanout.begin_leave(held, slot, &mut self.sessions);
         flow.progress = Progress::Leaving { walk, request: None, entry };
-        REVIEW_UNITS + used
+        (REVIEW_UNITS + used, Served::More)
     }
 
     /// Acknowledges a subscription whose homes are ready, and makes it live. Nothing about its topics is sent before that.

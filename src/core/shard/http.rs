@@ -1,5 +1,5 @@
-//! HTTP requests of sessions that are not WebSockets yet: they are answered in order, and the connection stays open between
-//! them for a time.
+//! HTTP requests of sessions that are not WebSockets yet. They are answered in order, and the connection may stay open between
+//! them for a limited time.
 
 use std::borrow::Cow;
 

@@ -3,6 +3,7 @@
 
 use super::{Action, Shard, Unsequenced, authentication::Purpose, timers::TimerKind};
 use crate::{
+    budgets::{Expense, subscription_costs},
     ids::SlotId,
     metrics::counters::Counter,
     now::Now,
@@ -49,10 +50,16 @@ impl Shard {
     pub(super) fn receive(&mut self, slot: SlotId, bytes: &[u8], now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         if session.is_paused() || !session.input().is_empty() {
+            let is_first = session.input().is_empty();
             if !session.keep_input(bytes) {
                 self.end(slot, CloseReason::UnfinishedMemory, now);
             } else if !session.is_paused() {
                 self.process_waiting(slot, now);
+            } else if session.awaits_verdict() {
+                if is_first {
+                    session.note_began(now.monotonic_ns);
+                }
+                self.bound_unfinished(slot, now);
             }
         } else {
             // Who waits for room goes first.
@@ -239,7 +246,7 @@ impl Shard {
             let rest = requests.remaining_frames();
             if !rest.is_empty()
                 && let Some(session) = self.sessions.open_mut(slot)
-                && (session.changes_pending > 0 || session.awaits_verdict())
+                && session.must_wait()
             {
                 if !session.keep_message_rest(rest) {
                     self.end(slot, CloseReason::UnfinishedMemory, now);
@@ -316,12 +323,19 @@ impl Shard {
                 self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
             }
             Command::Subscribe { request, patterns, delivery, from } => {
+                let costs = subscription_costs(patterns.len(), &from);
+                if !self.pay(slot, request, &costs, now) {
+                    return Ok(());
+                }
                 let Some(begin) = self.start_position(slot, request, from, now) else { return Ok(()) };
                 for pattern in patterns {
                     self.subscribe(slot, request, &pattern, delivery, begin, now);
                 }
             }
             Command::Update { request, patterns, delivery } => {
+                if !self.pay(slot, request, &[(Expense::Subscriptions, patterns.len() as u64)], now) {
+                    return Ok(());
+                }
                 let patterns = patterns.into_iter().map(|pattern| Box::from(&*pattern));
                 self.queue_changes(slot, request, patterns, Some(delivery), now);
             }
@@ -339,10 +353,12 @@ impl Shard {
     }
 
     fn publish_command(&mut self, slot: SlotId, publish: &PublishCommand<'_>, now: Now) {
-        if !self.publishers.takes(slot, now.monotonic_ns) {
-            self.counters.add(Counter::TicksRefusedRate, 1);
-            let text = format!("a session may publish {} ticks a second", self.limits.publish_rate);
-            return self.fail(slot, publish.request, ErrorCode::RateLimited, &text, now);
+        if self.budgets.limits_publishing() {
+            let bytes = (publish.topic.len() + publish.payload.len()) as u64;
+            let costs = [(Expense::Ticks, 1), (Expense::TickBytes, bytes)];
+            if !self.pay(slot, publish.request, &costs, now) {
+                return;
+            }
         }
         let topic = match pattern::check_topic(&publish.topic) {
             Ok(topic) => topic,

@@ -116,7 +116,6 @@ impl Shard {
         let id = SessionId::new(self.generation, slot);
         self.sessions.insert(slot, Session::new(id, listener));
         self.counters.add(Counter::SessionsOpen, 1);
-        self.publishers.enter(slot);
         let deadline = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
         self.set_timer(deadline, TimerKind::Handshake, id);
         if self.draining.is_some() {
@@ -168,6 +167,7 @@ impl Shard {
         let Some(session) = self.sessions.remove(slot) else { return };
         debug_assert!(session.memberships.is_empty(), "a session leaves every topic before it ends");
         self.identities.remove(&slot);
+        self.budgets.forget(session.id);
         self.authentication.forget(slot, session.principal.as_deref());
         if let Some(ending) = &session.ending {
             self.counters.add(ending.reason.counter(), 1);

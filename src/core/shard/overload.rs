@@ -1,4 +1,4 @@
-//! Overload: the shard has not enough CPU to send what its sessions' sockets would take.
+//! Overload: the shard lacks CPU time to send what its sessions' sockets would accept.
 
 use super::Shard;
 use crate::{limits::OVERLOAD_QUIET_MS, metrics::counters::Counter, now::Now};

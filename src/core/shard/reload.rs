@@ -20,7 +20,7 @@ impl Shard {
         self.home.set_idle(limits.topic_idle.clone());
         self.home.set_creation(limits.creation);
         self.fanout.set_policies(limits.policies.clone(), limits.behind_bytes, limits.keys_per_topic_max);
-        self.publishers.set_pace(limits.publish_rate);
+        self.budgets.set_limits(limits);
         self.sessions.set_bounds(limits.outbox_bytes_max, limits.behind_bytes);
         if never_pinged {
             // No session has a heartbeat timer yet.
@@ -36,6 +36,7 @@ mod tests {
     use super::*;
     use crate::ids::SlotId;
     use crate::{
+        budgets::{BudgetLimits, Rates},
         home::history::HistoryBounds,
         metrics::counters::{Counter, Counters},
         shard::ListenerKind,
@@ -147,7 +148,9 @@ mod tests {
     fn a_reload_changes_the_publish_rate_of_open_sessions() {
         let mut shard = shard(Limits::default());
         publish(&mut shard, 100);
-        shard.reload(&Arc::new(Limits { publish_rate: 5, ..Limits::default() }), NOW);
+        let rates = Rates { ticks: 5, ..Rates::default() };
+        let budgets = BudgetLimits { session: rates, ..BudgetLimits::default() };
+        shard.reload(&Arc::new(Limits { budgets, ..Limits::default() }), NOW);
         publish(&mut shard, 100);
         assert_eq!(shard.counters().value(Counter::TicksRefusedRate), 95);
         shard.reload(&Arc::default(), NOW);

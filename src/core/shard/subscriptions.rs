@@ -1,7 +1,8 @@
 //! Subscribe and resume requests of sessions.
 
-use super::{Shard, ingress::quoted};
+use super::{Shard, authentication::Allowed, ingress::quoted};
 use crate::{
+    budgets::PatternLimits,
     fanout::{ALL_TOPICS, Interest, Registration, StartFrom, Subscription},
     ids::SlotId,
     limits::{KNOWN_PATTERN_UNITS, PATTERN_REQUEST_UNITS, RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
@@ -105,7 +106,17 @@ impl Shard {
             let text = format!("pattern {}: {error}", quoted(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::BadPattern, &text, now);
         }
-        if !self.may_subscribe(slot, pattern) {
+        let PatternLimits { wildcards_max, session_bytes_max, source_bytes_max } = self.limits.patterns;
+        if pattern::wildcards(pattern) > wildcards_max {
+            self.counters.add(Counter::PatternsRefusedWildcards, 1);
+            let text = format!(
+                "pattern {}: more than {wildcards_max} * (--pattern-wildcards-max)",
+                quoted(pattern.as_bytes())
+            );
+            return self.fail(slot, request, ErrorCode::BadPattern, &text, now);
+        }
+        let allowed = self.allowed(slot, pattern);
+        if allowed == Allowed::Nothing {
             self.counters.add(Counter::SubscriptionsRefused, 1);
             self.charge(KNOWN_PATTERN_UNITS);
             let text = format!(
@@ -125,15 +136,38 @@ impl Shard {
             let text = format!("already subscribed to {}", quoted(pattern.as_bytes()));
             return self.fail(slot, request, ErrorCode::AlreadySubscribed, &text, now);
         }
-        let bytes_max = self.limits.patterns_bytes_max / usize::from(self.shards);
-        if known.is_none() && self.fanout.patterns_bytes() >= bytes_max {
+        if session.pattern_bytes as usize + pattern.len() > session_bytes_max {
+            self.counters.add(Counter::PatternsRefusedSession, 1);
+            let text = format!(
+                "a session may hold {session_bytes_max} bytes of patterns (--patterns-per-session-size)"
+            );
+            return self.fail(slot, request, ErrorCode::TooManySubscriptions, &text, now);
+        }
+        let source = session.source;
+        let share = |bytes: usize| bytes / usize::from(self.shards);
+        if known.is_none() && self.fanout.patterns_bytes() >= share(self.limits.patterns_bytes_max) {
+            self.counters.add(Counter::PatternsRefusedMemory, 1);
             let text = "the server's memory for patterns is used up (--patterns-memory)";
             return self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
         }
-        let Registration { entry, interest } = self.fanout.subscribe(slot, pattern);
+        if known.is_none()
+            && source_bytes_max > 0
+            && self.fanout.source_bytes(source) >= share(source_bytes_max)
+        {
+            self.counters.add(Counter::PatternsRefusedSource, 1);
+            let text =
+                "clients of this address use up their memory for patterns (--patterns-per-source-memory)";
+            return self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
+        }
+        let Registration { entry, interest } = self.fanout.subscribe(slot, source, pattern);
         self.charge(if interest.is_some() { PATTERN_REQUEST_UNITS } else { KNOWN_PATTERN_UNITS });
         if let Some(session) = self.sessions.open_mut(slot) {
-            session.subscriptions.add(Subscription::new(entry, delivery, begin));
+            let is_partial = allowed == Allowed::Part;
+            session
+                .subscriptions
+                .add(Subscription { is_partial, ..Subscription::new(entry, delivery, begin) });
+            self.counters.add(Counter::SubscriptionsFiltered, u64::from(is_partial));
+            session.pattern_bytes += pattern.len() as u32;
         }
         self.queue_join(slot, entry, request);
         if let Some(Interest { request, exact, covers }) = interest {

@@ -13,7 +13,6 @@ use crate::{
     limits::{PING_LOOKS_PER_INTERVAL, TIMER_GRANULE_NS, TIMERS_GONE_MAX, TURN_TIMERS},
     metrics::counters::Counter,
     now::Now,
-    principal::AuthRefusal,
     session::{CloseReason, Protocol, Pulse, SendState, Session, membership::Taking},
 };
 use tickcast_proto::{ids::TopicId, proxy::ProxyError};
@@ -39,6 +38,8 @@ pub(super) enum TimerKind {
     Verdict,
     /// Check whether the session's token expires.
     Expiry,
+    /// End of the time for which a session is not read from, because too many of its requests were refused.
+    Throttle,
     /// Deadline of a session whose peer has sent FIN, for the answers to its requests.
     HalfClosed,
     /// Deadline of an ending session.
@@ -123,8 +124,7 @@ impl Shard {
             TimerKind::Handshake if session.protocol.is_new() => {
                 let reason = match session.protocol {
                     Protocol::ProxyHeader => CloseReason::Proxy(ProxyError::Missing),
-                    // The server's fault.
-                    _ if session.awaits_verdict() => CloseReason::Unauthorized(AuthRefusal::Busy),
+                    _ if session.awaits_verdict() => return self.end_without_verdict(slot, now),
                     _ => CloseReason::HandshakeDeadline,
                 };
                 self.end(slot, reason, now);
@@ -154,6 +154,7 @@ impl Shard {
             TimerKind::Credentials => {}
             TimerKind::Verdict => self.check_verdict(slot, now),
             TimerKind::Expiry => self.check_expiry(slot, now),
+            TimerKind::Throttle => session.is_throttled = false,
             TimerKind::HalfClosed => self.end(slot, CloseReason::Peer, now),
             TimerKind::Linger => self.remove(slot),
         }
@@ -164,7 +165,9 @@ impl Shard {
     fn check_frame(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.frame_timer_pending = false;
-        let Some(since_ns) = session.unfinished_since_ns() else { return };
+        // The verdict has a deadline of its own.
+        let is_peers = !session.awaits_verdict();
+        let Some(since_ns) = session.unfinished_since_ns().filter(|_| is_peers) else { return };
         let is_handshake = session.protocol.is_handshake();
         let deadline_ns = self.limits.input_deadline_ns(is_handshake);
         let mut when_ns = since_ns.saturating_add(deadline_ns);

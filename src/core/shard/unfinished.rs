@@ -1,4 +1,5 @@
-//! The memory of unfinished messages: the received parts of frames and messages whose rest has not arrived.
+//! The memory of unfinished messages: the received parts of frames and messages whose rest has not arrived, and hellos and other
+//! requests that wait for the verdict on a token.
 //!
 //! One bound applies to all of it. Beyond the bound, the session with the oldest unfinished message is closed, so that no
 //! client can keep others from sending.

@@ -24,7 +24,7 @@ use crate::{
     subscription::{Delivery, OptionError, Position, StartPosition, interval_us},
 };
 
-/// The highest whole number up to which a double, JavaScript's only number, holds every one: 2^53 - 1.
+/// Largest integer up to which a double, JavaScript's number type, represents every integer exactly: 2^53 - 1.
 pub const NUMBER_HIGHEST: u64 = (1 << 53) - 1;
 
 /// The operations of requests, for errors.
@@ -67,7 +67,7 @@ struct Message<'a> {
     features: Option<Vec<Cow<'a, str>>>,
 }
 
-/// The value of `token`: of a ping, a number; of a client, its credentials.
+/// The value of `token`: a number in a ping, else a client's credentials.
 enum Token<'a> {
     Number(u64),
     Text(Cow<'a, str>),
@@ -97,7 +97,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Token<'a> {
 }
 
 impl<'a> Token<'a> {
-    /// A client's credentials; `None` for the number of a ping.
+    /// The client's credentials; `None` for a ping's number.
     fn into_credentials(self) -> Option<command::Token<'a>> {
         match self {
             Token::Number(_) => None,
@@ -188,15 +188,15 @@ fn option<'de, T: Deserialize<'de>>(
     serde_json::from_str(given).map(Some).map_err(|_| bad(cut(given)))
 }
 
-/// What is wrong with a text that should be base64.
+/// Why a text is not base64.
 fn base64_fault(error: &DecodeError) -> String {
     match *error {
         DecodeError::InvalidByte(at, byte) => format!("{:?} at {at}", char::from(byte)),
         DecodeError::InvalidLastSymbol(at, _) => {
-            format!("the character at {at} stands for more than whole bytes")
+            format!("the character at {at} has bits beyond the last whole byte")
         }
         DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => {
-            "its length, padding (=) included, must be a multiple of 4".into()
+            "its length, including padding (=), must be a multiple of 4".into()
         }
     }
 }
@@ -252,10 +252,10 @@ pub fn whole_number(text: &str) -> Option<u64> {
     key(&mut serde_json::Deserializer::from_str(text)).ok()
 }
 
-/// A request that is not valid, and the error to answer with. The session stays open.
+/// An invalid request, and the error that answers it. The session stays open.
 #[derive(Debug, PartialEq, Eq)]
 pub struct InvalidRequest {
-    /// Request id if it could be read, even if the rest is not valid; else 0.
+    /// Request id if it could be read, even if the rest is invalid; else 0.
     pub request: u32,
     /// What is wrong, and in which field.
     pub text: String,
@@ -371,8 +371,8 @@ pub fn tick_prefix(topic: &str) -> Vec<u8> {
     format!("{{\"topic\":{},\"seq\":", literal(topic)).into_bytes()
 }
 
-/// Appends the tick in a TICK frame. `prefix` is the topic's [`tick_prefix`]. `string_keys`: a key that a double does not
-/// hold is a string.
+/// Appends the tick in a TICK frame. `prefix` is the topic's [`tick_prefix`]. With `string_keys`, keys that a double
+/// cannot hold are strings.
 pub(super) fn encode_frame(out: &mut Vec<u8>, prefix: &[u8], tick: &Frame<'_>, string_keys: bool) {
     let times = tick.record::<TickTimes>();
     debug_assert!(times.is_ok(), "a TICK frame has times");

@@ -1,7 +1,6 @@
 //! WebSocket framing (RFC 6455).
-//!
-//! Frames are decoded by tungstenite's state machine, fragments are joined here: a decoder then keeps nothing of its connection
-//! between two frames, and the memory of a message grows fallibly. Output is unmasked frames, which sessions share.
+//! tungstenite's state machine decodes frames, and this module joins fragments. So a decoder keeps no state of its connection
+//! between two frames, and a message's memory grows fallibly. Output is unmasked frames, which sessions share.
 
 mod fragments;
 
@@ -25,10 +24,10 @@ use crate::{DecodeError, Step, codec::MessageType};
 
 /// tungstenite's read buffer, in bytes. It is allocated eagerly; the default would be 128 KiB per connection.
 const READ_BYTES: usize = 128;
-/// The same for a few connections with long messages.
+/// Size of the read buffer for the few connections with long messages, in bytes.
 const LONG_READ_BYTES: usize = 64 << 10;
 
-/// What one complete frame from the peer contained.
+/// Contents of one complete frame from the peer.
 #[derive(Debug)]
 pub enum Incoming {
     /// A fragment, a pong, or a ping, whose pong was appended to the replies.
@@ -37,13 +36,12 @@ pub enum Incoming {
     Text(Utf8Bytes),
     /// A complete binary message.
     Binary(Bytes),
-    /// A close frame; its code, 1005 if it has none. The answer was appended to the replies; nothing may follow it.
+    /// A close frame with its code, or 1005 without one. The answer was appended to the replies; nothing may follow it.
     Close(u16),
 }
 
 /// A WebSocket decoder: less than 300 bytes and a read buffer.
-///
-/// Besides `fragments` it keeps nothing of its connection, so one decoder can serve many: see [`WebSocket::is_over`].
+/// Apart from `fragments` it keeps no state of its connection, so one decoder can serve many: see [`WebSocket::is_over`].
 #[derive(Debug)]
 pub struct WebSocket {
     context: WebSocketContext,
@@ -86,8 +84,7 @@ impl WebSocket {
     }
 
     /// Decodes the frame at the start of `bytes`. Pongs and close answers are appended to `replies`.
-    ///
-    /// tungstenite reserves the length in a header, so it is given whole frames only: a header alone does not allocate.
+    /// tungstenite allocates the length that a header announces, so it only gets whole frames: a header alone does not allocate.
     ///
     /// # Errors
     /// A [`DecodeError`], after which the decoder must not be used again. The peer should be sent its close code.
@@ -135,7 +132,7 @@ impl WebSocket {
         Ok(Step::Complete(frame_len, incoming))
     }
 
-    /// Whether a frame is part of a fragmented message. Begins one with its first fragment.
+    /// Whether a frame is part of a fragmented message. The first fragment begins one.
     fn part_of(&mut self, header: &FrameHeader) -> Result<Part, DecodeError> {
         let OpCode::Data(data) = header.opcode else { return Ok(Part::Whole) };
         let is_text = match (data, &self.fragments) {
@@ -185,14 +182,14 @@ fn decode_error(error: Error) -> DecodeError {
     }
 }
 
-/// What a frame is to the message it belongs to.
+/// The part that a frame plays in its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
     /// A whole message, or a control frame.
     Whole,
     /// One of several frames of a message.
     Fragment {
-        /// It ends the message.
+        /// Whether it ends the message.
         is_last: bool,
     },
 }
@@ -204,7 +201,7 @@ const WHOLE_BINARY: u8 = 0x82;
 
 /// tungstenite's stream: reads one frame, and writes replies without ever blocking.
 struct Pipe<'a> {
-    /// Comes before `input`.
+    /// Bytes to read before `input`.
     first: Option<u8>,
     input: &'a [u8],
     output: &'a mut Vec<u8>,

@@ -1,11 +1,9 @@
 //! Which web pages may open a WebSocket, and which host names the server answers to.
-//!
-//! Browsers do not apply the same-origin policy to WebSockets: they send `Origin` and leave the decision to the server (RFC
-//! 6455, section 10.2). A page may use its own server, and those whose operators allow it.
-//!
-//! A foreign page becomes the server's own if its name is made to point to the server's address (DNS rebinding). Against that,
-//! the name itself is checked. A page at an IP address or localhost is never foreign, and neither is one that was loaded over
-//! TLS, because the attacker has no certificate that fits.
+//! Browsers do not apply the same-origin policy to WebSockets: they send `Origin` and let the server decide (RFC
+//! 6455, section 10.2). A page may use its own server, and servers whose operators allow it.
+//! In a DNS rebinding attack, a foreign page's name points to the server's address, so that the page looks like the server's
+//! own. Therefore the server also checks the name. A page at an IP address or localhost is never foreign. Neither is a page
+//! that was loaded over TLS, because the attacker has no certificate for the server's name.
 
 use std::str::FromStr;
 
@@ -18,9 +16,9 @@ use super::{Failure, host};
 pub struct Access {
     /// Origins allowed besides the one of the request's own host.
     pub origins: Vec<OriginPattern>,
-    /// Names that requests may be for, besides IP addresses and localhost; empty: any, with the exception of `is_local`.
+    /// Host names that requests may use, besides IP addresses and localhost; empty: any, except if `is_local`.
     pub hosts: Vec<HostPattern>,
-    /// Only this machine can connect. Then a page at a name that is not listed is not the server's own.
+    /// Whether only this machine can connect. Then a page at an unlisted name is not the server's own.
     pub is_local: bool,
 }
 
@@ -31,7 +29,7 @@ pub enum HostPattern {
     Any,
     /// One host.
     Exact(String),
-    /// `*.example.com`: names below this one, which begins with a dot.
+    /// `*.example.com`: names that end in this one, which starts with a dot.
     Below(String),
 }
 
@@ -58,7 +56,7 @@ impl Access {
     pub(super) fn check_host(&self, host: Option<&Authority>) -> Result<(), Failure> {
         match host {
             Some(host) if !self.hosts.is_empty() && !self.lists(host) => Err(forbidden(format!(
-                "{:?} is no name of this server; --allow-host {} adds it",
+                "{:?} is not a name of this server; --allow-host {} adds it",
                 host.as_str(),
                 host.host()
             ))),
@@ -161,7 +159,7 @@ impl FromStr for HostPattern {
                 Ok(HostPattern::Below(suffix.to_ascii_lowercase()))
             }
             None if is_name(text) => Ok(HostPattern::Exact(text.to_ascii_lowercase())),
-            _ => Err(format!("{text:?} is no host; use ticks.example.com, *.example.com or *")),
+            _ => Err(format!("{text:?} is not a host; use ticks.example.com, *.example.com or *")),
         }
     }
 }
@@ -176,7 +174,7 @@ impl FromStr for OriginPattern {
             if named.contains('*') {
                 return None;
             }
-            // With the host of the pattern in place of the names below it, it is an origin.
+            // Without `*.`, the pattern is an origin.
             let origin = format!("{}://{named}", scheme.to_ascii_lowercase());
             let Origin { scheme, host, default_port } = Origin::parse(&origin)?;
             let below = if named.len() < rest.len() { "*." } else { "" };
@@ -189,7 +187,7 @@ impl FromStr for OriginPattern {
             "null" => Ok(OriginPattern::Null),
             _ => page().ok_or_else(|| {
                 format!(
-                    "{text:?} is no origin; use https://app.example.com, https://*.example.com, null or *"
+                    "{text:?} is not an origin; use https://app.example.com, https://*.example.com, null or *"
                 )
             }),
         }

@@ -1,4 +1,4 @@
-//! Where a request's body ends: after `Content-Length` bytes, or after the last chunk and its trailers (RFC 9112, section 6).
+//! Finds the end of a request's body: by `Content-Length`, or the last chunk and its trailers (RFC 9112, section 6).
 
 use http::StatusCode;
 
@@ -8,7 +8,7 @@ use crate::{
     limits::{HTTP_BODY_BYTES_MAX, HTTP_CHUNK_LINE_BYTES_MAX},
 };
 
-/// How the length of a body is known.
+/// How the length of a body is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyLength {
     /// `Content-Length`, 0 without one. At most [`HTTP_BODY_BYTES_MAX`].
@@ -17,17 +17,17 @@ pub(super) enum BodyLength {
     Chunked,
 }
 
-/// A body that is arriving. What is complete is not looked at again; the beginning of a line is, up to
-/// [`HTTP_CHUNK_LINE_BYTES_MAX`].
+/// A body that is arriving. Complete parts are scanned once; the beginning of an incomplete line, up to
+/// [`HTTP_CHUNK_LINE_BYTES_MAX`], again with each call.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Body {
-    /// Offset in the request of the first byte of the body, and of the first that has not been looked at.
+    /// Offsets in the request of the body's first byte, and of the first byte not scanned yet.
     start: usize,
     at: usize,
     next: Next,
 }
 
-/// What comes next.
+/// The next element.
 #[derive(Clone, Copy, Debug)]
 enum Next {
     /// The last bytes of the body.
@@ -50,7 +50,7 @@ impl Body {
         Body { start, at: start, next }
     }
 
-    /// Looks at what has arrived: `bytes` is the request from its beginning. Returns the length of the whole request.
+    /// Scans what has arrived. `bytes` is the request from its beginning. Returns the length of the whole request.
     pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<Step<()>, Failure> {
         loop {
             // Before anything else, so that a body that is too long stays so.
@@ -68,7 +68,7 @@ impl Body {
                 }
                 Next::Chunk(_) => return Err(Failure::bad_request("a chunk does not end with a line break")),
                 Next::Size => match line().map(|line| (line, httparse::parse_chunk_size(line))) {
-                    // httparse takes an empty line for a size of 0.
+                    // httparse reads an empty line as a size of 0.
                     Some((
                         line @ [b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F', ..],
                         Ok(httparse::Status::Complete((_, size))),
@@ -93,7 +93,7 @@ impl Body {
     }
 }
 
-/// A body longer than any that is accepted.
+/// The refusal of a body that is too long.
 pub(super) fn too_long() -> Failure {
     Failure(
         StatusCode::PAYLOAD_TOO_LARGE,

@@ -4,13 +4,13 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use http::uri::Authority;
 
-/// Parses a Host header or the authority of a request target. `None` unless it is a host and at most a port: no user, no empty
-/// name, no invalid address in brackets.
+/// Parses a Host header or the authority of a request target. `None` unless it is a host with an optional port: no user, no
+/// empty name, no invalid address in brackets.
 pub fn parse(bytes: &[u8]) -> Option<Authority> {
     Authority::try_from(bytes).ok().filter(is_well_formed)
 }
 
-/// Whether an authority is a host and at most a port; see [`parse`].
+/// Whether an authority is a host with an optional port; see [`parse`].
 pub fn is_well_formed(authority: &Authority) -> bool {
     let (whole, host) = (authority.as_str(), authority.host());
     let is_host = match host.strip_prefix('[') {
@@ -26,14 +26,14 @@ pub fn is_well_formed(authority: &Authority) -> bool {
     is_host && is_port && !whole.contains('@')
 }
 
-/// Whether two authorities are the same host and port; `default_port` is that of one that has none.
+/// Whether two authorities are the same host and port. An authority without a port has `default_port`.
 pub fn is_same(one: &Authority, other: &Authority, default_port: u16) -> bool {
     let port = |authority: &Authority| authority.port_u16().unwrap_or(default_port);
     one.host().eq_ignore_ascii_case(other.host()) && port(one) == port(other)
 }
 
-/// Whether a host is an IP address, `localhost` or a name below it: none of them can be made to point elsewhere (RFC 6761,
-/// section 6.3), so no foreign page can be at it.
+/// Whether a host is an IP address, `localhost` or a name below it. An attacker cannot point these elsewhere (RFC 6761,
+/// section 6.3), so a page at such a host is not foreign.
 pub fn is_address_or_localhost(host: &str) -> bool {
     let address = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     let last_label = host.rsplit('.').next().unwrap_or_default();

@@ -23,7 +23,7 @@ pub(super) struct Query {
 }
 
 /// Parses `topics=a.b,c.>&client=ID&from=latest&policy=conflate&max_rate=5`. A comma within a name is escaped as `%2C`,
-/// an `&` within an identity as `%26`. `takes_token`: whether a token may be among them.
+/// an `&` within an identity as `%26`. `takes_token`: whether a token is accepted.
 pub(super) fn parse(text: Option<&str>, takes_token: bool) -> Result<Query, Failure> {
     let bad = |text: String| Failure::bad_request(text);
     let mut query = Query::default();

@@ -1,4 +1,4 @@
-//! Request heads: what is checked whatever the resource.
+//! Request heads, and the checks that apply to every resource.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,9 +14,9 @@ use crate::{
 pub(super) struct Request {
     /// Method, target, version and headers.
     pub(super) head: http::Request<()>,
-    /// The host that it is for. An HTTP/1.0 request may have none.
+    /// The requested host. An HTTP/1.0 request may have none.
     pub(super) authority: Option<Authority>,
-    /// How long the body is.
+    /// The body's length.
     pub(super) body: BodyLength,
     /// Whether the client sends the body only when asked to.
     pub(super) expects_continue: bool,
@@ -34,7 +34,7 @@ impl Request {
         list(self.head.headers(), name)
     }
 
-    /// The addresses in `X-Forwarded-For`, from the last proxy backwards, as far as they are valid.
+    /// The addresses in `X-Forwarded-For`, from the last proxy backwards, up to the first invalid one.
     pub(super) fn forwarded_for(&self) -> Vec<IpAddr> {
         let name = HeaderName::from_static("x-forwarded-for");
         let elements: Vec<&[u8]> = self.list(name).collect();
@@ -65,7 +65,7 @@ fn forwarded_address(element: &[u8]) -> Option<IpAddr> {
 /// Parses and checks the request head at the start of `bytes`.
 ///
 /// # Errors
-/// What is wrong, and whether the method is HEAD: nobody can tell where the request ends.
+/// What is wrong, and whether the method is HEAD. The end of the request is then unknown.
 pub(super) fn parse(bytes: &[u8], head_bytes_max: usize) -> Result<Step<Request>, (Failure, bool)> {
     let head = &bytes[..bytes.len().min(head_bytes_max)];
     let mut headers = [httparse::EMPTY_HEADER; HTTP_HEADERS_MAX];
@@ -148,7 +148,7 @@ fn convert(request: &httparse::Request<'_, '_>) -> Result<http::Request<()>, Fai
     Ok(parts)
 }
 
-/// The host that a request is for: that of Host, and of the target if that is in absolute form (RFC 9112, section 3.2).
+/// The requested host: from Host, and from the target if it is in absolute form (RFC 9112, section 3.2).
 fn authority(head: &http::Request<()>) -> Result<Option<Authority>, Failure> {
     let named = match head.headers().get(header::HOST) {
         Some(value) => {
@@ -171,7 +171,7 @@ fn authority(head: &http::Request<()>) -> Result<Option<Authority>, Failure> {
     }
 }
 
-/// How long a request's body is (RFC 9112, section 6.3). Both headers at once are how requests are smuggled.
+/// The length of a request's body (RFC 9112, section 6.3). Refuses both headers at once, which request smuggling uses.
 fn body_length(headers: &HeaderMap, is_1_0: bool) -> Result<BodyLength, Failure> {
     let length = headers.get(header::CONTENT_LENGTH);
     if headers.contains_key(header::TRANSFER_ENCODING) {
@@ -195,7 +195,7 @@ fn body_length(headers: &HeaderMap, is_1_0: bool) -> Result<BodyLength, Failure>
     let Some(length) = length else { return Ok(BodyLength::Bytes(0)) };
     let digits = length.as_bytes().trim_ascii();
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return Err(Failure::bad_request("header content-length is no number of bytes"));
+        return Err(Failure::bad_request("header content-length is not a number of bytes"));
     }
     let bytes = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<usize>().ok());
     match bytes {

@@ -8,25 +8,25 @@ use std::{
 
 use http::StatusCode;
 
-/// A response, as far as it depends on the resource.
+/// The part of a response that depends on the resource.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Response {
     /// The status.
     pub status: StatusCode,
-    /// Header lines of this response, each with its line break. Those that every response has are added.
+    /// Header lines of this response, each with its line break. The headers of every response are added to them.
     pub fields: String,
     /// The content.
     pub body: Cow<'static, [u8]>,
 }
 
-/// How a response is sent: what depends on the request and its connection.
+/// The part of a response that depends on the request and its connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Delivery {
     /// The request was HEAD: the response is that of a GET without its content (RFC 9110, section 9.3.2).
     pub is_head: bool,
     /// Whether the connection stays open.
     pub keeps_alive: bool,
-    /// The client speaks HTTP/1.0, which needs to be told that the connection stays open.
+    /// Whether the client speaks HTTP/1.0: then a header must say that the connection stays open.
     pub is_1_0: bool,
     /// The time, CLOCK_REALTIME nanoseconds.
     pub realtime_ns: u64,
@@ -70,7 +70,7 @@ impl Response {
     }
 }
 
-/// A time as HTTP writes it (RFC 9110, section 5.6.7): `Sun, 06 Nov 1994 08:49:37 GMT`. Never panics: 64 bits of nanoseconds end
+/// A time in HTTP's format (RFC 9110, section 5.6.7): `Sun, 06 Nov 1994 08:49:37 GMT`. Never panics: 64 bits of nanoseconds end
 /// in the year 2554.
 pub(super) fn date(realtime_ns: u64) -> String {
     httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_nanos(realtime_ns))

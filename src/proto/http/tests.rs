@@ -478,7 +478,7 @@ fn listed_origins_may_connect_too() {
         "**",
         "https://a@b",
     ] {
-        assert!(bad.parse::<access::OriginPattern>().unwrap_err().contains("is no origin"), "{bad}");
+        assert!(bad.parse::<access::OriginPattern>().unwrap_err().contains("is not an origin"), "{bad}");
     }
 }
 
@@ -506,7 +506,7 @@ fn a_name_made_to_point_to_a_local_server_is_refused() {
     }
     assert_eq!(from_page(&access(&[], &["*"], true), "evil.example", Some("http://evil.example")), 101);
     for bad in ["", "a:80", "a/b", "*a", "*.", "a b", "http://a"] {
-        assert!(bad.parse::<access::HostPattern>().unwrap_err().contains("is no host"), "{bad}");
+        assert!(bad.parse::<access::HostPattern>().unwrap_err().contains("is not a host"), "{bad}");
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{WireFormat, command::Token};
 
-/// What precedes a token among the subprotocols: a browser can set no other header of a handshake.
+/// Prefix of a token among the subprotocols, the only handshake header that a browser can set.
 const TOKEN_PREFIX: &[u8] = b"bearer.";
 
 /// Decodes `Sec-WebSocket-Key`. The bits of the last character beyond 16 bytes may have any value: RFC 6455 asks only for
@@ -56,9 +56,8 @@ pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outc
 }
 
 /// Checks the client's handshake (RFC 6455, section 4.2.1) and returns the value of `Sec-WebSocket-Accept`.
-///
 /// tungstenite's `create_response` reads only the first line of `Connection` and `Upgrade`, which a proxy may have split
-/// into several, and knows no tab as white space.
+/// into several, and does not accept tabs as white space.
 fn handshake(request: &Request) -> Result<String, Failure> {
     let fail = |status, text: &str| {
         Err(Failure(status, format!("this path is a WebSocket endpoint: {text} (RFC 6455, section 4.1)")))
@@ -86,10 +85,10 @@ fn handshake(request: &Request) -> Result<String, Failure> {
     Ok(tungstenite::handshake::derive_accept_key(key))
 }
 
-/// The token of a client: where it may stand in a request for a WebSocket. The same one may stand in several places.
+/// The client's token, from any of its places in a WebSocket request. Several places may have the same token.
 ///
 /// # Errors
-/// Two different tokens: nobody can tell which of them a proxy has added.
+/// Two different tokens: a proxy may have added either.
 fn token(request: &Request, in_query: Vec<u8>) -> Result<Option<Token<'static>>, Failure> {
     let authorization = request.head.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     let (scheme, in_header) = authorization.unwrap_or_default().split_at_checked(7).unwrap_or_default();
@@ -116,7 +115,7 @@ fn negotiate(request: &Request) -> Result<(WireFormat, Option<&'static str>), Fa
         Some(format) => Ok((format, format.subprotocol())),
         None => {
             let names: Vec<_> = WireFormat::subprotocols().collect();
-            // Browsers close a WebSocket whose subprotocols were all passed over, so a token alone would not do.
+            // Browsers close a WebSocket if the server selects none of their subprotocols, so a token alone is not enough.
             Err(Failure::bad_request(format!("unknown subprotocol; use {}", names.join(", "))))
         }
     }

@@ -53,10 +53,10 @@ impl Authority {
         lock(&self.policy).clone()
     }
 
-    /// Replaces the policy. Keys that were fetched stay.
-    pub fn replace(&self, policy: Arc<Policy>) {
-        policy.inherit(&self.policy());
-        *lock(&self.policy) = policy;
+    /// Replaces the policy. Keys that were fetched stay, with the sets that have not changed.
+    pub fn replace(&self, policy: &Policy) {
+        let policy = policy.clone().inheriting(&self.policy());
+        *lock(&self.policy) = Arc::new(policy);
         self.wake_fetcher();
     }
 

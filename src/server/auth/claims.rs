@@ -26,6 +26,8 @@ pub struct Common {
     pub claim: Box<str>,
     /// Tolerated difference of clocks, seconds.
     pub leeway_s: u64,
+    /// Longest time from now until a token expires, seconds; `None`: no limit.
+    pub ttl_max_s: Option<u64>,
 }
 
 /// The claims of a token whose signature has been verified.
@@ -68,6 +70,10 @@ impl Claims {
         let Some(expires_s) = expires_s else {
             return Err(invalid("it has no expiry (exp)"));
         };
+        let latest_s = |ttl_max_s: u64| now_s.saturating_add(ttl_max_s).saturating_add(common.leeway_s);
+        if common.ttl_max_s.is_some_and(|ttl_max_s| expires_s > latest_s(ttl_max_s)) {
+            return Err(invalid("it expires later than the server allows (ttl_max)"));
+        }
         let expires_s = expires_s.saturating_add(common.leeway_s);
         let issued_at_s = self.time("iat", "its time of issue (iat) is not a number of seconds")?;
         let not_before_s = self.time("nbf", "its begin (nbf) is not a number of seconds")?;
@@ -186,7 +192,7 @@ mod tests {
                 value => drop(claims.insert(name.clone(), value.clone())),
             }
         }
-        let common = Common { claim: "tickcast".into(), leeway_s: 10 };
+        let common = Common { claim: "tickcast".into(), leeway_s: 10, ttl_max_s: None };
         Claims(claims.clone()).identify(&expectations(), &common, NOW_S)
     }
 
@@ -229,6 +235,24 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_is_valid_for_too_long_is_refused() {
+        let within = |ttl_s: u64| {
+            let common = Common { claim: "tickcast".into(), leeway_s: 10, ttl_max_s: Some(3_600) };
+            let claims =
+                json!({"sub": "a", "iss": "https://id.example", "aud": "ticks", "exp": NOW_S + ttl_s});
+            Claims(claims.as_object().unwrap().clone()).identify(&expectations(), &common, NOW_S)
+        };
+        assert!(within(3_600).is_ok() && within(3_610).is_ok(), "the clocks may differ");
+        for ttl_s in [3_611, u64::MAX - NOW_S] {
+            let refused = within(ttl_s);
+            assert!(
+                matches!(&refused, Err(AuthRefusal::Invalid(text)) if text.contains("ttl_max")),
+                "{refused:?}"
+            );
+        }
+    }
+
+    #[test]
     fn claims_that_are_missing_malformed_or_for_others_are_refused() {
         let long = "x".repeat(256);
         for (changes, part) in [
@@ -266,7 +290,7 @@ mod tests {
     fn a_token_for_someone_is_refused_if_the_server_has_no_audience() {
         let mut expected = expectations();
         expected.audience = None;
-        let common = Common { claim: "tickcast".into(), leeway_s: 0 };
+        let common = Common { claim: "tickcast".into(), leeway_s: 0, ttl_max_s: None };
         let claims = |aud: Value| {
             let claims = json!({"sub": "a", "iss": "https://id.example", "exp": NOW_S + 1, "aud": aud});
             Claims(claims.as_object().unwrap().clone()).identify(&expected, &common, NOW_S)

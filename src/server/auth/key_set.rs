@@ -154,10 +154,18 @@ impl KeySet {
         (&self.url, &self.issuer, self.algorithm) == (&other.url, &other.issuer, other.algorithm)
     }
 
-    /// Takes over the keys of a set from the same place. They are fetched again when they would have been.
+    /// Whether another set is configured in the same way.
+    pub fn is_same(&self, other: &KeySet) -> bool {
+        self.is_same_source(other) && self.refresh_ns == other.refresh_ns
+    }
+
+    /// Takes over the keys of a set from the same place. They are fetched again when they would have been, or after this set's own
+    /// interval if that is sooner.
     pub fn inherit(&self, other: &KeySet) {
         *lock(&self.keys) = other.keys();
-        *lock(&self.schedule) = Schedule { is_under_way: false, ..*lock(&other.schedule) };
+        let inherited = *lock(&other.schedule);
+        let due_ns = inherited.due_ns.min(inherited.attempted_ns.saturating_add(self.refresh_ns));
+        *lock(&self.schedule) = Schedule { is_under_way: false, due_ns, ..inherited };
         self.fetched_ns.store(other.fetched_ns.load(Relaxed), Relaxed);
         let (fetches, failures) = other.attempts();
         self.fetches.store(fetches, Relaxed);
@@ -242,18 +250,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::auth::tests::{ed25519_jwk as ed, ed25519_keys as keys};
 
     const SECOND_NS: u64 = 1_000_000_000;
     const REFRESH_NS: u64 = 600 * SECOND_NS;
-
-    fn ed(kid: &str) -> Value {
-        json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"})
-    }
-
-    fn keys(ids: &[&str]) -> Keys {
-        let keys: Vec<Value> = ids.iter().map(|kid| ed(kid)).collect();
-        Keys::parse(Algorithm::EdDsa, json!({ "keys": keys }).to_string().as_bytes()).unwrap()
-    }
 
     fn has(set: &KeySet, kid: &str) -> bool {
         set.keys().with_id(Some(kid)).next().is_some()

@@ -32,7 +32,7 @@ const ANONYMOUS: &str = "anonymous";
 pub(super) type Hash = [u8; digest::SHA256_OUTPUT_LEN];
 
 /// Who may use the server. Shared by all verifiers; a reload replaces it as a whole.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Policy {
     keys: Vec<Entry>,
     tokens: HashMap<Hash, Arc<Principal>>,
@@ -42,7 +42,7 @@ pub struct Policy {
 }
 
 /// An `[[auth.key]]`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     algorithm: Algorithm,
     source: KeySource,
@@ -50,7 +50,7 @@ struct Entry {
 }
 
 /// Where the keys of an entry come from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum KeySource {
     /// A file: one key, and the only key id that it is for.
     File(VerifyingKey, Option<Box<str>>),
@@ -91,13 +91,18 @@ impl Policy {
         })
     }
 
-    /// Takes over the keys that a previous policy has fetched, so that a reload needs no issuer.
-    pub fn inherit(&self, previous: &Policy) {
-        for set in self.key_sets() {
-            if let Some(old) = previous.key_sets().find(|old| old.is_same_source(set)) {
+    /// The same policy with the keys that a previous one has fetched, so that a reload needs no issuer. A key set that has not changed
+    /// is the previous one itself, so that a fetch under way and the tokens that wait for it are not lost.
+    pub fn inheriting(mut self, previous: &Policy) -> Policy {
+        for entry in &mut self.keys {
+            let KeySource::Set(set) = &mut entry.source else { continue };
+            if let Some(same) = previous.key_sets().find(|old| old.is_same(set)) {
+                *set = same.clone();
+            } else if let Some(old) = previous.key_sets().find(|old| old.is_same_source(set)) {
                 set.inherit(old);
             }
         }
+        self
     }
 
     /// Verifies credentials. `now_s`: seconds since 1970. Cost: up to [`KEYS_TRIED_MAX`] signatures; no system call.
@@ -110,15 +115,14 @@ impl Policy {
                     Err(outcome) => return outcome,
                 },
             },
-            (None, Some(name)) => match self.certificates.get(name).or(self.anonymous.as_ref()) {
+            (None, Some(name)) => match self.certificates.get(name) {
                 Some(principal) => (principal.clone(), None),
-                None => return Outcome::Verdict(Err(invalid("the name in the certificate is not known"))),
+                // It proves nothing here: the client is one without credentials, which the shard knows what to do with.
+                None => return Outcome::Verdict(Err(AuthRefusal::Missing)),
             },
-            (None, None) => {
-                return Outcome::Verdict(self.anonymous.clone().ok_or(AuthRefusal::Missing));
-            }
+            (None, None) => return Outcome::Verdict(Err(AuthRefusal::Missing)),
         };
-        Outcome::Verdict(match revocations.revoke(&principal, issued_at_s, now_s) {
+        Outcome::Verdict(match revocations.is_revoked(&principal, issued_at_s, now_s) {
             true => Err(AuthRefusal::Revoked),
             false => Ok(principal),
         })
@@ -288,12 +292,17 @@ impl<'a> Builder<'a> {
             let text = format!("{}: must be whole seconds, 0s to 5m", tables.common.leeway);
             self.refuse("auth.leeway", text);
         }
+        if !tables.common.ttl_max.ns.is_multiple_of(NS_PER_S) {
+            let text = format!("{}: must be whole seconds, or 0s for no limit", tables.common.ttl_max);
+            self.refuse("auth.ttl_max", text);
+        }
         if tables.common.claim.is_empty() {
             self.refuse("auth.claim", "must be the name of a claim, such as \"tickcast\"");
         }
         let common = Common {
             claim: tables.common.claim.as_str().into(),
             leeway_s: tables.common.leeway.ns / NS_PER_S,
+            ttl_max_s: Some(tables.common.ttl_max.ns / NS_PER_S).filter(|seconds| *seconds > 0),
         };
         let has_any = !(tables.keys.is_empty() && tables.tokens.is_empty() && tables.certificates.is_empty());
         if !has_any && tables.anonymous.is_none() {

@@ -65,7 +65,7 @@ impl Revocations {
     }
 
     /// Whether a principal's token is revoked. `issued_at_s`: when it was issued; without, a revoked subject has no valid token.
-    pub fn revoke(&self, principal: &Principal, issued_at_s: Option<u64>, now_s: u64) -> bool {
+    pub fn is_revoked(&self, principal: &Principal, issued_at_s: Option<u64>, now_s: u64) -> bool {
         let table = self.lock();
         let holds = |revoked: &&Revoked| revoked.until_s > now_s;
         let of_subject = (!table.subjects.is_empty())
@@ -129,23 +129,23 @@ mod tests {
         let revocations = Revocations::default();
         revocations.add(&subject("alice"), 100, 200).unwrap();
         let alice = principal("alice", None);
-        assert!(revocations.revoke(&alice, Some(100), 150) && revocations.revoke(&alice, None, 150));
-        assert!(!revocations.revoke(&alice, Some(101), 150));
-        assert!(!revocations.revoke(&principal("bob", None), None, 150));
+        assert!(revocations.is_revoked(&alice, Some(100), 150) && revocations.is_revoked(&alice, None, 150));
+        assert!(!revocations.is_revoked(&alice, Some(101), 150));
+        assert!(!revocations.is_revoked(&principal("bob", None), None, 150));
         let other_tenant = Principal { tenant: "t".into(), ..alice.clone() };
-        assert!(!revocations.revoke(&other_tenant, None, 150));
-        assert!(!revocations.revoke(&alice, None, 200), "it has run out");
+        assert!(!revocations.is_revoked(&other_tenant, None, 150));
+        assert!(!revocations.is_revoked(&alice, None, 200), "it has run out");
         revocations.add(&subject("alice"), 150, 160).unwrap();
-        assert!(revocations.revoke(&alice, Some(140), 170), "a shorter one does not end the first");
+        assert!(revocations.is_revoked(&alice, Some(140), 170), "a shorter one does not end the first");
     }
 
     #[test]
     fn a_revoked_token_id_stays_refused_whatever_its_time_of_issue() {
         let revocations = Revocations::default();
         revocations.add(&Revocation::TokenId("7".into()), 100, 200).unwrap();
-        assert!(revocations.revoke(&principal("alice", Some("7")), Some(150), 150));
-        assert!(!revocations.revoke(&principal("alice", Some("8")), Some(1), 150));
-        assert!(!revocations.revoke(&principal("alice", None), None, 150));
+        assert!(revocations.is_revoked(&principal("alice", Some("7")), Some(150), 150));
+        assert!(!revocations.is_revoked(&principal("alice", Some("8")), Some(1), 150));
+        assert!(!revocations.is_revoked(&principal("alice", None), None, 150));
     }
 
     #[test]

@@ -1,14 +1,79 @@
-//! An issuer for the tests of this module: an HTTP server on this machine that answers each request as it is told.
+//! What the tests of authentication share: keys, signed tokens, verdicts, and an issuer: an HTTP server on this machine that answers
+//! each request as it is told.
 
 use std::{
+    fs,
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpListener},
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
     thread,
 };
+
+use serde_json::Value;
+
+use super::{
+    key::{self, Algorithm},
+    key_set::Keys,
+    policy::{Outcome, Policy},
+    revocations::Revocations,
+    sign,
+};
+use tickcast_core::principal::{AuthRefusal, Credentials, Principal};
+
+/// When the tests verify, seconds since 1970.
+pub const NOW_S: u64 = 2_000_000_000;
+
+/// Each algorithm, and the file of a key that signs with it.
+pub const SIGNERS: [(Algorithm, &str); 4] = [
+    (Algorithm::Hs256, "hs256.txt"),
+    (Algorithm::Rs256, "rsa.pem"),
+    (Algorithm::Es256, "p256.pem"),
+    (Algorithm::EdDsa, "ed25519.pem"),
+];
+
+/// A file of `tests/data/auth`.
+pub fn data(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/auth").join(name)
+}
+
+/// A token with these claims.
+pub fn signed(algorithm: Algorithm, kid: Option<&str>, claims: &Value) -> String {
+    let file = SIGNERS.iter().find(|(signer, _)| *signer == algorithm).unwrap().1;
+    let (_, key) = key::signing_key(Some(algorithm), &fs::read(data(file)).unwrap()).unwrap();
+    sign(algorithm, &key, kid.map(Into::into), claims.as_object().unwrap()).unwrap()
+}
+
+/// Credentials that are only a token.
+pub fn with_token(token: &str) -> Credentials {
+    Credentials { token: Some(token.into()), certificate_name: None }
+}
+
+/// The verdict of a policy without key sets, and without revocations.
+pub fn verdict_at(
+    policy: &Policy,
+    credentials: &Credentials,
+    now_s: u64,
+) -> Result<Arc<Principal>, AuthRefusal> {
+    match policy.verify(credentials, now_s, &Revocations::default()) {
+        Outcome::Verdict(verdict) => verdict,
+        Outcome::UnknownKey(..) => panic!("there is no key set"),
+    }
+}
+
+/// A JWK of Ed25519 with this id.
+pub fn ed25519_jwk(kid: &str) -> Value {
+    serde_json::json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"})
+}
+
+/// Keys of Ed25519 with these ids.
+pub fn ed25519_keys(ids: &[&str]) -> Keys {
+    let keys: Vec<Value> = ids.iter().map(|kid| ed25519_jwk(kid)).collect();
+    Keys::parse(Algorithm::EdDsa, serde_json::json!({ "keys": keys }).to_string().as_bytes()).unwrap()
+}
 
 /// What it answers with: the bytes of a response, after which it closes the connection. `None`: nothing, and it keeps the connection.
 pub type Answer = Option<Vec<u8>>;

@@ -6,7 +6,7 @@ use clap::Command;
 pub struct Notes {
     /// Name of its man page: `tickcast-serve`.
     pub page: &'static str,
-    /// Command lines, each with what it does.
+    /// Command lines, each with its effect.
     pub examples: &'static [(&'static str, &'static str)],
     /// Exit statuses with their meaning.
     pub exit_status: &'static [(u8, &'static str)],
@@ -20,7 +20,7 @@ pub const NOTES: [Notes; 10] = [
         page: "tickcast",
         examples: &[
             ("tickcast serve", "Serve simulated ticks on 127.0.0.1, and a page at http://127.0.0.1:9480/"),
-            ("tickcast sub 'sim.>'", "Print them"),
+            ("tickcast sub 'sim.>'", "Print these ticks"),
         ],
         exit_status: &[(0, "success"), (1, "failure"), USAGE],
     },
@@ -34,7 +34,7 @@ pub const NOTES: [Notes; 10] = [
             ("tickcast serve --replay market.ndjson --speed 2", "Replay a capture at twice its pace"),
             (
                 "tickcast serve --config tickcast.toml --check-config",
-                "Check a file, also one for another machine",
+                "Check a file, even for another machine",
             ),
         ],
         exit_status: &[
@@ -51,10 +51,10 @@ pub const NOTES: [Notes; 10] = [
                 "tickcast sub '>' --server ws://example.com:9480/ws --json",
                 "Print all topics of a server as JSON",
             ),
-            ("tickcast sub t --append t.ndjson", "Collect every tick of a topic, also over restarts"),
+            ("tickcast sub t --append t.ndjson", "Collect every tick of a topic, even across restarts"),
         ],
         exit_status: &[
-            (0, "the count was reached, or the reader of the output is gone"),
+            (0, "the count was reached, or nobody reads the output any more"),
             (1, "no connection, or the server rejected the request"),
             USAGE,
         ],
@@ -86,7 +86,7 @@ pub const NOTES: [Notes; 10] = [
             ("tickcast process ecg --file 100.hea --annotations 100.atr", "Score the detector on a record"),
         ],
         exit_status: &[
-            (0, "stopped on request, the end of the file, or the reader of the output is gone"),
+            (0, "stopped on request, the end of the file, or nobody reads the output any more"),
             (1, "no connection, the server refused a tick, or a file cannot be used"),
             USAGE,
         ],
@@ -127,7 +127,7 @@ pub const NOTES: [Notes; 10] = [
             ("tickcast top", "Watch the server on this machine"),
             (
                 "tickcast top --admin https://ticks.example.com:9490 --ca ca.pem",
-                "Watch a server over TLS, with an authority of your own",
+                "Watch a server over TLS, with your own authority",
             ),
             ("tickcast top --once --interval 5s", "Print the rates of five seconds as text"),
         ],
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, HELP_WIDTH};
 
-    /// The words of a command line as a shell splits it, without what stands before a pipe.
+    /// The words of a command line as a shell splits it, without the part before a pipe.
     fn words(line: &str) -> Vec<String> {
         let command = line.rsplit(" | ").next().unwrap();
         let mut words = vec![String::new()];

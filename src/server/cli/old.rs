@@ -26,7 +26,7 @@ pub fn words(typed: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let old = old_names();
     let unit = |name: &str| old.iter().find(|has| *has == name).and_then(|name| unit_of(name));
     let mut words = Vec::new();
-    // The unit for the next word, if that is the value of an old name.
+    // The unit for the next word if it is the value of an old name.
     let mut waits = None;
     for word in typed {
         let Some(text) = word.to_str() else {

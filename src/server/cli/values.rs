@@ -183,7 +183,7 @@ impl<T: FromStr<Err: fmt::Display>> de::Visitor<'_> for FromText<T> {
     }
 }
 
-/// Writes and reads a value as the text that the command line takes.
+/// Serializes and deserializes a value as text in the syntax of the command line.
 pub mod text {
     use super::*;
 

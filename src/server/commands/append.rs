@@ -1,7 +1,6 @@
 //! The file of `tickcast sub --append`.
-//!
-//! The positions to resume from are derived from the lines themselves, so the two cannot disagree. A process killed at any
-//! moment leaves each tick in the file exactly once; a crash of the machine may lose the last lines.
+//! The positions to resume from are derived from the lines themselves, so they always agree. If the process is killed at any
+//! moment, each tick is in the file exactly once; a crash of the machine may lose the last lines.
 
 use std::{
     borrow::Cow,
@@ -93,7 +92,7 @@ impl AppendFile {
     }
 }
 
-/// Applies a line to the positions, by the rules that applied when it was written.
+/// Applies a line to the positions, by the same rules as when it was written.
 fn apply(positions: &mut Positions, text: &[u8]) -> Result<(), String> {
     let line: Line<'_> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     let Line { epoch, seq, to, sequence, .. } = line;

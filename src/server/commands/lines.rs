@@ -28,7 +28,7 @@ pub(super) enum Format {
     Append,
 }
 
-/// What is reported besides ticks.
+/// A report about something other than a tick.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Notice<'a> {
     Conflated {
@@ -120,7 +120,7 @@ impl<'a, W: Write, N: Write> LineWriter<'a, W, N> {
         self.end_line(start)
     }
 
-    /// Writes a line that is no part of the output.
+    /// Writes a line that is not part of the output.
     pub(super) fn aside(&mut self, text: &str) {
         // If standard error is closed, nobody reads notices.
         let _ = writeln!(self.notices, "{text}");

@@ -31,13 +31,13 @@ use tickcast_proto::{codec::json, subscription::StartPosition};
 
 /// Longest wait for an event before checking for a signal.
 const STOP_CHECK_INTERVAL: Duration = Duration::from_millis(100);
-/// Time for the server to take more of what is sent.
+/// Time for the server to accept more bytes.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the server to acknowledge the last findings before the command exits.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Findings that may wait while the server has not acknowledged earlier ones; further ones are not published.
 const FINDINGS_WAITING_MAX: usize = 64 << 10;
-/// Problems that are reported one by one. One more report says that further ones are not.
+/// Problems that are reported one by one. One more report says that further ones are left out.
 const PROBLEMS_SHOWN_MAX: u64 = 10;
 
 /// Options of `tickcast process`.
@@ -79,7 +79,7 @@ pub struct EcgArgs {
 /// Runs `tickcast process`: a file to its end, a live wave until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// [`CommandError`]. None if the output's reader exits.
+/// [`CommandError`]. No error if the output's reader exits.
 pub fn process(args: &ProcessArgs) -> Result<(), CommandError> {
     let Processor::Ecg(args) = &args.processor;
     let mut out = io::stdout().lock();
@@ -108,9 +108,9 @@ pub fn process(args: &ProcessArgs) -> Result<(), CommandError> {
     }
 }
 
-/// What handling an event did; owned, so that the borrow of the client ends before it publishes.
+/// Result of handling an event; owned, so that the borrow of the client ends before it publishes.
 enum Handled {
-    /// There are findings to report and publish.
+    /// Findings to report and publish.
     Found,
     /// Lines were written.
     Reported,
@@ -227,7 +227,7 @@ struct Publisher {
     refused: u64,
 }
 
-/// A finding as it is published.
+/// A finding in the form that is published.
 struct Tick {
     key: u64,
     payload: String,
@@ -278,7 +278,7 @@ impl Publisher {
         is_refusal
     }
 
-    /// Waits for the answers that are missing, then closes the connection.
+    /// Waits for the missing answers, then closes the connection.
     fn finish(
         mut self,
         mut client: ReconnectingClient,
@@ -310,8 +310,11 @@ impl Publisher {
             output.problem(PARAMS_TOPIC, 0, &text)?;
         }
         output.flush()?;
-        // All answers have been reported, so a failed close changes nothing.
-        let _ = client.close();
+        // All answers have been reported, so a failed close changes nothing. A server that has not answered in time would not close
+        // its side either, and the wait for that would exceed the time that a command has to end.
+        if unknown == 0 {
+            let _ = client.close();
+        }
         match self.refused {
             0 => Ok(()),
             refused => Err(CommandError::TicksRefused { refused, sent: self.sent }),

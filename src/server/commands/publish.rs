@@ -20,7 +20,7 @@ use tickcast_client::{
     Client, ClientError, ConnectOptions, Event, PUBLISHES_UNACKNOWLEDGED_MAX, PublishRequest, RequestError,
 };
 
-/// Time for the server to take more of what is sent, to acknowledge the next tick, or to answer a ping.
+/// Time for the server to accept more bytes, to acknowledge the next tick, or to answer a ping.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Rejected lines that are reported one by one; further ones are only counted.
 const REJECTIONS_SHOWN_MAX: u64 = 10;
@@ -46,9 +46,8 @@ pub struct PubArgs {
 }
 
 /// Runs `tickcast pub`. `Ok` means that the server has acknowledged every tick.
-///
-/// A server of version 0.1 acknowledges no ticks. There, `Ok` means that it has answered a ping after the last tick: one of its
-/// shards has processed all of them, and another may still refuse some.
+/// A server of version 0.1 does not acknowledge ticks. Then `Ok` means that it has answered a ping after the last tick: one of
+/// its shards has processed all of them, but another may still refuse some.
 ///
 /// # Errors
 /// [`CommandError`]; rejected lines were reported on standard error.
@@ -131,8 +130,7 @@ impl<W: Write> Publisher<'_, W> {
         Ok(())
     }
 
-    /// Reads a line without its line break (LF or CR LF), and of an overlong one only the first bytes; returns `false` at the
-    /// end.
+    /// Reads a line without its line break (LF or CR LF), or the first bytes of an overlong one; returns `false` at the end.
     fn read_line(
         &mut self,
         input: &mut BufReader<impl Read>,
@@ -222,7 +220,7 @@ impl<W: Write> Publisher<'_, W> {
         }
     }
 
-    /// Sends what is queued and reports what the server has rejected so far.
+    /// Sends queued ticks and reports those that the server has rejected so far.
     fn flush(&mut self) -> Result<(), CommandError> {
         self.client.flush()?;
         self.handle_received()
@@ -279,7 +277,8 @@ impl<W: Write> Publisher<'_, W> {
         }
     }
 
-    /// Handles what the server sent before the connection failed: answers, and perhaps why it closed, which is the better error.
+    /// Handles what the server sent before the connection failed: answers, and perhaps the reason for closing, which is the
+    /// better error.
     fn handle_failure(&mut self, error: CommandError) -> CommandError {
         let is_lost = matches!(
             error,
@@ -291,7 +290,7 @@ impl<W: Write> Publisher<'_, W> {
         }
     }
 
-    /// Reports how many ticks have an unknown fate, after the connection has failed.
+    /// Reports how many ticks may or may not have been published, after the connection has failed.
     fn report_unacknowledged(&mut self) {
         let unknown = self.client.connection().unacknowledged();
         if unknown > 0 {

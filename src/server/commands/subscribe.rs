@@ -24,13 +24,13 @@ use tickcast_proto::{
     subscription::{self, Delivery, OptionError, Policy, Position, StartPosition},
 };
 
-/// How long `sub` waits for the first tick before it says, on a terminal, that none has come.
+/// How long `sub` waits for the first tick before it reports on a terminal that nothing has arrived.
 const QUIET_AFTER: Duration = Duration::from_secs(2);
 
 /// Print the ticks of one or more patterns, one line each: topic, sequence, payload
 #[derive(Clone, Debug, clap::Args)]
 pub struct SubArgs {
-    /// Topics to subscribe to; `*` matches one token, `>` all that follow
+    /// Topics to subscribe to; `*` matches one token, `>` all remaining ones
     #[arg(required = true, value_name = "PATTERN")]
     pub patterns: Vec<String>,
     /// Print JSON: one object for each tick, skipped range and lost connection
@@ -42,20 +42,20 @@ pub struct SubArgs {
     /// Exit after N ticks
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
-    /// While this client lags: conflate (keep the last value), drop (discard the oldest ticks), keep (everything, until the
-    /// client is closed as slow) or disconnect [default: the topic's policy, keep unless the server sets another]
+    /// Policy while this client lags: conflate (to the last value), drop (the oldest ticks), keep (all, then close) or
+    /// disconnect [default: the server's for the topic]
     #[arg(long, value_name = "POLICY")]
     pub policy: Option<Policy>,
-    /// Highest rate of each topic, 0.001 to 1000; ticks in between are conflated
+    /// Maximum rate of each topic, 0.001 to 1000; ticks in between are conflated
     #[arg(long = "max-rate", value_name = "TICKS_PER_S", value_parser = interval_us)]
     pub interval_us: Option<u32>,
-    /// Where to start; positions in the --append file take precedence
+    /// Start position; positions in the --append file take precedence
     #[arg(long, value_enum, value_name = "START", default_value_t = StartFrom::Live)]
     pub from: StartFrom,
-    /// Exit when the connection is lost instead of reconnecting and resuming
+    /// Exit when the connection is lost, instead of reconnecting and resuming
     #[arg(long)]
     pub no_reconnect: bool,
-    /// Append ticks to FILE as JSON lines; when FILE exists, resume after its last tick
+    /// Append ticks to FILE as JSON lines; if FILE exists, resume after its last tick
     #[arg(long, value_name = "FILE")]
     pub append: Option<PathBuf>,
 }
@@ -109,7 +109,7 @@ fn interval_us(text: &str) -> Result<u32, OptionError> {
 /// connection for good.
 ///
 /// # Errors
-/// [`CommandError`]. None if the output's reader exits, as `| head` does.
+/// [`CommandError`]. No error if the output's reader exits, as `| head` does.
 pub fn subscribe(args: &SubArgs) -> Result<(), CommandError> {
     if args.append.is_none() {
         // Everything printed so far was written whole, so there is nothing to finish.

@@ -370,3 +370,20 @@ fn pub_fails_when_the_server_closes_before_processing_everything() {
     assert!(result.unwrap_err().to_string().contains("the server stops"));
     assert_eq!(server.join().unwrap(), (Kind::Publish, b"data".to_vec()));
 }
+
+#[test]
+fn a_token_in_the_clear_is_only_for_this_machine() {
+    for (host, expected) in [
+        ("127.0.0.1:9400", true),
+        ("127.8.0.1:9400", true),
+        ("[::1]:9400", true),
+        ("localhost:9400", true),
+        ("unix:/run/tickcast.sock", true),
+        ("192.0.2.1:9400", false),
+        ("[2001:db8::1]:9400", false),
+        ("localhost.example.com:9400", false),
+    ] {
+        let address = Address::parse(host).unwrap();
+        assert_eq!(is_local(&address.host), expected, "{host}");
+    }
+}

@@ -23,40 +23,41 @@ use tickcast_proto::{identity, limits::TOKEN_BYTES_MAX};
 /// Options of `tickcast token`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "\
-A pattern may contain {sub} and {tenant}, which become those of the token. Without --allow-sub and --allow-pub the token has \
-no permissions of its own, and gets those of its [[auth.key]].")]
+A pattern may contain {sub} and {tenant}, which become those of the token. Everything is denied that --allow-sub or \
+--allow-pub does not name; --deny-sub and --deny-pub take away from that. Without --allow-sub and --allow-pub the token has no \
+permissions of its own, and gets those of its [[auth.key]].")]
 pub struct TokenArgs {
-    /// File of the key to sign with: a private key in PEM (PKCS#8), or the secret of HS256
+    /// File with the signing key: a private key in PEM (PKCS#8), or the secret for HS256
     #[arg(long, value_name = "FILE", required_unless_present = "hash")]
     pub key: Option<PathBuf>,
-    /// Algorithm [default: the one of the key]
+    /// Algorithm [default: the key's]
     #[arg(long, value_name = "ALGORITHM", requires = "key")]
     pub alg: Option<Algorithm>,
     /// Key id (kid)
     #[arg(long, value_name = "ID", requires = "key")]
     pub kid: Option<String>,
-    /// Subject: who the client is
+    /// Subject (sub): the client's identity
     #[arg(long, value_name = "NAME", required_unless_present = "hash")]
     pub sub: Option<String>,
     /// Tenant of the subject
     #[arg(long, value_name = "NAME", requires = "key")]
     pub tenant: Option<String>,
-    /// Id of the token (jti), to revoke it
+    /// Token id (jti), for revoking only this token
     #[arg(long, value_name = "ID", requires = "key")]
     pub jti: Option<String>,
-    /// Pattern that it may subscribe to; repeatable
+    /// Pattern that the client may subscribe to; repeatable
     #[arg(long, value_name = "PATTERN", requires = "key")]
     pub allow_sub: Vec<String>,
-    /// Pattern that it may not subscribe to; repeatable, takes precedence
-    #[arg(long, value_name = "PATTERN", requires = "key")]
+    /// Pattern within --allow-sub that it may not subscribe to; repeatable, takes precedence
+    #[arg(long, value_name = "PATTERN", requires = "allow_sub")]
     pub deny_sub: Vec<String>,
-    /// Pattern of topics that it may publish on; repeatable
+    /// Pattern of topics that the client may publish to; repeatable
     #[arg(long, value_name = "PATTERN", requires = "key")]
     pub allow_pub: Vec<String>,
-    /// Pattern of topics that it may not publish on; repeatable, takes precedence
-    #[arg(long, value_name = "PATTERN", requires = "key")]
+    /// Pattern of topics within --allow-pub that it may not publish on; repeatable, takes precedence
+    #[arg(long, value_name = "PATTERN", requires = "allow_pub")]
     pub deny_pub: Vec<String>,
-    /// Time until it expires
+    /// Lifetime of the token
     #[arg(long, value_name = "TIME", default_value = "1h")]
     pub ttl: Time,
     /// Issuer
@@ -65,7 +66,7 @@ pub struct TokenArgs {
     /// Audience
     #[arg(long, value_name = "AUDIENCE", requires = "key")]
     pub aud: Option<String>,
-    /// Claim of the permissions; the same as in the configuration of the server
+    /// Claim that holds the permissions; must match the server's `claim`
     #[arg(long, value_name = "NAME", default_value = "tickcast")]
     pub claim: String,
     /// Read a static token from standard input and print its hash for [[auth.token]] or [[auth.operator]]
@@ -76,7 +77,7 @@ pub struct TokenArgs {
 /// Prints a token, or a hash.
 ///
 /// # Errors
-/// Why there is none, or that the output cannot be written.
+/// The key cannot be used, or the output cannot be written.
 pub fn token(args: &TokenArgs) -> Result<(), CommandError> {
     let line = match args.hash {
         true => hash_line(io::stdin().lock())?,

@@ -1,4 +1,4 @@
-//! `[auth]` of the configuration file: who may use the server, and what for.
+//! `[auth]` in the configuration file: who may use the server, and for what.
 //!
 //! ```text
 //!  [auth]                  what applies to all credentials
@@ -32,7 +32,7 @@ pub const AUTH: &str = "auth";
 pub const LISTS: [&str; 4] = ["key", "token", "certificate", "operator"];
 /// The only single table below it.
 pub const ANONYMOUS: &str = "anonymous";
-/// Keys whose values are not shown: whoever has the hash of a weak token can guess the token.
+/// Keys whose values are never shown: anyone with the hash of a weak token can guess the token.
 const HIDDEN: [&str; 1] = ["sha256"];
 
 /// Keys of `[auth]` itself.
@@ -41,14 +41,29 @@ const HIDDEN: [&str; 1] = ["sha256"];
 pub struct AuthTable {
     /// Claim that holds a token's permissions.
     pub claim: String,
-    /// Difference between the clocks of the issuer and of this server that `exp`, `nbf` and `iat` may have.
+    /// By how much the issuer's clock may differ from this server's, for `exp`, `nbf` and `iat`.
     pub leeway: Time,
     /// Time from a token's expiry until its session is closed, in which the client may refresh it.
     pub grace: Time,
-    /// Time before expiry at which the client is told.
+    /// How long before expiry the server warns the client.
     pub warning: Time,
+    /// Longest time from now until a token expires: others are refused; 0: no limit.
+    pub ttl_max: Time,
+    /// What happens to a subscription to a pattern that is only partly allowed.
+    pub partial_patterns: PartialPatterns,
     /// Whether `?token=` is accepted in the URL of a WebSocket, which proxies and browsers log.
     pub query_token: bool,
+}
+
+/// What happens to a subscription to a pattern that is only partly allowed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PartialPatterns {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// It stands, and only the topics that are allowed exist for it.
+    Filter,
 }
 
 impl Default for AuthTable {
@@ -58,6 +73,8 @@ impl Default for AuthTable {
             leeway: Time::from_ms(limits::TOKEN_LEEWAY_MS_DEFAULT),
             grace: Time::from_ms(limits::TOKEN_GRACE_MS_DEFAULT),
             warning: Time::from_ms(limits::TOKEN_WARNING_MS_DEFAULT),
+            ttl_max: Time::default(),
+            partial_patterns: PartialPatterns::default(),
             query_token: false,
         }
     }
@@ -67,7 +84,7 @@ impl Default for AuthTable {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeyTable {
-    /// The only algorithm that the key is used with.
+    /// The only algorithm for which the key is used.
     pub algorithm: Option<Algorithm>,
     /// File of the key: a public key in PEM, or the secret of HS256.
     pub file: Option<PathBuf>,
@@ -172,18 +189,18 @@ pub struct AuthTables {
 }
 
 impl AuthTables {
-    /// Whether clients are authenticated. `[[auth.operator]]` alone says nothing about them, so they are not.
+    /// Whether clients are authenticated. `[[auth.operator]]` alone does not authenticate clients.
     pub fn is_for_clients(&self) -> bool {
         let has_any = !(self.keys.is_empty() && self.tokens.is_empty() && self.certificates.is_empty());
         has_any || self.anonymous.is_some() || self.operators.is_empty()
     }
 }
 
-/// `[auth]` as far as it is about clients, with the keys that its files hold. Equal to another that was configured in the same way.
+/// The part of `[auth]` that concerns clients, with the keys from its files. Equal to another with the same configuration.
 #[derive(Clone)]
 pub struct AuthConfig {
     tables: AuthTables,
-    /// What verifies credentials.
+    /// The policy that verifies credentials.
     pub policy: Arc<Policy>,
 }
 
@@ -204,7 +221,7 @@ impl AuthConfig {
     /// Checks the tables and reads the key files. `is_whole`: as for [`Builder::build`].
     ///
     /// # Errors
-    /// Everything that is wrong, each with its path.
+    /// All errors, each with its path.
     pub fn build(tables: &AuthTables, is_whole: bool) -> Result<AuthConfig, Vec<(String, String)>> {
         let policy = Arc::new(Builder::build(tables, is_whole)?);
         Ok(AuthConfig { tables: tables.clone(), policy })
@@ -215,6 +232,7 @@ impl AuthConfig {
         AuthLimits {
             anonymous: self.policy.anonymous().cloned(),
             query_token: common.query_token,
+            filters_patterns: common.partial_patterns == PartialPatterns::Filter,
             warning_ns: common.warning.ns,
             grace_ns: common.grace.ns,
             ..AuthLimits::default()
@@ -232,7 +250,7 @@ pub struct AuthSection {
     pub places: BTreeMap<String, (usize, String)>,
 }
 
-/// The table without values that are not shown.
+/// The table without secret values.
 pub fn shown(values: &Table) -> Table {
     let mut shown = Table::new();
     for (key, value) in values {
@@ -251,7 +269,7 @@ pub fn shown(values: &Table) -> Table {
     shown
 }
 
-/// Appends `[auth]` as a file has it, with the line of each value. Values that are not shown become comments.
+/// Appends `[auth]` in the format of a file, with the line of each value. Secret values become comments.
 pub fn write_toml(text: &mut String, section: &AuthSection) {
     let line = |text: &mut String, path: &str, key: &str, value: &Value| {
         let from = section.places.get(&format!("{path}.{key}")).map(|(line, _)| format!(" # line {line}"));

@@ -1,4 +1,4 @@
-//! The options that [`crate::cli::serve`] declares, read from clap. The keys and tables of the file follow from them.
+//! The options that [`crate::cli::serve`] declares, read from clap. The file's keys and tables are derived from them.
 
 use std::sync::OnceLock;
 
@@ -48,7 +48,7 @@ impl Declared {
         format!("{}.{}", self.table, self.key)
     }
 
-    /// The flag or alias that a flat key of 0.1 spells with `_`; `None` if it spells neither.
+    /// The flag or alias that a flat key of 0.1 spells with `_`; `None` if there is none.
     pub fn flat_spelling(&self, key: &str) -> Option<&str> {
         let spellings = self.aliases.iter().chain([&self.flag]);
         spellings.map(String::as_str).find(|spelling| spelling.replace('-', "_") == key)

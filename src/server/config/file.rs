@@ -70,8 +70,8 @@ pub struct File {
     pub auth: Option<AuthSection>,
     /// All errors, by line.
     pub problems: Vec<Problem>,
-    /// Flags of the options with an invalid value; `listener`, `source` or `auth` if a part of those was left out because of an
-    /// error.
+    /// Flags of the options with an invalid value; also `listener`, `source` or `auth` if a part of them was left out because of
+    /// an error.
     pub broken: Vec<String>,
     /// One warning per flat key, with its new place.
     pub warnings: Vec<String>,

@@ -39,7 +39,7 @@ pub struct ListenerTable {
     pub socket_send_buffer: Option<Size>,
     /// Unsent data that an accepted TCP socket accepts; `None`: the value in `[delivery]`.
     pub notsent_lowat: Option<Size>,
-    /// Whether its clients may publish; `None`: those that `[auth]` allows to.
+    /// Whether its clients may publish; `None`: as `[auth]` allows.
     pub publish: Option<bool>,
 }
 
@@ -73,14 +73,14 @@ pub enum Transport {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsTable {
-    /// Files of certificate chains, each with the server's own certificate first. The first chain is shown to clients that name no
-    /// server, or an unknown one.
+    /// Files with certificate chains, each with the server's own certificate first. Clients that request no server name, or an
+    /// unknown one, get the first chain.
     pub cert: OneOrMore,
     /// Files of their private keys, in the same order.
     pub key: OneOrMore,
-    /// File of the authorities whose client certificates are accepted; `None`: none is asked for.
+    /// File with the authorities of client certificates; `None`: the server requests no client certificate.
     pub client_ca: Option<PathBuf>,
-    /// Whether clients must show a certificate of `client_ca`; `None`: they must.
+    /// Whether clients must present a certificate of `client_ca`; `None`: they must.
     pub client_cert: Option<ClientCert>,
     /// Oldest version; `None`: 1.2.
     pub min_version: Option<MinVersion>,
@@ -108,7 +108,7 @@ impl OneOrMore {
     }
 }
 
-/// Whether clients must show a certificate.
+/// Whether clients must present a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ClientCert {
@@ -191,7 +191,7 @@ impl Address {
         }
     }
 
-    /// Whether only this machine can reach it: a Unix socket or a loopback address, IPv4-mapped ones included.
+    /// Whether only this machine can reach it: a Unix socket or a loopback address, including IPv4-mapped ones.
     pub fn is_local(&self) -> bool {
         self.tcp().is_none_or(|address| address.ip().to_canonical().is_loopback())
     }
@@ -235,7 +235,7 @@ impl FromStr for Address {
 /// Parses `IP:PORT` or `localhost:PORT`. Resolves no other name, because its address may change and may be several.
 ///
 /// # Errors
-/// What to write instead.
+/// The text says what to write instead.
 pub fn tcp_address(text: &str) -> Result<SocketAddr, String> {
     if let Ok(address) = text.parse() {
         return Ok(address);
@@ -251,7 +251,7 @@ pub fn tcp_address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-/// Refuses a listener that other machines reach although the configuration does not say who may use it.
+/// Refuses a listener that other machines can reach although the configuration does not define who may use it.
 pub fn open_to_all(kind: Kind, address: &Address) -> String {
     match kind {
         Kind::Native | Kind::Http => format!(
@@ -272,17 +272,17 @@ pub struct Listener {
     pub kind: Kind,
     /// Address to listen on.
     pub address: Address,
-    /// How a trusted proxy tells the address of its client.
+    /// How a trusted proxy gives the address of its client.
     pub client: ClientAddress,
     /// Bounds of what the kernel buffers for an accepted TCP socket.
     pub socket: SocketBounds,
-    /// Certificates; `None`: connections are plain.
+    /// Certificates; `None`: connections are not encrypted.
     pub tls: Option<TlsTable>,
     /// Permissions of a Unix socket's file.
     pub mode: u32,
     /// Whether its clients may only subscribe.
     pub is_read_only: bool,
-    /// Whether the configuration says who may use it, or that anyone may. Otherwise only this machine may reach it.
+    /// Whether the configuration defines who may use it, or allows everyone. Otherwise only this machine may reach it.
     pub is_guarded: bool,
     /// Name in errors: the option that set its address, or its line in the file.
     pub named: String,

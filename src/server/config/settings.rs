@@ -1,6 +1,11 @@
 //! The effective options and the origin of each value. Precedence: command line, environment, file, defaults.
 
-use std::{collections::BTreeMap, ffi::OsString, fmt::Write, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt::Write,
+    path::{Path, PathBuf},
+};
 
 use clap::{ArgMatches, error::ErrorKind, parser::ValueSource};
 use serde::Deserialize;
@@ -65,15 +70,15 @@ pub struct Settings {
     pub sources: Vec<SourceTable>,
     /// `[auth]`.
     pub auth: Option<AuthTables>,
-    /// Invalid values, each wrong on its own. If there are any, the server must not start.
+    /// Invalid values, each checked on its own. If there are any, the server must not start.
     pub problems: Vec<Problem>,
-    /// Flags of the options with an invalid value, which have their defaults here; `listener`, `source` or `auth` if a part of
-    /// those was left out because of an error.
+    /// Flags of the options with an invalid value, which have their defaults here; also `listener`, `source` or `auth` if a part
+    /// of them was left out because of an error.
     pub broken: Vec<String>,
     /// One warning per key of 0.1 in the file, with its new place.
     pub warnings: Vec<String>,
     file: Option<PathBuf>,
-    /// `[auth]` as the file has it.
+    /// `[auth]` from the file.
     auth_section: Option<AuthSection>,
     /// All effective values, laid out as in a file.
     tree: Table,
@@ -93,6 +98,11 @@ impl Settings {
             None => File::default(),
         };
         Layers { args: &args, matches: &matches, file: &file }.settings()
+    }
+
+    /// The configuration file, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        self.file.as_deref()
     }
 
     /// Whether a file was read, so that a reload may find changes.

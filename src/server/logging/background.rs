@@ -1,7 +1,6 @@
 //! A writer whose callers never block: a bounded queue, and a thread that writes it to a descriptor.
-//!
-//! A pipe whose reader stands still, a terminal after Ctrl-S or a hung file system block that thread alone. Text beyond the queue's
-//! bound is dropped and counted. O_NONBLOCK instead of the thread would change the descriptor for all processes that share it.
+//! A pipe whose reader is stuck, a terminal after Ctrl-S or a hung file system blocks only that thread. Text beyond the queue's
+//! bound is dropped and counted. O_NONBLOCK instead of the thread would affect all processes that share the descriptor.
 
 use std::{
     io,
@@ -34,7 +33,7 @@ struct Shared {
 struct Queue {
     /// Whole texts that the thread has yet to take.
     waiting: Vec<u8>,
-    /// Whether the thread is writing what it has taken.
+    /// Whether the thread is writing text that it has taken.
     is_writing: bool,
     lines_dropped: u64,
 }
@@ -55,7 +54,7 @@ impl Shared {
         self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes all that waits, once there is something.
+    /// Waits for text, and takes all of it.
     fn take(&self) -> Vec<u8> {
         let mut queue = self.queue();
         queue.is_writing = false;
@@ -69,8 +68,8 @@ impl Shared {
 }
 
 impl BackgroundWriter {
-    /// Starts the thread. It calls `on_loss` with the number of lines dropped so far whenever that has grown and writing is possible
-    /// again; what `on_loss` writes follows.
+    /// Starts the thread. Whenever lines were dropped and writing is possible again, it calls `on_loss` with the total number of
+    /// dropped lines, and then writes what `on_loss` wrote.
     ///
     /// # Errors
     /// The thread cannot be started.
@@ -119,12 +118,12 @@ impl BackgroundWriter {
     /// Waits until everything queued is written, at most this long.
     pub fn flush(&self, longest: Duration) {
         let is_busy = |queue: &mut Queue| queue.is_writing || !queue.waiting.is_empty();
-        // What is unwritten by then is lost with the process.
+        // Unwritten text is lost with the process.
         drop(self.0.changed.wait_timeout_while(self.0.queue(), longest, is_busy));
     }
 }
 
-/// Writes everything, also if another process has made the open file nonblocking.
+/// Writes everything, even if another process has made the open file nonblocking.
 fn write_all(to: &impl AsFd, mut text: &[u8]) -> nix::Result<()> {
     while !text.is_empty() {
         match write(to, text) {

@@ -1,4 +1,4 @@
-//! A rate limiter for log lines. Lines beyond the limit are counted, so that peers can neither fill the disk nor hide.
+//! A rate limiter for log lines. It counts the lines beyond the limit, so that peers can neither fill the disk nor hide.
 
 const SECOND_NS: u64 = 1_000_000_000;
 

@@ -1,8 +1,7 @@
 //! The admin listener: metrics, health and the state of a running server over HTTP.
-//!
-//! [`listener`] owns the socket and the thread, `connections` bounds its connections, [`access`] decides who may send which request,
-//! `handlers` answers requests, `audit` logs changes, `shard_replies` collects what shards reply. The
-//! other modules parse requests and format responses as functions of plain values.
+//! [`listener`] owns the socket and the thread, `connections` bounds its connections, [`access`] decides who may send which
+//! request, `handlers` answers requests, `audit` logs changes, `shard_replies` collects the shards' replies. The other modules
+//! are functions of plain values: they parse requests and format responses.
 
 pub mod access;
 mod affinity;

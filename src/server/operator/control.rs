@@ -25,7 +25,7 @@ pub struct ReplySender<T> {
 }
 
 impl<T> ReplySender<T> {
-    /// Passes the reply to `send`; `is_closed` tells whether the requester has given up.
+    /// Passes the reply to `send`; `is_closed` returns whether the requester has given up.
     pub fn new(
         send: impl FnOnce(T) + Send + 'static,
         is_closed: impl Fn() -> bool + Send + 'static,
@@ -61,7 +61,7 @@ pub enum ShardRequest {
     SessionCounts(Arc<[TopicId]>, ReplySender<Vec<u64>>),
     /// Applies new limits.
     Reload(Arc<Limits>),
-    /// Shakes hands with these certificates from now on; by listener for clients.
+    /// Uses these certificates for new TLS handshakes; by clients' listener.
     Certificates(TlsConfigs),
     /// Closes the session with this id; replies whether it existed.
     Close(u64, ReplySender<bool>),

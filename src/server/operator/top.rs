@@ -52,10 +52,10 @@ pub struct TopArgs {
         value_parser = interval
     )]
     pub interval: Time,
-    /// Poll twice, one interval apart, print the result as text and exit; needs no terminal
+    /// Poll twice, one interval apart, print the result as text, and exit; works without a terminal
     #[arg(long)]
     pub once: bool,
-    /// File with the token of an operator, if the listener needs one; without it, the environment variable TICKCAST_TOKEN
+    /// File with an operator's token, if the listener needs one [default: the token in TICKCAST_TOKEN]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// TLS.
@@ -130,9 +130,9 @@ pub enum TopError {
     DumbTerminal,
     /// The server at this address does not respond, and why.
     Unreachable(AdminAddress, String),
-    /// The files of TLS cannot be used: which, and why.
+    /// A TLS file cannot be used. Contains the file and the reason.
     Tls(String),
-    /// There is no token in this file or variable, and why.
+    /// This file or variable has no token. Contains the reason.
     Token(String),
     /// The terminal cannot be used.
     Terminal(io::Error),

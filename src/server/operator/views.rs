@@ -74,7 +74,7 @@ pub struct SessionView {
 }
 
 impl SessionView {
-    /// A row without what only the kernel knows: the address and the round-trip time.
+    /// A row without the values that only the kernel has: the address and the round-trip time.
     pub fn new(shard: ShardId, summary: &SessionSummary) -> SessionView {
         SessionView {
             id: GlobalSessionId { shard, id: summary.id.0 }.to_string(),

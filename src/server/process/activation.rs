@@ -1,13 +1,12 @@
-//! Sockets that the service manager listens on and passes (sd_listen_fds(3)): they outlive a restart of the server, and
-//! connections that come meanwhile wait in them.
+//! Sockets that the service manager opens and passes to the server (sd_listen_fds(3)). They outlive a restart of the server,
+//! and connections that arrive meanwhile wait in them.
 //!
 //! Each has a name, FileDescriptorName= of its socket unit: `tcp` is the first native listener, `http` the first HTTP
-//! listener, `admin` the operator's. systemd/ has a unit for each of the first two. Sockets without names, as from a manager that
-//! sets no LISTEN_FDNAMES, are taken in this order.
-//!
+//! listener, `admin` the operator's. systemd/ has a unit for each of the first two. Sockets without names (the manager sets no
+//! LISTEN_FDNAMES) get these names in this order.
 //! LISTEN_PID names this process, or its parent: podman sets it to 1, which is the init of `podman run --init` or a shell. A
-//! parent may have kept its sockets and passed only the variables on, so a descriptor that is not a listening socket is then left
-//! alone.
+//! parent may have kept its sockets and passed on only the variables, so the server then ignores descriptors that are not
+//! listening sockets.
 
 use std::{
     env,
@@ -31,7 +30,7 @@ const UNNAMED: &str = "unknown";
 /// Passed sockets; more than listeners can take.
 const PASSED_MAX: usize = 16;
 
-/// The sockets that were passed, by what they serve.
+/// The passed sockets, by the kind of listener.
 #[derive(Debug, Default)]
 pub struct Passed {
     sockets: Vec<(Kind, OwnedFd)>,
@@ -94,7 +93,7 @@ impl Passed {
         Some(self.sockets.swap_remove(at).1)
     }
 
-    /// What the first socket is for that no listener has taken.
+    /// The name of the first socket that no listener has taken.
     pub fn first_left(&self) -> Option<Kind> {
         self.sockets.first().map(|(kind, _)| *kind)
     }
@@ -130,7 +129,7 @@ impl Passed {
 /// A stream socket of a right family that does not listen.
 const SILENT: &str = "a socket that does not listen";
 
-/// Whether a descriptor is a listening socket that the server can use: TCP, or Unix with a path. The error says what it is.
+/// Whether a descriptor is a listening socket that the server can use: TCP, or Unix with a path. The error describes it.
 fn listener(descriptor: BorrowedFd<'_>) -> Result<(), &'static str> {
     let asked = SockRef::from(&descriptor);
     match asked.r#type() {

@@ -1,4 +1,4 @@
-//! The cores of this process: which ones it may use, how many its CPU quota is worth, and pinning a thread to one.
+//! The cores of this process: which ones it may use, how many its CPU quota amounts to, and pinning a thread to one.
 
 use std::{io, mem, thread};
 
@@ -7,7 +7,7 @@ use rustix::thread::sched_getcpu;
 
 use crate::limits::CORE_HIGHEST;
 
-/// Bits of the first mask that the kernel is asked to fill: those of a `cpu_set_t`.
+/// Bits of the first mask for the kernel to fill: those of a `cpu_set_t`.
 const MASK_BITS_FIRST: usize = 1_024;
 const WORD_BITS: usize = libc::c_ulong::BITS as usize;
 
@@ -16,7 +16,7 @@ const WORD_BITS: usize = libc::c_ulong::BITS as usize;
 pub struct CoreSet(Vec<libc::c_ulong>);
 
 impl PartialEq for CoreSet {
-    /// Whether both hold the same cores, whatever the lengths of their masks.
+    /// Whether both contain the same cores, whatever the lengths of their masks.
     fn eq(&self, other: &CoreSet) -> bool {
         self.cores().eq(other.cores())
     }
@@ -101,7 +101,7 @@ pub fn pin_to(core: usize) -> io::Result<()> {
 pub struct Cores {
     /// The cores in the order in which shards are pinned to them.
     pub allowed: Vec<usize>,
-    /// Whole cores that the cgroup's CPU quota is worth, at least 1; `None` without a quota, or if it is worth all of `allowed`.
+    /// Whole cores that the cgroup's CPU quota amounts to, at least 1; `None` without a quota, or if it covers all of `allowed`.
     pub quota: Option<usize>,
 }
 
@@ -133,11 +133,10 @@ impl Cores {
         self.quota.unwrap_or(self.allowed.len())
     }
 
-    /// What to log about the quota, if there is one: a warning if so many shards exceed it.
+    /// What to log about the quota, if there is one: a warning if this number of shards exceeds it.
     pub fn quota_notice(&self, shards: u16) -> Option<(Level, String)> {
         let quota = self.quota?;
-        let worth =
-            format!("the CPU quota is worth {quota} of {} cores; shards: {shards}", self.allowed.len());
+        let worth = format!("the CPU quota covers {quota} of {} cores; shards: {shards}", self.allowed.len());
         if usize::from(shards) <= quota {
             return Some((Level::Info, worth));
         }

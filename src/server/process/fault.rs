@@ -1,5 +1,5 @@
-//! Faults that tests ask a debug build for: `TICKCAST_FAULT=PLACE NUMBER ACTION`, such as `control 1 panic`. A release build has
-//! none of them, and no client can ask for one.
+//! Injects faults for tests, in debug builds only: `TICKCAST_FAULT=PLACE NUMBER ACTION`, such as `control 1 panic`. Release
+//! builds have none of them, and no client can trigger one.
 //!
 //! | place | number | when |
 //! |---|---|---|
@@ -35,10 +35,10 @@ pub enum Place {
 const SLOW_NS: u64 = 150_000_000;
 const HANG_STEP_NS: u64 = 1_000_000_000;
 
-/// Does what TICKCAST_FAULT asks for at this place; nothing in a release build.
+/// Injects the fault that TICKCAST_FAULT requests for this place; does nothing in a release build.
 ///
 /// # Panics
-/// If it asks for that.
+/// If it requests a panic.
 pub fn at(place: Place) {
     if !cfg!(debug_assertions) {
         return;
@@ -54,7 +54,7 @@ pub fn at(place: Place) {
     }
 }
 
-/// What `asked` asks for at a place.
+/// The action that `asked` requests for a place.
 fn action(asked: &str, place: Place) -> Option<&str> {
     let named = match place {
         Place::Start(shard) => ("start", shard),

@@ -1,8 +1,8 @@
-//! What a panic that was caught said.
+//! Messages of caught panics.
 
 use std::any::Any;
 
-/// The message of a panic, for the log. The panic hook has printed it too, with its place in the source.
+/// The message of a panic, for the log. The panic hook has also printed it, with its location.
 pub fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")

@@ -1,4 +1,4 @@
-//! Notices that the reader of an output is gone while nothing is written to it, as `tail -f` does.
+//! Detects that the reader of an output is gone even while nothing is written, as `tail -f` does.
 
 use std::{io, os::fd::AsFd, thread};
 
@@ -7,7 +7,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-/// Calls `then` once the reader of a pipe, socket or terminal is gone: from a thread of its own, which costs nothing until then. Never
+/// Calls `then` from its own thread once the reader of a pipe, socket or terminal is gone. Costs nothing until then. Never
 /// calls it for a file.
 ///
 /// # Errors
@@ -29,7 +29,7 @@ pub fn when_gone(output: impl AsFd + Send + 'static, then: impl FnOnce() + Send 
 
 /// Waits until the reader of an output is gone, or the time is up. Returns whether it is gone.
 fn is_gone(output: &impl AsFd, timeout: PollTimeout) -> nix::Result<bool> {
-    // POLLERR and POLLHUP are reported without being asked for.
+    // poll(2) always reports POLLERR and POLLHUP.
     poll(&mut [PollFd::new(output.as_fd(), PollFlags::empty())], timeout).map(|ready| ready > 0)
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn io_uring() -> Result<(), StartupError> {
     }
 }
 
-/// The least limit of locked memory with which this process can start `shards` shards. A privileged process needs only what
+/// The lowest limit of locked memory with which this process can start `shards` shards. A privileged process needs only what
 /// glommio checks.
 pub(crate) fn memlock_bytes_min(shards: u16) -> u64 {
     // The kernel does not limit the locked memory of a process with this capability (capabilities(7)).

@@ -1,6 +1,5 @@
 //! SIGINT, SIGTERM, SIGHUP and SIGUSR1, blocked in every thread and received by one.
-//!
-//! So no system call of another thread is interrupted, and handlers run as ordinary code.
+//! So signals interrupt no system calls of other threads, and handlers run as ordinary code.
 
 use std::{
     convert::Infallible,
@@ -20,13 +19,13 @@ use crate::{
     },
 };
 
-/// A second signal this soon counts as the first: timeout(1), for example, signals both the process and its group.
+/// A second signal within this time counts as the first: timeout(1), for example, signals both the process and its group.
 const SAME_SIGNAL_NS: u64 = 200_000_000;
 
 /// Time that a command has to end after a signal. A client waits up to 2 s for the server to close its side.
 const STUCK_NS: u64 = 4_000_000_000;
 
-/// Blocks these signals in this thread and all it starts. Call it before any other thread exists.
+/// Blocks these signals in this thread and all threads that it starts. Call it before any other thread exists.
 ///
 /// # Errors
 /// Errors of pthread_sigmask(3).
@@ -34,19 +33,18 @@ pub fn block() -> io::Result<()> {
     Ok(set().thread_block()?)
 }
 
-/// What SIGHUP does.
+/// The effect of SIGHUP.
 pub enum HangUp {
     /// Stops the process, unless it was started to ignore SIGHUP (nohup(1)).
     Stops,
-    /// Calls this.
+    /// Calls this function.
     Does(Box<dyn Fn() + Send>),
 }
 
 /// Starts the thread that receives the signals.
-///
-/// Calls `notify` with the first signal to stop, and `report` at every SIGUSR1. A second signal to stop exits the process at
-/// once, with status 128 + its number. Calls `on_failure` with the reason should the thread end otherwise: no signal would
-/// stop the process any more.
+/// Calls `notify` with the first stop signal, and `report` at every SIGUSR1. A second stop signal exits the process at once,
+/// with status 128 + its number. If the thread ends in any other way, it calls `on_failure` with the reason, because no signal
+/// would stop the process any more.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -98,8 +96,8 @@ pub fn watch(
     Ok(())
 }
 
-/// Exits 4 s after a signal to stop, with status 128 + its number, unless the process ends before: for a command whose main thread may
-/// be blocked by a terminal or pipe that nobody reads. Calls `before` first.
+/// Exits 4 s after a stop signal, with status 128 + its number, unless the process ends before: for commands whose main thread
+/// may be blocked by a terminal or pipe that nobody reads. Calls `before` first.
 pub fn exit_if_stuck(signal: Signal, before: impl FnOnce() + Send + 'static) {
     let exit = move || {
         clock::sleep_ns(STUCK_NS);

@@ -28,7 +28,7 @@ use tickcast_core::{
 };
 use tickcast_proto::ids::ShardId;
 
-/// Time that stopping may take beyond the drain: stopping sources and executors, writing the last log lines.
+/// Time for stopping in addition to the drain: for sources, executors and the last log lines.
 const STOP_MARGIN_NS: u64 = 3_000_000_000;
 /// Longest wait for room in the service manager's socket.
 const NOTIFY_TIMEOUT: Duration = Duration::from_millis(100);
@@ -48,14 +48,14 @@ pub fn stopping(drain_ns: u64) {
     notify(&[NotifyState::Stopping, extended, NotifyState::Status(&status)]);
 }
 
-/// Time to ask for to stop, microseconds; capped at 71 minutes by the type.
+/// Stop time to request, in microseconds; the type caps it at 71 minutes.
 ///
 /// Cannot shorten the unit's timeout: the service manager takes the later of both.
 fn stop_timeout_us(drain_ns: u64) -> u32 {
     u32::try_from(drain_ns.saturating_add(STOP_MARGIN_NS) / 1_000).unwrap_or(u32::MAX)
 }
 
-/// Sends these states. A failure is logged once, not at every check of the watchdog, until a notification succeeds again.
+/// Sends these states. Logs a failure only once until a notification succeeds again, not at every check of the watchdog.
 fn notify(states: &[NotifyState<'_>]) {
     static IS_FAILING: AtomicBool = AtomicBool::new(false);
     let Some(address) = env::var_os("NOTIFY_SOCKET").filter(|address| !address.is_empty()) else { return };
@@ -68,8 +68,8 @@ fn notify(states: &[NotifyState<'_>]) {
     }
 }
 
-/// The socket that NOTIFY_SOCKET names: a path, or `@` and the name of an abstract socket. (The sd-notify crate, which has the
-/// texts, takes every address for a path.)
+/// The socket that NOTIFY_SOCKET names: a path, or `@` and the name of an abstract socket. (The sd-notify crate, which formats
+/// the messages, treats every address as a path.)
 fn socket_address(address: &OsStr) -> io::Result<SocketAddr> {
     match address.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
@@ -88,13 +88,13 @@ fn send(to: &SocketAddr, states: &[NotifyState<'_>]) -> io::Result<()> {
         let _ = writeln!(text, "{state}");
     }
     let socket = UnixDatagram::unbound()?;
-    // A service manager that stands still must not stop the main thread.
+    // A stuck service manager must not block the main thread.
     socket.set_write_timeout(Some(NOTIFY_TIMEOUT))?;
     // A datagram is sent whole or not at all.
     socket.send_to_addr(text.as_bytes(), to).map(drop)
 }
 
-/// Feeds the service manager's watchdog (WatchdogSec= of the unit) from the main thread.
+/// Notifies the service manager's watchdog (WatchdogSec= of the unit) from the main thread.
 pub struct Feeder {
     watchdog: Option<Period>,
     shards: Vec<Watched>,
@@ -153,8 +153,8 @@ impl Feeder {
         }
     }
 
-    /// Checks the shards and feeds the watchdog if it is time. Returns the nanoseconds until the next check; `None` without a
-    /// watchdog.
+    /// Checks the shards and notifies the watchdog when it is time. Returns the nanoseconds until the next check; `None` without
+    /// a watchdog.
     pub fn turn(&mut self, now_ns: u64) -> Option<u64> {
         let period = self.watchdog.as_mut()?;
         if now_ns >= period.next_ns {
@@ -163,7 +163,9 @@ impl Feeder {
             match period.watchdog.check(turns) {
                 Verdict::Feed => notify(&[NotifyState::Watchdog]),
                 Verdict::Wait { shard, log: true } => {
-                    ::log::warn!("shard {shard} is stuck: the watchdog is not fed until it makes progress");
+                    ::log::warn!(
+                        "shard {shard} is stuck: the watchdog is not notified until it makes progress"
+                    );
                 }
                 Verdict::Wait { .. } => {}
             }

@@ -1,12 +1,10 @@
-//! Decides when to feed the service manager's watchdog: once every shard has made a turn since the last time.
-//!
-//! An idle shard sleeps, and from outside a sleeping shard looks like a stuck one. So every check is followed by ringing all
-//! doorbells: a healthy shard wakes and makes a turn, which the next check sees. A doorbell that rings between a shard's last
-//! turn and its sleep is lost; the one after the next check is not. That is why a period has several checks.
+//! Decides when to notify the service manager's watchdog: once every shard has made a turn since the last notification.
+//! From outside, a sleeping idle shard looks like a stuck one. So the main thread rings all doorbells after every check: a
+//! healthy shard wakes and makes a turn, which the next check sees. A doorbell that rings between a shard's last turn and its
+//! sleep is lost, but the one after the next check is not. Therefore a period has several checks.
 
 /// Checks per period of the watchdog.
-///
-/// A healthy shard makes a turn by the second check, so the watchdog is fed at least twice a period, as
+/// A healthy shard makes a turn by the second check, so the watchdog is notified at least twice per period, as
 /// sd_watchdog_enabled(3) advises.
 pub const CHECKS_PER_PERIOD: u64 = 4;
 /// Failed checks in a row after which to log it.
@@ -15,7 +13,7 @@ const CHECKS_TO_LOG: u32 = 3;
 /// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Every shard has made a turn or has ended: feed the watchdog.
+    /// Every shard has made a turn or has ended: notify the watchdog.
     Feed,
     /// A shard has not made a turn yet.
     Wait {

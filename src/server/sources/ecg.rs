@@ -1,5 +1,5 @@
-//! The ECG source: a WFDB record or a synthetic ECG, at its own rate. [`tickcast_ecg`] describes the topics. A batch that
-//! finds a ring full is dropped and counted.
+//! The ECG source: a WFDB record or a synthetic ECG, at its own rate. [`tickcast_ecg`] describes the topics. If a ring is
+//! full, the batch is dropped and counted.
 
 use std::{path::Path, sync::Arc};
 
@@ -36,7 +36,7 @@ const BATCHES_STAGED: u64 = 64;
 #[group(id = "ecg")]
 #[command(next_help_heading = "ECG")]
 pub struct Options {
-    /// Stream a WFDB record, or `synthetic`, on ecg.wave, again and again
+    /// Stream a WFDB record, or `synthetic`, on ecg.wave, in a loop
     #[arg(id = "ecg_record", long = "ecg", value_name = "FILE.hea")]
     record: Option<String>,
     /// Signal of the record, counted from 0
@@ -63,7 +63,7 @@ impl SourceOptions for Options {
     const FLAGS: Option<Flags> = Some(Flags::of::<Options>(Starts::Beside, "ecg_"));
     const NEXT: Option<(&'static str, &'static str)> = Some(("and for the heart beats", "process ecg"));
 
-    /// Reads the record, so that a bad one is reported at the start.
+    /// Reads the record, so that errors in it are reported at the start.
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         let batch_max = limits::ECG_BATCH_HIGHEST.min(checks.bounds.payload_bytes_max / size_of::<f32>());
         if !(1..=batch_max).contains(&self.batch) {
@@ -171,8 +171,8 @@ impl Samples {
 }
 
 impl Source for Settings {
-    /// Publishes until the server stops, in an open loop: a batch is due when its last sample is, which is its producer time.
-    /// A batch that was dropped leaves a hole in the times.
+    /// Publishes until the server stops, in an open loop: a batch is due at the time of its last sample, its producer time.
+    /// A dropped batch leaves a gap in the times.
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
         let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
         let info = self.wave.info(self.batch, start_realtime_ns);
@@ -217,7 +217,7 @@ impl Source for Settings {
                 }
                 k += 1;
             }
-            // What a full ring does not take stays staged for the next round.
+            // Ticks that do not fit into a full ring stay staged for the next round.
             let _ = context.lanes().flush();
             if !context.sleep_until(start_ns + due_ns(k).min(info_due_ns)) {
                 return Ok(());

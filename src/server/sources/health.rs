@@ -9,18 +9,18 @@ use tickcast_proto::ids::ShardId;
 pub enum Health {
     /// It publishes.
     Running,
-    /// It would publish, but has to wait.
+    /// It has ticks to publish, but must wait.
     Waiting(Waiting),
     /// It has published everything, or was stopped.
     Ended,
-    /// It cannot go on; the reason.
+    /// It cannot continue. Contains the reason.
     Failed(String),
 }
 
 /// What a source waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Waiting {
-    /// The shards are being started.
+    /// The start of the shards.
     Shards,
     /// This many sessions with a live subscription.
     Subscribers(u64),
@@ -47,7 +47,7 @@ impl Health {
         Health::STATES[at]
     }
 
-    /// What a waiting source waits for, or why a failed one cannot go on.
+    /// What a waiting source waits for, or why a failed one cannot continue.
     pub fn reason(&self) -> Option<String> {
         match self {
             Health::Running | Health::Ended => None,

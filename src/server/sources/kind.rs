@@ -1,4 +1,4 @@
-//! Kinds of sources: what a kind's module declares, and what configuration and command line see of it.
+//! Kinds of sources: what a kind's module declares, and how configuration and command line see it.
 //!
 //! ```text
 //!  kind's module: Options (serde: keys of [[source]]; clap: flags, if it has any), checks, Source
@@ -21,11 +21,11 @@ use toml::Table;
 
 use super::{KINDS, Source};
 
-/// Options of one kind of source, as a `[[source]]` of the file has them.
-///
-/// A field is a key; its type checks a value on its own, and must be written as it is read. `Default` has the values of keys
-/// that are not set. A field may hold a list or a table, but must not be `#[serde(flatten)]`: the field names are the known keys.
-/// `--print-config` prints values and SIGHUP logs changed ones, so a secret is named by its file or variable, never given.
+/// Options of one kind of source: the keys of its `[[source]]` in the file.
+/// Each field is a key. Its type checks the value on its own, and must serialize to what it deserializes from. `Default` has
+/// the values of keys that are not set. A field may hold a list or a table, but must not be `#[serde(flatten)]`, because the
+/// field names are the known keys. `--print-config` prints values and SIGHUP logs changed ones, so an option for a secret must
+/// name a file or an environment variable.
 pub trait SourceOptions: Serialize + DeserializeOwned + Default {
     /// The kind, as in `[[source]] kind = "..."`: the name in logs, and the label of its metrics.
     const KIND: &'static str;
@@ -33,27 +33,27 @@ pub trait SourceOptions: Serialize + DeserializeOwned + Default {
     const REQUIRED: &'static [&'static str] = &[];
     /// Whether a server runs at most one, because two would publish on the same topics.
     const IS_SINGLE: bool = false;
-    /// Flags of `tickcast serve` for the first source of the kind; `None`: it is configured by a file only.
+    /// Flags of `tickcast serve` for the first source of the kind; `None`: only a file configures it.
     const FLAGS: Option<Flags> = None;
     /// A hint for the user's next step, and the arguments of `tickcast` for it.
     const NEXT: Option<(&'static str, &'static str)> = None;
 
     /// Checks the options against each other and the server's bounds, and makes the source. Called at the start and by a
-    /// reload. Refuses everything that is wrong, not only the first. `None` if no source can be made.
+    /// reload. Reports all errors, not only the first. `None` if the source cannot be made.
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured>;
 }
 
 /// When the command line alone starts a source of a kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Starts {
-    /// If the file lists no sources and no flag asks for one that runs instead; never with the switch `unless`.
+    /// If the file lists no sources and no flag replaces it with another; never with the switch `unless`.
     ByDefault {
         /// The switch's id.
         unless: &'static str,
     },
     /// If the flag of its required key is given, instead of the default source.
     Instead,
-    /// If the flag of its required key is given, beside the default source.
+    /// If the flag of its required key is given, in addition to the default source.
     Beside,
 }
 
@@ -236,7 +236,7 @@ impl fmt::Debug for SourceConfig {
 /// The server's bounds that a source is checked against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SourceBounds {
-    /// Largest payload, bytes, so that a tick fits a frame.
+    /// Largest payload, in bytes, so that a tick fits into a frame.
     pub payload_bytes_max: usize,
     /// Topics of the server.
     pub topics_max: usize,
@@ -248,13 +248,13 @@ pub struct SourceBounds {
 /// Collects what is wrong with one source's options.
 #[derive(Debug)]
 pub struct OptionChecks {
-    /// What to check against.
+    /// The server's bounds to check against.
     pub bounds: SourceBounds,
     refused: Vec<(&'static str, String)>,
 }
 
 impl OptionChecks {
-    /// Starts without a problem.
+    /// Starts without any refusal.
     pub fn new(bounds: SourceBounds) -> OptionChecks {
         OptionChecks { bounds, refused: Vec::new() }
     }
@@ -295,7 +295,7 @@ impl OptionChecks {
         }
     }
 
-    /// Refuses a file because of this error.
+    /// Refuses a file with this error as the reason.
     pub fn file_error(&mut self, key: &'static str, file: &Path, error: &io::Error) {
         let text = match error.kind() {
             io::ErrorKind::NotFound => "no such file".to_owned(),

@@ -8,7 +8,7 @@ use crate::limits::SIM_SIZE_LOWEST;
 /// Longest payload without padding: every number at its longest.
 pub const LONGEST_UNPADDED_BYTES: usize =
     AT.len() + 20 + TOPIC.len() + 10 + N.len() + 20 + PAD.len() + END.len();
-/// Most digits of a number that is read: more may not fit 64 bits.
+/// Most digits of a number to read: more may not fit 64 bits.
 const DIGITS_MAX: usize = 19;
 
 const AT: &[u8] = b"{\"at\":";

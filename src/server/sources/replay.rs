@@ -1,8 +1,7 @@
 //! Replays a capture: NDJSON, one `{"at_ns": N, "topic": "a.b", "data": ...}` per line, in order of `at_ns`, with an optional
-//! `"key"`. A tick that finds a ring full waits for room.
-//!
-//! `at_ns` counts from any point in time, such as 1970: the first tick is due at once, and the others as much later as their
-//! `at_ns` is larger. One that is smaller than its predecessor's is published at once.
+//! `"key"`. If a ring is full, the replay waits for room.
+//! `at_ns` counts from any point in time, such as 1970. The first tick is due at once; each other tick is due later by the
+//! difference of its `at_ns` to the first. A tick whose `at_ns` is smaller than its predecessor's is published at once.
 
 mod capture;
 
@@ -39,20 +38,20 @@ const NOT_NUMBERS: [&str; 4] = ["NaN", "nan", "Infinity", "-Infinity"];
 #[group(id = "replay")]
 #[command(next_help_heading = "Replay")]
 pub struct Options {
-    /// Replay a capture instead of simulating: lines of {"at_ns", "topic", "data"}, also gzip, zstd or a pipe; - is stdin
+    /// Replay a capture: lines of {"at_ns", "topic", "data"}, also gzip, zstd or a pipe; -: standard input
     #[arg(id = "replay_file", long = "replay", value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Multiple of the capture's own pace, or max
+    /// Replay this many times as fast as recorded, or max
     #[arg(id = "replay_speed", long = "speed", value_name = "FACTOR", default_value_t = Options::default().speed)]
     speed: Speed,
-    /// Start again at the end
+    /// Start over at the end
     #[arg(id = "replay_loop", long = "loop")]
     #[serde(rename = "loop")]
     again: bool,
     /// Wait for this many clients to subscribe before the first tick
     #[arg(id = "replay_wait", long = "replay-wait", value_name = "N", default_value_t = Options::default().wait)]
     wait: u64,
-    /// What a bad line does: skip (it is logged and counted) or stop (the server ends and names the line)
+    /// On a bad line: skip (log and count it) or stop (end the server and name the line)
     #[arg(id = "replay_bad_lines", long = "replay-bad-lines", value_enum, value_name = "ACTION", hide_possible_values = true, default_value_t = Options::default().bad_lines)]
     bad_lines: BadLines,
 }
@@ -63,13 +62,13 @@ impl Default for Options {
     }
 }
 
-/// What a bad line in a capture does.
+/// What to do about a bad line in a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BadLines {
-    /// The server ends and names the line.
+    /// Stop the server and name the line.
     Stop,
-    /// The line is logged and skipped.
+    /// Log and skip the line.
     Skip,
 }
 
@@ -78,7 +77,7 @@ impl SourceOptions for Options {
     const REQUIRED: &'static [&'static str] = &["file"];
     const FLAGS: Option<Flags> = Some(Flags::of::<Options>(Starts::Instead, "replay_"));
 
-    /// Opens the capture if it is a file, so that one that cannot be read is reported at the start.
+    /// Opens the capture if it is a file, so that an unreadable file is reported at the start.
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         let file = self.file.unwrap_or_default();
         let file = if file.as_os_str() == STDIN { PathBuf::from("/dev/stdin") } else { file };
@@ -110,19 +109,19 @@ impl SourceOptions for Options {
 struct Settings {
     /// The capture.
     file: PathBuf,
-    /// Factor of the capture's own speed; `None`: as fast as the shards take the ticks.
+    /// Factor of the capture's own speed; `None`: as fast as the shards accept ticks.
     speed: Option<f64>,
-    /// Starts again after the end.
+    /// Whether to start over after the end.
     again: bool,
     /// Subscribed sessions to wait for before the first tick.
     wait_clients: u64,
-    /// Skips and logs a bad line, instead of stopping the server.
+    /// Whether to skip and log a bad line, instead of stopping the server.
     skip_bad_lines: bool,
-    /// Largest payload, bytes, so that a tick fits a frame.
+    /// Largest payload, in bytes, so that a tick fits into a frame.
     payload_bytes_max: usize,
 }
 
-/// What a replay has done so far.
+/// Progress of a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Progress {
     /// Ticks published.
@@ -131,12 +130,12 @@ struct Progress {
     bad_lines: u64,
 }
 
-/// Why a replay cannot go on.
+/// Why a replay cannot continue.
 #[derive(Debug)]
 enum ReplayError {
     /// The file cannot be read.
     Io(PathBuf, io::Error),
-    /// A line is not a tick: its number, from 1, and what is wrong with it.
+    /// A line is not a tick. Contains its number, from 1, and what is wrong with it.
     BadLine(PathBuf, u64, String),
     /// The file is UTF-16.
     Utf16(PathBuf),
@@ -163,7 +162,7 @@ const UTF16: &str = "the text is UTF-16, convert it with iconv -f UTF-16 -t UTF-
 /// The fields of a line. Others are ignored.
 #[derive(Deserialize)]
 struct Fields<'a> {
-    // A number, or a string where a program's numbers are too short for it.
+    // A number, or a string from programs whose numbers are too short for it.
     #[serde(borrow)]
     at_ns: &'a RawValue,
     #[serde(borrow)]
@@ -184,8 +183,8 @@ struct Line<'a> {
 }
 
 impl Source for Settings {
-    /// Publishes until the end of the capture. A tick's producer time is when it is due. What was published before an error
-    /// stays published.
+    /// Publishes until the end of the capture. A tick's producer time is when it is due. Ticks published before an error stay
+    /// published.
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
         let mut progress = Progress::default();
         if !context.wait_for_subscribers(self.wait_clients) {
@@ -220,7 +219,7 @@ impl Settings {
                 context.flush_waiting();
             }
             match capture.read_line(&mut bytes) {
-                // What a pipe has given when the server stops may end within a line.
+                // When the server stops, the data read from a pipe may end within a line.
                 _ if context.is_stopping() => return Ok(()),
                 Ok(true) => number += 1,
                 Ok(false) => return Ok(()),
@@ -296,7 +295,7 @@ impl Pace {
         Pace { first_at_ns, speed, start_ns, start_realtime_ns }
     }
 
-    /// When a tick is due, by the clock that said `start_ns` at the start.
+    /// When a tick is due, by the clock that read `start_ns` at the start.
     fn due_ns(&self, start_ns: u64, at_ns: u64) -> u64 {
         let after_ns = at_ns.saturating_sub(self.first_at_ns);
         start_ns.saturating_add((after_ns as f64 / self.speed) as u64)
@@ -339,9 +338,9 @@ fn time_ns(text: &str) -> Option<u64> {
     json::whole_number(text).or_else(|| unquoted.parse().ok().filter(fits).map(|ns: f64| ns as u64))
 }
 
-/// What is wrong with a line that is not JSON of the right fields, without the line number, which is that of the line itself.
+/// What is wrong with a line that is not JSON with the right fields. Does not contain serde's line number, which is always 1.
 fn described(line: &[u8], error: &serde_json::Error) -> String {
-    // The column is that of the first byte that does not fit, or of the one before.
+    // The column is that of the first unexpected byte, or of the byte before.
     let near = |number: &&&str| {
         let from = error.column().saturating_sub(number.len() + 1);
         let to = (error.column() + number.len()).min(line.len());

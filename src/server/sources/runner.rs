@@ -1,4 +1,4 @@
-//! Runs a source on a thread of its own, the same for all kinds: start, stop, health, counters, and its end.
+//! Runs a source of any kind on its own thread: start, stop, health, counters, and its end.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use crate::process::{
 };
 use tickcast_core::metrics::counters::Counters;
 
-/// What operators see of a source. Clones share the state.
+/// An operator's view of a source. Clones share the state.
 #[derive(Clone, Debug)]
 pub struct SourceStatus {
     kind: &'static str,
@@ -73,7 +73,7 @@ impl RunningSource {
         &self.status
     }
 
-    /// Tells the source to end, without waiting for it. It then flushes only what fits the rings.
+    /// Tells the source to stop, without waiting for it. The source then flushes only what fits into the rings.
     pub fn stop(&self) {
         self.stop.set();
     }
@@ -85,12 +85,12 @@ impl RunningSource {
 
     /// Waits for the thread to end.
     pub fn join(self) {
-        // A panic of the source was caught and reported as its failure.
+        // A panic of the source is caught and reported as its failure.
         let _ = self.thread.join();
     }
 }
 
-/// Starts a source on a thread of its own. Calls `on_end` from it when the source has ended, failed or panicked.
+/// Starts a source on its own thread. Calls `on_end` from that thread when the source has ended, failed or panicked.
 ///
 /// # Errors
 /// The thread cannot be started.

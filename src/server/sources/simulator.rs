@@ -1,4 +1,4 @@
-//! The built-in simulator: producers that each publish at a constant rate, in an open loop. A tick that finds a ring full is
+//! The built-in simulator: producers that each publish at a constant rate, in an open loop. If a ring is full, the tick is
 //! dropped and counted.
 
 use clap::Args;
@@ -13,7 +13,7 @@ use crate::{cli::values::Size, clock, limits};
 
 /// Ticks overdue by more than this, because the process was stopped, are dropped and counted.
 const CATCH_UP_NS: u64 = 1_000_000_000;
-/// Shortest sleep. Ticks due within it are published together: at 80,000 ticks/s a sleep for each took a fifth of the core.
+/// Shortest sleep. Ticks due within it are published together: at 80,000 ticks/s, one sleep per tick took a fifth of the core.
 const NAP_LOWEST_NS: u64 = 100_000;
 /// Ticks staged before the rings are pushed.
 const BATCH_TICKS: u64 = 256;
@@ -24,16 +24,16 @@ const BATCH_TICKS: u64 = 256;
 #[group(id = "simulator")]
 #[command(next_help_heading = "Simulator")]
 pub struct Options {
-    /// Simulated producers [default: 10, or --sim-topics if more]
+    /// Number of producers [default: 10, or --sim-topics if more]
     #[arg(id = "sim_producers", long = "sim-producers", value_name = "N")]
     producers: Option<u32>,
     /// Ticks per second of each producer
     #[arg(id = "sim_rate", long = "sim-rate", value_name = "N", default_value_t = Options::default().rate)]
     rate: u32,
-    /// Size of a payload: JSON that carries the time it was due
+    /// Size of each payload, a JSON object with the time it was due
     #[arg(id = "sim_size", long = "sim-size", value_name = "SIZE", default_value_t = Options::default().size)]
     size: Size,
-    /// Topics sim.0 to sim.N-1 [default: one for each producer]
+    /// Number of topics, sim.0 to sim.N-1 [default: one per producer]
     #[arg(id = "sim_topics", long = "sim-topics", value_name = "N")]
     topics: Option<u32>,
 }
@@ -149,7 +149,7 @@ impl Source for Settings {
             if dropped > 0 {
                 context.count_dropped(dropped);
             }
-            // What a full ring does not take stays staged for the next round.
+            // Ticks that do not fit into a full ring stay staged for the next round.
             let _ = context.lanes().flush();
             let caught_up = after_ns(k) > elapsed_ns;
             if caught_up && after_ns(1) < NAP_LOWEST_NS {

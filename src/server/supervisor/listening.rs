@@ -25,14 +25,14 @@ pub(super) struct Opened {
 /// Opens every listener. A passed socket takes the place of the first listener of its kind.
 ///
 /// # Errors
-/// [`StartupError::Listen`]; [`StartupError::Passed`] for a socket that cannot be used, that no listener takes, or that anyone could
-/// reach although the configuration does not say who may.
+/// [`StartupError::Listen`]; [`StartupError::Passed`] for a passed socket that cannot be used, that no listener takes, or that
+/// other machines can reach although the configuration does not define who may use it.
 pub(super) fn open(config: &Config, mut passed: Passed) -> Result<Opened, StartupError> {
     let mut opened = Opened { admin: None, clients: Vec::new(), files: Vec::new(), addresses: Vec::new() };
     for wanted in &config.listeners {
         let shards = if wanted.kind == Kind::Admin { 1 } else { config.shards };
         let mut listening = listener::open(wanted, passed.take_for(wanted.kind), shards)?;
-        // The configuration has checked the addresses that it names, but a passed socket may have another.
+        // The addresses in the configuration have been checked, but a passed socket may have another.
         if !(wanted.is_guarded || listening.address.is_local()) {
             return Err(StartupError::Passed(open_to_all(wanted.kind, &listening.address)));
         }
@@ -68,7 +68,7 @@ pub fn words(addresses: &[(Kind, Address)], shards: u16) -> String {
     words.join(" ")
 }
 
-/// Describes a passed socket that no listener takes. Nobody would accept from it, and its clients would wait forever.
+/// Describes a passed socket that no listener takes. Nothing would accept its connections, and its clients would wait forever.
 fn unclaimed_socket(kind: Kind) -> String {
     let name = kind.option();
     let remedy = match kind {

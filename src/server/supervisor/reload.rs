@@ -1,4 +1,4 @@
-//! SIGHUP: reads the configuration again, sends the shards their new limits, and logs what has changed.
+//! SIGHUP: reads the configuration again, sends the new limits to the shards, and logs the changes.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
 use tickcast_core::config::Limits;
 use tickcast_proto::ids::ShardId;
 
-/// Reads the configuration again and lists what has changed in it.
+/// Reads the configuration again and lists the changes.
 pub type Reload = Box<dyn FnMut() -> Result<(Config, Vec<Change>), StartupError>>;
 
 /// Reloads the configuration. Holds the shards' limits, and the shards that have yet to receive them.
@@ -33,16 +33,16 @@ pub struct Reloader {
     pending: Vec<ShardId>,
     /// A reload was requested, perhaps before the shards started.
     is_requested: bool,
-    /// The certificates of the listeners, and where those of the admin listener go.
+    /// The certificates of the listeners, and the handle to replace those of the admin listener.
     tls: Option<(Certificates, AdminTls)>,
     /// Who may use the admin listener.
     access: Option<AdminAccess>,
-    /// Certificates that have been read again, for the listeners of clients, and the shards that have yet to receive them.
+    /// New certificates for the clients' listeners, and the shards that have yet to receive them.
     pending_tls: (TlsConfigs, Vec<ShardId>),
 }
 
 impl Reloader {
-    /// Creates a reloader for shards that run with these limits, what verifies credentials, and the log's filter.
+    /// Creates a reloader for shards that run with these limits, for the credential verifiers, and for the log's filter.
     pub fn new(
         read_config: Option<Reload>,
         limits: Limits,
@@ -77,7 +77,7 @@ impl Reloader {
         &self.limits
     }
 
-    /// What verifies credentials.
+    /// The credential verifiers.
     pub fn authority(&self) -> Option<&Arc<Authority>> {
         self.authority.as_ref()
     }
@@ -132,7 +132,7 @@ impl Reloader {
         if ::log::log_enabled!(::log::Level::Info) {
             log_all();
         } else {
-            // The old filter lets through why the log falls silent.
+            // Log before the new filter applies: it may hide this line.
             logging::set_filter(&self.log);
             log_all();
             logging::set_filter(&config.log);
@@ -141,10 +141,10 @@ impl Reloader {
         self.reload_certificates(control);
         match (&self.authority, &config.auth) {
             // Its key files may have changed, whether its text has or not.
-            (Some(authority), Some(auth)) => authority.replace(auth.policy.clone()),
+            (Some(authority), Some(auth)) => authority.replace(&auth.policy),
             (None, None) => {}
             (Some(_), None) => {
-                ::log::warn!("SIGHUP: [auth] stays as it was: without it takes effect at the next start")
+                ::log::warn!("SIGHUP: [auth] is kept: removing it takes effect at the next start")
             }
             (None, Some(_)) => ::log::warn!("SIGHUP: [auth] takes effect at the next start"),
         }
@@ -158,7 +158,7 @@ impl Reloader {
         }
     }
 
-    /// Reads the certificates again. Connections that are open keep theirs.
+    /// Reads the certificates again. Open connections keep theirs.
     fn reload_certificates(&mut self, control: &mut ControlSender) {
         let Some((certificates, admin)) =
             self.tls.as_mut().filter(|(certificates, _)| !certificates.is_empty())
@@ -221,7 +221,7 @@ mod tests {
         let config = Config::new(&settings, None).unwrap();
         let mut other = config.clone();
         let read_config = move || {
-            other.limits.publish_rate += 1;
+            other.limits.budgets.session.ticks += 1;
             Ok((other.clone(), Vec::new()))
         };
         let mut reloader =
@@ -234,7 +234,7 @@ mod tests {
         let mut take_all = |received: &mut Vec<u32>| {
             while let Some(request) = receivers[0].try_recv() {
                 if let ShardRequest::Reload(limits) = request {
-                    received.push(limits.publish_rate);
+                    received.push(limits.budgets.session.ticks);
                 }
             }
         };

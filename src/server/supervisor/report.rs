@@ -1,4 +1,4 @@
-//! Reports of latencies, and the totals at the end.
+//! Latency reports, and the totals at the end.
 
 use super::{Event, Server};
 use crate::{

@@ -1,4 +1,4 @@
-//! Starts what verifies credentials of clients, and sets who may use the admin listener.
+//! Starts the verifiers of clients' credentials, and sets the access rule of the admin listener.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::{
 };
 use tickcast_core::mesh::ring::Doorbell;
 
-/// Returns a lane for each shard; none without `[auth]`. `on_failure` is called with the reason when a thread ends.
+/// Returns a lane for each shard; none without `[auth]`. Calls `on_failure` with the reason when a thread ends.
 pub(super) fn start(
     config: &Config,
     reloader: &Reloader,
@@ -29,11 +29,11 @@ pub(super) fn start(
     Ok(lanes.map_err(|error| StartupError::Executor(error.to_string()))?.into_iter())
 }
 
-/// Who may use the admin listener at this address, which a service manager may have passed. Warns if others can read its tokens, or
-/// if anyone may use it.
+/// The access rule of an admin listener at this address, which a service manager may have passed. Warns if others can read its
+/// tokens, or if anyone may use it.
 ///
 /// # Errors
-/// [`StartupError::Passed`] if the configuration does not say who may.
+/// [`StartupError::Passed`] if the configuration does not define who may use it.
 pub(super) fn admin_access(config: &Config, address: &Address) -> Result<AdminAccess, StartupError> {
     let tls = config
         .listeners

@@ -23,10 +23,11 @@ use crate::{
     limits::{CLOSE_REFUSED, REFUSED_LINGER_MS, REFUSED_LINGERING_MAX, REFUSED_RETRY_AFTER_S},
 };
 use tickcast_core::{
-    admission::{Bucket, Origin, Origins, Pace, Refusal},
+    admission::{Origin, Origins, Refusal},
     ids::SourceId,
     networks::Networks,
     shard::ListenerKind,
+    token_bucket::{Bucket, Pace},
 };
 use tickcast_proto::{WireFormat, http, reply::Reply};
 

@@ -34,7 +34,7 @@ enum Survey {
 }
 
 impl ControlQueue {
-    /// Creates the queue of a shard that `receiver` belongs to.
+    /// Creates the queue of the shard to which `receiver` belongs.
     pub fn new(receiver: ControlReceiver) -> ControlQueue {
         ControlQueue { receiver, surveys: VecDeque::new() }
     }
@@ -107,7 +107,7 @@ impl Driver {
         ShardState { mesh_ring_bytes, source_ring_bytes, ..self.shard.state() }
     }
 
-    /// Advances a survey by one piece. Returns what is left of it.
+    /// Advances a survey by one piece. Returns the rest of it.
     fn advance(&mut self, survey: Survey, now: Now) -> io::Result<Option<Survey>> {
         Ok(match survey {
             Survey::Sessions(mut survey, reply) => Some(match self.shard.survey_sessions(&mut survey, now) {

@@ -327,9 +327,7 @@ impl Driver {
                     }
                     listener.retry_ns = Some(now.monotonic_ns + ACCEPT_RETRY_MS * 1_000_000);
                 }
-                // With TLS, the peer may have said so before.
-                Event::Eof(slot) if self.tls.get_mut(slot).is_some_and(|tls| tls.peer_closed()) => {}
-                Event::Eof(slot) => self.shard.handle_eof(SlotId(slot), now),
+                Event::Eof(slot) => self.received_eof(slot, now),
                 Event::Failed(slot, errno) => self.shard.handle_error(SlotId(slot), errno, now),
                 Event::Writable(slot) => self.writable(slot, now)?,
                 Event::Detached(slot) => self.detached(slot)?,
@@ -557,3 +555,6 @@ impl Driver {
         Ok(self.phase != before)
     }
 }
+
+#[cfg(test)]
+mod tests;

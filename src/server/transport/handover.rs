@@ -1,7 +1,6 @@
 //! Moves connections between shards: one bounded SPSC ring for each ordered pair of shards.
-//!
-//! Only the shard of an identity serves its client, so that a second connection meets the first. A connection that finds the
-//! ring full therefore waits on the shard that accepted it, unanswered, and that shard tries again each turn.
+//! Only the shard of an identity serves its client, so that a second connection meets the first. If the ring is full, a
+//! connection therefore waits, unanswered, on the shard that accepted it, which tries again each turn.
 
 use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc};
 
@@ -25,13 +24,13 @@ pub struct Handover {
     pub socket: OwnedFd,
     /// The target shard, and the bytes received so far.
     pub departure: DetachedSession,
-    /// What it counts for.
+    /// The limits that it counts against.
     pub admitted: Admitted,
     /// Its TLS, if it has any. Nothing waits to be sent on its behalf.
     pub tls: Option<Box<TlsConnection>>,
 }
 
-/// What one shard transfers to another. Dropping it closes its socket.
+/// A transfer from one shard to another. Dropping it closes its socket.
 #[derive(Debug)]
 pub enum Transfer {
     /// A connection for the shard of its client's identity, already admitted.
@@ -45,7 +44,7 @@ pub enum Transfer {
 struct Lane {
     shard: ShardId,
     outgoing: ItemProducer<Transfer>,
-    /// Transfers that found the ring full, in order. Bound: the server's connections, plus what
+    /// Transfers that did not fit into the ring, in order. Bound: the server's connections, plus what
     /// [`HandoverLanes::distribute`] adds.
     waiting: VecDeque<Transfer>,
     incoming: ItemConsumer<Transfer>,
@@ -141,8 +140,8 @@ impl HandoverLanes {
         self.lanes.len() * HANDOVERS_PER_LANE
     }
 
-    /// The last check before sleep, with the doorbell armed: whether a transfer came in, or room was found for a waiting one.
-    /// (A consumer that made room before the doorbell was armed woke nobody.)
+    /// The last check before sleep, with the doorbell armed: whether a transfer arrived, or a waiting one now fits. (A consumer
+    /// that made room before the doorbell was armed did not wake this shard.)
     pub fn look_again(&mut self) -> bool {
         self.push_out() | self.has_input()
     }

@@ -35,7 +35,7 @@ const LISTEN_RETRY_NS: u64 = 50_000_000;
 pub struct Listening {
     /// What it serves.
     pub kind: Kind,
-    /// How a trusted proxy tells the address of its client.
+    /// How a trusted proxy gives the address of its client.
     pub client: ClientAddress,
     /// Whether its clients may only subscribe.
     pub is_read_only: bool,

@@ -1,9 +1,8 @@
 //! Models of everything that threads of this crate share, run by loom in every interleaving and with every stale value
 //! that the orderings allow: `scripts/loom.sh`.
-//!
-//! The code under test is the code that runs: `mesh`, `shard`, `transport::handover` and `transport::stop`. Only foreign
-//! parts are replaced: rtrb's ring (`sync/ring.rs`), the eventfd, and the driver's loop around a turn. A lost wake-up is a
-//! deadlock here, which loom reports.
+//! They test the production code: `mesh`, `shard`, `transport::handover` and `transport::stop`. Only foreign parts are
+//! replaced: rtrb's ring (`sync/ring.rs`), the eventfd, and the driver's loop around a turn. A lost wake-up shows as a
+//! deadlock, which loom reports.
 
 use std::{convert::Infallible, fs::File, sync::Arc};
 

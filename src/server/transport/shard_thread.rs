@@ -1,5 +1,5 @@
-//! A shard's thread: creates its executor, pins it, creates its rings, runs its driver, and reports how it ended. A failure or a
-//! panic at any point is reported too, so that no thread waits for a shard that has ended.
+//! A shard's thread: creates its executor, pins it, creates its rings, runs its driver, and reports how it ended. It also
+//! reports a failure or a panic at any point, so that no thread waits for a shard that has ended.
 
 use std::{
     fmt, io,
@@ -87,7 +87,7 @@ pub struct ShardParts {
     pub distribution: Distribution,
 }
 
-/// Why a shard has ended before the server stopped it.
+/// Why a shard ended before the server stopped it.
 #[derive(Debug)]
 pub enum ShardFailure {
     /// A ring or a listener could not be created. No client was served.

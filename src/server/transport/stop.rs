@@ -1,4 +1,4 @@
-//! Coordinates the shutdown of all shards, so that nothing accepted is lost on its way between two of them.
+//! Coordinates the shutdown of all shards, so that no accepted tick is lost on its way between two of them.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use tickcast_core::mesh::{
 };
 use tickcast_proto::ids::ShardId;
 
-/// A point of the shutdown that every shard must reach before any goes on.
+/// A point of the shutdown that every shard must reach before any continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Barrier {
     /// The shard's requests to other home shards are in their rings.

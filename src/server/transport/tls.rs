@@ -14,11 +14,12 @@ use std::{collections::VecDeque, sync::Arc};
 
 use rustls::ServerConfig;
 
-use crate::limits::{TLS_HANDSHAKE_WAITING_BYTES, TURN_TLS_HANDSHAKES};
+use crate::limits::TLS_HANDSHAKE_WAITING_BYTES;
 use tickcast_core::shard::ClientAddress;
 use tickcast_proto::{Step, proxy};
 use tickcast_tls::{
     handshake::{Established, HANDSHAKE_BYTES_MAX, HandshakeError, Progress, ServerHandshake},
+    opener::Opener,
     record::{Alert, Outcome, RecordLayer},
 };
 
@@ -38,8 +39,7 @@ enum State {
     /// Established.
     Open {
         records: RecordLayer,
-        /// A record that has not arrived completely. Bound: the longest record.
-        partial: Vec<u8>,
+        opener: Opener,
         /// The peer has sent close_notify.
         peer_closed: bool,
     },
@@ -51,10 +51,12 @@ enum State {
 struct Handshake {
     inner: ServerHandshake,
     config: Arc<ServerConfig>,
-    /// It waits in [`TlsConnections::ready`].
+    /// It waits for its turn in [`TlsConnections::ready`].
     is_queued: bool,
     /// Receiving is paused, because so much waits.
     is_paused: bool,
+    /// The peer has sent FIN behind what waits.
+    has_eof: bool,
 }
 
 /// A connection with TLS. At most 304 bytes once it is established.
@@ -97,6 +99,35 @@ impl TlsConnection {
     /// Whether the peer has closed its side with close_notify.
     pub fn peer_closed(&self) -> bool {
         matches!(self.state, State::Open { peer_closed: true, .. })
+    }
+
+    /// Remembers a FIN, if what the peer has sent before waits for the handshake's turn. Returns whether it does; if so,
+    /// [`HandshakeTurn::has_eof`] repeats the FIN.
+    pub fn postpone_eof(&mut self) -> bool {
+        match &mut self.state {
+            State::Handshake(handshake) if handshake.is_queued => {
+                handshake.has_eof = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the socket may leave the ring at once. If not, it leaves once everything has been sent, unless
+    /// [`TlsConnection::cancel_detach`] comes before.
+    pub fn begin_detach(&mut self) -> bool {
+        let is_busy = self.is_busy();
+        if is_busy {
+            self.then = Then::Detach;
+        }
+        !is_busy
+    }
+
+    /// Keeps the socket in the ring, if it has not left yet.
+    pub fn cancel_detach(&mut self) {
+        if self.then == Then::Detach {
+            self.then = Then::Stay;
+        }
     }
 
     /// Ends the sending: close_notify goes to `waiting`, unless the connection has failed or was never established.
@@ -152,6 +183,17 @@ pub enum Shaken {
     Failed(HandshakeError),
 }
 
+/// A turn of a handshake.
+#[derive(Debug)]
+pub struct HandshakeTurn {
+    /// What it has come to.
+    pub shaken: Shaken,
+    /// Receiving was paused, and may be resumed.
+    pub resumes: bool,
+    /// The peer has sent FIN behind everything that waited: it is to be handled after `shaken`.
+    pub has_eof: bool,
+}
+
 /// The connections of a shard that have TLS.
 #[derive(Debug, Default)]
 pub struct TlsConnections {
@@ -159,8 +201,11 @@ pub struct TlsConnections {
     configs: Vec<Option<Arc<ServerConfig>>>,
     /// By slot. Empty if no listener has TLS.
     connections: Vec<Option<Box<TlsConnection>>>,
-    /// Slots whose handshake can go on, each once, in the order in which they could. A slot may have ended since.
+    /// Slots whose handshake can go on, in the order in which they could. A slot may have ended since, and serve another connection,
+    /// which then has its place. Bound: one entry for each slot.
     ready: VecDeque<u32>,
+    /// By slot: whether it is in `ready`.
+    is_listed: Vec<bool>,
     /// Scratch buffer: what [`TlsConnections::receive`] has opened.
     opened: Vec<u8>,
 }
@@ -204,6 +249,7 @@ impl TlsConnections {
         let at = slot as usize;
         if self.connections.len() <= at {
             self.connections.resize_with(at + 1, || None);
+            self.is_listed.resize(at + 1, false);
         }
         self.connections[at] = Some(connection);
     }
@@ -254,35 +300,21 @@ impl TlsConnections {
                 self.queue(slot);
                 Received::Handshake(is_full)
             }
-            State::Open { records, partial, peer_closed } => {
-                // Most often every record is whole, and no buffer of the connection is needed.
-                let is_whole = partial.is_empty();
-                let buffer = if is_whole { &mut self.opened } else { &mut *partial };
-                buffer.extend_from_slice(bytes);
-                let opened = records.open(buffer);
-                match is_whole {
-                    true => *partial = self.opened[opened.used..].to_vec(),
-                    false => {
-                        self.opened.extend_from_slice(&partial[..opened.plaintext]);
-                        partial.drain(..opened.used);
-                        if partial.is_empty() {
-                            *partial = Vec::new();
-                        }
-                    }
-                }
-                match opened.outcome {
-                    Outcome::Open => Received::Plaintext(opened.plaintext),
+            State::Open { records, opener, peer_closed } => {
+                self.opened.extend_from_slice(bytes);
+                match opener.open(records, &mut self.opened) {
+                    Outcome::Open => Received::Plaintext(self.opened.len()),
                     Outcome::Closed => {
-                        (*peer_closed, *partial) = (true, Vec::new());
-                        Received::Closed(opened.plaintext)
+                        *peer_closed = true;
+                        Received::Closed(self.opened.len())
                     }
                     Outcome::Failed(alert) => {
                         connection.state = State::Ended;
-                        Received::Failed(opened.plaintext, format!("the peer sent {}", alert.name()))
+                        Received::Failed(self.opened.len(), format!("the peer sent {}", alert.name()))
                     }
                     Outcome::Broken(alert) => {
                         let why = connection.refuse(alert);
-                        Received::Failed(opened.plaintext, why)
+                        Received::Failed(self.opened.len(), why)
                     }
                 }
             }
@@ -293,16 +325,19 @@ impl TlsConnections {
     fn queue(&mut self, slot: u32) {
         if let Some(TlsConnection { state: State::Handshake(handshake), .. }) = self.get_mut(slot)
             && (handshake.is_paused || handshake.inner.can_advance())
-            && !std::mem::replace(&mut handshake.is_queued, true)
         {
-            self.ready.push_back(slot);
+            handshake.is_queued = true;
+            if !std::mem::replace(&mut self.is_listed[slot as usize], true) {
+                self.ready.push_back(slot);
+            }
         }
     }
 
-    /// The next slot whose handshake can go on. Call it at most [`TURN_TLS_HANDSHAKES`] times a turn.
+    /// The next slot whose handshake can go on. Call it at most [`TURN_TLS_HANDSHAKES`](crate::limits::TURN_TLS_HANDSHAKES) times a
+    /// turn. Skips those that have ended, however many: each has cost the turn in which it came more than this.
     pub fn next_ready(&mut self) -> Option<u32> {
-        for _ in 0..TURN_TLS_HANDSHAKES {
-            let slot = self.ready.pop_front()?;
+        while let Some(slot) = self.ready.pop_front() {
+            self.is_listed[slot as usize] = false;
             if let Some(TlsConnection { state: State::Handshake(handshake), .. }) = self.get_mut(slot)
                 && std::mem::take(&mut handshake.is_queued)
             {
@@ -312,20 +347,20 @@ impl TlsConnections {
         None
     }
 
-    /// Takes the next step of a handshake. What is to be sent goes to its connection's `waiting`. Returns also whether receiving
-    /// may be resumed.
-    pub fn shake_hands(&mut self, slot: u32) -> (Shaken, bool) {
-        let Some(connection) = self.get_mut(slot) else { return (Shaken::Waiting, false) };
+    /// Takes the next step of a handshake. What is to be sent goes to its connection's `waiting`.
+    pub fn shake_hands(&mut self, slot: u32) -> HandshakeTurn {
+        let Some(connection) = self.get_mut(slot) else { return HandshakeTurn::NONE };
         let TlsConnection { state: State::Handshake(handshake), waiting, .. } = connection else {
-            return (Shaken::Waiting, false);
+            return HandshakeTurn::NONE;
         };
         let progress = handshake.inner.advance(&handshake.config, waiting);
-        let resumes = std::mem::take(&mut handshake.is_paused);
+        let (resumes, has_eof) =
+            (std::mem::take(&mut handshake.is_paused), std::mem::take(&mut handshake.has_eof));
         let shaken = match progress {
             Ok(Progress::Waiting) => Shaken::Waiting,
             Ok(Progress::Done(established)) => {
                 let Established { records, unopened, is_resumed, peer_name, .. } = *established;
-                connection.state = State::Open { records, partial: Vec::new(), peer_closed: false };
+                connection.state = State::Open { records, opener: Opener::default(), peer_closed: false };
                 Shaken::Done { is_resumed, peer_name, unopened }
             }
             Err(error) => {
@@ -333,7 +368,7 @@ impl TlsConnections {
                 Shaken::Failed(error)
             }
         };
-        (shaken, resumes)
+        HandshakeTurn { shaken, resumes, has_eof }
     }
 
     /// Seals a SEND of the shard and appends it to `out`, or does with it what [`Sealed`] says.
@@ -357,9 +392,19 @@ impl TlsConnections {
     }
 }
 
+impl HandshakeTurn {
+    const NONE: HandshakeTurn = HandshakeTurn { shaken: Shaken::Waiting, resumes: false, has_eof: false };
+}
+
 impl Handshake {
     fn new(config: Arc<ServerConfig>) -> Handshake {
-        Handshake { inner: ServerHandshake::default(), config, is_queued: false, is_paused: false }
+        Handshake {
+            inner: ServerHandshake::default(),
+            config,
+            is_queued: false,
+            is_paused: false,
+            has_eof: false,
+        }
     }
 }
 

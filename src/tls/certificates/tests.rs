@@ -1,17 +1,18 @@
 use super::*;
-use crate::tests::Authority;
+use crate::testing::{Authority, Signed};
 
 #[test]
 fn what_is_wrong_with_a_pair_is_named() {
     let authority = Authority::new("authority");
-    let ((cert, key), (other, _)) = (authority.sign(&["a.test"]), authority.sign(&["b.test"]));
+    let Signed { cert, key } = authority.sign(&["a.test"]);
+    let other = authority.sign(&["b.test"]).cert;
     let read = |cert: &str, key: &str| Identity::from_pem(cert.as_bytes(), key.as_bytes());
     let identity = read(&cert, &key).unwrap();
     assert_eq!(identity.names(), ["a.test"]);
     assert!(identity.valid_s.0 < identity.valid_s.1);
     // A chain may follow, in the right order only.
-    assert!(read(&format!("{cert}{}", authority.pem), &key).is_ok());
-    assert_eq!(read(&format!("{}{cert}", authority.pem), &key).unwrap_err(), CertificateError::NotAPair);
+    assert!(read(&format!("{cert}{}", authority.own.cert), &key).is_ok());
+    assert_eq!(read(&format!("{}{cert}", authority.own.cert), &key).unwrap_err(), CertificateError::NotAPair);
     assert_eq!(read(&other, &key).unwrap_err(), CertificateError::NotAPair);
     assert_eq!(read(&key, &key).unwrap_err(), CertificateError::NoCertificate);
     assert_eq!(read("", &key).unwrap_err(), CertificateError::NoCertificate);
@@ -24,9 +25,9 @@ fn what_is_wrong_with_a_pair_is_named() {
 #[test]
 fn too_many_certificates_are_refused_and_no_authority_is_too_few() {
     let authority = Authority::new("authority");
-    assert!(root_store(authority.pem.as_bytes()).is_ok());
+    assert!(root_store(authority.own.cert.as_bytes()).is_ok());
     assert_eq!(root_store(b"").unwrap_err(), CertificateError::NoCertificate);
-    let many = authority.pem.repeat(CERTIFICATES_MAX + 1);
+    let many = authority.own.cert.repeat(CERTIFICATES_MAX + 1);
     assert_eq!(certificates(many.as_bytes()).unwrap_err(), CertificateError::TooMany);
 }
 

@@ -5,10 +5,13 @@ use rustls::{AlertDescription, ClientConnection, Error};
 use super::*;
 use crate::{
     certificates::{
-        ClientCertificates, ClientSettings, ServerTrust, client_config as own_client_config, root_store,
+        ALPN_NATIVE, ClientCertificates, ClientSettings, ServerTrust, client_config as own_client_config,
+        root_store,
     },
     record::Outcome,
-    tests::{Authority, Pair, SUITES, client_config, connect, server_config, take_from},
+    testing::Authority,
+    tests::{NOW_S, Pair, SUITES, client_config, connect, server_config, take_from},
+    tickets::TICKET_LIFETIME_S,
 };
 
 #[test]
@@ -24,7 +27,7 @@ fn what_follows_finished_at_once_is_opened_by_the_record_layer_however_it_is_cut
             // In TLS 1.2 the client waits for the server's Finished.
             assert_eq!(early, if suite == SUITES[0] { &b"hello at once"[..] } else { b"" }, "{step}");
             assert_eq!(pair.server.server_name.as_deref(), Some("a.test"));
-            assert_eq!(pair.server.alpn.as_deref(), Some(&b"tickcast"[..]));
+            assert_eq!(pair.client.alpn_protocol(), Some(ALPN_NATIVE));
             pair.send_to_client(b"and back");
         }
     }
@@ -49,12 +52,36 @@ fn a_ticket_resumes_a_session_on_another_thread_with_other_certificates_if_the_k
 }
 
 #[test]
+fn an_old_ticket_leads_to_a_full_handshake_although_its_key_is_in_use_after_a_restart() {
+    let authority = Authority::new("authority");
+    let identities = [authority.identity(&["a.test"])];
+    for suite in [SUITES[0], SUITES[3]] {
+        let start_s = NOW_S.get();
+        let client = || Arc::new(client_config(&authority, suite, None));
+        for (age_s, is_resumed) in
+            [(u64::from(TICKET_LIFETIME_S), true), (u64::from(TICKET_LIFETIME_S) + 1, false)]
+        {
+            NOW_S.set(start_s);
+            let client = client();
+            connect(&server_config(&identities, None, 1), &client, "a.test", b"", 1 << 20).unwrap();
+            NOW_S.set(start_s + age_s);
+            // Another configuration with the keys of the same file.
+            let restarted = server_config(&identities, None, 1);
+            let mut pair = connect(&restarted, &client, "a.test", b"", 1 << 20).unwrap();
+            assert_eq!(pair.server.is_resumed, is_resumed, "{suite:?} {age_s}");
+            pair.send_to_client(b"on we go");
+        }
+        NOW_S.set(start_s);
+    }
+}
+
+#[test]
 fn a_client_certificate_gives_the_name_and_one_of_another_authority_is_refused() {
     let authority = Authority::new("authority");
     let (ours, theirs) = (Authority::new("clients"), Authority::new("other clients"));
     let identities = [authority.identity(&["a.test"])];
     let server = |authorities: &Authority, wanted| {
-        server_config(&identities, Some((authorities.pem.as_bytes(), wanted)), 1)
+        server_config(&identities, Some((authorities.own.cert.as_bytes(), wanted)), 1)
     };
     let optional = server(&ours, ClientCertificates::Optional);
     let required = server(&ours, ClientCertificates::Required);
@@ -133,9 +160,9 @@ fn our_client_and_our_server_understand_each_other_and_tickets_are_skipped() {
     let identity = authority.identity(&["a.test"]);
     let server = server_config(&[identity], None, 1);
     let config = own_client_config(ClientSettings {
-        trust: ServerTrust::Authorities(root_store(authority.pem.as_bytes()).unwrap()),
+        trust: ServerTrust::Authorities(root_store(authority.own.cert.as_bytes()).unwrap()),
         identity: None,
-        protocols: &[b"tickcast"],
+        protocols: &[ALPN_NATIVE],
         hands_over: true,
     })
     .unwrap();
@@ -210,7 +237,7 @@ fn bad_beginnings_are_refused_for_what_they_are() {
 #[test]
 fn no_mutation_of_a_clients_bytes_panics_or_completes_a_handshake() {
     let (authority, clients) = (Authority::new("authority"), Authority::new("clients"));
-    let wanted = (clients.pem.as_bytes(), ClientCertificates::Optional);
+    let wanted = (clients.own.cert.as_bytes(), ClientCertificates::Optional);
     let server = server_config(&[authority.identity(&["a.test"])], Some(wanted), 1);
     let mut config = client_config(&authority, SUITES[0], Some(&clients.identity(&["desk"])));
     config.max_fragment_size = Some(64);

@@ -7,10 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
-};
+use tickcast_tls::testing::Authority;
 
 /// An authority with the certificates of one test, removed on drop:
 ///
@@ -23,7 +20,7 @@ use rcgen::{
 /// All are ECDSA with P-256, and valid until the year 4096.
 pub struct Certificates {
     directory: PathBuf,
-    issuer: Issuer<'static, KeyPair>,
+    authority: Authority,
 }
 
 /// The files of one certificate.
@@ -39,38 +36,24 @@ impl Certificates {
     pub fn new(name: &str) -> Certificates {
         let directory = std::env::temp_dir().join(format!("tickcast-{}-{name}.tls", std::process::id()));
         fs::create_dir_all(&directory).unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, format!("tickcast test authority {name}"));
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().unwrap();
-        fs::write(directory.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-        let certificates = Certificates { directory, issuer: Issuer::new(params, key) };
+        let authority = Authority::new(&format!("tickcast test authority {name}"));
+        fs::write(directory.join("ca.pem"), &authority.own.cert).unwrap();
+        let certificates = Certificates { directory, authority };
         certificates.sign("server", &["localhost", "127.0.0.1", "a.test"]);
         certificates.sign("client", &["client.test"]);
         certificates
     }
 
-    /// Signs a certificate for these names (hosts, IP addresses, URIs with `://`), and writes `{file}.pem` and
-    /// `{file}.key`, over older ones if there are any.
+    /// Signs a certificate for these names (hosts, IP addresses, URIs), and writes `{file}.pem` and `{file}.key`, over older ones if
+    /// there are any.
     pub fn sign(&self, file: &str, names: &[&str]) -> Signed {
-        let (uris, hosts): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.contains("://"));
-        let hosts: Vec<String> = hosts.iter().map(|host| (*host).into()).collect();
-        let mut params = CertificateParams::new(hosts).unwrap();
-        params.subject_alt_names.extend(uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())));
-        params.distinguished_name.push(DnType::CommonName, file);
-        params.use_authority_key_identifier_extension = true;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate().unwrap();
-        let cert = params.signed_by(&key, &self.issuer).unwrap().pem();
+        let made = self.authority.sign(names);
         let signed =
             Signed { cert: self.file(&format!("{file}.pem")), key: self.file(&format!("{file}.key")) };
-        fs::write(&signed.cert, cert).unwrap();
+        fs::write(&signed.cert, made.cert).unwrap();
         let _ = fs::remove_file(&signed.key);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&signed.key).unwrap();
-        file.write_all(key.serialize_pem().as_bytes()).unwrap();
+        file.write_all(made.key.as_bytes()).unwrap();
         signed
     }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, SupportedProtocolVersion,
+    ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 
@@ -64,6 +64,15 @@ pub fn client_config(
             builder.with_client_auth_cert(chain, key).unwrap()
         }
     })
+}
+
+/// A connection over TLS without a tunnel, which shakes hands with its first write or read. Its reads end without an error only behind
+/// close_notify.
+pub fn connect(server: SocketAddr, config: Arc<ClientConfig>) -> StreamOwned<ClientConnection, TcpStream> {
+    let socket = TcpStream::connect_timeout(&server, GUARD).unwrap();
+    socket.set_read_timeout(Some(GUARD)).unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    StreamOwned::new(ClientConnection::new(config, name).unwrap(), socket)
 }
 
 /// Carries bytes both ways until both sides have closed, or one has failed.

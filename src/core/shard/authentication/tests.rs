@@ -6,6 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use crate::{
     config::{AuthLimits, Limits},
     ids::{SlotId, SourceId},
+    limits::{NEW_TOKENS_BURST, UNFINISHED_MESSAGES_LOWEST},
     metrics::counters::Counter,
     placement,
     principal::{AuthRefusal, Credentials, Permissions, Principal, Revocation, Rules},
@@ -24,6 +25,7 @@ use tickcast_proto::{
 };
 
 mod expiry_tests;
+mod filter_tests;
 mod handover_tests;
 mod opening_tests;
 mod permission_tests;
@@ -181,7 +183,7 @@ fn named(subject: &str, permissions: Permissions) -> Principal {
     }
 }
 
-/// What a token says: `SUBJECT[/narrow][@SECONDS]`, the time until it expires from the start of the test, or a refusal.
+/// What a token says: `SUBJECT[/narrow][@SECONDS]`, where `root` may do everything, the time until it expires from the start of the test, or a refusal.
 fn verdict(credentials: &Credentials) -> Result<Arc<Principal>, AuthRefusal> {
     let token = credentials.token.as_deref().or(credentials.certificate_name.as_deref()).unwrap();
     let (token, seconds) = token.split_once('@').map_or((token, None), |(token, at)| (token, Some(at)));
@@ -189,6 +191,7 @@ fn verdict(credentials: &Credentials) -> Result<Arc<Principal>, AuthRefusal> {
     let (subject, is_narrow) = token.split_once('/').map_or((token, false), |(subject, _)| (subject, true));
     let permissions = match is_narrow {
         true => Permissions { subscribe: rules(&["t.a", "t.b"], &[]), publish: Rules::NONE },
+        false if subject == "root" || subject == "root2" => Permissions::all(),
         false => wide(),
     };
     match subject {
@@ -197,6 +200,7 @@ fn verdict(credentials: &Credentials) -> Result<Arc<Principal>, AuthRefusal> {
         "early" => Err(AuthRefusal::NotYetValid),
         "revoked" => Err(AuthRefusal::Revoked),
         "busy" => Err(AuthRefusal::Busy),
+        "unlisted" => Err(AuthRefusal::Missing),
         subject => Ok(Arc::new(Principal {
             token_id: Some(format!("id of {token}").into()),
             expires_at_s,
@@ -324,7 +328,8 @@ impl Bench {
         let authentication = &self.driver.shard.authentication;
         assert!(authentication.permissions.is_empty() && authentication.expiries.is_empty());
         assert!(authentication.pending.is_empty() && authentication.refused.is_empty());
-        assert!(authentication.certificate_names.is_empty());
+        assert!(authentication.certificate_names.is_empty() && authentication.new_tokens.is_empty());
+        assert_eq!(self.driver.shard.sessions.unfinished_bytes(), 0);
         assert_eq!(self.driver.shard.sessions_len(), 0);
     }
 }

@@ -117,7 +117,7 @@ mod tests {
         metrics::counters::Counters,
         testing::{TurnLoop, hello_as},
     };
-    use tickcast_proto::{Step, command::encode_request, frame, records::Publish};
+    use tickcast_proto::{Step, command::encode_request, frame};
 
     const NOW: Now = Now { monotonic_ns: 1 << 40, realtime_ns: 1 << 60 };
     const SHARDS: u16 = 4;
@@ -261,23 +261,5 @@ mod tests {
             assert_eq!(shard.counters().value(Counter::ClosedReplaced), u64::from(replaces));
             assert!(shard.holders.is_empty());
         }
-    }
-
-    #[test]
-    fn ticks_beyond_the_publish_rate_are_refused_with_an_error() {
-        let mut shard = shard(ShardId(0), Limits { publish_rate: 2, ..Limits::default() });
-        shard.handle_accept(SlotId(0), ListenerKind::Native, NOW);
-        shard.handle_bytes(SlotId(0), &hello_as(""), NOW);
-        sent(&mut shard);
-        let mut tick = Vec::new();
-        frame::encode_publish(&mut tick, 0, 0, 0, Publish::default(), "a", b"1");
-        let mut burst = |now: Now| {
-            (0..4).for_each(|_| shard.handle_bytes(SlotId(0), &tick, now));
-            let bytes = sent(&mut shard);
-            (kinds(&bytes), shard.counters().value(Counter::TicksRefusedRate))
-        };
-        assert_eq!(burst(NOW), (vec![frame::Kind::Error; 2], 2));
-        let later = Now { monotonic_ns: NOW.monotonic_ns + 500_000_000, ..NOW };
-        assert_eq!(burst(later), (vec![frame::Kind::Error; 3], 5));
     }
 }

@@ -1,6 +1,7 @@
 //! Tests of wildcard groups.
 
 use crate::{
+    budgets::PatternLimits,
     config::Limits,
     ids::SlotId,
     limits::LONG_WILDCARDS_BYTES,
@@ -357,7 +358,8 @@ fn patterns_have_a_bound_that_refuses_new_ones_and_no_others() {
 #[test]
 fn homes_know_many_long_wildcards_as_one_and_no_tick_is_lost() {
     let subscriptions_per_session_max = usize::MAX;
-    let mut driver = Driver::new(Limits { subscriptions_per_session_max, ..Limits::default() });
+    let patterns = PatternLimits { session_bytes_max: usize::MAX, ..PatternLimits::default() };
+    let mut driver = Driver::new(Limits { subscriptions_per_session_max, patterns, ..Limits::default() });
     for slot in [PUBLISHER, READER, 2] {
         driver.accept(slot, ListenerKind::Native, &hello());
     }

@@ -1,15 +1,14 @@
-//! The bounds within which a JSON payload travels as JSON, so that every common parser can read the message around it.
+//! Bounds for payloads that are sent as JSON, so that every common parser can read the message around them.
 
 use crate::limits::{JSON_DEPTH_MAX, JSON_NUMBER_BYTES_MAX};
 
-/// Longest text that no bound can be exceeded in: one more level takes two brackets.
+/// Longest text that cannot exceed any bound: each further level takes two brackets.
 const WITHIN_BYTES: usize = 2 * JSON_DEPTH_MAX;
 const _: () = assert!(WITHIN_BYTES <= JSON_NUMBER_BYTES_MAX);
 
 /// Whether a JSON text is nested at most [`JSON_DEPTH_MAX`] levels, and no number in it is longer than
 /// [`JSON_NUMBER_BYTES_MAX`]. RFC 8259, section 9, lets a parser limit both.
-///
-/// Says nothing about whether the text is valid. One pass; does not allocate.
+/// Does not check whether the text is valid. One pass; does not allocate.
 pub fn is_within_bounds(text: &[u8]) -> bool {
     if text.len() <= WITHIN_BYTES {
         return true;
@@ -39,7 +38,7 @@ pub fn is_within_bounds(text: &[u8]) -> bool {
     true
 }
 
-/// Length of the rest of a string, its closing quote included.
+/// Length of the rest of a string, including its closing quote.
 fn string_len(text: &[u8]) -> usize {
     let mut at = 0;
     while let Some(&byte) = text.get(at) {

@@ -1,6 +1,5 @@
-//! Why a text is not a request, in words that its author can act on, and its id, which the ERROR repeats.
-//!
-//! Runs only when decoding has failed, so that requests are parsed once.
+//! Explains why a text is not a request, so that its author can correct it, and finds its id, which the ERROR repeats.
+//! Runs only after decoding has failed, so valid requests are parsed once.
 
 use std::{borrow::Cow, fmt};
 
@@ -81,9 +80,8 @@ impl fmt::Display for Form {
     }
 }
 
-/// Says why `text`, which cannot be decoded, is not a request: the first thing wrong with it.
-///
-/// The id is the first `id` that is one, wherever it stands before text that is not JSON; else 0.
+/// The first reason why `text`, which cannot be decoded, is not a request.
+/// The id is the first valid `id` before the point where the text ceases to be JSON; else 0.
 #[cold]
 pub(super) fn diagnose(text: &str) -> InvalidRequest {
     if !text.trim_start().starts_with('{') {
@@ -109,7 +107,7 @@ pub(super) fn diagnose(text: &str) -> InvalidRequest {
     InvalidRequest { request, text }
 }
 
-/// Says where a text ceases to be JSON.
+/// Describes where a text ceases to be JSON.
 fn not_json(text: &str, error: &serde_json::Error) -> String {
     if error.classify() == Category::Eof {
         return "the message is not JSON: it ends too early".into();
@@ -124,12 +122,12 @@ fn not_json(text: &str, error: &serde_json::Error) -> String {
     format!("the message is not JSON: see line {line_number}, column {column}, at {:?}", cut(&line[at..]))
 }
 
-/// What has been found in the object so far.
+/// What the object has contained so far.
 #[derive(Default)]
 struct Findings {
     request: u32,
     has_op: bool,
-    /// Fields that have been seen: bits by their place in [`FIELDS`].
+    /// Fields seen so far, as bits by their index in [`FIELDS`].
     seen: u32,
     problem: Option<String>,
 }

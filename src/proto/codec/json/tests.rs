@@ -277,12 +277,12 @@ fn invalid_requests_are_rejected_with_words_to_act_on() {
         ),
         (
             r#"{"op":"publish","topic":"a","data":"AP8","encoding":"base64"}"#,
-            "publish: \"data\" is not base64: its length, padding (=) included, must be a multiple of 4"
+            "publish: \"data\" is not base64: its length, including padding (=), must be a multiple of 4"
                 .into(),
         ),
         (
             r#"{"op":"publish","topic":"a","data":"AP9=","encoding":"base64"}"#,
-            "publish: \"data\" is not base64: the character at 2 stands for more than whole bytes".into(),
+            "publish: \"data\" is not base64: the character at 2 has bits beyond the last whole byte".into(),
         ),
     ] {
         let expected: String = expected;

@@ -7,7 +7,7 @@ use tungstenite::{Bytes, Utf8Bytes};
 use super::Incoming;
 use crate::DecodeError;
 
-/// The fragments of a message whose last one has not arrived, joined.
+/// The joined fragments of a message whose last fragment has not arrived.
 ///
 /// Invariant: `valid_to` is at most the length of `bytes`.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub struct Fragments {
     pub since_ns: Option<u64>,
     is_text: bool,
     bytes: Vec<u8>,
-    /// Bytes of a text that are whole valid characters.
+    /// Length of the text that is valid UTF-8 so far, in bytes.
     valid_to: usize,
 }
 
@@ -25,7 +25,7 @@ impl Fragments {
         Fragments { since_ns: None, is_text, bytes: Vec::new(), valid_to: 0 }
     }
 
-    /// Memory it holds, bytes. At most twice what has arrived.
+    /// Memory that it holds, in bytes. At most twice the bytes received.
     pub fn heap_bytes(&self) -> usize {
         size_of::<Fragments>() + self.bytes.capacity()
     }

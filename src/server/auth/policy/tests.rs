@@ -1,4 +1,4 @@
-use std::{fs, path::PathBuf};
+use std::fs;
 
 use serde_json::json;
 
@@ -9,17 +9,14 @@ use crate::{
         key_set::Request,
         permissions::RulesTable,
         sign,
+        tests::{NOW_S, SIGNERS, data, ed25519_keys, signed, verdict_at, with_token},
     },
+    cli::values::Time,
     config::auth::{AnonymousTable, CertificateTable, TokenTable},
 };
 use tickcast_core::principal::Revocation;
 
-const NOW_S: u64 = 2_000_000_000;
 const MACHINE_TOKEN: &str = "0123456789abcdef0123456789abcdef";
-
-fn data(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/auth").join(name)
-}
 
 fn allowed(pattern: &str) -> PermissionsTable {
     let sub = RulesTable { allow: vec![pattern.into()], deny: Vec::new() };
@@ -59,32 +56,12 @@ fn tables() -> AuthTables {
     }
 }
 
-const SIGNERS: [(Algorithm, &str); 4] = [
-    (Algorithm::Hs256, "hs256.txt"),
-    (Algorithm::Rs256, "rsa.pem"),
-    (Algorithm::Es256, "p256.pem"),
-    (Algorithm::EdDsa, "ed25519.pem"),
-];
-
-fn signed(algorithm: Algorithm, kid: Option<&str>, claims: &Value) -> String {
-    let file = SIGNERS.iter().find(|(signer, _)| *signer == algorithm).unwrap().1;
-    let (_, key) = key::signing_key(Some(algorithm), &fs::read(data(file)).unwrap()).unwrap();
-    sign(algorithm, &key, kid.map(Into::into), claims.as_object().unwrap()).unwrap()
-}
-
 fn claims() -> Value {
     json!({"sub": "alice", "exp": NOW_S + 60})
 }
 
-fn with_token(token: &str) -> Credentials {
-    Credentials { token: Some(token.into()), certificate_name: None }
-}
-
 fn verdict(policy: &Policy, token: &str) -> Result<Arc<Principal>, AuthRefusal> {
-    match policy.verify(&with_token(token), NOW_S, &Revocations::default()) {
-        Outcome::Verdict(verdict) => verdict,
-        Outcome::UnknownKey(..) => panic!("there is no key set"),
-    }
+    verdict_at(policy, &with_token(token), NOW_S)
 }
 
 /// The refusal's text, which must not hold any part of the token.
@@ -261,23 +238,22 @@ fn machines_certificates_and_anonymous_clients_have_the_permissions_of_the_file(
     let of = |policy: &Policy, token: Option<&str>, name: Option<&str>| {
         let credentials =
             Credentials { token: token.map(Into::into), certificate_name: name.map(Into::into) };
-        match policy.verify(&credentials, NOW_S, &Revocations::default()) {
-            Outcome::Verdict(verdict) => verdict.map(|principal| principal.subject.to_string()),
-            Outcome::UnknownKey(..) => panic!("there is no key set"),
-        }
+        verdict_at(policy, &credentials, NOW_S).map(|principal| principal.subject.to_string())
     };
     assert_eq!(of(&policy, Some(MACHINE_TOKEN), None), Ok("collector".into()));
     assert!(of(&policy, Some(&MACHINE_TOKEN[1..]), None).is_err());
     assert!(of(&policy, Some(&token_hash(MACHINE_TOKEN)), None).is_err(), "the hash is no token");
     assert_eq!(of(&policy, None, Some("feed.example")), Ok("feed.example".into()));
-    assert!(matches!(of(&policy, None, Some("other")), Err(AuthRefusal::Invalid(_))));
+    assert_eq!(of(&policy, None, Some("other")), Err(AuthRefusal::Missing), "as without a certificate");
     assert_eq!(of(&policy, Some(MACHINE_TOKEN), Some("other")), Ok("collector".into()));
     assert!(of(&policy, Some("wrong"), Some("feed.example")).is_err(), "a wrong token is not ignored");
     assert_eq!(of(&policy, None, None), Err(AuthRefusal::Missing));
     tables.anonymous = Some(AnonymousTable { permissions: allowed("public.>") });
     let policy = Builder::build(&tables, true).unwrap();
-    assert_eq!(of(&policy, None, None), Ok("anonymous".into()));
-    assert_eq!(of(&policy, None, Some("other")), Ok("anonymous".into()));
+    assert_eq!(&*policy.anonymous().unwrap().subject, "anonymous");
+    // The shard admits anonymous clients: nothing is proven, so there is no verdict that says who they are.
+    assert_eq!(of(&policy, None, None), Err(AuthRefusal::Missing));
+    assert_eq!(of(&policy, None, Some("other")), Err(AuthRefusal::Missing));
     assert!(of(&policy, Some("wrong"), None).is_err());
 }
 
@@ -322,17 +298,41 @@ fn an_unknown_key_id_asks_only_the_issuer_that_the_token_names() {
 
 #[test]
 fn a_reload_keeps_the_keys_that_were_fetched() {
-    let jwk = json!({"kty": "OKP", "crv": "Ed25519", "kid": "1", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"});
-    let keys = Keys::parse(Algorithm::EdDsa, json!({"keys": [jwk]}).to_string().as_bytes()).unwrap();
     let first = Builder::build(&set_tables(&["https://a.example"]), true).unwrap();
     let set = first.key_sets().next().unwrap();
     set.begin(7);
-    set.finish(Some(keys), 7);
+    set.finish(Some(ed25519_keys(&["1"])), 7);
     let second = Builder::build(&set_tables(&["https://b.example", "https://a.example"]), true).unwrap();
-    second.inherit(&first);
-    let known: Vec<_> = second.key_sets().map(|set| set.keys().with_id(Some("1")).count()).collect();
-    assert_eq!(known, [0, 1]);
+    let second = second.inheriting(&first);
+    let known =
+        |id: &str| -> Vec<_> { second.key_sets().map(|set| set.keys().with_id(Some(id)).count()).collect() };
+    assert_eq!(known("1"), [0, 1]);
     assert_eq!(second.key_sets().last().unwrap().request(8), Request::Unknown, "and is not fetched again");
+    // A fetch that began before the reload counts after it.
+    set.begin(9);
+    set.finish(Some(ed25519_keys(&["2"])), 9);
+    assert_eq!(known("2"), [0, 1]);
+}
+
+#[test]
+fn a_key_set_with_another_interval_keeps_its_keys_and_is_fetched_by_the_new_one() {
+    let with_refresh = |ms: u64| {
+        let mut tables = set_tables(&["https://a.example"]);
+        tables.keys[0].refresh = Time::from_ms(ms);
+        Builder::build(&tables, true).unwrap()
+    };
+    let first = with_refresh(JWKS_REFRESH_MS_HIGHEST);
+    let set = first.key_sets().next().unwrap();
+    set.begin(7);
+    set.finish(Some(ed25519_keys(&["1"])), 7);
+    for (refresh_ms, due_ms) in
+        [(JWKS_REFRESH_MS_LOWEST, JWKS_REFRESH_MS_LOWEST), (JWKS_REFRESH_MS_HIGHEST, JWKS_REFRESH_MS_HIGHEST)]
+    {
+        let second = with_refresh(refresh_ms).inheriting(&first);
+        let set = second.key_sets().next().unwrap();
+        assert_eq!(set.keys().with_id(Some("1")).count(), 1);
+        assert_eq!(set.due_ns(), 7 + due_ms * 1_000_000);
+    }
 }
 
 #[test]

@@ -4,10 +4,9 @@ use super::*;
 use crate::{
     auth::{
         authority::RESULTS,
-        key::{self, Algorithm},
+        key::Algorithm,
         policy::Builder,
-        sign,
-        tests::{Issuer, key_set},
+        tests::{Issuer, key_set, signed, with_token},
     },
     config::auth::{AuthTables, KeyTable},
 };
@@ -16,12 +15,9 @@ use crate::{
 const GUARD_NS: u64 = 60_000_000_000;
 
 fn token(kid: &str) -> Credentials {
-    let content = include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/auth/ed25519.pem"));
-    let (algorithm, key) = key::signing_key(None, content).unwrap();
     let expires_s = clock::realtime_ns() / 1_000_000_000 + 600;
     let claims = json!({"sub": "alice", "exp": expires_s, "iss": "https://id.example"});
-    let token = sign(algorithm, &key, Some(kid.into()), claims.as_object().unwrap()).unwrap();
-    Credentials { token: Some(token.into()), certificate_name: None }
+    with_token(&signed(Algorithm::EdDsa, Some(kid), &claims))
 }
 
 fn authority(issuer: &Issuer) -> Arc<Authority> {
@@ -112,8 +108,24 @@ fn a_reload_takes_effect_for_the_next_token_and_answers_those_that_wait() {
     lanes[0].submit(SessionId(0), token("1")).unwrap();
     // The fetch hangs, so the token waits until it is given up or the policy is another.
     let good = Issuer::start(key_set("1"));
-    authority.replace(self::authority(&good).policy());
+    authority.replace(&self::authority(&good).policy());
     assert!(next(&mut lanes[0]).1.is_ok());
+}
+
+#[test]
+fn a_reload_that_changes_no_key_set_keeps_it_with_its_keys_and_the_fetch_under_way() {
+    let issuer = Issuer::start(key_set("1"));
+    let authority = authority(&issuer);
+    let mut lanes = started(&authority, 1);
+    lanes[0].submit(SessionId(0), token("1")).unwrap();
+    assert!(next(&mut lanes[0]).1.is_ok());
+    issuer.set(None);
+    for _ in 0..3 {
+        authority.replace(&self::authority(&issuer).policy());
+        lanes[0].submit(SessionId(0), token("1")).unwrap();
+        assert!(next(&mut lanes[0]).1.is_ok());
+    }
+    assert_eq!(issuer.requests(), 1);
 }
 
 #[test]

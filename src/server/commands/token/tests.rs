@@ -4,18 +4,12 @@ use tickcast_core::principal::Credentials;
 use super::*;
 use crate::{
     auth::{
-        policy::{Builder, Outcome},
-        revocations::Revocations,
+        policy::Builder,
+        tests::{NOW_S, data, verdict_at},
     },
     cli::{Cli, Command},
     config::auth::{AuthTables, KeyTable},
 };
-
-const NOW_S: u64 = 2_000_000_000;
-
-fn data(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/auth").join(name)
-}
 
 fn args(key: &str, words: &[&str]) -> TokenArgs {
     let file = data(key);
@@ -47,10 +41,7 @@ fn a_token_that_it_makes_is_one_that_the_server_takes() {
         };
         let policy = Builder::build(&AuthTables { keys: vec![key], ..Default::default() }, true).unwrap();
         let credentials = Credentials { token: Some(made.into()), certificate_name: None };
-        let at = |now_s| match policy.verify(&credentials, now_s, &Revocations::default()) {
-            Outcome::Verdict(verdict) => verdict,
-            Outcome::UnknownKey(..) => panic!("there is no key set"),
-        };
+        let at = |now_s| verdict_at(&policy, &credentials, now_s);
         let principal = at(NOW_S).unwrap();
         assert_eq!((&*principal.subject, &*principal.tenant), ("alice", "acme"), "{algorithm}");
         assert_eq!(principal.token_id.as_deref(), Some("7"));
@@ -70,10 +61,20 @@ fn invalid_options_are_refused_with_their_names() {
         ("rsa.pem", &["--sub", ""], "--sub"),
         ("rsa.pem", &["--sub", "a", "--tenant", "\n"], "--tenant"),
         ("rsa.pem", &["--sub", "a", "--allow-sub", "a..b"], "a..b"),
-        ("rsa.pem", &["--sub", "a", "--deny-pub", "{user}"], "template"),
+        ("rsa.pem", &["--sub", "a", "--allow-pub", ">", "--deny-pub", "{user}"], "template"),
     ] {
         let text = made(&args(key, words), NOW_S).unwrap_err();
         assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn a_token_that_would_only_deny_is_refused_because_it_would_allow_nothing() {
+    for (deny, allow) in [("--deny-sub", "--allow-sub"), ("--deny-pub", "--allow-pub")] {
+        let words = ["tickcast", "token", "--key", "k", "--sub", "a", deny, "a.>"];
+        let refused = Cli::try_parse_from(words).unwrap_err().to_string();
+        assert!(refused.contains(allow), "{refused}");
+        assert!(Cli::try_parse_from(words.iter().chain(&[allow, ">"])).is_ok());
     }
 }
 

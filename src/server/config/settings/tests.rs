@@ -290,8 +290,8 @@ fn a_listener_behind_a_proxy_needs_proxies_that_are_trusted() {
     let errors = errors_of("proxies", &listener("http", "proxy_protocol = true"));
     assert!(errors[0].contains("line 4: listener.proxy_protocol: no proxy is trusted"), "{errors:?}");
     let errors = errors_of("web", "[web]\nallow_origin = [\"app.example\"]\nallow_host = [\"a:80\"]\n");
-    assert!(errors[0].contains("line 2") && errors[0].contains("is no origin"), "{errors:?}");
-    assert!(errors[1].contains("line 3") && errors[1].contains("is no host"), "{errors:?}");
+    assert!(errors[0].contains("line 2") && errors[0].contains("is not an origin"), "{errors:?}");
+    assert!(errors[1].contains("line 3") && errors[1].contains("is not a host"), "{errors:?}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Who may send which request: operators by token or certificate, or anyone if the configuration says so.
+//! Decides who may send which request: operators by token or certificate, or anyone if the configuration allows it.
 
 use std::{
     fmt::{self, Write},
@@ -20,7 +20,7 @@ use crate::{
 };
 use tickcast_tls::handshake::name_in;
 
-/// Paths that tell nothing but whether the server is well. Load balancers and service managers have no credentials.
+/// Paths that only show whether the server is healthy. Load balancers and service managers have no credentials.
 const OPEN_PATHS: [&str; 2] = ["/healthz", "/readyz"];
 /// Reasons of [`AdminAccess::refused`].
 const REFUSAL_COUNT: usize = 4;
@@ -28,19 +28,19 @@ const REFUSAL_COUNT: usize = 4;
 /// Who may use the listener.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Rule {
-    /// Whoever reaches it: only this machine does.
+    /// Everyone who can reach it: only this machine can.
     Local,
-    /// Whoever reaches it: `--allow-anonymous`.
+    /// Everyone who can reach it: `--allow-anonymous`.
     Anonymous,
-    /// Whoever has a certificate of the listener's `client_ca`.
+    /// Everyone with a certificate of the listener's `client_ca`.
     AnyCertificate,
     /// These operators.
     Operators(Arc<Operators>),
 }
 
 impl Rule {
-    /// The rule for a listener. `has_authorities`: whether it asks for client certificates. `None`: nothing says who may use it, and
-    /// other machines reach it.
+    /// The rule for a listener. `has_authorities`: whether it requests client certificates. `None`: other machines can reach it,
+    /// and nothing defines who may use it.
     pub fn new(
         operators: Option<Arc<Operators>>,
         is_local: bool,
@@ -59,13 +59,13 @@ impl Rule {
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// It has no credentials.
+    /// The request has no credentials.
     Missing,
-    /// Its credentials are not those of an operator.
+    /// The credentials are not an operator's.
     Invalid,
     /// The operator may only read.
     Role,
-    /// The TLS handshake failed: there was no request.
+    /// The TLS handshake failed, so there was no request.
     Handshake,
 }
 
@@ -84,7 +84,7 @@ struct Shared {
 }
 
 impl AdminAccess {
-    /// Begins with a rule.
+    /// Starts with this rule.
     pub fn new(rule: Rule) -> AdminAccess {
         AdminAccess(Arc::new(Shared { rule: Mutex::new(rule), refused: Default::default() }))
     }
@@ -92,13 +92,13 @@ impl AdminAccess {
     /// Replaces the operators, for requests from now on.
     ///
     /// # Errors
-    /// There are none any longer, and the old ones stay: a reload never opens the listener.
+    /// There are no operators any more. The old ones stay, because a reload never opens the listener.
     pub fn reload(&self, operators: Option<Arc<Operators>>) -> Result<(), &'static str> {
         let mut rule = self.0.rule.lock().unwrap_or_else(PoisonError::into_inner);
         match (operators, &*rule) {
             (Some(operators), _) => *rule = Rule::Operators(operators),
             (None, Rule::Operators(_)) => {
-                return Err("[[auth.operator]] stays as it was: without it takes effect at the next start");
+                return Err("[[auth.operator]] is kept: removing it takes effect at the next start");
             }
             (None, _) => {}
         }
@@ -118,10 +118,10 @@ impl AdminAccess {
         self.0.refused[refusal as usize].fetch_add(1, Relaxed);
     }
 
-    /// Decides whether a request may be answered. A token, if there is one, counts, and not the certificate.
+    /// Decides whether a request may be answered. If there is a token, the certificate does not count.
     ///
     /// # Errors
-    /// 401 without the credentials of an operator, 403 for one that may not do it. Counted and logged.
+    /// 401 without an operator's credentials, 403 if the operator's role does not allow it. Counted and logged.
     pub(super) fn check(
         &self,
         peer: &Peer,
@@ -171,7 +171,7 @@ impl AdminAccess {
             Refusal::Invalid => (
                 401,
                 "Bearer realm=\"tickcast admin\", error=\"invalid_token\"",
-                "neither the token nor the certificate is that of an operator",
+                "neither the token nor the certificate belongs to an operator",
             ),
             Refusal::Missing | Refusal::Handshake => (
                 401,
@@ -196,7 +196,7 @@ fn is_read(method: &Method) -> bool {
 /// The token of a request.
 enum Token<'a> {
     Missing,
-    /// It is not one: another scheme, or several headers.
+    /// Not a token: another scheme, or several headers.
     Malformed,
     Given(&'a [u8]),
 }
@@ -218,12 +218,12 @@ fn token(headers: &HeaderMap) -> Token<'_> {
 pub(super) struct Certificate {
     /// Its first DNS name, else its first URI.
     name: Option<Box<str>>,
-    /// Its SHA-256, for one without a name.
+    /// Its SHA-256, for certificates without a name.
     sha256: Box<str>,
 }
 
 impl Certificate {
-    /// What the log says about the first certificate of a verified chain.
+    /// How the log names the first certificate of a verified chain.
     pub(super) fn of(chain: Option<&[CertificateDer<'_>]>) -> Option<Certificate> {
         let certificate = chain?.first()?;
         let mut sha256 = String::new();
@@ -248,7 +248,7 @@ impl fmt::Display for Certificate {
 pub(super) struct Peer {
     /// Its address.
     pub(super) address: PeerAddress,
-    /// The certificate that it has shown.
+    /// The certificate that it presented.
     pub(super) certificate: Option<Certificate>,
 }
 

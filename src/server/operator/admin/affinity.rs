@@ -1,4 +1,4 @@
-//! CPU affinity and priority of the admin thread: off the shards' cores, or else behind the shards.
+//! CPU affinity and priority of the admin thread: on cores without shards, or else at the lowest priority.
 
 use rustix::process::setpriority_process;
 

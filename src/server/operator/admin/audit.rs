@@ -1,11 +1,11 @@
-//! The audit: a line in the log for each change that an operator makes.
+//! The audit log: one line for each change that an operator makes.
 
 use std::fmt::Display;
 
 use super::access::{Peer, Who};
 use crate::logging::AUDIT;
 
-/// A change under way. Exactly one line is logged for it: also if its connection ends before there is a result.
+/// A change under way. Exactly one line is logged for it, even if its connection ends before there is a result.
 pub(super) struct Change {
     /// Who, from where, and what.
     begin: String,
@@ -13,7 +13,7 @@ pub(super) struct Change {
 }
 
 impl Change {
-    /// Begins a change, before anything has happened. No part of it may be a secret.
+    /// Begins a change, before it takes effect. No part of the text may be secret.
     pub(super) fn begin(who: &Who, peer: &Peer, what: impl Display) -> Change {
         Change { begin: format!("{who} at {peer}: {what}"), is_logged: false }
     }

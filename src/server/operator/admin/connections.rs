@@ -1,8 +1,7 @@
 //! The connections of the admin listener: bounds their number, and evicts the oldest without a request.
-//!
-//! A connection is always accepted at once. Until its request head has arrived it may be evicted: if there are too many,
-//! the oldest is. After that it is answered: at once if no shard is involved, otherwise if at most [`ADMIN_SERVED_MAX`]
-//! such requests are open. So neither silent connections nor slow requests block `/healthz`.
+//! Every connection is accepted at once. If there are too many whose request head has not arrived, the oldest of them is
+//! evicted. After its head, a request is answered: at once if it involves no shard, otherwise if at most
+//! [`ADMIN_SERVED_MAX`] such requests are open. So neither silent connections nor slow requests block `/healthz`.
 
 use std::{
     collections::VecDeque,
@@ -70,7 +69,7 @@ impl Connections {
 pub(super) struct Connection {
     all: Arc<Connections>,
     number: u64,
-    /// Held since its head arrived, if shards are involved.
+    /// Held from the arrival of its head, if shards are involved.
     permit: Mutex<Option<OwnedSemaphorePermit>>,
 }
 

@@ -1,4 +1,4 @@
-//! What all requests share: handles to the server, its stage and its start time.
+//! Shared context of all requests: handles to the server, its stage and its start time.
 
 use std::sync::{
     Arc,
@@ -22,11 +22,11 @@ pub struct ServerHandles {
     pub sources: Vec<SourceStatus>,
     /// Who may use the listener.
     pub access: AdminAccess,
-    /// Verifies credentials of clients; `None`: no client has to prove who it is.
+    /// Verifies clients' credentials; `None`: clients are not authenticated.
     pub authority: Option<Arc<Authority>>,
     /// Whether the server is not ready while a shard is overloaded.
     pub overload_is_unready: bool,
-    /// When the certificates in use end.
+    /// When the certificates in use expire.
     pub certificates: CertificateStatuses,
     /// Passes a request on to the shards without blocking. Drops it if the main thread has ended.
     pub dispatch: Box<dyn Fn(Dispatch) + Send + Sync>,
@@ -42,7 +42,7 @@ pub(super) struct AdminContext {
     pub(super) is_local: bool,
     /// When the process started, by the wall clock; computed once, so that all responses agree.
     pub(super) start_seconds: f64,
-    /// When the context was created, CLOCK_MONOTONIC: uptime must not follow steps of the wall clock.
+    /// When the context was created, CLOCK_MONOTONIC, so that steps of the wall clock do not change the uptime.
     created_ns: u64,
 }
 

@@ -95,15 +95,14 @@ impl Reply {
 
 impl AdminContext {
     /// Finds the endpoint of a request and who sends it, or refuses it before any shard is involved.
-    ///
-    /// Browsers send `Origin` with every request that is neither GET nor HEAD (Fetch standard, 3.2), so refusing it keeps web
-    /// pages from closing sessions, whatever address they were loaded from.
+    /// Browsers send `Origin` with every request other than GET and HEAD (Fetch standard, 3.2). Refusing it prevents web pages
+    /// from closing sessions, whatever address they were loaded from.
     pub(super) fn route<B>(&self, request: &Request<B>, peer: &Peer) -> Result<(Route, Who), RequestError> {
         let (uri, hosts) = (request.uri(), request.headers().get_all(HOST));
         host::check(request.version(), hosts.iter(), uri.authority(), self.is_local)?;
         let changes = ![Method::GET, Method::HEAD].contains(request.method());
         if changes && request.headers().contains_key(ORIGIN) {
-            return Err(RequestError::new(403, "web pages may change nothing (Origin header present)"));
+            return Err(RequestError::new(403, "web pages may not change anything (Origin header present)"));
         }
         let who = self.handles.access.check(peer, request.method(), uri.path(), request.headers())?;
         let route = route::route(request.method().as_str(), uri.path(), uri.query().unwrap_or_default())?;
@@ -145,7 +144,7 @@ impl AdminContext {
         }
     }
 
-    /// 503 unless all shards replied. While draining, shards end one after the other, so missing replies are no error.
+    /// 503 unless all shards replied. While draining, shards end one after the other, so missing replies are not an error.
     fn status(&self, unanswered: &[u16]) -> u16 {
         if unanswered.is_empty() || self.stage() == Stage::Draining { 200 } else { 503 }
     }

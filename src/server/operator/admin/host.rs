@@ -1,4 +1,4 @@
-//! The host that a request is for: exactly one, well-formed, and on a local listener not the name of a foreign web page.
+//! Checks a request's host: exactly one, well-formed, and on a local listener not the name of a foreign web page.
 
 use http::{HeaderValue, Version, uri::Authority};
 
@@ -9,7 +9,7 @@ use super::route::RequestError;
 /// Checks the Host headers of a request and the authority of its target, if that is in absolute form.
 ///
 /// # Errors
-/// 400 unless there is one Host header (HTTP/1.0: at most one) with a host and at most a port, and the target is for the same
+/// 400 unless there is one Host header (HTTP/1.0: at most one) with a host and an optional port, and the target has the same
 /// host (RFC 9112, section 3.2). 403 if the listener `is_local` and the host is neither an IP address nor localhost.
 pub fn check<'a>(
     version: Version,

@@ -1,4 +1,4 @@
-//! The admin listener: an HTTP server on a thread of its own.
+//! The admin listener: an HTTP server on its own thread.
 //!
 //! ```text
 //!  operator --HTTP--> "admin" thread --Dispatch--> main thread --ShardRequest--> shards
@@ -8,11 +8,8 @@
 //! Counters are read directly. Everything else is a request to the shards, which reply once they get to it: a response lists
 //! the shards that did not reply within [`crate::limits::ADMIN_REPLY_MS`] and omits their part. The listener starts before
 //! the shards and stops after them.
-//!
-//! Its thread runs on cores without a shard where there are any, otherwise at the lowest priority.
-//!
-//! Each connection carries one request and lives at most [`ADMIN_CONNECTION_MS`]; see `connections.rs` for how many there
-//! may be.
+//! Its thread runs on cores without a shard if there are any, otherwise at the lowest priority.
+//! Each connection carries one request and lives at most [`ADMIN_CONNECTION_MS`]; `connections.rs` bounds their number.
 
 use std::{
     convert::Infallible,
@@ -172,7 +169,7 @@ async fn accept(listener: Listener, tls: AdminTls, context: Arc<AdminContext>) {
                 if connections.begin(spawn) {
                     ::log::debug!("--admin: too many connections without a request, the oldest is closed");
                 }
-                // Lets it read its request: otherwise a burst of connections would evict it with its request unread.
+                // Lets the connection read its request: otherwise a burst of connections would evict it before.
                 yield_now().await;
             }
             Err(error) => {
@@ -208,7 +205,7 @@ impl Stream {
     }
 }
 
-/// Shakes hands if the listener has TLS, then serves.
+/// Does the TLS handshake if the listener has TLS, then serves.
 async fn begin(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     address: PeerAddress,
@@ -230,17 +227,17 @@ async fn begin(
     context.handles.access.count(Refusal::Handshake);
 }
 
-/// How the connections of the admin listener begin: shared with the main thread, which changes it.
+/// The TLS configuration of the admin listener, shared with the main thread, which changes it.
 #[derive(Clone, Default)]
 pub struct AdminTls(Arc<Mutex<Option<Arc<ServerConfig>>>>);
 
 impl AdminTls {
-    /// With this configuration; `None`: in the clear.
+    /// Starts with this configuration; `None`: no TLS.
     pub fn new(config: Option<Arc<ServerConfig>>) -> AdminTls {
         AdminTls(Arc::new(Mutex::new(config)))
     }
 
-    /// Changes it for connections from now on.
+    /// Changes it for new connections.
     pub fn set(&self, config: Option<Arc<ServerConfig>>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = config;
     }
@@ -274,7 +271,7 @@ async fn serve(
         .header_read_timeout(Duration::from_millis(ADMIN_HEAD_MS))
         .max_buf_size(ADMIN_HEAD_BYTES_MAX)
         .keep_alive(false)
-        // Who sends FIN after its request may still read the response.
+        // A client that sends FIN after its request may still read the response.
         .half_close(true)
         .serve_connection(TokioIo::new(stream), service);
     if let Ok(Err(error)) = timeout(Duration::from_millis(ADMIN_CONNECTION_MS), connection).await {

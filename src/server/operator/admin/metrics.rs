@@ -53,13 +53,13 @@ pub struct Scrape<'a> {
     pub shards: &'a [ShardSample<'a>],
     /// The server's own sources.
     pub sources: &'a [SourceStatus],
-    /// When the certificates in use end.
+    /// When the certificates in use expire.
     pub certificates: &'a [CertificateStatus],
     /// The process.
     pub process: ProcessSample,
     /// Log lines dropped so far.
     pub log_lines_dropped: u64,
-    /// What verifies credentials.
+    /// The credential verifiers.
     pub authority: Option<&'a Authority>,
     /// Requests to the admin listener that were refused, by reason.
     pub admin_refused: &'a [(&'static str, u64)],
@@ -115,7 +115,7 @@ fn series(counter: Counter) -> Series {
 const REFUSED_HELP: &str = "Connections refused, by reason: a limit (clients, source, rate), an overloaded shard (overload), a stopping server (draining), or an io_uring ring \
      out of memory (failed).";
 
-/// Whether the sources count it rather than the shards.
+/// Whether sources count it, not shards.
 fn is_counted_by_sources(counter: Counter) -> bool {
     matches!(
         counter,
@@ -182,13 +182,13 @@ fn certificates(scrape: &Scrape<'_>, writer: &mut Writer) {
     if scrape.certificates.is_empty() {
         return;
     }
-    writer.family(NAME, "gauge", "When the certificates of the listeners end, in seconds since 1970.");
+    writer.family(NAME, "gauge", "Expiry of the listeners' certificates, in seconds since 1970.");
     for CertificateStatus { listener, name, ends_s } in scrape.certificates {
         writer.sample(NAME, &[("listener", listener), ("name", &escaped(name))], ends_s);
     }
 }
 
-/// The value of a label that someone else chose: a certificate's name.
+/// A label value from outside, such as a certificate's name, escaped.
 fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

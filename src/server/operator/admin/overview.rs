@@ -20,7 +20,7 @@ pub struct SourceView {
     pub kind: &'static str,
     /// `running`, `waiting`, `ended` or `failed`.
     pub state: &'static str,
-    /// What a waiting source waits for, or why a failed one cannot go on.
+    /// What a waiting source waits for, or why a failed one cannot continue.
     pub reason: Option<String>,
     /// Ticks that it dropped.
     pub ticks_dropped: u64,

@@ -26,7 +26,7 @@ pub struct ProcessSample {
     pub start_seconds: f64,
 }
 
-/// When this process started, seconds since 1970; now if the kernel does not say.
+/// When this process started, seconds since 1970; the current time if the kernel does not report it.
 pub(super) fn start_seconds() -> f64 {
     let now_seconds = || clock::realtime_ns() as f64 / 1e9;
     let started = || {

@@ -30,7 +30,7 @@ pub enum Route {
 }
 
 impl Route {
-    /// Whether it is answered at once, without a shard, in a response so short that the socket takes it whole.
+    /// Whether the answer needs no shard, and is short enough for the socket to accept it at once.
     pub fn is_immediate(&self) -> bool {
         matches!(self, Route::Index | Route::Health | Route::Ready)
     }

@@ -1,6 +1,6 @@
 //! The stages of a server's life.
 
-/// What a server is doing.
+/// The stage of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Stage {
@@ -8,7 +8,7 @@ pub enum Stage {
     Starting = 0,
     /// Accepting clients.
     Serving = 1,
-    /// Stopping: refuses new clients and flushes the sessions it has.
+    /// Stopping: refuses new clients and flushes open sessions.
     Draining = 2,
 }
 

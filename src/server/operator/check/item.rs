@@ -2,15 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-/// How a property compares to what it should be.
+/// The state of a property, compared to its recommended value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ItemState {
-    /// It is as it should be.
+    /// It has the recommended value.
     Enabled,
-    /// It is not, but this machine can change it.
+    /// It does not, but this machine supports it.
     Supported,
-    /// This machine lacks it.
+    /// This machine does not support it.
     Unsupported,
 }
 
@@ -19,7 +19,7 @@ pub enum ItemState {
 pub struct CheckItem {
     /// The property.
     pub name: String,
-    /// Whether the server cannot run without it.
+    /// Whether the server needs it to run.
     pub required: bool,
     /// How it compares to `wanted`.
     pub state: ItemState,
@@ -32,7 +32,7 @@ pub struct CheckItem {
 }
 
 impl CheckItem {
-    /// Whether this keeps the server from running.
+    /// Whether this prevents the server from running.
     pub fn is_missing(&self) -> bool {
         self.required && self.state != ItemState::Enabled
     }

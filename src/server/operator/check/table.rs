@@ -91,6 +91,16 @@ pub fn summary(own: &[CheckItem], tuning: &[CheckItem], tool: Option<&Path>) -> 
     text
 }
 
+/// A line that says how much of a configuration should be changed.
+pub fn security(items: &[CheckItem], file: &Path) -> String {
+    let file = file.display();
+    match items.iter().filter(|item| item.state != ItemState::Enabled).count() {
+        0 => format!("{file} is safe as far as this can tell\n"),
+        1 => format!("1 item of {file} should be changed\n"),
+        count => format!("{count} items of {file} should be changed\n"),
+    }
+}
+
 fn row(item: &CheckItem) -> [String; 4] {
     let state = match item.state {
         ItemState::Enabled => "enabled",

@@ -97,9 +97,9 @@ impl AdminClient {
     }
 }
 
-/// The options as ureq takes them.
+/// The options in the form that ureq needs.
 fn tls_config(options: &TlsOptions) -> Result<TlsConfig, ClientError> {
-    // Also checks what follows: the files, and that the key belongs to the certificate.
+    // Also checks the files, and that the key belongs to the certificate.
     options.read(&[], false)?;
     let owned = |der: &[u8]| Certificate::from_der(der).to_owned();
     let mut builder = TlsConfig::builder()

@@ -1,5 +1,5 @@
-//! Ctrl-Z and `fg`: SIGTSTP and SIGCONT, received by a thread of their own, so that the terminal is given back before the process stops
-//! and taken again after.
+//! Ctrl-Z and `fg`: a separate thread receives SIGTSTP and SIGCONT, so that the program restores the terminal before the process
+//! stops, and takes it again afterwards.
 
 use std::{io, thread};
 
@@ -16,8 +16,8 @@ pub(super) fn block() -> io::Result<()> {
     Ok(set([Signal::SIGTSTP, Signal::SIGCONT]).thread_block()?)
 }
 
-/// Starts the thread that receives them: calls `on_suspend` when the process is asked to stop, and `on_resume` when it goes on, also
-/// after a SIGSTOP, which no process can receive.
+/// Starts the thread that receives them. It calls `on_suspend` when the process is asked to stop, and `on_resume` when the
+/// process continues, even after a SIGSTOP, which no process can receive.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -39,8 +39,8 @@ pub(super) fn watch(
     Ok(())
 }
 
-/// Asks the kernel to stop this process and its group, as the terminal does for Ctrl-Z. Normally returns once somebody resumes it; but
-/// do not rely on a stop:
+/// Asks the kernel to stop this process and its group, as the terminal does for Ctrl-Z. Normally returns once somebody resumes
+/// the process. But it may not stop at all:
 ///
 /// - Without a shell that could resume it, the kernel ignores SIGTSTP: in an orphaned process group, and in the first process of a
 ///   container.

@@ -41,7 +41,7 @@ use super::{
 use crate::{clock, process::signals, sources::StopFlag};
 use tickcast_core::{now::Now, shard::survey::SessionSort};
 
-/// Messages that may wait for the main thread; senders block beyond.
+/// Messages that may wait for the main thread; beyond that, senders block.
 const MESSAGES_MAX: usize = 64;
 /// Longest wait before the displayed time and the threads are checked again.
 const WAIT_MAX: Duration = Duration::from_millis(500);
@@ -54,7 +54,7 @@ enum Message {
     /// Keys can no longer be read.
     KeysFailed(io::Error),
     Polled(Box<Result<Snapshot, String>>),
-    /// The process was resumed: what is on the terminal, and its settings, are others'.
+    /// The process was resumed: another program may have changed the terminal's content and settings.
     Resumed,
     /// Wakes the main thread to check the stop flag.
     Wake,
@@ -124,21 +124,21 @@ impl Screen {
         })
     }
 
-    /// Gives the terminal back, stops the process until it is resumed, and takes the terminal again.
+    /// Restores the terminal, stops the process until it is resumed, and takes the terminal again.
     fn suspend(&mut self) -> Result<(), TopError> {
         let left = self.0.show_cursor().and_then(|()| ratatui::try_restore());
         left.and_then(|()| job_control::stop()).map_err(TopError::Terminal)?;
         self.retake()
     }
 
-    /// Takes a terminal that a shell has used meanwhile.
+    /// Takes the terminal again after a shell has used it.
     fn retake(&mut self) -> Result<(), TopError> {
         let take = || {
-            // Raw mode may be off although crossterm set it: it first forgets that.
+            // Raw mode may be off although crossterm set it, so reset crossterm's state first.
             disable_raw_mode()?;
             enable_raw_mode()?;
             execute!(io::stdout(), EnterAlternateScreen, Clear(ClearType::All))?;
-            // Draws everything anew. Terminal::clear would ask for the cursor's position, and the answer would go to the keys.
+            // Redraws everything. Terminal::clear would query the cursor's position, and the answer would arrive as keys.
             Terminal::new(CrosstermBackend::new(io::stdout()))
         };
         self.0 = take().map_err(TopError::Terminal)?;

@@ -1,56 +1,34 @@
-//! The token that `tickcast top` sends. It is never on the command line, where every user of the machine could read it.
+//! The token that `tickcast top` sends. It is never an argument, because every user of the machine could read it there.
 
-use std::{
-    fs::File,
-    io::{BufRead, BufReader, Read},
-    path::Path,
-};
+use std::path::Path;
 
 use http::HeaderValue;
+use tickcast_client::ClientToken;
 
 use super::TopError;
-use tickcast_proto::limits::TOKEN_BYTES_MAX;
+use crate::commands::token_variable;
 
-/// Environment variable with a token.
-const TOKEN_VARIABLE: &str = "TICKCAST_TOKEN";
-
-/// The `Authorization` of each request: with the token on the first line of the file, else with that of the environment; `None`
+/// The `Authorization` header of each request, with the token from the file's first line, or else from the environment; `None`
 /// without either.
 ///
 /// # Errors
-/// [`TopError::Token`] without the token.
+/// [`TopError::Token`] if the file or variable has no valid token.
 pub(super) fn authorization(file: Option<&Path>) -> Result<Option<HeaderValue>, TopError> {
-    let (from, text) = match file {
-        Some(file) => {
-            let from = format!("--token-file {}", file.display());
-            let text = first_line(file).map_err(|error| TopError::Token(format!("{from}: {error}")))?;
-            (from, text)
-        }
-        None => match std::env::var_os(TOKEN_VARIABLE).filter(|text| !text.is_empty()) {
-            Some(text) => (TOKEN_VARIABLE.to_owned(), text.into_string().unwrap_or_default()),
-            None => return Ok(None),
-        },
+    let token = match file {
+        Some(file) => Some(
+            ClientToken::read(file)
+                .map_err(|text| TopError::Token(format!("--token-file {}: {text}", file.display())))?,
+        ),
+        None => token_variable(true).map_err(|error| TopError::Token(error.to_string()))?,
     };
-    header(text.trim()).map(Some).ok_or_else(|| {
-        TopError::Token(format!(
-            "{from}: not a token: it must be 1 to {TOKEN_BYTES_MAX} visible ASCII characters"
-        ))
-    })
+    Ok(token.as_ref().map(header))
 }
 
-fn header(token: &str) -> Option<HeaderValue> {
-    let is_token =
-        (1..=TOKEN_BYTES_MAX).contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic());
-    let mut header = HeaderValue::from_str(&format!("Bearer {token}")).ok().filter(|_| is_token)?;
+fn header(token: &ClientToken) -> HeaderValue {
+    let mut header = HeaderValue::from_str(&format!("Bearer {}", token.as_str()))
+        .unwrap_or_else(|_| unreachable!("the characters of a token are visible ASCII"));
     header.set_sensitive(true);
-    Some(header)
-}
-
-fn first_line(file: &Path) -> std::io::Result<String> {
-    let mut line = Vec::new();
-    let bytes_max = TOKEN_BYTES_MAX as u64 + 2;
-    BufReader::new(File::open(file)?).take(bytes_max).read_until(b'\n', &mut line)?;
-    Ok(String::from_utf8(line).unwrap_or_default())
+    header
 }
 
 #[cfg(test)]
@@ -58,13 +36,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_token_of_visible_characters_is_sent_and_debug_output_hides_it() {
-        let sent = header("0123456789abcdef-._~+/=").unwrap();
+    fn debug_output_hides_the_token_that_is_sent() {
+        let sent = header(&ClientToken::new("0123456789abcdef-._~+/=").unwrap());
         assert_eq!(sent.as_bytes(), b"Bearer 0123456789abcdef-._~+/=");
         assert_eq!(format!("{sent:?}"), "Sensitive");
-        for bad in ["", "two words", "a\u{e4}", "a\nb", &"x".repeat(TOKEN_BYTES_MAX + 1)] {
-            assert!(header(bad).is_none(), "{bad:?}");
-        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ use crate::{
 const READ_BYTES: usize = 64 << 10;
 /// Bytes that identify a compression.
 const MAGIC_BYTES: usize = 4;
-/// Compressions that are not read, and their program.
+/// Unsupported compressions, with the program that decompresses each.
 const OTHER_COMPRESSIONS: [(&[u8], &str); 4] =
     [(b"\xfd7zX", "xz"), (b"BZh", "bzip2"), (b"\x04\x22\x4d\x18", "lz4"), (b"PK\x03\x04", "zip")];
 
@@ -55,7 +55,7 @@ impl CaptureKind {
     /// The kind of the file at a path.
     ///
     /// # Errors
-    /// The file does not exist, may not be looked at, or is of another kind.
+    /// The file does not exist, cannot be accessed, or is of another kind.
     pub(super) fn of(path: &Path) -> io::Result<CaptureKind> {
         let found = path.metadata()?.file_type();
         match (found.is_file(), found.is_fifo()) {
@@ -91,7 +91,7 @@ impl Capture {
         Ok(Capture { reader: BufReader::with_capacity(READ_BYTES, decompressed(reader)?), kind })
     }
 
-    /// Whether the next line may take any time to arrive.
+    /// Whether the next line may take arbitrarily long to arrive.
     pub(super) fn may_wait(&self) -> bool {
         self.kind == CaptureKind::Pipe && !self.reader.buffer().contains(&b'\n')
     }
@@ -123,7 +123,7 @@ fn read_line(reader: &mut impl BufRead, bytes: &mut Vec<u8>) -> io::Result<bool>
     }
 }
 
-/// The text of a capture, whatever its file is called: no JSON begins like a compressed file.
+/// The text of a capture, whatever the name of its file: JSON never begins like a compressed file.
 fn decompressed(mut reader: Box<dyn Read>) -> io::Result<Box<dyn Read>> {
     let mut magic = Vec::with_capacity(MAGIC_BYTES);
     reader.by_ref().take(MAGIC_BYTES as u64).read_to_end(&mut magic)?;
@@ -212,7 +212,7 @@ impl<R: BufRead> Read for Zstd<R> {
     }
 }
 
-/// A pipe whose reader ends when the source must. Until a FIFO has a writer, it waits.
+/// A pipe whose reads end when the source must stop. Waits until a FIFO has a writer.
 struct Pipe {
     /// Opened non-blocking, so that opening does not wait for a writer.
     file: File,

@@ -18,8 +18,8 @@ impl Driver {
         Ok(true)
     }
 
-    /// Hands over the credentials of sessions. Those that find no room are refused at once, so that none stays behind. Call it
-    /// behind everything else that handles input.
+    /// Passes the sessions' credentials to the verifiers. If the queue is full, refuses the rest at once, so that none stays
+    /// behind. Call it after everything else that handles input.
     pub(super) fn hand_over_credentials(&mut self, now: Now) -> io::Result<bool> {
         let mut any = false;
         while let Some(lane) = &self.verifiers

@@ -1,16 +1,15 @@
 //! Chooses the shard that serves an accepted connection.
-//!
-//! The kernel spreads connections over the shards' listening sockets by hash, and not evenly: of eight connections, one shard may
-//! get six, and each of these clients a sixth of it. So a shard that has clearly more sessions than another passes a new connection
-//! on. That costs a wake-up of the other shard. Sessions do not move later.
+//! The kernel spreads connections over the shards' listening sockets by hash, and not evenly: one shard may get six of eight
+//! connections, and each of these clients a sixth of that shard. So a shard that has clearly more sessions than another passes
+//! new connections on. That costs a wake-up of the other shard. Sessions do not move later.
 
 use std::sync::Arc;
 
 use tickcast_core::metrics::counters::{Counter, Counters};
 use tickcast_proto::ids::ShardId;
 
-/// A shard passes a connection on only if it has over 1/8 more sessions than the shard with the fewest. With many clients the kernel
-/// is about as even, so few connections move.
+/// A shard passes a connection on only if it has over 1/8 more sessions than the shard with the fewest. With many clients, the
+/// kernel's distribution is about as even as that, so few connections move.
 const SURPLUS_DIVISOR: u64 = 8;
 
 /// Distributes the connections that one shard accepts.

@@ -13,7 +13,7 @@ use tickcast_core::{
     shard::{Send, Shard},
 };
 
-/// What became of a SEND in the hands of TLS.
+/// Result of sealing a SEND.
 #[derive(Clone, Copy, Debug)]
 struct Seal {
     sealed: Sealed,

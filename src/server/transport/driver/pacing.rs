@@ -9,18 +9,18 @@ use tickcast_core::{
     metrics::counters::Counter,
 };
 
-/// Time over which a shard is found to be saturated: less than it takes until a session is too far behind.
+/// Time over which the shard decides whether it is saturated: shorter than it takes a session to fall too far behind.
 const LOAD_WINDOW_NS: u64 = 50_000_000;
-/// The share of its time that a saturated shard works, in thousandths. It sleeps a little even then, when every socket is full for
-/// a moment.
+/// The share of its time that a saturated shard works, in thousandths. Even a saturated shard sleeps a little, when every
+/// socket is full for a moment.
 const SATURATED_PERMILLE: u64 = 750;
-/// How long a shard counts as saturated after it was: the backlogs of that time last.
+/// How long a shard still counts as saturated afterwards, because backlogs from that time remain.
 const SATURATED_NS: u64 = 1_000_000_000;
 
 /// How long a shard batches under load, and spins when idle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pacing {
-    /// Longest a tick may wait under load to be sent together with others.
+    /// Longest wait of a tick under load, to be sent together with others.
     pub latency_budget: LatencyBudget,
     /// Busy-polls this long before sleeping, nanoseconds.
     pub spin_ns: u64,
@@ -34,7 +34,7 @@ pub(super) struct Waits {
     wait_ns: u64,
     /// The current round of SENDs.
     round: Option<Round>,
-    /// Ticks counted as delivered when the last round ended: a round of replies alone makes no tick wait.
+    /// Ticks counted as delivered when the last round ended: a round with only replies makes no tick wait.
     delivered: u64,
     /// The wait under way.
     hold: Option<Hold>,
@@ -45,7 +45,7 @@ pub(super) struct Waits {
     saturated_until_ns: u64,
 }
 
-/// A wait: ticks are held, everything else goes on.
+/// A wait: ticks are held, everything else continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Hold {
     /// CLOCK_MONOTONIC nanoseconds.
@@ -124,8 +124,8 @@ impl Driver {
         now_ns
     }
 
-    /// Begins a wait once a round is complete, until the latency budget since its start is used up, so that ticks arriving
-    /// meanwhile leave together. Replies, handshakes and everything else go on. The first tick after a pause is not delayed.
+    /// Begins a wait once a round is complete, until the latency budget since its start is used up, so that ticks that arrive
+    /// meanwhile leave together. Replies, handshakes and everything else continue. The first tick after a pause is not delayed.
     pub(super) fn pace(&mut self, began_ns: u64, now_ns: u64, sends: usize) {
         if self.phase != Phase::Running || self.waits.wait_ns == 0 {
             self.waits.round = None;
@@ -160,7 +160,7 @@ impl Driver {
         }
     }
 
-    /// Sleeps until the wait ends, or until something other than ticks arrives. Producers of ticks pay for no wake-up.
+    /// Sleeps until the wait ends, or until something other than ticks arrives. Producers of ticks need no wake-up.
     pub(super) fn sleep_within_budget(&mut self) -> io::Result<()> {
         let bell = self.bell.clone();
         bell.sleep_within_budget(|| {
@@ -185,7 +185,7 @@ impl Driver {
         })
     }
 
-    /// Sets the next wait by how busy the shard was, if it is not fixed, and tells the shard whether it is saturated.
+    /// Unless the wait is fixed, sets the next one from the shard's busy share; tells the shard whether it is saturated.
     fn adapt(&mut self, busy_ns: u64, now_ns: u64) {
         self.waits.load_busy_ns += busy_ns;
         let elapsed_ns = now_ns - self.waits.load_since_ns;

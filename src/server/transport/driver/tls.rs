@@ -21,16 +21,17 @@ const PLAIN_HTTP_TEXT: &str = "this port speaks TLS: use https:// or wss://";
 impl Driver {
     /// Passes on what bytes from the peer of a slot that has TLS have come to.
     pub(super) fn received_tls(&mut self, slot: u32, received: Received, now: Now) -> io::Result<()> {
-        let (plaintext, failure) = match received {
+        let (plaintext, is_closed, failure) = match received {
             Received::Handshake(false) => return Ok(()),
             Received::Handshake(true) => return self.ring.pause_receive(slot),
-            Received::Plaintext(len) | Received::Closed(len) => (len, None),
-            Received::Failed(len, ref why) => (len, Some(why.clone())),
+            Received::Plaintext(len) => (len, false, None),
+            Received::Closed(len) => (len, true, None),
+            Received::Failed(len, why) => (len, false, Some(why)),
         };
         if plaintext > 0 {
             self.shard.handle_bytes(SlotId(slot), &self.tls.opened()[..plaintext], now);
         }
-        if let Received::Closed(_) = received {
+        if is_closed {
             self.shard.handle_eof(SlotId(slot), now);
         }
         if let Some(why) = failure {
@@ -38,6 +39,17 @@ impl Driver {
             self.send_waiting(slot, now)?;
         }
         Ok(())
+    }
+
+    /// Handles the FIN of a peer, after everything that it has sent before.
+    pub(super) fn received_eof(&mut self, slot: u32, now: Now) {
+        if let Some(connection) = self.tls.get_mut(slot)
+            // The peer may have said so before, with close_notify.
+            && (connection.peer_closed() || connection.postpone_eof())
+        {
+            return;
+        }
+        self.shard.handle_eof(SlotId(slot), now);
     }
 
     /// Goes on with handshakes that can, after the SENDs to connections that are open: at most [`TURN_TLS_HANDSHAKES`] of them,
@@ -49,11 +61,13 @@ impl Driver {
         let until_ns = clock::monotonic_ns() + TURN_TLS_HANDSHAKES_NS;
         for _ in 0..TURN_TLS_HANDSHAKES {
             let Some(slot) = self.tls.next_ready() else { break };
-            let (shaken, resumes) = self.tls.shake_hands(slot);
-            if resumes {
+            let step = self.tls.shake_hands(slot);
+            self.shaken(slot, step.shaken, now)?;
+            if step.has_eof {
+                self.received_eof(slot, now);
+            } else if step.resumes {
                 self.ring.resume_receive(slot)?;
             }
-            self.shaken(slot, shaken, now)?;
             self.actions()?;
             if clock::monotonic_ns() >= until_ns {
                 break;
@@ -164,14 +178,13 @@ impl Driver {
         self.send_waiting(slot, clock::now())
     }
 
-    /// Stops I/O on a socket that another shard will serve, once everything has been sent.
+    /// Stops I/O on a socket that another shard will serve: receiving at once, the rest when everything has been sent.
     pub(super) fn hand_over(&mut self, slot: u32) -> io::Result<()> {
-        match self.tls.get_mut(slot) {
-            Some(connection) if connection.is_busy() => {
-                connection.then = Then::Detach;
-                Ok(())
-            }
-            _ => self.ring.detach(slot),
+        let leaves = self.tls.get_mut(slot).is_none_or(|connection| connection.begin_detach());
+        match leaves {
+            true => self.ring.detach(slot),
+            // The shard keeps all that is received for the other one, so nothing more may be.
+            false => self.ring.pause_receive(slot),
         }
     }
 
@@ -189,8 +202,11 @@ impl Driver {
         Ok(())
     }
 
-    /// Receives again from a slot.
+    /// Receives again from a slot, which therefore stays on this shard.
     pub(super) fn resume_receive(&mut self, slot: SlotId) -> io::Result<()> {
+        if let Some(connection) = self.tls.get_mut(slot.0) {
+            connection.cancel_detach();
+        }
         self.ring.resume_receive(slot.0)?;
         // The shard forgets a FIN while it is paused, and TLS tells it once.
         if self.tls.get_mut(slot.0).is_some_and(|connection| connection.peer_closed()) {

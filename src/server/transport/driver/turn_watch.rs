@@ -1,5 +1,5 @@
-//! The watchdog of a shard's turns: histograms of their length and CPU time, a warning about those that were slow, and a debug line
-//! about those that only worked for long.
+//! The watchdog of a shard's turns: histograms of their length and CPU time, warnings about slow turns, and debug lines about
+//! turns with much CPU time.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ use tickcast_proto::ids::ShardId;
 
 /// Time worked after which the thread's CPU time is read again: reading it takes a system call.
 const CPU_READ_NS: u64 = 1_000_000;
-/// CPU time above which a turn that was not slow is logged at debug level: far more than the budgets of a turn allow.
+/// CPU time above which a turn that was not slow is logged at debug level: far more than a turn's budgets allow.
 const LONG_CPU_NS: u64 = 10_000_000;
 /// Log lines about slow turns, per shard, and as many about turns with much CPU time.
 const LINES_PER_SECOND: u32 = 1;
@@ -37,7 +37,7 @@ const REPORTED: [Counter; 14] = [
 /// How long a turn took.
 #[derive(Clone, Copy, Debug)]
 struct Turn {
-    /// Without the time that the shard slept.
+    /// Length, without the time that the shard slept.
     busy_ns: u64,
     cpu_ns: u64,
 }

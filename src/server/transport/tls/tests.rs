@@ -1,10 +1,7 @@
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::ClientConfig;
 use tickcast_tls::{
-    certificates::{
-        ClientSettings, Identity, ServerSettings, ServerTrust, client_config, root_store, server_config,
-    },
     handshake::{ClientHandshake, Established},
-    tickets::TicketKeys,
+    testing,
 };
 
 use super::*;
@@ -12,28 +9,6 @@ use super::*;
 const SLOT: u32 = 3;
 const PLAIN: usize = 0;
 const TLS: usize = 1;
-
-/// A listener's configuration, and that of its clients.
-fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
-    let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).unwrap();
-    let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-    let identities = [Identity::from_pem(cert.as_bytes(), key.as_bytes()).unwrap()];
-    let server = server_config(&ServerSettings {
-        identities: &identities,
-        client_authorities: None,
-        only_tls13: false,
-        protocols: &[b"tickcast"],
-        tickets: TicketKeys::random().unwrap().for_context(b""),
-        hands_over: true,
-    });
-    let client = client_config(ClientSettings {
-        trust: ServerTrust::Authorities(root_store(cert.as_bytes()).unwrap()),
-        identity: None,
-        protocols: &[b"tickcast"],
-        hands_over: true,
-    });
-    (server.unwrap(), client.unwrap())
-}
 
 /// A shard's connections, and a client of one of them.
 struct Bench {
@@ -43,7 +18,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let (server, config) = configs();
+        let (server, config) = testing::configs();
         let mut shard = TlsConnections::default();
         shard.set_configs(vec![None, Some(server)]);
         Bench { shard, config }
@@ -54,15 +29,13 @@ impl Bench {
     }
 
     fn hello(&self) -> (ClientHandshake, Vec<u8>) {
-        let mut out = Vec::new();
-        let name = ServerName::try_from("a.test").unwrap();
-        (ClientHandshake::new(self.config.clone(), name, &mut out).unwrap(), out)
+        testing::hello(&self.config)
     }
 
     /// Takes the next step of the handshake that is first in the queue.
     fn step(&mut self) -> (u32, Shaken) {
         let slot = self.shard.next_ready().expect("a handshake can go on");
-        (slot, self.shard.shake_hands(slot).0)
+        (slot, self.shard.shake_hands(slot).shaken)
     }
 
     fn sent(&mut self, slot: u32) -> Vec<u8> {
@@ -120,8 +93,8 @@ fn records_reach_the_shard_as_plaintext_wherever_they_are_cut() {
         }
         assert_eq!(plaintext, b"firstsecondthird", "{step}");
     }
-    let State::Open { partial, .. } = &bench.shard.get_mut(SLOT).unwrap().state else { panic!() };
-    assert_eq!(partial.capacity(), 0, "a connection that waits for nothing keeps no buffer");
+    let State::Open { opener, .. } = &bench.shard.get_mut(SLOT).unwrap().state else { panic!() };
+    assert_eq!(opener.memory_bytes(), 0, "a connection that waits for nothing keeps no buffer");
 }
 
 #[test]
@@ -219,6 +192,68 @@ fn handshakes_take_turns_in_the_order_in_which_they_can_go_on() {
 }
 
 #[test]
+fn handshakes_that_have_ended_hold_nobody_up_and_take_no_room_in_the_queue() {
+    let mut bench = Bench::new();
+    let hello = bench.hello().1;
+    for slot in 0..100 {
+        bench.accept(slot);
+        bench.shard.receive(slot, &hello);
+        bench.shard.remove(slot);
+    }
+    // The same slot again and again, for connections that end before their turn.
+    for _ in 0..1_000 {
+        bench.accept(SLOT);
+        bench.shard.receive(SLOT, &hello);
+        bench.shard.remove(SLOT);
+    }
+    assert_eq!(bench.shard.ready.len(), 100, "one place for each slot");
+    bench.accept(100);
+    bench.shard.receive(100, &hello);
+    assert_eq!(bench.shard.next_ready(), Some(100), "the first call skips all that have ended");
+    assert!(!bench.shard.has_ready());
+}
+
+#[test]
+fn a_fin_waits_for_what_came_before_it_and_has_been_handled_after_one_step() {
+    let mut bench = Bench::new();
+    bench.accept(SLOT);
+    let (mut client, hello) = bench.hello();
+    bench.shard.receive(SLOT, &hello[..40]);
+    assert!(!bench.shard.get_mut(SLOT).unwrap().postpone_eof(), "half a record waits for its rest only");
+    bench.shard.receive(SLOT, &hello[40..]);
+    assert!(matches!(bench.step(), (SLOT, Shaken::Waiting)));
+    let (flight, mut sent) = (bench.sent(SLOT), Vec::new());
+    let Progress::Done(mut client) = client.advance(&flight, &mut sent).unwrap() else { panic!() };
+    client.records.seal(b"the last words", &mut sent);
+    bench.shard.receive(SLOT, &sent);
+    assert!(bench.shard.get_mut(SLOT).unwrap().postpone_eof());
+    let slot = bench.shard.next_ready().unwrap();
+    let HandshakeTurn { shaken: Shaken::Done { unopened, .. }, has_eof: true, .. } =
+        bench.shard.shake_hands(slot)
+    else {
+        panic!("the client has finished")
+    };
+    assert_eq!(bench.shard.receive(SLOT, &unopened), Received::Plaintext(14));
+    assert!(!bench.shard.get_mut(SLOT).unwrap().postpone_eof());
+}
+
+#[test]
+fn a_socket_leaves_once_everything_is_sent_unless_its_session_ends_before() {
+    let mut bench = Bench::new();
+    bench.establish();
+    let connection = bench.shard.get_mut(SLOT).unwrap();
+    assert!(connection.begin_detach());
+    connection.is_sending_own = true;
+    assert!(!connection.begin_detach());
+    assert_eq!(connection.then, Then::Detach);
+    connection.cancel_detach();
+    assert_eq!(connection.then, Then::Stay);
+    connection.then = Then::ShutdownWrite;
+    connection.cancel_detach();
+    assert_eq!(connection.then, Then::ShutdownWrite, "a goodbye is not cancelled");
+}
+
+#[test]
 fn bytes_that_wait_for_a_handshake_have_a_bound() {
     let mut bench = Bench::new();
     bench.accept(SLOT);
@@ -233,8 +268,8 @@ fn bytes_that_wait_for_a_handshake_have_a_bound() {
     }
     assert!(received * 700 * 6 <= TLS_HANDSHAKE_WAITING_BYTES);
     let slot = bench.shard.next_ready().unwrap();
-    let (shaken, resumes) = bench.shard.shake_hands(slot);
-    assert!(matches!(shaken, Shaken::Failed(_)) && resumes);
+    let step = bench.shard.shake_hands(slot);
+    assert!(matches!(step.shaken, Shaken::Failed(_)) && step.resumes);
 }
 
 #[test]

@@ -31,7 +31,8 @@ pub(super) struct BufferRing {
     tail: u16,
 }
 
-/// One hold on a filled buffer. Returned with [`BufferRing::release`]; dropped instead, it keeps the buffer from the kernel.
+/// One hold on a filled buffer. Return it with [`BufferRing::release`]; if it is dropped, the kernel never gets the buffer
+/// back.
 #[derive(Debug)]
 pub(super) struct Hold(u16);
 

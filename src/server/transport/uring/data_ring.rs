@@ -3,13 +3,12 @@
 //! - Sockets are registered files. The process's own descriptor is closed once the handshake is done; until then the
 //!   socket may still move to another shard.
 //! - Receiving is one multishot RECV per socket into a shared ring of provided buffers.
-//! - Sending is `SEND` with `MSG_DONTWAIT | MSG_WAITALL` and skip-success: it is over when `io_uring_enter` returns, one
-//!   that sent everything leaves no completion, and the kernel keeps no pointer. What a slow socket did not take is
-//!   copied once and parked: one SEND per socket may wait in the kernel.
+//! - Sending is `SEND` with `MSG_DONTWAIT | MSG_WAITALL` and skip-success: a SEND is over when `io_uring_enter` returns. If it
+//!   sent everything, it leaves no completion, and the kernel keeps no pointer. The bytes that a slow socket did not accept
+//!   are copied once and parked: one SEND per socket may wait in the kernel.
 //! - An idle shard sleeps in `io_uring_enter` on this ring. Other threads wake it through an eventfd, on which the ring
 //!   keeps a READ.
-//!
-//! The ring deals in slots and bytes and knows nothing of sessions. Only the thread that created it may use it.
+//! The ring handles slots and bytes, and knows nothing about sessions. Only the thread that created it may use it.
 
 mod completion;
 mod descriptor;
@@ -207,7 +206,7 @@ impl<S: Shim> DataRing<S> {
         self.wait_flags.contains(EnterFlags::NO_IOWAIT)
     }
 
-    /// Slots in use, closing ones included.
+    /// Slots in use, including closing ones.
     pub fn in_use(&self) -> usize {
         self.slots.len() - self.free.len()
     }
@@ -299,7 +298,7 @@ impl<S: Shim> DataRing<S> {
         self.push(shutdown.user_data(self.of_slot(SHUTDOWN, slot)))
     }
 
-    /// Closes a socket, of which no event follows. The slot becomes vacant once nothing of it is in flight.
+    /// Closes a socket, which causes no further events. The slot becomes vacant once nothing of it is in flight.
     pub fn close(&mut self, slot: u32) -> io::Result<()> {
         let entry = &mut self.slots[slot as usize];
         if entry.state != State::Open {

@@ -1,5 +1,10 @@
-//! What a data ring may do, fixed before it takes its first entry: whoever gets hold of it cannot open a file, connect, or send from
-//! memory of a socket that is not in it.
+//! What a data ring may do, fixed before it takes its first entry: whoever gets hold of it cannot open a file, connect, or write to
+//! a file.
+//!
+//! It still could use the process's other descriptors. To require that each operation names a registered file
+//! (IORING_RESTRICTION_SQE_FLAGS_REQUIRED with IOSQE_FIXED_FILE) is to require that of every entry, and the kernel refuses the flag,
+//! with EINVAL, in the update of a timeout, which moves the ring's timer (io_timeout_remove_prep(); seen on Linux 6.18). Listeners
+//! and the doorbell are not registered either.
 //!
 //! The ring begins disabled (IORING_SETUP_R_DISABLED). After this the kernel answers anything else with EACCES, for the ring's
 //! whole life (io_uring_register(2), IORING_REGISTER_RESTRICTIONS; Linux 5.10).

@@ -133,6 +133,37 @@ fn a_refresh_that_cannot_be_verified_now_leaves_the_session_its_token() {
 }
 
 #[test]
+fn new_tokens_beyond_their_rate_are_refused_unverified_and_counted() {
+    for transport in OPEN {
+        let mut bench = Bench::new();
+        bench.open(0, transport, Some("alice"));
+        // A hello on an open session gives one too.
+        let given = u32::from(transport != Native);
+        for _ in given..NEW_TOKENS_BURST {
+            assert_eq!(bench.request(0, &transport.refresh("alice")), ["expires 9 0"], "{transport:?}");
+        }
+        let accepted = bench.count(Counter::CredentialsAccepted);
+        for _ in 0..10 {
+            bench.driver.receive(0, &transport.refresh("forged"));
+            bench.turns();
+            assert_eq!(bench.take(0), ["error 109"]);
+            assert_eq!(bench.driver.shard.poll_credentials(), None);
+        }
+        let hello = bench.request(0, &transport.hello("alice", "\"tokens\""));
+        assert_eq!(hello, ["error 109"], "{transport:?}");
+        assert_eq!(bench.count(Counter::CredentialsRefusedRate), 11);
+        bench.pass(1_000);
+        assert_eq!(bench.request(0, &transport.refresh("alice")), ["expires 9 0"], "{transport:?}");
+        assert_eq!(bench.request(0, &transport.refresh("alice")), ["error 109"]);
+        assert_eq!(bench.count(Counter::CredentialsAccepted), accepted + 1);
+        // The limit is each session's own.
+        bench.open(1, transport, Some("alice"));
+        assert_eq!(bench.request(1, &transport.refresh("alice")), ["expires 9 0"]);
+        bench.end();
+    }
+}
+
+#[test]
 fn an_anonymous_client_becomes_the_subject_of_its_token() {
     let permissions = Permissions { subscribe: rules(&["t.a", "news"], &[]), publish: Rules::NONE };
     let anonymous = Some(Arc::new(named("anonymous", permissions)));

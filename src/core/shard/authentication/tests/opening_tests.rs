@@ -146,6 +146,40 @@ fn credentials_whose_verdict_does_not_come_end_their_session() {
         bench.driver.shard.handle_verdict(id, verdict(&credentials), bench.driver.now);
         bench.turns();
         assert_eq!(bench.take(0), [] as [&str; 0], "it comes too late");
+        bench.driver.shard.handle_eof(SlotId(0), bench.driver.now);
+        let counts = [Counter::ClosedAuthBusy, Counter::CredentialsRefused, Counter::ClosedHandshakeDeadline];
+        assert_eq!(
+            counts.map(|counter| bench.count(counter)),
+            [1, 1, 0],
+            "{transport:?}: the server's fault"
+        );
+        bench.end();
+    }
+}
+
+#[test]
+fn what_waits_for_a_verdict_counts_as_unfinished_and_the_oldest_goes_first() {
+    let limits = Limits { frame_bytes_max: 1 << 10, unfinished_bytes_max: 1, ..with(AuthLimits::default()) };
+    let bytes_max = UNFINISHED_MESSAGES_LOWEST * limits.message_bytes_max();
+    for transport in TRANSPORTS {
+        let mut bench = Bench::with(limits.clone());
+        let mut bytes = transport.opening(Some(&"x".repeat(600)), "");
+        // What follows a hello on an open session waits, the hello itself does not.
+        (0..20).for_each(|_| bytes.extend(transport.ping()));
+        let clients = 2 * (bytes_max / bytes.len()) as u32;
+        for slot in 0..clients {
+            bench.accept(slot, transport, &bytes[..bytes.len() / 2]);
+            bench.driver.receive(slot, &bytes[bytes.len() / 2..]);
+            let held = bench.driver.shard.sessions.unfinished_bytes();
+            assert!(held <= bytes_max && held > 0, "{transport:?} {slot}: {held}");
+        }
+        let sessions = &mut bench.driver.shard.sessions;
+        let open: Vec<u32> = (0..clients).filter(|slot| sessions.open_mut(SlotId(*slot)).is_some()).collect();
+        assert!(open.is_sorted() && open[0] > 0 && *open.last().unwrap() == clients - 1, "{open:?}");
+        assert_eq!(open.len() as u32, clients - open[0], "{transport:?}: the oldest have ended");
+        bench.verify();
+        assert_eq!(bench.driver.shard.sessions.unfinished_bytes(), 0);
+        bench.driver.sent.clear();
         bench.end();
     }
 }
@@ -189,6 +223,37 @@ fn a_certificate_stands_for_a_token() {
         let session = bench.driver.shard.sessions.get(SlotId(0)).unwrap();
         assert_eq!(&*session.principal.as_ref().unwrap().subject, "alice");
         bench.end();
+    }
+}
+
+#[test]
+fn a_certificate_whose_name_is_not_listed_is_no_credentials() {
+    let read_only = Permissions { subscribe: rules(&["t.a"], &[]), publish: Rules::NONE };
+    let anonymous = Arc::new(named("anonymous", read_only));
+    for transport in TRANSPORTS {
+        for is_allowed in [true, false] {
+            let anonymous = is_allowed.then(|| anonymous.clone());
+            let mut bench = Bench::with(with(AuthLimits { anonymous, ..AuthLimits::default() }));
+            bench.accept(0, transport, b"");
+            bench.driver.shard.set_certificate_name(SlotId(0), "unlisted");
+            bench.driver.receive(0, &transport.opening(None, ""));
+            assert_eq!(bench.verify(), 1, "asked about once");
+            let events = bench.take(0);
+            if transport == Native && !is_allowed {
+                assert_eq!(events, refused(transport, 3500));
+            } else {
+                let first = if transport == Native { "welcome" } else { "101" };
+                assert_eq!(events, [first], "{transport:?} {is_allowed}");
+                let session = bench.driver.shard.sessions.get(SlotId(0)).unwrap();
+                let proof = if is_allowed { Proof::Anonymous } else { Proof::None };
+                assert_eq!(session.proof, proof, "a name that is not listed proves nothing");
+            }
+            if matches!(transport, JsonHello | FramesHello) {
+                let events = bench.request(0, &transport.hello("alice", ""));
+                assert_eq!(events[0], "welcome", "{transport:?} {is_allowed}: its hello brings a token");
+            }
+            bench.end();
+        }
     }
 }
 

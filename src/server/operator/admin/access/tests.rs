@@ -142,7 +142,7 @@ fn a_reload_replaces_operators_and_never_opens_the_listener() {
     assert!(get().is_ok());
     assert_eq!(access.reload(Some(operators())), Ok(()));
     assert_eq!(get(), Err(401));
-    assert!(access.reload(None).unwrap_err().contains("stays as it was"));
+    assert!(access.reload(None).unwrap_err().contains("is kept"));
     assert_eq!(get(), Err(401));
     let other = [table("bob", "the-token-of-bob", None, Role::Operate)];
     access.reload(Some(Arc::new(Operators::build(&other, true).unwrap()))).unwrap();

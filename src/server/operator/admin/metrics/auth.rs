@@ -1,14 +1,14 @@
-//! Metrics of authentication. None holds a token, a subject or a key.
+//! Metrics of authentication. None contains a token, a subject or a key.
 
 use std::fmt::Display;
 
 use super::{Scrape, Writer};
 
-/// Writes only those of the admin listener if clients are not authenticated.
+/// If clients are not authenticated, writes only the metrics of the admin listener.
 pub(super) fn auth(scrape: &Scrape<'_>, writer: &mut Writer) {
     const REFUSED: &str = "tickcast_admin_refused_total";
-    let help = "Requests to the admin listener refused, by reason: no credentials (missing), those of no operator (invalid), of one that \
-                may only read (role); TLS handshakes that failed (handshake).";
+    let help = "Requests to the admin listener refused, by reason: no credentials (missing), not an operator's (invalid), not allowed \
+                by the role (role); TLS handshakes that failed (handshake).";
     writer.family(REFUSED, "counter", help);
     for (reason, count) in scrape.admin_refused {
         writer.sample(REFUSED, &[("reason", reason)], count);

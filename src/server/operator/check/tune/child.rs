@@ -27,7 +27,7 @@ const STDERR_BYTES_MAX: usize = 4 << 10;
 /// Pause between two polls of the child.
 const POLL_NS: u64 = 2_000_000;
 
-/// What a child wrote, and how it ended.
+/// A child's output, and how it ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Output {
     pub(super) stdout: Vec<u8>,
@@ -37,9 +37,8 @@ pub(super) struct Output {
 }
 
 /// Runs a command to its end.
-///
-/// Kills it at the deadline, when it writes too much, or when a signal is about to end this process. Processes that it leaves
-/// behind are killed in any case.
+/// Kills it at the deadline, when it writes too much, or when a signal is about to end this process. Always kills processes
+/// that it leaves behind.
 ///
 /// # Errors
 /// Why it could not start or was killed.

@@ -1,4 +1,4 @@
-//! Finding the `tickcast-tune` that belongs to this program, and whether it can be trusted.
+//! Finds the `tickcast-tune` that belongs to this program, and decides whether it can be trusted.
 
 use std::{
     env, fs,
@@ -56,8 +56,7 @@ pub fn locate(named: Option<&Path>) -> Result<TuneTool, String> {
 }
 
 /// Finds the tool that belongs to the program at this path.
-///
-/// Looks only where whoever installed the program also installed the tool, never in the working folder.
+/// Looks only where the program's installation puts the tool, never in the working folder.
 fn beside(program: &Path) -> TuneTool {
     let Some(folder) = program.parent() else { return TuneTool::Missing };
     let is_installed = folder.file_name().is_some_and(|name| name == "bin");

@@ -1,8 +1,7 @@
 //! The peer address and round trip of a socket, for operators. Both need a descriptor.
-//!
-//! After the handshake a socket is only a registered file. From Linux 6.8 on the ring can return a descriptor of it
-//! (IORING_OP_FIXED_FD_INSTALL); it is requested here, read and closed, so that a client costs none. On older kernels
-//! nothing is known of a socket after its handshake.
+//! After the handshake a socket is only a registered file. Since Linux 6.8 the ring can return a descriptor of it
+//! (IORING_OP_FIXED_FD_INSTALL). This module requests one, reads the values and closes it, so that a client costs no
+//! descriptor. On older kernels these values are unknown after the handshake.
 
 use std::{
     io,

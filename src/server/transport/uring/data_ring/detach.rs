@@ -1,8 +1,7 @@
 //! Moving an open socket out of a ring, to another shard's.
-//!
-//! io_uring returns a registered file as a descriptor only from Linux 6.8 on (IORING_OP_FIXED_FD_INSTALL). Therefore the
-//! descriptor from the accept is kept while the socket may still move, that is during the handshake: a process has that
-//! many descriptors anyway, and a client costs none after it.
+//! Only since Linux 6.8 can io_uring turn a registered file back into a descriptor (IORING_OP_FIXED_FD_INSTALL). Therefore the
+//! ring keeps the descriptor from the accept while the socket may still move, that is, during the handshake. A process has
+//! enough descriptors for that, and a client costs none afterwards.
 
 use std::{io, os::fd::OwnedFd};
 

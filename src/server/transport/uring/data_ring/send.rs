@@ -10,7 +10,7 @@ use crate::{
     transport::uring::shim::{Operation, Shim, Verdict},
 };
 
-/// What a full socket did not take.
+/// The bytes that a full socket did not accept.
 #[derive(Debug)]
 pub(super) struct Parked {
     pub(super) bytes: Box<[u8]>,

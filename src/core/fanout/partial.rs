@@ -1,0 +1,106 @@
+//! Subscriptions to patterns that are only partly allowed. A topic that the session's permissions do not name does not exist for
+//! it: it is not announced, and neither its ticks nor its gaps, history and last values are delivered.
+//!
+//! ```text
+//!  live, by a wildcard group     a group for each permission set, which is asked once for each topic: EgressTopic::is_permitted
+//!  by a membership of its own    no membership of a topic that the session may not receive: Subscription::delivers
+//! ```
+
+use std::sync::Arc;
+
+use super::{Begun, Fanout, StartFrom, Subscription, topic::EgressTopic, topic_ref};
+use crate::{
+    ids::SlotId,
+    principal::{Permissions, Principal},
+    session::{Session, table::Sessions},
+};
+use tickcast_proto::ids::TopicId;
+
+/// Permission sets of which a topic remembers whether they name it.
+const PERMITTED_REMEMBERED_MAX: usize = 8;
+
+/// Whether permission sets name a topic. They stay alive with it, so no other can have their address.
+///
+/// Bound: [`PERMITTED_REMEMBERED_MAX`].
+#[derive(Debug, Default)]
+pub(super) struct Permitted(Vec<(Arc<Permissions>, bool)>);
+
+impl EgressTopic {
+    /// Whether it is delivered to a group with this filter. Compares it with the filter's patterns only if it does not remember the
+    /// answer.
+    pub(super) fn is_permitted(&mut self, filter: &Arc<Permissions>) -> bool {
+        let Permitted(known) = &mut **self.wildcard.permitted.get_or_insert_default();
+        if let Some((_, permits)) = known.iter().find(|(known, _)| Arc::ptr_eq(known, filter)) {
+            return *permits;
+        }
+        let permits = filter.subscribe.permits(&self.info.name);
+        if known.len() == PERMITTED_REMEMBERED_MAX {
+            known.clear();
+        }
+        known.push((filter.clone(), permits));
+        permits
+    }
+}
+
+impl Subscription {
+    /// Whether it delivers a topic that its pattern matches to a session of this principal.
+    pub(super) fn delivers(&self, topic: &str, principal: Option<&Principal>) -> bool {
+        !self.is_partial || principal.is_some_and(|principal| principal.permissions.subscribe.permits(topic))
+    }
+}
+
+impl Session {
+    /// Whether one of its subscriptions is only partly allowed.
+    pub(super) fn has_partial(&self) -> bool {
+        self.subscriptions.iter().any(|held| held.is_partial)
+    }
+}
+
+impl Fanout {
+    /// Whether a session may receive an open topic through its subscription to an entry's pattern, which matches.
+    pub(super) fn delivers(&self, entry: u32, id: TopicId, slot: SlotId, sessions: &Sessions) -> bool {
+        let Some(session) = sessions.get(slot) else { return false };
+        let (held, topic) = (session.subscriptions.to(entry), topic_ref(&self.topics, id, self.shards));
+        let principal = session.principal.as_deref();
+        held.zip(topic).is_some_and(|(held, topic)| held.delivers(&topic.info.name, principal))
+    }
+
+    /// What a session may receive through its subscription to an entry's pattern, if that is only a part of its topics.
+    pub(super) fn filter(&self, entry: u32, slot: SlotId, sessions: &Sessions) -> Option<Arc<Permissions>> {
+        let session = sessions.get(slot)?;
+        let is_partial = session.subscriptions.to(entry).is_some_and(|held| held.is_partial);
+        let permissions = session.principal.as_ref().map(|principal| principal.permissions.clone());
+        is_partial.then(|| permissions.unwrap_or_default())
+    }
+
+    /// Whether a session with new permissions must join the topics of a pattern one by one, if these allow another part of it.
+    pub fn rejoins(&self, index: u32, slot: SlotId, sessions: &Sessions) -> bool {
+        let held = sessions.get(slot).and_then(|session| session.subscriptions.to(index));
+        self.entries[index as usize]
+            .as_ref()
+            .zip(held)
+            .is_some_and(|(entry, held)| !entry.is_exact && !entry.shares(held.delivery))
+    }
+
+    /// Begins to deliver a subscription by new permissions of its session, which allow all of its pattern, or a part. `None` if the
+    /// session does not hold it.
+    pub fn begin_refilter(
+        &mut self,
+        index: u32,
+        slot: SlotId,
+        is_partial: bool,
+        sessions: &mut Sessions,
+    ) -> Option<Begun> {
+        let held = *sessions.open_mut(slot)?.subscriptions.to(index)?;
+        let rejoins = self.rejoins(index, slot, sessions);
+        self.leave_members(held, slot, sessions);
+        let now = sessions.open_mut(slot)?.subscriptions.to_mut(index)?;
+        if held.position.is_none() {
+            now.is_partial = is_partial;
+            return Some(Begun::Done);
+        }
+        *now = Subscription { is_partial, ..Subscription::new(index, held.delivery, StartFrom::Live) };
+        self.enter_members(index, slot, sessions);
+        Some(self.begin_change(index, slot, rejoins, sessions))
+    }
+}
