@@ -39,6 +39,7 @@ use tickcast_proto::{
 /// 2. [`Connection::handle_bytes`] with what was read, or [`Connection::handle_eof`] at the end of the stream.
 /// 3. [`Connection::poll_event`] until it returns `None`, then from 1 again. The connection answers the server's pings
 ///    without an event, and the server closes clients that do not answer in time.
+///
 /// After an error, the connection returns the same error from every call: drop the socket.
 ///
 /// Memory: about 1.3 KB, or 2.3 KB over a WebSocket (10,000 connections of the load client, one topic each), at most
