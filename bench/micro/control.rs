@@ -6,7 +6,7 @@
 //!   everything that its shard does for it, as its home too.
 //! - `visit`: a session subscribes to a pattern that matches none of the 20,000 topics. An iteration is one topic.
 
-use std::hint::black_box;
+use std::{hint::black_box, sync::Arc};
 
 use criterion::Criterion;
 use tickcast_core::{
@@ -121,6 +121,7 @@ fn home() -> Home {
         TOPICS,
         CreationLimits::default(),
         Retention { history, history_bytes_max, last_values, idle: Rules::all(0) },
+        Arc::default(),
     );
     for topic in 0..TOPICS {
         let created = home.find_or_create(

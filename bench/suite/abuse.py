@@ -12,12 +12,13 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from abuses import ABUSES, GO, Target
+from abuses import ABUSES, CONFIGURATIONS, GO, Target
 from processes import Processes, RunFailed, cpu_seconds, descriptor_limit, resident_bytes
 
 START_S = 15.0
@@ -120,11 +121,17 @@ def main() -> int:
 
 def measure(folder: Path, name: str | None, seconds: int) -> Row:
     """The healthy load beside an abuse, or alone."""
-    with Processes() as processes:
+    with Processes() as processes, tempfile.TemporaryDirectory() as scratch:
+        configuration, tenant_socket = [], ""
+        if name in CONFIGURATIONS:
+            file, tenant_socket = Path(scratch, "tickcast.toml"), str(Path(scratch, "tenant.sock"))
+            file.write_text(CONFIGURATIONS[name].format(socket=tenant_socket))
+            configuration = ["--config", str(file)]
         server = processes.start(
             [
                 str(folder / "tickcast"),
                 "serve",
+                *configuration,
                 *("--tcp", "127.0.0.1:0", "--http", "127.0.0.1:0", "--admin", "127.0.0.1:0"),
                 *("--shards", "2", "--sim-producers", "50", "--sim-rate", "20", "--sim-size", "100"),
             ]
@@ -133,7 +140,7 @@ def measure(folder: Path, name: str | None, seconds: int) -> Row:
         tcp, http, admin = (int(re.search(rf"{key}=127\.0\.0\.1:(\d+)", line)[1]) for key in ("tcp", "http", "admin"))
         abuser, did = None, "nothing"
         if name:
-            target = Target(tcp, http, admin, server.pid, WARM_UP_S, seconds)
+            target = Target(tcp, http, admin, server.pid, WARM_UP_S, seconds, tenant_socket)
             abuser = processes.start(
                 [sys.executable, __file__, "--abuse", name, "--target", json.dumps(target.__dict__)]
             )

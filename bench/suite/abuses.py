@@ -34,6 +34,8 @@ class Target:
     pid: int
     warm_up_s: int
     seconds: int
+    # The Unix socket of the listener of the tenant "abusive"; empty without tenants.
+    tenant_socket: str = ""
 
     def begin(self) -> float:
         """Says that everything is prepared, and waits for the window to begin; returns when it ends."""
@@ -86,6 +88,21 @@ def connect(port: int, receive_buffer: int | None = None) -> socket.socket:
 def native(target: Target, receive_buffer: int | None = None) -> socket.socket:
     """A native session."""
     connection = connect(target.tcp, receive_buffer)
+    connection.sendall(hello())
+    return connection
+
+
+def unix_connection(target: Target) -> socket.socket:
+    """A connection to the listener of the tenant."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(TIMEOUT_S)
+    connection.connect(target.tenant_socket)
+    return connection
+
+
+def native_of_tenant(target: Target) -> socket.socket:
+    """A connection to the listener of the tenant that has said hello."""
+    connection = unix_connection(target)
     connection.sendall(hello())
     return connection
 
@@ -284,6 +301,41 @@ def silent_admins(target: Target) -> None:
     done(f"{len(connections):,} connections", end)
 
 
+def tenant(target: Target) -> None:
+    """a tenant far over each of its quotas: 8 publishers, 100 subscribers that read, new topics and connections"""
+    end, sent, refused = target.begin(), [0] * 8, 0
+    readers = [native_of_tenant(target) for _ in range(100)]
+    for reader in readers:
+        reader.sendall(b"".join(subscribe(pattern, CONFLATE) for pattern in (">", "flood.*", "new.*")))
+        discard(reader)
+
+    def run(number: int) -> None:
+        publisher = native_of_tenant(target)
+        discard(publisher)
+        while time.monotonic() < end:
+            topic = f"flood.{number}" if sent[number] % 5_000 else f"new.{number}.{sent[number]}"
+            publisher.sendall(publish(topic, bytes(1_000)) * 500)
+            sent[number] += 500
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    held = []
+    while time.monotonic() < end:
+        connection = unix_connection(target)
+        connection.sendall(hello())
+        held.append(connection)
+        if len(held) == 500:
+            refused += len(held)
+            for old in held:
+                old.close()
+            held.clear()
+        time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    done(f"{sum(sent):,} ticks, {refused + len(held):,} connections", end)
+
+
 ABUSES = {
     "churn": churn,
     "overlapping": overlapping,
@@ -294,4 +346,33 @@ ABUSES = {
     "unfinished": unfinished,
     "patterns": patterns,
     "silent-admins": silent_admins,
+    "tenant": tenant,
+}
+
+# What the server's configuration file adds for an abuse; {socket} is the path of `Target.tenant_socket`.
+CONFIGURATIONS = {
+    "tenant": """\
+[[tenant]]
+name = "abusive"
+[tenant.quota]
+connections = 200
+subscriptions = 250
+topics = 50
+publish_rate = 2000
+egress_rate = "5MiB"
+history = "4MiB"
+[[listener]]
+kind = "native"
+address = "127.0.0.1:0"
+[[listener]]
+kind = "http"
+address = "127.0.0.1:0"
+[[listener]]
+kind = "admin"
+address = "127.0.0.1:0"
+[[listener]]
+kind = "native"
+address = "unix:{socket}"
+tenant = "abusive"
+""",
 }

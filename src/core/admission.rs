@@ -70,6 +70,8 @@ pub enum Refusal {
     Rate,
     /// The shard is overloaded.
     Overload,
+    /// Its tenant has used up its quota.
+    Tenant,
 }
 
 impl Refusal {
@@ -77,7 +79,7 @@ impl Refusal {
     pub fn status(self) -> u16 {
         match self {
             Refusal::Clients | Refusal::Overload => 503,
-            Refusal::Source | Refusal::Rate => 429,
+            Refusal::Source | Refusal::Rate | Refusal::Tenant => 429,
         }
     }
 
@@ -87,6 +89,7 @@ impl Refusal {
             Refusal::Clients => "the server is at its connection limit (--max-clients)",
             Refusal::Source => "too many connections from your address (--max-clients-per-source)",
             Refusal::Overload => "the server is overloaded (--overload-refuse)",
+            Refusal::Tenant => "the tenant has as many connections as it may have (quota of its [[tenant]])",
             Refusal::Rate => "connections arrive faster than the server accepts them (--accept-rate)",
         }
     }
@@ -98,6 +101,7 @@ impl Refusal {
             Refusal::Source => Counter::SessionsRefusedSource,
             Refusal::Rate => Counter::SessionsRefusedRate,
             Refusal::Overload => Counter::SessionsRefusedOverload,
+            Refusal::Tenant => Counter::SessionsRefusedTenant,
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     limits,
     networks::Networks,
     principal::Principal,
+    tenants::Tenants,
 };
 use tickcast_proto::{
     http::access::Access,
@@ -84,6 +85,8 @@ pub struct Limits {
     pub auth: Option<AuthLimits>,
     /// Whether `/echo` is served.
     pub debug_echo: bool,
+    /// Namespaces of topics.
+    pub tenants: Arc<Tenants>,
 }
 
 /// The core's part of authentication. The verifier has the keys.
@@ -173,6 +176,7 @@ impl Default for Limits {
             identity_replaces: false,
             auth: None,
             debug_echo: false,
+            tenants: Arc::default(),
         }
     }
 }
@@ -210,12 +214,23 @@ impl Limits {
             unfinished_bytes_max: other.unfinished_bytes_max,
             patterns_bytes_max: other.patterns_bytes_max,
             positions_bytes_max: other.positions_bytes_max,
+            tenants: self.reloaded_tenants(other),
             // Sessions from before have no principal.
             auth: match (&self.auth, &other.auth) {
                 (Some(_), Some(auth)) => Some(auth.clone()),
                 (auth, _) => auth.clone(),
             },
             ..self.clone()
+        }
+    }
+
+    /// The tenants of `other`, with the ids and exports of these. Sessions from before the first tenant have claims that nobody has
+    /// checked, so the first needs a restart.
+    fn reloaded_tenants(&self, other: &Limits) -> Arc<Tenants> {
+        let now = &self.tenants;
+        match now.is_configured().then(|| now.reloaded(&other.tenants)) {
+            Some(Ok(tenants)) if tenants != **now => Arc::new(tenants),
+            _ => now.clone(),
         }
     }
 
@@ -244,6 +259,15 @@ impl Limits {
                 "auth: {current} until a restart, because open sessions would have no principal"
             ));
         }
+        match (self.tenants.is_configured(), self.tenants.reloaded(&new.tenants)) {
+            (false, _) if new.tenants.is_configured() => lines.push(
+                "tenant: none until a restart, because nobody has checked what open sessions claim".into(),
+            ),
+            (true, Err(error)) => {
+                lines.push(format!("tenant: all stay as they are until a restart: {error}"))
+            }
+            _ => {}
+        }
         lines
     }
 }
@@ -251,7 +275,11 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::budgets::Rates;
+    use crate::{
+        budgets::Rates,
+        ids::TenantId,
+        tenants::{Exports, TenantConfig},
+    };
 
     #[test]
     fn only_reloadable_limits_change() {
@@ -283,6 +311,27 @@ mod tests {
             assert_eq!(live.auth, now.auth);
             assert!(live.changes_needing_restart(new)[0].starts_with("auth: "));
         }
+    }
+
+    #[test]
+    fn tenants_change_while_the_server_runs_but_the_first_needs_a_restart() {
+        let with = |names: &[&str]| {
+            let config = |name: &&str| TenantConfig { name: (*name).into(), ..TenantConfig::default() };
+            let tenants = Tenants::new(names.iter().map(config).collect(), Exports::default(), 1).unwrap();
+            Limits { tenants: tenants.into(), ..Limits::default() }
+        };
+        let (none, one, two) = (Limits::default(), with(&["a"]), with(&["b", "a"]));
+        let live = one.with_reloadable_from(&two);
+        assert_eq!(
+            (live.tenants.by_name("a"), live.tenants.by_name("b")),
+            (Some(TenantId(1)), Some(TenantId(2)))
+        );
+        assert!(live.changes_needing_restart(&two).is_empty());
+        assert!(Arc::ptr_eq(&one.with_reloadable_from(&one.clone()).tenants, &one.tenants));
+        let live = none.with_reloadable_from(&one);
+        assert!(!live.tenants.is_configured());
+        assert!(live.changes_needing_restart(&one)[0].starts_with("tenant: none until a restart"));
+        assert!(one.with_reloadable_from(&none).tenants.by_name("a").is_none(), "it is removed");
     }
 
     #[test]

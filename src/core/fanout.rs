@@ -19,7 +19,7 @@ pub use self::{
     conflation::{CloseBudget, PaceTimer},
     egress_logs::{EgressLogs, LogIndex},
     recovery::HistoryRequest,
-    subscriptions::{ALL_TOPICS, Interest, Registration, StartFrom, Subscription},
+    subscriptions::{Interest, Registration, StartFrom, Subscription, cover_of},
     walks::{Begun, Departure, MembershipWalk},
 };
 use self::{
@@ -27,14 +27,16 @@ use self::{
     subscriptions::{PatternEntry, PendingEntry},
     topic::{EgressTopic, Group, Life},
     walks::Joining,
-    wildcard::Wildcards,
+    wildcard::{Matching, Wildcards},
 };
 use crate::{
     home::last_value::LastValuesBudget,
-    ids::{SlotId, SourceId},
+    ids::{SlotId, SourceId, TenantId},
     pattern_trie::PatternTrie,
     placement,
     session::table::{Offered, Sessions},
+    tenants::Exports,
+    topic_key,
 };
 use tickcast_proto::{
     frame::Frame,
@@ -42,7 +44,8 @@ use tickcast_proto::{
     subscription::{Policy, Rules},
 };
 
-/// The subscriptions of one shard: patterns, topics and their members.
+/// The subscriptions of one shard: patterns, topics and their members. The names of both are [keys](crate::topic_key), except in
+/// what clients are sent.
 ///
 /// Invariant: a session receives a topic once while any of its live patterns matches the topic: through a membership, or
 /// through the wildcard groups of those patterns.
@@ -66,20 +69,22 @@ pub struct Fanout {
     /// Bytes of the long wildcards that the homes know. Bound: [`crate::limits::LONG_WILDCARDS_BYTES`].
     long_wildcards_bytes: usize,
     next_request: u32,
+    /// The highest tenant of a pattern so far.
+    tenant_highest: TenantId,
     /// Sessions that waited for a pattern whose homes are ready now. Bound: the subscriptions of the shard's sessions.
     woken: VecDeque<SlotId>,
     wildcards: Wildcards,
     /// Subscriptions that are going live. Bound: [`crate::limits::JOINS_ACTIVE_MAX`].
     joining: Vec<Joining>,
     topics: Topics,
-    by_name: HashMap<Box<str>, TopicId>,
+    by_key: HashMap<Box<str>, TopicId>,
     /// Sessions with room for another chunk of history. Bound: one entry a session.
     pulls: VecDeque<SlotId>,
     match_counts: MatchCounts,
     /// Topics that their homes have forgotten, and whose members must leave. Bound: `topics_max`.
     forgotten: VecDeque<TopicId>,
-    /// The forgotten topics by name, until they are dropped or live again. Bound: `topics_max`.
-    forgotten_names: HashMap<Box<str>, TopicId>,
+    /// The forgotten topics by key, until they are dropped or live again. Bound: `topics_max`.
+    forgotten_keys: HashMap<Box<str>, TopicId>,
     /// Forgotten topics whose members have left. Bound: [`crate::limits::TURN_TOPICS_DROPPED`].
     memberless: Vec<TopicId>,
     /// Timers to set for paced ticks. Bound: one entry a paced membership, until taken.
@@ -99,6 +104,8 @@ pub struct Settings {
     pub behind_bytes: usize,
     /// Topics of each home. Fixed at the start.
     pub home_topics_max: usize,
+    /// What tenants export to others. Fixed at the start.
+    pub exports: Exports,
 }
 
 /// Delivery counts since they were last taken.
@@ -133,15 +140,16 @@ impl Fanout {
             source_bytes: HashMap::new(),
             long_wildcards_bytes: 0,
             next_request: 1,
+            tenant_highest: TenantId::DEFAULT,
             woken: VecDeque::new(),
             wildcards: Wildcards::new(policies),
             joining: Vec::new(),
             topics: Topics { homes: (0..shards).map(|_| Vec::new()).collect(), places },
-            by_name: HashMap::new(),
+            by_key: HashMap::new(),
             pulls: VecDeque::new(),
             match_counts: MatchCounts::default(),
             forgotten: VecDeque::new(),
-            forgotten_names: HashMap::new(),
+            forgotten_keys: HashMap::new(),
             memberless: Vec::new(),
             pace_timers: Vec::new(),
             tally: DeliveryCounts::default(),
@@ -164,7 +172,7 @@ impl Fanout {
 
     /// Number of topics open on this shard.
     pub fn topics_len(&self) -> usize {
-        self.by_name.len()
+        self.by_key.len()
     }
 
     /// Returns the counts since the last call.
@@ -189,20 +197,20 @@ impl Fanout {
         self.entries.iter().flatten().map(PatternEntry::groups_bytes).sum()
     }
 
-    /// Opens a topic whose ticks its home sends from now on. Sessions whose subscription needs a membership join.
+    /// Opens the topic of a key, whose ticks its home sends from now on. Sessions whose subscription needs a membership join.
     pub fn handle_open(
         &mut self,
         id: TopicId,
         epoch: u64,
-        name: &str,
+        key: &str,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
         let Some((home, place)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
         };
-        if !self.forgotten_names.is_empty() {
-            self.end_last_life(name, sessions, logs);
+        if !self.forgotten_keys.is_empty() {
+            self.end_last_life(key, sessions, logs);
         }
         let of_home = &mut self.topics.homes[usize::from(home)];
         if of_home.len() <= place as usize {
@@ -210,10 +218,10 @@ impl Fanout {
         }
         debug_assert!(of_home[place as usize].is_none(), "a home opens a topic once");
         let is_homed_here = id.home(self.shards) == self.shard;
-        let policy = self.settings.policies.of(name);
-        let mut topic = EgressTopic::new(id, epoch, name, policy, is_homed_here);
+        let policy = self.settings.policies.of(topic_key::name(key));
+        let mut topic = EgressTopic::new(id, epoch, key, policy, is_homed_here);
         let mut slots = Vec::new();
-        let exact = self.patterns.get_mut(name).copied();
+        let exact = self.patterns.get_mut(key).copied();
         let entries = &self.entries;
         let mut add = |index: u32| {
             let Some(entry) = entries[index as usize].as_ref() else {
@@ -224,7 +232,10 @@ impl Fanout {
         // A look at all patterns only if a wildcard has members: a home may open thousands of topics in one turn.
         match self.wildcards.has_members() {
             false => exact.into_iter().for_each(add),
-            true => drop(self.patterns.for_each_match(name, |&index| add(index))),
+            true => {
+                let Matching { patterns, tenant_highest, exports } = self.matching();
+                exports.for_each_match(patterns, tenant_highest, key, |&index| add(index));
+            }
         }
         // Several of a session's patterns may match.
         slots.sort_unstable();
@@ -232,7 +243,7 @@ impl Fanout {
         for slot in slots {
             let Some(session) = sessions.get(slot) else { continue };
             let merged = wildcard::merged(
-                &self.patterns,
+                self.matching(),
                 entries,
                 &topic,
                 session.subscriptions.iter(),
@@ -246,9 +257,9 @@ impl Fanout {
         self.topics.homes[usize::from(home)][place as usize] = Some(Box::new(topic));
         let (topics, shards) = (&self.topics, self.shards);
         let is_uncounted = |id| topic_ref(topics, id, shards).is_some_and(EgressTopic::waits_to_be_counted);
-        self.match_counts.new_topic(id, self.by_name.len(), is_uncounted);
-        self.by_name.insert(name.into(), id);
-        self.note_joined(id, name);
+        self.match_counts.new_topic(id, self.by_key.len(), is_uncounted);
+        self.by_key.insert(key.into(), id);
+        self.note_joined(id, key);
         self.evict_overflowing(sessions, logs);
         self.invariants(None);
     }
@@ -266,14 +277,14 @@ impl Fanout {
         debug_assert!(topic.members_len() == 0, "a topic closes only after its last member left");
         topic.last_values.release(&mut self.settings.last_values);
         match topic.life {
-            Life::Current => drop(self.by_name.remove(&topic.info.name)),
-            _ if self.forgotten_names.get(&topic.info.name) == Some(&id) => {
-                self.forgotten_names.remove(&topic.info.name);
+            Life::Current => drop(self.by_key.remove(topic.key())),
+            _ if self.forgotten_keys.get(topic.key()) == Some(&id) => {
+                self.forgotten_keys.remove(topic.key());
             }
             Life::Forgotten | Life::Ended => {}
         }
         if topic.is_counted {
-            self.count_topic(id, &topic.info.name, false);
+            self.count_topic(id, topic.key(), false);
         }
         self.invariants(None);
     }
@@ -408,6 +419,7 @@ mod tests {
             last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
             behind_bytes: 1 << 16,
             home_topics_max: 16,
+            exports: Exports::default(),
         };
         let mut fanout = Fanout::new(OWN, SHARDS, 1, settings);
         let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));

@@ -6,8 +6,9 @@ mod idle;
 mod interest;
 pub mod last_value;
 mod shard_set;
+mod tenancy;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 pub use self::{
     creation::{CreationLimits, Creator, TopicLookup, TopicRefusal},
@@ -21,8 +22,12 @@ use crate::{
         idle::{Idle, LastSeen, Lives, PlaceState},
         interest::Interest,
         last_value::{LastValues, LastValuesBudget},
+        tenancy::Tenancy,
     },
+    ids::TenantId,
     limits::{HISTORY_CHUNK_BYTES, LAST_VALUES_LOOKS_MAX, TURN_TRIM_BYTES, TURN_TRIM_TOPICS},
+    tenants::Tenants,
+    topic_key,
 };
 use tickcast_proto::{
     frame::{self, FLAG_SNAPSHOT, Frame, Kind, TickParts},
@@ -88,8 +93,8 @@ pub struct Retention {
 /// A topic at its home.
 #[derive(Debug)]
 pub struct HomeTopic {
-    /// Name.
-    pub name: Box<str>,
+    /// Key: tenant and name.
+    pub key: Box<str>,
     /// Id on the wire.
     pub id: TopicId,
     /// Whom it counts for.
@@ -111,6 +116,16 @@ pub struct HomeTopic {
 }
 
 impl HomeTopic {
+    /// Its name, as clients see it.
+    pub fn name(&self) -> &str {
+        topic_key::name(&self.key)
+    }
+
+    /// Whose topic it is.
+    pub fn tenant(&self) -> TenantId {
+        topic_key::split(&self.key).0
+    }
+
     /// The topic's recent ticks.
     pub fn history(&self) -> &History {
         &self.history
@@ -188,16 +203,17 @@ pub struct Home {
     /// The frame of a tick whose topic has no room for it.
     unkept: Vec<u8>,
     topics: Vec<HomeTopic>,
-    by_name: HashMap<Box<str>, u32>,
+    by_key: HashMap<Box<str>, u32>,
     interest: Interest,
     idle: Idle,
     lives: Lives,
     accounts: Accounts,
+    tenancy: Tenancy,
 }
 
 impl Home {
     /// An empty home that sequences at most `topics_max` topics. `server_epoch`: microseconds since 1970 when the server
-    /// started.
+    /// started. All names of topics and patterns that it is given are [keys](crate::topic_key).
     pub fn new(
         shard: ShardId,
         shards: u16,
@@ -205,6 +221,7 @@ impl Home {
         topics_max: usize,
         limits: CreationLimits,
         retention: Retention,
+        tenants: Arc<Tenants>,
     ) -> Home {
         Home {
             shard,
@@ -222,8 +239,9 @@ impl Home {
             last_values_evicted: 0,
             unkept: Vec::new(),
             topics: Vec::new(),
-            by_name: HashMap::new(),
-            interest: Interest::new(shards),
+            by_key: HashMap::new(),
+            interest: Interest::new(shards, tenants.exports().clone()),
+            tenancy: Tenancy::new(shard, tenants),
         }
     }
 
@@ -240,12 +258,17 @@ impl Home {
         self.trim_next = Some(0);
         if history != self.retention.history {
             for topic in &mut self.topics {
-                topic.bounds = history.of(&topic.name);
+                topic.bounds = history.of(topic.name());
             }
         }
         self.retention.last_values.keys_max = keys_max;
         (self.retention.history, self.retention.history_bytes_max) = (history, history_bytes_max);
         self.invariants();
+    }
+
+    /// Changes the tenants' quotas. What they use already stays; what they export cannot change.
+    pub fn set_tenants(&mut self, tenants: Arc<Tenants>) {
+        self.tenancy.set_tenants(tenants);
     }
 
     /// Whether a trim is pending.
@@ -259,8 +282,11 @@ impl Home {
         let Some(first) = self.trim_next else { return 0 };
         let (mut next, mut copied) = (first, 0);
         while next < self.topics.len() && next - first < TURN_TRIM_TOPICS && copied < TURN_TRIM_BYTES {
-            let HomeTopic { history, bounds, .. } = &mut self.topics[next];
-            copied += history.trim(*bounds, now_ns, &mut self.history_left_bytes);
+            let HomeTopic { key, history, bounds, .. } = &mut self.topics[next];
+            self.tenancy.with_budget(key, &mut self.history_left_bytes, |left| {
+                copied += history.trim(*bounds, now_ns, left);
+                false
+            });
             next += 1;
         }
         // Each pass halves the histories, so a few passes suffice.
@@ -307,7 +333,8 @@ impl Home {
             }
         };
         let left = &mut self.history_left_bytes;
-        topic.history.push(sequence.0, bytes, topic.bounds, now_ns, left);
+        let HomeTopic { key, history, bounds, .. } = topic;
+        self.tenancy.with_budget(key, left, |left| history.push(sequence.0, bytes, *bounds, now_ns, left));
         let tick = Frame { header, kind: Kind::Tick, bytes };
         Sequenced { tick, interested: topic.interested }
     }
@@ -414,7 +441,7 @@ impl Home {
 
     /// Number of topics.
     pub fn len(&self) -> usize {
-        self.by_name.len()
+        self.by_key.len()
     }
 
     /// Number of places for topics, from index 0 on. Some may be vacant.
@@ -429,7 +456,7 @@ impl Home {
 
     /// Whether there is no topic.
     pub fn is_empty(&self) -> bool {
-        self.by_name.is_empty()
+        self.by_key.is_empty()
     }
 
     /// Registers a shard's first subscriber of `pattern`. Topics created from now on are opened to it at once, existing
@@ -446,7 +473,7 @@ impl Home {
             return self.interest.add_wildcard(shard, pattern, request, self.topics.len());
         }
         self.interest.add_exact(shard, pattern);
-        if let Some(&index) = self.by_name.get(pattern) {
+        if let Some(&index) = self.by_key.get(pattern) {
             let topic = &mut self.topics[index as usize];
             if !topic.interested.contains(shard) {
                 topic.interested.insert(shard);
@@ -467,10 +494,10 @@ impl Home {
     ) {
         self.interest.remove(shard, pattern, self.topics.len());
         if pattern::is_exact(pattern)
-            && let Some(&index) = self.by_name.get(pattern)
+            && let Some(&index) = self.by_key.get(pattern)
         {
             let topic = &mut self.topics[index as usize];
-            if topic.interested.contains(shard) && !self.interest.of(&topic.name).contains(shard) {
+            if topic.interested.contains(shard) && !self.interest.of(&topic.key).contains(shard) {
                 topic.interested.remove(shard);
                 notify(InterestEvent::Close(shard, topic));
             }
@@ -500,8 +527,8 @@ impl Home {
         if cfg!(debug_assertions) {
             assert_eq!(
                 self.topics.len() - self.idle.vacant.len() - self.idle.closing,
-                self.by_name.len(),
-                "every topic has its name in the table"
+                self.by_key.len(),
+                "every topic has its key in the table"
             );
             assert!(self.topics.len() <= self.topics_max, "topics are bounded");
             self.accounts.invariants(self.topics.len());
@@ -519,7 +546,7 @@ impl Home {
             for topic in self.topics.iter().filter(|topic| topic.is_open()).take(TOPICS_CHECKED) {
                 assert_eq!(
                     topic.interested,
-                    self.interest.of(&topic.name),
+                    self.interest.of(&topic.key),
                     "a shard gets the topics that its patterns match"
                 );
             }

@@ -29,6 +29,23 @@ impl SourceId {
     }
 }
 
+/// A tenant: a namespace of topics. The index of its entry in [`Tenants`](crate::tenants::Tenants), the same on every shard, and
+/// never used for another tenant while the server runs.
+///
+/// Bound: [`crate::limits::TENANTS_MAX`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TenantId(pub u16);
+
+impl TenantId {
+    /// The tenant of sessions and sources that have no other. It has no name.
+    pub const DEFAULT: TenantId = TenantId(0);
+
+    /// Returns the index into tables by tenant.
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
 /// Bits of a slot in a session's id, which fits into a JavaScript number.
 const SLOT_BITS: u32 = 20;
 

@@ -21,7 +21,9 @@ pub mod placement;
 pub mod principal;
 pub mod session;
 pub mod shard;
+pub mod tenants;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod timer_wheel;
 pub mod token_bucket;
+pub mod topic_key;

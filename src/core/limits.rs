@@ -8,6 +8,17 @@ pub const SHARDS_MAX: usize = 128;
 /// Most tokens in a topic name or pattern: each is at least one byte long, and a dot lies between two.
 pub const NAME_TOKENS_MAX: usize = TOPIC_BYTES_MAX.div_ceil(2);
 
+/// Most tenants, the default one and those removed since the server started included.
+pub const TENANTS_MAX: usize = 1_024;
+/// Leases into which a tenant's quota is divided, for each shard: so many that what shards have to spare is little.
+pub const LEASES_PER_SHARD: u64 = 16;
+/// Largest lease of connections, subscriptions or topics.
+pub const LEASE_UNITS_MAX: u64 = 64;
+/// Largest lease of bytes of history.
+pub const LEASE_BYTES_MAX: u64 = 1 << 20;
+/// How long a shard keeps what it has leased of a tenant's rate.
+pub const RATE_WINDOW_NS: u64 = 100_000_000;
+
 /// Largest message that `/echo` returns, as WebSocket conformance suites require.
 pub const ECHO_BYTES_MAX: usize = 16 << 20;
 

@@ -4,7 +4,10 @@ use std::hash::{BuildHasher, RandomState};
 
 use hashbrown::HashTable;
 
-use crate::limits::{NAME_TOKENS_MAX, TOPIC_BYTES_MAX};
+use crate::{
+    limits::NAME_TOKENS_MAX,
+    topic_key::{self, KEY_BYTES_MAX},
+};
 
 /// Index of the root.
 const ROOT: u32 = 0;
@@ -12,10 +15,13 @@ const ROOT: u32 = 0;
 const NONE: u32 = 0;
 /// Tokens of a node to compare for one unit of work.
 const TOKENS_PER_UNIT: usize = 8;
+/// Tokens of a key: a tenant's begins with one of its own.
+const TOKENS_MAX: usize = NAME_TOKENS_MAX + 1;
 /// What an allocation takes beyond the bytes asked for.
 pub(crate) const ALLOCATION_BYTES: usize = 16;
 
-/// A trie of patterns by token, each with a value.
+/// A trie of patterns by token, each with a value. Patterns and topics are [keys](crate::topic_key): the tenant is the first step,
+/// and no wildcard of the default tenant takes it.
 ///
 /// Nodes lie in one slab. A node holds the tokens that lead to it from its parent as one text, so a pattern takes at most two
 /// nodes, of 48 bytes each, and its text once, however many tokens it has. Nothing else needs to keep a pattern's text:
@@ -58,8 +64,8 @@ struct Node<V> {
 /// The tokens of a topic: where each begins, and its hash.
 struct TopicTokens<'a> {
     topic: &'a str,
-    starts: [u16; NAME_TOKENS_MAX],
-    hashes: [u32; NAME_TOKENS_MAX],
+    starts: [u16; TOKENS_MAX],
+    hashes: [u32; TOKENS_MAX],
     len: usize,
 }
 
@@ -160,7 +166,7 @@ impl<V> PatternTrie<V> {
 
     /// Calls `read` with the pattern of a node. A copy from the node and those above it.
     pub fn with_pattern<R>(&self, mut node: u32, read: impl FnOnce(&str) -> R) -> R {
-        let mut bytes = [0; TOPIC_BYTES_MAX];
+        let mut bytes = [0; KEY_BYTES_MAX];
         let mut start = bytes.len();
         while node != ROOT {
             let Node { text, parent, .. } = &self.nodes[node as usize];
@@ -217,7 +223,7 @@ impl<V> PatternTrie<V> {
 
     /// The value at exactly this pattern, inserted by `make` if absent.
     pub fn get_or_insert_with(&mut self, pattern: &str, make: impl FnOnce() -> V) -> &mut V {
-        debug_assert!(pattern.len() <= TOPIC_BYTES_MAX, "patterns are checked where they come in");
+        debug_assert!(pattern.len() <= KEY_BYTES_MAX, "patterns are checked where they come in");
         let (mut node, mut left) = (ROOT, pattern);
         while !left.is_empty() {
             let Some(child) = self.child(node, split_first(left).0) else {
@@ -377,11 +383,10 @@ impl<V> PatternTrie<V> {
         if self.len == 0 {
             return 1;
         }
-        let mut tokens =
-            TopicTokens { topic, starts: [0; NAME_TOKENS_MAX], hashes: [0; NAME_TOKENS_MAX], len: 0 };
+        let mut tokens = TopicTokens { topic, starts: [0; TOKENS_MAX], hashes: [0; TOKENS_MAX], len: 0 };
         let mut start = 0;
         for token in topic.split('.') {
-            if tokens.len == NAME_TOKENS_MAX {
+            if tokens.len == TOKENS_MAX {
                 debug_assert!(false, "a name is at most 255 bytes long");
                 return 1;
             }
@@ -427,15 +432,17 @@ impl<V> PatternTrie<V> {
         if *children == 0 {
             return visited;
         }
-        if *rest != NONE {
+        let token = tokens.text(at).unwrap_or_default();
+        // The wildcards at the root are the default tenant's.
+        let takes_wildcards = at > 0 || !topic_key::has_tenant(token);
+        if *rest != NONE && takes_wildcards {
             self.nodes[*rest as usize].value.iter().for_each(&mut *found);
         }
-        let token = tokens.text(at).unwrap_or_default();
         if let Some(child) = self.literal_child(node, token, tokens.hashes[at]) {
             let run = after(&self.nodes[child as usize].text, token.len());
             visited += self.visit(child, run, tokens, at + 1, found);
         }
-        if *any != NONE {
+        if *any != NONE && takes_wildcards {
             let run = after(&self.nodes[*any as usize].text, 1);
             visited += self.visit(*any, run, tokens, at + 1, found);
         }
@@ -446,9 +453,14 @@ impl<V> PatternTrie<V> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tickcast_proto::pattern::matches;
+    use crate::{ids::TenantId, topic_key::matches};
 
     impl<V> PatternTrie<V> {
+        /// Calls `visit` with every value.
+        pub(crate) fn for_each(&self, visit: impl FnMut(&V)) {
+            self.nodes.iter().filter_map(|node| node.value.as_ref()).for_each(visit);
+        }
+
         /// Checks the invariants, by a walk from the root.
         fn check(&self) {
             let (mut reached, mut text, mut edges) = (0, 0, 0);
@@ -493,7 +505,7 @@ mod tests {
                 if random.bool() {
                     pattern.push(">");
                 }
-                let pattern = pattern.join(".");
+                let pattern = topic_key::of(TenantId(random.u16(..3)), &pattern.join(".")).into_owned();
                 trie.get_or_insert_with(&pattern, || pattern.clone());
                 trie.check();
                 patterns.insert(pattern);
@@ -513,7 +525,7 @@ mod tests {
             }
             for _ in 0..20 {
                 let topic: Vec<_> = (0..random.usize(1..8)).map(|_| tokens[random.usize(..3)]).collect();
-                let topic = topic.join(".");
+                let topic = topic_key::of(TenantId(random.u16(..3)), &topic.join(".")).into_owned();
                 let mut found = Vec::new();
                 trie.for_each_match(&topic, |pattern| found.push(pattern.clone()));
                 found.sort();

@@ -240,6 +240,8 @@ pub enum AuthRefusal {
     NotYetValid,
     /// The token has been revoked.
     Revoked,
+    /// Its tenant: there is no such tenant, or two of its listener, its host name and its token name different ones. Why, for people.
+    Tenant(Box<str>),
     /// Too many credentials wait to be verified, or they took too long.
     Busy,
 }
@@ -248,7 +250,10 @@ impl AuthRefusal {
     /// The code in CLOSING: 3500 unless the client may succeed later, with a new token (3005) or with the same (3504).
     pub fn close_code(&self) -> u16 {
         match self {
-            AuthRefusal::Missing | AuthRefusal::Invalid(_) | AuthRefusal::Revoked => 3500,
+            AuthRefusal::Missing
+            | AuthRefusal::Invalid(_)
+            | AuthRefusal::Revoked
+            | AuthRefusal::Tenant(_) => 3500,
             AuthRefusal::Expired | AuthRefusal::NotYetValid => 3005,
             AuthRefusal::Busy => CLOSE_REFUSED,
         }
@@ -257,7 +262,9 @@ impl AuthRefusal {
     /// The counter of sessions that ended for it.
     pub fn counter(&self) -> Counter {
         match self {
-            AuthRefusal::Missing | AuthRefusal::Invalid(_) => Counter::ClosedUnauthorized,
+            AuthRefusal::Missing | AuthRefusal::Invalid(_) | AuthRefusal::Tenant(_) => {
+                Counter::ClosedUnauthorized
+            }
             AuthRefusal::Expired | AuthRefusal::NotYetValid => Counter::ClosedTokenExpired,
             AuthRefusal::Revoked => Counter::ClosedRevoked,
             AuthRefusal::Busy => Counter::ClosedAuthBusy,
@@ -281,6 +288,7 @@ impl fmt::Display for AuthRefusal {
             AuthRefusal::Expired => write!(f, "the token has expired"),
             AuthRefusal::NotYetValid => write!(f, "the token is not valid yet"),
             AuthRefusal::Revoked => write!(f, "the token has been revoked"),
+            AuthRefusal::Tenant(text) => write!(f, "wrong tenant: {text}"),
             AuthRefusal::Busy => write!(f, "too many tokens wait to be verified"),
         }
     }

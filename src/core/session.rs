@@ -15,6 +15,7 @@ pub mod subscriptions;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod throttle;
 
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ pub use self::{
 use crate::{
     egress_log::{EgressLog, Range},
     fanout::Subscription,
-    ids::{SessionId, SourceId, TopicId},
+    ids::{SessionId, SourceId, TenantId, TopicId},
     limits::REPLY_BYTES_MAX,
     principal::Principal,
     session::{
@@ -79,6 +80,8 @@ pub enum SendState {
     /// The socket was full, and the rest of the SEND waits for room in it: see
     /// [`Sessions::full_ns`](table::Sessions::full_ns).
     Parked,
+    /// Its tenant has used up its egress quota: it waits for more as for a full socket.
+    Throttled,
 }
 
 /// How a session's principal is known.
@@ -219,9 +222,9 @@ impl Protocol {
     }
 }
 
-const _: () = assert!(size_of::<Session>() <= 232, "the docs of Session say how large it is");
+const _: () = assert!(size_of::<Session>() <= 240, "the docs of Session say how large it is");
 
-/// One client connection. At most 232 bytes, plus what its fields point to: for an idle session with one subscription, nothing,
+/// One client connection. At most 240 bytes, plus what its fields point to: for an idle session with one subscription, nothing,
 /// or 64 bytes if the topic has ticks. State that few sessions need is boxed.
 ///
 /// Invariant, between turns: `yielding` counts the memberships, and the subscriptions in wildcard groups.
@@ -242,6 +245,10 @@ pub struct Session {
     pub principal: Option<Arc<Principal>>,
     /// How its principal is known.
     pub proof: Proof,
+    /// Whose topics it uses. Settled before it may subscribe or publish.
+    pub tenant: TenantId,
+    /// It counts as a connection of its tenant.
+    pub is_counted: bool,
     /// Its listener takes no ticks.
     pub is_read_only: bool,
     /// Its stage in the protocol.
@@ -343,6 +350,8 @@ impl Session {
             features: Features::NONE,
             principal: None,
             proof: Proof::None,
+            tenant: TenantId::DEFAULT,
+            is_counted: false,
             is_read_only: false,
             protocol: Protocol::Http(HttpSession::default()),
             input: None,

@@ -35,10 +35,12 @@ mod intake;
 mod lifecycle;
 mod overload;
 mod proxied;
+mod quotas;
 mod reload;
 mod stages;
 mod subscriptions;
 pub mod survey;
+mod tenancy;
 mod timers;
 mod unfinished;
 
@@ -49,8 +51,8 @@ use std::{
 };
 
 use self::{
-    authentication::Authentication, control::Control, intake::IntakeKind, stages::Stages, timers::Timer,
-    unfinished::Unfinished,
+    authentication::Authentication, control::Control, intake::IntakeKind, quotas::Quotas, stages::Stages,
+    timers::Timer, unfinished::Unfinished,
 };
 use crate::{
     budgets::Budgets,
@@ -130,8 +132,8 @@ struct Unsequenced<'a> {
     flags: u8,
     schema: u32,
     record: Publish,
-    /// A valid topic: checked by whoever received it.
-    topic: &'a str,
+    /// The key of a valid topic: checked by whoever received it.
+    key: &'a str,
     payload: &'a [u8],
 }
 
@@ -178,6 +180,7 @@ pub struct Shard {
     /// The identity that each session's client gave, by slot. Shown to the operator.
     identities: HashMap<SlotId, Box<str>>,
     budgets: Budgets,
+    quotas: Quotas,
     positions_memory: PositionsMemory,
     counters: Arc<Counters>,
     latency: Latency,
@@ -219,6 +222,7 @@ impl Shard {
                     last_values,
                     idle: limits.topic_idle.clone(),
                 },
+                limits.tenants.clone(),
             ),
             fanout: Fanout::new(
                 id,
@@ -229,6 +233,7 @@ impl Shard {
                     last_values,
                     behind_bytes: limits.behind_bytes,
                     home_topics_max: limits.topics_max.div_ceil(usize::from(shards)),
+                    exports: limits.tenants.exports().clone(),
                 },
             ),
             logs: EgressLogs::new(limits.egress_log_bytes),
@@ -251,6 +256,7 @@ impl Shard {
             holders: Holders::default(),
             identities: HashMap::new(),
             budgets: Budgets::new(&limits),
+            quotas: Quotas::default(),
             positions_memory: PositionsMemory::default(),
             counters,
             latency: Latency::default(),
@@ -285,12 +291,12 @@ impl Shard {
         (self.fanout.patterns_len(), self.fanout.topics_len())
     }
 
-    /// Calls `visit` with the name, the epoch and the sequence of each topic of this home that takes ticks.
+    /// Calls `visit` with the key, the epoch and the sequence of each topic of this home that takes ticks.
     #[cfg(any(test, feature = "testing"))]
     pub fn visit_lives(&self, mut visit: impl FnMut(&str, u64, u64)) {
         for topic in (0..self.home.places() as u32).map(|index| self.home.topic(index)) {
             if topic.is_open() {
-                visit(&topic.name, topic.epoch, topic.sequence.0);
+                visit(&topic.key, topic.epoch, topic.sequence.0);
             }
         }
     }
@@ -378,6 +384,7 @@ impl Shard {
         self.logs.note_time(now.monotonic_ns);
         self.sessions.note_time(now);
         self.end_overload(now);
+        self.release_throttled(now);
         worked |= self.resume_paused(now);
         self.preferred_intake = self.preferred_intake.next(self.shards > 1);
         worked |= self.handle_timers(now);
@@ -506,6 +513,7 @@ impl Shard {
             .into_iter()
             .chain(self.idle_walk_due_ns())
             .chain(self.overloaded_until_ns)
+            .chain(self.quotas.due_ns())
             .min()
     }
 

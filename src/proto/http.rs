@@ -58,6 +58,8 @@ pub enum Answer {
         response: Vec<u8>,
         /// The requested target.
         target: Target,
+        /// The host that the request is for, without a port; empty if an HTTP/1.0 request has none.
+        host: Box<str>,
         /// The addresses in `X-Forwarded-For`, from the last proxy backwards, as far as they are valid.
         forwarded_for: Vec<IpAddr>,
     },
@@ -225,7 +227,9 @@ fn deliver(
 ) -> Answer {
     let response = match outcome {
         Ok(Outcome::Upgrade(response, target)) => {
-            return Answer::Upgrade { response, target, forwarded_for: request.forwarded_for() };
+            let host =
+                request.authority.as_ref().map_or_else(Box::default, |authority| authority.host().into());
+            return Answer::Upgrade { response, target, host, forwarded_for: request.forwarded_for() };
         }
         Ok(Outcome::Response(response)) => response,
         Err(failure) => failure.into(),

@@ -9,6 +9,7 @@ pub mod listener;
 pub mod reload;
 pub mod secret_files;
 pub mod settings;
+pub mod tenant;
 
 use std::{str::FromStr, sync::Arc};
 
@@ -16,7 +17,8 @@ pub use self::listener::SocketBounds;
 use self::{
     auth::{AUTH, AuthConfig, AuthTables},
     listener::{Kind, Listener, ListenerTable, TlsTable, Transport, open_to_all},
-    settings::Settings,
+    settings::{Settings, SourceTable},
+    tenant::TENANT,
 };
 use crate::{
     auth::Operators,
@@ -35,6 +37,8 @@ use tickcast_core::{
     home::CreationLimits,
     networks::Networks,
     shard::ClientAddress,
+    tenants::Tenants,
+    topic_key::PREFIX_BYTES,
 };
 use tickcast_proto::{
     frame,
@@ -159,9 +163,12 @@ impl Checks<'_> {
         if !(1..=limits::SHARDS_MAX as u16).contains(&shards) {
             self.refuse("server.shards", format!("{shards}: must be 1 to {} shards", limits::SHARDS_MAX));
         }
-        let listeners = self.listeners();
+        let tenants = self.built(tenant::build(&self.settings.tenants, shards)).unwrap_or_default();
+        let listeners = self.listeners(&tenants);
         let (auth, operators) = (self.auth(), self.operators());
-        let core_limits = Limits { auth: auth.as_ref().map(AuthConfig::limits), ..self.limits() };
+        let sources = self.sources(reads_files, &tenants);
+        let core_limits =
+            Limits { auth: auth.as_ref().map(AuthConfig::limits), tenants: tenants.into(), ..self.limits() };
         let (budget, spin) = (server.latency_budget, server.spin);
         let budget_highest = Time::from_ms(limits::LATENCY_BUDGET_MS_HIGHEST);
         let budget_max = Time { ns: budget.0.max_ns() };
@@ -174,7 +181,6 @@ impl Checks<'_> {
             self.refuse("limits.max_clients", text);
         }
         self.check_rates();
-        let sources = self.sources(reads_files);
         Config {
             cores,
             shards,
@@ -250,7 +256,7 @@ impl Checks<'_> {
         built.map_err(|problems| problems.into_iter().for_each(|(path, text)| self.refuse(&path, text))).ok()
     }
 
-    fn listeners(&mut self) -> Vec<Listener> {
+    fn listeners(&mut self, tenants: &Tenants) -> Vec<Listener> {
         let settings = self.settings;
         let allow_anonymous = settings.tables.server.allow_anonymous;
         let mut listeners: Vec<Listener> = Vec::new();
@@ -274,6 +280,11 @@ impl Checks<'_> {
                 let text = "a listener of kind \"admin\" has no such option; remove it";
                 self.refuse(&path("publish"), text.into());
             }
+            if table.kind == Kind::Admin && table.tenant.is_some() {
+                let text = "a listener of kind \"admin\" has no such option; remove it";
+                self.refuse(&path("tenant"), text.into());
+            }
+            let tenant = self.tenant(&path("tenant"), table.tenant.as_deref(), tenants);
             let is_guarded = allow_anonymous || has_guard(table, settings.auth.as_ref());
             if !is_guarded && !table.address.is_local() {
                 self.refuse(&path("address"), open_to_all(table.kind, &table.address));
@@ -286,6 +297,7 @@ impl Checks<'_> {
                 tls: self.tls(at, table),
                 mode: table.mode.unwrap_or(Mode(limits::UNIX_MODE_DEFAULT)).0,
                 is_read_only: table.publish == Some(false),
+                tenant,
                 is_guarded,
                 named: settings.name_of_listener(at),
             });
@@ -483,6 +495,7 @@ impl Checks<'_> {
             identity_replaces: tables.server.identity_conflict == IdentityConflict::Replace,
             auth: None,
             debug_echo: tables.debug.debug_echo,
+            tenants: Arc::default(),
         }
     }
 
@@ -502,7 +515,7 @@ impl Checks<'_> {
         }
     }
 
-    fn sources(&mut self, reads_files: bool) -> Vec<SourceConfig> {
+    fn sources(&mut self, reads_files: bool, tenants: &Tenants) -> Vec<SourceConfig> {
         let settings = self.settings;
         let limits = &settings.tables.limits;
         let frame_max = limits.frame_max.bytes.max(limits::FRAME_BYTES_MAX_LOWEST);
@@ -514,13 +527,16 @@ impl Checks<'_> {
         let mut sources = Vec::new();
         for (at, table) in settings.sources.iter().enumerate() {
             let path = |key: &str| format!("source[{at}].{key}");
-            if table.kind.is_single && settings.sources[..at].iter().any(|other| other.kind == table.kind) {
+            let is_same = |other: &SourceTable| (other.kind, &other.tenant) == (table.kind, &table.tenant);
+            if table.kind.is_single && settings.sources[..at].iter().any(is_same) {
                 let text = "there is such a source already, and two would publish on the same topics";
                 self.refuse(&path("kind"), text.into());
                 continue;
             }
             let mut checks = OptionChecks::new(bounds);
-            sources.extend(table.kind.configure(&table.options, &mut checks));
+            let tenant = self.tenant(&path(TENANT), table.tenant.as_deref(), tenants);
+            let source = table.kind.configure(&table.options, &mut checks);
+            sources.extend(source.map(|source| source.of_tenant(tenant)));
             checks.into_refused().into_iter().for_each(|(key, text)| self.refuse(&path(key), text));
         }
         sources
@@ -541,7 +557,7 @@ fn has_guard(table: &ListenerTable, auth: Option<&AuthTables>) -> bool {
 /// Bytes of the longest mesh frame: a PUBLISH with the longest topic name and payload, or a chunk of history with one tick
 /// of that length.
 fn mesh_frame_bytes_max(frame_bytes_max: usize) -> usize {
-    let publish = frame_bytes_max + Publish::STRIDE + limits::TOPIC_BYTES_MAX;
+    let publish = frame_bytes_max + Publish::STRIDE + PREFIX_BYTES + limits::TOPIC_BYTES_MAX;
     let chunk = frame::encoded_len(History::STRIDE, frame_bytes_max.max(limits::HISTORY_CHUNK_BYTES));
     publish.max(chunk).next_multiple_of(limits::FRAME_ALIGN)
 }

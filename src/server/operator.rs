@@ -3,5 +3,6 @@
 pub mod admin;
 pub mod check;
 pub mod control;
+pub mod tenants;
 pub mod top;
 pub mod views;

@@ -50,10 +50,12 @@ use self::{
 };
 use crate::clock;
 use tickcast_core::{
+    ids::TenantId,
     mesh::ring::{Doorbell, FrameProducer, Stage},
     metrics::counters::{Counter, Counters},
     placement,
     shard::ORIGIN_SOURCE,
+    topic_key::KeyBuffer,
 };
 use tickcast_proto::{
     codec::json,
@@ -140,12 +142,19 @@ struct Lane {
 #[derive(Debug)]
 pub struct Lanes {
     lanes: Vec<Lane>,
+    tenant: TenantId,
 }
 
 impl Lanes {
     /// Creates the lanes from one ring and doorbell per shard, in order.
     pub fn new(lanes: impl Iterator<Item = (FrameProducer, Arc<Doorbell>)>) -> Lanes {
-        Lanes { lanes: lanes.map(|(ring, bell)| Lane { ring, stage: Stage::default(), bell }).collect() }
+        let lanes = lanes.map(|(ring, bell)| Lane { ring, stage: Stage::default(), bell }).collect();
+        Lanes { lanes, tenant: TenantId::DEFAULT }
+    }
+
+    /// Makes the topics of later ticks a tenant's.
+    pub fn set_tenant(&mut self, tenant: TenantId) {
+        self.tenant = tenant;
     }
 
     /// Stages one JSON tick for its home shard. `topic` is a valid name. Never blocks.
@@ -179,12 +188,14 @@ impl Lanes {
     }
 
     fn stage(&mut self, flags: u8, record: Publish, topic: &str, payload: &[u8]) -> Result<(), Backpressure> {
-        let home = placement::home_shard(topic, self.lanes.len() as u16);
+        let mut buffer = KeyBuffer::default();
+        let key = buffer.key(self.tenant, topic);
+        let home = placement::home_shard(key, self.lanes.len() as u16);
         let lane = &mut self.lanes[usize::from(home.0)];
         if !lane.stage.has_room() {
             return Err(Backpressure { shard: home });
         }
-        frame::encode_publish(lane.stage.tail(), ORIGIN_SOURCE, flags, 0, record, topic, payload);
+        frame::encode_publish(lane.stage.tail(), ORIGIN_SOURCE, flags, 0, record, key, payload);
         Ok(())
     }
 

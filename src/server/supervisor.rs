@@ -36,6 +36,7 @@ use crate::{
             listener::{AdminListener, AdminTls},
         },
         control::{ControlSender, Dispatch, control_channels},
+        tenants::SharedTenants,
     },
     page,
     process::{
@@ -44,7 +45,9 @@ use crate::{
         signals::{self, HangUp},
         systemd::{self, Feeder},
     },
-    sources::{self, Lanes, RunningSource, SourceContext, SourceError, SourceStatus, StopFlag},
+    sources::{
+        self, Lanes, RunningSource, SourceContext, SourceError, SourceStatus, StopFlag, kind::SourceConfig,
+    },
     supervisor::{
         listening::Opened,
         reload::{Reload, Reloader},
@@ -152,11 +155,12 @@ pub fn run(
     let Opened { admin, clients, files, addresses } = listening::open(config, passed)?;
     let authority = config.auth.as_ref().map(|auth| Arc::new(Authority::new(auth.policy.clone())));
     let admin_tls = AdminTls::new(admin_tls);
+    let tenants = SharedTenants::new(config.limits.tenants.clone());
     let access =
         admin.as_ref().map(|admin| verification::admin_access(config, &admin.address)).transpose()?;
     let admin = admin.zip(access.clone()).map(|(opened, access)| {
         let tls = (admin_tls.clone(), certificates.statuses());
-        let who = (access, authority.clone());
+        let who = (access, authority.clone(), tenants.clone());
         start_admin(config, opened, (&counters, &statuses), tls, who, &event_sender)
     });
     let admin = admin.transpose()?;
@@ -171,7 +175,8 @@ pub fn run(
     limits.http_access.is_local = addresses.iter().all(is_local);
     let reloader = Reloader::new(reload, limits, authority.clone(), config.log.clone())
         .with_tls(certificates, admin_tls)
-        .with_access(access);
+        .with_access(access)
+        .with_tenants(tenants);
     let clients = clients.into_iter().zip(client_tls).collect();
     let (server, lanes) =
         start(config, clients_max, clients, (counters, statuses), (event_sender, events), reloader)?;
@@ -196,7 +201,7 @@ fn start_admin(
     listening: Listening,
     (shards, sources): (&[Arc<Counters>], &[SourceStatus]),
     (tls, certificates): (AdminTls, CertificateStatuses),
-    (access, authority): (AdminAccess, Option<Arc<Authority>>),
+    (access, authority, tenants): (AdminAccess, Option<Arc<Authority>>, SharedTenants),
     event_sender: &Sender<Event>,
 ) -> Result<AdminListener, StartupError> {
     let core = |index: usize| config.cores[index % config.cores.len()];
@@ -206,6 +211,7 @@ fn start_admin(
         sources: sources.to_vec(),
         access,
         authority,
+        tenants,
         overload_is_unready: config.overload_is_unready,
         certificates,
         dispatch: Box::new(move |dispatch| drop(requests.send(Event::AdminRequest(dispatch)))),
@@ -250,7 +256,12 @@ fn start(
     let bells: io::Result<Vec<_>> = eventfds.iter().map(|fd| doorbell(fd).map(Arc::new)).collect();
     let bells = bells.map_err(failed)?;
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
-    let lanes = config.sources.iter().map(|_| lanes(&mut meshes, &bells, config.mesh_ring_bytes)).collect();
+    let of_source = |source: &SourceConfig| {
+        let mut lanes = lanes(&mut meshes, &bells, config.mesh_ring_bytes);
+        lanes.set_tenant(source.tenant());
+        lanes
+    };
+    let lanes = config.sources.iter().map(of_source).collect();
 
     let verifiers_ended = event_sender.clone();
     let on_failure = move |reason| drop(verifiers_ended.send(Event::ThreadEnded("verifier", reason)));
@@ -282,8 +293,9 @@ fn start(
         .iter()
         .filter_map(|listening| {
             let kind = listening.kind.of_clients();
-            let (is_dealt, is_read_only) = (listening.is_dealt(), listening.is_read_only);
-            kind.map(|kind| ClientListener::new(kind, listening.client, is_dealt, is_read_only))
+            let (is_dealt, is_read_only, tenant) =
+                (listening.is_dealt(), listening.is_read_only, listening.tenant);
+            kind.map(|kind| ClientListener::new(kind, listening.client, is_dealt, is_read_only, tenant))
         })
         .collect();
     let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();

@@ -51,6 +51,7 @@ mod stop;
 mod stopped;
 mod stopped_server;
 mod systemd;
+mod tenants;
 mod tls;
 mod tls_clients;
 mod top;

@@ -111,6 +111,8 @@ pub struct Client {
     pub not_recovered: u64,
     pub snapshots: u64,
     pub identity: String,
+    /// Index of its tenant.
+    pub tenant: usize,
     pub name: u32,
     pub shard: usize,
     pub slot: u32,
@@ -187,6 +189,7 @@ impl Client {
             not_recovered: 0,
             snapshots: 0,
             identity: identity.into(),
+            tenant: 0,
             name,
             shard,
             slot,

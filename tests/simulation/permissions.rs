@@ -1,4 +1,4 @@
-//! Tokens of the simulated clients, `SET.SUBJECT`, and what they allow.
+//! Tokens of the simulated clients, `SET.SUBJECT~TENANT`, and what they allow.
 
 use std::sync::Arc;
 
@@ -6,6 +6,9 @@ use tickcast_core::principal::{AuthRefusal, Credentials, Permissions, Principal,
 
 /// Number of permission sets.
 pub const SETS: u32 = 3;
+
+/// The tenants of a run that has any, by id. The default one has no name.
+pub const TENANTS: [&str; 3] = ["", "a", "b"];
 
 /// The permissions of a token.
 pub fn of(token: &str) -> Permissions {
@@ -24,9 +27,10 @@ pub fn of(token: &str) -> Permissions {
 pub fn verdict(credentials: &Credentials) -> Result<Arc<Principal>, AuthRefusal> {
     let token = credentials.token.as_deref().ok_or(AuthRefusal::Missing)?;
     let (_, subject) = token.split_once('.').ok_or(AuthRefusal::Expired)?;
+    let (subject, tenant) = subject.split_once('~').ok_or(AuthRefusal::Expired)?;
     Ok(Arc::new(Principal {
         subject: subject.into(),
-        tenant: "".into(),
+        tenant: tenant.into(),
         token_id: None,
         expires_at_s: None,
         permissions: of(token).into(),

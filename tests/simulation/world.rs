@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     client::{Client, Manner, Published, Seen, State, key_of},
-    permissions,
+    permissions::{self, TENANTS},
     reached::Reached,
     request::{Begin, Request},
 };
@@ -20,7 +20,7 @@ use tickcast_core::{
     budgets::{BudgetLimits, Rates},
     config::{AuthLimits, Limits},
     home::history::HistoryBounds,
-    ids::{SessionId, SlotId, SourceId},
+    ids::{SessionId, SlotId, SourceId, TenantId},
     limits::NEW_TOKENS_BURST,
     mesh::{Mesh, ring::frame_ring},
     metrics::counters::Counter,
@@ -28,7 +28,9 @@ use tickcast_core::{
     placement::home_shard,
     principal::Credentials,
     shard::{Action, ListenerKind, Shard},
+    tenants::{Export, Exports, Figure, Importers, TenantConfig, Tenants},
     testing::{self, EPOCH, START, TurnLoop},
+    topic_key,
 };
 use tickcast_proto::{
     WireFormat, pattern,
@@ -38,6 +40,9 @@ use tickcast_proto::{
 const PATTERNS: [&str; 8] = [">", "t.*", "t.0", "t.1", "t.>", "*.2", "p.>", "c.>"];
 /// Topics of the source.
 const SOURCE_TOPICS: [&str; 9] = ["p.0", "p.1", "p.2", "p.3", "t.0", "t.1", "t.2", "t.3", "storm.0"];
+/// The tenants `a` and `b`, if one exports to the other.
+const EXPORTER: TenantId = TenantId(1);
+const IMPORTER: TenantId = TenantId(2);
 const CLIENTS_MAX: usize = 24;
 const SETTLE_TURNS_MAX: usize = 10_000;
 /// More than a run publishes: with logs and outboxes of this size no client can be too slow.
@@ -53,6 +58,7 @@ const SETTLE_TURNS_MIN: usize = 60;
 struct Memory {
     encoding: WireFormat,
     identity: String,
+    tenant: usize,
     requested: HashMap<String, Request>,
     seen: HashMap<String, Seen>,
 }
@@ -83,8 +89,11 @@ pub struct World {
     free: Vec<Vec<u32>>,
     next_slot: Vec<u32>,
     names: u32,
-    published: Published,
-    /// The last life of each topic.
+    /// By tenant, who all use the same names. A tick's payload says whose it is.
+    published: Vec<Published>,
+    /// Topics `p.>` of [`EXPORTER`] are [`IMPORTER`]'s too.
+    exports: bool,
+    /// The last life of each topic, by its key.
     last_lives: HashMap<String, Life>,
     /// Topics whose publishing client is gone: only a prefix may have arrived.
     gone: HashSet<String>,
@@ -110,8 +119,17 @@ impl World {
         let count = rng.usize(1..=4);
         let roomy = rng.bool();
         let refuses = seed % 8 == 5;
-        let has_tokens = seed % 8 == 6;
-        let is_limited = seed % 8 == 2;
+        let has_tenants = seed % 16 == 2;
+        let has_tokens = has_tenants || seed % 8 == 6;
+        let tenants = if has_tenants { TENANTS.len() } else { 1 };
+        let named = TENANTS[1..tenants].iter();
+        let configs = named.map(|name| TenantConfig { name: (*name).into(), ..TenantConfig::default() });
+        // In some of these runs, one tenant receives topics of another under their names.
+        let exports = seed % 32 == 2;
+        let export = Export { owner: EXPORTER, topics: "p.>".into(), to: Importers::Named(vec![IMPORTER]) };
+        let exported = Exports::new(vec![export; usize::from(exports)]).expect("one export");
+        let table = Tenants::new(configs.collect(), exported, count as u16).expect("tenants");
+        let is_limited = !has_tenants && seed % 8 == 2;
         let base_topics = |home: usize| {
             let is_here = |name: &&&str| usize::from(home_shard(name, count as u16).0) == home;
             SOURCE_TOPICS.iter().filter(is_here).count()
@@ -146,6 +164,7 @@ impl World {
             auth: has_tokens
                 .then(|| AuthLimits { filters_patterns: seed % 16 == 14, ..AuthLimits::default() }),
             budgets: if is_limited { budgets(&mut rng) } else { BudgetLimits::default() },
+            tenants: table.into(),
             ..Limits::default()
         };
         // Two of the longest frames, pieces of history, fit the ring.
@@ -160,7 +179,8 @@ impl World {
                 (producer, bell.clone())
             })
             .collect();
-        let published = Published { forgets: limits.topic_idle.default > 0, ..Published::default() };
+        let published = || Published { forgets: limits.topic_idle.default > 0, ..Published::default() };
+        let published = (0..tenants).map(|_| published()).collect();
         let mut world = World {
             shards,
             now: START,
@@ -178,6 +198,7 @@ impl World {
             next_slot: vec![0; count],
             names: 0,
             published,
+            exports,
             last_lives: HashMap::new(),
             gone: HashSet::new(),
             memories: Vec::new(),
@@ -187,7 +208,7 @@ impl World {
         };
         if refuses {
             // From now on, each home has room for these topics and a few more.
-            SOURCE_TOPICS.iter().for_each(|topic| world.publish_to(topic, 0));
+            SOURCE_TOPICS.iter().for_each(|topic| world.publish_to(0, topic, 0));
             let _ = world.lanes.flush();
             (0..count).for_each(|shard| world.turn(shard));
         }
@@ -225,7 +246,7 @@ impl World {
     fn take_back(&mut self) {
         for client in &mut self.clients {
             if client.publishes.take_back() {
-                self.published.ticks.entry(format!("c.{}", client.name)).or_default().pop();
+                self.published[client.tenant].ticks.entry(format!("c.{}", client.name)).or_default().pop();
             }
         }
     }
@@ -265,13 +286,17 @@ impl World {
             false => String::new(),
         };
         let room = self.rng.usize(100..8_000);
+        let any = self.rng.usize(..self.published.len());
+        let tenant = memory.map_or(any, |memory| memory.tenant);
+        let of_tenant = TENANTS[tenant];
         let token = self.limits.auth.as_ref().map(|_| match &*identity {
-            "" => format!("{}.name-{}", self.names % permissions::SETS, self.names),
-            identity => format!("{}.{identity}", self.names % permissions::SETS),
+            "" => format!("{}.name-{}~{of_tenant}", self.names % permissions::SETS, self.names),
+            identity => format!("{}.{identity}~{of_tenant}", self.names % permissions::SETS),
         });
         let mut client = Client::new(self.names, shard, slot, encoding, manner, room, &identity, token);
         client.filters = self.limits.auth.as_ref().is_some_and(|auth| auth.filters_patterns);
         client.is_limited = self.is_limited;
+        client.tenant = tenant;
         client.takes_all = manner == Manner::Healthy && self.rng.u8(..3) == 0;
         match self.memories.pop() {
             Some(memory) => self.reconnect(&mut client, memory),
@@ -336,6 +361,7 @@ impl World {
         memories.push(Memory {
             encoding: client.encoding,
             identity: client.identity.clone(),
+            tenant: client.tenant,
             requested: client.requested.clone(),
             seen: client.seen.clone(),
         });
@@ -344,21 +370,33 @@ impl World {
     fn publish(&mut self) {
         // A storm publishes more than a ring and its stage hold.
         let storm = self.rng.u8(..30) == 0;
+        let tenant = self.rng.usize(..self.published.len());
         for _ in 0..if storm { 300 } else { self.rng.usize(1..30) } {
             let kind = if storm { "storm" } else { ["p", "t", "t", "t"][self.rng.usize(..4)] };
             let topic = format!("{kind}.{}", if storm { 0 } else { self.rng.u8(..4) });
             let pad = if storm || self.rng.u8(..20) == 0 { self.rng.usize(..3_000) } else { 0 };
-            self.publish_to(&topic, pad);
+            self.publish_to(tenant, &topic, pad);
         }
         let _ = self.lanes.flush();
     }
 
-    /// The source publishes a tick with so many bytes of padding.
-    fn publish_to(&mut self, topic: &str, pad: usize) {
-        let ticks = self.published.ticks.entry(topic.into()).or_default();
-        let payload = format!("\"{topic} {} {}\"", ticks.len() + 1, "x".repeat(pad));
+    /// The source publishes a tick of a tenant with so many bytes of padding.
+    fn publish_to(&mut self, tenant: usize, topic: &str, pad: usize) {
+        let is_exported = self.exports && topic.starts_with("p.");
+        if is_exported && tenant == IMPORTER.index() {
+            return;
+        }
+        let ticks = self.published[tenant].ticks.entry(topic.into()).or_default();
+        let payload = format!("\"{topic} {} {tenant}{}\"", ticks.len() + 1, "x".repeat(pad));
+        self.lanes.set_tenant(TenantId(tenant as u16));
         match self.lanes.publish(topic, 1, 1, payload.as_bytes()).is_ok() {
-            true => ticks.push(payload),
+            true => {
+                ticks.push(payload.clone());
+                if is_exported && tenant == EXPORTER.index() {
+                    let ticks = self.published[IMPORTER.index()].ticks.entry(topic.into()).or_default();
+                    ticks.push(payload);
+                }
+            }
             false => self.reached.source_full += 1,
         }
     }
@@ -414,7 +452,7 @@ impl World {
                 // A topic that only this client publishes to.
                 let topic = format!("c.{}", client.name);
                 for _ in 0..if !self.is_limited && self.rng.u8(..16) == 0 { 1_000 } else { 1 } {
-                    let ticks = self.published.ticks.entry(topic.clone()).or_default();
+                    let ticks = self.published[client.tenant].ticks.entry(topic.clone()).or_default();
                     let number = ticks.len() as u64 + 1;
                     let payload = format!("\"{topic} {number} \"");
                     let has_id = self.is_limited || self.rng.u8(..4) > 0;
@@ -492,7 +530,7 @@ impl World {
     /// Server to client: the client reads, and the socket takes more of what is parked.
     fn read(&mut self, index: usize, len: usize) {
         let client = &mut self.clients[index];
-        client.read(len, &self.published);
+        client.read(len, &self.published[client.tenant]);
         if !client.parked.is_empty() {
             let room = client.socket_bytes_max.saturating_sub(client.socket.len()).min(client.parked.len());
             client.socket.extend(client.parked.drain(..room));
@@ -556,12 +594,17 @@ impl World {
     /// Notes the lives of a home's topics, before a client hears of them: a life lasts several turns, and ends some turns after
     /// its last tick.
     fn note_lives(&mut self, shard: usize) {
-        let (lives, last_lives) = (&mut self.published.lives, &mut self.last_lives);
-        self.shards[shard].visit_lives(|name, epoch, sequence| {
-            let life = last_lives.entry(name.into()).or_default();
+        let (published, last_lives, exports) = (&mut self.published, &mut self.last_lives, self.exports);
+        self.shards[shard].visit_lives(|key, epoch, sequence| {
+            let (tenant, name) = topic_key::split(key);
+            let is_exported = exports && tenant == EXPORTER && name.starts_with("p.");
+            let importer = is_exported.then_some(IMPORTER);
+            let life = last_lives.entry(key.into()).or_default();
             if life.epoch != epoch {
                 *life = Life { epoch, offset: life.offset + life.sequence, sequence };
-                lives.insert((name.into(), epoch), life.offset);
+                for tenant in importer.into_iter().chain([tenant]) {
+                    published[tenant.index()].lives.insert((name.into(), epoch), life.offset);
+                }
             }
             life.sequence = sequence;
         });
@@ -612,7 +655,7 @@ impl World {
             if client.shard != shard || !client.ended {
                 return true;
             }
-            client.read(usize::MAX, published);
+            client.read(usize::MAX, &published[client.tenant]);
             assert!(
                 client.closing.is_none_or(|code| matches!(code, 3008 | 3009 | 3011 | 3013)),
                 "closed with {:?}",
@@ -746,11 +789,20 @@ impl World {
     pub fn check_everything_arrived(&self) {
         let sequenced: u64 =
             self.shards.iter().map(|shard| shard.counters().value(Counter::TicksSequenced)).sum();
-        let all: usize = self.published.ticks.values().map(Vec::len).sum();
+        let is_imported = |tenant: usize, topic: &str| {
+            self.exports && tenant == IMPORTER.index() && topic.starts_with("p.")
+        };
+        let ticks = || {
+            let all = self.published.iter().enumerate();
+            all.flat_map(|(tenant, published)| published.ticks.iter().map(move |ticks| (tenant, ticks)))
+                .filter(|(tenant, (topic, _))| !is_imported(*tenant, topic))
+                .map(|(_, ticks)| ticks)
+        };
+        let all: usize = ticks().map(|(_, ticks)| ticks.len()).sum();
         let certain = |(topic, ticks): (&String, &Vec<String>)| {
             if topic.starts_with("c.") { 0 } else { ticks.len() }
         };
-        let certain: usize = self.published.ticks.iter().map(certain).sum();
+        let certain: usize = ticks().map(certain).sum();
         assert!((certain as u64..=all as u64).contains(&sequenced), "every accepted tick was sequenced");
         let mut gone = self.gone.clone();
         // Ticks of a client that is about to end, or that never reads, may not have reached the server.
@@ -760,7 +812,7 @@ impl World {
         gone.extend(self.clients.iter().filter(silenced).map(|client| format!("c.{}", client.name)));
         for client in &self.clients {
             if client.manner != Manner::Stuck && client.closing.is_none() && !client.fin {
-                client.check_complete(&self.published, &gone);
+                client.check_complete(&self.published[client.tenant], &gone);
             }
         }
         let protocol: u64 =
@@ -778,7 +830,8 @@ impl World {
                 self.limits.frame_bytes_max * 2 + 64 * 4096 + OUTBOX_RANGES_MAX / 16 + REPLY_BYTES_MAX * 4;
             let stages = 2 * self.shards.len() * (MESH_STAGE_BYTES + TURN_RING_BYTES);
             // Egress logs with their index, and what the home keeps.
-            let topics = self.published.ticks.len() * (32 << 10);
+            let topics =
+                self.published.iter().map(|published| published.ticks.len()).sum::<usize>() * (32 << 10);
             let bound = WireFormat::ALL.len() * self.limits.egress_log_bytes * 2
                 + 4 * HISTORY_BYTES_MAX
                 + topics
@@ -803,6 +856,11 @@ impl World {
             assert_eq!((shard.sessions_len(), shard.subscriptions_len()), (0, (0, 0)));
             assert_eq!(shard.counters().value(Counter::SessionsOpen), 0);
             assert_eq!(shard.counters().value(Counter::SessionsSubscribed), 0);
+        }
+        for (_, tenant) in self.limits.tenants.iter() {
+            let used =
+                [Figure::Connections, Figure::Subscriptions].map(|figure| tenant.account.total(figure));
+            assert_eq!(used, [0, 0], "what a tenant uses is given back");
         }
     }
 }

@@ -37,8 +37,8 @@ impl Fanout {
         topic.life = Life::Forgotten;
         // Without a live tick, a session that recovers would not know what it loses.
         topic.last_sequence = last;
-        self.by_name.remove(&topic.info.name);
-        self.forgotten_names.insert(topic.info.name.clone(), id);
+        self.by_key.remove(topic.key());
+        self.forgotten_keys.insert(topic.key().into(), id);
         self.forgotten.push_back(id);
     }
 
@@ -95,8 +95,8 @@ impl Fanout {
     }
 
     /// Ends what sessions still hold of a forgotten topic, because its next life is about to be announced to them.
-    pub(super) fn end_last_life(&mut self, name: &str, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        let Some(id) = self.forgotten_names.remove(name) else { return };
+    pub(super) fn end_last_life(&mut self, key: &str, sessions: &mut Sessions, logs: &mut EgressLogs) {
+        let Some(id) = self.forgotten_keys.remove(key) else { return };
         while let Some(slot) =
             topic_mut(&mut self.topics, id, self.shards).and_then(|topic| topic.any_member())
         {

@@ -98,15 +98,16 @@ impl Fanout {
         // It may have been forgotten or closed since, and opened again.
         let Some(topic) = topic.filter(|topic| topic.waits_to_be_counted()) else { return 0 };
         topic.is_counted = true;
-        let name = topic.info.name.clone();
-        self.count_topic(id, &name, true)
+        let key: Box<str> = topic.key().into();
+        self.count_topic(id, &key, true)
     }
 
     /// Counts a topic that has come or gone. Returns the units used.
-    pub(super) fn count_topic(&mut self, id: TopicId, name: &str, comes: bool) -> usize {
+    pub(super) fn count_topic(&mut self, id: TopicId, key: &str, comes: bool) -> usize {
         let place = self.topics.place(id, self.shards).unwrap_or_default();
         let (entries, counts) = (&mut self.entries, &self.match_counts);
-        self.patterns.for_each_match(name, |&index| {
+        let (exports, highest) = (&self.settings.exports, self.tenant_highest);
+        exports.for_each_match(&self.patterns, highest, key, |&index| {
             let entry = entries[index as usize].as_mut();
             let count =
                 entry.and_then(|entry| entry.wildcard.as_deref_mut()).map(|wildcard| &mut wildcard.matches);
@@ -136,7 +137,8 @@ impl Fanout {
         let topic = of_home.get(local as usize).and_then(Option::as_ref);
         let Some(topic) = topic.filter(|topic| topic.is_counted) else { return 0 };
         let (entries, round) = (&mut self.entries, counts.round);
-        self.patterns.for_each_match(&topic.info.name, |&index| {
+        let (exports, highest) = (&self.settings.exports, self.tenant_highest);
+        exports.for_each_match(&self.patterns, highest, topic.key(), |&index| {
             let entry = entries[index as usize].as_mut();
             let count =
                 entry.and_then(|entry| entry.wildcard.as_deref_mut()).map(|wildcard| &mut wildcard.matches);
@@ -167,6 +169,7 @@ mod tests {
             last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
             behind_bytes: 1 << 16,
             home_topics_max: 1 << 20,
+            exports: Default::default(),
         };
         let mut fanout = Fanout::new(ShardId(0), 1, 1, settings);
         let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));

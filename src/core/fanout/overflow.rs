@@ -1,6 +1,11 @@
 //! Eviction from the outboxes of sessions that are behind, by each topic's policy and by whether client or server is at fault.
 
-use super::{EgressLogs, Fanout, topic::Life, topic_mut, wildcard};
+use super::{
+    EgressLogs, Fanout,
+    topic::Life,
+    topic_mut,
+    wildcard::{self, Matching},
+};
 use crate::{
     egress_log::EgressLog,
     ids::SlotId,
@@ -82,7 +87,8 @@ impl Fanout {
         logs: &EgressLogs,
     ) {
         let (topics, shards, tally) = (&mut self.topics, self.shards, &mut self.tally);
-        let (patterns, entries) = (&self.patterns, &self.entries);
+        let entries = &self.entries;
+        let matching = Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports);
         let mut inserted = Vec::new();
         let (target, is_overloaded) = match cause {
             EvictionCause::Overload => (sessions.overload_target_bytes(slot), true),
@@ -125,7 +131,7 @@ impl Fanout {
                         let topic =
                             topic_mut(topics, id, shards).filter(|topic| topic.life != Life::Ended)?;
                         let merged =
-                            wildcard::merged_of_all(patterns, entries, topic, subscriptions, principal)?;
+                            wildcard::merged_of_all(matching, entries, topic, subscriptions, principal)?;
                         Some(merged.membership())
                     })
                 });

@@ -19,6 +19,7 @@ use crate::{
         membership::{Lag, Taking},
         table::Sessions,
     },
+    topic_key,
 };
 use tickcast_proto::{
     Step,
@@ -65,9 +66,9 @@ impl Fanout {
             StartFrom::Latest => return Some(Backlog { backfill: Backfill::LastValues, from: 1 }),
             StartFrom::After(position) => position,
             StartFrom::SavedPositions => {
-                let name = &topic_ref(&self.topics, id, self.shards)?.info.name;
+                let key = topic_ref(&self.topics, id, self.shards)?.key();
                 let session = sessions.open_mut(slot)?;
-                match session.lag.as_deref_mut().and_then(|lag| lag.take_position(name)) {
+                match session.lag.as_deref_mut().and_then(|lag| lag.take_position(key)) {
                     Some(position) => position,
                     None => return Some(Backlog { backfill: Backfill::Retained, from: 1 }),
                 }
@@ -97,7 +98,7 @@ impl Fanout {
         let unknown: Vec<(Box<str>, Position)> = match start_from {
             StartFrom::Live | StartFrom::Latest => return,
             StartFrom::After(position) => {
-                match pattern::is_exact(pattern) && !self.by_name.contains_key(pattern) {
+                match pattern::is_exact(pattern) && !self.by_key.contains_key(pattern) {
                     true => vec![(pattern.into(), position)],
                     false => return,
                 }
@@ -109,7 +110,7 @@ impl Fanout {
                 if pattern::is_exact(pattern) {
                     // If the topic exists, joining it took the position out.
                     match lag.take_position(pattern) {
-                        Some(position) if !self.by_name.contains_key(pattern) => {
+                        Some(position) if !self.by_key.contains_key(pattern) => {
                             vec![(pattern.into(), position)]
                         }
                         _ => return,
@@ -117,21 +118,23 @@ impl Fanout {
                 } else {
                     // Joining the matching topics that exist took their positions out.
                     let Some(saved) = lag.saved_positions.as_deref_mut() else { return };
-                    let exists = |name: &str| {
-                        self.by_name.contains_key(name)
-                            && filter.is_none_or(|filter| filter.subscribe.permits(name))
+                    let (exports, by_key) = (&self.settings.exports, &self.by_key);
+                    let exists = |key: &str| {
+                        by_key.contains_key(key)
+                            && filter.is_none_or(|filter| filter.subscribe.permits(topic_key::name(key)))
                     };
-                    saved.take_if(|name| pattern::matches(pattern, name) && !exists(name))
+                    saved.take_if(|key| exports.matches(pattern, key) && !exists(key))
                 }
             }
         };
-        for (name, position) in unknown {
+        for (key, position) in unknown {
+            let name = topic_key::name(&key);
             let recovered = position == Position { epoch: self.epoch, sequence: 0 };
             let epoch = self.epoch;
             let knows =
                 sessions.get(slot).is_some_and(|session| session.features.contains(Features::REASONS));
             let reason = (knows && !recovered).then_some(NotRecovered::UnknownTopic);
-            let reply = Reply::Recovered { topic_id: 0, name: &name, epoch, sequence: 0, recovered, reason };
+            let reply = Reply::Recovered { topic_id: 0, name, epoch, sequence: 0, recovered, reason };
             self.push_notice(slot, &reply, sessions);
         }
     }

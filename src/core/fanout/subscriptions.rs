@@ -1,10 +1,17 @@
 //! Subscriptions to patterns: registration with the homes, and the sessions that hold them.
 
-use super::{Fanout, possible_policies::PossiblePolicies, wildcard::WildcardEntry};
+use std::borrow::Cow;
+
+use super::{
+    Fanout,
+    possible_policies::PossiblePolicies,
+    wildcard::{Matching, WildcardEntry},
+};
 use crate::{
-    ids::{SlotId, SourceId},
+    ids::{SlotId, SourceId, TenantId},
     limits::{LONG_WILDCARD_BYTES, LONG_WILDCARDS_BYTES},
-    pattern_trie::{ALLOCATION_BYTES, PatternTrie},
+    pattern_trie::ALLOCATION_BYTES,
+    topic_key,
 };
 use tickcast_proto::{
     pattern,
@@ -23,7 +30,7 @@ pub(super) struct PatternEntry {
     /// Where the session comes from that subscribed to it first. Its memory counts for that until the entry is removed.
     source: SourceId,
     pub(super) is_exact: bool,
-    /// The homes do not know this pattern, because `>` is registered instead.
+    /// The homes do not know this pattern, because `>` of its tenant is registered instead.
     is_covered: bool,
     /// Sessions whose subscription is live, or going live, and that join each topic: those of an exact name, and those with
     /// a pace.
@@ -49,8 +56,13 @@ const TRIE_BYTES: usize = 72;
 /// Requests for which the table keeps room while none is pending.
 const PENDING_KEPT: usize = 64;
 
-/// The pattern that covers all others.
-pub const ALL_TOPICS: &str = ">";
+/// The key of the pattern that covers all others of the same tenant.
+pub fn cover_of(pattern: &str) -> Cow<'static, str> {
+    match topic_key::split(pattern) {
+        (TenantId::DEFAULT, _) => Cow::Borrowed(">"),
+        (tenant, _) => Cow::Owned(topic_key::of(tenant, ">").into_owned()),
+    }
+}
 
 impl PatternEntry {
     /// Whether no answer of a home to a request of its own is pending.
@@ -58,9 +70,10 @@ impl PatternEntry {
         self.request == 0
     }
 
-    /// Whether its pattern, in the trie of all, matches a topic.
-    pub(super) fn matches(&self, patterns: &PatternTrie<u32>, topic: &str) -> bool {
-        patterns.with_pattern(self.node, |pattern| pattern::matches(pattern, topic))
+    /// Whether its pattern matches a topic.
+    pub(super) fn matches(&self, matching: Matching<'_>, topic: &str) -> bool {
+        let Matching { patterns, exports, .. } = matching;
+        patterns.with_pattern(self.node, |pattern| exports.matches(pattern, topic))
     }
 }
 
@@ -122,7 +135,7 @@ pub struct Interest {
     pub request: u32,
     /// The pattern has no wildcard: only that topic's home needs to know.
     pub exact: bool,
-    /// It is `>`, which covers the pattern subscribed to.
+    /// It is [`cover_of`] the pattern subscribed to.
     pub covers: bool,
 }
 
@@ -136,6 +149,11 @@ pub struct Registration {
 }
 
 impl Fanout {
+    /// What decides whether a pattern matches a topic.
+    pub(super) fn matching(&self) -> Matching<'_> {
+        Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports)
+    }
+
     /// The entry of a pattern, if any session of this shard subscribes to it.
     pub fn entry_of(&mut self, pattern: &str) -> Option<u32> {
         self.patterns.get_mut(pattern).copied()
@@ -150,12 +168,13 @@ impl Fanout {
                 (known, None)
             }
             None if self.must_cover(pattern) => {
-                let interest = match self.entry_of(ALL_TOPICS) {
+                let cover = cover_of(pattern);
+                let interest = match self.entry_of(&cover) {
                     Some(cover) => {
                         self.hold(cover);
                         None
                     }
-                    None => Some(self.insert_registered(ALL_TOPICS, SourceId::default())),
+                    None => Some(self.insert_registered(&cover, SourceId::default())),
                 };
                 let interest = interest.map(|interest| Interest { covers: true, ..interest });
                 (self.insert_entry(pattern, source, 0, true), interest)
@@ -200,6 +219,7 @@ impl Fanout {
             self.entries.push(None);
             self.entries.len() as u32 - 1
         });
+        self.tenant_highest = self.tenant_highest.max(topic_key::split(pattern).0);
         self.patterns.get_or_insert_with(pattern, || index);
         let node = self.patterns.node(pattern);
         debug_assert!(node.is_some(), "the pattern has just been inserted");
@@ -263,7 +283,7 @@ impl Fanout {
         let own = self.entries[entry as usize].as_ref()?;
         let request = match own.is_covered {
             true => {
-                let cover = self.entry_of(ALL_TOPICS)?;
+                let cover = self.entry_of(&cover_of(&self.pattern(entry)))?;
                 self.entries[cover as usize].as_ref()?.request
             }
             false => own.request,
@@ -324,7 +344,7 @@ impl Fanout {
     /// Whether the pattern of an entry matches a topic.
     pub(super) fn entry_matches(&self, entry: u32, topic: &str) -> bool {
         let entry = self.entries[entry as usize].as_ref();
-        entry.is_some_and(|entry| entry.matches(&self.patterns, topic))
+        entry.is_some_and(|entry| entry.matches(self.matching(), topic))
     }
 
     /// Releases a session's hold on an entry; the session must have left its members. Returns the pattern that the caller
@@ -349,7 +369,7 @@ impl Fanout {
         self.invariants(None);
         match entry.is_covered {
             true => {
-                let cover = self.entry_of(ALL_TOPICS);
+                let cover = self.entry_of(&cover_of(&pattern));
                 debug_assert!(cover.is_some(), "`>` stays while it covers a pattern");
                 self.release(cover?)
             }
@@ -360,5 +380,5 @@ impl Fanout {
 
 /// Whether a pattern is a wildcard whose text counts against [`LONG_WILDCARDS_BYTES`].
 fn is_long(pattern: &str) -> bool {
-    pattern.len() > LONG_WILDCARD_BYTES && !pattern::is_exact(pattern)
+    topic_key::name(pattern).len() > LONG_WILDCARD_BYTES && !pattern::is_exact(pattern)
 }

@@ -8,6 +8,7 @@ use crate::{
         membership::{Membership, Taking},
         table::Sessions,
     },
+    topic_key,
 };
 use tickcast_proto::{
     WireFormat, codec::TopicInfo, features::Features, frame::Frame, ids::TopicId, reply::Skipped,
@@ -80,6 +81,8 @@ pub(super) enum Life {
 #[derive(Debug)]
 pub(super) struct EgressTopic {
     pub(super) info: TopicInfo,
+    /// Its key; `None`: that is its name.
+    tenant_key: Option<Box<str>>,
     /// Policy of subscribers that name none.
     pub(super) policy: Policy,
     /// Members by wire format.
@@ -143,12 +146,13 @@ impl EgressTopic {
     pub(super) fn new(
         id: TopicId,
         epoch: u64,
-        name: &str,
+        key: &str,
         policy: Policy,
         is_homed_here: bool,
     ) -> EgressTopic {
         EgressTopic {
-            info: TopicInfo::new(id, epoch, name),
+            info: TopicInfo::new(id, epoch, topic_key::name(key)),
+            tenant_key: topic_key::has_tenant(key).then(|| key.into()),
             policy,
             groups: Vec::new(),
             shared_len: 0,
@@ -165,6 +169,11 @@ impl EgressTopic {
     /// Whether wildcards have yet to count it. They count no topic that is forgotten.
     pub(super) fn waits_to_be_counted(&self) -> bool {
         !self.is_counted && self.life == Life::Current
+    }
+
+    /// Its key: tenant and name.
+    pub(super) fn key(&self) -> &str {
+        self.tenant_key.as_deref().unwrap_or(&self.info.name)
     }
 
     /// Any of its members.

@@ -9,7 +9,12 @@
 
 use std::collections::HashSet;
 
-use super::{EgressLogs, Fanout, StartFrom, Subscription, topic::Life, topic_mut, topic_ref, wildcard};
+use super::{
+    EgressLogs, Fanout, StartFrom, Subscription,
+    topic::Life,
+    topic_mut, topic_ref,
+    wildcard::{self, Matching},
+};
 use crate::{
     ids::{SessionId, SlotId},
     limits::JOINS_ACTIVE_MAX,
@@ -67,7 +72,7 @@ pub struct MembershipWalk {
 }
 
 impl MembershipWalk {
-    /// The pattern.
+    /// The pattern's key.
     pub fn pattern(&self) -> &str {
         &self.pattern
     }
@@ -136,7 +141,7 @@ impl Fanout {
             return self.begin_walk(index, slot);
         }
         let is_exact = self.is_exact(index);
-        if is_exact && let Some(&id) = self.by_name.get(&self.pattern(index)) {
+        if is_exact && let Some(&id) = self.by_key.get(&self.pattern(index)) {
             self.join(id, slot, index, start_from, sessions, logs);
         }
         self.end_join(index, slot, start_from, sessions, logs);
@@ -184,7 +189,7 @@ impl Fanout {
             used += 1;
             joining.next = if local as usize + 1 < of_home.len() { (home, local + 1) } else { (home + 1, 0) };
             let topic = of_home.get(local as usize).and_then(Option::as_ref);
-            let topic = topic.filter(|topic| pattern::matches(&pattern, &topic.info.name));
+            let topic = topic.filter(|topic| self.settings.exports.matches(&pattern, topic.key()));
             let id = topic.filter(|topic| topic.life == Life::Current).map(|topic| topic.info.id);
             if let Some(id) = id
                 && !joining.early.remove(&id)
@@ -222,7 +227,7 @@ impl Fanout {
             let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return };
             let waits = at >= joining.next
                 && !joining.early.contains(&id)
-                && self.entry_matches(joining.entry, &topic.info.name);
+                && self.entry_matches(joining.entry, topic.key());
             let (slot, entry, held) = (joining.slot, joining.entry, joining.subscription(sessions));
             let Some(Subscription { start_from, .. }) = held.filter(|_| waits) else { continue };
             self.joining[index].early.insert(id);
@@ -233,10 +238,11 @@ impl Fanout {
     }
 
     /// Notes that a new topic needs no joining: its members have joined it, and groups receive it from its first tick.
-    pub(super) fn note_joined(&mut self, id: TopicId, name: &str) {
+    pub(super) fn note_joined(&mut self, id: TopicId, key: &str) {
+        let matching = Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports);
         for joining in &mut self.joining {
             let entry = self.entries[joining.entry as usize].as_ref();
-            if entry.is_some_and(|entry| entry.matches(&self.patterns, name)) {
+            if entry.is_some_and(|entry| entry.matches(matching, key)) {
                 joining.early.insert(id);
             }
         }
@@ -268,7 +274,7 @@ impl Fanout {
             return;
         }
         let merged = wildcard::merged(
-            &self.patterns,
+            Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports),
             &self.entries,
             topic,
             session.subscriptions.iter(),
@@ -344,7 +350,7 @@ impl Fanout {
         let topics: Vec<TopicId> = match memberships {
             None => Vec::new(),
             Some(memberships) if pattern::is_exact(&pattern) => {
-                let topic = self.by_name.get(&pattern).filter(|&&id| memberships.contains(id));
+                let topic = self.by_key.get(&pattern).filter(|&&id| memberships.contains(id));
                 topic.into_iter().copied().collect()
             }
             Some(memberships) => memberships.topics().collect(),
@@ -368,7 +374,9 @@ impl Fanout {
             used += 1;
             let topic = topic_ref(&self.topics, id, self.shards);
             let is_member = sessions.get(slot).is_some_and(|session| session.memberships.contains(id));
-            if !is_member || topic.is_none_or(|topic| !pattern::matches(&walk.pattern, &topic.info.name)) {
+            if !is_member
+                || topic.is_none_or(|topic| !self.settings.exports.matches(&walk.pattern, topic.key()))
+            {
                 continue;
             }
             used += CHANGE_UNITS;
@@ -393,7 +401,7 @@ impl Fanout {
         }
         let visited = session.subscriptions.len();
         let merged = wildcard::merged(
-            &self.patterns,
+            Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports),
             &self.entries,
             topic,
             session.subscriptions.iter(),

@@ -5,27 +5,26 @@
 //! lists. Only a session that needs state for a topic, because the topic is held, has a gap to announce or recovers history,
 //! has a membership of its own there. It takes precedence over the groups, and ends when the session is live again.
 
+mod merged;
+
+pub(super) use self::merged::{Matching, merged, merged_of_all};
+
 use std::sync::Arc;
 
 use super::{
-    EgressLogs, Fanout, Subscription,
-    match_counts::MatchCount,
-    partial::Permitted,
-    possible_policies::PossiblePolicies,
-    subscriptions::PatternEntry,
-    topic::{EgressTopic, Merged},
-    topic_mut, topic_ref,
+    EgressLogs, Fanout, Subscription, match_counts::MatchCount, partial::Permitted,
+    possible_policies::PossiblePolicies, subscriptions::PatternEntry, topic::Merged, topic_mut, topic_ref,
 };
 use crate::{
     egress_log::FrameInfo,
     ids::SlotId,
-    pattern_trie::PatternTrie,
-    principal::{Permissions, Principal},
+    principal::Permissions,
     session::{
         Session, Yielding,
         membership::{Gap, Membership, Taking},
         table::{Offered, Sessions},
     },
+    topic_key,
 };
 use tickcast_proto::{
     WireFormat,
@@ -213,58 +212,6 @@ impl PatternEntry {
     }
 }
 
-/// Merges the deliveries of those of the session's subscriptions that are live and deliver a topic. `None` if none does. A match
-/// against each.
-pub(super) fn merged<'a>(
-    patterns: &PatternTrie<u32>,
-    entries: &[Option<PatternEntry>],
-    topic: &EgressTopic,
-    subscriptions: impl IntoIterator<Item = &'a Subscription>,
-    principal: Option<&Principal>,
-) -> Option<Merged> {
-    let mut merged: Option<Merged> = None;
-    for held in subscriptions {
-        let name = &topic.info.name;
-        let entry = entries[held.entry as usize].as_ref();
-        let entry = entry.filter(|entry| held.position.is_some() && entry.matches(patterns, name));
-        let Some(entry) = entry.filter(|_| held.delivers(name, principal)) else { continue };
-        let shares = entry.shares(held.delivery);
-        let policy = held.delivery.policy.unwrap_or_else(|| {
-            let wildcard = entry.wildcard.as_deref().filter(|_| shares);
-            let policies = wildcard.and_then(|wildcard| wildcard.policies(held.generation));
-            policies.map_or(topic.policy, |policies| policies.of(name))
-        });
-        let one = Merged {
-            policy,
-            interval_us: held.delivery.interval_us,
-            shared: u32::from(shares),
-            is_shared: shares,
-        };
-        merged = Some(merged.map_or(one, |before| before.merge(one)));
-    }
-    merged
-}
-
-/// As [`merged`], for all of a session's subscriptions. Those that match are looked up if there are many, so that patterns that
-/// match nothing cost nothing.
-pub(super) fn merged_of_all(
-    patterns: &PatternTrie<u32>,
-    entries: &[Option<PatternEntry>],
-    topic: &EgressTopic,
-    subscriptions: &[Subscription],
-    principal: Option<&Principal>,
-) -> Option<Merged> {
-    if subscriptions.len() <= COMPARED_MAX {
-        return merged(patterns, entries, topic, subscriptions, principal);
-    }
-    let mut matching = Vec::new();
-    patterns.for_each_match(&topic.info.name, |&index| {
-        let found = subscriptions.binary_search_by_key(&index, |held| held.entry);
-        matching.extend(found.ok().and_then(|at| subscriptions.get(at)));
-    });
-    merged(patterns, entries, topic, matching, principal)
-}
-
 impl Fanout {
     /// Puts a session into the list of an entry that its subscription belongs to: the group of its wire format, or the
     /// members that join each topic.
@@ -303,7 +250,7 @@ impl Fanout {
         wildcard.joined_last = wildcards.joined_last;
         let members = &mut wildcard.groups[group].members;
         held.possible = self.patterns.with_pattern(entry.node, |pattern| {
-            PossiblePolicies::of(pattern, held.delivery.policy, &wildcards.policies)
+            PossiblePolicies::of(topic_key::name(pattern), held.delivery.policy, &wildcards.policies)
         });
         held.generation = generation;
         held.position = Some(members.len() as u32);
@@ -374,7 +321,8 @@ impl Fanout {
             return matching;
         }
         let entries = &self.entries;
-        self.tally.units += self.patterns.for_each_match(&topic.info.name, |&index| {
+        let (exports, highest) = (&self.settings.exports, self.tenant_highest);
+        self.tally.units += exports.for_each_match(&self.patterns, highest, topic.key(), |&index| {
             if entries[index as usize].as_ref().is_some_and(|entry| !entry.groups().is_empty()) {
                 matching.push(index);
             }
@@ -502,6 +450,7 @@ impl Fanout {
         logs: &EgressLogs,
     ) {
         let mut behind = std::mem::take(&mut self.wildcards.behind);
+        let all = Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports);
         for slot in behind.drain(..) {
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
             let Some(session) = sessions.open_mut(slot) else { continue };
@@ -509,7 +458,7 @@ impl Fanout {
             // Names and paced subscriptions that match would have a membership.
             let held = matching.iter().filter_map(|&index| session.subscriptions.to(index));
             let principal = session.principal.as_deref();
-            let Some(merged) = merged(&self.patterns, &self.entries, topic, held, principal) else {
+            let Some(merged) = merged(all, &self.entries, topic, held, principal) else {
                 // Its new permissions may not name the topic, and its subscription is still to be reviewed.
                 debug_assert!(session.has_partial(), "a member of a group has a subscription that matches");
                 continue;
@@ -544,7 +493,8 @@ impl Fanout {
     pub fn subscribers_len(&self, id: TopicId) -> usize {
         let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return 0 };
         let mut groups = Vec::new();
-        self.patterns.for_each_match(&topic.info.name, |&index| {
+        let (exports, highest) = (&self.settings.exports, self.tenant_highest);
+        exports.for_each_match(&self.patterns, highest, topic.key(), |&index| {
             let entry = self.entries[index as usize].as_ref();
             groups.extend(entry.filter(|entry| !entry.groups().is_empty()));
         });

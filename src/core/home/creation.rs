@@ -10,6 +10,7 @@ use crate::{
     ids::{SessionId, SourceId},
     now::Now,
     token_bucket::{Bucket, Pace},
+    topic_key,
 };
 use tickcast_proto::{
     ErrorCode,
@@ -49,20 +50,30 @@ pub enum TopicRefusal {
     Source = 2,
     /// The session or the source creates topics too fast.
     Rate = 3,
+    /// The tenant has reached its quota of topics.
+    Tenant = 4,
+    /// Another tenant exports topics of this name to the tenant, which publishes none of its own.
+    Imported = 5,
 }
 
 impl TopicRefusal {
     /// The refusal of this number, [`TopicRefusal::Table`] if it is unknown.
     pub fn from_number(number: u16) -> TopicRefusal {
         use TopicRefusal::*;
-        [Session, Source, Rate].into_iter().find(|known| *known as u16 == number).unwrap_or(Table)
+        [Session, Source, Rate, Tenant, Imported]
+            .into_iter()
+            .find(|known| *known as u16 == number)
+            .unwrap_or(Table)
     }
 
     /// The code for the publisher.
     pub fn code(self) -> ErrorCode {
         match self {
-            TopicRefusal::Table | TopicRefusal::Session | TopicRefusal::Source => ErrorCode::TooManyTopics,
+            TopicRefusal::Table | TopicRefusal::Session | TopicRefusal::Source | TopicRefusal::Tenant => {
+                ErrorCode::TooManyTopics
+            }
             TopicRefusal::Rate => ErrorCode::RateLimited,
+            TopicRefusal::Imported => ErrorCode::NotAllowed,
         }
     }
 
@@ -76,6 +87,8 @@ impl TopicRefusal {
             TopicRefusal::Source => {
                 "clients of this address have created as many topics as they may (--topics-per-source-max)"
             }
+            TopicRefusal::Tenant => "the tenant has as many topics as it may have (quota of its [[tenant]])",
+            TopicRefusal::Imported => "another tenant exports the topic, and publishes it",
             TopicRefusal::Rate => "topics are created faster than the server allows (--new-topics-rate)",
         }
     }
@@ -208,7 +221,7 @@ impl Home {
         self.accounts.set_limits(limits, self.shards);
     }
 
-    /// Finds the topic of this name, or creates it. A new topic's epoch is the time, microseconds since 1970, or one more than
+    /// Finds the topic of this key, or creates it. A new topic's epoch is the time, microseconds since 1970, or one more than
     /// the last if the clock stood still or went back. So epochs strictly increase, and a restarted server does not repeat
     /// them. They stay below 2^53 until the year 2255.
     ///
@@ -216,14 +229,28 @@ impl Home {
     /// The limit that the new topic would exceed.
     pub fn find_or_create(
         &mut self,
-        name: &str,
+        key: &str,
         creator: Creator,
         now: Now,
     ) -> Result<TopicLookup, TopicRefusal> {
-        if let Some(&index) = self.by_name.get(name) {
+        if let Some(&index) = self.by_key.get(key) {
             return Ok(TopicLookup { index, is_new: false });
         }
         self.accounts.admits(creator, now.monotonic_ns)?;
+        if self.tenancy.is_imported(key) {
+            return Err(TopicRefusal::Imported);
+        }
+        if !self.tenancy.take_topic(key) {
+            return Err(TopicRefusal::Tenant);
+        }
+        let created = self.create(key, creator, now);
+        if created.is_err() {
+            self.tenancy.give_back_topic(key);
+        }
+        created
+    }
+
+    fn create(&mut self, key: &str, creator: Creator, now: Now) -> Result<TopicLookup, TopicRefusal> {
         // Places are used again as late as possible, so that ids are: those of a place repeat after 65,536 lives, if there are
         // 65,536 places on all shards.
         let is_full = self.topics.len() >= self.topics_max;
@@ -240,11 +267,12 @@ impl Home {
             }
         };
         self.accounts.add(creator, now.monotonic_ns);
-        let interested = self.interest.of(name);
+        let interested = self.interest.of(key);
         self.epoch_last = (now.realtime_ns / 1_000).max(self.epoch_last + 1);
-        self.by_name.insert(name.into(), index);
+        self.by_key.insert(key.into(), index);
+        let name = topic_key::name(key);
         let topic = HomeTopic {
-            name: name.into(),
+            key: key.into(),
             id,
             creator,
             epoch: self.epoch_last,
@@ -253,7 +281,7 @@ impl Home {
             history: History::default(),
             bounds: self.retention.history.of(name),
             interested,
-            is_first_life: self.lives.is_first(name),
+            is_first_life: self.lives.is_first(key),
             place: PlaceState::Open,
             last_seen: LastSeen { idle_ns: self.idle.rules.of(name), ..LastSeen::default() },
         };
@@ -307,7 +335,7 @@ mod tests {
         }
         assert_eq!(create(&mut home, Creator::default(), 0), (15, Some(TopicRefusal::Table)));
         let now = Now { monotonic_ns: 0, realtime_ns: 0 };
-        let name = home.topic(0).name.clone();
+        let name = home.topic(0).key.clone();
         assert!(home.find_or_create(&name, session(1, 7), now).is_ok(), "topics that exist take ticks");
     }
 

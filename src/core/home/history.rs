@@ -45,7 +45,7 @@ const FIRST_BYTES: usize = 4 << 10;
 impl History {
     /// Appends the next tick's frame and drops ticks beyond the bounds. `budget_bytes` is what all histories together
     /// may still grow by; once it is used up, the topic's own oldest ticks make room. Copies the frame once, and all
-    /// kept frames when the buffer is resized.
+    /// kept frames when the buffer is resized. Returns whether the budget was too small for it to grow.
     pub fn push(
         &mut self,
         sequence: u64,
@@ -53,21 +53,21 @@ impl History {
         bounds: HistoryBounds,
         now_ns: u64,
         budget_bytes: &mut isize,
-    ) {
+    ) -> bool {
         self.shrink_to_bounds(bounds, budget_bytes);
         if bounds.ticks == 0 || frame.len() > bounds.bytes {
             // Sequences must stay consecutive, so older frames cannot remain beside newer ones.
             while self.log.as_ref().is_some_and(|log| !log.is_empty()) {
                 self.forget_first();
             }
-            return;
+            return false;
         }
         self.expire(bounds, now_ns);
         while self.times.len() >= bounds.ticks {
             self.forget_first();
         }
-        self.make_room(frame.len(), bounds, budget_bytes);
-        let Some(log) = &mut self.log else { return };
+        let is_short = self.make_room(frame.len(), bounds, budget_bytes);
+        let Some(log) = &mut self.log else { return is_short };
         if log.append(FrameInfo { topic: 0, sequence }, frame).is_none() {
             log.rewind();
         } else {
@@ -76,17 +76,21 @@ impl History {
         while self.times.len() > log.len() {
             self.times.pop_front();
         }
+        is_short
     }
 
-    /// Doubles the buffer while the frame would overwrite another and the bounds allow it.
-    fn make_room(&mut self, len: usize, bounds: HistoryBounds, budget_bytes: &mut isize) {
+    /// Doubles the buffer while the frame would overwrite another and the bounds allow it. Returns whether the budget did not.
+    fn make_room(&mut self, len: usize, bounds: HistoryBounds, budget_bytes: &mut isize) -> bool {
         loop {
             let capacity = self.capacity();
             let fits = self.log.as_ref().is_some_and(|log| len <= capacity && !log.would_overwrite(len));
             // The buffer may be slightly longer than its bound, because a frame never wraps.
             let wanted = (2 * capacity).clamp(FIRST_BYTES.min(bounds.bytes), bounds.bytes.max(len));
-            if fits || capacity >= wanted || (wanted - capacity) as isize > *budget_bytes {
-                return;
+            if fits || capacity >= wanted {
+                return false;
+            }
+            if (wanted - capacity) as isize > *budget_bytes {
+                return true;
             }
             self.resize(wanted, budget_bytes);
         }

@@ -69,7 +69,7 @@ impl Home {
     pub fn set_idle(&mut self, rules: Rules<u64>) {
         if rules != self.idle.rules {
             for topic in &mut self.topics {
-                topic.last_seen.idle_ns = rules.of(&topic.name);
+                topic.last_seen.idle_ns = rules.of(topic.name());
             }
             (self.idle.rules, self.idle.due_ns) = (rules, 0);
         }
@@ -78,7 +78,7 @@ impl Home {
     /// When the walk for idle topics goes on without an event, CLOCK_MONOTONIC nanoseconds; 0: at once.
     pub fn idle_due_ns(&self) -> Option<u64> {
         let due = if self.idle.next.is_some() { 0 } else { self.idle.due_ns };
-        (!self.by_name.is_empty() && self.idle.interval_ns().is_some()).then_some(due)
+        (!self.by_key.is_empty() && self.idle.interval_ns().is_some()).then_some(due)
     }
 
     /// Number of topics forgotten since the start.
@@ -115,7 +115,7 @@ impl Home {
     }
 
     fn is_idle(&mut self, at: usize, now_ns: u64) -> bool {
-        let HomeTopic { name, place, sequence, last_seen, .. } = &mut self.topics[at];
+        let HomeTopic { key, place, sequence, last_seen, .. } = &mut self.topics[at];
         if *place != PlaceState::Open || last_seen.idle_ns == 0 {
             return false;
         }
@@ -123,14 +123,14 @@ impl Home {
             (last_seen.sequence, last_seen.at_ns) = (sequence.0, now_ns);
             return false;
         }
-        now_ns.saturating_sub(last_seen.at_ns) >= last_seen.idle_ns && !self.interest.is_named(name)
+        now_ns.saturating_sub(last_seen.at_ns) >= last_seen.idle_ns && !self.interest.is_named(key)
     }
 
     /// Ends a topic's life. Returns whether the shards take more messages.
     fn forget(&mut self, at: usize, now_ns: u64, notify: &mut dyn FnMut(InterestEvent<'_>) -> bool) -> bool {
         let topic = &mut self.topics[at];
-        self.by_name.remove(&topic.name);
-        self.lives.note_forgotten(&topic.name);
+        self.by_key.remove(&topic.key);
+        self.lives.note_forgotten(&topic.key);
         self.idle.closing += 1;
         self.idle.forgotten += 1;
         topic.place = PlaceState::Closing(topic.interested);
@@ -164,21 +164,22 @@ impl Home {
     /// Frees what a closed topic keeps, and its place.
     fn vacate(&mut self, at: usize, now_ns: u64) {
         let topic = &mut self.topics[at];
-        topic.history.trim(
-            HistoryBounds { ticks: 0, bytes: 0, age_ns: 0 },
-            now_ns,
-            &mut self.history_left_bytes,
-        );
+        let nothing = HistoryBounds { ticks: 0, bytes: 0, age_ns: 0 };
+        self.tenancy.with_budget(&topic.key, &mut self.history_left_bytes, |left| {
+            topic.history.trim(nothing, now_ns, left);
+            false
+        });
+        self.tenancy.give_back_topic(&topic.key);
         topic.last_values.release(&mut self.retention.last_values);
         topic.last_values = super::LastValues::default();
-        (topic.name, topic.place) = (Box::default(), PlaceState::Vacant);
+        (topic.key, topic.place) = (Box::default(), PlaceState::Vacant);
         self.accounts.remove(topic.creator);
         self.idle.closing -= 1;
         self.idle.vacant.push_back(at as u32);
     }
 }
 
-/// Names that were forgotten since the server started, as bits by hash: a name that shares its bit with another counts too.
+/// Keys of topics that were forgotten since the server started, as bits by hash: a key that shares its bit with another counts too.
 #[derive(Debug, Default)]
 pub(super) struct Lives {
     bits: Vec<u64>,
@@ -188,21 +189,21 @@ pub(super) struct Lives {
 const LIVES_BITS: usize = 1 << 16;
 
 impl Lives {
-    fn bit(name: &str) -> usize {
+    fn bit(key: &str) -> usize {
         use std::hash::{BuildHasher, BuildHasherDefault};
-        let hash = BuildHasherDefault::<rustc_hash::FxHasher>::default().hash_one(name);
+        let hash = BuildHasherDefault::<rustc_hash::FxHasher>::default().hash_one(key);
         (hash >> 32) as usize % LIVES_BITS
     }
 
-    fn note_forgotten(&mut self, name: &str) {
+    fn note_forgotten(&mut self, key: &str) {
         self.bits.resize(LIVES_BITS / 64, 0);
-        let bit = Self::bit(name);
+        let bit = Self::bit(key);
         self.bits[bit / 64] |= 1 << (bit % 64);
     }
 
-    /// Whether a topic of this name has not lived before.
-    pub(super) fn is_first(&self, name: &str) -> bool {
-        let bit = Self::bit(name);
+    /// Whether a topic of this key has not lived before.
+    pub(super) fn is_first(&self, key: &str) -> bool {
+        let bit = Self::bit(key);
         self.bits.get(bit / 64).is_none_or(|word| word >> (bit % 64) & 1 == 0)
     }
 }

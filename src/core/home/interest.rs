@@ -7,12 +7,15 @@ use std::{
 
 use super::{HomeTopic, InterestEvent, ShardSet};
 use crate::{
+    ids::TenantId,
     limits::{INTEREST_CHANGE_UNITS, INTEREST_RECENT_MAX},
     pattern_trie::PatternTrie,
+    tenants::Exports,
+    topic_key,
 };
 use tickcast_proto::{ids::ShardId, pattern};
 
-/// The patterns that shards have registered with a home.
+/// The patterns that shards have registered with a home. Names and patterns are [keys](crate::topic_key).
 ///
 /// A new topic is matched against them at once. Existing topics follow a change of a wildcard pattern as the walk reaches
 /// them: it goes round the topics, and compares each with all patterns. However many patterns have changed, one round is
@@ -27,6 +30,9 @@ pub(super) struct Interest {
     walk: Walk,
     /// Units of the walk for a topic that it opens or closes to a shard.
     change_units: usize,
+    exports: Exports,
+    /// The highest tenant of a wildcard registered so far.
+    tenant_highest: TenantId,
 }
 
 /// The topic names that shards have registered. A name is known by its hash alone, so that one of 255 bytes takes no more
@@ -125,9 +131,9 @@ struct Answer {
 
 impl Interest {
     /// No interest, at one of `shards` homes. The others open topics to the same shards.
-    pub(super) fn new(shards: u16) -> Interest {
+    pub(super) fn new(shards: u16, exports: Exports) -> Interest {
         let others = usize::from(shards).saturating_sub(1).max(1);
-        Interest { change_units: INTEREST_CHANGE_UNITS * others, ..Interest::default() }
+        Interest { change_units: INTEREST_CHANGE_UNITS * others, exports, ..Interest::default() }
     }
 
     /// Returns the shards that want a topic. Visits the patterns that match.
@@ -137,7 +143,8 @@ impl Interest {
 
     fn of_counted(&self, name: &str) -> (ShardSet, usize) {
         let mut shards = self.names.of(name);
-        let visited = self.wildcards.for_each_match(name, |of_pattern| shards.0 |= of_pattern.0);
+        let found = |of_pattern: &ShardSet| shards.0 |= of_pattern.0;
+        let visited = self.exports.for_each_match(&self.wildcards, self.tenant_highest, name, found);
         (shards, visited)
     }
 
@@ -154,6 +161,7 @@ impl Interest {
 
     /// Registers a shard's interest in a wildcard pattern among `topics_len` topics. The walk opens them and then answers.
     pub(super) fn add_wildcard(&mut self, shard: ShardId, pattern: &str, request: u32, topics_len: usize) {
+        self.tenant_highest = self.tenant_highest.max(topic_key::split(pattern).0);
         self.wildcards.get_or_insert_with(pattern, ShardSet::default).insert(shard);
         self.changed(pattern, topics_len);
         self.walk.ready.push_back(Answer { shard, request, at: self.walk.stale_until });
@@ -236,10 +244,10 @@ impl Interest {
         topic: &mut HomeTopic,
         notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
     ) -> (usize, bool) {
-        if !topic.is_open() || !self.walk.may_be_stale(&topic.name) {
+        if !topic.is_open() || !self.walk.may_be_stale(&topic.key, &self.exports) {
             return (0, true);
         }
-        let (wanted, visited) = self.of_counted(&topic.name);
+        let (wanted, visited) = self.of_counted(&topic.key);
         let opens = ShardSet(wanted.0 & !topic.interested.0);
         let closes = ShardSet(topic.interested.0 & !wanted.0);
         topic.interested = wanted;
@@ -268,8 +276,8 @@ impl Interest {
 
 impl Walk {
     /// Returns whether a change may concern a topic.
-    fn may_be_stale(&self, name: &str) -> bool {
-        self.all_stale || self.recent.iter().any(|recent| pattern::matches(recent, name))
+    fn may_be_stale(&self, key: &str, exports: &Exports) -> bool {
+        self.all_stale || self.recent.iter().any(|recent| exports.matches(recent, key))
     }
 }
 

@@ -46,6 +46,8 @@ counters! {
     SessionsRefusedRate = "sessions_refused_rate", "sessions";
     /// Connections refused because the shard was overloaded.
     SessionsRefusedOverload = "sessions_refused_overload", "sessions";
+    /// Connections refused because their tenant had used up its quota.
+    SessionsRefusedTenant = "sessions_refused_tenant", "sessions";
     /// Connections refused because the server was draining.
     SessionsRefusedDraining = "sessions_refused_draining", "sessions";
     /// Connections closed without a reply because the ring had no memory for them.
@@ -76,6 +78,8 @@ counters! {
     TicksRefusedSourceRate = "ticks_refused_source_rate", "ticks";
     /// Ticks refused because the sessions of their address publish too many bytes a second.
     TicksRefusedSourceBandwidth = "ticks_refused_source_bandwidth", "ticks";
+    /// Ticks refused because their tenant publishes faster than its quota.
+    TicksRefusedTenant = "ticks_refused_tenant", "ticks";
     /// Ticks refused because their session may not publish them.
     TicksRefusedNotAllowed = "ticks_refused_not_allowed", "ticks";
     /// Subscriptions refused because their session may not receive all topics of the pattern.
@@ -102,6 +106,8 @@ counters! {
     PatternsRefusedSource = "patterns_refused_source", "subscriptions";
     /// Subscriptions refused because the memory of all patterns was used up.
     PatternsRefusedMemory = "patterns_refused_memory", "subscriptions";
+    /// Subscriptions refused because their tenant had used up its quota.
+    SubscriptionsRefusedTenant = "subscriptions_refused_tenant", "subscriptions";
     /// Subscriptions ended because the session's new token does not allow them.
     SubscriptionsRemoved = "subscriptions_removed", "subscriptions";
     /// Credentials that were valid.
@@ -144,6 +150,8 @@ counters! {
     SendsParked = "sends_parked", "operations";
     /// Parked SENDs of which the socket took nothing, because it was full.
     SendsFull = "sends_full", "operations";
+    /// Times a session had to wait with a SEND, because its tenant had used up its egress quota.
+    SendsThrottled = "sends_throttled", "times";
     /// Times a ring to another shard became full.
     MeshRingFull = "mesh_ring_full", "times";
     /// Whether the shard is overloaded: sessions whose sockets have room lose ticks.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::{
     egress_log::{EgressLog, Range},
-    ids::SlotId,
+    ids::{SlotId, TenantId},
     session::{SendState, Session},
 };
 
@@ -30,9 +30,19 @@ pub(super) struct Queues {
     pub(super) urgent: VecDeque<SlotId>,
     /// Sessions at the front of `lagging` that are urgent.
     pub(super) urgent_lagging: usize,
+    /// Tenants that have used up their egress quotas. Bound: the tenants.
+    pub(super) throttled: Vec<TenantId>,
+    /// Sessions that have begun to wait for that, until they are taken. Bound: one entry a session.
+    pub(super) newly_throttled: Vec<SlotId>,
 }
 
 impl Queues {
+    /// Whether a session must wait with its SEND because its tenant has used up its egress quota. One that ends need not.
+    #[inline]
+    pub(super) fn throttles(&self, session: &Session) -> bool {
+        !self.throttled.is_empty() && self.throttled.contains(&session.tenant) && session.ending.is_none()
+    }
+
     /// Queues shared frames to a session, and the session for a SEND. Always inlined: a call takes 14 of 117 instructions per
     /// delivery.
     #[inline(always)]

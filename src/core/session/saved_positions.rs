@@ -14,7 +14,7 @@ use tickcast_proto::subscription::Position;
 /// Bytes of a position besides its topic's name: its entry in a table that may be half empty, and two allocations.
 const POSITION_BYTES: usize = 96;
 
-/// The positions of one session, by topic. Their memory counts against that of the shard.
+/// The positions of one session, by the [key](crate::topic_key) of the topic. Their memory counts against that of the shard.
 #[derive(Debug, Default)]
 pub struct SavedPositions {
     by_topic: HashMap<Box<str>, Position>,

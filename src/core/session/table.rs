@@ -47,7 +47,7 @@ pub struct Sessions {
     unfinished_bytes: usize,
     outbox_bytes_max: usize,
     behind_bytes: usize,
-    queues: Queues,
+    pub(super) queues: Queues,
     /// Sessions found to be too far behind while others were served; they are closed afterwards.
     too_far_behind: Vec<SlotId>,
     /// By slot, up to the highest slot whose socket was ever full.
@@ -490,11 +490,18 @@ impl Sessions {
                     self.queues.refill_urgent(slot);
                     continue;
                 }
-                SendState::Ready | SendState::Refilled => session.send_state = SendState::Idle,
-                // A stale entry: the slot has been vacated since, and filled again.
-                SendState::Idle | SendState::Lagging | SendState::Sending | SendState::Parked => {
+                SendState::Ready | SendState::Refilled if self.queues.throttles(session) => {
+                    session.send_state = SendState::Throttled;
+                    self.queues.newly_throttled.push(slot);
                     continue;
                 }
+                SendState::Ready | SendState::Refilled => session.send_state = SendState::Idle,
+                // A stale entry: the slot has been vacated since, and filled again.
+                SendState::Idle
+                | SendState::Lagging
+                | SendState::Sending
+                | SendState::Parked
+                | SendState::Throttled => continue,
             }
             let waited = session.outbox_bytes() > 0;
             let next = session.take_send(log_of(session.format), gather);
@@ -562,7 +569,7 @@ impl Sessions {
                     assert!(queued, "ready is queued");
                 }
                 SendState::Lagging => assert!(self.queues.lagging.contains(&slot), "lagging is queued"),
-                SendState::Sending | SendState::Parked => {}
+                SendState::Sending | SendState::Parked | SendState::Throttled => {}
             }
             let is_queued =
                 matches!(session.send_state, SendState::Ready | SendState::Refilled | SendState::Lagging);

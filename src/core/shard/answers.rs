@@ -14,6 +14,7 @@ use crate::{
     limits::{ANSWER_UNITS, answer_bytes_max},
     metrics::counters::Counter,
     now::Now,
+    topic_key,
 };
 use tickcast_proto::{
     features::Features,
@@ -34,9 +35,9 @@ impl Shard {
     }
 
     /// Keeps room for the answer to a tick that leaves for its home.
-    pub(super) fn keep_room_for_answer(&mut self, origin: u64, topic: &str) {
+    pub(super) fn keep_room_for_answer(&mut self, origin: u64, key: &str) {
         if let Some(session) = self.sessions.open_mut(SessionId(origin).slot()) {
-            session.answers_bytes += answer_bytes_max(topic.len()) as u32;
+            session.answers_bytes += answer_bytes_max(key.len()) as u32;
         }
     }
 
@@ -52,33 +53,33 @@ impl Shard {
     }
 
     /// Acknowledges the tick that was sequenced last in a topic of this home. `from`: the shard of the session.
-    pub(super) fn acknowledge(&mut self, from: ShardId, origin: u64, request: u32, index: u32, name: &str) {
+    pub(super) fn acknowledge(&mut self, from: ShardId, origin: u64, request: u32, index: u32, key: &str) {
         let topic = self.home.topic(index);
         let (id, epoch, sequence) = (topic.id, topic.epoch, topic.sequence.0);
         self.charge(ANSWER_UNITS);
         if from == self.id {
             if let Some(slot) = self.take_answered(origin, 0) {
-                self.reply_published(slot, request, id, epoch, sequence, name);
+                self.reply_published(slot, request, id, epoch, sequence, key);
             }
             return;
         }
         let fields = HeaderFields { topic_id: id.0, sequence, ..HeaderFields::default() };
         let record = Acknowledge { session: origin, epoch, request, reserved: 0 };
         self.stages.push_delivery(from, |out| {
-            frame::encode(out, Kind::Acknowledge, fields, &record, &[name.as_bytes()]);
+            frame::encode(out, Kind::Acknowledge, fields, &record, &[key.as_bytes()]);
         });
     }
 
     /// Passes a home's acknowledgement on to the session.
     pub(super) fn handle_acknowledge(&mut self, frame: &Frame<'_>) {
-        let (Ok(record), Ok(name)) = (frame.record::<Acknowledge>(), frame.text()) else {
+        let (Ok(record), Ok(key)) = (frame.record::<Acknowledge>(), frame.text()) else {
             return debug_assert!(false, "this process encoded the frame");
         };
         self.charge(ANSWER_UNITS);
         let Acknowledge { session, epoch, request, .. } = record;
-        if let Some(slot) = self.take_answered(session, answer_bytes_max(name.len())) {
+        if let Some(slot) = self.take_answered(session, answer_bytes_max(key.len())) {
             let topic = TopicId(frame.header.topic_id);
-            self.reply_published(slot, request, topic, epoch, frame.header.sequence, name);
+            self.reply_published(slot, request, topic, epoch, frame.header.sequence, key);
         }
     }
 
@@ -89,8 +90,9 @@ impl Shard {
         topic: TopicId,
         epoch: u64,
         sequence: u64,
-        name: &str,
+        key: &str,
     ) {
+        let name = topic_key::name(key);
         self.reply(slot, &Reply::Published { request, topic, name, epoch, sequence, is_duplicate: false });
     }
 
@@ -105,7 +107,7 @@ impl Shard {
         self.counters.add(Counter::TicksRefused, 1);
         self.counters.add(Counter::TopicsRefused, 1);
         self.charge(ANSWER_UNITS);
-        let Unsequenced { flags, record: Publish { request, .. }, topic, .. } = *tick;
+        let Unsequenced { flags, record: Publish { request, .. }, key, .. } = *tick;
         // In a message between shards, `reserved` says which limit it was.
         let record = ErrorRecord { request, code: refusal.code() as u16, reserved: refusal as u16 };
         match session {
@@ -118,7 +120,7 @@ impl Shard {
                     ..HeaderFields::default()
                 };
                 self.stages.push_delivery(from, |out| {
-                    frame::encode(out, Kind::Error, fields, &record, &[topic.as_bytes()]);
+                    frame::encode(out, Kind::Error, fields, &record, &[key.as_bytes()]);
                 });
             }
         }

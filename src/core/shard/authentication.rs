@@ -234,6 +234,7 @@ impl Shard {
         if self.authentication.is_revoked(&principal, now) {
             return Err(AuthRefusal::Revoked);
         }
+        self.claimed_tenant(slot, &principal.tenant)?;
         let known = self.sessions.get(slot).and_then(|session| session.principal.as_deref());
         match known.filter(|_| before == Proof::Credentials) {
             Some(known) if !known.is_same_client(&principal) => {
@@ -301,7 +302,7 @@ impl Shard {
             return true;
         }
         match self.enter(slot, token, false, now) {
-            Entry::Admitted => self.route_identity(slot, client, now),
+            Entry::Admitted => self.route_identity(slot, client, now) && self.enter_quota(slot, now),
             Entry::Waits => false,
             Entry::Refused(refusal) => {
                 self.end(slot, CloseReason::Unauthorized(refusal), now);
@@ -318,6 +319,9 @@ impl Shard {
         may_come_later: bool,
         now: Now,
     ) -> Entry {
+        if let Err(refusal) = self.check_tenant_is_open(slot) {
+            return Entry::Refused(refusal);
+        }
         let Some(auth) = &self.limits.auth else { return Entry::Admitted };
         let Some(session) = self.sessions.open_mut(slot) else {
             debug_assert!(false, "only an open session's handshake is processed");
@@ -445,8 +449,22 @@ impl Shard {
         }
     }
 
-    /// Makes a principal that credentials prove the session's. Returns whether its permissions are others than before.
+    /// Makes a principal that credentials prove the session's, and its tenant. Returns whether its permissions are others than
+    /// before.
     pub(super) fn set_principal(&mut self, slot: SlotId, principal: Arc<Principal>, now: Now) -> bool {
+        match self.claimed_tenant(slot, &principal.tenant) {
+            Ok(None) => {}
+            Ok(Some(tenant)) => {
+                if !self.change_tenant(slot, tenant, now) {
+                    return false;
+                }
+            }
+            // On the way from another shard, a reload has removed it.
+            Err(refusal) => {
+                self.end(slot, CloseReason::Unauthorized(refusal), now);
+                return false;
+            }
+        }
         let Some(session) = self.sessions.open_mut(slot) else { return false };
         let principal = self.authentication.permissions.share(principal);
         session.proof = Proof::Credentials;

@@ -11,6 +11,7 @@ use crate::{
     limits::{CONTROL_QUANTUM_UNITS, REVIEW_UNITS, TURN_CONTROL_UNITS, TURN_DEPARTURE_UNITS},
     metrics::counters::Counter,
     now::Now,
+    topic_key,
 };
 use tickcast_proto::{reply::Reply, subscription::Delivery};
 
@@ -34,7 +35,7 @@ pub(super) struct Control {
     departure_units_left: usize,
 }
 
-/// One session's control work, in the order of its requests.
+/// One session's control work, in the order of its requests. Patterns are [keys](crate::topic_key).
 #[derive(Debug)]
 struct Flow {
     session: SessionId,
@@ -165,7 +166,7 @@ impl Shard {
         &mut self,
         slot: SlotId,
         request: u32,
-        patterns: impl ExactSizeIterator<Item = Box<str>>,
+        patterns: Vec<Box<str>>,
         delivery: Option<Delivery>,
         now: Now,
     ) {
@@ -268,7 +269,8 @@ impl Shard {
                     None => flow.progress = Progress::Idle,
                     Some((request, pattern)) => {
                         let epoch = self.epoch;
-                        self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch });
+                        let pattern = topic_key::name(&pattern);
+                        self.reply(slot, &Reply::Subscribed { request, pattern, epoch });
                         self.end_change(flow, slot);
                     }
                 }
@@ -281,7 +283,8 @@ impl Shard {
                     None => flow.progress = Progress::Idle,
                     Some(request) => {
                         let epoch = self.epoch;
-                        self.reply(slot, &Reply::Subscribed { request, pattern: walk.pattern(), epoch });
+                        let pattern = topic_key::name(walk.pattern());
+                        self.reply(slot, &Reply::Subscribed { request, pattern, epoch });
                         self.end_change(flow, slot);
                     }
                 }
@@ -295,9 +298,10 @@ impl Shard {
                     }
                     match *request {
                         Some(request) => {
-                            self.reply(slot, &Reply::Unsubscribed { request, pattern: walk.pattern() });
+                            let pattern = topic_key::name(walk.pattern());
+                            self.reply(slot, &Reply::Unsubscribed { request, pattern });
                         }
-                        None => self.tell_removed(slot, walk.pattern(), now),
+                        None => self.tell_removed(slot, topic_key::name(walk.pattern()), now),
                     }
                     self.end_change(flow, slot);
                 }
@@ -333,7 +337,7 @@ impl Shard {
                 match begun {
                     None => {
                         self.end_change(flow, slot);
-                        self.fail_not_subscribed(slot, request, &pattern, now);
+                        self.fail_not_subscribed(slot, request, topic_key::name(&pattern), now);
                         (OPERATION_UNITS, Served::More)
                     }
                     Some(Begun::Join) => {
@@ -346,7 +350,8 @@ impl Shard {
                     }
                     Some(Begun::Done) => {
                         let epoch = self.epoch;
-                        self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch });
+                        let pattern = topic_key::name(&pattern);
+                        self.reply(slot, &Reply::Subscribed { request, pattern, epoch });
                         self.end_change(flow, slot);
                         (OPERATION_UNITS, Served::More)
                     }
@@ -359,9 +364,10 @@ impl Shard {
                     session.zip(entry).and_then(|(session, entry)| session.unsubscribe(entry, &pattern));
                 let Some(held) = held else {
                     self.end_change(flow, slot);
-                    self.fail_not_subscribed(slot, request, &pattern, now);
+                    self.fail_not_subscribed(slot, request, topic_key::name(&pattern), now);
                     return (OPERATION_UNITS, Served::More);
                 };
+                self.give_back_subscriptions(slot, 1);
                 let (walk, used) = self.fanout.begin_leave(held, slot, &mut self.sessions);
                 flow.progress = Progress::Leaving { walk, request: Some(request), entry: held.entry };
                 (used + 1, Served::More)
@@ -382,7 +388,7 @@ impl Shard {
             return (OPERATION_UNITS, Served::More);
         };
         let pattern = self.fanout.pattern(entry);
-        let allowed = self.allowed(slot, &pattern);
+        let allowed = self.allowed(slot, topic_key::name(&pattern));
         let is_partial = allowed == Allowed::Part;
         let changes = allowed != Allowed::Nothing && (was_partial || is_partial);
         if changes && self.fanout.rejoins(entry, slot, &self.sessions) && !self.fanout.may_join() {
@@ -415,6 +421,7 @@ impl Shard {
             debug_assert!(false, "the session holds the subscription");
             return (REVIEW_UNITS, Served::More);
         };
+        self.give_back_subscriptions(slot, 1);
         let (walk, used) = self.fanout.begin_leave(held, slot, &mut self.sessions);
         flow.progress = Progress::Leaving { walk, request: None, entry };
         (REVIEW_UNITS + used, Served::More)
@@ -424,7 +431,8 @@ impl Shard {
     /// Returns the units used.
     fn go_live(&mut self, flow: &mut Flow, slot: SlotId, entry: u32, request: u32) -> usize {
         let pattern = self.fanout.pattern(entry);
-        self.reply(slot, &Reply::Subscribed { request, pattern: &pattern, epoch: self.epoch });
+        let pattern = topic_key::name(&pattern);
+        self.reply(slot, &Reply::Subscribed { request, pattern, epoch: self.epoch });
         let used = match self.fanout.begin_join(entry, slot, &mut self.sessions, &mut self.logs) {
             Begun::Done => 0,
             Begun::Join => {
@@ -462,6 +470,8 @@ impl Shard {
             _ => None,
         };
         self.control.queue.forget(slot);
+        let held = self.sessions.get(slot).map_or(0, |session| session.subscriptions.len());
+        self.give_back_subscriptions(slot, held as u64);
         let (departure, used) = self.fanout.begin_departure(session, leaving, &self.sessions);
         self.control.departure_units_left = self.control.departure_units_left.saturating_sub(used);
         self.control.departures.push_back(departure);

@@ -25,16 +25,16 @@ use tickcast_proto::{
 impl Shard {
     /// Publishes a session's tick: here if this shard is the topic's home, otherwise through the mesh.
     pub(super) fn publish(&mut self, tick: &Unsequenced<'_>, now: Now) {
-        let home = placement::home_shard(tick.topic, self.shards);
+        let home = placement::home_shard(tick.key, self.shards);
         if home == self.id {
             return self.sequence(Some(self.id), tick, now);
         }
-        let Unsequenced { origin, source, flags, schema, record, topic, payload } = *tick;
+        let Unsequenced { origin, source, flags, schema, record, key, payload } = *tick;
         if flags & FLAG_ANSWERED != 0 {
-            self.keep_room_for_answer(origin, topic);
+            self.keep_room_for_answer(origin, key);
         }
         let fields = HeaderFields { flags, sequence: origin, topic_id: source.0, schema };
-        let write = |out: &mut Vec<u8>| frame::encode_publish_with(out, fields, record, topic, payload);
+        let write = |out: &mut Vec<u8>| frame::encode_publish_with(out, fields, record, key, payload);
         // An answer waits for no budget, here or at the home.
         match flags & FLAG_ANSWERED != 0 {
             true => self.stages.push_request(home, write),
@@ -55,7 +55,7 @@ impl Shard {
                 };
                 let FrameHeader { sequence: origin, topic_id, flags, schema, .. } = frame.header;
                 let source = SourceId(topic_id);
-                let tick = Unsequenced { origin, source, flags, schema, record, topic, payload };
+                let tick = Unsequenced { origin, source, flags, schema, record, key: topic, payload };
                 self.sequence(from, &tick, now);
             }
             (Kind::Recover, Some(from)) => {
@@ -89,10 +89,10 @@ impl Shard {
 
     /// Sequences a tick as its home, and passes it to every interested shard, this one included.
     pub(super) fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
-        let Unsequenced { origin, source, flags, schema, record, topic: name, payload } = *tick;
+        let Unsequenced { origin, source, flags, schema, record, key: topic_key, payload } = *tick;
         let session = from.filter(|_| origin != ORIGIN_SOURCE).map(|from| (from, SessionId(origin)));
         let TopicLookup { index, is_new } =
-            match self.home.find_or_create(name, Creator { session, source }, now) {
+            match self.home.find_or_create(topic_key, Creator { session, source }, now) {
                 Ok(found) => found,
                 Err(refusal) => return self.refuse(session, tick, refusal, now),
             };
@@ -118,7 +118,7 @@ impl Shard {
         if flags & FLAG_ANSWERED != 0
             && let Some(from) = from
         {
-            self.acknowledge(from, origin, record.request, index, name);
+            self.acknowledge(from, origin, record.request, index, topic_key);
         }
     }
 
@@ -226,11 +226,11 @@ impl Shard {
     ) {
         match notice {
             InterestEvent::Open(shard, topic) if shard == own => {
-                fanout.handle_open(topic.id, topic.epoch, &topic.name, sessions, logs);
+                fanout.handle_open(topic.id, topic.epoch, &topic.key, sessions, logs);
             }
             InterestEvent::Open(shard, topic) => {
                 stages
-                    .push_delivery(shard, |out| frame::encode_topic(out, topic.id, topic.epoch, &topic.name));
+                    .push_delivery(shard, |out| frame::encode_topic(out, topic.id, topic.epoch, &topic.key));
             }
             InterestEvent::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
             InterestEvent::Close(shard, topic) => {

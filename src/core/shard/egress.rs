@@ -44,9 +44,12 @@ impl Shard {
     }
 
     fn next_send<const URGENT: bool>(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
-        while let Some((slot, format, next)) =
-            self.sessions.take_send::<URGENT>(|format| self.logs.of(format), gather)
-        {
+        loop {
+            let taken = self.sessions.take_send::<URGENT>(|format| self.logs.of(format), gather);
+            while let Some(slot) = self.sessions.pop_newly_throttled() {
+                self.note_throttled(slot, now);
+            }
+            let Some((slot, format, next)) = taken else { return None };
             match next {
                 NextSend::Send(source) => return Some(Send { slot, log: LogIndex::of(format), source }),
                 NextSend::Overwritten => self.end_lapped(slot, now),
@@ -60,7 +63,6 @@ impl Shard {
                 }
             }
         }
-        None
     }
 
     /// Returns the bytes of a SEND that `poll_send` returned since the gather buffer was last cleared.
@@ -77,6 +79,7 @@ impl Shard {
     pub fn handle_sent(&mut self, slot: SlotId, bytes: usize, parked: bool, now: Now) {
         self.counters.add(Counter::Sends, 1);
         self.counters.add(Counter::BytesSent, bytes as u64);
+        self.note_egress(slot, bytes, now);
         if !parked {
             return self.send_completed(slot, now);
         }
@@ -85,6 +88,12 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         debug_assert!(session.is_sending(), "the transport parks only a SEND it was given");
         session.send_state = SendState::Parked;
+        self.watch_stall(slot, now);
+    }
+
+    /// Begins to watch how long a socket stays full.
+    pub(super) fn watch_stall(&mut self, slot: SlotId, now: Now) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
         if !std::mem::replace(&mut session.stall_timer_pending, true) {
             let id = session.id;
             self.set_timer(now.monotonic_ns.saturating_add(self.limits.behind_ns), TimerKind::Stall, id);
@@ -100,7 +109,7 @@ impl Shard {
         self.send_completed(slot, now);
     }
 
-    fn send_completed(&mut self, slot: SlotId, now: Now) {
+    pub(super) fn send_completed(&mut self, slot: SlotId, now: Now) {
         if self.sessions.end_send(slot) {
             self.fanout.handle_drained(slot, &mut self.sessions);
             self.fanout.queue_pull(slot, &mut self.sessions);

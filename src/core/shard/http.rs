@@ -53,27 +53,34 @@ impl Shard {
             Answer::Upgrade { forwarded_for, .. } if self.awaits_admission(slot, &forwarded_for) => {
                 return Ok(Step::Partial);
             }
-            Answer::Upgrade { response, target, .. } => match self.enter_websocket(slot, &target, now) {
-                Entry::Admitted => self.upgrade(slot, &response, target, now)?,
-                Entry::Waits => return Ok(Step::Partial),
-                Entry::Refused(AuthRefusal::Busy) => {
-                    self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
+            Answer::Upgrade { response, target, host, .. } => {
+                match self.enter_websocket(slot, &target, &host, now) {
+                    Entry::Admitted => self.upgrade(slot, &response, target, now)?,
+                    Entry::Waits => return Ok(Step::Partial),
+                    Entry::Refused(AuthRefusal::Busy) => {
+                        self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
+                    }
+                    Entry::Refused(refusal) => {
+                        self.become_websocket(slot, &response, &target);
+                        self.end(slot, CloseReason::Unauthorized(refusal), now);
+                    }
                 }
-                Entry::Refused(refusal) => {
-                    self.become_websocket(slot, &response, &target);
-                    self.end(slot, CloseReason::Unauthorized(refusal), now);
-                }
-            },
+            }
         }
         Ok(Step::Complete(used, ()))
     }
 
     /// Returns whether a request for a WebSocket may be answered here. If not, it waits for the verdict on its credentials, or has
     /// begun its handover. A client may give its credentials in a hello instead, unless it subscribes before that.
-    fn enter_websocket(&mut self, slot: SlotId, target: &Target, now: Now) -> Entry {
+    fn enter_websocket(&mut self, slot: SlotId, target: &Target, host: &str, now: Now) -> Entry {
         let Target::Stream { client, token, patterns, .. } = target else { return Entry::Admitted };
+        if let Err(refusal) = self.enter_tenant_of_host(slot, host) {
+            return Entry::Refused(refusal);
+        }
         match self.enter(slot, token.as_ref(), patterns.is_empty(), now) {
-            Entry::Admitted if !self.route_identity(slot, client, now) => Entry::Waits,
+            Entry::Admitted if !(self.route_identity(slot, client, now) && self.enter_quota(slot, now)) => {
+                Entry::Waits
+            }
             entry => entry,
         }
     }

@@ -9,6 +9,7 @@ use crate::{
     now::Now,
     principal::AuthRefusal,
     session::{CloseReason, InputState, Proof, Protocol, Session},
+    topic_key::KeyBuffer,
 };
 use tickcast_proto::{
     DecodeError, ErrorCode, Step,
@@ -336,7 +337,7 @@ impl Shard {
                 if !self.pay(slot, request, &[(Expense::Subscriptions, patterns.len() as u64)], now) {
                     return Ok(());
                 }
-                let patterns = patterns.into_iter().map(|pattern| Box::from(&*pattern));
+                let patterns = self.pattern_keys(slot, &patterns);
                 self.queue_changes(slot, request, patterns, Some(delivery), now);
             }
             Command::Resume { topic, position } => self.resume(slot, &topic, position, now),
@@ -344,7 +345,7 @@ impl Shard {
                 self.fail(slot, request, ErrorCode::BadRequest, &error.to_string(), now);
             }
             Command::Unsubscribe { request, patterns } => {
-                let patterns = patterns.into_iter().map(|pattern| Box::from(&*pattern));
+                let patterns = self.pattern_keys(slot, &patterns);
                 self.queue_changes(slot, request, patterns, None, now);
             }
             Command::Publish(publish) => self.publish_command(slot, &publish, now),
@@ -360,6 +361,11 @@ impl Shard {
                 return;
             }
         }
+        if !self.take_publish(slot, now) {
+            self.counters.add(Counter::TicksRefusedTenant, 1);
+            let text = "the tenant publishes faster than it may (quota of its [[tenant]])";
+            return self.fail(slot, publish.request, ErrorCode::RateLimited, text, now);
+        }
         let topic = match pattern::check_topic(&publish.topic) {
             Ok(topic) => topic,
             Err(error) => {
@@ -368,6 +374,12 @@ impl Shard {
                 return self.fail(slot, publish.request, ErrorCode::BadTopic, &text, now);
             }
         };
+        if self.is_imported(slot, topic) {
+            self.counters.add(Counter::TicksRefusedNotAllowed, 1);
+            let text =
+                format!("topic {}: another tenant exports it, and publishes it", quoted(&publish.topic));
+            return self.fail(slot, publish.request, ErrorCode::NotAllowed, &text, now);
+        }
         if !self.may_publish(slot, topic) {
             self.counters.add(Counter::TicksRefusedNotAllowed, 1);
             let text = format!("topic {}: this session may not publish it", quoted(&publish.topic));
@@ -380,11 +392,10 @@ impl Shard {
                 format!("the tick's frame has {frame_len} bytes, {} allowed", self.limits.frame_bytes_max);
             return self.fail(slot, publish.request, ErrorCode::TooLarge, &text, now);
         }
-        let Some((origin, source)) =
-            self.sessions.open_mut(slot).map(|session| (session.id.0, session.source))
-        else {
+        let Some(session) = self.sessions.open_mut(slot) else {
             return debug_assert!(false, "only an open session publishes");
         };
+        let (origin, source, tenant) = (session.id.0, session.source, session.tenant);
         let producer_time_ns =
             if publish.producer_time_ns == 0 { now.realtime_ns } else { publish.producer_time_ns };
         let record = Publish {
@@ -396,13 +407,14 @@ impl Shard {
         };
         let flags = Self::flags_of(&publish.payload, publish.payload_is_json)
             | self.answer_flag(slot, publish.request);
+        let mut buffer = KeyBuffer::default();
         let tick = Unsequenced {
             origin,
             source,
             flags,
             schema: publish.schema,
             record,
-            topic,
+            key: buffer.key(tenant, topic),
             payload: &publish.payload,
         };
         self.publish(&tick, now);

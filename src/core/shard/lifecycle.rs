@@ -29,9 +29,10 @@ impl Shard {
     /// They contain a whole HELLO or request head, and its credentials have been verified, so the handshake is complete when this
     /// returns, and its deadline need not account for the time spent on the other shard.
     pub fn handle_attached(&mut self, slot: SlotId, source: SourceId, session: &DetachedSession, now: Now) {
-        let DetachedSession { listener, principal, is_read_only, bytes, .. } = session;
+        let DetachedSession { listener, tenant, principal, is_read_only, bytes, .. } = session;
         self.open(slot, *listener, now);
         self.set_source(slot, source);
+        self.set_tenant(slot, *tenant);
         if *is_read_only {
             self.set_read_only(slot);
         }
@@ -164,6 +165,7 @@ impl Shard {
             ending.departure = DepartureState::RemovedWhenDone;
             return self.sessions.with_outbox(slot, Session::clear_outbox);
         }
+        self.leave_tenant(slot);
         let Some(session) = self.sessions.remove(slot) else { return };
         debug_assert!(session.memberships.is_empty(), "a session leaves every topic before it ends");
         self.identities.remove(&slot);

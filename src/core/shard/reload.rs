@@ -22,6 +22,8 @@ impl Shard {
         self.fanout.set_policies(limits.policies.clone(), limits.behind_bytes, limits.keys_per_topic_max);
         self.budgets.set_limits(limits);
         self.sessions.set_bounds(limits.outbox_bytes_max, limits.behind_bytes);
+        self.home.set_tenants(self.limits.tenants.clone());
+        self.end_removed_tenants(now);
         if never_pinged {
             // No session has a heartbeat timer yet.
             for slot in self.sessions.slots() {

@@ -1,14 +1,17 @@
 //! Subscribe and resume requests of sessions.
 
+use std::borrow::Cow;
+
 use super::{Shard, authentication::Allowed, ingress::quoted};
 use crate::{
     budgets::PatternLimits,
-    fanout::{ALL_TOPICS, Interest, Registration, StartFrom, Subscription},
-    ids::SlotId,
+    fanout::{Interest, Registration, StartFrom, Subscription, cover_of},
+    ids::{SlotId, TenantId},
     limits::{KNOWN_PATTERN_UNITS, PATTERN_REQUEST_UNITS, RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
     metrics::counters::Counter,
     now::Now,
     session::saved_positions::SavedPositions,
+    topic_key,
 };
 use tickcast_proto::{
     ErrorCode, pattern,
@@ -39,10 +42,10 @@ impl Shard {
                     }
                 }
                 let names_bytes = positions.keys().map(|topic| topic.len()).sum();
-                let saved = self.saved_positions(slot, request, positions.len(), names_bytes, now)?;
-                for (topic, position) in positions {
-                    saved.insert(&topic, position);
-                }
+                let keys: Vec<(Cow<'_, str>, Position)> =
+                    positions.iter().map(|(topic, at)| (self.pattern_key(slot, topic), *at)).collect();
+                let saved = self.saved_positions(slot, request, keys.len(), names_bytes, now)?;
+                keys.iter().for_each(|(key, position)| saved.insert(key, *position));
                 Some(StartFrom::SavedPositions)
             }
         }
@@ -54,8 +57,9 @@ impl Shard {
             let text = format!("resume: topic {}: {error}", quoted(topic.as_bytes()));
             return self.fail(slot, 0, ErrorCode::BadTopic, &text, now);
         }
-        if let Some(saved) = self.saved_positions(slot, 0, 1, topic.len(), now) {
-            saved.insert(topic, position);
+        let key = self.pattern_key(slot, topic);
+        if let Some(saved) = self.saved_positions(slot, 0, 1, key.len(), now) {
+            saved.insert(&key, position);
         }
     }
 
@@ -125,7 +129,8 @@ impl Shard {
             );
             return self.fail(slot, request, ErrorCode::NotAllowed, &text, now);
         }
-        let known = self.fanout.entry_of(pattern);
+        let key = self.pattern_key(slot, pattern);
+        let known = self.fanout.entry_of(&key);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         if session.subscriptions.len() >= self.limits.subscriptions_per_session_max {
             let text =
@@ -159,7 +164,12 @@ impl Shard {
                 "clients of this address use up their memory for patterns (--patterns-per-source-memory)";
             return self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
         }
-        let Registration { entry, interest } = self.fanout.subscribe(slot, source, pattern);
+        if !self.take_subscription(slot) {
+            self.counters.add(Counter::SubscriptionsRefusedTenant, 1);
+            let text = "the tenant has as many subscriptions as it may have (quota of its [[tenant]])";
+            return self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
+        }
+        let Registration { entry, interest } = self.fanout.subscribe(slot, source, &key);
         self.charge(if interest.is_some() { PATTERN_REQUEST_UNITS } else { KNOWN_PATTERN_UNITS });
         if let Some(session) = self.sessions.open_mut(slot) {
             let is_partial = allowed == Allowed::Part;
@@ -171,8 +181,24 @@ impl Shard {
         }
         self.queue_join(slot, entry, request);
         if let Some(Interest { request, exact, covers }) = interest {
-            self.add_interest(if covers { ALL_TOPICS } else { pattern }, exact, request);
+            self.add_interest(if covers { cover_of(&key) } else { key }.as_ref(), exact, request);
         }
+    }
+
+    /// The key of a topic's name or a pattern that a session uses. An exact name is its owner's: its tenant's, or that of the
+    /// tenant that exports it.
+    pub(super) fn pattern_key<'a>(&self, slot: SlotId, pattern: &'a str) -> Cow<'a, str> {
+        let tenant = self.sessions.get(slot).map_or(TenantId::DEFAULT, |session| session.tenant);
+        let exports = self.limits.tenants.exports();
+        match !exports.is_empty() && pattern::is_exact(pattern) {
+            true => topic_key::of(exports.owner(tenant, pattern), pattern),
+            false => topic_key::of(tenant, pattern),
+        }
+    }
+
+    /// The keys of patterns that a session uses, which may not be valid.
+    pub(super) fn pattern_keys(&self, slot: SlotId, patterns: &[Cow<'_, str>]) -> Vec<Box<str>> {
+        patterns.iter().map(|pattern| self.pattern_key(slot, pattern).into()).collect()
     }
 }
 

@@ -7,7 +7,7 @@ mod largest;
 
 use super::Shard;
 use crate::{
-    ids::{SessionId, SlotId},
+    ids::{SessionId, SlotId, TenantId},
     limits::TURN_SURVEYED,
     metrics::latency::Latency,
     now::Now,
@@ -48,8 +48,10 @@ pub enum TopicSort {
 }
 
 /// A query for sessions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionsQuery {
+    /// Name of their tenant, empty for the default; `None`: all.
+    pub tenant: Option<Box<str>>,
     /// The rank to sort by.
     pub sort: SessionSort,
     /// Highest number of results, bounded by the caller.
@@ -61,6 +63,8 @@ pub struct SessionsQuery {
 pub struct TopicsQuery {
     /// Prefix of the names.
     pub prefix: String,
+    /// Name of their tenant, empty for the default; `None`: all.
+    pub tenant: Option<Box<str>>,
     /// The rank to sort by.
     pub sort: TopicSort,
     /// Highest number of results, bounded by the caller.
@@ -93,6 +97,7 @@ pub struct ShardState {
 /// A survey of the sessions in progress. Keeps at most the query's limit of them.
 #[derive(Debug)]
 pub struct SessionSurvey {
+    tenant: Option<Box<str>>,
     sort: SessionSort,
     next: u32,
     largest: Largest<(SlotId, SessionId)>,
@@ -101,7 +106,8 @@ pub struct SessionSurvey {
 impl SessionSurvey {
     /// Starts a survey.
     pub fn new(query: SessionsQuery) -> SessionSurvey {
-        SessionSurvey { sort: query.sort, next: 0, largest: Largest::new(query.limit) }
+        let SessionsQuery { tenant, sort, limit } = query;
+        SessionSurvey { tenant, sort, next: 0, largest: Largest::new(limit) }
     }
 }
 
@@ -129,6 +135,8 @@ pub struct SessionSummary {
     pub id: SessionId,
     /// Identity given by the client.
     pub identity: Option<String>,
+    /// Name of its tenant; empty: the default.
+    pub tenant: String,
     /// Name of the wire format.
     pub encoding: &'static str,
     /// `handshake`, `open` or `ending`.
@@ -156,6 +164,8 @@ pub struct SessionSummary {
 pub struct TopicSummary {
     /// Name.
     pub name: String,
+    /// Name of its tenant; empty: the default.
+    pub tenant: String,
     /// Id on the wire.
     pub id: TopicId,
     /// The shard that sequences it.
@@ -178,7 +188,9 @@ impl Shard {
         let slots = self.sessions.slots_len();
         let end = slots.min(survey.next.saturating_add(TURN_SURVEYED as u32));
         for slot in (survey.next..end).map(SlotId) {
-            if let Some(session) = self.sessions.get(slot) {
+            if let Some(session) = self.sessions.get(slot)
+                && self.is_wanted(survey.tenant.as_deref(), session.tenant)
+            {
                 survey.largest.offer(self.rank(slot, session, survey.sort, now), (slot, session.id));
             }
         }
@@ -199,6 +211,11 @@ impl Shard {
             Some(self.summary(slot, session, rank, now))
         });
         chosen.collect()
+    }
+
+    /// Whether a query is for a tenant.
+    fn is_wanted(&self, wanted: Option<&str>, tenant: TenantId) -> bool {
+        wanted.is_none_or(|name| name == self.limits.tenants.name(tenant))
     }
 
     /// Returns whether the session with this id is still in the slot.
@@ -232,6 +249,7 @@ impl Shard {
             slot,
             id: session.id,
             identity: self.identities.get(&slot).map(|identity| identity.to_string()),
+            tenant: self.limits.tenants.name(session.tenant).to_owned(),
             encoding,
             state,
             subscriptions: session.subscriptions.len(),
@@ -251,7 +269,10 @@ impl Shard {
         let end = topics.min(survey.next.saturating_add(TURN_SURVEYED as u32));
         for index in survey.next..end {
             let topic = self.home.topic(index);
-            if topic.is_open() && topic.name.starts_with(&survey.query.prefix) {
+            if topic.is_open()
+                && topic.name().starts_with(&survey.query.prefix)
+                && self.is_wanted(survey.query.tenant.as_deref(), topic.tenant())
+            {
                 survey.largest.offer(self.topic_rank(index, survey.query.sort), index);
             }
         }
@@ -265,7 +286,8 @@ impl Shard {
         let view = |index: u32| {
             let topic = self.home.topic(index);
             TopicSummary {
-                name: topic.name.to_string(),
+                name: topic.name().to_string(),
+                tenant: self.limits.tenants.name(topic.tenant()).to_owned(),
                 id: topic.id,
                 home: self.id,
                 sequence: topic.sequence,
@@ -356,7 +378,7 @@ mod tests {
         shard.sessions.count_dropped(SlotId(77), 2);
         shard.sessions.count_conflated(SlotId(78), 4);
         shard.sessions.count_dropped(SlotId(78), 3);
-        let by = |sort, limit| names(&shard, SessionsQuery { sort, limit });
+        let by = |sort, limit| names(&shard, SessionsQuery { tenant: None, sort, limit });
         let first = by(SessionSort::Dropped, 2);
         assert_eq!(
             first.iter().map(|view| (view.dropped, view.conflated)).collect::<Vec<_>>(),
@@ -375,8 +397,9 @@ mod tests {
         let (mut busy, mut quiet) = (shard(), shard());
         (0..200).for_each(|slot| enter(&mut busy, SlotId(slot), ""));
         (0..3).for_each(|slot| enter(&mut quiet, SlotId(slot), ""));
-        let query = SessionsQuery { sort: SessionSort::Newest, limit: 3 };
-        let ranks = |shard: &Shard| names(shard, query).iter().map(|view| view.rank).collect::<Vec<_>>();
+        let query = SessionsQuery { tenant: None, sort: SessionSort::Newest, limit: 3 };
+        let ranks =
+            |shard: &Shard| names(shard, query.clone()).iter().map(|view| view.rank).collect::<Vec<_>>();
         assert_eq!(ranks(&busy), ranks(&quiet));
         assert!(ranks(&busy).is_sorted_by(|one, other| one > other));
 
@@ -387,8 +410,12 @@ mod tests {
                 frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), &name, b"1");
             }
             shard.handle_bytes(SlotId(0), &bytes, NOW);
-            let mut survey =
-                TopicSurvey::new(TopicsQuery { prefix: String::new(), sort: TopicSort::Newest, limit: 3 });
+            let mut survey = TopicSurvey::new(TopicsQuery {
+                prefix: String::new(),
+                tenant: None,
+                sort: TopicSort::Newest,
+                limit: 3,
+            });
             assert!(shard.survey_topics(&mut survey));
             shard.topic_summaries(survey)
         };
@@ -402,7 +429,8 @@ mod tests {
     fn a_survey_leaves_out_sessions_that_have_ended_since() {
         let mut shard = shard();
         (0..3).for_each(|slot| enter(&mut shard, SlotId(slot), ""));
-        let mut survey = SessionSurvey::new(SessionsQuery { sort: SessionSort::Newest, limit: 10 });
+        let mut survey =
+            SessionSurvey::new(SessionsQuery { tenant: None, sort: SessionSort::Newest, limit: 10 });
         assert!(shard.survey_sessions(&mut survey, NOW));
         shard.handle_error(SlotId(1), 104, NOW);
         enter(&mut shard, SlotId(1), "another");
@@ -414,7 +442,7 @@ mod tests {
     fn the_operator_closes_exactly_the_named_session() {
         let mut shard = shard();
         enter(&mut shard, SlotId(5), "");
-        let id = names(&shard, SessionsQuery { sort: SessionSort::Newest, limit: 1 })[0].id;
+        let id = names(&shard, SessionsQuery { tenant: None, sort: SessionSort::Newest, limit: 1 })[0].id;
         assert!(!shard.close(SessionId(id.0 + (1 << 20)), NOW) && !shard.close(SessionId(id.0 + 1), NOW));
         assert!(shard.close(id, NOW) && !shard.close(id, NOW), "once");
         shard.handle_eof(SlotId(5), NOW);
@@ -438,8 +466,12 @@ mod tests {
         shard.handle_bytes(SlotId(0), &bytes, NOW);
         while shard.turn(NOW) {}
         let by = |prefix: &str, limit| {
-            let mut survey =
-                TopicSurvey::new(TopicsQuery { prefix: prefix.into(), sort: TopicSort::Ticks, limit });
+            let mut survey = TopicSurvey::new(TopicsQuery {
+                prefix: prefix.into(),
+                tenant: None,
+                sort: TopicSort::Ticks,
+                limit,
+            });
             assert!(shard.survey_topics(&mut survey));
             shard.topic_summaries(survey)
         };

@@ -195,7 +195,7 @@ impl Shard {
         let full_ns = self.sessions.full_ns(slot, now);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.stall_timer_pending = false;
-        if session.send_state != SendState::Parked {
+        if !matches!(session.send_state, SendState::Parked | SendState::Throttled) {
             return;
         }
         let id = session.id;

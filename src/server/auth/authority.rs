@@ -65,7 +65,8 @@ impl Authority {
         let at = match verdict {
             Ok(_) => 0,
             Err(AuthRefusal::Missing) => 1,
-            Err(AuthRefusal::Invalid(_)) => 2,
+            // The shards decide about tenants, once the verdict is there.
+            Err(AuthRefusal::Invalid(_) | AuthRefusal::Tenant(_)) => 2,
             Err(AuthRefusal::Expired) => 3,
             Err(AuthRefusal::NotYetValid) => 4,
             Err(AuthRefusal::Revoked) => 5,

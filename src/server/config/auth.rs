@@ -269,18 +269,34 @@ pub fn shown(values: &Table) -> Table {
     shown
 }
 
-/// Appends `[auth]` in the format of a file, with the line of each value. Secret values become comments.
-pub fn write_toml(text: &mut String, section: &AuthSection) {
-    let line = |text: &mut String, path: &str, key: &str, value: &Value| {
+/// Appends a list of tables as a file has it: `header` in the brackets, `path` of its first values.
+pub fn write_tables<'a>(
+    text: &mut String,
+    header: &str,
+    path: &str,
+    tables: impl Iterator<Item = &'a Table>,
+    section: &AuthSection,
+) {
+    for (at, item) in tables.enumerate() {
+        write_table(text, format!("[[{header}]]"), &format!("{path}[{at}]"), item, section);
+    }
+}
+
+fn write_table(text: &mut String, header: String, path: &str, table: &Table, section: &AuthSection) {
+    let _ = writeln!(text, "\n{header}");
+    for (key, value) in table {
         let from = section.places.get(&format!("{path}.{key}")).map(|(line, _)| format!(" # line {line}"));
-        let _ = match HIDDEN.contains(&key) {
+        let _ = match HIDDEN.contains(&key.as_str()) {
             true => writeln!(text, "# {key} = # hidden"),
             false => writeln!(text, "{key} = {value}{}", from.unwrap_or_default()),
         };
-    };
+    }
+}
+
+/// Appends `[auth]` in the format of a file, with the line of each value. Secret values become comments.
+pub fn write_toml(text: &mut String, section: &AuthSection) {
     let table = |text: &mut String, header: String, path: &str, table: &Table| {
-        let _ = writeln!(text, "\n{header}");
-        table.iter().for_each(|(key, value)| line(text, path, key, value));
+        write_table(text, header, path, table, section);
     };
     let (nested, plain): (Vec<_>, Vec<_>) =
         section.values.iter().partition(|(key, _)| LISTS.contains(&key.as_str()) || *key == ANONYMOUS);
@@ -289,9 +305,8 @@ pub fn write_toml(text: &mut String, section: &AuthSection) {
     for (name, value) in nested {
         match value {
             Value::Array(items) => {
-                for (at, item) in items.iter().filter_map(Value::as_table).enumerate() {
-                    table(text, format!("[[{AUTH}.{name}]]"), &format!("{AUTH}.{name}[{at}]"), item);
-                }
+                let path = format!("{AUTH}.{name}");
+                write_tables(text, &path, &path, items.iter().filter_map(Value::as_table), section);
             }
             other => {
                 let empty = Table::new();

@@ -23,6 +23,7 @@ use super::{
     auth::{AUTH, AuthSection},
     declared::{self, Declared, LISTENER},
     listener::{Address, Kind, ListenerTable},
+    tenant::TENANT,
 };
 use crate::{
     cli::{ServeArgs, old, serve::Tables},
@@ -68,6 +69,8 @@ pub struct File {
     pub sources: Option<Vec<Section>>,
     /// `[auth]`.
     pub auth: Option<AuthSection>,
+    /// The `[[tenant]]` tables, as the list `tenant`.
+    pub tenants: Option<AuthSection>,
     /// All errors, by line.
     pub problems: Vec<Problem>,
     /// Flags of the options with an invalid value; also `listener`, `source` or `auth` if a part of them was left out because of
@@ -137,6 +140,7 @@ impl Reader<'_> {
                     self.refuse(key, name, format!("must be a list of tables: [[{name}]]"))
                 }
                 AUTH => self.auth(key, value),
+                TENANT => self.tenants(key, value),
                 _ if declared::tables().contains(&name) => match value.get_ref().as_table() {
                     Some(table) => self.table(name, table),
                     None => self.refuse(key, name, format!("must be a table: [{name}]")),
@@ -323,8 +327,13 @@ impl Reader<'_> {
                 socket_send_buffer: None,
                 notsent_lowat: None,
                 publish: None,
+                tenant: None,
             };
             return lenient(written(&any), normalized::<ListenerTable>, &[key], value);
+        }
+        if key == TENANT {
+            let is_text = value.is_str();
+            return is_text.then_some(value).ok_or_else(|| "must be the name of a tenant, in quotes".into());
         }
         let kind = SourceKind::named(kind).ok_or("no such kind")?;
         if kind.keys().contains(&key) {
@@ -368,7 +377,7 @@ impl Reader<'_> {
     }
 
     fn unknown(&self, table: &str, name: &str) -> String {
-        let (tables, lists) = (declared::tables(), [LISTENER, "source", AUTH]);
+        let (tables, lists) = (declared::tables(), [LISTENER, "source", AUTH, TENANT]);
         let known = || declared::of(table).map(|declared| &*declared.key);
         if !table.is_empty() && declared::suggestion(name, known()).is_some() {
             return unknown_key(name, known());

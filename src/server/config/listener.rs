@@ -8,7 +8,10 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tickcast_core::shard::{ClientAddress, ListenerKind};
+use tickcast_core::{
+    ids::TenantId,
+    shard::{ClientAddress, ListenerKind},
+};
 
 use crate::{
     cli::values::{Mode, Size},
@@ -41,11 +44,13 @@ pub struct ListenerTable {
     pub notsent_lowat: Option<Size>,
     /// Whether its clients may publish; `None`: as `[auth]` allows.
     pub publish: Option<bool>,
+    /// Tenant of its clients; `None`: that of their host name or token.
+    pub tenant: Option<String>,
 }
 
 impl ListenerTable {
     /// Keys of the table, in the order of `--print-config`.
-    pub const KEYS: [&str; 10] = [
+    pub const KEYS: [&str; 11] = [
         "kind",
         "address",
         "transport",
@@ -56,6 +61,7 @@ impl ListenerTable {
         "socket_send_buffer",
         "notsent_lowat",
         "publish",
+        "tenant",
     ];
 }
 
@@ -282,6 +288,8 @@ pub struct Listener {
     pub mode: u32,
     /// Whether its clients may only subscribe.
     pub is_read_only: bool,
+    /// Tenant of its clients; the default: that of their host name or token.
+    pub tenant: TenantId,
     /// Whether the configuration defines who may use it, or allows everyone. Otherwise only this machine may reach it.
     pub is_guarded: bool,
     /// Name in errors: the option that set its address, or its line in the file.

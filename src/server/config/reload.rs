@@ -16,9 +16,10 @@ pub struct Change {
 }
 
 /// Whether the option at this path takes effect without a restart. Options of listeners and sources never do, even those
-/// named like a live option. `[auth]` is replaced as a whole.
+/// named like a live option. `[auth]` is replaced as a whole, and so are the tenants, apart from what they export.
 pub fn is_live(path: &str) -> bool {
     path.starts_with("auth.")
+        || (path.starts_with("tenant[") && !path.ends_with(".exports"))
         || path.split_once('.').is_some_and(|(table, key)| !table.ends_with(']') && LIVE.contains(&key))
 }
 

@@ -17,6 +17,7 @@ use super::{
     file::{Entry, File, Section},
     listener::{Address, Kind, ListenerTable},
     reload::{self, Change},
+    tenant::{self, TENANT, TenantTable},
 };
 use crate::{
     cli::{Cli, Command, ServeArgs, serve::Tables},
@@ -55,6 +56,8 @@ pub struct SourceTable {
     pub kind: &'static SourceKind,
     /// All of its options, whether set or default.
     pub options: Table,
+    /// Tenant of its topics; `None`: the default.
+    pub tenant: Option<String>,
 }
 
 /// The effective options of `tickcast serve`, with their origins.
@@ -70,6 +73,8 @@ pub struct Settings {
     pub sources: Vec<SourceTable>,
     /// `[auth]`.
     pub auth: Option<AuthTables>,
+    /// The `[[tenant]]` tables.
+    pub tenants: Vec<TenantTable>,
     /// Invalid values, each checked on its own. If there are any, the server must not start.
     pub problems: Vec<Problem>,
     /// Flags of the options with an invalid value, which have their defaults here; also `listener`, `source` or `auth` if a part
@@ -80,6 +85,8 @@ pub struct Settings {
     file: Option<PathBuf>,
     /// `[auth]` from the file.
     auth_section: Option<AuthSection>,
+    /// The `[[tenant]]` tables as the file has them.
+    tenant_section: Option<AuthSection>,
     /// All effective values, laid out as in a file.
     tree: Table,
     /// Origins by path: `limits.frame_max`, `listener[0].address`.
@@ -164,7 +171,7 @@ impl Settings {
                     LISTENER => ListenerTable::KEYS.to_vec(),
                     _ => {
                         let keys = SourceKind::named(kind).map_or(&[][..], SourceKind::keys);
-                        ["kind"].iter().chain(keys).copied().collect()
+                        ["kind"].iter().chain(keys).copied().chain([TENANT]).collect()
                     }
                 };
                 for key in keys {
@@ -172,6 +179,9 @@ impl Settings {
                     line_of(&mut text, key, item.get(key), origin, key == "kind" || key == "address");
                 }
             }
+        }
+        if let Some(section) = &self.tenant_section {
+            auth::write_tables(&mut text, TENANT, TENANT, tenant::tables_of(section).iter(), section);
         }
         if let Some(section) = &self.auth_section {
             auth::write_toml(&mut text, section);
@@ -281,6 +291,16 @@ impl Layers<'_> {
             tree.insert(AUTH.to_owned(), auth::shown(&section.values).into());
             AuthTables::deserialize(section.values.clone())
         });
+        let tenants = self.file.tenants.as_ref().map_or_else(Vec::new, |section| {
+            let places = section.places.iter();
+            origins.extend(
+                places.map(|(path, (line, named))| (path.clone(), Origin::File(*line, named.clone()))),
+            );
+            tree.extend(section.values.clone());
+            tenant::tables_of(section)
+        });
+        let tenants: Result<Vec<TenantTable>, _> =
+            tenants.into_iter().map(TenantTable::deserialize).collect();
         let typed = |item: &Item| ListenerTable::deserialize(item.values.clone());
         let listeners: Result<_, _> = listeners.iter().map(typed).collect();
         Ok(Settings {
@@ -289,11 +309,13 @@ impl Layers<'_> {
             listeners: listeners.map_err(|error| inner(&error))?,
             sources: sources.iter().filter_map(Item::source).collect(),
             auth: auth.transpose().map_err(|error| inner(&error))?,
+            tenants: tenants.map_err(|error| inner(&error))?,
             problems,
             broken: self.file.broken.clone(),
             warnings: self.file.warnings.clone(),
             file: (!self.file.path.as_os_str().is_empty()).then(|| self.file.path.clone()),
             auth_section: self.file.auth.clone(),
+            tenant_section: self.file.tenants.clone(),
             tree,
             origins,
         })
@@ -466,7 +488,8 @@ impl Item {
     fn source(&self) -> Option<SourceTable> {
         let mut options = self.values.clone();
         options.remove("kind");
-        Some(SourceTable { kind: SourceKind::named(&self.kind)?, options })
+        let tenant = options.remove(TENANT).and_then(|name| name.as_str().map(str::to_owned));
+        Some(SourceTable { kind: SourceKind::named(&self.kind)?, options, tenant })
     }
 }
 

@@ -46,6 +46,9 @@ pub struct SessionView {
     pub shard: u16,
     /// The identity its client claims.
     pub identity: Option<String>,
+    /// Its tenant; empty: the default.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tenant: String,
     /// The peer's address. `None` before Linux 6.8, where a registered file cannot be turned back into a descriptor.
     pub address: Option<SocketAddr>,
     /// The encoding of its messages.
@@ -80,6 +83,7 @@ impl SessionView {
             id: GlobalSessionId { shard, id: summary.id.0 }.to_string(),
             shard: shard.0,
             identity: summary.identity.clone(),
+            tenant: summary.tenant.clone(),
             address: None,
             encoding: summary.encoding,
             state: summary.state,
@@ -101,6 +105,9 @@ impl SessionView {
 pub struct TopicView {
     /// Its name.
     pub topic: String,
+    /// Its tenant; empty: the default.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tenant: String,
     /// Its ID on the wire.
     pub id: u32,
     /// The shard that sequences it.
@@ -124,6 +131,7 @@ impl From<TopicSummary> for TopicView {
     fn from(summary: TopicSummary) -> TopicView {
         TopicView {
             topic: summary.name,
+            tenant: summary.tenant,
             id: summary.id.0,
             home: summary.home.0,
             sequence: summary.sequence.0,
@@ -146,6 +154,7 @@ pub(super) mod tests {
             id: "0-1".into(),
             shard: 0,
             identity: None,
+            tenant: String::new(),
             address: Some("127.0.0.1:9".parse().unwrap()),
             encoding: "json",
             state: "open",

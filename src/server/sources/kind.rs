@@ -20,6 +20,7 @@ use serde::{
 use toml::Table;
 
 use super::{KINDS, Source};
+use tickcast_core::ids::TenantId;
 
 /// Options of one kind of source: the keys of its `[[source]]` in the file.
 /// Each field is a key. Its type checks the value on its own, and must serialize to what it deserializes from. `Default` has
@@ -148,9 +149,12 @@ impl SourceKind {
     /// Makes a source from these options, or adds to `checks` why it cannot.
     pub fn configure(&'static self, options: &Table, checks: &mut OptionChecks) -> Option<SourceConfig> {
         match (self.configure)(options.clone(), checks) {
-            Ok(configured) => {
-                configured.map(|configured| SourceConfig { kind: self, options: options.clone(), configured })
-            }
+            Ok(configured) => configured.map(|configured| SourceConfig {
+                kind: self,
+                options: options.clone(),
+                configured,
+                tenant: TenantId::DEFAULT,
+            }),
             Err(error) => {
                 checks.refuse("kind", error.message().replace('\n', " "));
                 None
@@ -202,9 +206,20 @@ pub struct SourceConfig {
     kind: &'static SourceKind,
     options: Table,
     configured: Configured,
+    tenant: TenantId,
 }
 
 impl SourceConfig {
+    /// The same for the topics of a tenant.
+    pub fn of_tenant(self, tenant: TenantId) -> SourceConfig {
+        SourceConfig { tenant, ..self }
+    }
+
+    /// The tenant of its topics.
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
     /// The kind.
     pub fn kind(&self) -> &'static SourceKind {
         self.kind
@@ -223,7 +238,7 @@ impl SourceConfig {
 
 impl PartialEq for SourceConfig {
     fn eq(&self, other: &SourceConfig) -> bool {
-        (self.kind, &self.options) == (other.kind, &other.options)
+        (self.kind, &self.options, self.tenant) == (other.kind, &other.options, other.tenant)
     }
 }
 

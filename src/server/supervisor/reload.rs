@@ -10,6 +10,7 @@ use crate::{
     operator::{
         admin::{access::AdminAccess, listener::AdminTls},
         control::{ControlSender, Dispatch, ShardRequest},
+        tenants::SharedTenants,
     },
     supervisor::times,
     tls::{Certificates, TlsConfigs},
@@ -37,6 +38,8 @@ pub struct Reloader {
     tls: Option<(Certificates, AdminTls)>,
     /// Who may use the admin listener.
     access: Option<AdminAccess>,
+    /// The tenants, for the admin listener.
+    tenants: SharedTenants,
     /// New certificates for the clients' listeners, and the shards that have yet to receive them.
     pending_tls: (TlsConfigs, Vec<ShardId>),
 }
@@ -58,6 +61,7 @@ impl Reloader {
             is_requested: false,
             tls: None,
             access: None,
+            tenants: SharedTenants::default(),
             pending_tls: (Vec::new(), Vec::new()),
         }
     }
@@ -70,6 +74,11 @@ impl Reloader {
     /// Also replaces the operators of the admin listener, if there is one.
     pub fn with_access(self, access: Option<AdminAccess>) -> Reloader {
         Reloader { access, ..self }
+    }
+
+    /// Also tells the admin listener of the tenants.
+    pub fn with_tenants(self, tenants: SharedTenants) -> Reloader {
+        Reloader { tenants, ..self }
     }
 
     /// The limits that shards run with.
@@ -153,6 +162,7 @@ impl Reloader {
         }
         if limits != *self.limits {
             self.limits = Arc::new(limits);
+            self.tenants.set(self.limits.tenants.clone());
             self.pending.clear();
             self.send_limits(None, control);
         }

@@ -1,7 +1,7 @@
 use std::{fs, path::PathBuf};
 
 use rustls::server::ProducesTickets;
-use tickcast_core::shard::ClientAddress;
+use tickcast_core::{ids::TenantId, shard::ClientAddress};
 use tickcast_tls::testing::Authority;
 
 use super::*;
@@ -44,6 +44,7 @@ impl Files {
             }),
             mode: 0o660,
             is_read_only: false,
+            tenant: TenantId::DEFAULT,
             is_guarded: true,
             named: kind.name().to_owned(),
         };

@@ -35,7 +35,7 @@ use crate::{
 use tickcast_core::{
     admission::Refusal,
     flush_wait::LatencyBudget,
-    ids::SlotId,
+    ids::{SlotId, TenantId},
     mesh::{Mesh, ring::Doorbell},
     metrics::{counters::Counter, latency::Latency},
     now::Now,
@@ -72,6 +72,8 @@ pub struct ClientListener {
     pub is_distributed: bool,
     /// Its clients may only subscribe.
     pub is_read_only: bool,
+    /// Tenant of its clients.
+    pub tenant: TenantId,
     /// When to retry after accepting failed.
     retry_ns: Option<u64>,
     /// Whether the last attempt to accept failed; a warning was logged.
@@ -85,8 +87,10 @@ impl ClientListener {
         client: ClientAddress,
         is_distributed: bool,
         is_read_only: bool,
+        tenant: TenantId,
     ) -> ClientListener {
-        ClientListener { kind, client, is_distributed, is_read_only, retry_ns: None, is_failing: false }
+        let (retry_ns, is_failing) = (None, false);
+        ClientListener { kind, client, is_distributed, is_read_only, tenant, retry_ns, is_failing }
     }
 }
 
@@ -374,7 +378,7 @@ impl Driver {
         let id = listener.0 as usize;
         let listener = &mut self.listeners[id];
         listener.is_failing = false;
-        let (kind, mut client, is_read_only) = (listener.kind, listener.client, listener.is_read_only);
+        let ClientListener { kind, mut client, is_read_only, tenant, .. } = *listener;
         if self.phase != Phase::Running {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
@@ -399,6 +403,7 @@ impl Driver {
                     self.shard.handle_accept_proxied(SlotId(slot), kind, client, now);
                     self.shard.set_source(SlotId(slot), admitted.source);
                     self.tls.accept(slot, id, client);
+                    self.shard.set_tenant(SlotId(slot), tenant);
                     if is_read_only {
                         self.shard.set_read_only(SlotId(slot));
                     }

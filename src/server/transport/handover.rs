@@ -166,7 +166,7 @@ mod tests {
     };
 
     use super::*;
-    use tickcast_core::shard::ListenerKind;
+    use tickcast_core::{ids::TenantId, shard::ListenerKind};
 
     fn handover(to: u16, n: usize) -> (Handover, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -174,6 +174,7 @@ mod tests {
             to: ShardId(to),
             listener: ListenerKind::Native,
             is_read_only: false,
+            tenant: TenantId::DEFAULT,
             principal: None,
             bytes: n.to_le_bytes().to_vec(),
         };

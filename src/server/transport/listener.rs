@@ -24,7 +24,7 @@ use crate::{
     error::StartupError,
     limits::LISTEN_BACKLOG,
 };
-use tickcast_core::shard::ClientAddress;
+use tickcast_core::{ids::TenantId, shard::ClientAddress};
 
 /// Attempts to listen on an address in use, and the pause between them: half a second in total.
 const LISTEN_ATTEMPTS_MAX: u32 = 10;
@@ -39,6 +39,8 @@ pub struct Listening {
     pub client: ClientAddress,
     /// Whether its clients may only subscribe.
     pub is_read_only: bool,
+    /// Tenant of its clients.
+    pub tenant: TenantId,
     /// The address in use.
     pub address: Address,
     /// By shard. Shards without a socket get their connections from the one that has it.
@@ -91,7 +93,7 @@ fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
 /// # Errors
 /// [`StartupError::Listen`]; [`StartupError::Passed`] if an option cannot be set on a passed socket.
 pub fn open(listener: &Listener, passed: Option<OwnedFd>, shards: u16) -> Result<Listening, StartupError> {
-    let (kind, client, is_read_only) = (listener.kind, listener.client, listener.is_read_only);
+    let Listener { kind, client, is_read_only, tenant, .. } = *listener;
     let failed = |error| StartupError::Listen(listener.named.clone(), listener.address.clone(), error);
     if let Some(socket) = passed {
         let refused = |error| StartupError::Passed(format!("{:?}: {error}", kind.option()));
@@ -101,6 +103,7 @@ pub fn open(listener: &Listener, passed: Option<OwnedFd>, shards: u16) -> Result
             kind,
             client,
             is_read_only,
+            tenant,
             address,
             sockets: for_first(socket, shards),
             file: None,
@@ -110,13 +113,14 @@ pub fn open(listener: &Listener, passed: Option<OwnedFd>, shards: u16) -> Result
         Address::Tcp(address) => {
             let (address, sockets) = listen(&listener.named, *address, shards, listener.socket)?;
             let sockets = sockets.into_iter().map(Some).collect();
-            Ok(Listening { kind, client, is_read_only, address: address.into(), sockets, file: None })
+            let address = address.into();
+            Ok(Listening { kind, client, is_read_only, tenant, address, sockets, file: None })
         }
         Address::Unix(path) => {
             let (socket, file) = listen_unix(path, listener.mode).map_err(failed)?;
             let address = listener.address.clone();
             let sockets = for_first(socket, shards);
-            Ok(Listening { kind, client, is_read_only, address, sockets, file: Some(file) })
+            Ok(Listening { kind, client, is_read_only, tenant, address, sockets, file: Some(file) })
         }
     }
 }

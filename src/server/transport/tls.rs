@@ -176,6 +176,8 @@ pub enum Shaken {
         is_resumed: bool,
         /// The name in the client's certificate.
         peer_name: Option<Box<str>>,
+        /// The name of the server that the client has asked for.
+        server_name: Option<Box<str>>,
         /// Received, not opened yet.
         unopened: Vec<u8>,
     },
@@ -359,9 +361,9 @@ impl TlsConnections {
         let shaken = match progress {
             Ok(Progress::Waiting) => Shaken::Waiting,
             Ok(Progress::Done(established)) => {
-                let Established { records, unopened, is_resumed, peer_name, .. } = *established;
+                let Established { records, unopened, is_resumed, peer_name, server_name, .. } = *established;
                 connection.state = State::Open { records, opener: Opener::default(), peer_closed: false };
-                Shaken::Done { is_resumed, peer_name, unopened }
+                Shaken::Done { is_resumed, peer_name, server_name, unopened }
             }
             Err(error) => {
                 connection.state = State::Ended;

@@ -96,6 +96,8 @@ impl Shard {
             self.actions.push_back(Action::ResumeReceive(slot));
         }
         self.cancel_handover(slot);
+        // Its goodbye does not wait for its tenant's quota.
+        self.sessions.release_throttled(slot, now);
         self.drop_subscriptions(slot);
         if let Some(session) = self.sessions.any_mut(slot) {
             // Nothing more is queued to it, so it no longer lags.

@@ -14,13 +14,14 @@
 use std::{borrow::Cow, sync::Arc};
 
 use crate::{
-    ids::SlotId,
+    ids::{SlotId, TenantId},
     metrics::counters::Counter,
     now::Now,
     placement,
     principal::Principal,
     session::{CloseReason, Proof, Protocol, Session},
     shard::{Action, ListenerKind, Shard},
+    topic_key,
 };
 use tickcast_proto::ids::ShardId;
 
@@ -33,6 +34,8 @@ pub struct DetachedSession {
     pub listener: ListenerKind,
     /// Whether that takes no ticks.
     pub is_read_only: bool,
+    /// Its tenant, as far as it is known.
+    pub tenant: TenantId,
     /// Who it is, if its credentials have been verified.
     pub principal: Option<Arc<Principal>>,
     /// All bytes received. Bound: the longest frame or request head, and what arrived until I/O stopped.
@@ -45,7 +48,7 @@ impl Shard {
     pub fn handle_detached(&mut self, slot: SlotId) -> Option<DetachedSession> {
         let session = self.sessions.open_mut(slot)?;
         let Protocol::Leaving(to) = session.protocol else { return None };
-        let Session { listener, is_read_only, .. } = *session;
+        let Session { listener, is_read_only, tenant, .. } = *session;
         let bytes = session.take_input();
         let principal = session.principal.take();
         self.authentication.forget(slot, principal.as_deref());
@@ -55,7 +58,7 @@ impl Shard {
         self.counters.add(Counter::SessionsHandedOver, 1);
         // An anonymous client is anonymous there too.
         let principal = principal.filter(|_| is_proven);
-        Some(DetachedSession { to, listener, is_read_only, principal, bytes })
+        Some(DetachedSession { to, listener, is_read_only, tenant, principal, bytes })
     }
 
     /// Routes a session by the identity in its handshake: the subject of its credentials, else the one that it claims. Returns
@@ -86,9 +89,11 @@ impl Shard {
         self.identities.insert(slot, (*identity).into());
         // With authentication, a claim ends nobody's session.
         let is_proven = principal.is_some() || self.limits.auth.is_none();
+        // The same claim in two tenants is two clients.
+        let tenant = self.sessions.get(slot).map_or(TenantId::DEFAULT, |session| session.tenant);
         if self.limits.identity_replaces
             && is_proven
-            && let Some(before) = self.holders.enter(slot, &identity)
+            && let Some(before) = self.holders.enter(slot, &topic_key::of(tenant, &identity))
         {
             self.end(before, CloseReason::Replaced, now);
         }
@@ -135,7 +140,8 @@ mod tests {
     }
 
     fn detached(to: ShardId, listener: ListenerKind, bytes: Vec<u8>) -> DetachedSession {
-        DetachedSession { to, listener, is_read_only: false, principal: None, bytes }
+        let tenant = TenantId::DEFAULT;
+        DetachedSession { to, listener, is_read_only: false, tenant, principal: None, bytes }
     }
 
     /// Returns an identity that another shard serves, and that shard.
@@ -180,10 +186,7 @@ mod tests {
                 assert_eq!(from.poll_action(), None);
                 assert_eq!(sent(&mut from), b"", "nothing is answered before the handover");
                 let detached = from.handle_detached(SlotId(3)).unwrap();
-                let (is_read_only, principal) = (false, None);
-                let wanted =
-                    DetachedSession { to: home, listener, is_read_only, principal, bytes: bytes.clone() };
-                assert_eq!(detached, wanted);
+                assert_eq!(detached, super::tests::detached(home, listener, bytes.clone()));
                 assert_eq!((from.sessions_len(), from.handle_detached(SlotId(3))), (0, None));
 
                 let mut to = shard(home, Limits::default());

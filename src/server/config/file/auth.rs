@@ -1,4 +1,4 @@
-//! Reads `[auth]`: each value on its own, with its line.
+//! Reads `[auth]` and `[[tenant]]`: each value on its own, with its line.
 
 use serde::{Serialize, de::DeserializeOwned};
 use toml::{
@@ -8,9 +8,12 @@ use toml::{
 
 use super::{Key, Reader, lenient, normalized, owned, unknown_key, written};
 use crate::{
-    config::auth::{
-        ANONYMOUS, AUTH, AnonymousTable, AuthSection, AuthTable, CertificateTable, KeyTable, LISTS,
-        OperatorTable, TokenTable,
+    config::{
+        auth::{
+            ANONYMOUS, AUTH, AnonymousTable, AuthSection, AuthTable, CertificateTable, KeyTable, LISTS,
+            OperatorTable, TokenTable,
+        },
+        tenant::{TENANT, TenantTable},
     },
     sources::kind::field_names,
 };
@@ -46,6 +49,30 @@ impl Reader<'_> {
             self.file.broken.push(AUTH.into());
         }
         self.file.auth = Some(section);
+    }
+
+    /// Reads the `[[tenant]]` tables.
+    pub(super) fn tenants(&mut self, key: &Key<'_>, value: &Spanned<DeValue<'_>>) {
+        let Some(items) = value.get_ref().as_array() else {
+            return self.refuse(key, TENANT, format!("must be a list of tables: [[{TENANT}]]"));
+        };
+        let (mut section, mut tables) = (AuthSection::default(), Vec::new());
+        let problems = self.file.problems.len();
+        for (at, item) in items.iter().enumerate() {
+            let line = self.line_at(item.span().start);
+            match item.get_ref().as_table() {
+                Some(table) => {
+                    let path = format!("{TENANT}[{at}]");
+                    tables.push(self.auth_table::<TenantTable>(&mut section, &path, line, table).into());
+                }
+                None => self.refuse_at(line, TENANT, format!("must be a list of tables: [[{TENANT}]]")),
+            }
+        }
+        section.values.insert(TENANT.into(), Value::Array(tables));
+        if self.file.problems.len() > problems {
+            self.file.broken.push(TENANT.into());
+        }
+        self.file.tenants = Some(section);
     }
 
     fn auth_list(

@@ -9,7 +9,11 @@ use tokio::sync::Semaphore;
 
 use super::{access::AdminAccess, process_sample, stage::Stage};
 use crate::{
-    auth::Authority, clock, limits::ADMIN_QUERIES_MAX, operator::control::Dispatch, sources::SourceStatus,
+    auth::Authority,
+    clock,
+    limits::ADMIN_QUERIES_MAX,
+    operator::{control::Dispatch, tenants::SharedTenants},
+    sources::SourceStatus,
     tls::CertificateStatuses,
 };
 use tickcast_core::metrics::counters::{Counter, Counters};
@@ -24,6 +28,8 @@ pub struct ServerHandles {
     pub access: AdminAccess,
     /// Verifies clients' credentials; `None`: clients are not authenticated.
     pub authority: Option<Arc<Authority>>,
+    /// The tenants.
+    pub tenants: SharedTenants,
     /// Whether the server is not ready while a shard is overloaded.
     pub overload_is_unready: bool,
     /// When the certificates in use expire.

@@ -31,6 +31,7 @@ use crate::{
     logging,
     operator::{
         control::ShardRequest,
+        tenants::views,
         views::{GlobalSessionId, SessionView, TopicView},
     },
 };
@@ -134,6 +135,7 @@ impl AdminContext {
             Route::Ready => Reply::json(503, &json!({ "ready": false, "reason": stage.name() })),
             Route::Metrics => self.metrics().await,
             Route::Shards => self.shards().await,
+            Route::Tenants => Reply::json(200, &json!({ "tenants": views(&self.handles.tenants.get()) })),
             // There are no shards to query yet.
             _ if stage == Stage::Starting => Reply::error(&RequestError::new(503, stage.name())),
             Route::Topics(query) => self.topics(query).await,
@@ -168,7 +170,9 @@ impl AdminContext {
             counters,
             state: states.get(shard).map(|state| &**state),
         });
+        let tenants = self.handles.tenants.get();
         let text = metrics::text(&Scrape {
+            tenants: &tenants,
             stage: self.stage(),
             shards: &samples.collect::<Vec<_>>(),
             sources: &self.handles.sources,
@@ -194,10 +198,11 @@ impl AdminContext {
     }
 
     async fn sessions(&self, query: SessionsQuery) -> Reply {
+        let limit = query.limit;
         let ShardReplies { replies, unanswered } =
-            self.query_shards(None, move |reply| ShardRequest::Sessions(query, reply)).await;
+            self.query_shards(None, move |reply| ShardRequest::Sessions(query.clone(), reply)).await;
         let rows: Vec<SessionView> = replies.into_iter().flat_map(|(_, views)| views).collect();
-        let sessions = merge(rows, query.limit, |row| row.rank, |row| &row.id);
+        let sessions = merge(rows, limit, |row| row.rank, |row| &row.id);
         self.json_of_shards(&unanswered, &json!({ "sessions": sessions, "unanswered": unanswered }))
     }
 

@@ -4,6 +4,7 @@
 //! source share a family and have a label for it.
 
 mod auth;
+mod tenants;
 
 use std::fmt::{Display, Write};
 
@@ -22,6 +23,7 @@ use tickcast_core::{
         turn_times::{self, TurnTimes},
     },
     shard::survey::ShardState,
+    tenants::Tenants,
 };
 
 /// The content type of [`text`].
@@ -61,6 +63,8 @@ pub struct Scrape<'a> {
     pub log_lines_dropped: u64,
     /// The credential verifiers.
     pub authority: Option<&'a Authority>,
+    /// The tenants.
+    pub tenants: &'a Tenants,
     /// Requests to the admin listener that were refused, by reason.
     pub admin_refused: &'a [(&'static str, u64)],
     /// CLOCK_MONOTONIC.
@@ -218,6 +222,7 @@ pub fn text(scrape: &Scrape<'_>) -> String {
     states(scrape, &mut writer);
     latencies(scrape, &mut writer);
     auth::auth(scrape, &mut writer);
+    tenants::tenants(scrape, &mut writer);
     server(scrape, &mut writer);
     writer.0
 }
@@ -463,6 +468,7 @@ pub(in crate::operator) mod tests {
             process,
             log_lines_dropped: 3,
             authority: None,
+            tenants: &Tenants::default(),
             admin_refused: &[("missing", 2)],
             now_ns: 0,
         })

@@ -94,9 +94,9 @@ fn quoted(text: &str) -> String {
 /// # Errors
 /// Which parameter is invalid, and why.
 pub fn sessions(query: &str) -> Result<SessionsQuery, String> {
-    let parameters = Parameters::parse(query, &["sort", "limit"])?;
+    let parameters = Parameters::parse(query, &["tenant", "sort", "limit"])?;
     let sort = parameters.one_of("sort", &SESSION_SORTS, SessionSort::Outbox)?;
-    Ok(SessionsQuery { sort, limit: parameters.limit()? })
+    Ok(SessionsQuery { tenant: parameters.value("tenant").map(Into::into), sort, limit: parameters.limit()? })
 }
 
 /// Parses the query of `/v1/topics`.
@@ -104,10 +104,11 @@ pub fn sessions(query: &str) -> Result<SessionsQuery, String> {
 /// # Errors
 /// Which parameter is invalid, and why.
 pub fn topics(query: &str) -> Result<TopicsQuery, String> {
-    let parameters = Parameters::parse(query, &["prefix", "sort", "limit"])?;
+    let parameters = Parameters::parse(query, &["prefix", "tenant", "sort", "limit"])?;
     let sorts = [("ticks", TopicSort::Ticks), ("bytes", TopicSort::Bytes), ("newest", TopicSort::Newest)];
     Ok(TopicsQuery {
         prefix: parameters.value("prefix").unwrap_or_default().to_owned(),
+        tenant: parameters.value("tenant").map(Into::into),
         sort: parameters.one_of("sort", &sorts, TopicSort::Ticks)?,
         limit: parameters.limit()?,
     })
@@ -186,10 +187,18 @@ mod tests {
 
     #[test]
     fn omitted_parameters_have_defaults() {
-        let outbox = SessionsQuery { sort: SessionSort::Outbox, limit: ADMIN_ROWS_DEFAULT };
+        let outbox = SessionsQuery { tenant: None, sort: SessionSort::Outbox, limit: ADMIN_ROWS_DEFAULT };
         assert_eq!(sessions(""), Ok(outbox));
-        assert_eq!(sessions("limit=7&sort=lag"), Ok(SessionsQuery { sort: SessionSort::Lag, limit: 7 }));
-        let of = |prefix: &str, sort| TopicsQuery { prefix: prefix.into(), sort, limit: ADMIN_ROWS_DEFAULT };
+        assert_eq!(
+            sessions("limit=7&sort=lag"),
+            Ok(SessionsQuery { tenant: None, sort: SessionSort::Lag, limit: 7 })
+        );
+        let of = |prefix: &str, sort| TopicsQuery {
+            prefix: prefix.into(),
+            tenant: None,
+            sort,
+            limit: ADMIN_ROWS_DEFAULT,
+        };
         assert_eq!(topics("&"), Ok(of("", TopicSort::Ticks)));
         assert_eq!(topics("prefix=k%C3%A4se.&sort=bytes"), Ok(of("käse.", TopicSort::Bytes)));
         assert_eq!(latency(""), Ok(LatencyFormat::Json));

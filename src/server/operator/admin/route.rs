@@ -17,6 +17,8 @@ pub enum Route {
     Metrics,
     /// Each shard's counters and gauges.
     Shards,
+    /// Each tenant's quota and use.
+    Tenants,
     /// Topics.
     Topics(TopicsQuery),
     /// Sessions.
@@ -63,8 +65,9 @@ GET /metrics                       Prometheus text format
 GET /healthz                       200 while the process is alive
 GET /readyz                        200 while clients are accepted
 GET /v1/shards                     each shard's counters and gauges
-GET /v1/topics                     ?prefix= &sort=ticks|bytes|newest &limit=
-GET /v1/sessions                   ?sort=outbox|lag|dropped|conflated|topics|newest &limit=
+GET /v1/tenants                    each tenant's quota and use
+GET /v1/topics                     ?prefix= &tenant= &sort=ticks|bytes|newest &limit=
+GET /v1/sessions                   ?tenant= &sort=outbox|lag|dropped|conflated|topics|newest &limit=
 GET /v1/latency                    ?format=json|counts|hgrm &until=sequenced|sent
 DELETE /v1/sessions/ID             closes a session
 POST /v1/revocations               ?sub= &tenant= or ?jti= &keep=24h: refuses its tokens, closes its sessions
@@ -99,6 +102,7 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, RequestErro
         "/readyz" => plain(Route::Ready),
         "/metrics" => plain(Route::Metrics),
         "/v1/shards" => plain(Route::Shards),
+        "/v1/tenants" => plain(Route::Tenants),
         "/v1/topics" => query::topics(query).map(Route::Topics),
         "/v1/sessions" => query::sessions(query).map(Route::Sessions),
         "/v1/latency" => query::latency(query).map(Route::Latency),

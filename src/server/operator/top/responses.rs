@@ -258,6 +258,7 @@ mod tests {
     fn topics_sessions_and_latencies_as_the_server_writes_them_are_parsed() {
         let topic = TopicView {
             topic: "a.b".into(),
+            tenant: String::new(),
             id: 1,
             home: 2,
             sequence: 3,

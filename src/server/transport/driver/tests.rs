@@ -21,7 +21,8 @@ use crate::{
     },
 };
 use tickcast_core::{
-    config::Limits, mesh::mesh, metrics::counters::Counters, networks::Networks, placement, testing::hello_as,
+    config::Limits, ids::TenantId, mesh::mesh, metrics::counters::Counters, networks::Networks, placement,
+    testing::hello_as,
 };
 use tickcast_proto::{Step, frame, ids::ShardId, records::Publish};
 
@@ -57,7 +58,8 @@ impl Bench {
             Admission::new(counts, 0, 2),
             ControlQueue::new(control_channels(&bells).1.swap_remove(0)),
         );
-        let listener = ClientListener::new(ListenerKind::Native, ClientAddress::Peer, false, false);
+        let listener =
+            ClientListener::new(ListenerKind::Native, ClientAddress::Peer, false, false, TenantId::DEFAULT);
         driver.listeners = vec![listener];
         driver.tls.set_configs(vec![Some(server)]);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -79,7 +79,10 @@ impl Driver {
     fn shaken(&mut self, slot: u32, shaken: Shaken, now: Now) -> io::Result<()> {
         match shaken {
             Shaken::Waiting => self.send_waiting(slot, now),
-            Shaken::Done { is_resumed, peer_name, unopened } => {
+            Shaken::Done { is_resumed, peer_name, server_name, unopened } => {
+                if let Some(name) = server_name {
+                    self.shard.set_server_name(SlotId(slot), &name, now);
+                }
                 if let Some(name) = peer_name {
                     self.shard.set_certificate_name(SlotId(slot), &name);
                 }

@@ -8,6 +8,7 @@
 //!   are copied once and parked: one SEND per socket may wait in the kernel.
 //! - An idle shard sleeps in `io_uring_enter` on this ring. Other threads wake it through an eventfd, on which the ring
 //!   keeps a READ.
+//!
 //! The ring handles slots and bytes, and knows nothing about sessions. Only the thread that created it may use it.
 
 mod completion;

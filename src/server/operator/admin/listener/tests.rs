@@ -10,7 +10,10 @@ use crate::sources::SourceStatus;
 use crate::{
     config::listener::SocketBounds,
     limits::ADMIN_SERVED_MAX,
-    operator::control::{Dispatch, ShardRequest},
+    operator::{
+        control::{Dispatch, ShardRequest},
+        tenants::SharedTenants,
+    },
     transport::listener::listen,
 };
 use tickcast_core::metrics::counters::{Counter, Counters};
@@ -31,6 +34,7 @@ fn start_known_as(
     let (address, listeners) =
         listen("--admin", "127.0.0.1:0".parse().unwrap(), 1, SocketBounds::default()).unwrap();
     let handles = ServerHandles {
+        tenants: SharedTenants::default(),
         shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).chain(overloaded).collect(),
         sources: vec![SourceStatus::new("simulator")],
         access: AdminAccess::new(Rule::Local),
