@@ -5,7 +5,7 @@
 # Arguments go to `cargo test`; then only that runs: no micro benches, no Debian package, no loom models.
 #
 # It installs a Debian package only if a command is missing, and only as root. Packages of npm and PyPI go into
-# tests/clients/ and nowhere else. Where systemd runs, it masks prometheus.service before it installs the package.
+# tests/clients/ and nowhere else. Where systemd runs, it masks the services of what it installs: the tests start their own.
 #
 # Some tests need something that this script cannot install. `cargo test` ignores them; this script runs them where possible:
 #   network_settings_of_a_namespace_are_set_and_restored, queues_of_a_real_interface_are_set_and_restored
@@ -68,6 +68,8 @@ needs openssl openssl
 needs ip iproute2
 # The package has both. Only promtool and a private Prometheus are used: its service is masked.
 needs promtool prometheus
+needs nats-server nats-server
+needs redis-server redis-server
 needs shellcheck shellcheck
 needs systemd-analyze systemd
 needs tmux tmux
@@ -122,10 +124,14 @@ apt_install() {
     [[ $root == yes ]] || fail "not root: run sudo apt-get install $*"
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
-    # Debian starts services when it installs them: Prometheus would listen on all addresses, without a password.
-    if [[ " $* " == *" prometheus "* && -d /run/systemd/system ]]; then
-        systemctl mask prometheus.service
-        say "prometheus.service is masked; to run it: systemctl unmask prometheus.service"
+    # Debian starts services when it installs them: they would listen, Prometheus on all addresses without a password.
+    if [[ -d /run/systemd/system ]]; then
+        local package
+        for package in prometheus nats-server redis-server; do
+            [[ " $* " == *" $package "* ]] || continue
+            systemctl mask "$package.service"
+            say "$package.service is masked; to run it: systemctl unmask $package.service"
+        done
     fi
     apt-get install -y -qq --no-install-recommends "$@"
 }

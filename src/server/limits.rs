@@ -22,6 +22,14 @@ pub const SHARDS_LATE_MS_MAX: u64 = 6_000;
 pub const SOURCES_STOP_MS_MAX: u64 = 5_000;
 /// Smallest send buffer of a socket, in bytes.
 pub const SOCKET_SEND_BYTES_LOWEST: usize = 4 << 10;
+/// Subjects, streams or channels that one source reads.
+pub const SOURCE_SUBJECTS_MAX: usize = 64;
+/// Bytes of a message from an outgoing WebSocket connection.
+pub const SOURCE_MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Addresses of one engine.
+pub const SOURCE_SERVERS_MAX: usize = 16;
+/// Bytes of a file with a source's password, token or credentials.
+pub const SOURCE_SECRET_BYTES_MAX: u64 = 64 << 10;
 
 /// Default bytes of the ring from one shard or source to one shard.
 pub const MESH_RING_BYTES_DEFAULT: usize = 1 << 20;

@@ -38,11 +38,13 @@ pub mod peer {
     pub use tickcast_core::shard::LOG_TARGET_TOPIC as TOPIC;
     /// Lines of a replay file that are not ticks.
     pub const REPLAY: &str = "tickcast::peer::replay";
+    /// Faults of other engines that sources read, and messages of them that are skipped.
+    pub const SOURCE: &str = "tickcast::peer::source";
     /// Requests to the admin listener without credentials, or with wrong ones.
     pub const ADMIN: &str = "tickcast::peer::admin";
 
     /// All of these targets.
-    pub const ALL: [&str; 5] = [ACCEPT, SESSION, TOPIC, REPLAY, ADMIN];
+    pub const ALL: [&str; 6] = [ACCEPT, SESSION, TOPIC, REPLAY, SOURCE, ADMIN];
 }
 
 /// Target of the lines about operators' changes, at level info, not rate-limited. `warn,tickcast::audit=info` keeps these lines

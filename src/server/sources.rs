@@ -14,12 +14,25 @@
 //! count, the replay waits. (A publishing client is a session: the shard stops reading from it.)
 
 pub mod ecg;
+pub mod engine;
 pub mod health;
+#[cfg(feature = "nats")]
+pub mod jetstream;
 pub mod kind;
+pub mod mapping;
+#[cfg(feature = "nats")]
+pub mod nats;
 pub mod payload;
+#[cfg(feature = "redis")]
+pub mod redis;
+#[cfg(feature = "redis")]
+pub mod redis_pubsub;
+#[cfg(feature = "redis")]
+pub mod redis_stream;
 pub mod replay;
 mod runner;
 pub mod simulator;
+pub mod websocket;
 
 use std::{
     error::Error,
@@ -73,6 +86,15 @@ pub static KINDS: &[SourceKind] = &[
     SourceKind::of::<simulator::Options>(),
     SourceKind::of::<replay::Options>(),
     SourceKind::of::<ecg::Options>(),
+    #[cfg(feature = "nats")]
+    SourceKind::of::<nats::Options>(),
+    #[cfg(feature = "nats")]
+    SourceKind::of::<jetstream::Options>(),
+    #[cfg(feature = "redis")]
+    SourceKind::of::<redis_pubsub::Options>(),
+    #[cfg(feature = "redis")]
+    SourceKind::of::<redis_stream::Options>(),
+    SourceKind::of::<websocket::Options>(),
 ];
 
 /// A shard's ring is full: the tick was not staged, or some staged ticks were not pushed.

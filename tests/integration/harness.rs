@@ -3,6 +3,7 @@
 pub mod account;
 pub mod certificates;
 pub mod collector;
+pub mod engines;
 pub mod external;
 pub mod frames;
 pub mod http;

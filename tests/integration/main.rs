@@ -45,6 +45,7 @@ mod reload;
 mod replay;
 mod report;
 mod slow;
+mod sources;
 mod startup;
 mod stop;
 mod stopped;

@@ -124,6 +124,14 @@ counters! {
     LastValuesEvicted = "last_values_evicted", "times";
     /// Lines that a source of the server skipped, because they are not ticks.
     SourceLinesSkipped = "source_lines_skipped", "lines";
+    /// Ticks that sources have published from messages of their engines.
+    SourceTicks = "source_ticks", "ticks";
+    /// Messages of their engines that sources skipped, because they do not map to a tick.
+    SourceMessagesSkipped = "source_messages_skipped", "messages";
+    /// Messages that engines lost or withheld from sources, as far as known; a hole of unknown size counts as one.
+    SourceMessagesLost = "source_messages_lost", "messages";
+    /// Times a source began to read its engine.
+    SourceConnections = "source_connections", "times";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
     /// Ticks evicted from outboxes, to be conflated, dropped or queued again.

@@ -18,7 +18,7 @@ pub enum Health {
 }
 
 /// What a source waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Waiting {
     /// The start of the shards.
     Shards,
@@ -28,6 +28,8 @@ pub enum Waiting {
     Room(ShardId),
     /// The next line of a capture, for more than a minute.
     Line,
+    /// The engine that it reads; why it cannot be read.
+    Engine(Box<str>),
 }
 
 impl Health {
@@ -62,6 +64,7 @@ impl fmt::Display for Waiting {
             Waiting::Subscribers(sessions) => write!(f, "for {sessions} subscribed sessions"),
             Waiting::Room(shard) => write!(f, "for room in the ring to shard {}", shard.0),
             Waiting::Line => write!(f, "for the next line"),
+            Waiting::Engine(why) => write!(f, "for its engine: {why}"),
         }
     }
 }

@@ -121,7 +121,16 @@ const REFUSED_HELP: &str = "Connections refused, by reason: a limit (clients, so
 
 /// Whether sources count it, not shards.
 fn is_counted_by_sources(counter: Counter) -> bool {
-    matches!(counter, Counter::SourceTicksDropped | Counter::SourceWaits | Counter::SourceLinesSkipped)
+    matches!(
+        counter,
+        Counter::SourceTicksDropped
+            | Counter::SourceWaits
+            | Counter::SourceLinesSkipped
+            | Counter::SourceTicks
+            | Counter::SourceMessagesSkipped
+            | Counter::SourceMessagesLost
+            | Counter::SourceConnections
+    )
 }
 
 /// Writes the text format, family by family.

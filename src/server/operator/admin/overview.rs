@@ -28,6 +28,14 @@ pub struct SourceView {
     pub waits: u64,
     /// Lines of its input that are not ticks.
     pub lines_skipped: u64,
+    /// Ticks published from messages of its engine.
+    pub ticks: u64,
+    /// Messages of its engine that are not ticks.
+    pub messages_skipped: u64,
+    /// Messages that its engine has lost or withheld, as far as known.
+    pub messages_lost: u64,
+    /// Times it began to read its engine.
+    pub connections: u64,
 }
 
 impl From<&SourceStatus> for SourceView {
@@ -40,6 +48,10 @@ impl From<&SourceStatus> for SourceView {
             ticks_dropped: status.counters().value(Counter::SourceTicksDropped),
             waits: status.counters().value(Counter::SourceWaits),
             lines_skipped: status.counters().value(Counter::SourceLinesSkipped),
+            ticks: status.counters().value(Counter::SourceTicks),
+            messages_skipped: status.counters().value(Counter::SourceMessagesSkipped),
+            messages_lost: status.counters().value(Counter::SourceMessagesLost),
+            connections: status.counters().value(Counter::SourceConnections),
         }
     }
 }
@@ -176,7 +188,11 @@ mod tests {
         assert!(json["shards"][0]["state"].is_null() && json["shards"][0]["core"] == 1);
         let source = serde_json::json!({
             "kind": "replay", "state": "waiting", "reason": "for the shards to start", "ticks_dropped": 0, "waits": 0,
-            "lines_skipped": 0
+            "lines_skipped": 0,
+            "ticks": 0,
+            "messages_skipped": 0,
+            "messages_lost": 0,
+            "connections": 0
         });
         assert_eq!(json["sources"], serde_json::json!([source]));
     }

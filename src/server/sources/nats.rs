@@ -1,0 +1,143 @@
+//! Reads subjects of NATS: at most once, as NATS delivers them. What it loses while this server is away or slow is gone; where the
+//! client or the server tells, it is counted.
+
+pub mod connection;
+
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+
+use async_nats::{Message as NatsMessage, connection::State};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{Either, pending, select},
+    stream::select_all,
+};
+use serde::{Deserialize, Serialize};
+
+use self::connection::{Auth, Connection, Events, Fields, Tls};
+use super::{
+    Source, SourceContext, SourceError,
+    engine::{self, EngineError, Ingest, Reader},
+    kind::{Configured, OptionChecks, SourceOptions},
+    mapping::{MapOptions, Mapping, Message},
+};
+use crate::limits::SOURCE_SUBJECTS_MAX;
+
+/// How often the state of the connection is looked at while no message comes.
+const WATCH: Duration = Duration::from_millis(100);
+
+/// A `[[source]]` of kind `nats`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    /// Addresses of one cluster: `nats://host:4222`, `tls://host:4222`.
+    servers: Vec<String>,
+    /// Subjects to read; `*` and `>` as in NATS.
+    subjects: Vec<String>,
+    /// The queue group: of all its members, one receives each message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<String>,
+    auth: Auth,
+    tls: Tls,
+    map: MapOptions,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            servers: vec!["nats://127.0.0.1:4222".into()],
+            subjects: Vec::new(),
+            queue: None,
+            auth: Auth::default(),
+            tls: Tls::default(),
+            map: MapOptions::default(),
+        }
+    }
+}
+
+impl SourceOptions for Options {
+    const KIND: &'static str = "nats";
+    const REQUIRED: &'static [&'static str] = &["subjects"];
+
+    fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
+        checks.within("subjects", self.subjects.len(), 1, SOURCE_SUBJECTS_MAX);
+        connection::check_subjects(&self.subjects, checks);
+        let connection = Connection::new("nats", self.servers, self.auth, self.tls, checks);
+        let mapping = Mapping::new(&self.map, checks)?;
+        let pattern = mapping.pattern();
+        Some(Configured::new(
+            pattern,
+            Nats { connection: connection?, subjects: self.subjects, queue: self.queue, mapping },
+        ))
+    }
+}
+
+/// A configured source.
+#[derive(Clone, Debug)]
+struct Nats {
+    connection: Connection,
+    subjects: Vec<String>,
+    queue: Option<String>,
+    mapping: Mapping,
+}
+
+impl Source for Nats {
+    fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
+        engine::run(Options::KIND, context, self.mapping.clone(), self)
+    }
+}
+
+impl Reader for Nats {
+    async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
+        let events = Arc::new(Events::default());
+        let client = self.connection.connect(&events).await?;
+        let mut subscriptions = Vec::new();
+        for subject in &self.subjects {
+            let subscribed = match &self.queue {
+                Some(queue) => client.queue_subscribe(subject.clone(), queue.clone()).await,
+                None => client.subscribe(subject.clone()).await,
+            };
+            subscriptions.push(subscribed.map_err(|error| EngineError::retry("subscribe", error))?);
+        }
+        client.flush().await.map_err(|error| EngineError::retry("subscribe", error))?;
+        ingest.connected(&self.connection.to_string());
+        let mut messages = select_all(subscriptions);
+        loop {
+            match select(messages.next(), pin!(tokio::time::sleep(WATCH))).await {
+                Either::Left((Some(message), _)) => {
+                    take(ingest, &message).await;
+                    while let Some(Some(message)) = messages.next().now_or_never() {
+                        take(ingest, &message).await;
+                    }
+                    ingest.flush();
+                }
+                Either::Left((None, _)) => return Err(EngineError::Retry("the client has ended".into())),
+                Either::Right(_) => {}
+            }
+            let lost = events.take_slow();
+            if lost > 0 {
+                ingest.count_hole(lost, "they came faster than the rings to the shards took them");
+            }
+            // What has arrived before the connection broke has been taken: now a new one.
+            if client.connection_state() != State::Connected {
+                let why = events.take_last().unwrap_or_else(|| "the connection has ended".into());
+                ingest.count_hole(1, "NATS keeps none while nobody reads");
+                return Err(EngineError::Retry(why));
+            }
+        }
+    }
+}
+
+/// Publishes a message; never returns once the server stops.
+async fn take(ingest: &mut Ingest<'_>, message: &NatsMessage) {
+    let headers = Fields(message.headers.as_ref());
+    let taken = ingest.take(Message {
+        subject: &message.subject,
+        key: None,
+        headers: &headers,
+        payload: &message.payload,
+        time_ns: None,
+    });
+    if !taken {
+        pending::<()>().await;
+    }
+}

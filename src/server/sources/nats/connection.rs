@@ -1,0 +1,231 @@
+//! Connects to NATS: addresses, credentials, TLS, and what the client tells while it runs.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, ServerAddr};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    limits::SOURCE_SERVERS_MAX,
+    sources::{
+        engine::{EngineError, secret},
+        kind::OptionChecks,
+        mapping::Headers,
+    },
+};
+use tickcast_proto::pattern;
+
+/// Messages of one subscription that wait in the client. What comes beyond them is lost, or a fetch from JetStream hangs: more than
+/// a batch, and 10 ms at 800,000 messages/s.
+pub const SUBSCRIPTION_CAPACITY: usize = 8_192;
+/// Time for a connection and its handshake.
+const CONNECT: Duration = Duration::from_secs(3);
+/// Time for an answer. A server that is stopped gives none.
+const REQUEST: Duration = Duration::from_secs(2);
+/// Silence after which the client asks whether the server is there. The connection ends when the next ping is due.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The table `auth`: at most one way.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// A `.creds` file with a JWT and an nkey seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credentials_file: Option<PathBuf>,
+    /// The user whose password is in `password_file`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    password_file: Option<PathBuf>,
+    /// A file with a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_file: Option<PathBuf>,
+    /// A file with an nkey seed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nkey_file: Option<PathBuf>,
+}
+
+/// The table `tls`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// Whether a server without TLS is refused.
+    required: bool,
+    /// Authorities beside those that the system trusts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca: Option<PathBuf>,
+    /// The certificate to show, with its chain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cert: Option<PathBuf>,
+    /// Its private key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<PathBuf>,
+}
+
+/// How to reach NATS.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    kind: &'static str,
+    servers: Vec<ServerAddr>,
+    auth: Auth,
+    tls: Tls,
+}
+
+/// The addresses, without what they may hold of credentials.
+impl fmt::Display for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, server) in self.servers.iter().enumerate() {
+            let comma = if at > 0 { ", " } else { "" };
+            write!(f, "{comma}{}:{}", server.host(), server.port())?;
+        }
+        Ok(())
+    }
+}
+
+impl Connection {
+    /// Checks the options.
+    pub fn new(
+        kind: &'static str,
+        servers: Vec<String>,
+        auth: Auth,
+        tls: Tls,
+        checks: &mut OptionChecks,
+    ) -> Option<Connection> {
+        checks.within("servers", servers.len(), 1, SOURCE_SERVERS_MAX);
+        let mut parsed = Vec::new();
+        for server in &servers {
+            match server.parse::<ServerAddr>() {
+                // It would be printed with the options.
+                Ok(address) if address.username().is_some() => {
+                    checks.refuse("servers", "an address holds credentials: name a file in `auth` instead");
+                }
+                Ok(address) => parsed.push(address),
+                Err(_) => {
+                    checks.refuse("servers", format!("{server:?}: use nats://host:4222 or tls://host:4222"))
+                }
+            }
+        }
+        let ways = [&auth.credentials_file, &auth.password_file, &auth.token_file, &auth.nkey_file];
+        if ways.iter().filter(|way| way.is_some()).count() > 1 {
+            checks.refuse("auth", "more than one way: keep one of its files");
+        }
+        if auth.user.is_some() != auth.password_file.is_some() {
+            checks.refuse("auth", "user and password_file belong together");
+        }
+        ways.into_iter().flatten().for_each(|file| checks.readable("auth", file));
+        if tls.cert.is_some() != tls.key.is_some() {
+            checks.refuse("tls", "cert and key belong together");
+        }
+        [&tls.ca, &tls.cert, &tls.key].into_iter().flatten().for_each(|file| checks.readable("tls", file));
+        (parsed.len() == servers.len()).then_some(Connection { kind, servers: parsed, auth, tls })
+    }
+
+    /// Connects once. Files are read anew, so that changed credentials are taken at the next attempt.
+    ///
+    /// # Errors
+    /// No server can be reached or lets this client in, or a file cannot be read.
+    pub async fn connect(&self, events: &Arc<Events>) -> Result<Client, EngineError> {
+        let noted = events.clone();
+        let mut options = ConnectOptions::new()
+            .name("tickcast")
+            .connection_timeout(CONNECT)
+            .request_timeout(Some(REQUEST))
+            .ping_interval(PING_INTERVAL)
+            .subscription_capacity(SUBSCRIPTION_CAPACITY)
+            .require_tls(self.tls.required)
+            .event_callback(move |event| {
+                noted.note(&event);
+                std::future::ready(())
+            });
+        if let Some(file) = &self.auth.credentials_file {
+            let text = secret(file)?;
+            options = options.credentials(&text).map_err(|error| self.file_error(file, &error))?;
+        }
+        if let (Some(user), Some(file)) = (&self.auth.user, &self.auth.password_file) {
+            options = options.user_and_password(user.clone(), secret(file)?);
+        }
+        if let Some(file) = &self.auth.token_file {
+            options = options.token(secret(file)?);
+        }
+        if let Some(file) = &self.auth.nkey_file {
+            options = options.nkey(secret(file)?);
+        }
+        if let Some(ca) = &self.tls.ca {
+            options = options.add_root_certificates(ca.clone());
+        }
+        if let (Some(cert), Some(key)) = (&self.tls.cert, &self.tls.key) {
+            options = options.add_client_certificate(cert.clone(), key.clone());
+        }
+        options.connect(&*self.servers).await.map_err(|error| {
+            // The cause says more than the kind: which file, which certificate.
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            EngineError::Retry(format!("{self}: {}{}", error.kind(), cause.unwrap_or_default()))
+        })
+    }
+
+    fn file_error(&self, file: &Path, error: &dyn fmt::Display) -> EngineError {
+        EngineError::Retry(format!("{}: {}: {error}", self.kind, file.display()))
+    }
+}
+
+/// Refuses subjects that NATS would not accept.
+pub fn check_subjects(subjects: &[String], checks: &mut OptionChecks) {
+    for subject in subjects {
+        if let Err(error) = pattern::check_pattern(subject.as_bytes()) {
+            checks.refuse("subjects", format!("{subject:?}: {error}"));
+        }
+    }
+}
+
+/// What the client tells beside messages.
+#[derive(Debug, Default)]
+pub struct Events {
+    connections: AtomicU64,
+    slow: AtomicU64,
+    last: Mutex<Option<String>>,
+}
+
+impl Events {
+    fn note(&self, event: &Event) {
+        match event {
+            Event::Connected => _ = self.connections.fetch_add(1, Relaxed),
+            Event::SlowConsumer(_) => _ = self.slow.fetch_add(1, Relaxed),
+            Event::ServerError(_) | Event::ClientError(_) => {
+                *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(event.to_string());
+            }
+            _ => {}
+        }
+    }
+
+    /// Connections of the client so far: it makes another when one ends.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Relaxed)
+    }
+
+    /// Messages that the client has dropped since the last call, because they came faster than they were taken.
+    pub fn take_slow(&self) -> u64 {
+        self.slow.swap(0, Relaxed)
+    }
+
+    /// The last error since the last call.
+    pub fn take_last(&self) -> Option<String> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Headers of a message.
+pub struct Fields<'a>(pub Option<&'a HeaderMap>);
+
+impl Headers for Fields<'_> {
+    fn value(&self, name: &str) -> Option<&str> {
+        self.0?.get(name).map(|value| value.as_str())
+    }
+}

@@ -1,0 +1,475 @@
+//! Reads Redis Streams, in order and without loss as long as a stream keeps what has not been read.
+//!
+//! A reader sees neither that a stream was trimmed past it nor that it was deleted and made again. So the streams are looked at once
+//! this reader has caught up, and after each fault:
+//!
+//! ```text
+//!  XINFO STREAM: last id, entries added -> XREAD BLOCK finds nothing: what was added and not read is lost
+//!  the last id is below the cursor, or fewer entries were added than read: another life of the stream, read from its beginning
+//! ```
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    fmt,
+    str::{self, FromStr},
+    time::Duration,
+};
+
+use futures_util::future::pending;
+use redis::{RedisError, Value, aio::MultiplexedConnection, cmd, from_redis_value};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use super::{
+    Source, SourceContext, SourceError,
+    engine::{self, EngineError, Ingest, Reader},
+    kind::{Configured, OptionChecks, SourceOptions},
+    mapping::{Headers, MapOptions, Mapping, Message},
+    redis::{ANSWER, Auth, Server, Tls},
+};
+use crate::{clock, limits::SOURCE_SUBJECTS_MAX};
+use tickcast_proto::units::{format_duration, parse_duration_ns};
+
+/// Entries of one reply: 1,000 cost 1.16 us each, 100 cost 1.53 us.
+const BATCH_ENTRIES: usize = 1_000;
+/// Longest wait for an entry. A stream that was deleted is noticed after it.
+const BLOCK: Duration = Duration::from_millis(500);
+
+/// A `[[source]]` of kind `redis-stream`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    /// `redis://host:6379`, `rediss://host:6379`, `unix:/path`.
+    server: String,
+    /// Keys of the streams.
+    streams: Vec<String>,
+    /// The field of an entry that is the payload. The others are headers for the mapping.
+    field: String,
+    /// Where to begin.
+    start: Start,
+    auth: Auth,
+    tls: Tls,
+    map: MapOptions,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            server: "redis://127.0.0.1:6379".into(),
+            streams: Vec::new(),
+            field: "data".into(),
+            start: Start::New,
+            auth: Auth::default(),
+            tls: Tls::default(),
+            map: MapOptions::default(),
+        }
+    }
+}
+
+/// The id of an entry: milliseconds since 1970, and a number within them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Id {
+    ms: u64,
+    n: u64,
+}
+
+impl FromStr for Id {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Id, ()> {
+        let (ms, n) = text.split_once('-').ok_or(())?;
+        Ok(Id { ms: ms.parse().map_err(|_| ())?, n: n.parse().map_err(|_| ())? })
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ms, self.n)
+    }
+}
+
+/// Where to begin: `new`, `all`, after an id (`1793322000000-0`) or a window before now (`10m`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    New,
+    All,
+    After(Id),
+    Window(u64),
+}
+
+impl FromStr for Start {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Start, &'static str> {
+        match text {
+            "new" => Ok(Start::New),
+            "all" => Ok(Start::All),
+            _ => text
+                .parse()
+                .map(Start::After)
+                .or_else(|()| parse_duration_ns(text).map(Start::Window))
+                .map_err(|_| "use new, all, an id such as 1793322000000-0 or a window such as 10m"),
+        }
+    }
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Start::New => f.write_str("new"),
+            Start::All => f.write_str("all"),
+            Start::After(id) => write!(f, "{id}"),
+            Start::Window(ns) => f.write_str(&format_duration(*ns)),
+        }
+    }
+}
+
+impl Serialize for Start {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Start {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Start, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl SourceOptions for Options {
+    const KIND: &'static str = "redis-stream";
+    const REQUIRED: &'static [&'static str] = &["streams"];
+
+    fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
+        checks.within("streams", self.streams.len(), 1, SOURCE_SUBJECTS_MAX);
+        let server = Server::new(&self.server, self.auth, self.tls, checks);
+        let mapping = Mapping::new(&self.map, checks)?;
+        let pattern = mapping.pattern();
+        let streams = self.streams.into_iter().map(|key| (key, None)).collect();
+        let source = RedisStreams { server: server?, streams, field: self.field, start: self.start, mapping };
+        Some(Configured::new(pattern, source))
+    }
+}
+
+/// A configured source, and where it is in each stream.
+#[derive(Clone, Debug)]
+struct RedisStreams {
+    server: Server,
+    /// Keys, and where to go on once that is known.
+    streams: Vec<(String, Option<Cursor>)>,
+    field: String,
+    start: Start,
+    mapping: Mapping,
+}
+
+/// The last entry read, in one life of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Cursor {
+    last: Id,
+    /// Entries read or known to be lost, counted as `entries-added` counts; `None` until this reader has caught up once.
+    passed: Option<u64>,
+}
+
+/// What XINFO STREAM tells. All are zero of a stream that does not exist.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Info {
+    last: Id,
+    added: u64,
+    length: u64,
+}
+
+impl Cursor {
+    fn at_start(start: Start, info: Info, now_ms: u64) -> Cursor {
+        match start {
+            Start::New => Cursor { last: info.last, passed: Some(info.added) },
+            Start::All => {
+                Cursor { last: Id::default(), passed: Some(info.added.saturating_sub(info.length)) }
+            }
+            Start::After(last) => Cursor { last, passed: None },
+            Start::Window(ns) => {
+                let ms = now_ms.saturating_sub(ns / 1_000_000);
+                Cursor { last: Id { ms: ms.saturating_sub(1), n: u64::MAX }, passed: None }
+            }
+        }
+    }
+
+    /// Whether the cursor is from another life of the stream, or the stream was set back.
+    fn is_outlived(&self, info: Info) -> bool {
+        // A cursor that lies in the future has been given by the operator.
+        self.passed.is_some_and(|passed| info.last < self.last || info.added < passed)
+    }
+
+    /// Notes that everything of `info` has been read or is gone. Returns the entries lost.
+    fn catch_up(&mut self, info: Info) -> u64 {
+        match self.passed {
+            Some(passed) if info.added > passed => {
+                self.passed = Some(info.added);
+                info.added - passed
+            }
+            Some(_) => 0,
+            None => {
+                self.passed = Some(info.added);
+                0
+            }
+        }
+    }
+}
+
+impl Source for RedisStreams {
+    fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
+        engine::run(Options::KIND, context, self.mapping.clone(), self)
+    }
+}
+
+impl Reader for RedisStreams {
+    async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
+        let mut redis = self.server.connect(BLOCK + ANSWER).await?;
+        let mut has_caught_up = true;
+        loop {
+            let infos = match has_caught_up {
+                true => Some(self.look(&mut redis, ingest).await?),
+                false => None,
+            };
+            let reply = self.xread(&mut redis).await?;
+            ingest.connected(&self.server.to_string());
+            has_caught_up = true;
+            let mut read = vec![false; self.streams.len()];
+            for (key, entries) in streams_of(reply) {
+                let Some(at) = self.streams.iter().position(|(known, _)| *known == key) else { continue };
+                read[at] = !entries.is_empty();
+                has_caught_up &= entries.len() < BATCH_ENTRIES;
+                for entry in entries {
+                    self.take(at, &entry, ingest).await?;
+                }
+            }
+            ingest.flush();
+            let Some(infos) = infos else { continue };
+            let unread = self.streams.iter_mut().zip(infos).zip(read).filter(|(_, read)| !read);
+            for (((key, cursor), info), _) in unread {
+                let lost = cursor.as_mut().map_or(0, |cursor| cursor.catch_up(info));
+                if lost > 0 {
+                    ingest.count_hole(lost, &format!("stream {key} was trimmed before they were read"));
+                }
+            }
+        }
+    }
+}
+
+impl RedisStreams {
+    /// Looks at every stream, and begins again with those that are in another life.
+    async fn look(
+        &mut self,
+        redis: &mut MultiplexedConnection,
+        ingest: &Ingest<'_>,
+    ) -> Result<Vec<Info>, EngineError> {
+        let mut infos = Vec::with_capacity(self.streams.len());
+        for (key, cursor) in &mut self.streams {
+            let reply =
+                cmd("XINFO").arg("STREAM").arg(&*key).query_async::<HashMap<String, Value>>(redis).await;
+            let info = match reply {
+                Ok(fields) => info_of(&fields),
+                Err(error) if error.code() == Some("ERR") && error.to_string().contains("no such key") => {
+                    Info::default()
+                }
+                Err(error) => return Err(failed(&self.server, &error)),
+            };
+            match cursor {
+                None => *cursor = Some(Cursor::at_start(self.start, info, clock::realtime_ns() / 1_000_000)),
+                Some(known) if known.is_outlived(info) => {
+                    ingest.warn(&format!(
+                        "stream {key} was deleted and made again, or set back: reading it from its beginning"
+                    ));
+                    *cursor = Some(Cursor::at_start(Start::All, info, 0));
+                }
+                Some(_) => {}
+            }
+            infos.push(info);
+        }
+        Ok(infos)
+    }
+
+    async fn xread(&self, redis: &mut MultiplexedConnection) -> Result<Value, EngineError> {
+        let mut xread = cmd("XREAD");
+        xread.arg("COUNT").arg(BATCH_ENTRIES).arg("BLOCK").arg(BLOCK.as_millis() as u64).arg("STREAMS");
+        for (key, _) in &self.streams {
+            xread.arg(key);
+        }
+        for (_, cursor) in &self.streams {
+            xread.arg(cursor.unwrap_or_default().last.to_string());
+        }
+        xread.query_async(redis).await.map_err(|error| failed(&self.server, &error))
+    }
+
+    /// Publishes an entry and moves the cursor; never returns once the server stops.
+    async fn take(&mut self, at: usize, entry: &Value, ingest: &mut Ingest<'_>) -> Result<(), EngineError> {
+        let (key, cursor) = &mut self.streams[at];
+        let Some((id, fields)) = entry_of(entry) else {
+            return Err(EngineError::Retry(format!("stream {key}: an entry is not what XREAD gives")));
+        };
+        let cursor = cursor.get_or_insert_default();
+        cursor.last = id;
+        cursor.passed = cursor.passed.map(|passed| passed + 1);
+        let fields = Fields(fields);
+        let payload = fields.bytes(&self.field).or(match fields.0 {
+            [_, only] => bytes_of(only),
+            _ => None,
+        });
+        let Some(payload) = payload else {
+            ingest.skip(key, &format!("entry {id} has no field {:?}", self.field));
+            return Ok(());
+        };
+        let message = Message {
+            subject: key,
+            key: None,
+            headers: &fields,
+            payload,
+            time_ns: id.ms.checked_mul(1_000_000),
+        };
+        if !ingest.take(message) {
+            pending::<()>().await;
+        }
+        Ok(())
+    }
+}
+
+fn failed(server: &Server, error: &RedisError) -> EngineError {
+    EngineError::retry(&server.to_string(), error)
+}
+
+/// Streams and their entries in a reply of XREAD: pairs or a map, by the version of the protocol.
+fn streams_of(reply: Value) -> Vec<(String, Vec<Value>)> {
+    let pair = |key: Value, entries: Value| match entries {
+        Value::Array(entries) => Some((from_redis_value(key).ok()?, entries)),
+        _ => None,
+    };
+    match reply {
+        Value::Array(streams) => streams
+            .into_iter()
+            .filter_map(|stream| match stream {
+                Value::Array(items) => {
+                    let [key, entries] = <[Value; 2]>::try_from(items).ok()?;
+                    pair(key, entries)
+                }
+                _ => None,
+            })
+            .collect(),
+        Value::Map(streams) => streams.into_iter().filter_map(|(key, entries)| pair(key, entries)).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn entry_of(entry: &Value) -> Option<(Id, &[Value])> {
+    match entry {
+        Value::Array(items) => match &**items {
+            [id, Value::Array(fields)] => Some((text_of(id)?.parse().ok()?, fields)),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn info_of(fields: &HashMap<String, Value>) -> Info {
+    let number = |name: &str| match fields.get(name) {
+        Some(Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
+        _ => 0,
+    };
+    Info {
+        last: fields
+            .get("last-generated-id")
+            .and_then(text_of)
+            .and_then(|id| id.parse().ok())
+            .unwrap_or_default(),
+        added: number("entries-added"),
+        length: number("length"),
+    }
+}
+
+fn bytes_of(value: &Value) -> Option<&[u8]> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        Value::SimpleString(text) => Some(text.as_bytes()),
+        _ => None,
+    }
+}
+
+fn text_of(value: &Value) -> Option<&str> {
+    str::from_utf8(bytes_of(value)?).ok()
+}
+
+/// Names and values of an entry, in turn.
+struct Fields<'a>(&'a [Value]);
+
+impl Fields<'_> {
+    fn bytes(&self, name: &str) -> Option<&[u8]> {
+        let pairs = self.0.as_chunks::<2>().0;
+        pairs
+            .iter()
+            .find(|[known, _]| bytes_of(known) == Some(name.as_bytes()))
+            .and_then(|[_, value]| bytes_of(value))
+    }
+}
+
+impl Headers for Fields<'_> {
+    fn value(&self, name: &str) -> Option<&str> {
+        str::from_utf8(self.bytes(name)?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn id(ms: u64, n: u64) -> Id {
+        Id { ms, n }
+    }
+
+    #[test]
+    fn a_start_is_read_as_it_is_written() {
+        for (text, start) in [
+            ("new", Start::New),
+            ("all", Start::All),
+            ("1793322000000-7", Start::After(id(1_793_322_000_000, 7))),
+            ("10m", Start::Window(600_000_000_000)),
+        ] {
+            assert_eq!(text.parse(), Ok(start));
+            assert_eq!(start.to_string(), text);
+        }
+        for bad in ["", "$", "0", "1-", "-1", "1-2-3", "-1-1"] {
+            assert!(bad.parse::<Start>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn entries_that_were_trimmed_before_they_were_read_are_counted_once() {
+        let info = |last, added, length| Info { last, added, length };
+        let mut cursor = Cursor::at_start(Start::New, info(id(5, 0), 100, 10), 0);
+        assert_eq!(cursor, Cursor { last: id(5, 0), passed: Some(100) });
+        assert_eq!(cursor.catch_up(info(id(5, 0), 100, 0)), 0, "trimmed after it was passed");
+        assert_eq!(cursor.catch_up(info(id(9, 0), 130, 0)), 30);
+        assert_eq!(cursor.catch_up(info(id(9, 0), 130, 0)), 0);
+        let mut cursor = Cursor::at_start(Start::All, info(id(5, 0), 100, 10), 0);
+        assert_eq!(cursor.passed, Some(90), "what was trimmed before the start is not lost");
+        cursor.passed = Some(100);
+        assert_eq!(cursor.catch_up(info(id(5, 0), 100, 10)), 0);
+        let mut cursor = Cursor::at_start(Start::Window(2_000_000), info(id(5, 0), 100, 10), 10);
+        assert_eq!(cursor, Cursor { last: id(7, u64::MAX), passed: None });
+        assert_eq!((cursor.catch_up(info(id(9, 0), 130, 0)), cursor.passed), (0, Some(130)));
+    }
+
+    #[test]
+    fn a_stream_that_was_made_again_or_set_back_is_another_life() {
+        let cursor = Cursor { last: id(5, 3), passed: Some(100) };
+        let info = |last, added| Info { last, added, length: 1 };
+        for (info, outlived) in [
+            (info(id(5, 3), 100), false),
+            (info(id(6, 0), 101), false),
+            (info(id(5, 2), 100), true),
+            (info(id(9, 0), 3), true),
+            (Info::default(), true),
+        ] {
+            assert_eq!(cursor.is_outlived(info), outlived, "{info:?}");
+        }
+        let given = Cursor::at_start(Start::After(id(9, 0)), info(id(5, 0), 7), 0);
+        assert!(!given.is_outlived(info(id(5, 0), 7)), "an id ahead of the stream waits for it");
+    }
+}

@@ -1,0 +1,229 @@
+//! Obtains the token of an outgoing connection: from a file, from the output of a command, or from an HTTP endpoint.
+
+use std::{
+    io::Read,
+    path::PathBuf,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cli::values::Time,
+    clock,
+    limits::SOURCE_SECRET_BYTES_MAX,
+    sources::{
+        engine::{EngineError, secret},
+        kind::OptionChecks,
+        mapping::json_pointer::JsonPointer,
+    },
+};
+
+/// Time for a command or a request.
+const OBTAIN: Duration = Duration::from_secs(10);
+/// Pause between two looks whether a command has ended.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long before its end a token is renewed: a command and a request have their time, and clocks differ.
+const MARGIN_S: u64 = 60;
+/// Shortest time between two renewals, whatever a token says.
+const RENEW_LOWEST: Duration = Duration::from_secs(1);
+
+/// The table `token`: exactly one of `file`, `command` and `url`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokenOptions {
+    /// A file with the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<PathBuf>,
+    /// A program and its arguments; it writes the token to its standard output.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    command: Vec<String>,
+    /// An endpoint that answers GET with the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    /// Where in a JSON output or answer the token stands; empty: the whole text.
+    pointer: String,
+    /// How long a token is used; 0: as long as a JWT says, any other for ever.
+    every: Time,
+}
+
+/// How to obtain tokens.
+#[derive(Clone, Debug)]
+pub struct Token {
+    options: TokenOptions,
+    pointer: Option<JsonPointer>,
+}
+
+/// A token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Obtained {
+    /// What stands for `{token}`.
+    pub text: String,
+    /// When to obtain the next one.
+    pub renew_at: Option<Instant>,
+}
+
+impl Token {
+    /// Checks the options.
+    pub fn new(options: TokenOptions, checks: &mut OptionChecks) -> Option<Token> {
+        let ways = [options.file.is_some(), !options.command.is_empty(), options.url.is_some()];
+        if ways.into_iter().filter(|way| *way).count() != 1 {
+            checks.refuse("token", "set one of file, command and url");
+            return None;
+        }
+        options.file.iter().for_each(|file| checks.readable("token", file));
+        if let Some(url) = &options.url
+            && !(url.starts_with("https://") || url.starts_with("http://"))
+        {
+            checks.refuse("token", format!("{url:?}: use https://host/path"));
+        }
+        let pointer = match &*options.pointer {
+            "" => None,
+            text => Some(JsonPointer::parse(text).or_else(|| {
+                checks.refuse("token", format!("{text:?} is not a JSON pointer such as /access_token"));
+                None
+            })?),
+        };
+        Some(Token { options, pointer })
+    }
+
+    /// Obtains a token, on a thread that may wait for it.
+    ///
+    /// # Errors
+    /// What failed; the text holds no token.
+    pub async fn obtain(&self) -> Result<Obtained, EngineError> {
+        let own = self.clone();
+        let obtained = tokio::task::spawn_blocking(move || own.fetch()).await;
+        obtained.map_err(|error| EngineError::retry("token", error))?
+    }
+
+    fn fetch(&self) -> Result<Obtained, EngineError> {
+        let output = match &self.options {
+            TokenOptions { file: Some(file), .. } => secret(file)?,
+            TokenOptions { url: Some(url), .. } => {
+                get(url).map_err(|error| EngineError::retry("token", error))?
+            }
+            TokenOptions { command, .. } => {
+                run(command).map_err(|error| EngineError::retry("token", error))?
+            }
+        };
+        let mut text = String::new();
+        match &self.pointer {
+            None => text.push_str(output.trim()),
+            Some(pointer) if pointer.append_scalar(output.as_bytes(), &mut text) => {}
+            Some(pointer) => return Err(EngineError::Retry(format!("token: there is nothing at {pointer}"))),
+        }
+        if text.is_empty() || text.chars().any(char::is_control) {
+            return Err(EngineError::Retry("token: the text is empty or has control characters".into()));
+        }
+        let life = match self.options.every.ns {
+            0 => expiry_s(&text).map(|at_s| life(at_s, clock::realtime_ns() / 1_000_000_000)),
+            ns => Some(Duration::from_nanos(ns)),
+        };
+        Ok(Obtained { text, renew_at: life.map(|life| Instant::now() + life.max(RENEW_LOWEST)) })
+    }
+}
+
+/// How long to use a token that ends at `at_s`: until a minute before, or half of what is left.
+fn life(at_s: u64, now_s: u64) -> Duration {
+    let left_s = at_s.saturating_sub(now_s);
+    Duration::from_secs(left_s.saturating_sub(MARGIN_S).max(left_s / 2))
+}
+
+/// The claim `exp` of a JWT. It is not verified: that is for the other server.
+fn expiry_s(token: &str) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Claims {
+        exp: f64,
+    }
+    let payload = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let exp = serde_json::from_slice::<Claims>(&payload).ok()?.exp;
+    (0.0..1e12).contains(&exp).then_some(exp as u64)
+}
+
+fn get(url: &str) -> Result<String, String> {
+    let config = ureq::Agent::config_builder()
+        .timeout_global(Some(OBTAIN))
+        .max_redirects(0)
+        .proxy(None)
+        .tls_config(
+            ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build(),
+        )
+        .build();
+    // Not the URL, which may hold a secret.
+    let mut response =
+        ureq::Agent::new_with_config(config).get(url).call().map_err(|error| error.to_string())?;
+    let body = response.body_mut().with_config().limit(SOURCE_SECRET_BYTES_MAX).read_to_string();
+    body.map_err(|error| error.to_string())
+}
+
+/// Runs a program for at most [`OBTAIN`], and returns what it writes.
+fn run(command: &[String]) -> Result<String, String> {
+    let [program, arguments @ ..] = command else { return Err("no command".into()) };
+    let spawned = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+    let mut child = spawned.map_err(|error| format!("{program}: {error}"))?;
+    let output = child.stdout.take();
+    let reader = thread::spawn(move || {
+        let mut text = String::new();
+        let read = output.map(|output| output.take(SOURCE_SECRET_BYTES_MAX).read_to_string(&mut text));
+        read.unwrap_or(Ok(0)).map(|_| text)
+    });
+    let end = Instant::now() + OBTAIN;
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < end => thread::sleep(LOOK),
+            other => {
+                // It is gone, or it is killed now.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(match other {
+                    Err(error) => format!("{program}: {error}"),
+                    Ok(_) => format!("{program}: still running after {} s", OBTAIN.as_secs()),
+                });
+            }
+        }
+    };
+    if !status.success() {
+        return Err(format!("{program}: {status}"));
+    }
+    let text = reader.join().map_err(|_| format!("{program}: its output cannot be read"))?;
+    text.map_err(|error| format!("{program}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jwt_is_renewed_before_it_ends() {
+        let token = |claims: &str| format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims));
+        for (claims, exp) in [
+            (r#"{"exp":1793322000}"#, Some(1_793_322_000)),
+            (r#"{"exp":1793322000.9}"#, Some(1_793_322_000)),
+            (r#"{"exp":-1}"#, None),
+            (r#"{"exp":1e300}"#, None),
+            (r#"{"exp":"soon"}"#, None),
+            ("{}", None),
+            ("[", None),
+        ] {
+            assert_eq!(expiry_s(&token(claims)), exp, "{claims}");
+        }
+        assert_eq!((expiry_s("opaque"), expiry_s("a.!.c"), expiry_s("")), (None, None, None));
+        for (left_s, life_s) in [(3_600, 3_540), (120, 60), (90, 45), (5, 2), (0, 0)] {
+            assert_eq!(life(1_000 + left_s, 1_000), Duration::from_secs(life_s));
+        }
+        assert_eq!(life(0, 1_000), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_command_gives_its_output_or_its_fault() {
+        let sh = |script: &str| run(&["sh".into(), "-c".into(), script.into()]);
+        assert_eq!(sh("echo secret"), Ok("secret\n".into()));
+        assert!(sh("echo secret; exit 3").unwrap_err().ends_with("exit status: 3"));
+        assert!(run(&["/nonexistent/program".into()]).unwrap_err().starts_with("/nonexistent/program: "));
+    }
+}
