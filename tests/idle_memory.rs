@@ -6,6 +6,7 @@ use std::{
 };
 
 use tickcast_core::{
+    budgets::PatternLimits,
     config::Limits,
     shard::ListenerKind,
     testing::{Driver, frame, hello, masked, upgrade_request},
@@ -128,7 +129,9 @@ const PATTERNS: u32 = 1 << 10;
 /// KiB that each session takes with as many subscriptions as it may have, to patterns that no other has. One shard is home of all of
 /// them.
 fn kib_with_patterns_of_its_own(pattern: impl Fn(u32, u32) -> String) -> isize {
-    let mut driver = Driver::new(Limits::default());
+    // Patterns longer than the default expects of a session: half of the longest, on average.
+    let patterns = PatternLimits { session_bytes_max: usize::MAX, ..PatternLimits::default() };
+    let mut driver = Driver::new(Limits { patterns, ..Limits::default() });
     let open = |driver: &mut Driver, slot: u32| {
         driver.accept(slot, ListenerKind::Native, &hello());
         for n in 0..PATTERNS {

@@ -253,6 +253,12 @@ impl Budgets {
         self.sessions.admits(session, &refusal, now_ns).is_ok()
     }
 
+    /// Drops accounts whose buckets are full again. Call it once a turn.
+    pub fn drop_full(&mut self, now_ns: u64) {
+        self.sessions.drop_full(now_ns);
+        self.sources.drop_full(now_ns);
+    }
+
     /// Drops the account of a session that has ended.
     pub fn forget(&mut self, session: SessionId) {
         self.sessions.forget(session);

@@ -139,6 +139,8 @@ pub const THROTTLE_MS: u64 = 100;
 pub const SOURCE_ACCOUNTS_MAX: usize = 16 << 10;
 /// Accounts that a new one looks at, to drop those whose buckets are full: 2 us if each misses the cache (100 ns).
 pub const ACCOUNT_LOOKS: usize = 16;
+/// Accounts whose buckets are full again that a shard drops in one turn: 0.1 ms if each misses the cache.
+pub const TURN_ACCOUNTS_DROPPED: usize = 1_024;
 /// Default of the most `*` in a pattern. Topics rarely have more than ten levels.
 pub const PATTERN_WILDCARDS_MAX_DEFAULT: usize = 16;
 /// Default bytes of text for each pattern that a session may hold, on average: half of the longest.

@@ -166,7 +166,6 @@ impl Checks<'_> {
         let tenants = self.built(tenant::build(&self.settings.tenants, shards)).unwrap_or_default();
         let listeners = self.listeners(&tenants);
         let (auth, operators) = (self.auth(), self.operators());
-        let sources = self.sources(reads_files, &tenants);
         let core_limits =
             Limits { auth: auth.as_ref().map(AuthConfig::limits), tenants: tenants.into(), ..self.limits() };
         let (budget, spin) = (server.latency_budget, server.spin);
@@ -181,6 +180,7 @@ impl Checks<'_> {
             self.refuse("limits.max_clients", text);
         }
         self.check_rates();
+        let sources = self.sources(reads_files, &core_limits.tenants);
         Config {
             cores,
             shards,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    limits::ACCOUNT_LOOKS,
+    limits::{ACCOUNT_LOOKS, TURN_ACCOUNTS_DROPPED},
     token_bucket::{Bucket, Pace},
 };
 use rustc_hash::FxBuildHasher;
@@ -132,6 +132,27 @@ impl<Owner: Copy + Eq + Hash> Accounts<Owner> {
         }
     }
 
+    /// Drops accounts whose buckets are full again, in the order of the queue and up to the first that is not: at most
+    /// [`TURN_ACCOUNTS_DROPPED`]. Call it once a turn, so that owners that ask for nothing cost nothing. One lookup if none is full.
+    pub fn drop_full(&mut self, now_ns: u64) {
+        for _ in 0..TURN_ACCOUNTS_DROPPED {
+            let Some(owner) = self.queue.pop_front() else { break };
+            let is_full = |account: &Account| account.full_again_ns() <= now_ns;
+            match self.accounts.get(&owner).is_none_or(is_full) {
+                true => drop(self.accounts.remove(&owner)),
+                false => {
+                    self.queue.push_back(owner);
+                    break;
+                }
+            }
+        }
+        let len = self.accounts.len().max(ACCOUNT_LOOKS);
+        if self.accounts.capacity() > 4 * len {
+            self.accounts.shrink_to(2 * len);
+            self.queue.shrink_to(2 * len);
+        }
+    }
+
     /// Drops the account of an owner that will not come back.
     pub fn forget(&mut self, owner: Owner) {
         self.accounts.remove(&owner);
@@ -229,6 +250,21 @@ mod tests {
             accounts.spend(n, &ONE, u64::from(n) * SECOND / 1_000);
             assert!(accounts.len() <= 120 && accounts.queue.len() <= 120, "{}", accounts.len());
         }
+    }
+
+    #[test]
+    fn owners_that_ask_for_nothing_cost_nothing_once_their_buckets_are_full() {
+        let mut accounts = accounts(1 << 20);
+        for n in 0..100_000 {
+            accounts.spend(n, &ONE, SECOND);
+        }
+        assert_eq!(spend_all(&mut accounts, 7, SECOND), 9, "it has spent one");
+        accounts.drop_full(SECOND);
+        assert_eq!(accounts.len(), 100_000, "none is full yet");
+        (0..200).for_each(|_| accounts.drop_full(SECOND + SECOND / 2));
+        assert_eq!((accounts.len(), accounts.queue.len()), (1, 1), "the one with a debt stays");
+        assert!(accounts.memory_bytes() < 8 << 10, "{}", accounts.memory_bytes());
+        assert_eq!(spend_all(&mut accounts, 7, SECOND + SECOND / 2), 5);
     }
 
     #[test]

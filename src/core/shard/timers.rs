@@ -102,6 +102,7 @@ impl Shard {
 
     /// Processes expired timers, a bounded number per turn. Returns whether there were any.
     pub(super) fn handle_timers(&mut self, now: Now) -> bool {
+        self.budgets.drop_full(now.monotonic_ns);
         let mut handled = 0;
         while handled < TURN_TIMERS
             && let Some(timer) = self.timers.pop_due(now.monotonic_ns)

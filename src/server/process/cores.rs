@@ -219,6 +219,6 @@ mod tests {
         assert_eq!(limited.quota_notice(2).unwrap().0, Level::Info);
         let (level, text) = limited.quota_notice(3).unwrap();
         assert_eq!(level, Level::Warn);
-        assert!(text.contains("worth 2 of 4 cores; shards: 3") && text.contains("set --shards 2"), "{text}");
+        assert!(text.contains("covers 2 of 4 cores; shards: 3") && text.contains("set --shards 2"), "{text}");
     }
 }

@@ -103,7 +103,8 @@ impl FromStr for Start {
     fn from_str(text: &str) -> Result<Start, &'static str> {
         match text {
             "new" => Ok(Start::New),
-            "all" => Ok(Start::All),
+            // As XREAD writes it.
+            "all" | "0" => Ok(Start::All),
             _ => text
                 .parse()
                 .map(Start::After)
@@ -434,7 +435,8 @@ mod tests {
             assert_eq!(text.parse(), Ok(start));
             assert_eq!(start.to_string(), text);
         }
-        for bad in ["", "$", "0", "1-", "-1", "1-2-3", "-1-1"] {
+        assert_eq!("0".parse(), Ok(Start::All));
+        for bad in ["", "$", "1-", "-1", "1-2-3", "-1-1"] {
             assert!(bad.parse::<Start>().is_err(), "{bad}");
         }
     }
