@@ -37,6 +37,7 @@ use crate::{
         memberships::Memberships,
         subscriptions::Subscriptions,
     },
+    topic_key,
 };
 use tickcast_proto::{
     WireFormat,
@@ -505,10 +506,10 @@ impl Session {
         self.changes_pending > 0 || self.awaits_verdict() || self.is_throttled
     }
 
-    /// Takes the subscription to an entry's pattern out.
+    /// Takes the subscription to an entry's pattern out. `pattern` is the pattern's key.
     pub fn unsubscribe(&mut self, entry: u32, pattern: &str) -> Option<Subscription> {
         let held = self.subscriptions.take(entry)?;
-        self.pattern_bytes -= pattern.len() as u32;
+        self.pattern_bytes -= topic_key::name(pattern).len() as u32;
         Some(held)
     }
 
