@@ -11,9 +11,9 @@
 //! keys are the names themselves, costs nothing. Clients only ever see the name.
 //!
 //! No client can write the key of another tenant: names and patterns that clients send contain no control character
-//! ([`pattern::check_topic`](tickcast_proto::pattern::check_topic)). No wildcard reaches into another tenant: a pattern of a tenant
+//! ([`pattern::check_topic`]). No wildcard reaches into another tenant: a pattern of a tenant
 //! begins with the tenant, and those of the default tenant match no token that begins with the mark
-//! ([`crate::pattern_trie`], [`matches`]).
+//! ([`crate::pattern_trie`], [`matches()`]).
 
 use std::borrow::Cow;
 
