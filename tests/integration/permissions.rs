@@ -1,6 +1,6 @@
 //! What principals may do, over every transport, and a browser that keeps its session with token after token.
 
-use std::{fs, path::Path, process::Stdio};
+use std::{fs, path::Path, process::Stdio, time::Instant};
 
 use crate::{
     harness::{
@@ -193,22 +193,23 @@ fn who_may_do_what_is_the_same_over_every_transport_and_from_every_start() {
 fn a_browser_keeps_its_session_for_a_minute_of_tokens_that_last_five_seconds() {
     let _machine = beside_others();
     let config = format!(
-        "[auth]\n[[auth.key]]\nalgorithm = 'HS256'\nfile = {:?}\n[[auth.token]]\nname = 'feed'\n{}\npermissions = {{ pub = {{ allow = ['>'] }} }}\n",
+        "[auth]\nleeway = '0s'\nwarning = '2s'\n[[auth.key]]\nalgorithm = 'HS256'\nfile = {:?}\n[[auth.token]]\nname = 'feed'\n{}\npermissions = {{ pub = {{ allow = ['>'] }} }}\n",
         key("hs256.txt"),
         machine_hash("browser")
     );
     let server = start("browser", &config);
     let url = format!("http://{}/", server.http);
-    let page = External::run(Library::Ws, "refresh", &[&browser(), &url, &key("hs256.txt"), "5", "12"]);
+    let page = External::run(Library::Ws, "refresh", &[&browser(), &url, &key("hs256.txt"), "5", "20"]);
     page.wait_for("subscribed");
     let address = collector::address(&server, WireFormat::TCP_NATIVE);
     let options = ConnectOptions { token: ClientToken::new(MACHINE_TOKEN), ..address.connect_options() };
     let mut feed = Client::connect_with(&address, &options).unwrap();
-    let mut published = 0;
-    while !page.printed().contains("refreshed 12\n") {
+    let (mut published, start) = (0, Instant::now());
+    while !page.printed().contains("refreshed 20\n") {
         collector::publish(&mut feed, "t", b"1");
         collector::barrier(&mut feed);
         published += 1;
+        assert!(start.elapsed() < GUARD, "the page has ended: {}", page.printed());
         std::thread::sleep(LOOK_AGAIN);
     }
     let printed = page.finish();
