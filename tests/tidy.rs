@@ -91,20 +91,21 @@ fn shards_are_pinned_without_sysfs() {
 }
 
 #[test]
-fn only_the_admin_listener_knows_its_runtime() {
-    refuse("only the admin listener names tokio and hyper", |path, line| {
+fn only_the_admin_listener_and_sources_know_their_runtime() {
+    refuse("only the admin listener and sources of other engines name tokio and hyper", |path, line| {
         let knows = ["tokio::", "hyper::", "hyper_util::", "http_body_util::"];
         path.starts_with("src/")
-            && !path.starts_with("src/server/operator/admin")
+            && !["src/server/operator/admin", "src/server/sources/"].iter().any(|own| path.starts_with(own))
             && knows.iter().any(|name| line.contains(name))
     });
 }
 
 #[test]
-fn only_tickcast_top_and_the_fetcher_of_keys_ask_other_servers() {
-    refuse("only tickcast top names ratatui, and with the fetcher of keys ureq", |path, line| {
+fn only_tickcast_top_and_fetchers_of_keys_and_tokens_ask_other_servers() {
+    refuse("only tickcast top names ratatui, and with the fetchers of keys and tokens ureq", |path, line| {
         let is_top = path.starts_with("src/server/operator/top");
-        let is_fetcher = path == "src/server/auth/fetcher.rs";
+        let is_fetcher =
+            ["src/server/auth/fetcher.rs", "src/server/sources/websocket/token.rs"].contains(&path);
         path.starts_with("src/")
             && (line.contains("ureq::") && !is_top && !is_fetcher || line.contains("ratatui::") && !is_top)
     });

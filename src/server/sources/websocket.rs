@@ -11,14 +11,7 @@
 
 mod token;
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    fmt,
-    path::PathBuf,
-    pin::pin,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, convert::Infallible, fmt, path::PathBuf, pin::pin, time::Duration};
 
 use futures_util::{
     FutureExt, SinkExt, StreamExt,
@@ -30,7 +23,7 @@ use serde_json::value::RawValue;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
-    time::{sleep_until, timeout},
+    time::{sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
@@ -45,6 +38,7 @@ use super::{
 };
 use crate::{
     cli::values::Time,
+    clock,
     limits::{SOURCE_MESSAGE_BYTES_MAX, SOURCE_SUBJECTS_MAX},
 };
 use tickcast_client::{TlsOptions, server_name};
@@ -167,8 +161,8 @@ impl SourceOptions for Options {
             send: self.send,
             renew: self.renew,
             items,
-            ping_interval: Duration::from_nanos(self.ping_interval.ns),
-            idle: Duration::from_nanos(self.idle.ns),
+            ping_interval_ns: self.ping_interval.ns,
+            idle_ns: self.idle.ns,
             token: token.map_or(Some(None), |token| token.map(Some))?,
             tls,
             mapping,
@@ -219,8 +213,9 @@ struct WebSocket {
     send: Vec<String>,
     renew: Vec<String>,
     items: Option<JsonPointer>,
-    ping_interval: Duration,
-    idle: Duration,
+    /// 0: never.
+    ping_interval_ns: u64,
+    idle_ns: u64,
     token: Option<Token>,
     tls: TlsOptions,
     mapping: Mapping,
@@ -251,8 +246,8 @@ impl Reader for WebSocket {
         if std::mem::replace(&mut self.was_read, true) {
             ingest.count_hole(1, "what was sent while nobody read");
         }
-        let renew_at = token.as_ref().and_then(|token| token.renew_at);
-        let result = self.listen(&mut socket, secret, renew_at, ingest, &target).await;
+        let renew_ns = token.as_ref().and_then(|token| token.renew_ns);
+        let result = self.listen(&mut socket, secret, renew_ns, ingest, &target).await;
         // A close is answered; a server that is gone does not hold up the next attempt.
         let _ = timeout(CLOSE, socket.close(None)).await;
         result
@@ -311,7 +306,7 @@ impl WebSocket {
         &self,
         socket: &mut Socket,
         secret: &str,
-        mut renew_at: Option<Instant>,
+        mut renew_ns: Option<u64>,
         ingest: &mut Ingest<'_>,
         target: &Target,
     ) -> Result<Infallible, EngineError> {
@@ -320,14 +315,16 @@ impl WebSocket {
             send(socket, text.replace(TOKEN, secret)).await.map_err(|error| failed(&error))?;
         }
         ingest.connected(&target.to_string());
-        let (mut heard, mut pinged) = (Instant::now(), Instant::now());
+        let (mut heard_ns, mut pinged_ns) = (clock::monotonic_ns(), clock::monotonic_ns());
         loop {
-            let pings = (!self.ping_interval.is_zero()).then(|| heard.max(pinged) + self.ping_interval);
-            let wake_at = [Some(heard + self.idle), pings, renew_at].into_iter().flatten().min();
-            let wake_at = wake_at.unwrap_or(heard + self.idle);
-            match select(socket.next(), pin!(sleep_until(wake_at.into()))).await {
+            let ping_ns = (self.ping_interval_ns > 0)
+                .then(|| heard_ns.max(pinged_ns).saturating_add(self.ping_interval_ns));
+            let idle_ns = heard_ns.saturating_add(self.idle_ns);
+            let wake_ns = [ping_ns, renew_ns].into_iter().flatten().fold(idle_ns, u64::min);
+            let wait_ns = wake_ns.saturating_sub(clock::monotonic_ns());
+            match select(socket.next(), pin!(sleep(Duration::from_nanos(wait_ns)))).await {
                 Either::Left((message, _)) => {
-                    heard = Instant::now();
+                    heard_ns = clock::monotonic_ns();
                     let mut next = Some(message);
                     while let Some(message) = next {
                         self.take(message, ingest).await.map_err(|error| failed(&error))?;
@@ -336,19 +333,19 @@ impl WebSocket {
                     ingest.flush();
                 }
                 Either::Right(_) => {
-                    let now = Instant::now();
-                    if now >= heard + self.idle {
-                        return Err(failed(&format_args!("silent for {} s", self.idle.as_secs_f64())));
+                    let now_ns = clock::monotonic_ns();
+                    if now_ns >= idle_ns {
+                        return Err(failed(&format_args!("silent for {} s", self.idle_ns as f64 / 1e9)));
                     }
-                    if pings.is_some_and(|at| now >= at) {
-                        pinged = now;
+                    if ping_ns.is_some_and(|at_ns| now_ns >= at_ns) {
+                        pinged_ns = now_ns;
                         let ping = WebSocketMessage::Ping(Default::default());
                         let sent = timeout(SEND, socket.send(ping)).await;
                         sent.map_err(|_| failed(&"a ping cannot be sent"))?
                             .map_err(|error| failed(&error))?;
                     }
-                    if renew_at.is_some_and(|at| now >= at) {
-                        renew_at = self.renew(socket).await.map_err(|error| failed(&error))?;
+                    if renew_ns.is_some_and(|at_ns| now_ns >= at_ns) {
+                        renew_ns = self.renew(socket).await.map_err(|error| failed(&error))?;
                     }
                 }
             }
@@ -356,7 +353,7 @@ impl WebSocket {
     }
 
     /// Sends a new token. Returns when the next one is due.
-    async fn renew(&self, socket: &mut Socket) -> Result<Option<Instant>, String> {
+    async fn renew(&self, socket: &mut Socket) -> Result<Option<u64>, String> {
         let Some(token) = &self.token else { return Ok(None) };
         if self.renew.is_empty() {
             return Err("connecting again with a new token".into());
@@ -367,7 +364,7 @@ impl WebSocket {
         for text in &self.renew {
             send(socket, text.replace(TOKEN, &fresh.text)).await?;
         }
-        Ok(fresh.renew_at)
+        Ok(fresh.renew_ns)
     }
 
     /// Publishes the ticks of a message; never returns once the server stops.

@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     process::{Command, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -23,13 +23,13 @@ use crate::{
 };
 
 /// Time for a command or a request.
-const OBTAIN: Duration = Duration::from_secs(10);
+const OBTAIN_NS: u64 = 10_000_000_000;
 /// Pause between two looks whether a command has ended.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK_NS: u64 = 20_000_000;
 /// How long before its end a token is renewed: a command and a request have their time, and clocks differ.
 const MARGIN_S: u64 = 60;
 /// Shortest time between two renewals, whatever a token says.
-const RENEW_LOWEST: Duration = Duration::from_secs(1);
+const RENEW_NS_LOWEST: u64 = 1_000_000_000;
 
 /// The table `token`: exactly one of `file`, `command` and `url`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -62,8 +62,8 @@ pub struct Token {
 pub struct Obtained {
     /// What stands for `{token}`.
     pub text: String,
-    /// When to obtain the next one.
-    pub renew_at: Option<Instant>,
+    /// When to obtain the next one, a time of [`clock::monotonic_ns`].
+    pub renew_ns: Option<u64>,
 }
 
 impl Token {
@@ -119,18 +119,20 @@ impl Token {
         if text.is_empty() || text.chars().any(char::is_control) {
             return Err(EngineError::Retry("token: the text is empty or has control characters".into()));
         }
-        let life = match self.options.every.ns {
-            0 => expiry_s(&text).map(|at_s| life(at_s, clock::realtime_ns() / 1_000_000_000)),
-            ns => Some(Duration::from_nanos(ns)),
+        let life_ns = match self.options.every.ns {
+            0 => expiry_s(&text).map(|at_s| life_ns(at_s, clock::realtime_ns() / 1_000_000_000)),
+            ns => Some(ns),
         };
-        Ok(Obtained { text, renew_at: life.map(|life| Instant::now() + life.max(RENEW_LOWEST)) })
+        let renew_ns =
+            life_ns.map(|life_ns| clock::monotonic_ns().saturating_add(life_ns.max(RENEW_NS_LOWEST)));
+        Ok(Obtained { text, renew_ns })
     }
 }
 
 /// How long to use a token that ends at `at_s`: until a minute before, or half of what is left.
-fn life(at_s: u64, now_s: u64) -> Duration {
+fn life_ns(at_s: u64, now_s: u64) -> u64 {
     let left_s = at_s.saturating_sub(now_s);
-    Duration::from_secs(left_s.saturating_sub(MARGIN_S).max(left_s / 2))
+    left_s.saturating_sub(MARGIN_S).max(left_s / 2).saturating_mul(1_000_000_000)
 }
 
 /// The claim `exp` of a JWT. It is not verified: that is for the other server.
@@ -146,7 +148,7 @@ fn expiry_s(token: &str) -> Option<u64> {
 
 fn get(url: &str) -> Result<String, String> {
     let config = ureq::Agent::config_builder()
-        .timeout_global(Some(OBTAIN))
+        .timeout_global(Some(Duration::from_nanos(OBTAIN_NS)))
         .max_redirects(0)
         .proxy(None)
         .tls_config(
@@ -160,7 +162,7 @@ fn get(url: &str) -> Result<String, String> {
     body.map_err(|error| error.to_string())
 }
 
-/// Runs a program for at most [`OBTAIN`], and returns what it writes.
+/// Runs a program for at most [`OBTAIN_NS`], and returns what it writes.
 fn run(command: &[String]) -> Result<String, String> {
     let [program, arguments @ ..] = command else { return Err("no command".into()) };
     let spawned = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
@@ -171,18 +173,18 @@ fn run(command: &[String]) -> Result<String, String> {
         let read = output.map(|output| output.take(SOURCE_SECRET_BYTES_MAX).read_to_string(&mut text));
         read.unwrap_or(Ok(0)).map(|_| text)
     });
-    let end = Instant::now() + OBTAIN;
+    let end_ns = clock::monotonic_ns() + OBTAIN_NS;
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < end => thread::sleep(LOOK),
+            Ok(None) if clock::monotonic_ns() < end_ns => clock::sleep_ns(LOOK_NS),
             other => {
                 // It is gone, or it is killed now.
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(match other {
                     Err(error) => format!("{program}: {error}"),
-                    Ok(_) => format!("{program}: still running after {} s", OBTAIN.as_secs()),
+                    Ok(_) => format!("{program}: still running after {} s", OBTAIN_NS / 1_000_000_000),
                 });
             }
         }
@@ -214,9 +216,9 @@ mod tests {
         }
         assert_eq!((expiry_s("opaque"), expiry_s("a.!.c"), expiry_s("")), (None, None, None));
         for (left_s, life_s) in [(3_600, 3_540), (120, 60), (90, 45), (5, 2), (0, 0)] {
-            assert_eq!(life(1_000 + left_s, 1_000), Duration::from_secs(life_s));
+            assert_eq!(life_ns(1_000 + left_s, 1_000), life_s * 1_000_000_000);
         }
-        assert_eq!(life(0, 1_000), Duration::ZERO);
+        assert_eq!(life_ns(0, 1_000), 0);
     }
 
     #[test]
