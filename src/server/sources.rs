@@ -32,6 +32,7 @@ pub mod redis_stream;
 pub mod replay;
 mod runner;
 pub mod simulator;
+pub mod tls;
 pub mod websocket;
 
 use std::{

@@ -175,6 +175,28 @@ fn wrong_credentials_are_named_and_never_logged() {
 }
 
 #[test]
+fn an_interruption_of_nats_is_counted_as_a_loss_and_reading_goes_on() {
+    let _machine = beside_others();
+    let mut nats = Nats::start("nats-kill", &[]);
+    let server =
+        serve("nats-kill", &format!("[[source]]\nkind = 'nats'\nsubjects = ['t.>']\n{}\n", nats.servers()));
+    wait_for_state(&server, "running");
+    let collector = Collector::start(&server, WireFormat::WEBSOCKET_NATIVE, &["t.>"]);
+    nats.publish("t.a", numbers(0..500));
+    collector.wait_for(500);
+    assert_eq!(source(&server)["messages_lost"], 0);
+    nats.kill();
+    wait_for_state(&server, "waiting");
+    nats.restart();
+    wait_for_state(&server, "running");
+    assert_eq!(source(&server)["messages_lost"], 1);
+    nats.publish("t.a", numbers(500..600));
+    collector.wait_for(600);
+    assert_same("native", &collector.finish().ticks, &ticks("t.a", numbers(0..600)));
+    server.stop_cleanly();
+}
+
+#[test]
 fn a_stream_is_read_whole_through_a_kill_and_a_stop_of_its_server() {
     let _machine = beside_others();
     let mut nats = Nats::start("js-kill", &[]);

@@ -11,9 +11,17 @@
 //!
 //! A ring that is full stops the thread, and with it the client of the engine: the engine keeps the backlog.
 
-use std::{convert::Infallible, fmt, fs, future::Future, path::Path, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt, fs,
+    future::{Future, pending},
+    hash::{BuildHasher, RandomState},
+    path::Path,
+    pin::pin,
+    time::Duration,
+};
 
-use futures_util::future::{Either, select};
+use futures_util::future::select;
 
 use super::{
     NAP_NS, SourceContext, SourceError, StopFlag,
@@ -21,56 +29,30 @@ use super::{
     mapping::{Mapping, Message},
 };
 use crate::{clock, limits::SOURCE_SECRET_BYTES_MAX, logging};
+use tickcast_client::Backoff;
 use tickcast_core::metrics::counters::Counter;
 
-/// Messages taken before the rings are pushed, if more are at hand: as many as a read from a socket of an engine holds.
+/// Messages taken before the rings are pushed, if more are at hand: one wake-up per shard for as many, as in the simulator.
 const BATCH_MESSAGES: u32 = 256;
-/// First wait before another attempt to reach an engine; each further one may be twice as long.
-const RETRY_NS: u64 = 100_000_000;
+/// Longest first wait before another attempt to reach an engine, milliseconds.
+const RETRY_MS: u64 = 100;
 /// Longest wait before another attempt: reading goes on within 5 s of the engine's return, an attempt and a heartbeat included.
-const RETRY_NS_MAX: u64 = 2_000_000_000;
+const RETRY_MS_MAX: u64 = 2_000;
 
-/// Why reading ended.
+/// Why an attempt to read an engine ended: what was tried, and the client's error. Another attempt follows.
 #[derive(Debug)]
-pub enum EngineError {
-    /// The engine cannot be reached, or has ended the connection. Another attempt follows.
-    Retry(String),
-    /// Another attempt would fail too: the server ends.
-    Fatal(String),
-}
+pub struct EngineError(pub String);
 
 impl EngineError {
-    /// A failed attempt: what was tried and the client's error.
-    pub fn retry(what: &str, error: impl fmt::Display) -> EngineError {
-        EngineError::Retry(format!("{what}: {error}"))
-    }
-}
-
-/// Waits between attempts: random between nothing and a limit that doubles ("full jitter"), so that the nodes of a
-/// group do not come back to an engine at the same moment.
-#[derive(Debug, Default)]
-pub struct Backoff {
-    attempts: u32,
-}
-
-impl Backoff {
-    /// The next wait, nanoseconds, at most 2 s. `random` is any number.
-    pub fn next_ns(&mut self, random: u64) -> u64 {
-        let limit_ns = RETRY_NS.saturating_mul(1 << self.attempts.min(16)).min(RETRY_NS_MAX);
-        self.attempts = self.attempts.saturating_add(1);
-        random % (limit_ns + 1)
-    }
-
-    /// Begins again with the shortest wait, after a success.
-    pub fn reset(&mut self) {
-        self.attempts = 0;
+    /// What was tried, and the client's error.
+    pub fn new(what: &str, error: impl fmt::Display) -> EngineError {
+        EngineError(format!("{what}: {error}"))
     }
 }
 
 /// Reads an engine.
 pub trait Reader {
-    /// Connects and reads until an error. Called again after each [`EngineError::Retry`], from where reading stopped if the engine has
-    /// positions.
+    /// Connects and reads until an error. Called again after each one, and goes on where it stopped if the engine has positions.
     fn read(&mut self, ingest: &mut Ingest<'_>) -> impl Future<Output = Result<Infallible, EngineError>>;
 }
 
@@ -79,7 +61,7 @@ pub trait Reader {
 /// # Errors
 /// The file cannot be read, or has more than 64 KiB.
 pub fn secret(file: &Path) -> Result<String, EngineError> {
-    let failed = |error: &dyn fmt::Display| EngineError::Retry(format!("{}: {error}", file.display()));
+    let failed = |error: &dyn fmt::Display| EngineError::new(&file.display().to_string(), error);
     let bytes = fs::metadata(file).map_err(|error| failed(&error))?.len();
     if bytes > SOURCE_SECRET_BYTES_MAX {
         return Err(failed(&format_args!("larger than {SOURCE_SECRET_BYTES_MAX} bytes")));
@@ -91,7 +73,7 @@ pub fn secret(file: &Path) -> Result<String, EngineError> {
 /// Runs a reader on the calling thread until the server stops.
 ///
 /// # Errors
-/// The runtime cannot be made, or [`EngineError::Fatal`].
+/// The runtime cannot be created.
 pub fn run(
     kind: &'static str,
     context: &mut SourceContext,
@@ -99,47 +81,38 @@ pub fn run(
     reader: &mut impl Reader,
 ) -> Result<(), SourceError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (stop, mut backoff) = (context.stop.clone(), Backoff::default());
-    let mut ingest = Ingest::new(kind, context, mapping);
-    runtime
-        .block_on(until_stopped(&stop.clone(), async {
-            loop {
-                let failure = match reader.read(&mut ingest).await {
-                    Ok(never) => match never {},
-                    Err(EngineError::Fatal(text)) => {
-                        return Err(SourceError::from(format!("{kind}: {text}")));
-                    }
-                    Err(EngineError::Retry(text)) => text,
-                };
-                if std::mem::take(&mut ingest.has_read) {
-                    backoff.reset();
-                }
-                ingest.flush();
-                ::log::warn!(target: logging::peer::SOURCE, "{kind}: {failure}; trying again");
-                ingest.set_waiting(&failure);
-                let wait_ns = backoff.next_ns(random());
-                tokio::time::sleep(Duration::from_nanos(wait_ns)).await;
+    let stop = context.stop.clone();
+    let mut backoff = Backoff::with_bounds(RandomState::new().hash_one(kind), RETRY_MS, RETRY_MS_MAX);
+    let mut ingest = Ingest { kind, context, mapping, is_connected: false, connected_ns: 0, staged: 0 };
+    let attempts = async {
+        loop {
+            let Err(EngineError(failure)) = reader.read(&mut ingest).await;
+            if ingest.is_connected {
+                backoff.handle_connected(ingest.connected_ns);
             }
-        }))
-        .unwrap_or(Ok(()))
+            ingest.flush();
+            ingest.warn(&format!("{failure}; trying again"));
+            ingest.set_waiting(&failure);
+            let wait_ms = backoff.handle_disconnected(clock::monotonic_ns(), 0);
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+        }
+    };
+    runtime.block_on(until_stopped(&stop, attempts));
+    // What was taken before the stop, as far as the rings have room.
+    ingest.flush();
+    // Without waiting for what a helper thread still does, such as a name look-up.
+    runtime.shutdown_background();
+    Ok(())
 }
 
-/// Awaits a future until the server stops; `None` if that is first.
-async fn until_stopped<T>(stop: &StopFlag, future: impl Future<Output = T>) -> Option<T> {
+/// Awaits a future that never ends until the server stops.
+async fn until_stopped(stop: &StopFlag, future: impl Future<Output = Infallible>) {
     let stopped = async {
         while !stop.is_set() {
             tokio::time::sleep(Duration::from_nanos(NAP_NS)).await;
         }
     };
-    match select(pin!(future), pin!(stopped)).await {
-        Either::Left((value, _)) => Some(value),
-        Either::Right(_) => None,
-    }
-}
-
-fn random() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0)
+    select(pin!(future), pin!(stopped)).await;
 }
 
 /// The way of an engine's messages into the rings.
@@ -147,23 +120,22 @@ pub struct Ingest<'a> {
     kind: &'static str,
     context: &'a mut SourceContext,
     mapping: Mapping,
-    has_read: bool,
     is_connected: bool,
+    /// When reading began, a time of [`clock::monotonic_ns`].
+    connected_ns: u64,
+    /// Ticks staged since the rings were last pushed.
     staged: u32,
 }
 
-impl<'a> Ingest<'a> {
-    fn new(kind: &'static str, context: &'a mut SourceContext, mapping: Mapping) -> Ingest<'a> {
-        Ingest { kind, context, mapping, has_read: false, is_connected: false, staged: 0 }
-    }
-
-    /// Notes that the engine answers. The state of the source follows, and the first time after a failure is counted and logged.
+impl Ingest<'_> {
+    /// Notes that the engine answers. The first time after a failure is counted and logged, and changes the source's state.
     pub fn connected(&mut self, to: &str) {
-        if !std::mem::replace(&mut self.is_connected, true) {
-            ::log::info!("{}: reading {to}", self.kind);
-            self.context.status.counters().add(Counter::SourceConnections, 1);
+        if std::mem::replace(&mut self.is_connected, true) {
+            return;
         }
-        self.has_read = true;
+        self.connected_ns = clock::monotonic_ns();
+        ::log::info!("{}: reading {to}", self.kind);
+        self.context.status.counters().add(Counter::SourceConnections, 1);
         self.context.set_health(Health::Running);
     }
 
@@ -185,25 +157,21 @@ impl<'a> Ingest<'a> {
     }
 
     /// Publishes a message as a tick, or counts it as skipped. Pushes the rings after a batch; [`Ingest::flush`] pushes the
-    /// rest. Blocks while a ring is full. Returns `false` if the server stops: the message was not published.
-    pub fn take(&mut self, message: Message<'_>) -> bool {
+    /// rest. Blocks the thread while a ring is full. Never returns once the server stops.
+    pub async fn take(&mut self, message: Message<'_>) {
         let mapped = match self.mapping.map(message) {
             Ok(mapped) => mapped,
-            Err(why) => {
-                self.skip(message.subject, &why);
-                return true;
-            }
+            Err(why) => return self.skip(message.subject, &why),
         };
         let time_ns = mapped.producer_time_ns.unwrap_or_else(clock::realtime_ns);
         if !self.context.publish_waiting(mapped.topic, mapped.key, time_ns, message.payload) {
-            return false;
+            return pending().await;
         }
         self.context.status.counters().add(Counter::SourceTicks, 1);
         self.staged += 1;
         if self.staged >= BATCH_MESSAGES {
             self.flush();
         }
-        true
     }
 
     /// Counts a message that is not a tick, and logs it (at most ten lines a second are).
@@ -218,25 +186,5 @@ impl<'a> Ingest<'a> {
         if std::mem::take(&mut self.staged) > 0 {
             self.context.flush_waiting();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_are_random_and_their_limit_doubles_to_two_seconds() {
-        let mut backoff = Backoff::default();
-        let limits: Vec<u64> = (0..8).map(|_| backoff.next_ns(u64::MAX) / 1_000_000).collect();
-        assert!(limits.iter().all(|limit| *limit <= 2_000), "{limits:?}");
-        let mut backoff = Backoff::default();
-        for limit_ms in [100, 200, 400, 800, 1_600, 2_000, 2_000] {
-            let limit_ns = limit_ms * 1_000_000;
-            assert_eq!(backoff.next_ns(limit_ns), limit_ns, "the longest wait");
-        }
-        backoff.reset();
-        assert_eq!(backoff.next_ns(RETRY_NS + 1), 0, "any wait up to the limit");
-        (0..100).for_each(|_| assert!(backoff.next_ns(u64::MAX - 1) <= RETRY_NS_MAX));
     }
 }

@@ -19,7 +19,7 @@ use async_nats::{
         stream,
     },
 };
-use futures_util::{FutureExt, StreamExt, future::pending};
+use futures_util::{FutureExt, StreamExt};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{
@@ -27,12 +27,14 @@ use super::{
     engine::{self, EngineError, Ingest, Reader},
     kind::{Configured, OptionChecks, SourceOptions},
     mapping::{MapOptions, Mapping, Message},
-    nats::connection::{self, Auth, Connection, Events, Fields, SUBSCRIPTION_CAPACITY, Tls},
+    nats::connection::{self, Auth, Connection, Events, Fields, SUBSCRIPTION_CAPACITY},
+    tls::Tls,
 };
 use crate::{clock, limits::SOURCE_SUBJECTS_MAX};
 use tickcast_proto::{pattern, units::parse_duration_ns};
 
-/// Messages of a pull. More than the client's capacity would hang it; 1,000 cost 0.86 us each, 10,000 cost 0.85 us.
+/// Messages of a pull. More than the client's capacity would hang it. In pulls of 500, 2,000 and 10,000 messages, each cost the client
+/// 0.86, 0.89 and 0.85 us.
 const BATCH_MESSAGES: usize = 1_000;
 const _: () = assert!(BATCH_MESSAGES < SUBSCRIPTION_CAPACITY);
 /// Life of a pull.
@@ -211,7 +213,7 @@ enum Continuation {
 
 impl Position {
     fn continuation(&self, created_ns: i128, state: &stream::State) -> Continuation {
-        if created_ns != self.created_ns || state.last_sequence + 1 < self.next {
+        if created_ns != self.created_ns || state.last_sequence.saturating_add(1) < self.next {
             return Continuation::NewLife;
         }
         match state.first_sequence.checked_sub(self.next) {
@@ -233,7 +235,7 @@ impl Reader for JetStream {
         let events = Arc::new(Events::default());
         let client = self.connection.connect(&events).await?;
         let found = jetstream::new(client).get_stream(&self.stream).await;
-        let found = found.map_err(|error| EngineError::retry(&format!("stream {}", self.stream), error))?;
+        let found = found.map_err(|error| EngineError::new(&format!("stream {}", self.stream), error))?;
         let config = pull::Config {
             deliver_policy: self.deliver_from(found.cached_info(), ingest)?,
             ack_policy: AckPolicy::None,
@@ -248,10 +250,10 @@ impl Reader for JetStream {
         };
         let created_ns = found.cached_info().created.unix_timestamp_nanos();
         let consumer = found.create_consumer(config).await;
-        let consumer = consumer.map_err(|error| EngineError::retry("create a consumer", error))?;
+        let consumer = consumer.map_err(|error| EngineError::new("create a consumer", error))?;
         let pull =
             consumer.stream().max_messages_per_batch(BATCH_MESSAGES).expires(EXPIRES).heartbeat(HEARTBEAT);
-        let mut messages = pull.messages().await.map_err(|error| EngineError::retry("pull", error))?;
+        let mut messages = pull.messages().await.map_err(|error| EngineError::new("pull", error))?;
         ingest.connected(&format!("stream {} at {}", self.stream, self.connection));
         let failure = loop {
             // An error after two heartbeats missed, at the latest.
@@ -277,7 +279,7 @@ impl Reader for JetStream {
         // Otherwise the server keeps it until it has been silent for a while.
         let name = &consumer.cached_info().name;
         let _ = tokio::time::timeout(HEARTBEAT, found.delete_consumer(name)).await;
-        Err(EngineError::Retry(failure))
+        Err(EngineError(failure))
     }
 }
 
@@ -301,16 +303,23 @@ impl JetStream {
                     state.first_sequence
                 }
             },
-            (None, Start::New) => state.last_sequence + 1,
+            (None, Start::New) => state.last_sequence.saturating_add(1),
             (None, Start::All) => state.first_sequence,
             (None, Start::Sequence(sequence)) => {
-                sequence.max(state.first_sequence).min(state.last_sequence + 1)
+                let next = sequence.max(state.first_sequence).min(state.last_sequence.saturating_add(1));
+                if next != sequence {
+                    ingest.warn(&format!(
+                        "start = {sequence}: the stream has {} to {}; reading it from {next}",
+                        state.first_sequence, state.last_sequence
+                    ));
+                }
+                next
             }
             (None, Start::Time(start_time)) => return Ok(DeliverPolicy::ByStartTime { start_time }),
             (None, Start::Window(window_ns)) => {
                 let from_ns = clock::realtime_ns().saturating_sub(window_ns);
                 let start_time = datetime::from_nanos(from_ns.into())
-                    .map_err(|error| EngineError::retry("start of the window", error))?;
+                    .map_err(|error| EngineError::new("start of the window", error))?;
                 return Ok(DeliverPolicy::ByStartTime { start_time });
             }
         };
@@ -335,21 +344,19 @@ impl JetStream {
                 ingest.count_hole(sequence - expected, &why);
             }
         }
-        self.position = Some(Position { created_ns, next: sequence + 1 });
+        self.position = Some(Position { created_ns, next: sequence.saturating_add(1) });
         let subject = &*message.subject;
         if self.subjects.len() > 1 && !self.subjects.iter().any(|wanted| pattern::matches(wanted, subject)) {
             return;
         }
-        let taken = ingest.take(Message {
+        let message = Message {
             subject,
             key: None,
             headers: &Fields(message.headers.as_ref()),
             payload: &message.payload,
             time_ns: u64::try_from(info.published.unix_timestamp_nanos()).ok(),
-        });
-        if !taken {
-            pending::<()>().await;
-        }
+        };
+        ingest.take(message).await;
     }
 }
 

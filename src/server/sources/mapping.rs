@@ -260,7 +260,7 @@ fn key_of(text: &str) -> u64 {
         return number;
     }
     let hash = text.bytes().fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
-    // Folded, for FNV's high bits are the better ones. Never 0, which means no key.
+    // Folded to 53 bits. Never 0, which means no key.
     ((hash >> 53) ^ (hash & ((1 << 53) - 1))).max(1)
 }
 

@@ -8,17 +8,18 @@ use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 use async_nats::{Message as NatsMessage, connection::State};
 use futures_util::{
     FutureExt, StreamExt,
-    future::{Either, pending, select},
+    future::{Either, select},
     stream::select_all,
 };
 use serde::{Deserialize, Serialize};
 
-use self::connection::{Auth, Connection, Events, Fields, Tls};
+use self::connection::{Auth, Connection, Events, Fields};
 use super::{
     Source, SourceContext, SourceError,
     engine::{self, EngineError, Ingest, Reader},
     kind::{Configured, OptionChecks, SourceOptions},
     mapping::{MapOptions, Mapping, Message},
+    tls::Tls,
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
 
@@ -96,48 +97,46 @@ impl Reader for Nats {
                 Some(queue) => client.queue_subscribe(subject.clone(), queue.clone()).await,
                 None => client.subscribe(subject.clone()).await,
             };
-            subscriptions.push(subscribed.map_err(|error| EngineError::retry("subscribe", error))?);
+            subscriptions.push(subscribed.map_err(|error| EngineError::new("subscribe", error))?);
         }
-        client.flush().await.map_err(|error| EngineError::retry("subscribe", error))?;
+        client.flush().await.map_err(|error| EngineError::new("subscribe", error))?;
         ingest.connected(&self.connection.to_string());
-        let mut messages = select_all(subscriptions);
+        let (mut messages, mut connections) = (select_all(subscriptions), 1);
         loop {
-            match select(messages.next(), pin!(tokio::time::sleep(WATCH))).await {
+            let is_quiet = match select(messages.next(), pin!(tokio::time::sleep(WATCH))).await {
                 Either::Left((Some(message), _)) => {
                     take(ingest, &message).await;
                     while let Some(Some(message)) = messages.next().now_or_never() {
                         take(ingest, &message).await;
                     }
                     ingest.flush();
+                    false
                 }
-                Either::Left((None, _)) => return Err(EngineError::Retry("the client has ended".into())),
-                Either::Right(_) => {}
-            }
+                Either::Left((None, _)) => return Err(EngineError("the client has ended".into())),
+                Either::Right(_) => true,
+            };
             let lost = events.take_slow();
             if lost > 0 {
                 ingest.count_hole(lost, "they came faster than the rings to the shards took them");
             }
-            // What has arrived before the connection broke has been taken: now a new one.
-            if client.connection_state() != State::Connected {
-                let why = events.take_last().unwrap_or_else(|| "the connection has ended".into());
+            // The client may have made another connection by itself. Otherwise, what came before the last one broke is taken first.
+            let is_broken = is_quiet && client.connection_state() != State::Connected;
+            let is_renewed = events.connections() > connections;
+            connections = events.connections().max(1);
+            if is_broken || is_renewed {
                 ingest.count_hole(1, "NATS keeps none while nobody reads");
-                return Err(EngineError::Retry(why));
+            }
+            if is_broken {
+                return Err(EngineError(
+                    events.take_last().unwrap_or_else(|| "the connection has ended".into()),
+                ));
             }
         }
     }
 }
 
-/// Publishes a message; never returns once the server stops.
 async fn take(ingest: &mut Ingest<'_>, message: &NatsMessage) {
-    let headers = Fields(message.headers.as_ref());
-    let taken = ingest.take(Message {
-        subject: &message.subject,
-        key: None,
-        headers: &headers,
-        payload: &message.payload,
-        time_ns: None,
-    });
-    if !taken {
-        pending::<()>().await;
-    }
+    let (subject, headers) = (&*message.subject, Fields(message.headers.as_ref()));
+    let payload = &*message.payload;
+    ingest.take(Message { subject, key: None, headers: &headers, payload, time_ns: None }).await;
 }

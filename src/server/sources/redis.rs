@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     engine::{EngineError, secret},
     kind::OptionChecks,
+    tls::Tls,
 };
 
 /// Time for a connection and its handshake.
@@ -28,21 +29,6 @@ pub struct Auth {
     /// A file with the password.
     #[serde(skip_serializing_if = "Option::is_none")]
     password_file: Option<PathBuf>,
-}
-
-/// The table `tls`, for addresses with `rediss://`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Tls {
-    /// Authorities instead of those that the system trusts.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ca: Option<PathBuf>,
-    /// The certificate to show, with its chain.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cert: Option<PathBuf>,
-    /// Its private key.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<PathBuf>,
 }
 
 /// How to reach Redis.
@@ -67,10 +53,7 @@ impl Server {
             checks.refuse("auth", "user without password_file");
         }
         auth.password_file.iter().for_each(|file| checks.readable("auth", file));
-        if tls.cert.is_some() != tls.key.is_some() {
-            checks.refuse("tls", "cert and key belong together");
-        }
-        [&tls.ca, &tls.cert, &tls.key].into_iter().flatten().for_each(|file| checks.readable("tls", file));
+        tls.check(checks);
         match server.into_connection_info() {
             // It would be printed with the options.
             Ok(address) if address.redis_settings().password().is_some() => {
@@ -102,7 +85,7 @@ impl Server {
         }
         let address = self.address.clone().set_redis_settings(settings);
         let read = |file: &PathBuf| {
-            fs::read(file).map_err(|error| EngineError::retry(&file.display().to_string(), error))
+            fs::read(file).map_err(|error| EngineError::new(&file.display().to_string(), error))
         };
         let root_cert = self.tls.ca.as_ref().map(read).transpose()?;
         let client_tls = match (&self.tls.cert, &self.tls.key) {
@@ -115,7 +98,7 @@ impl Server {
             true => Client::build_with_tls(address, TlsCertificates { client_tls, root_cert }),
             false => Client::open(address),
         };
-        client.map_err(|error| EngineError::retry(&self.to_string(), error))
+        client.map_err(|error| EngineError::new(&self.to_string(), error))
     }
 
     /// Connects for commands, each of which may take `answer`.
@@ -127,6 +110,6 @@ impl Server {
             .set_connection_timeout(Some(CONNECT))
             .set_response_timeout(Some(answer));
         let connected = self.client()?.get_multiplexed_async_connection_with_config(&config).await;
-        connected.map_err(|error| EngineError::retry(&self.to_string(), error))
+        connected.map_err(|error| EngineError::new(&self.to_string(), error))
     }
 }

@@ -5,7 +5,7 @@ use std::{convert::Infallible, pin::pin, time::Duration};
 
 use futures_util::{
     FutureExt, StreamExt,
-    future::{Either, pending, select},
+    future::{Either, select},
 };
 use redis::Msg;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,8 @@ use super::{
     engine::{self, EngineError, Ingest, Reader},
     kind::{Configured, OptionChecks, SourceOptions},
     mapping::{MapOptions, Mapping, Message},
-    redis::{ANSWER, Auth, Server, Tls},
+    redis::{ANSWER, Auth, Server},
+    tls::Tls,
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
 
@@ -83,7 +84,7 @@ impl Source for PubSub {
 impl Reader for PubSub {
     async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
         let client = self.server.client()?;
-        let failed = |error: &dyn std::fmt::Display| EngineError::retry(&self.server.to_string(), error);
+        let failed = |error: &dyn std::fmt::Display| EngineError::new(&self.server.to_string(), error);
         let connected = timeout(ANSWER, client.get_async_pubsub()).await;
         let connected = connected.map_err(|_| failed(&"no answer"))?.map_err(|error| failed(&error))?;
         let (mut sink, mut messages) = connected.split();
@@ -113,16 +114,7 @@ impl Reader for PubSub {
     }
 }
 
-/// Publishes a message; never returns once the server stops.
 async fn take(ingest: &mut Ingest<'_>, message: &Msg) {
-    let message = Message {
-        subject: message.get_channel_name(),
-        key: None,
-        headers: &(),
-        payload: message.get_payload_bytes(),
-        time_ns: None,
-    };
-    if !ingest.take(message) {
-        pending::<()>().await;
-    }
+    let (subject, payload) = (message.get_channel_name(), message.get_payload_bytes());
+    ingest.take(Message { subject, key: None, headers: &(), payload, time_ns: None }).await;
 }

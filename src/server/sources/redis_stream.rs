@@ -1,11 +1,12 @@
 //! Reads Redis Streams, in order and without loss as long as a stream keeps what has not been read.
 //!
-//! A reader sees neither that a stream was trimmed past it nor that it was deleted and made again. So the streams are looked at once
-//! this reader has caught up, and after each fault:
+//! A reader is told neither that a stream was trimmed past it nor that it was deleted and made again. So it looks at its streams
+//! when it connects, and then twice a second while it keeps up:
 //!
 //! ```text
-//!  XINFO STREAM: last id, entries added -> XREAD BLOCK finds nothing: what was added and not read is lost
-//!  the last id is below the cursor, or fewer entries were added than read: another life of the stream, read from its beginning
+//!  XINFO STREAM: last id, entries added   then   XREAD, up to the end of the stream
+//!      what was added by then and has not been read is lost
+//!      last id below the cursor, or fewer entries added than read: another life of the stream, read from its beginning
 //! ```
 
 use std::{
@@ -16,7 +17,6 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::pending;
 use redis::{RedisError, Value, aio::MultiplexedConnection, cmd, from_redis_value};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -25,15 +25,18 @@ use super::{
     engine::{self, EngineError, Ingest, Reader},
     kind::{Configured, OptionChecks, SourceOptions},
     mapping::{Headers, MapOptions, Mapping, Message},
-    redis::{ANSWER, Auth, Server, Tls},
+    redis::{ANSWER, Auth, Server},
+    tls::Tls,
 };
 use crate::{clock, limits::SOURCE_SUBJECTS_MAX};
 use tickcast_proto::units::{format_duration, parse_duration_ns};
 
 /// Entries of one reply: 1,000 cost 1.16 us each, 100 cost 1.53 us.
 const BATCH_ENTRIES: usize = 1_000;
-/// Longest wait for an entry. A stream that was deleted is noticed after it.
+/// Longest wait for an entry.
 const BLOCK: Duration = Duration::from_millis(500);
+/// Time between two looks at the streams: one request for each.
+const LOOK_NS: u64 = 500_000_000;
 
 /// A `[[source]]` of kind `redis-stream`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -200,19 +203,13 @@ impl Cursor {
         self.passed.is_some_and(|passed| info.last < self.last || info.added < passed)
     }
 
-    /// Notes that everything of `info` has been read or is gone. Returns the entries lost.
-    fn catch_up(&mut self, info: Info) -> u64 {
-        match self.passed {
-            Some(passed) if info.added > passed => {
-                self.passed = Some(info.added);
-                info.added - passed
-            }
-            Some(_) => 0,
-            None => {
-                self.passed = Some(info.added);
-                0
-            }
-        }
+    /// Notes that everything of `info` has been read or is gone, and that `newer` entries beyond it have been read. Returns the
+    /// entries lost.
+    fn catch_up(&mut self, info: Info, newer: u64) -> u64 {
+        let lost = self.passed.map_or(0, |passed| info.added.saturating_sub(passed.saturating_sub(newer)));
+        self.passed =
+            Some(self.passed.map_or(info.added.saturating_add(newer), |passed| passed.saturating_add(lost)));
+        lost
     }
 }
 
@@ -225,29 +222,34 @@ impl Source for RedisStreams {
 impl Reader for RedisStreams {
     async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
         let mut redis = self.server.connect(BLOCK + ANSWER).await?;
-        let mut has_caught_up = true;
+        let (mut keeps_up, mut look_ns) = (true, 0);
         loop {
-            let infos = match has_caught_up {
-                true => Some(self.look(&mut redis, ingest).await?),
+            let infos = match keeps_up && clock::monotonic_ns() >= look_ns {
+                true => {
+                    look_ns = clock::monotonic_ns().saturating_add(LOOK_NS);
+                    Some(self.look(&mut redis, ingest).await?)
+                }
                 false => None,
             };
             let reply = self.xread(&mut redis).await?;
             ingest.connected(&self.server.to_string());
-            has_caught_up = true;
-            let mut read = vec![false; self.streams.len()];
+            // By stream: entries read that are newer than its info, and whether there may be more.
+            let mut read = vec![(0_u64, false); self.streams.len()];
             for (key, entries) in streams_of(reply) {
                 let Some(at) = self.streams.iter().position(|(known, _)| *known == key) else { continue };
-                read[at] = !entries.is_empty();
-                has_caught_up &= entries.len() < BATCH_ENTRIES;
-                for entry in entries {
-                    self.take(at, &entry, ingest).await?;
+                let known = infos.as_ref().map(|infos| infos[at].last);
+                for entry in &entries {
+                    let id = self.take(at, entry, ingest).await?;
+                    read[at].0 += u64::from(known.is_some_and(|last| id > last));
                 }
+                read[at].1 = entries.len() >= BATCH_ENTRIES;
             }
             ingest.flush();
-            let Some(infos) = infos else { continue };
-            let unread = self.streams.iter_mut().zip(infos).zip(read).filter(|(_, read)| !read);
-            for (((key, cursor), info), _) in unread {
-                let lost = cursor.as_mut().map_or(0, |cursor| cursor.catch_up(info));
+            keeps_up = read.iter().all(|(_, has_more)| !has_more);
+            for (at, info) in infos.into_iter().flatten().enumerate() {
+                let ((key, cursor), (newer, has_more)) = (&mut self.streams[at], read[at]);
+                let Some(cursor) = cursor.as_mut().filter(|_| !has_more) else { continue };
+                let lost = cursor.catch_up(info, newer);
                 if lost > 0 {
                     ingest.count_hole(lost, &format!("stream {key} was trimmed before they were read"));
                 }
@@ -301,11 +303,11 @@ impl RedisStreams {
         xread.query_async(redis).await.map_err(|error| failed(&self.server, &error))
     }
 
-    /// Publishes an entry and moves the cursor; never returns once the server stops.
-    async fn take(&mut self, at: usize, entry: &Value, ingest: &mut Ingest<'_>) -> Result<(), EngineError> {
+    /// Publishes an entry, moves the cursor to it and returns its id.
+    async fn take(&mut self, at: usize, entry: &Value, ingest: &mut Ingest<'_>) -> Result<Id, EngineError> {
         let (key, cursor) = &mut self.streams[at];
         let Some((id, fields)) = entry_of(entry) else {
-            return Err(EngineError::Retry(format!("stream {key}: an entry is not what XREAD gives")));
+            return Err(EngineError(format!("stream {key}: an entry is not what XREAD gives")));
         };
         let cursor = cursor.get_or_insert_default();
         cursor.last = id;
@@ -317,7 +319,7 @@ impl RedisStreams {
         });
         let Some(payload) = payload else {
             ingest.skip(key, &format!("entry {id} has no field {:?}", self.field));
-            return Ok(());
+            return Ok(id);
         };
         let message = Message {
             subject: key,
@@ -326,15 +328,13 @@ impl RedisStreams {
             payload,
             time_ns: id.ms.checked_mul(1_000_000),
         };
-        if !ingest.take(message) {
-            pending::<()>().await;
-        }
-        Ok(())
+        ingest.take(message).await;
+        Ok(id)
     }
 }
 
 fn failed(server: &Server, error: &RedisError) -> EngineError {
-    EngineError::retry(&server.to_string(), error)
+    EngineError::new(&server.to_string(), error)
 }
 
 /// Streams and their entries in a reply of XREAD: pairs or a map, by the version of the protocol.
@@ -446,16 +446,20 @@ mod tests {
         let info = |last, added, length| Info { last, added, length };
         let mut cursor = Cursor::at_start(Start::New, info(id(5, 0), 100, 10), 0);
         assert_eq!(cursor, Cursor { last: id(5, 0), passed: Some(100) });
-        assert_eq!(cursor.catch_up(info(id(5, 0), 100, 0)), 0, "trimmed after it was passed");
-        assert_eq!(cursor.catch_up(info(id(9, 0), 130, 0)), 30);
-        assert_eq!(cursor.catch_up(info(id(9, 0), 130, 0)), 0);
+        assert_eq!(cursor.catch_up(info(id(5, 0), 100, 0), 0), 0, "trimmed after it was passed");
+        assert_eq!(cursor.catch_up(info(id(9, 0), 130, 0), 0), 30);
+        assert_eq!(cursor.catch_up(info(id(9, 0), 130, 0), 0), 0);
+        // Five of twelve are trimmed; the other seven are read, and three that came after the look.
+        cursor.passed = Some(130 + 7 + 3);
+        assert_eq!(cursor.catch_up(info(id(12, 0), 142, 7), 3), 5);
+        assert_eq!(cursor.passed, Some(145), "142 and three");
         let mut cursor = Cursor::at_start(Start::All, info(id(5, 0), 100, 10), 0);
         assert_eq!(cursor.passed, Some(90), "what was trimmed before the start is not lost");
         cursor.passed = Some(100);
-        assert_eq!(cursor.catch_up(info(id(5, 0), 100, 10)), 0);
+        assert_eq!(cursor.catch_up(info(id(5, 0), 100, 10), 0), 0);
         let mut cursor = Cursor::at_start(Start::Window(2_000_000), info(id(5, 0), 100, 10), 10);
         assert_eq!(cursor, Cursor { last: id(7, u64::MAX), passed: None });
-        assert_eq!((cursor.catch_up(info(id(9, 0), 130, 0)), cursor.passed), (0, Some(130)));
+        assert_eq!((cursor.catch_up(info(id(9, 0), 130, 0), 2), cursor.passed), (0, Some(132)));
     }
 
     #[test]

@@ -11,11 +11,11 @@
 
 mod token;
 
-use std::{collections::BTreeMap, convert::Infallible, fmt, path::PathBuf, pin::pin, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, fmt, pin::pin, time::Duration};
 
 use futures_util::{
     FutureExt, SinkExt, StreamExt,
-    future::{Either, pending, select},
+    future::{Either, select},
 };
 use http::{HeaderName, HeaderValue, Request, Uri, header};
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,7 @@ use super::{
     engine::{self, EngineError, Ingest, Reader},
     kind::{Configured, OptionChecks, SourceOptions},
     mapping::{MapOptions, Mapping, Message, json_pointer::JsonPointer},
+    tls::Tls,
 };
 use crate::{
     cli::values::Time,
@@ -51,21 +52,6 @@ const CLOSE: Duration = Duration::from_secs(1);
 const SEND: Duration = Duration::from_secs(5);
 /// What stands for the token in texts.
 const TOKEN: &str = "{token}";
-
-/// The table `tls`, for addresses with `wss://`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Tls {
-    /// Authorities instead of those that the system trusts.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ca: Option<PathBuf>,
-    /// The certificate to show, with its chain.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cert: Option<PathBuf>,
-    /// Its private key.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<PathBuf>,
-}
 
 /// A `[[source]]` of kind `websocket`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,8 +136,8 @@ impl SourceOptions for Options {
             checks.refuse("token", "{token} is used: name its file, command or url");
         }
         let token = self.token.map(|token| Token::new(token, checks));
+        self.tls.check(checks);
         let tls = TlsOptions { ca: self.tls.ca, cert: self.tls.cert, key: self.tls.key, insecure: false };
-        [&tls.ca, &tls.cert, &tls.key].into_iter().flatten().for_each(|file| checks.readable("tls", file));
         let mapping = Mapping::new(&self.map, checks)?;
         let pattern = mapping.pattern();
         let source = WebSocket {
@@ -237,10 +223,10 @@ impl Reader for WebSocket {
         };
         let secret = token.as_ref().map_or("", |token| &token.text);
         let url = self.url.replace(TOKEN, secret);
-        let target = Target::parse(&url).map_err(|error| EngineError::Retry(error.into()))?;
+        let target = Target::parse(&url).map_err(|error| EngineError(error.into()))?;
         let request = self.request(&url, secret)?;
         let opened = timeout(CONNECT, open(&target, &self.tls, request)).await;
-        let failed = |error: &dyn fmt::Display| EngineError::Retry(format!("{target}: {error}"));
+        let failed = |error: &dyn fmt::Display| EngineError(format!("{target}: {error}"));
         let mut socket =
             opened.map_err(|_| failed(&"no answer to the upgrade"))?.map_err(|error| failed(&error))?;
         if std::mem::replace(&mut self.was_read, true) {
@@ -285,7 +271,7 @@ async fn open(target: &Target, tls: &TlsOptions, request: Request<()>) -> Result
 
 impl WebSocket {
     fn request(&self, url: &str, secret: &str) -> Result<Request<()>, EngineError> {
-        let invalid = |what: &str| EngineError::Retry(format!("{what} with the token is not valid"));
+        let invalid = |what: &str| EngineError(format!("{what} with the token is not valid"));
         let mut request = url.into_client_request().map_err(|_| invalid("the url"))?;
         for (name, value) in &self.headers {
             let name: HeaderName = name.parse().map_err(|_| invalid("a header"))?;
@@ -310,7 +296,7 @@ impl WebSocket {
         ingest: &mut Ingest<'_>,
         target: &Target,
     ) -> Result<Infallible, EngineError> {
-        let failed = |error: &dyn fmt::Display| EngineError::Retry(format!("{target}: {error}"));
+        let failed = |error: &dyn fmt::Display| EngineError(format!("{target}: {error}"));
         for text in &self.send {
             send(socket, text.replace(TOKEN, secret)).await.map_err(|error| failed(&error))?;
         }
@@ -358,9 +344,7 @@ impl WebSocket {
         if self.renew.is_empty() {
             return Err("connecting again with a new token".into());
         }
-        let fresh = token.obtain().await.map_err(|error| match error {
-            EngineError::Retry(text) | EngineError::Fatal(text) => text,
-        })?;
+        let fresh = token.obtain().await.map_err(|EngineError(text)| text)?;
         for text in &self.renew {
             send(socket, text.replace(TOKEN, &fresh.text)).await?;
         }
@@ -387,29 +371,26 @@ impl WebSocket {
             None => return Err("the connection has ended".into()),
         };
         let Some(pointer) = &self.items else {
-            return publish(&payload, ingest).await;
+            publish(&payload, ingest).await;
+            return Ok(());
         };
         // An answer to a request has no items.
         let Some(value) = pointer.value(&payload) else { return Ok(()) };
         match serde_json::from_str::<Vec<&RawValue>>(value.get()) {
             Ok(items) => {
                 for item in items {
-                    publish(item.get().as_bytes(), ingest).await?;
+                    publish(item.get().as_bytes(), ingest).await;
                 }
-                Ok(())
             }
             // One item may stand alone.
             Err(_) => publish(value.get().as_bytes(), ingest).await,
         }
+        Ok(())
     }
 }
 
-async fn publish(payload: &[u8], ingest: &mut Ingest<'_>) -> Result<(), String> {
-    let message = Message { subject: "", key: None, headers: &(), payload, time_ns: None };
-    if !ingest.take(message) {
-        pending::<()>().await;
-    }
-    Ok(())
+async fn publish(payload: &[u8], ingest: &mut Ingest<'_>) {
+    ingest.take(Message { subject: "", key: None, headers: &(), payload, time_ns: None }).await;
 }
 
 async fn send(socket: &mut Socket, text: String) -> Result<(), String> {

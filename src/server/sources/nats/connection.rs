@@ -19,6 +19,7 @@ use crate::{
         engine::{EngineError, secret},
         kind::OptionChecks,
         mapping::Headers,
+        tls::Tls,
     },
 };
 use tickcast_proto::pattern;
@@ -51,23 +52,6 @@ pub struct Auth {
     /// A file with an nkey seed.
     #[serde(skip_serializing_if = "Option::is_none")]
     nkey_file: Option<PathBuf>,
-}
-
-/// The table `tls`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Tls {
-    /// Whether a server without TLS is refused.
-    required: bool,
-    /// Authorities beside those that the system trusts.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ca: Option<PathBuf>,
-    /// The certificate to show, with its chain.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cert: Option<PathBuf>,
-    /// Its private key.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<PathBuf>,
 }
 
 /// How to reach NATS.
@@ -121,10 +105,7 @@ impl Connection {
             checks.refuse("auth", "user and password_file belong together");
         }
         ways.into_iter().flatten().for_each(|file| checks.readable("auth", file));
-        if tls.cert.is_some() != tls.key.is_some() {
-            checks.refuse("tls", "cert and key belong together");
-        }
-        [&tls.ca, &tls.cert, &tls.key].into_iter().flatten().for_each(|file| checks.readable("tls", file));
+        tls.check(checks);
         (parsed.len() == servers.len()).then_some(Connection { kind, servers: parsed, auth, tls })
     }
 
@@ -140,7 +121,6 @@ impl Connection {
             .request_timeout(Some(REQUEST))
             .ping_interval(PING_INTERVAL)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
-            .require_tls(self.tls.required)
             .event_callback(move |event| {
                 noted.note(&event);
                 std::future::ready(())
@@ -167,12 +147,12 @@ impl Connection {
         options.connect(&*self.servers).await.map_err(|error| {
             // The cause says more than the kind: which file, which certificate.
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            EngineError::Retry(format!("{self}: {}{}", error.kind(), cause.unwrap_or_default()))
+            EngineError(format!("{self}: {}{}", error.kind(), cause.unwrap_or_default()))
         })
     }
 
     fn file_error(&self, file: &Path, error: &dyn fmt::Display) -> EngineError {
-        EngineError::Retry(format!("{}: {}: {error}", self.kind, file.display()))
+        EngineError(format!("{}: {}: {error}", self.kind, file.display()))
     }
 }
 

@@ -97,27 +97,25 @@ impl Token {
     pub async fn obtain(&self) -> Result<Obtained, EngineError> {
         let own = self.clone();
         let obtained = tokio::task::spawn_blocking(move || own.fetch()).await;
-        obtained.map_err(|error| EngineError::retry("token", error))?
+        obtained.map_err(|error| EngineError::new("token", error))?
     }
 
     fn fetch(&self) -> Result<Obtained, EngineError> {
         let output = match &self.options {
             TokenOptions { file: Some(file), .. } => secret(file)?,
             TokenOptions { url: Some(url), .. } => {
-                get(url).map_err(|error| EngineError::retry("token", error))?
+                get(url).map_err(|error| EngineError::new("token", error))?
             }
-            TokenOptions { command, .. } => {
-                run(command).map_err(|error| EngineError::retry("token", error))?
-            }
+            TokenOptions { command, .. } => run(command).map_err(|error| EngineError::new("token", error))?,
         };
         let mut text = String::new();
         match &self.pointer {
             None => text.push_str(output.trim()),
             Some(pointer) if pointer.append_scalar(output.as_bytes(), &mut text) => {}
-            Some(pointer) => return Err(EngineError::Retry(format!("token: there is nothing at {pointer}"))),
+            Some(pointer) => return Err(EngineError(format!("token: there is nothing at {pointer}"))),
         }
         if text.is_empty() || text.chars().any(char::is_control) {
-            return Err(EngineError::Retry("token: the text is empty or has control characters".into()));
+            return Err(EngineError("token: the text is empty or has control characters".into()));
         }
         let life_ns = match self.options.every.ns {
             0 => expiry_s(&text).map(|at_s| life_ns(at_s, clock::realtime_ns() / 1_000_000_000)),

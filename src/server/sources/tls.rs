@@ -1,0 +1,32 @@
+//! The table `tls` of a source that connects to another server.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::kind::OptionChecks;
+
+/// Which servers a source believes, and what it shows them. Files are PEM. Whether a connection has TLS is for the address to say.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// The authorities of the server's certificate; without it, those that the system trusts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// The certificate to show, with its chain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
+    /// Its private key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+}
+
+impl Tls {
+    /// Refuses, under the key `tls`, a certificate without its key and files that cannot be read.
+    pub fn check(&self, checks: &mut OptionChecks) {
+        if self.cert.is_some() != self.key.is_some() {
+            checks.refuse("tls", "cert and key belong together");
+        }
+        [&self.ca, &self.cert, &self.key].into_iter().flatten().for_each(|file| checks.readable("tls", file));
+    }
+}
