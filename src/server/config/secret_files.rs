@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use toml::{Table, Value};
+
 use super::settings::Settings;
 use crate::auth::key::Algorithm;
 
@@ -48,13 +50,16 @@ impl SecretFile {
     }
 }
 
-/// The secret files of a configuration, each once: private keys and ticket keys of TLS, secrets of HS256, and the configuration
-/// file itself if it has hashes of tokens.
+/// The secret files of a configuration, each once: private keys and ticket keys of TLS, secrets of HS256, what sources log in with, and
+/// the configuration file itself if it has hashes of tokens.
 pub fn secret_files(settings: &Settings) -> Vec<SecretFile> {
     let mut files = Vec::new();
     for tls in settings.listeners.iter().filter_map(|listener| listener.tls.as_ref()) {
         files.extend(tls.key.files().iter().map(|path| SecretFile::new(path, "a private key")));
         files.extend(tls.ticket_keys.iter().map(|path| SecretFile::new(path, "session ticket keys")));
+    }
+    for source in &settings.sources {
+        files.extend(source_secrets(&source.options));
     }
     if let Some(auth) = &settings.auth {
         let secrets = auth.keys.iter().filter(|key| key.algorithm == Some(Algorithm::Hs256));
@@ -72,6 +77,17 @@ pub fn secret_files(settings: &Settings) -> Vec<SecretFile> {
     files.sort_by(|one, other| one.path.cmp(&other.path));
     files.dedup_by(|one, other| one.path == other.path);
     files
+}
+
+/// Files of a source's secrets, by the names that all kinds share: every `..._file` of its table `auth`, `token.file` and `tls.key`.
+fn source_secrets(options: &Table) -> impl Iterator<Item = SecretFile> {
+    let within = |table: &str| options.get(table).and_then(Value::as_table).into_iter().flatten();
+    let auth =
+        within("auth").filter(|(key, _)| key.ends_with("_file")).map(|(_, file)| (file, "a source's secret"));
+    let token = within("token").filter(|(key, _)| *key == "file").map(|(_, file)| (file, "a source's token"));
+    let tls = within("tls").filter(|(key, _)| *key == "key").map(|(_, file)| (file, "a private key"));
+    let files = auth.chain(token).chain(tls);
+    files.filter_map(|(file, what)| Some(SecretFile::new(Path::new(file.as_str()?), what)))
 }
 
 /// Logs a warning for each secret file that is open. Not for hashes: whoever reads them has to guess a token of 24 bytes or more.

@@ -139,6 +139,26 @@ fn secrets_that_others_can_read_are_reported_with_the_command_that_closes_them()
 }
 
 #[test]
+fn secrets_of_sources_that_others_can_read_are_reported() {
+    let folder = TestFolder::new("source-secrets");
+    let (open, closed) = (write(&folder, "open", "x", 0o644), write(&folder, "closed", "x", 0o600));
+    let config = format!(
+        "{LISTENERS}[[source]]\nkind = \"redis-pubsub\"\nchannels = [\"a\"]\nauth = {{ user = \"u\", password_file = {open:?} }}\n\
+         [[source]]\nkind = \"websocket\"\nurl = \"wss://a.test/\"\ntoken = {{ file = {closed:?} }}\nmap = {{ topic = \"t\" }}\n"
+    );
+    let items = graded(&folder, &config, 0o644);
+    assert_eq!(findings(&items), [(open.to_str().unwrap(), "mode 0644")]);
+    assert_eq!(
+        item(&items, open.to_str().unwrap()).reason,
+        format!(
+            "{0} has a source's secret and is open to every user of this machine: chmod o= {0}.",
+            open.display()
+        )
+    );
+    assert_eq!(item(&items, closed.to_str().unwrap()).reason, "It has a source's token.");
+}
+
+#[test]
 fn certificates_versions_and_lifetimes_are_graded() {
     let folder = TestFolder::new("lifetimes");
     let public = crate::auth::tests::data("ed25519.pub.pem");
