@@ -34,7 +34,7 @@ pub const CREDENTIALS_WAITING_MAX_DEFAULT: usize = 1 << 10;
 /// New tokens that a session may give at once, by REFRESH or by a hello once it is open: each costs a verification. An honest client
 /// gives one for each token that expires.
 pub const NEW_TOKENS_BURST: u32 = 5;
-/// New tokens that it may give in a second after that.
+/// New tokens per second that a session may give after that burst.
 pub const NEW_TOKENS_PER_S: u32 = 1;
 /// Verdicts that a shard takes in one turn: as many as it accepts connections.
 pub const TURN_VERDICTS: usize = 64;
@@ -125,8 +125,8 @@ pub const SUBSCRIBE_RATE_PER_SOURCE_DEFAULT: u32 = 100_000;
 /// Default number of patterns per second that the sessions of one source may ask for the history of, and as many for the last
 /// values.
 pub const HISTORY_RATE_PER_SOURCE_DEFAULT: u32 = 50_000;
-/// A session's burst of such requests: so many times the subscriptions that it may hold. It may subscribe to all of them, change
-/// all of them, and do so again after an unsubscribe.
+/// Burst of a session's requests for subscriptions, as a multiple of the subscriptions that it may hold: it may subscribe to all of
+/// them and change all of them, and do both again after unsubscribing.
 pub const SUBSCRIPTIONS_BURST: u64 = 4;
 /// A source's burst of such requests, in seconds of its rate: all its clients may come back at once.
 pub const SOURCE_BURST_S: u64 = 10;

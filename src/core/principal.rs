@@ -55,9 +55,9 @@ impl Principal {
 /// What a principal may do. Without rules, nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Permissions {
-    /// Patterns that it may subscribe to. They cover history and last values too.
+    /// Patterns that clients with these permissions may subscribe to. They cover history and last values too.
     pub subscribe: Rules,
-    /// Topics that it may publish to.
+    /// Topics that clients with these permissions may publish.
     pub publish: Rules,
 }
 

@@ -77,8 +77,8 @@ impl Tenancy {
         }
     }
 
-    /// Lets a history grow or shrink within the budget of all histories, `left_bytes`, and its tenant's quota. `change` gets the bytes
-    /// that it may grow by, changes them by what it has grown, and returns whether that was too little.
+    /// Lets a history grow or shrink within the budget of all histories, `left_bytes`, and its tenant's quota. `change` receives
+    /// the room in bytes, subtracts its growth from it, and returns whether the room was too small.
     pub(super) fn with_budget(
         &mut self,
         key: &str,

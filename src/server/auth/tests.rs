@@ -1,5 +1,5 @@
-//! What the tests of authentication share: keys, signed tokens, verdicts, and an issuer: an HTTP server on this machine that answers
-//! each request as it is told.
+//! Shared by the tests of authentication: keys, signed tokens, verdicts, and an issuer, which is an HTTP server on this machine that
+//! gives each request the answer that the test has set.
 
 use std::{
     fs,

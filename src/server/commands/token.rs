@@ -48,13 +48,13 @@ pub struct TokenArgs {
     /// Pattern that the client may subscribe to; repeatable
     #[arg(long, value_name = "PATTERN", requires = "key")]
     pub allow_sub: Vec<String>,
-    /// Pattern within --allow-sub that it may not subscribe to; repeatable, takes precedence
+    /// Pattern that the token denies subscribing to, although --allow-sub covers it; repeatable
     #[arg(long, value_name = "PATTERN", requires = "allow_sub")]
     pub deny_sub: Vec<String>,
     /// Pattern of topics that the client may publish to; repeatable
     #[arg(long, value_name = "PATTERN", requires = "key")]
     pub allow_pub: Vec<String>,
-    /// Pattern of topics within --allow-pub that it may not publish on; repeatable, takes precedence
+    /// Pattern of topics that the token denies publishing, although --allow-pub covers them; repeatable
     #[arg(long, value_name = "PATTERN", requires = "allow_pub")]
     pub deny_pub: Vec<String>,
     /// Lifetime of the token
