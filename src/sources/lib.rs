@@ -19,6 +19,7 @@ pub mod health;
 #[cfg(feature = "nats")]
 pub mod jetstream;
 pub mod kind;
+pub mod limits;
 pub mod mapping;
 #[cfg(feature = "nats")]
 pub mod nats;
@@ -49,7 +50,7 @@ use self::{
     health::{Health, Waiting},
     kind::SourceKind,
 };
-use crate::clock;
+use tickcast_common::clock;
 use tickcast_core::{
     ids::TenantId,
     mesh::ring::{Doorbell, FrameProducer, Stage},
@@ -111,6 +112,10 @@ impl fmt::Display for Backpressure {
     }
 }
 
+/// Target of the log lines about lines of a replay file that are not ticks.
+pub const LOG_TARGET_REPLAY: &str = "tickcast::peer::replay";
+/// Target of the log lines about faults of other engines that sources read, and about messages of them that are skipped.
+pub const LOG_TARGET_SOURCE: &str = "tickcast::peer::source";
 /// Longest sleep of a source between two checks whether the server stops.
 pub const NAP_NS: u64 = 20_000_000;
 /// Pause of a source that found a ring full.
