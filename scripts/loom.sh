@@ -10,4 +10,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Not `--cfg loom`, which makes tokio omit many of its modules. The flag reaches every dependency, so the models have a target
 # folder of their own and do not invalidate other builds.
 RUSTFLAGS="--cfg tickcast_loom" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" \
-    cargo test --locked --lib models:: -- "$@"
+    cargo test --locked --lib --no-default-features models:: -- "$@"
