@@ -79,9 +79,6 @@ pub const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
 pub const CERTIFICATE_WARNING_DAYS: u64 = 21;
 /// Pause before accepting again when the process is out of descriptors or memory, so that EMFILE does not spin.
 pub const ACCEPT_RETRY_MS: u64 = 100;
-/// Connections in transit from one shard to another: about 80 bytes each, plus what the client has sent. Further ones wait on
-/// the shard that accepted them.
-pub const HANDOVERS_PER_LANE: usize = 64;
 /// Refused sockets kept open until the client has read the response, in the whole server; each shard gets an equal share, at
 /// least one. Part of [`DESCRIPTOR_RESERVE`].
 pub const REFUSED_LINGERING_MAX: usize = 32;
