@@ -221,7 +221,7 @@ impl Connection {
                 Ok(Some(Event::Conflated { .. } | Event::Gap { .. } | Event::Recovered { .. })) => {}
                 Ok(Some(Event::Welcome { .. } | Event::Topic { .. } | Event::Unsubscribed { .. })) => {}
                 // Not asked for.
-                Ok(Some(Event::Published { .. })) => {}
+                Ok(Some(Event::Published { .. } | Event::Nodes { .. })) => {}
                 Err(error) => {
                     let why = error.to_string();
                     return self.end(why);

@@ -198,7 +198,8 @@ impl Connection {
             let features = match encoding.codec {
                 Codec::Native => Features::COUNTS,
                 _ => Features::COUNTS.union(Features::STRING_KEYS).union(Features::POSITIONS),
-            };
+            }
+            .union(Features::NODES);
             let features = match options.acknowledgements {
                 true => features.union(Features::PUBLISHED),
                 false => features,
@@ -460,6 +461,9 @@ impl Connection {
             }
             StoredEvent::Published { request, topic, epoch, sequence } => {
                 Event::Published { request, topic: self.text(topic), epoch, sequence }
+            }
+            StoredEvent::Nodes { node, addresses } => {
+                Event::Nodes { node: self.text(node), addresses: self.text(addresses) }
             }
             StoredEvent::Pong { token } => Event::Pong { token },
             StoredEvent::Error { request, code, text } => {

@@ -265,6 +265,14 @@ pub enum Event<'a> {
         /// The tick's sequence.
         sequence: u64,
     },
+    /// Which of several servers this connection has reached, and the addresses of all. Follows the welcome, if the server has been
+    /// given a name or addresses.
+    Nodes {
+        /// The server's name among them; empty: none.
+        node: &'a str,
+        /// Addresses as clients connect to them, separated by spaces.
+        addresses: &'a str,
+    },
     /// The answer to a ping: the shard that serves this connection has processed everything sent before it. Publishes to topics
     /// of other shards may still be on their way, and may be refused.
     Pong {

@@ -1,5 +1,6 @@
 //! A client that reconnects automatically and resumes its subscriptions.
 
+mod addresses;
 mod publish;
 
 use std::{
@@ -11,6 +12,7 @@ use std::{
 
 use rustls::ClientConfig;
 
+use self::addresses::Addresses;
 use crate::{
     Address, Backoff, Client, ClientError, ConnectOptions, Connection, Event, Positions,
     REMEMBERED_SUBSCRIPTIONS_MAX, RequestError, SubscribeOptions, Tick,
@@ -69,6 +71,9 @@ pub enum StreamEvent<'a> {
 
 /// A [`Client`] that reconnects when the connection is lost, and resumes its subscriptions.
 ///
+/// If the server has named other nodes ([`Event::Nodes`]), each attempt goes to the next one, in turn with the address that the
+/// caller gave. Of the others, it takes those that it can reach in the same way: native or WebSocket, with or without TLS.
+///
 /// How a subscription resumes depends on its delivery:
 /// - If it receives every tick (no rate, and the topic's own policy, `drop`, `keep` or `disconnect`), it sends its position in
 ///   each topic. The missed ticks follow, or an [`Event::Recovered`] says that they are lost. A topic without a position
@@ -85,7 +90,7 @@ pub enum StreamEvent<'a> {
 /// Memory: the subscriptions, and one position a topic ([`Positions`]). One thread at a time may use it.
 #[derive(Debug)]
 pub struct ReconnectingClient {
-    address: Address,
+    addresses: Addresses,
     connect_options: ConnectOptions,
     /// `None`: no TLS.
     tls: Option<Arc<ClientConfig>>,
@@ -175,7 +180,7 @@ impl ReconnectingClient {
         let ReconnectOptions { reconnect, mut backoff } = options;
         backoff.handle_connected(clock::monotonic_ns());
         Ok(ReconnectingClient {
-            address: address.clone(),
+            addresses: Addresses::new(address.clone()),
             connect_options: connect_options.clone(),
             tls,
             write_timeout: None,
@@ -330,7 +335,16 @@ impl ReconnectingClient {
             self.merge_progress();
             self.progress.clear();
         }
-        let ReconnectingClient { client, subscriptions, requests, positions, progress, closing, .. } = self;
+        let ReconnectingClient {
+            client,
+            subscriptions,
+            requests,
+            positions,
+            progress,
+            closing,
+            addresses,
+            ..
+        } = self;
         let polled = match client {
             Some(client) => client.connection_mut().poll_event()?,
             None => None,
@@ -367,6 +381,7 @@ impl ReconnectingClient {
                 // The next connection would reject it again.
                 subscriptions.retain(|subscription| subscription.request != *request);
             }
+            Event::Nodes { addresses: named, .. } => addresses.set_others(named),
             Event::Closing { code, text, reconnect_after_ms } => {
                 let (code, text, reconnect_after_ms) = (*code, (*text).to_owned(), *reconnect_after_ms);
                 *closing = Closing { code, text, reconnect_after_ms };
@@ -415,10 +430,10 @@ impl ReconnectingClient {
     }
 
     fn connect_again(&mut self) -> Result<(), ClientError> {
-        match Client::connect_over(&self.address, &self.connect_options, self.tls.clone()) {
+        match Client::connect_over(self.addresses.next(), &self.connect_options, self.tls.clone()) {
             Err(error) => {
                 if matches!(error, ClientError::Tls { .. })
-                    && let Ok(renewed) = self.address.read_tls(&self.connect_options)
+                    && let Ok(renewed) = self.addresses.first().read_tls(&self.connect_options)
                 {
                     self.tls = renewed;
                 }

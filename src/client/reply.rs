@@ -17,7 +17,7 @@ use tickcast_proto::{
     frame::{FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, Kind},
     limits::FRAME_HEADER_BYTES,
     records::{
-        Closing, CountedRange, ErrorRecord, Published, Recovered, Request, SkippedRange, Subscribed,
+        Closing, CountedRange, ErrorRecord, Nodes, Published, Recovered, Request, SkippedRange, Subscribed,
         TickTimes, Token, Welcome, WelcomeWithFeatures, WireRecord,
     },
     subscription::Position,
@@ -57,6 +57,7 @@ pub(super) enum StoredEvent {
     Recovered(StoredRecovered),
     Payload(Span),
     Published { request: u32, topic: Span, epoch: u64, sequence: u64 },
+    Nodes { node: Span, addresses: Span },
     Pong { token: u64 },
     Error { request: u32, code: u16, text: Span },
     Closing { code: u16, text: Span, reconnect_after_ms: u32 },
@@ -210,7 +211,15 @@ pub(super) fn from_frame(
             let Published { epoch, request, .. } = frame.record()?;
             StoredEvent::Published { request, topic: payload, epoch, sequence: frame.header.sequence }
         }
-        Kind::Expires | Kind::Source | Kind::Stale | Kind::Nodes => return Ok(None),
+        Kind::Nodes => {
+            let node_len = usize::from(frame.record::<Nodes>()?.node_len);
+            // A node's id that ends in the middle of a character is none.
+            let len = if text.is_char_boundary(node_len) { node_len } else { 0 };
+            let node = Span { len, ..payload };
+            let addresses = Span { start: payload.start + len, len: payload.len - len, ..payload };
+            StoredEvent::Nodes { node, addresses }
+        }
+        Kind::Expires | Kind::Source | Kind::Stale => return Ok(None),
         _ => return Err(DecodeError::UnknownKind(frame.header.kind).into()),
     }))
 }
@@ -253,6 +262,10 @@ pub(super) struct Message<'a> {
     reconnect_after_ms: u32,
     #[serde(default)]
     server: String,
+    #[serde(default)]
+    node: String,
+    #[serde(default)]
+    addresses: Vec<String>,
     #[serde(default)]
     epoch: u64,
     #[serde(default)]
@@ -374,6 +387,12 @@ pub(super) fn from_json(
         "published" => {
             let Message { id: request, epoch, sequence, .. } = message;
             StoredEvent::Published { request, topic: keep(&message.topic), epoch, sequence }
+        }
+        "nodes" => {
+            let text = keep(&format!("{}{}", message.node, message.addresses.join(" ")));
+            let node = Span { len: message.node.len(), ..text };
+            let addresses = Span { start: node.len, len: text.len - node.len, ..text };
+            StoredEvent::Nodes { node, addresses }
         }
         "pong" => StoredEvent::Pong { token: message.token },
         "error" => StoredEvent::Error { request: message.id, code: message.code, text: keep(&message.text) },

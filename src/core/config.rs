@@ -87,6 +87,25 @@ pub struct Limits {
     pub debug_echo: bool,
     /// Namespaces of topics.
     pub tenants: Arc<Tenants>,
+    /// This server among others that serve the same topics.
+    pub nodes: Nodes,
+}
+
+/// This server among others that serve the same topics, as NODES tells clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nodes {
+    /// Id of this node: at most [`limits::NODE_BYTES_MAX`] bytes.
+    pub id: Box<str>,
+    /// Addresses that clients may connect to: at most [`limits::NODES_MAX`], each of at most [`limits::NODE_BYTES_MAX`] bytes without
+    /// spaces.
+    pub addresses: Vec<Box<str>>,
+}
+
+impl Nodes {
+    /// Whether this server is on its own: it grants no feature `nodes`.
+    pub fn is_alone(&self) -> bool {
+        self.id.is_empty() && self.addresses.is_empty()
+    }
 }
 
 /// The core's part of authentication. The verifier has the keys.
@@ -177,6 +196,7 @@ impl Default for Limits {
             auth: None,
             debug_echo: false,
             tenants: Arc::default(),
+            nodes: Nodes::default(),
         }
     }
 }
@@ -215,6 +235,7 @@ impl Limits {
             patterns_bytes_max: other.patterns_bytes_max,
             positions_bytes_max: other.positions_bytes_max,
             tenants: self.reloaded_tenants(other),
+            nodes: Nodes { id: self.nodes.id.clone(), addresses: other.nodes.addresses.clone() },
             // Sessions from before have no principal.
             auth: match (&self.auth, &other.auth) {
                 (Some(_), Some(auth)) => Some(auth.clone()),

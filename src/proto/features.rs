@@ -51,6 +51,7 @@ impl Features {
         .union(Features::REASONS)
         .union(Features::COUNTS)
         .union(Features::TOKENS)
+        .union(Features::NODES)
         .union(Features::STRING_KEYS)
         .union(Features::POSITIONS);
 

@@ -13,6 +13,12 @@ pub const TOPIC_BYTES_MAX: usize = 255;
 /// Longest client identity, in bytes.
 pub const IDENTITY_BYTES_MAX: usize = 255;
 
+/// Bytes of a node's id, and of an address that NODES names.
+pub const NODE_BYTES_MAX: usize = 255;
+
+/// Addresses in one NODES. Clients ignore further ones.
+pub const NODES_MAX: usize = 16;
+
 /// Longest token, in bytes: the usual size of a request head that HTTP servers accept.
 pub const TOKEN_BYTES_MAX: usize = 8 << 10;
 

@@ -6,6 +6,7 @@ pub mod declared;
 mod delivery;
 pub mod file;
 pub mod listener;
+mod nodes;
 pub mod reload;
 pub mod secret_files;
 pub mod settings;
@@ -495,6 +496,7 @@ impl Checks<'_> {
             identity_replaces: tables.server.identity_conflict == IdentityConflict::Replace,
             auth: None,
             debug_echo: tables.debug.debug_echo,
+            nodes: self.nodes(),
             tenants: Arc::default(),
         }
     }

@@ -76,6 +76,9 @@ fn serve() -> Result<(), StartupError> {
     }
     logging::set_filter(&config.log);
     secret_files::warn_of_open(&settings, "");
+    if let Some(node) = Some(&*config.limits.nodes.id).filter(|node| !node.is_empty()) {
+        log::info!("node {node}");
+    }
     if let Some((level, text)) = machine.as_ref().and_then(|cores| cores.quota_notice(config.shards)) {
         log::log!(level, "{text}");
     }

@@ -212,6 +212,7 @@ fn start_admin(
         access,
         authority,
         tenants,
+        node: config.limits.nodes.id.clone(),
         overload_is_unready: config.overload_is_unready,
         certificates,
         dispatch: Box::new(move |dispatch| drop(requests.send(Event::AdminRequest(dispatch)))),

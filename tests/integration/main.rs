@@ -33,6 +33,7 @@ mod logs;
 mod machines;
 mod manners;
 mod monitoring;
+mod nodes;
 mod options;
 mod page;
 mod permissions;

@@ -390,7 +390,7 @@ fn what_a_newer_server_adds_is_skipped() {
     unknown[8..10].copy_from_slice(&127u16.to_le_bytes());
     let condition = Condition { since_ns: 1, state: 2, reserved: 0 };
     let mut native = welcome();
-    for new in [unknown, record(Kind::Source, condition, "feed"), record(Kind::Nodes, Nodes::default(), "")] {
+    for new in [unknown, record(Kind::Source, condition, "feed")] {
         native.extend(new);
     }
     native.extend(record(Kind::Pong, Token { token: 7 }, ""));
@@ -398,9 +398,37 @@ fn what_a_newer_server_adds_is_skipped() {
     assert_eq!(got[1..], ["Pong { token: 7 }", "Closed"], "{got:?}");
     let json = [
         text(r#"{"op":"fly","to":[{"moon":1}],"topic":"x"}"#),
-        text(r#"[{"op":"nodes","node":"n"},{"op":"pong","token":7,"since":1}]"#),
+        text(r#"[{"op":"source","source":"n"},{"op":"pong","token":7,"since":1}]"#),
     ];
     assert_eq!(events(WireFormat::WEBSOCKET_JSON, &json.concat()).unwrap(), ["Pong { token: 7 }", "Closed"]);
+}
+
+#[test]
+fn a_server_names_itself_and_the_others() {
+    let nodes = |len: u16| Nodes { node_len: len, ..Nodes::default() };
+    let mut native = welcome();
+    // The last id ends within a character, so there is none.
+    for (record_of_nodes, text) in
+        [(nodes(2), "n1a:1 tls://b:1"), (nodes(0), ""), (nodes(9), "n"), (nodes(1), "\u{fc}")]
+    {
+        native.extend(record(Kind::Nodes, record_of_nodes, text));
+    }
+    let got = events(WireFormat::TCP_NATIVE, &native).unwrap();
+    let expected = [
+        "Nodes { node: \"n1\", addresses: \"a:1 tls://b:1\" }",
+        "Nodes { node: \"\", addresses: \"\" }",
+        "Nodes { node: \"\", addresses: \"n\" }",
+        "Nodes { node: \"\", addresses: \"\u{fc}\" }",
+        "Closed",
+    ];
+    assert_eq!(got[1..], expected);
+    let json = text(r#"[{"op":"nodes","node":"n1","addresses":["ws://a:1/ws","b:1"]},{"op":"nodes"}]"#);
+    let expected = [
+        "Nodes { node: \"n1\", addresses: \"ws://a:1/ws b:1\" }",
+        "Nodes { node: \"\", addresses: \"\" }",
+        "Closed",
+    ];
+    assert_eq!(events(WireFormat::WEBSOCKET_JSON, &json).unwrap(), expected);
 }
 
 #[test]
@@ -516,7 +544,7 @@ fn identity_is_in_the_hello_and_an_invalid_one_sends_nothing() {
         panic!("hello")
     };
     let HelloParts { request, client, name, features } = hello.hello().unwrap();
-    assert_eq!((request, client, features), (1, "me", Features::COUNTS));
+    assert_eq!((request, client, features), (1, "me", Features::COUNTS.union(Features::NODES)));
     assert!(name.starts_with("tickcast-client/"));
     for bad in ["a\n", &"x".repeat(256)] {
         let mut connection = with(bad);

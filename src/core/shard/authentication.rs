@@ -494,14 +494,30 @@ impl Shard {
         has_token: bool,
         now: Now,
     ) {
+        let offered = match self.limits.nodes.is_alone() {
+            true => Features::GRANTED.without(Features::NODES),
+            false => Features::GRANTED,
+        };
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        let features = session.grant(features);
+        let features = session.grant(features.map(|asked| asked.intersection(offered)));
         let tells_expiry = has_token || session.proof == Proof::Credentials;
         let (epoch, session, frame_bytes_max) = (self.epoch, session.id.0, self.limits.frame_bytes_max);
         self.reply(slot, &Reply::Welcome { request, epoch, session, frame_bytes_max, features });
         if tells_expiry {
             self.reply_expires(slot, request, now);
         }
+        if features.is_some_and(|features| features.contains(Features::NODES)) {
+            self.reply_nodes(slot);
+        }
+    }
+
+    /// Tells a client which node it has reached, and which others there are.
+    fn reply_nodes(&mut self, slot: SlotId) {
+        // Moved out, because the reply borrows it.
+        let nodes = std::mem::take(&mut self.limits.nodes);
+        let addresses: Vec<&str> = nodes.addresses.iter().map(|address| &**address).collect();
+        self.reply(slot, &Reply::Nodes { node: &nodes.id, addresses: &addresses });
+        self.limits.nodes = nodes;
     }
 
     /// Tells a client that has the feature `tokens` when its token expires.

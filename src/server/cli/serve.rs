@@ -14,7 +14,7 @@ use crate::{config::listener::Address, limits, logging, sources::kind::SourceFla
 use tickcast_core::networks::Networks;
 
 /// Keys of the options that a reload changes without a restart.
-pub const LIVE: [&str; 39] = [
+pub const LIVE: [&str; 40] = [
     "log",
     "policy",
     "behind_size",
@@ -54,6 +54,7 @@ pub const LIVE: [&str; 39] = [
     "allow_host",
     "http_health",
     "http_idle",
+    "node_address",
 ];
 
 /// Options of `tickcast serve`.
@@ -152,6 +153,13 @@ pub struct ServerOptions {
     /// Serve other machines without authentication: anyone may use every topic and the admin listener
     #[arg(long)]
     pub allow_anonymous: bool,
+    /// Name of this server among several that serve the same topics: clients, log and metrics have it [env: TICKCAST_NODE]
+    #[arg(long, env = "TICKCAST_NODE", hide_env = true, value_name = "NAME")]
+    pub node: Option<String>,
+    /// Addresses of all these servers, as clients connect to them; a client that loses this one tries the others;
+    /// repeatable, such as b:9400 or wss://b.example/ws
+    #[arg(long, value_name = "ADDRESS")]
+    pub node_address: Vec<String>,
     /// Networks of proxies that may name the client: for listeners with proxy_protocol or forwarded_for
     #[arg(long, value_name = "NETWORK,...", default_value = "none")]
     #[serde(with = "super::values::text")]

@@ -30,6 +30,8 @@ pub struct ServerHandles {
     pub authority: Option<Arc<Authority>>,
     /// The tenants.
     pub tenants: SharedTenants,
+    /// Name of this server among several; empty: none.
+    pub node: Box<str>,
     /// Whether the server is not ready while a shard is overloaded.
     pub overload_is_unready: bool,
     /// When the certificates in use expire.

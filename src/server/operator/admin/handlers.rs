@@ -173,6 +173,7 @@ impl AdminContext {
         let tenants = self.handles.tenants.get();
         let text = metrics::text(&Scrape {
             tenants: &tenants,
+            node: &self.handles.node,
             stage: self.stage(),
             shards: &samples.collect::<Vec<_>>(),
             sources: &self.handles.sources,
@@ -193,6 +194,7 @@ impl AdminContext {
         });
         let process = process_sample::sample(self.start_seconds);
         let mut overview = Overview::new(self.stage(), &process, self.uptime_seconds(), views.collect());
+        overview.node.clone_from(&self.handles.node);
         overview.sources = self.handles.sources.iter().map(SourceView::from).collect();
         self.json_of_shards(&overview.unanswered, &overview)
     }

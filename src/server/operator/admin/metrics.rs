@@ -65,6 +65,8 @@ pub struct Scrape<'a> {
     pub authority: Option<&'a Authority>,
     /// The tenants.
     pub tenants: &'a Tenants,
+    /// Name of this server among several; empty: none.
+    pub node: &'a str,
     /// Requests to the admin listener that were refused, by reason.
     pub admin_refused: &'a [(&'static str, u64)],
     /// CLOCK_MONOTONIC.
@@ -379,6 +381,10 @@ fn server(scrape: &Scrape<'_>, writer: &mut Writer) {
     }
     writer.family("tickcast_build_info", "gauge", "Always 1; the label has the version.");
     writer.sample("tickcast_build_info", &[("version", &env!("CARGO_PKG_VERSION"))], 1);
+    if !scrape.node.is_empty() {
+        writer.family("tickcast_node_info", "gauge", "Always 1; the label has the option --node.");
+        writer.sample("tickcast_node_info", &[("node", &scrape.node)], 1);
+    }
     writer.single(
         "tickcast_log_lines_dropped_total",
         "counter",
@@ -469,6 +475,7 @@ pub(in crate::operator) mod tests {
             log_lines_dropped: 3,
             authority: None,
             tenants: &Tenants::default(),
+            node: "n1",
             admin_refused: &[("missing", 2)],
             now_ns: 0,
         })

@@ -126,6 +126,8 @@ impl From<&ShardState> for StateView {
 pub struct Overview {
     /// The program's version.
     pub version: &'static str,
+    /// Name of this server among several; empty: none.
+    pub node: Box<str>,
     /// [`Stage::name`].
     pub stage: &'static str,
     /// When the process started, seconds since 1970 by the clock at that time. Two responses with different values come
@@ -156,6 +158,7 @@ impl Overview {
         let unanswered = |shard: &ShardView| shard.state.is_none().then_some(shard.shard);
         Overview {
             version: env!("CARGO_PKG_VERSION"),
+            node: Box::default(),
             stage: stage.name(),
             start_seconds: process.start_seconds,
             uptime_seconds,

@@ -35,6 +35,7 @@ fn start_known_as(
         listen("--admin", "127.0.0.1:0".parse().unwrap(), 1, SocketBounds::default()).unwrap();
     let handles = ServerHandles {
         tenants: SharedTenants::default(),
+        node: "n1".into(),
         shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).chain(overloaded).collect(),
         sources: vec![SourceStatus::new("simulator")],
         access: AdminAccess::new(Rule::Local),
