@@ -181,6 +181,12 @@ pub const LAST_VALUES_BYTES_MAX_DEFAULT: usize = 256 << 20;
 pub const LAST_VALUES_LOOKS_MAX: usize = 64;
 /// Most bytes of topic names in one session's saved positions.
 pub const RESUME_BYTES_MAX: usize = 1 << 20;
+/// Changes of an event stream's places that a shard remembers, if an id cannot hold the places: 32 bytes each. A client that
+/// reconnects may have missed as many.
+pub const PLACE_CHANGES_MAX: usize = 4 << 10;
+/// How long a shard keeps such places after their stream has ended, milliseconds: as long as the history that they lead to, by
+/// default.
+pub const RESUME_WINDOW_MS: u64 = HISTORY_AGE_MS_DEFAULT;
 /// Default number of ticks in a topic's history.
 pub const HISTORY_TICKS_DEFAULT: usize = 256;
 /// Default bytes of a topic's history.

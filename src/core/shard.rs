@@ -38,6 +38,7 @@ mod proxied;
 mod quotas;
 mod reload;
 mod stages;
+mod streams;
 mod subscriptions;
 pub mod survey;
 mod tenancy;
@@ -70,7 +71,10 @@ use crate::{
         latency::Latency,
     },
     now::Now,
-    session::{SendSource, Session, holders::Holders, saved_positions::PositionsMemory, table::Sessions},
+    session::{
+        KeptPlacesTable, SendSource, Session, holders::Holders, saved_positions::PositionsMemory,
+        table::Sessions,
+    },
     timer_wheel::Wheel,
 };
 use tickcast_proto::{
@@ -182,6 +186,8 @@ pub struct Shard {
     budgets: Budgets,
     quotas: Quotas,
     positions_memory: PositionsMemory,
+    /// Places of event streams that have ended.
+    kept_places: KeptPlacesTable,
     counters: Arc<Counters>,
     latency: Latency,
     control: Control,
@@ -258,6 +264,7 @@ impl Shard {
             budgets: Budgets::new(&limits),
             quotas: Quotas::default(),
             positions_memory: PositionsMemory::default(),
+            kept_places: KeptPlacesTable::default(),
             counters,
             latency: Latency::default(),
             control: Control::new(),
@@ -382,6 +389,7 @@ impl Shard {
         worked |= self.fanout.count_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);
         self.logs.note_time(now.monotonic_ns);
+        self.kept_places.expire(now.monotonic_ns);
         self.sessions.note_time(now);
         self.end_overload(now);
         self.release_throttled(now);
@@ -541,5 +549,6 @@ impl Shard {
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
             + self.sessions.by_slot_bytes()
             + self.budgets.memory_bytes()
+            + self.kept_places.memory_bytes()
     }
 }

@@ -15,11 +15,12 @@ pub mod host;
 mod query;
 mod request;
 mod response;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod websocket;
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use http::{Method, StatusCode};
 
@@ -27,6 +28,7 @@ use self::{access::Access, body::Body, request::Request, response::Delivery};
 use crate::{
     Step, WireFormat,
     command::Token,
+    framing::event_stream::KeptPlaces,
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, REFUSED_RETRY_AFTER_S},
     subscription::{Delivery as TickDelivery, StartPosition},
 };
@@ -52,9 +54,9 @@ pub enum Answer {
         /// Whether the connection closes after it. If not, the next request may follow.
         closes: bool,
     },
-    /// Send the response, then speak WebSocket.
+    /// Send the response, then speak WebSocket, or send a stream.
     Upgrade {
-        /// The 101 response.
+        /// The 101 response, or the beginning of the stream.
         response: Vec<u8>,
         /// The requested target.
         target: Target,
@@ -65,12 +67,12 @@ pub enum Answer {
     },
 }
 
-/// The use of a WebSocket.
+/// The use of a WebSocket or a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target {
-    /// `/ws`: the protocol, with subscriptions to start immediately.
+    /// `/ws`: the protocol, with subscriptions to start immediately. `/sse`: what these subscriptions receive.
     Stream {
-        /// Selected by the subprotocol; JSON if the client offers none.
+        /// Selected by the subprotocol, JSON if the client offers none; on `/sse` by `Accept`.
         format: WireFormat,
         /// `?topics=a.b,c.>`, percent-decoded, not validated.
         patterns: Vec<String>,
@@ -78,6 +80,8 @@ pub enum Target {
         delivery: TickDelivery,
         /// `?from=latest`.
         from: StartPosition,
+        /// The stream goes on after these positions, in place of `from`: see [`KeptPlaces`].
+        kept: Option<KeptPlaces>,
         /// `?client=ID`, percent-decoded and validated; empty: none.
         client: String,
         /// The client's token: in `Authorization: Bearer`, as the subprotocol `bearer.TOKEN`, or in `?token=`. Never empty.
@@ -85,6 +89,13 @@ pub enum Target {
     },
     /// `/echo`: returns every message.
     Echo,
+}
+
+impl Target {
+    /// Whether the client only reads.
+    pub fn is_one_way(&self) -> bool {
+        matches!(self, Target::Stream { format, .. } if format.framing.is_one_way())
+    }
 }
 
 /// Configuration of the HTTP server: its resources, and who may use them.
@@ -255,14 +266,20 @@ fn respond(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failur
     config.access.check_host(request.authority.as_ref())?;
     let is_health = config.health && path == "/healthz";
     let is_websocket = path == "/ws" || config.debug_echo && path == "/echo";
+    if path == "/sse" {
+        return match *method {
+            Method::OPTIONS => preflight(request, config),
+            _ => stream::open(request, config),
+        };
+    }
     if !is_health && !is_websocket && !config.files.contains(path) {
         return Err(Failure(
             StatusCode::NOT_FOUND,
-            "not found; the page is at /, the WebSocket at /ws".to_owned(),
+            "not found; the page is at /, the WebSocket at /ws, the stream at /sse".to_owned(),
         ));
     }
     if method != Method::GET && method != Method::HEAD {
-        return Err(Failure(StatusCode::METHOD_NOT_ALLOWED, format!("only {ALLOWED}")));
+        return Ok(Outcome::Response(Response::method_not_allowed(ALLOWED)));
     }
     if is_websocket {
         return websocket::upgrade(request, config);
@@ -274,6 +291,18 @@ fn respond(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failur
     Ok(Outcome::Response(response))
 }
 
+/// Tells a browser what a page of another origin may send (Fetch, section 3.2.2).
+fn preflight(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failure> {
+    let fields = access::cors(config.access, request)?
+        + &format!(
+            "Access-Control-Allow-Methods: {}\r\n\
+             Access-Control-Allow-Headers: Authorization, Cache-Control, Last-Event-ID\r\n\
+             Access-Control-Max-Age: 600\r\n",
+            stream::ALLOWED
+        );
+    Ok(Outcome::Response(Response { status: StatusCode::NO_CONTENT, fields, body: Cow::Borrowed(&[]) }))
+}
+
 impl From<Failure> for Response {
     fn from(Failure(status, text): Failure) -> Response {
         let mut response = Response::text(status, &text);
@@ -283,7 +312,6 @@ impl From<Failure> for Response {
             }
             // RFC 6750, section 3.
             StatusCode::UNAUTHORIZED => response.fields += "WWW-Authenticate: Bearer\r\n",
-            StatusCode::METHOD_NOT_ALLOWED => response.fields += &format!("Allow: {ALLOWED}\r\n"),
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
                 response.fields += &format!("Retry-After: {REFUSED_RETRY_AFTER_S}\r\n");
             }

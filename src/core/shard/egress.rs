@@ -51,7 +51,12 @@ impl Shard {
             }
             let (slot, format, next) = taken?;
             match next {
-                NextSend::Send(source) => return Some(Send { slot, log: LogIndex::of(format), source }),
+                NextSend::Send(mut source) => {
+                    if format.framing.has_places() {
+                        self.append_place(slot, &mut source, gather);
+                    }
+                    return Some(Send { slot, log: LogIndex::of(format), source });
+                }
                 NextSend::Overwritten => self.end_lapped(slot, now),
                 NextSend::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
                     self.sessions.make_ready(slot);

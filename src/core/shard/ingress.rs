@@ -171,7 +171,9 @@ impl Shard {
                     }
                 },
                 Protocol::Admitting | Protocol::Leaving(_) => Ok(Step::Partial),
-                Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) => self.message(slot, rest, now),
+                Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) => {
+                    self.message(slot, rest, now)
+                }
             };
             match step {
                 Ok(Step::Complete(len, ())) => {

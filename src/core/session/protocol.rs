@@ -1,0 +1,111 @@
+//! The stages of a session in the protocol.
+
+use super::places::Places;
+use tickcast_proto::{
+    framing::{Decoder, websocket::Fragments},
+    http,
+    ids::ShardId,
+};
+
+/// A session's stage in the protocol, which decides how its input is parsed.
+#[derive(Debug)]
+pub enum Protocol {
+    /// The input begins with a PROXY protocol header.
+    ProxyHeader,
+    /// The transport decides whether to admit the client, whose address has become known. Its input is kept.
+    Admitting,
+    /// The input is HTTP requests.
+    Http(HttpSession),
+    /// The input is messages; the first must be HELLO.
+    Hello(Decoder),
+    /// The handshake bytes are kept for the shard that will serve the session.
+    Leaving(ShardId),
+    /// The input is messages in the session's wire format.
+    Open(Decoder),
+    /// The input is WebSocket messages to send back: `/echo`.
+    Echo(Decoder),
+    /// No input: the client of `/sse` only reads.
+    Streaming(Box<Stream>),
+}
+
+/// A one-way stream.
+#[derive(Debug)]
+pub struct Stream {
+    /// Its decoder, which takes nothing but line breaks.
+    pub decoder: Decoder,
+    /// What the client has received, if its framing says so.
+    pub places: Option<Places>,
+}
+
+/// An HTTP connection that has not become a WebSocket.
+#[derive(Debug, Default)]
+pub struct HttpSession {
+    /// The decoder of its requests.
+    pub connection: http::Connection,
+    /// Whether it has been answered before: it may then stay idle, and its next request waits until the last answer is sent.
+    pub is_kept: bool,
+    /// The deadline of an idle connection is pending: one at a time.
+    pub idle_timer_pending: bool,
+    /// The client's address is in `X-Forwarded-For`, and the client has not been admitted by it.
+    pub is_forwarded: bool,
+}
+
+impl Protocol {
+    /// Whether the handshake is not complete yet, here or on another shard.
+    pub fn is_handshake(&self) -> bool {
+        match self {
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Leaving(_) => true,
+            Protocol::Hello(_) | Protocol::Http(_) => true,
+            Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) => false,
+        }
+    }
+
+    /// Whether the input is HTTP requests.
+    pub fn is_http(&self) -> bool {
+        matches!(self, Protocol::Http(_))
+    }
+
+    /// Whether the connection is new: its first request is processed under any load, so that no flood locks new clients
+    /// out.
+    pub fn is_new(&self) -> bool {
+        self.is_handshake() && !self.is_kept_http()
+    }
+
+    /// Whether this is an HTTP connection that has been answered and stays open.
+    pub fn is_kept_http(&self) -> bool {
+        matches!(self, Protocol::Http(http) if http.is_kept)
+    }
+
+    /// The message decoder; `None` while the input is not messages.
+    pub fn decoder_mut(&mut self) -> Option<&mut Decoder> {
+        match self {
+            Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => Some(decoder),
+            Protocol::Streaming(stream) => Some(&mut stream.decoder),
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
+        }
+    }
+
+    /// The unfinished WebSocket message, if some of its fragments have arrived.
+    pub fn fragments(&self) -> Option<&Fragments> {
+        match self {
+            Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => {
+                decoder.fragments()
+            }
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
+            Protocol::Streaming(_) => None,
+        }
+    }
+
+    /// What the client of an event stream has received.
+    pub fn places_mut(&mut self) -> Option<&mut Places> {
+        match self {
+            Protocol::Streaming(stream) => stream.places.as_mut(),
+            _ => None,
+        }
+    }
+
+    /// Whether the client only reads.
+    pub fn is_streaming(&self) -> bool {
+        matches!(self, Protocol::Streaming(_))
+    }
+}
