@@ -1,6 +1,7 @@
 //! The state of one client connection: its protocol, input, subscriptions, outbox and end.
 
 mod batch;
+mod call;
 mod close;
 mod eviction;
 pub mod fullness;
@@ -24,6 +25,7 @@ mod tracked;
 use std::sync::Arc;
 
 pub use self::{
+    call::{Caller, Calls, PendingCall, Publishes, Read, Readable, Work},
     close::{CloseReason, DepartureState, Ending, KeptOutbox},
     eviction::Verdict,
     input::{InputState, WaitingInput},
@@ -338,7 +340,7 @@ impl Session {
     pub fn buffer_bytes(&self) -> usize {
         let lag = self.lag.as_deref().map_or(0, Lag::memory_bytes);
         let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
-        self.input_bytes() + fragments + self.outbox.heap_bytes() + lag
+        self.input_bytes() + fragments + self.outbox.heap_bytes() + lag + self.protocol.heap_bytes()
     }
 
     fn has_unannounced(&self) -> bool {
@@ -363,6 +365,7 @@ impl Session {
         self.outbox.reply_bytes() > 0
             || self.awaits_verdict()
             || self.answers_bytes > 0
+            || self.protocol.has_call()
             || self.is_sending()
             || self.lag.as_deref().is_some_and(recovers)
     }
@@ -428,9 +431,10 @@ impl Session {
         self.takes_requests() && !self.must_wait() && !is_answering
     }
 
-    /// Whether later requests wait for the effects of earlier ones: of changes, of a new token, or of too many that were refused.
+    /// Whether later requests wait for the effects of earlier ones: of changes, of a new token, of a request of `/v1`, or of too many
+    /// that were refused.
     pub fn must_wait(&self) -> bool {
-        self.changes_pending > 0 || self.awaits_verdict() || self.is_throttled
+        self.changes_pending > 0 || self.awaits_verdict() || self.is_throttled || self.protocol.has_call()
     }
 
     /// Takes the subscription to an entry's pattern out. `pattern` is the pattern's key.

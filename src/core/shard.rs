@@ -26,6 +26,7 @@
 mod answers;
 mod authentication;
 mod budgets;
+mod calls;
 mod control;
 mod delivery;
 mod egress;
@@ -52,8 +53,8 @@ use std::{
 };
 
 use self::{
-    authentication::Authentication, control::Control, intake::IntakeKind, quotas::Quotas, stages::Stages,
-    timers::Timer, unfinished::Unfinished,
+    authentication::Authentication, calls::CallQueues, control::Control, intake::IntakeKind, quotas::Quotas,
+    stages::Stages, timers::Timer, unfinished::Unfinished,
 };
 use crate::{
     budgets::Budgets,
@@ -188,6 +189,8 @@ pub struct Shard {
     positions_memory: PositionsMemory,
     /// Places of event streams that have ended.
     kept_places: KeptPlacesTable,
+    /// Requests of `/v1`.
+    calls: CallQueues,
     counters: Arc<Counters>,
     latency: Latency,
     control: Control,
@@ -265,6 +268,7 @@ impl Shard {
             quotas: Quotas::default(),
             positions_memory: PositionsMemory::default(),
             kept_places: KeptPlacesTable::default(),
+            calls: CallQueues::default(),
             counters,
             latency: Latency::default(),
             control: Control::new(),
@@ -388,6 +392,7 @@ impl Shard {
         worked |= self.turn_control(now);
         worked |= self.fanout.count_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);
+        worked |= self.advance_reads(now);
         self.logs.note_time(now.monotonic_ns);
         self.kept_places.expire(now.monotonic_ns);
         self.sessions.note_time(now);
@@ -443,6 +448,7 @@ impl Shard {
     fn apply_deferred(&mut self, now: Now) {
         self.count_ticks();
         self.set_pace_timers();
+        self.answer_calls(now);
         while let Some(slot) = self.sessions.pop_too_far_behind() {
             let why = self.why_too_far_behind(slot);
             self.end(slot, why, now);
@@ -496,6 +502,7 @@ impl Shard {
             || self.fanout.counts_topics()
             || self.control.has_work()
             || self.may_request_history()
+            || self.may_read()
             || (self.home.is_walking() && self.stages.deliveries_are_half_empty())
             || self.home.is_trimming()
             || self.idle_walk_due_ns() == Some(0)

@@ -10,6 +10,7 @@
 //! once it has sent the last one.
 
 pub mod access;
+pub mod api;
 mod body;
 pub mod host;
 mod query;
@@ -24,7 +25,13 @@ use std::{borrow::Cow, net::IpAddr};
 
 use http::{Method, StatusCode};
 
-use self::{access::Access, body::Body, request::Request, response::Delivery};
+use self::{
+    access::Access,
+    api::{Call, Exchange},
+    body::Body,
+    request::Request,
+    response::Delivery,
+};
 use crate::{
     Step, WireFormat,
     command::Token,
@@ -53,6 +60,17 @@ pub enum Answer {
         status: u16,
         /// Whether the connection closes after it. If not, the next request may follow.
         closes: bool,
+    },
+    /// Carry out a request of `/v1`, then answer it.
+    Call {
+        /// The request.
+        call: Call,
+        /// How it is answered.
+        exchange: Exchange,
+        /// As in [`Answer::Upgrade`].
+        host: Box<str>,
+        /// The client's token: in `Authorization: Bearer` or in `?token=`. Never empty.
+        token: Option<Token<'static>>,
     },
     /// Send the response, then speak WebSocket, or send a stream.
     Upgrade {
@@ -174,8 +192,10 @@ pub struct Connection {
 }
 
 /// The answer to a request.
-enum Outcome {
+enum Outcome<'a> {
     Response(Response),
+    /// A request of `/v1`, to be parsed once its body has arrived.
+    Call(api::Resource<'a>),
     Upgrade(Vec<u8>, Target),
 }
 
@@ -207,6 +227,16 @@ impl Connection {
             Err(failure) => end(bytes, failure, request.is_head(), config),
             Ok(Step::Complete(used, ())) => {
                 let keeps_alive = request.keeps_alive && config.keeps_alive;
+                let outcome = match outcome {
+                    Ok(Outcome::Call(resource)) => {
+                        let content = body::content(&bytes[head_bytes..used], request.body);
+                        match api::call(resource, &request, &content, keeps_alive, config) {
+                            Ok(answer) => return Step::Complete(used, answer),
+                            Err(failure) => Err(failure),
+                        }
+                    }
+                    outcome => outcome,
+                };
                 Step::Complete(used, deliver(outcome, &request, keeps_alive, config))
             }
             Ok(Step::Partial) if outcome.is_err() => {
@@ -231,7 +261,7 @@ fn end(bytes: &[u8], failure: Failure, is_head: bool, config: &HttpConfig<'_>) -
 }
 
 fn deliver(
-    outcome: Result<Outcome, Failure>,
+    outcome: Result<Outcome<'_>, Failure>,
     request: &Request,
     keeps_alive: bool,
     config: &HttpConfig<'_>,
@@ -243,6 +273,10 @@ fn deliver(
             return Answer::Upgrade { response, target, host, forwarded_for: request.forwarded_for() };
         }
         Ok(Outcome::Response(response)) => response,
+        Ok(Outcome::Call(_)) => {
+            debug_assert!(false, "a call is answered by the core");
+            Response::text(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+        }
         Err(failure) => failure.into(),
     };
     // After such a request, nobody knows where the next one starts.
@@ -261,21 +295,31 @@ fn respond_with(response: Response, delivery: Delivery) -> Answer {
 }
 
 /// Finds the resource of a request.
-fn respond(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failure> {
+fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> Result<Outcome<'a>, Failure> {
     let (method, path) = (request.head.method(), request.head.uri().path());
     config.access.check_host(request.authority.as_ref())?;
     let is_health = config.health && path == "/healthz";
     let is_websocket = path == "/ws" || config.debug_echo && path == "/echo";
     if path == "/sse" {
         return match *method {
-            Method::OPTIONS => preflight(request, config),
+            Method::OPTIONS => preflight(request, config, stream::ALLOWED),
             _ => stream::open(request, config),
+        };
+    }
+    if let Some(resource) = api::Resource::at(path) {
+        return match *method {
+            Method::OPTIONS => preflight(request, config, resource.allowed()),
+            ref method if !resource.allows(method) => {
+                Ok(Outcome::Response(Response::method_not_allowed(resource.allowed())))
+            }
+            _ => api::check(request, config).map(|_| Outcome::Call(resource)),
         };
     }
     if !is_health && !is_websocket && !config.files.contains(path) {
         return Err(Failure(
             StatusCode::NOT_FOUND,
-            "not found; the page is at /, the WebSocket at /ws, the stream at /sse".to_owned(),
+            "not found; the page is at /, the WebSocket at /ws, the stream at /sse, requests at /v1"
+                .to_owned(),
         ));
     }
     if method != Method::GET && method != Method::HEAD {
@@ -292,13 +336,12 @@ fn respond(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failur
 }
 
 /// Tells a browser what a page of another origin may send (Fetch, section 3.2.2).
-fn preflight(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failure> {
+fn preflight(request: &Request, config: &HttpConfig<'_>, allowed: &str) -> Result<Outcome<'static>, Failure> {
     let fields = access::cors(config.access, request)?
         + &format!(
-            "Access-Control-Allow-Methods: {}\r\n\
-             Access-Control-Allow-Headers: Authorization, Cache-Control, Last-Event-ID\r\n\
-             Access-Control-Max-Age: 600\r\n",
-            stream::ALLOWED
+            "Access-Control-Allow-Methods: {allowed}\r\n\
+             Access-Control-Allow-Headers: Authorization, Cache-Control, Content-Type, Last-Event-ID\r\n\
+             Access-Control-Max-Age: 600\r\n"
         );
     Ok(Outcome::Response(Response { status: StatusCode::NO_CONTENT, fields, body: Cow::Borrowed(&[]) }))
 }

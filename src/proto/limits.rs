@@ -48,6 +48,13 @@ pub const LAST_EVENT_ID_BYTES_MAX: usize = 4 << 10;
 /// Time after which an EventSource reconnects, unless the server says otherwise, milliseconds.
 pub const EVENT_STREAM_RETRY_MS: u32 = 1_000;
 
+/// Most ticks that one HTTP request may publish.
+pub const HTTP_PUBLISH_TICKS_MAX: usize = 1_024;
+/// Most ticks or topics in one answer over HTTP.
+pub const HTTP_PAGE_ITEMS_MAX: usize = 1_000;
+/// Ticks or topics in one answer over HTTP, unless the request says otherwise.
+pub const HTTP_PAGE_ITEMS_DEFAULT: usize = 100;
+
 /// Lowest `max_rate` a subscriber may ask for, in ticks per second and topic.
 pub const MAX_RATE_LOWEST: f64 = 0.001;
 /// Highest `max_rate` a subscriber may ask for, in ticks per second and topic. Above it, timers are too coarse.

@@ -330,7 +330,8 @@ mod tests {
         let mut known = 0;
         for (at, expected) in after.iter().enumerate() {
             let Some(found) = places.after_send(at as u64 + 1) else { continue };
-            let expected = expected.iter().map(|(topic, at)| (format!("t.{topic}").into(), *at)).collect();
+            let expected: HashMap<Box<str>, Position> =
+                expected.iter().map(|(topic, at)| (format!("t.{topic}").into(), *at)).collect();
             assert_eq!(found, expected, "after SEND {}", at + 1);
             known += 1;
         }

@@ -1,6 +1,9 @@
 //! The stages of a session in the protocol.
 
-use super::places::Places;
+use super::{
+    call::{Calls, PendingCall},
+    places::Places,
+};
 use tickcast_proto::{
     framing::{Decoder, websocket::Fragments},
     http,
@@ -48,6 +51,8 @@ pub struct HttpSession {
     pub idle_timer_pending: bool,
     /// The client's address is in `X-Forwarded-For`, and the client has not been admitted by it.
     pub is_forwarded: bool,
+    /// What requests of `/v1` leave; `None` before the first.
+    pub calls: Option<Box<Calls>>,
 }
 
 impl Protocol {
@@ -101,6 +106,33 @@ impl Protocol {
         match self {
             Protocol::Streaming(stream) => stream.places.as_mut(),
             _ => None,
+        }
+    }
+
+    /// The request of `/v1` that is being carried out.
+    pub fn call_mut(&mut self) -> Option<&mut PendingCall> {
+        match self {
+            Protocol::Http(http) => http.calls.as_deref_mut()?.pending.as_mut(),
+            _ => None,
+        }
+    }
+
+    /// Whether a request of `/v1` is being carried out.
+    #[inline]
+    pub fn has_call(&self) -> bool {
+        matches!(self, Protocol::Http(http) if http.calls.as_deref().is_some_and(|calls| calls.pending.is_some()))
+    }
+
+    /// Bytes that a stream's places or a request of `/v1` occupy.
+    pub fn heap_bytes(&self) -> usize {
+        match self {
+            Protocol::Streaming(stream) => {
+                size_of::<Stream>() + stream.places.as_ref().map_or(0, Places::memory_bytes)
+            }
+            Protocol::Http(http) => http.calls.as_deref().map_or(0, |calls| {
+                size_of::<Calls>() + calls.pending.as_ref().map_or(0, PendingCall::memory_bytes)
+            }),
+            _ => 0,
         }
     }
 

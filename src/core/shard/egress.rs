@@ -126,6 +126,12 @@ impl Shard {
         if let Reply::Error { .. } = reply {
             self.counters.add(Counter::RequestErrors, 1);
         }
+        if let Some(call) = self.sessions.any_mut(slot).and_then(|session| session.protocol.call_mut()) {
+            if call.note(reply) {
+                self.note_call_done(slot);
+            }
+            return;
+        }
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();
         if let Some(session) = self.sessions.any_mut(slot) {

@@ -44,6 +44,9 @@ impl Shard {
         let Step::Complete(used, answer) = http.connection.step(bytes, &config) else {
             return Ok(Step::Partial);
         };
+        if let Answer::Upgrade { target: Target::Stream { token, .. }, .. } = &answer {
+            self.settle_last_caller(slot, token.as_ref());
+        }
         match answer {
             Answer::Interim(bytes) => self.push_bytes(slot, bytes),
             Answer::Respond { response, status, closes } => {
@@ -52,6 +55,11 @@ impl Shard {
                 match closes {
                     true => self.end(slot, CloseReason::Http(status), now),
                     false => self.keep_alive(slot, now),
+                }
+            }
+            Answer::Call { call, exchange, host, token } => {
+                if let Step::Partial = self.begin_call(slot, call, exchange, &host, token.as_ref(), now) {
+                    return Ok(Step::Partial);
                 }
             }
             Answer::Upgrade { forwarded_for, .. } if self.awaits_admission(slot, &forwarded_for) => {
@@ -146,7 +154,7 @@ impl Shard {
     }
 
     /// Keeps a connection open for its next request.
-    fn keep_alive(&mut self, slot: SlotId, now: Now) {
+    pub(super) fn keep_alive(&mut self, slot: SlotId, now: Now) {
         let when_ns = now.monotonic_ns.saturating_add(self.limits.http_idle_ns);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let id = session.id;

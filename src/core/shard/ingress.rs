@@ -355,7 +355,7 @@ impl Shard {
         Ok(())
     }
 
-    fn publish_command(&mut self, slot: SlotId, publish: &PublishCommand<'_>, now: Now) {
+    pub(super) fn publish_command(&mut self, slot: SlotId, publish: &PublishCommand<'_>, now: Now) {
         if self.budgets.limits_publishing() {
             let bytes = (publish.topic.len() + publish.payload.len()) as u64;
             let costs = [(Expense::Ticks, 1), (Expense::TickBytes, bytes)];

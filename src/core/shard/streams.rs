@@ -75,6 +75,11 @@ impl Shard {
         if is_event_stream && refusal == AuthRefusal::Busy {
             self.become_websocket(slot, response, target);
         }
+        // A connection that has been answered before ends without an answer, unless it has one already.
+        let session = self.sessions.open_mut(slot);
+        if session.is_some_and(|session| session.protocol.is_kept_http()) {
+            self.push_bytes(slot, &http::refused(refusal.status(), &refusal.to_string(), now.realtime_ns));
+        }
         self.end(slot, CloseReason::Unauthorized(refusal), now);
     }
 

@@ -53,13 +53,17 @@ fn append_as_line(out: &mut Vec<u8>, body: &[u8]) {
     out.push(b'\n');
 }
 
-/// The name of a message's event: its operation, or `tick`.
+/// The name of a message's event: its operation, or `tick`. An operation `error` is an event `failed`, because an EventSource has
+/// `error` events of its own.
 fn event_name(body: &[u8]) -> &[u8] {
     let operation = body.strip_prefix(OPERATION).and_then(|rest| {
         let end = rest.iter().position(|&byte| byte == b'"')?;
         rest.get(..end)
     });
-    operation.unwrap_or(b"tick")
+    match operation.unwrap_or(b"tick") {
+        b"error" => b"failed",
+        name => name,
+    }
 }
 
 /// Appends the time after which a client reconnects.
@@ -194,6 +198,7 @@ mod tests {
             event(r#"{"op":"gap","topic":"a"}"#),
             "event: gap\ndata: {\"op\":\"gap\",\"topic\":\"a\"}\n\n"
         );
+        assert!(event(r#"{"op":"error","id":0}"#).starts_with("event: failed\n"));
         assert_eq!(event("{\"data\":{\r\n\"x\":1}}"), "event: tick\ndata: {\"data\":{  \"x\":1}}\n\n");
         let mut line = Vec::new();
         encode_line(&mut line, b"{\"data\":[\n1]}");

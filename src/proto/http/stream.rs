@@ -24,7 +24,7 @@ use crate::{
 pub(super) const ALLOWED: &str = "GET";
 
 /// Answers a request for a stream.
-pub(super) fn open(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failure> {
+pub(super) fn open(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome<'static>, Failure> {
     if request.head.method() != Method::GET {
         return Ok(Outcome::Response(Response::method_not_allowed(ALLOWED)));
     }

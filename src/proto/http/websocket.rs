@@ -27,7 +27,7 @@ const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
 const KEY_BYTES: usize = 16;
 
 /// Answers a request for a WebSocket: on `/ws` the protocol, elsewhere the echo.
-pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failure> {
+pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome<'static>, Failure> {
     let uri = request.head.uri();
     let query = match uri.path() {
         "/ws" => Some(query::parse(uri.query(), Resource::WebSocket, config.query_token)?),

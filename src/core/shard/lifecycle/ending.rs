@@ -231,7 +231,13 @@ impl Shard {
         };
         match session.protocol {
             _ if speaks_http => {
-                if let Some(status) = reason.http_status() {
+                // Whoever waits for an answer gets one, and nobody else.
+                let has_call = session.protocol.has_call();
+                let status = match reason {
+                    CloseReason::Unauthorized(_) if session.protocol.is_kept_http() && !has_call => None,
+                    _ => reason.http_status().or(has_call.then_some(503)),
+                };
+                if let Some(status) = status {
                     bytes = http::refused(status, &text, now.realtime_ns);
                 }
             }
