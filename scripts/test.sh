@@ -70,6 +70,8 @@ needs ip iproute2
 needs promtool prometheus
 needs nats-server nats-server
 needs redis-server redis-server
+# A private nginx is a proxy in front of the server: Debian's service is masked.
+needs nginx nginx-light
 needs shellcheck shellcheck
 needs systemd-analyze systemd
 needs tmux tmux
@@ -127,8 +129,8 @@ apt_install() {
     # Debian starts services when it installs them: they would listen, Prometheus on all addresses without a password.
     if [[ -d /run/systemd/system ]]; then
         local package
-        for package in prometheus nats-server redis-server; do
-            [[ " $* " == *" $package "* ]] || continue
+        for package in prometheus nats-server redis-server nginx; do
+            [[ " $* " == *" $package"* ]] || continue
             systemctl mask "$package.service"
             say "$package.service is masked; to run it: systemctl unmask $package.service"
         done

@@ -6,7 +6,7 @@ use tickcast_proto::{
     command::{Command, encode_request},
     features::Features,
     frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, HeaderFields, HelloParts, Kind, TickParts},
-    framing::websocket,
+    framing::{event_stream, websocket},
     ids::{Sequence, TopicId},
     records::{LinkedTickTimes, Publish, Request, Resume, Subscribe, TickTimes, Token},
     reply::{NotRecovered, Reply, SERVER, Skipped, SourceState},
@@ -510,4 +510,40 @@ fn raw_session_receives_no_replies() {
     Reply::Pong { token: 7 }.encode(WireFormat::WEBSOCKET_RAW, &mut out);
     Reply::Subscribed { request: 2, pattern: "a", epoch: 1 }.encode(WireFormat::WEBSOCKET_RAW, &mut out);
     assert!(out.is_empty());
+}
+
+#[test]
+fn streams_encode_to_the_golden_bytes() {
+    let topic = TopicInfo::new(TopicId(5), 9, "a.b");
+    let mut frame = Vec::new();
+    let times = TickTimes { producer_time_ns: 1, ingest_time_ns: 2 };
+    let parts = TickParts { flags: FLAG_PAYLOAD_JSON, times, payload: b"{\n}", ..Default::default() };
+    frame::encode_tick(&mut frame, topic.id, Sequence(7), &parts);
+    let Ok(Step::Complete(_, tick)) = frame::decode(&frame, 1 << 10) else { panic!("not a tick") };
+    let skipped = Skipped { topic: topic.id, name: "a.b", from: 8, to: 10, count: Some(2) };
+    let streamed = |format: WireFormat| {
+        let (mut out, mut body, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        let body = format.codec.encode_tick(&tick, &topic, &mut body);
+        let (header, rest) = format.framing.delimit(MessageType::Text, body, &mut scratch);
+        out.extend_from_slice(&[header, rest].concat());
+        Reply::Gap(skipped).encode(format, &mut out);
+        format.framing.write_ping(1, &mut out);
+        Reply::Closing { code: 3001, reason: "bye", reconnect_after_ms: 5 }.encode(format, &mut out);
+        format.framing.write_close(3001, "bye", &mut out);
+        String::from_utf8(out).unwrap()
+    };
+    let (tick, gap, closing) = (
+        r#"{"topic":"a.b","seq":7,"ts":1,"data":{ }}"#,
+        r#"{"op":"gap","topic":"a.b","from":8,"to":10,"count":2}"#,
+        r#"{"op":"closing","code":3001,"reason":"bye","reconnect_after_ms":5}"#,
+    );
+    let events = format!(
+        "event: tick\ndata: {tick}\n\nevent: gap\ndata: {gap}\n\n:\n\nevent: closing\ndata: {closing}\n\n"
+    );
+    assert_eq!(streamed(WireFormat::EVENTS_JSON), events);
+    assert_eq!(streamed(WireFormat::LINES_JSON), format!("{tick}\n{gap}\n\n{closing}\n"));
+    let (mut prefix, mut place) = (Vec::new(), Vec::new());
+    event_stream::encode_place_prefix(&mut prefix, "a.\u{e4}", 9);
+    event_stream::encode_place(&mut place, |out| event_stream::encode_place_of(out, true, &prefix, 7));
+    assert_eq!(place, b"event: place\nid: a.%C3%A4=9.7\ndata: {}\n\n");
 }

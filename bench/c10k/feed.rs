@@ -4,6 +4,7 @@
 //! payload ([`tickcast::sources::payload`]) instead of a frame. A tick, a gap and a latency therefore mean the same on
 //! every transport, and no other module knows which one is in use.
 
+mod event_stream;
 mod lines;
 mod nats;
 mod peer;
@@ -16,7 +17,7 @@ use std::fmt;
 use tickcast_client::{Connection, Event, ProtocolError, RequestError, TopicStats};
 use tickcast_proto::{WireFormat, ids::TopicId};
 
-use self::{nats::Nats, peer::Peer, redis::Redis, websocket::WebSocket};
+use self::{event_stream::EventStream, nats::Nats, peer::Peer, redis::Redis, websocket::WebSocket};
 use crate::{options::PeerProtocol, plan::Plan};
 
 /// Longest payload accepted from a peer, in bytes: as configurable for tickcast.
@@ -31,6 +32,7 @@ pub enum Feed {
     Nats(Peer<Nats>),
     Redis(Peer<Redis>),
     WebSocket(Peer<WebSocket>),
+    EventStream(Peer<EventStream>),
 }
 
 /// Why a connection is over: the server broke the protocol, or refused to serve.
@@ -108,6 +110,12 @@ impl Feed {
                 let options = &plan.connect_options;
                 Feed::WebSocket(Peer::open(|output| WebSocket::open(&options.host, &options.path, output)))
             }
+            Some(PeerProtocol::EventStream) => {
+                let host = &plan.connect_options.host;
+                let patterns: Vec<_> = patterns.iter().map(|pattern| pattern.replace('>', "%3E")).collect();
+                let path = format!("/sse?topics={}", patterns.join(","));
+                Feed::EventStream(Peer::open(|output| EventStream::open(host, &path, output)))
+            }
         })
     }
 
@@ -115,7 +123,7 @@ impl Feed {
     pub fn acknowledgements(plan: &Plan) -> usize {
         match plan.peer {
             None if plan.connect_options.encoding == WireFormat::WEBSOCKET_RAW => 1,
-            None | Some(PeerProtocol::Redis) => plan.subscriptions(),
+            None | Some(PeerProtocol::Redis | PeerProtocol::EventStream) => plan.subscriptions(),
             Some(PeerProtocol::Nats | PeerProtocol::WebSocket) => 1,
         }
     }
@@ -128,6 +136,7 @@ impl Feed {
             Feed::Nats(peer) => peer.output(),
             Feed::Redis(peer) => peer.output(),
             Feed::WebSocket(peer) => peer.output(),
+            Feed::EventStream(peer) => peer.output(),
         }
     }
 
@@ -138,6 +147,7 @@ impl Feed {
             Feed::Nats(peer) => peer.output_written(bytes),
             Feed::Redis(peer) => peer.output_written(bytes),
             Feed::WebSocket(peer) => peer.output_written(bytes),
+            Feed::EventStream(peer) => peer.output_written(bytes),
         }
     }
 
@@ -149,6 +159,7 @@ impl Feed {
             Feed::Nats(peer) => peer.handle_bytes(bytes),
             Feed::Redis(peer) => peer.handle_bytes(bytes),
             Feed::WebSocket(peer) => peer.handle_bytes(bytes),
+            Feed::EventStream(peer) => peer.handle_bytes(bytes),
         }
     }
 
@@ -159,6 +170,7 @@ impl Feed {
             Feed::Nats(peer) => peer.handle_end(),
             Feed::Redis(peer) => peer.handle_end(),
             Feed::WebSocket(peer) => peer.handle_end(),
+            Feed::EventStream(peer) => peer.handle_end(),
         }
     }
 
@@ -173,6 +185,7 @@ impl Feed {
             Feed::Nats(peer) => peer.poll_event(),
             Feed::Redis(peer) => peer.poll_event(),
             Feed::WebSocket(peer) => peer.poll_event(),
+            Feed::EventStream(peer) => peer.poll_event(),
         }
     }
 
@@ -183,6 +196,7 @@ impl Feed {
             Feed::Nats(peer) => Box::new(peer.topics()),
             Feed::Redis(peer) => Box::new(peer.topics()),
             Feed::WebSocket(peer) => Box::new(peer.topics()),
+            Feed::EventStream(peer) => Box::new(peer.topics()),
         }
     }
 }

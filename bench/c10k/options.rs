@@ -167,6 +167,8 @@ pub enum Transport {
     Native,
     // tickcast's WebSocket.
     Ws,
+    // tickcast's event stream. The ticks must have payloads as the simulator and tickcast-feed write them.
+    Sse,
     Nats,
     // Pub/sub. A `>` in a pattern becomes `*`, which stands for any number of tokens there.
     Redis,
@@ -181,7 +183,7 @@ impl Transport {
     pub fn default_server(self) -> &'static str {
         match self {
             Transport::Native => "127.0.0.1:9400",
-            Transport::Ws => "127.0.0.1:9480",
+            Transport::Ws | Transport::Sse => "127.0.0.1:9480",
             Transport::Nats => "127.0.0.1:4222",
             Transport::Redis => "127.0.0.1:6379",
             Transport::Nchan | Transport::Websocket => "127.0.0.1:8080",
@@ -192,6 +194,7 @@ impl Transport {
     pub fn peer(self) -> Option<PeerProtocol> {
         match self {
             Transport::Native | Transport::Ws => None,
+            Transport::Sse => Some(PeerProtocol::EventStream),
             Transport::Nats => Some(PeerProtocol::Nats),
             Transport::Redis => Some(PeerProtocol::Redis),
             Transport::Nchan | Transport::Websocket => Some(PeerProtocol::WebSocket),
@@ -199,7 +202,7 @@ impl Transport {
     }
 }
 
-/// Protocol of a server that is not tickcast.
+/// Protocol that has no client of tickcast's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerProtocol {
     /// NATS client protocol.
@@ -208,6 +211,8 @@ pub enum PeerProtocol {
     Redis,
     /// A WebSocket whose messages are bare payloads.
     WebSocket,
+    /// tickcast's Server-Sent Events.
+    EventStream,
 }
 
 /// Encoding of a tickcast WebSocket.

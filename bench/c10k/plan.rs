@@ -85,6 +85,7 @@ impl Plan {
     pub fn new(options: Options) -> Result<Plan, String> {
         let encoding = match (options.transport, options.encoding) {
             (Transport::Native | Transport::Nats | Transport::Redis, None) => WireFormat::TCP_NATIVE,
+            (Transport::Sse, None) => WireFormat::EVENTS_JSON,
             (Transport::Nchan | Transport::Websocket, None) => WireFormat::WEBSOCKET_RAW,
             (Transport::Ws, None | Some(WebSocketEncoding::Rkyv)) => WireFormat::WEBSOCKET_NATIVE,
             (Transport::Ws, Some(WebSocketEncoding::Json)) => WireFormat::WEBSOCKET_JSON,
@@ -203,6 +204,7 @@ impl Plan {
         let name = match (self.transport, self.connect_options.encoding) {
             (Transport::Nats, _) => "nats",
             (Transport::Redis, _) => "redis",
+            (Transport::Sse, _) => "sse",
             (Transport::Nchan, _) => "nchan",
             (Transport::Websocket, _) => "websocket",
             (_, WireFormat::WEBSOCKET_NATIVE) => "ws rkyv",

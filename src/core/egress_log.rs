@@ -232,6 +232,11 @@ impl EgressLog {
         after.checked_sub(1)
     }
 
+    /// The frame that begins at or covers a position that has not been overwritten. O(log frames).
+    pub fn frame_at(&self, position: u64) -> Option<FrameInfo> {
+        self.find(position).and_then(|at| self.frames.get(at)).map(|frame| frame.info())
+    }
+
     /// The frames of a range that begins at a frame boundary, each with its range and identity. O(log frames) for the first.
     pub fn frames(&self, range: Range) -> impl Iterator<Item = (Range, FrameInfo)> {
         let first = self.frames.partition_point(|frame| frame.start < range.start);

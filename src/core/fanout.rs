@@ -175,6 +175,11 @@ impl Fanout {
         self.by_key.len()
     }
 
+    /// The name of a topic, as clients see it, and its epoch. `None` if it is not open on this shard.
+    pub fn name_and_epoch(&self, id: TopicId) -> Option<(&str, u64)> {
+        topic_ref(&self.topics, id, self.shards).map(|topic| (&*topic.info.name, topic.info.epoch))
+    }
+
     /// Returns the counts since the last call.
     pub fn take_counts(&mut self) -> DeliveryCounts {
         std::mem::take(&mut self.tally)

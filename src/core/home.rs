@@ -5,6 +5,7 @@ pub mod history;
 mod idle;
 mod interest;
 pub mod last_value;
+pub mod lookup;
 mod shard_set;
 mod tenancy;
 

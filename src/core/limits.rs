@@ -181,6 +181,19 @@ pub const LAST_VALUES_BYTES_MAX_DEFAULT: usize = 256 << 20;
 pub const LAST_VALUES_LOOKS_MAX: usize = 64;
 /// Most bytes of topic names in one session's saved positions.
 pub const RESUME_BYTES_MAX: usize = 1 << 20;
+/// Changes of an event stream's places that a shard remembers, if an id cannot hold the places: 32 bytes each. A client that
+/// reconnects may have missed as many.
+pub const PLACE_CHANGES_MAX: usize = 4 << 10;
+/// How long a shard keeps such places after their stream has ended, milliseconds: as long as the history that they lead to, by
+/// default.
+pub const RESUME_WINDOW_MS: u64 = HISTORY_AGE_MS_DEFAULT;
+/// Bytes of topics and ticks after which an answer over HTTP ends, and the next page begins.
+pub const HTTP_PAGE_BYTES: usize = 256 << 10;
+/// Pieces of topics that a shard requests in one turn for HTTP requests.
+pub const TURN_CALL_PIECES: usize = 8;
+/// Units of delivery for a piece, at its home and at the shard that has requested it: up to [`TURN_SURVEYED`] topics visited, or 32
+/// KiB copied and encoded. Not measured: as estimated for a survey, and for a chunk of history in JSON.
+pub const CALL_UNITS: usize = 1 << 10;
 /// Default number of ticks in a topic's history.
 pub const HISTORY_TICKS_DEFAULT: usize = 256;
 /// Default bytes of a topic's history.

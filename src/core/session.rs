@@ -1,14 +1,18 @@
 //! The state of one client connection: its protocol, input, subscriptions, outbox and end.
 
 mod batch;
+mod call;
 mod close;
 mod eviction;
 pub mod fullness;
 pub mod holders;
 mod input;
+mod kept_places;
 pub mod membership;
 pub mod memberships;
 pub mod outbox;
+pub mod places;
+mod protocol;
 mod queues;
 pub mod saved_positions;
 pub mod subscriptions;
@@ -16,14 +20,18 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 mod throttle;
+mod tracked;
 
 use std::sync::Arc;
 
 pub use self::{
+    call::{Caller, Calls, PendingCall, Publishes, Read, Readable, Work},
     close::{CloseReason, DepartureState, Ending, KeptOutbox},
     eviction::Verdict,
     input::{InputState, WaitingInput},
+    kept_places::KeptPlacesTable,
     outbox::{Content, NextSend, Outbox, SendSource},
+    protocol::{HttpSession, Protocol, Stream},
 };
 
 use crate::{
@@ -43,8 +51,6 @@ use tickcast_proto::{
     WireFormat,
     features::Features,
     framing::{Decoder, websocket::Fragments},
-    http,
-    ids::ShardId,
 };
 
 /// The heartbeat's view of a peer. Unless unwatched, exactly one heartbeat timer is pending, or the handshake's in its place.
@@ -144,83 +150,6 @@ pub enum ClientAddress {
     ProxyHeader,
     /// The peer is a proxy, which adds it to `X-Forwarded-For`.
     ForwardedFor,
-}
-
-/// A session's stage in the protocol, which decides how its input is parsed.
-#[derive(Debug)]
-pub enum Protocol {
-    /// The input begins with a PROXY protocol header.
-    ProxyHeader,
-    /// The transport decides whether to admit the client, whose address has become known. Its input is kept.
-    Admitting,
-    /// The input is HTTP requests.
-    Http(HttpSession),
-    /// The input is messages; the first must be HELLO.
-    Hello(Decoder),
-    /// The handshake bytes are kept for the shard that will serve the session.
-    Leaving(ShardId),
-    /// The input is messages in the session's wire format.
-    Open(Decoder),
-    /// The input is WebSocket messages to send back: `/echo`.
-    Echo(Decoder),
-}
-
-/// An HTTP connection that has not become a WebSocket.
-#[derive(Debug, Default)]
-pub struct HttpSession {
-    /// The decoder of its requests.
-    pub connection: http::Connection,
-    /// Whether it has been answered before: it may then stay idle, and its next request waits until the last answer is sent.
-    pub is_kept: bool,
-    /// The deadline of an idle connection is pending: one at a time.
-    pub idle_timer_pending: bool,
-    /// The client's address is in `X-Forwarded-For`, and the client has not been admitted by it.
-    pub is_forwarded: bool,
-}
-
-impl Protocol {
-    /// Whether the handshake is not complete yet, here or on another shard.
-    pub fn is_handshake(&self) -> bool {
-        match self {
-            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Leaving(_) => true,
-            Protocol::Hello(_) | Protocol::Http(_) => true,
-            Protocol::Open(_) | Protocol::Echo(_) => false,
-        }
-    }
-
-    /// Whether the input is HTTP requests.
-    pub fn is_http(&self) -> bool {
-        matches!(self, Protocol::Http(_))
-    }
-
-    /// Whether the connection is new: its first request is processed under any load, so that no flood locks new clients
-    /// out.
-    pub fn is_new(&self) -> bool {
-        self.is_handshake() && !self.is_kept_http()
-    }
-
-    /// Whether this is an HTTP connection that has been answered and stays open.
-    pub fn is_kept_http(&self) -> bool {
-        matches!(self, Protocol::Http(http) if http.is_kept)
-    }
-
-    /// The message decoder; `None` while the input is not messages.
-    pub fn decoder_mut(&mut self) -> Option<&mut Decoder> {
-        match self {
-            Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => Some(decoder),
-            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
-        }
-    }
-
-    /// The unfinished WebSocket message, if some of its fragments have arrived.
-    pub fn fragments(&self) -> Option<&Fragments> {
-        match self {
-            Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => {
-                decoder.fragments()
-            }
-            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
-        }
-    }
 }
 
 const _: () = assert!(size_of::<Session>() <= 240, "the docs of Session say how large it is");
@@ -411,7 +340,7 @@ impl Session {
     pub fn buffer_bytes(&self) -> usize {
         let lag = self.lag.as_deref().map_or(0, Lag::memory_bytes);
         let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
-        self.input_bytes() + fragments + self.outbox.heap_bytes() + lag
+        self.input_bytes() + fragments + self.outbox.heap_bytes() + lag + self.protocol.heap_bytes()
     }
 
     fn has_unannounced(&self) -> bool {
@@ -436,6 +365,7 @@ impl Session {
         self.outbox.reply_bytes() > 0
             || self.awaits_verdict()
             || self.answers_bytes > 0
+            || self.protocol.has_call()
             || self.is_sending()
             || self.lag.as_deref().is_some_and(recovers)
     }
@@ -501,9 +431,10 @@ impl Session {
         self.takes_requests() && !self.must_wait() && !is_answering
     }
 
-    /// Whether later requests wait for the effects of earlier ones: of changes, of a new token, or of too many that were refused.
+    /// Whether later requests wait for the effects of earlier ones: of changes, of a new token, of a request of `/v1`, or of too many
+    /// that were refused.
     pub fn must_wait(&self) -> bool {
-        self.changes_pending > 0 || self.awaits_verdict() || self.is_throttled
+        self.changes_pending > 0 || self.awaits_verdict() || self.is_throttled || self.protocol.has_call()
     }
 
     /// Takes the subscription to an entry's pattern out. `pattern` is the pattern's key.
@@ -540,11 +471,24 @@ impl Session {
     /// Takes the next SEND; see [`Outbox::take_send`].
     #[inline]
     pub fn take_send(&mut self, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> NextSend {
-        let next = self.outbox.take_send(log, self.format, self.has_unannounced(), gather);
+        let next = match self.format.framing.has_places() {
+            false => self.outbox.take_send(log, self.format, self.has_unannounced(), gather),
+            true => self.take_tracked_send(log, gather),
+        };
         if let NextSend::Send(_) = next {
             self.send_state = SendState::Sending;
         }
         next
+    }
+
+    fn take_tracked_send(&mut self, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> NextSend {
+        let notices_pending = self.has_unannounced();
+        let mut places = self.protocol.places_mut();
+        self.outbox.take_tracked(log, notices_pending, gather, |content| {
+            if let (Some(places), Some(sequence)) = (&mut places, content.last_sequence()) {
+                places.advance(TopicId(content.topic()), sequence);
+            }
+        })
     }
 
     /// Checks the session, including each membership, between turns in debug builds.

@@ -26,6 +26,7 @@
 mod answers;
 mod authentication;
 mod budgets;
+mod calls;
 mod control;
 mod delivery;
 mod egress;
@@ -38,6 +39,7 @@ mod proxied;
 mod quotas;
 mod reload;
 mod stages;
+mod streams;
 mod subscriptions;
 pub mod survey;
 mod tenancy;
@@ -51,8 +53,8 @@ use std::{
 };
 
 use self::{
-    authentication::Authentication, control::Control, intake::IntakeKind, quotas::Quotas, stages::Stages,
-    timers::Timer, unfinished::Unfinished,
+    authentication::Authentication, calls::CallQueues, control::Control, intake::IntakeKind, quotas::Quotas,
+    stages::Stages, timers::Timer, unfinished::Unfinished,
 };
 use crate::{
     budgets::Budgets,
@@ -70,7 +72,10 @@ use crate::{
         latency::Latency,
     },
     now::Now,
-    session::{SendSource, Session, holders::Holders, saved_positions::PositionsMemory, table::Sessions},
+    session::{
+        KeptPlacesTable, SendSource, Session, holders::Holders, saved_positions::PositionsMemory,
+        table::Sessions,
+    },
     timer_wheel::Wheel,
 };
 use tickcast_proto::{
@@ -182,6 +187,10 @@ pub struct Shard {
     budgets: Budgets,
     quotas: Quotas,
     positions_memory: PositionsMemory,
+    /// Places of event streams that have ended.
+    kept_places: KeptPlacesTable,
+    /// Requests of `/v1`.
+    calls: CallQueues,
     counters: Arc<Counters>,
     latency: Latency,
     control: Control,
@@ -258,6 +267,8 @@ impl Shard {
             budgets: Budgets::new(&limits),
             quotas: Quotas::default(),
             positions_memory: PositionsMemory::default(),
+            kept_places: KeptPlacesTable::default(),
+            calls: CallQueues::default(),
             counters,
             latency: Latency::default(),
             control: Control::new(),
@@ -381,7 +392,9 @@ impl Shard {
         worked |= self.turn_control(now);
         worked |= self.fanout.count_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);
+        worked |= self.advance_reads(now);
         self.logs.note_time(now.monotonic_ns);
+        self.kept_places.expire(now.monotonic_ns);
         self.sessions.note_time(now);
         self.end_overload(now);
         self.release_throttled(now);
@@ -435,6 +448,7 @@ impl Shard {
     fn apply_deferred(&mut self, now: Now) {
         self.count_ticks();
         self.set_pace_timers();
+        self.answer_calls(now);
         while let Some(slot) = self.sessions.pop_too_far_behind() {
             let why = self.why_too_far_behind(slot);
             self.end(slot, why, now);
@@ -488,6 +502,7 @@ impl Shard {
             || self.fanout.counts_topics()
             || self.control.has_work()
             || self.may_request_history()
+            || self.may_read()
             || (self.home.is_walking() && self.stages.deliveries_are_half_empty())
             || self.home.is_trimming()
             || self.idle_walk_due_ns() == Some(0)
@@ -541,5 +556,6 @@ impl Shard {
             + self.identities.values().map(|identity| identity.len() + 32).sum::<usize>()
             + self.sessions.by_slot_bytes()
             + self.budgets.memory_bytes()
+            + self.kept_places.memory_bytes()
     }
 }

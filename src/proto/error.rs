@@ -81,6 +81,8 @@ pub enum DecodeError {
     HelloExpected,
     /// The identity in a HELLO is invalid.
     BadIdentity(IdentityError),
+    /// The client of a one-way stream has sent something.
+    OneWay,
     /// There was not enough memory for a fragmented message. Not the peer's fault.
     OutOfMemory,
 }
@@ -123,6 +125,7 @@ impl fmt::Display for DecodeError {
             DecodeError::WrongMessageType(text) => write!(f, "{text}"),
             DecodeError::HelloExpected => write!(f, "the first frame must be HELLO"),
             DecodeError::BadIdentity(error) => write!(f, "{error}"),
+            DecodeError::OneWay => write!(f, "nothing may follow the request for a stream on its connection"),
             DecodeError::OutOfMemory => write!(f, "no memory for the message"),
         }
     }

@@ -1,7 +1,8 @@
 //! Framings: how messages are delimited on a connection, and how pings and closes are sent.
-//! To add a framing, add a variant here, a module beside [`tcp`] and [`websocket`], its pairs with codecs in the
+//! To add a framing, add a variant here, a module beside [`tcp`], [`websocket`] and [`event_stream`], its pairs with codecs in the
 //! table of [`crate::WireFormat`], and the way in which a client asks for it (over HTTP: [`crate::http`]).
 
+pub mod event_stream;
 pub mod tcp;
 pub mod websocket;
 
@@ -23,6 +24,10 @@ pub enum Framing {
     /// No supported [`crate::WireFormat`] uses it: a SEND with its own header must be copied, whereas
     /// [`Framing::WebSocket`] sends directly from the log.
     WebSocketBatch = 2,
+    /// Server-Sent Events: one event for each JSON message. Each SEND that ends with an event ends with the client's place.
+    EventStream = 3,
+    /// Lines: one for each JSON message.
+    Lines = 4,
 }
 
 /// Longest header that [`Framing::write_send_header`] writes, in bytes.
@@ -30,7 +35,18 @@ pub const SEND_HEADER_BYTES_MAX: usize = 10;
 
 impl Framing {
     /// Number of framings.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 5;
+
+    /// Whether each SEND ends with what its client has then: see [`event_stream::encode_place`].
+    #[inline]
+    pub fn has_places(self) -> bool {
+        self == Framing::EventStream
+    }
+
+    /// Whether clients only read.
+    pub fn is_one_way(self) -> bool {
+        matches!(self, Framing::EventStream | Framing::Lines)
+    }
 
     /// Whether headers are written when a SEND is gathered. If so, queued messages have none.
     #[inline]
@@ -42,14 +58,15 @@ impl Framing {
     /// queued messages have headers already.
     pub fn write_send_header(self, message_type: MessageType, len: usize, out: &mut Vec<u8>) {
         match self {
-            Framing::Tcp | Framing::WebSocket => {}
+            Framing::Tcp | Framing::WebSocket | Framing::EventStream | Framing::Lines => {}
             Framing::WebSocketBatch => websocket::encode_header(out, message_type, len),
         }
     }
 
     /// Delimits a message for queueing. Returns its bytes in two parts: header and body.
     ///
-    /// The header overwrites `scratch`; the body is not copied. Allocates only to grow `scratch`.
+    /// The header overwrites `scratch`; the body is not copied, except by framings that also add bytes after it. Allocates
+    /// only to grow `scratch`.
     #[inline]
     pub fn delimit<'a>(
         self,
@@ -61,6 +78,10 @@ impl Framing {
         match self {
             Framing::Tcp | Framing::WebSocketBatch => {}
             Framing::WebSocket => websocket::encode_header(scratch, message_type, body.len()),
+            Framing::EventStream | Framing::Lines => {
+                self.write(message_type, body, scratch);
+                return (scratch, &[]);
+            }
         }
         (scratch, body)
     }
@@ -70,6 +91,8 @@ impl Framing {
         match self {
             Framing::Tcp => out.extend_from_slice(body),
             Framing::WebSocket | Framing::WebSocketBatch => websocket::encode(out, message_type, body),
+            Framing::EventStream => event_stream::encode_event(out, body),
+            Framing::Lines => event_stream::encode_line(out, body),
         }
     }
 
@@ -82,11 +105,11 @@ impl Framing {
     ) {
         match self {
             Framing::Tcp => write_body(out),
-            Framing::WebSocket | Framing::WebSocketBatch => {
+            Framing::WebSocket | Framing::WebSocketBatch | Framing::EventStream | Framing::Lines => {
                 let mut body = Vec::with_capacity(128);
                 write_body(&mut body);
                 if !body.is_empty() {
-                    websocket::encode(out, message_type, &body);
+                    self.write(message_type, &body, out);
                 }
             }
         }
@@ -97,13 +120,15 @@ impl Framing {
         match self {
             Framing::Tcp => tcp::encode_ping(out, token),
             Framing::WebSocket | Framing::WebSocketBatch => websocket::encode_ping(out),
+            Framing::EventStream => out.extend_from_slice(b":\n\n"),
+            Framing::Lines => out.push(b'\n'),
         }
     }
 
-    /// Appends the end of the message stream: a WebSocket close frame, or nothing over TCP, where FIN ends it.
+    /// Appends the end of the message stream: a WebSocket close frame, or nothing where FIN ends it.
     pub fn write_close(self, code: u16, reason: &str, out: &mut Vec<u8>) {
         match self {
-            Framing::Tcp => {}
+            Framing::Tcp | Framing::EventStream | Framing::Lines => {}
             Framing::WebSocket | Framing::WebSocketBatch => websocket::encode_close(out, code, reason),
         }
     }
@@ -125,6 +150,8 @@ pub enum Incoming<'a> {
 pub enum Decoder {
     /// [`Framing::Tcp`]: keeps no state besides the session's input.
     Tcp,
+    /// A stream whose client only reads.
+    OneWay,
     /// A WebSocket: keeps state only within a fragmented message.
     WebSocket(Option<Box<Fragments>>),
     /// A WebSocket with its own permanent decoder, for longer messages than the shared decoder accepts.
@@ -157,6 +184,7 @@ impl Decoder {
         match framing {
             Framing::Tcp => Decoder::Tcp,
             Framing::WebSocket | Framing::WebSocketBatch => Decoder::WebSocket(None),
+            Framing::EventStream | Framing::Lines => Decoder::OneWay,
         }
     }
 
@@ -178,6 +206,7 @@ impl Decoder {
     ) -> Result<Step<Incoming<'a>>, DecodeError> {
         match self {
             Decoder::Tcp => tcp::step(bytes, shared.frame_bytes_max),
+            Decoder::OneWay => event_stream::step(bytes),
             Decoder::WebSocket(fragments) => {
                 let mut decoder = shared
                     .websocket
@@ -197,7 +226,7 @@ impl Decoder {
     #[inline]
     pub fn fragments_mut(&mut self) -> Option<&mut Fragments> {
         match self {
-            Decoder::Tcp => None,
+            Decoder::Tcp | Decoder::OneWay => None,
             Decoder::WebSocket(fragments) => fragments.as_deref_mut(),
             Decoder::WebSocketOwned(decoder) => decoder.fragments.as_deref_mut(),
         }
@@ -207,7 +236,7 @@ impl Decoder {
     #[inline]
     pub fn fragments(&self) -> Option<&Fragments> {
         match self {
-            Decoder::Tcp => None,
+            Decoder::Tcp | Decoder::OneWay => None,
             Decoder::WebSocket(fragments) => fragments.as_deref(),
             Decoder::WebSocketOwned(decoder) => decoder.fragments.as_deref(),
         }
@@ -216,7 +245,7 @@ impl Decoder {
     /// Frees the unfinished message. The decoder must not be used again.
     pub fn discard_fragments(&mut self) {
         match self {
-            Decoder::Tcp => {}
+            Decoder::Tcp | Decoder::OneWay => {}
             Decoder::WebSocket(fragments) => *fragments = None,
             Decoder::WebSocketOwned(decoder) => decoder.fragments = None,
         }
@@ -243,7 +272,9 @@ mod tests {
 
     #[test]
     fn message_has_the_same_bytes_written_at_once_and_queued_then_sent() {
-        for framing in [Framing::Tcp, Framing::WebSocket, Framing::WebSocketBatch] {
+        let framings =
+            [Framing::Tcp, Framing::WebSocket, Framing::WebSocketBatch, Framing::EventStream, Framing::Lines];
+        for framing in framings {
             for body in [&b"x"[..], &[7; 200], &[7; 70_000]] {
                 let (mut whole, mut with) = (b"before".to_vec(), b"before".to_vec());
                 framing.write(MessageType::Binary, body, &mut whole);

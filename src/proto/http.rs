@@ -10,23 +10,32 @@
 //! once it has sent the last one.
 
 pub mod access;
+pub mod api;
 mod body;
 pub mod host;
 mod query;
 mod request;
 mod response;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod websocket;
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use http::{Method, StatusCode};
 
-use self::{access::Access, body::Body, request::Request, response::Delivery};
+use self::{
+    access::Access,
+    api::{Call, Exchange},
+    body::Body,
+    request::Request,
+    response::Delivery,
+};
 use crate::{
     Step, WireFormat,
     command::Token,
+    framing::event_stream::KeptPlaces,
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, REFUSED_RETRY_AFTER_S},
     subscription::{Delivery as TickDelivery, StartPosition},
 };
@@ -52,9 +61,20 @@ pub enum Answer {
         /// Whether the connection closes after it. If not, the next request may follow.
         closes: bool,
     },
-    /// Send the response, then speak WebSocket.
+    /// Carry out a request of `/v1`, then answer it.
+    Call {
+        /// The request.
+        call: Call,
+        /// How it is answered.
+        exchange: Exchange,
+        /// As in [`Answer::Upgrade`].
+        host: Box<str>,
+        /// The client's token: in `Authorization: Bearer` or in `?token=`. Never empty.
+        token: Option<Token<'static>>,
+    },
+    /// Send the response, then speak WebSocket, or send a stream.
     Upgrade {
-        /// The 101 response.
+        /// The 101 response, or the beginning of the stream.
         response: Vec<u8>,
         /// The requested target.
         target: Target,
@@ -65,12 +85,12 @@ pub enum Answer {
     },
 }
 
-/// The use of a WebSocket.
+/// The use of a WebSocket or a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target {
-    /// `/ws`: the protocol, with subscriptions to start immediately.
+    /// `/ws`: the protocol, with subscriptions to start immediately. `/sse`: what these subscriptions receive.
     Stream {
-        /// Selected by the subprotocol; JSON if the client offers none.
+        /// Selected by the subprotocol, JSON if the client offers none; on `/sse` by `Accept`.
         format: WireFormat,
         /// `?topics=a.b,c.>`, percent-decoded, not validated.
         patterns: Vec<String>,
@@ -78,6 +98,8 @@ pub enum Target {
         delivery: TickDelivery,
         /// `?from=latest`.
         from: StartPosition,
+        /// The stream goes on after these positions, in place of `from`: see [`KeptPlaces`].
+        kept: Option<KeptPlaces>,
         /// `?client=ID`, percent-decoded and validated; empty: none.
         client: String,
         /// The client's token: in `Authorization: Bearer`, as the subprotocol `bearer.TOKEN`, or in `?token=`. Never empty.
@@ -85,6 +107,13 @@ pub enum Target {
     },
     /// `/echo`: returns every message.
     Echo,
+}
+
+impl Target {
+    /// Whether the client only reads.
+    pub fn is_one_way(&self) -> bool {
+        matches!(self, Target::Stream { format, .. } if format.framing.is_one_way())
+    }
 }
 
 /// Configuration of the HTTP server: its resources, and who may use them.
@@ -163,8 +192,10 @@ pub struct Connection {
 }
 
 /// The answer to a request.
-enum Outcome {
+enum Outcome<'a> {
     Response(Response),
+    /// A request of `/v1`, to be parsed once its body has arrived.
+    Call(api::Resource<'a>),
     Upgrade(Vec<u8>, Target),
 }
 
@@ -196,6 +227,16 @@ impl Connection {
             Err(failure) => end(bytes, failure, request.is_head(), config),
             Ok(Step::Complete(used, ())) => {
                 let keeps_alive = request.keeps_alive && config.keeps_alive;
+                let outcome = match outcome {
+                    Ok(Outcome::Call(resource)) => {
+                        let content = body::content(&bytes[head_bytes..used], request.body);
+                        match api::call(resource, &request, &content, keeps_alive, config) {
+                            Ok(answer) => return Step::Complete(used, answer),
+                            Err(failure) => Err(failure),
+                        }
+                    }
+                    outcome => outcome,
+                };
                 Step::Complete(used, deliver(outcome, &request, keeps_alive, config))
             }
             Ok(Step::Partial) if outcome.is_err() => {
@@ -220,7 +261,7 @@ fn end(bytes: &[u8], failure: Failure, is_head: bool, config: &HttpConfig<'_>) -
 }
 
 fn deliver(
-    outcome: Result<Outcome, Failure>,
+    outcome: Result<Outcome<'_>, Failure>,
     request: &Request,
     keeps_alive: bool,
     config: &HttpConfig<'_>,
@@ -232,6 +273,10 @@ fn deliver(
             return Answer::Upgrade { response, target, host, forwarded_for: request.forwarded_for() };
         }
         Ok(Outcome::Response(response)) => response,
+        Ok(Outcome::Call(_)) => {
+            debug_assert!(false, "a call is answered by the core");
+            Response::text(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+        }
         Err(failure) => failure.into(),
     };
     // After such a request, nobody knows where the next one starts.
@@ -250,19 +295,35 @@ fn respond_with(response: Response, delivery: Delivery) -> Answer {
 }
 
 /// Finds the resource of a request.
-fn respond(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failure> {
+fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> Result<Outcome<'a>, Failure> {
     let (method, path) = (request.head.method(), request.head.uri().path());
     config.access.check_host(request.authority.as_ref())?;
     let is_health = config.health && path == "/healthz";
     let is_websocket = path == "/ws" || config.debug_echo && path == "/echo";
+    if path == "/sse" {
+        return match *method {
+            Method::OPTIONS => preflight(request, config, stream::ALLOWED),
+            _ => stream::open(request, config),
+        };
+    }
+    if let Some(resource) = api::Resource::at(path) {
+        return match *method {
+            Method::OPTIONS => preflight(request, config, resource.allowed()),
+            ref method if !resource.allows(method) => {
+                Ok(Outcome::Response(Response::method_not_allowed(resource.allowed())))
+            }
+            _ => api::check(request, config).map(|_| Outcome::Call(resource)),
+        };
+    }
     if !is_health && !is_websocket && !config.files.contains(path) {
         return Err(Failure(
             StatusCode::NOT_FOUND,
-            "not found; the page is at /, the WebSocket at /ws".to_owned(),
+            "not found; the page is at /, the WebSocket at /ws, the stream at /sse, requests at /v1"
+                .to_owned(),
         ));
     }
     if method != Method::GET && method != Method::HEAD {
-        return Err(Failure(StatusCode::METHOD_NOT_ALLOWED, format!("only {ALLOWED}")));
+        return Ok(Outcome::Response(Response::method_not_allowed(ALLOWED)));
     }
     if is_websocket {
         return websocket::upgrade(request, config);
@@ -274,6 +335,17 @@ fn respond(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failur
     Ok(Outcome::Response(response))
 }
 
+/// Tells a browser what a page of another origin may send (Fetch, section 3.2.2).
+fn preflight(request: &Request, config: &HttpConfig<'_>, allowed: &str) -> Result<Outcome<'static>, Failure> {
+    let fields = access::cors(config.access, request)?
+        + &format!(
+            "Access-Control-Allow-Methods: {allowed}\r\n\
+             Access-Control-Allow-Headers: Authorization, Cache-Control, Content-Type, Last-Event-ID\r\n\
+             Access-Control-Max-Age: 600\r\n"
+        );
+    Ok(Outcome::Response(Response { status: StatusCode::NO_CONTENT, fields, body: Cow::Borrowed(&[]) }))
+}
+
 impl From<Failure> for Response {
     fn from(Failure(status, text): Failure) -> Response {
         let mut response = Response::text(status, &text);
@@ -283,7 +355,6 @@ impl From<Failure> for Response {
             }
             // RFC 6750, section 3.
             StatusCode::UNAUTHORIZED => response.fields += "WWW-Authenticate: Bearer\r\n",
-            StatusCode::METHOD_NOT_ALLOWED => response.fields += &format!("Allow: {ALLOWED}\r\n"),
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
                 response.fields += &format!("Retry-After: {REFUSED_RETRY_AFTER_S}\r\n");
             }

@@ -48,6 +48,19 @@ pub const HTTP_BODY_BYTES_MAX: usize = 64 << 10;
 /// Longest line that gives the size of a chunk, and longest trailer after the last one.
 pub const HTTP_CHUNK_LINE_BYTES_MAX: usize = 1 << 10;
 
+/// Longest id of an event, and longest `Last-Event-ID`: half of what servers accept as a request head. Positions that need more
+/// are kept by the server.
+pub const LAST_EVENT_ID_BYTES_MAX: usize = 4 << 10;
+/// Time after which an EventSource reconnects, unless the server says otherwise, milliseconds.
+pub const EVENT_STREAM_RETRY_MS: u32 = 1_000;
+
+/// Most ticks that one HTTP request may publish.
+pub const HTTP_PUBLISH_TICKS_MAX: usize = 1_024;
+/// Most ticks or topics in one answer over HTTP.
+pub const HTTP_PAGE_ITEMS_MAX: usize = 1_000;
+/// Ticks or topics in one answer over HTTP, unless the request says otherwise.
+pub const HTTP_PAGE_ITEMS_DEFAULT: usize = 100;
+
 /// Lowest `max_rate` a subscriber may ask for, in ticks per second and topic.
 pub const MAX_RATE_LOWEST: f64 = 0.001;
 /// Highest `max_rate` a subscriber may ask for, in ticks per second and topic. Above it, timers are too coarse.
@@ -57,6 +70,7 @@ pub const RESUME_POSITIONS_MAX: usize = 16_384;
 /// Retry-After that a refused HTTP client receives, in seconds.
 pub const REFUSED_RETRY_AFTER_S: u64 = 1;
 
+const _: () = assert!(2 * LAST_EVENT_ID_BYTES_MAX <= HTTP_HEAD_BYTES_MAX_DEFAULT);
 const _: () = assert!(FRAME_HEADER_BYTES.is_multiple_of(FRAME_ALIGN));
 const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + TOPIC_BYTES_MAX + 256);
 const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + IDENTITY_BYTES_MAX + 512);

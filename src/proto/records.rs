@@ -386,6 +386,41 @@ wire_record!(
 });
 
 wire_record!(
+    /// LOOKUP, between shards, reads topics of a home for an HTTP request. The payload is the key of a pattern or a topic.
+    Lookup, ArchivedLookup, 32, {
+    /// Session that waits for the answer.
+    session: u64 = 0,
+    /// Epoch of `sequence`, if `wants` says that it matters.
+    epoch: u64 = 8,
+    /// First sequence wanted.
+    sequence: u64 = 16,
+    /// Place of the first topic wanted.
+    place: u32 = 24,
+    /// Most items.
+    limit: u16 = 28,
+    /// `WANTS_*` of the core.
+    wants: u16 = 30,
+});
+
+wire_record!(
+    /// FOUND, between shards, answers LOOKUP with one piece.
+    ///
+    /// The payload is whole frames: for each topic PUBLISHED and its TICKs, or the TICKs of one topic. In the latter case the header
+    /// has the topic and its last sequence.
+    Found, ArchivedFound, 32, {
+    /// Session that waits for the answer.
+    session: u64 = 0,
+    /// The topic's epoch.
+    epoch: u64 = 8,
+    /// Of topics: the sequence at which to go on. Of one topic: the first sequence that is still kept, of those wanted.
+    sequence: u64 = 16,
+    /// The place at which to go on.
+    place: u32 = 24,
+    /// `FOUND_*` bits of the core.
+    flags: u32 = 28,
+});
+
+wire_record!(
     /// PING and PONG.
     Token, ArchivedToken, 8, {
     /// Chosen by the sender of the PING, repeated in the PONG.

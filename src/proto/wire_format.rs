@@ -20,12 +20,14 @@ struct Supported {
     subprotocol: Option<&'static str>,
 }
 
-/// One row per pair in [`WireFormat::ALL`], in the same order.
-const SUPPORTED: [Supported; WireFormat::ALL.len()] = [
+/// One row per pair in [`WireFormat::ALL`], in the same order, then one per pair in [`WireFormat::ONE_WAY`].
+const SUPPORTED: [Supported; WireFormat::ALL.len() + WireFormat::ONE_WAY.len()] = [
     Supported { format: WireFormat::TCP_NATIVE, name: "native", subprotocol: None },
     Supported { format: WireFormat::WEBSOCKET_NATIVE, name: "rkyv", subprotocol: Some("tickcast.v1.rkyv") },
     Supported { format: WireFormat::WEBSOCKET_JSON, name: "json", subprotocol: Some("tickcast.v1.json") },
     Supported { format: WireFormat::WEBSOCKET_RAW, name: "raw", subprotocol: Some("tickcast.v1.raw") },
+    Supported { format: WireFormat::EVENTS_JSON, name: "sse", subprotocol: None },
+    Supported { format: WireFormat::LINES_JSON, name: "ndjson", subprotocol: None },
 ];
 
 impl WireFormat {
@@ -42,9 +44,17 @@ impl WireFormat {
     pub const WEBSOCKET_JSON_STRING_KEYS: WireFormat =
         WireFormat { codec: Codec::JsonStringKeys, framing: Framing::WebSocket };
 
+    /// JSON objects as Server-Sent Events.
+    pub const EVENTS_JSON: WireFormat = WireFormat { codec: Codec::Json, framing: Framing::EventStream };
+    /// JSON objects as lines.
+    pub const LINES_JSON: WireFormat = WireFormat { codec: Codec::Json, framing: Framing::Lines };
+
     /// All supported pairs that a client selects by port or subprotocol.
     pub const ALL: [WireFormat; 4] =
         [Self::TCP_NATIVE, Self::WEBSOCKET_NATIVE, Self::WEBSOCKET_JSON, Self::WEBSOCKET_RAW];
+
+    /// The supported pairs of `/sse`, which clients only read.
+    pub const ONE_WAY: [WireFormat; 2] = [Self::EVENTS_JSON, Self::LINES_JSON];
 
     /// Number of possible pairs: the length of arrays indexed by [`WireFormat::index`].
     pub const PAIRS: usize = Codec::COUNT * Framing::COUNT;
@@ -55,7 +65,7 @@ impl WireFormat {
         self.framing as usize * Codec::COUNT + self.codec as usize
     }
 
-    /// Short name: `native`, `rkyv`, `json` or `raw`.
+    /// Short name: `native`, `rkyv`, `json`, `raw`, `sse` or `ndjson`.
     pub fn name(self) -> &'static str {
         self.supported().map_or("unsupported", |supported| supported.name)
     }
@@ -88,14 +98,15 @@ mod tests {
 
     #[test]
     fn every_supported_pair_has_a_row_and_unique_index_and_names() {
-        for (at, format) in WireFormat::ALL.into_iter().enumerate() {
+        let all = [&WireFormat::ALL[..], &WireFormat::ONE_WAY].concat();
+        for (at, &format) in all.iter().enumerate() {
             assert_eq!(SUPPORTED[at].format, format);
             assert!(format.index() < WireFormat::PAIRS);
-            assert_eq!(format.subprotocol().is_some(), format.framing != Framing::Tcp);
+            assert_eq!(format.subprotocol().is_some(), format.framing == Framing::WebSocket);
             assert!(
                 format.subprotocol().is_none_or(|name| WireFormat::from_subprotocol(name) == Some(format))
             );
-            for other in &WireFormat::ALL[..at] {
+            for other in &all[..at] {
                 assert!(other.index() != format.index() && other.name() != format.name());
             }
         }

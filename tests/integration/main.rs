@@ -47,6 +47,7 @@ mod replay;
 mod report;
 mod slow;
 mod sources;
+mod sse;
 mod startup;
 mod stop;
 mod stopped;

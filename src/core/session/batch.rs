@@ -121,7 +121,13 @@ impl Outbox {
     }
 
     /// Takes bytes of the first segment; `cut_rest` of it are then the rest of a frame that was begun.
-    fn take_front(&mut self, log: Option<&EgressLog>, len: u32, cut_rest: u32, gather: &mut Vec<u8>) {
+    pub(super) fn take_front(
+        &mut self,
+        log: Option<&EgressLog>,
+        len: u32,
+        cut_rest: u32,
+        gather: &mut Vec<u8>,
+    ) {
         match (self.front(), log) {
             (Some(Segment::Shared(range)), Some(log)) => {
                 gather.extend_from_slice(log.bytes(Range { start: range.start, len }));

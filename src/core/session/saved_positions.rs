@@ -31,6 +31,23 @@ impl PositionsMemory {
     pub fn has_room(&self, count: usize, names_bytes: usize, bytes_max: usize) -> bool {
         self.0.load(Relaxed) + bytes(count, names_bytes) <= bytes_max
     }
+
+    /// Takes bytes, unless that exceeds a bound.
+    pub(super) fn take(&self, bytes: usize, bytes_max: usize) -> bool {
+        let has_room = self.0.load(Relaxed) + bytes <= bytes_max;
+        self.0.fetch_add(if has_room { bytes } else { 0 }, Relaxed);
+        has_room
+    }
+
+    /// Gives bytes back.
+    pub(super) fn give_back(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Relaxed);
+    }
+
+    /// Bytes taken.
+    pub fn bytes(&self) -> usize {
+        self.0.load(Relaxed)
+    }
 }
 
 fn bytes(count: usize, names_bytes: usize) -> usize {

@@ -30,6 +30,7 @@ impl Shard {
         let is_answered = request != 0
             && self.sessions.get(slot).is_some_and(|session| {
                 session.features.contains(Features::PUBLISHED) && session.format.codec.has_replies()
+                    || session.protocol.has_call()
             });
         if is_answered { FLAG_ANSWERED } else { 0 }
     }

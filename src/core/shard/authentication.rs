@@ -15,6 +15,7 @@
 //! The subject of a token is the client's identity and goes before `client=`. It is known only after the verdict, so the shard that
 //! accepted the connection has its credentials verified, and hands the verdict over with the connection.
 
+mod caller;
 mod permissions;
 
 use std::{

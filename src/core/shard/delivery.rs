@@ -65,6 +65,7 @@ impl Shard {
                 let id = TopicId(frame.header.topic_id);
                 self.send_history(from, id, frame.header.sequence, record, now);
             }
+            (Kind::Lookup, Some(from)) => self.handle_lookup(from, frame, now),
             (Kind::Forget, Some(from)) => {
                 self.home.handle_forgotten(from, TopicId(frame.header.topic_id), now.monotonic_ns);
             }
@@ -174,6 +175,7 @@ impl Shard {
                 self.fanout.handle_forget(id, frame.header.sequence);
             }
             Kind::Acknowledge => self.handle_acknowledge(frame),
+            Kind::Found => self.handle_found(frame),
             Kind::Error => self.handle_refusal(frame, now),
             _ => debug_assert!(false, "no other delivery crosses the mesh"),
         }

@@ -51,7 +51,12 @@ impl Shard {
             }
             let (slot, format, next) = taken?;
             match next {
-                NextSend::Send(source) => return Some(Send { slot, log: LogIndex::of(format), source }),
+                NextSend::Send(mut source) => {
+                    if format.framing.has_places() {
+                        self.append_place(slot, &mut source, gather);
+                    }
+                    return Some(Send { slot, log: LogIndex::of(format), source });
+                }
                 NextSend::Overwritten => self.end_lapped(slot, now),
                 NextSend::Idle if self.sessions.get(slot).is_some_and(Session::has_work) => {
                     self.sessions.make_ready(slot);
@@ -120,6 +125,12 @@ impl Shard {
     pub(super) fn reply(&mut self, slot: SlotId, reply: &Reply<'_>) {
         if let Reply::Error { .. } = reply {
             self.counters.add(Counter::RequestErrors, 1);
+        }
+        if let Some(call) = self.sessions.any_mut(slot).and_then(|session| session.protocol.call_mut()) {
+            if call.note(reply) {
+                self.note_call_done(slot);
+            }
+            return;
         }
         let mut scratch = std::mem::take(&mut self.scratch);
         scratch.clear();

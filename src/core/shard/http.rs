@@ -10,14 +10,18 @@ use crate::{
     metrics::counters::Counter,
     now::Now,
     principal::AuthRefusal,
-    session::{CloseReason, Protocol},
+    session::{CloseReason, Protocol, Stream, places::Places},
 };
 use tickcast_proto::{
     DecodeError, Step,
     command::Command,
+    features::Features,
     framing::Decoder,
     http::{Answer, HttpConfig, Target},
 };
+
+/// Features of streams, whose clients cannot ask for any: fields that 0.1 did not have, all of which an event may have.
+const STREAM_FEATURES: Features = Features::COUNTS.union(Features::REASONS);
 
 impl Shard {
     /// Answers the request at the front of `bytes`.
@@ -40,6 +44,9 @@ impl Shard {
         let Step::Complete(used, answer) = http.connection.step(bytes, &config) else {
             return Ok(Step::Partial);
         };
+        if let Answer::Upgrade { target: Target::Stream { token, .. }, .. } = &answer {
+            self.settle_last_caller(slot, token.as_ref());
+        }
         match answer {
             Answer::Interim(bytes) => self.push_bytes(slot, bytes),
             Answer::Respond { response, status, closes } => {
@@ -50,13 +57,24 @@ impl Shard {
                     false => self.keep_alive(slot, now),
                 }
             }
+            Answer::Call { call, exchange, host, token } => {
+                if let Step::Partial = self.begin_call(slot, call, exchange, &host, token.as_ref(), now) {
+                    return Ok(Step::Partial);
+                }
+            }
             Answer::Upgrade { forwarded_for, .. } if self.awaits_admission(slot, &forwarded_for) => {
                 return Ok(Step::Partial);
             }
             Answer::Upgrade { response, target, host, .. } => {
                 match self.enter_websocket(slot, &target, &host, now) {
+                    Entry::Admitted if target.is_one_way() => {
+                        self.begin_stream(slot, &response, target, now)?
+                    }
                     Entry::Admitted => self.upgrade(slot, &response, target, now)?,
                     Entry::Waits => return Ok(Step::Partial),
+                    Entry::Refused(refusal) if target.is_one_way() => {
+                        self.refuse_stream(slot, &response, &target, refusal, now);
+                    }
                     Entry::Refused(AuthRefusal::Busy) => {
                         self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
                     }
@@ -73,12 +91,15 @@ impl Shard {
     /// Returns whether a request for a WebSocket may be answered here. If not, it waits for the verdict on its credentials, or has
     /// begun its handover. A client may give its credentials in a hello instead, unless it subscribes before that.
     fn enter_websocket(&mut self, slot: SlotId, target: &Target, host: &str, now: Now) -> Entry {
-        let Target::Stream { client, token, patterns, .. } = target else { return Entry::Admitted };
+        let Target::Stream { client, token, patterns, kept, .. } = target else { return Entry::Admitted };
         if let Err(refusal) = self.enter_tenant_of_host(slot, host) {
             return Entry::Refused(refusal);
         }
         match self.enter(slot, token.as_ref(), patterns.is_empty(), now) {
             Entry::Admitted if !(self.route_identity(slot, client, now) && self.enter_quota(slot, now)) => {
+                Entry::Waits
+            }
+            Entry::Admitted if kept.is_some_and(|kept| self.hand_over_stream(slot, client, kept)) => {
                 Entry::Waits
             }
             entry => entry,
@@ -111,8 +132,8 @@ impl Shard {
         self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)
     }
 
-    /// Answers a request for a WebSocket with 101.
-    fn become_websocket(&mut self, slot: SlotId, response: &[u8], target: &Target) {
+    /// Answers a request for a WebSocket with 101, or begins a stream.
+    pub(super) fn become_websocket(&mut self, slot: SlotId, response: &[u8], target: &Target) {
         self.actions.push_back(Action::HandshakeDone(slot));
         self.push_bytes(slot, response);
         let Some(session) = self.sessions.open_mut(slot) else {
@@ -120,6 +141,11 @@ impl Shard {
         };
         session.protocol = match *target {
             Target::Echo => Protocol::Echo(Decoder::for_long_messages(ECHO_BYTES_MAX)),
+            Target::Stream { format, .. } if format.framing.is_one_way() => {
+                (session.format, session.features) = (format, STREAM_FEATURES);
+                let places = format.framing.has_places().then(|| Places::new(self.positions_memory.clone()));
+                Protocol::Streaming(Box::new(Stream { decoder: Decoder::new(format.framing), places }))
+            }
             Target::Stream { format, .. } => {
                 session.format = format;
                 Protocol::Open(Decoder::new(format.framing))
@@ -128,7 +154,7 @@ impl Shard {
     }
 
     /// Keeps a connection open for its next request.
-    fn keep_alive(&mut self, slot: SlotId, now: Now) {
+    pub(super) fn keep_alive(&mut self, slot: SlotId, now: Now) {
         let when_ns = now.monotonic_ns.saturating_add(self.limits.http_idle_ns);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let id = session.id;

@@ -171,7 +171,9 @@ impl Shard {
                     }
                 },
                 Protocol::Admitting | Protocol::Leaving(_) => Ok(Step::Partial),
-                Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) => self.message(slot, rest, now),
+                Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) => {
+                    self.message(slot, rest, now)
+                }
             };
             match step {
                 Ok(Step::Complete(len, ())) => {
@@ -353,7 +355,7 @@ impl Shard {
         Ok(())
     }
 
-    fn publish_command(&mut self, slot: SlotId, publish: &PublishCommand<'_>, now: Now) {
+    pub(super) fn publish_command(&mut self, slot: SlotId, publish: &PublishCommand<'_>, now: Now) {
         if self.budgets.limits_publishing() {
             let bytes = (publish.topic.len() + publish.payload.len()) as u64;
             let costs = [(Expense::Ticks, 1), (Expense::TickBytes, bytes)];

@@ -166,7 +166,7 @@ impl Shard {
             return self.sessions.with_outbox(slot, Session::clear_outbox);
         }
         self.leave_tenant(slot);
-        let Some(session) = self.sessions.remove(slot) else { return };
+        let Some(mut session) = self.sessions.remove(slot) else { return };
         debug_assert!(session.memberships.is_empty(), "a session leaves every topic before it ends");
         self.identities.remove(&slot);
         self.budgets.forget(session.id);
@@ -174,6 +174,7 @@ impl Shard {
         if let Some(ending) = &session.ending {
             self.counters.add(ending.reason.counter(), 1);
         }
+        self.keep_places(&mut session);
         self.counters.subtract(Counter::SessionsSubscribed, u64::from(session.subscribed));
         self.counters.subtract(Counter::SessionsOpen, 1);
         self.actions.push_back(Action::Close(slot));

@@ -248,6 +248,9 @@ impl Shard {
             session.pulse = Pulse::Unwatched;
             return;
         }
+        if session.protocol.is_streaming() {
+            return self.check_stream(slot, now);
+        }
         // A peer that reads its backlog is alive, even if its answer to a ping takes long. Nor is a peer silent while the
         // shard does not read from it because other sessions use up the room.
         let waits_for_others = session.is_paused() && session.replies_have_room();
@@ -277,6 +280,24 @@ impl Shard {
         // Check again no later than the next ping may be due, because the peer may answer at any time.
         let next_ms = (half_ms - waited_ms).min(interval_ms);
         self.timers.insert(now.monotonic_ns + next_ms * 1_000_000, timer);
+    }
+
+    /// Sends a heartbeat to a client that only reads. What shows that it is alive is that its socket takes something: ends the
+    /// session if the socket has been full since the last heartbeat, for longer than the timeout.
+    fn check_stream(&mut self, slot: SlotId, now: Now) {
+        let (interval_ns, timeout_ns) = (self.limits.ping_interval_ns, self.limits.ping_timeout_ns);
+        let full_ns = self.sessions.full_ns(slot, now);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let has_drained = std::mem::take(&mut session.drained_since_heartbeat);
+        let is_full = session.send_state == SendState::Parked;
+        if is_full && !has_drained && full_ns >= timeout_ns {
+            return self.end(slot, CloseReason::HeartbeatTimeout, now);
+        }
+        let timer = Timer::new(TimerKind::Heartbeat, session.id);
+        if !is_full {
+            self.ping(slot, now);
+        }
+        self.timers.insert(next_check_ns(now.monotonic_ns + interval_ns, interval_ns), timer);
     }
 
     fn ping(&mut self, slot: SlotId, now: Now) {

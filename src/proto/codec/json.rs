@@ -5,14 +5,15 @@
 
 mod bounds;
 mod diagnosis;
+mod payload;
 
 use std::{borrow::Cow, collections::HashMap, io::Write};
 
-use base64::{DecodeError, Engine, engine::general_purpose::STANDARD as BASE64};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-pub use self::bounds::is_within_bounds;
+pub use self::{bounds::is_within_bounds, payload::base64};
 use crate::{
     ErrorCode,
     command::{self, Command, PublishCommand},
@@ -188,19 +189,6 @@ fn option<'de, T: Deserialize<'de>>(
     serde_json::from_str(given).map(Some).map_err(|_| bad(cut(given)))
 }
 
-/// Why a text is not base64.
-fn base64_fault(error: &DecodeError) -> String {
-    match *error {
-        DecodeError::InvalidByte(at, byte) => format!("{:?} at {at}", char::from(byte)),
-        DecodeError::InvalidLastSymbol(at, _) => {
-            format!("the character at {at} has bits beyond the last whole byte")
-        }
-        DecodeError::InvalidLength(_) | DecodeError::InvalidPadding => {
-            "its length, including padding (=), must be a multiple of 4".into()
-        }
-    }
-}
-
 /// The first 32 characters of a text.
 fn cut(text: &str) -> String {
     text.chars().take(32).collect()
@@ -313,11 +301,7 @@ pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
             let (payload, payload_is_json) = match message.encoding.as_deref() {
                 None | Some("json") => (Cow::Borrowed(data.get().as_bytes()), true),
                 Some("base64") => {
-                    let text: Cow<'_, str> = serde_json::from_str(data.get())
-                        .map_err(|_| fail("publish: base64 \"data\" must be a string".into()))?;
-                    let bytes = BASE64.decode(text.as_bytes()).map_err(|error| {
-                        fail(format!("publish: \"data\" is not base64: {}", base64_fault(&error)))
-                    })?;
+                    let bytes = base64(data).map_err(|text| fail(format!("publish: {text}")))?;
                     (Cow::Owned(bytes), false)
                 }
                 Some(other) => {

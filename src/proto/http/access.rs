@@ -1,4 +1,4 @@
-//! Which web pages may open a WebSocket, and which host names the server answers to.
+//! Which web pages may open a WebSocket or a stream, or send other requests with credentials, and which host names the server answers to.
 //! Browsers do not apply the same-origin policy to WebSockets: they send `Origin` and let the server decide (RFC
 //! 6455, section 10.2). A page may use its own server, and servers whose operators allow it.
 //! In a DNS rebinding attack, a foreign page's name points to the server's address, so that the page looks like the server's
@@ -7,9 +7,9 @@
 
 use std::str::FromStr;
 
-use http::{HeaderValue, StatusCode, uri::Authority};
+use http::{HeaderValue, StatusCode, header, uri::Authority};
 
-use super::{Failure, host};
+use super::{Failure, host, request::Request};
 
 /// Origins and host names that are allowed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Access {
         }
     }
 
-    /// Checks the origin of a request for a WebSocket to `host`. Clients other than browsers send none.
+    /// Checks the origin of a request to `host`. Clients other than browsers send none.
     pub(super) fn check_origin(&self, origin: Option<&HeaderValue>, host: &Authority) -> Result<(), Failure> {
         let Some(text) = origin else { return Ok(()) };
         let Ok(text) = text.to_str() else { return Err(Failure::bad_request("malformed header origin")) };
@@ -92,6 +92,20 @@ impl Access {
         host::is_address_or_localhost(host.host())
             || self.hosts.iter().any(|pattern| pattern.allows(host.host()))
     }
+}
+
+/// The header lines that let a browser show the answer to a request to the page that has sent it (Fetch, section 3.2); none for
+/// other clients.
+///
+/// # Errors
+/// The page is of an origin that is not allowed.
+pub(super) fn cors(access: &Access, request: &Request) -> Result<String, Failure> {
+    let (Some(origin), Some(host)) = (request.head.headers().get(header::ORIGIN), &request.authority) else {
+        return Ok(String::new());
+    };
+    access.check_origin(Some(origin), host)?;
+    let origin = origin.to_str().unwrap_or_default();
+    Ok(format!("Access-Control-Allow-Origin: {origin}\r\nVary: Origin\r\n"))
 }
 
 fn forbidden(text: String) -> Failure {

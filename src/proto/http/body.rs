@@ -1,5 +1,7 @@
 //! Finds the end of a request's body: by `Content-Length`, or the last chunk and its trailers (RFC 9112, section 6).
 
+use std::borrow::Cow;
+
 use http::StatusCode;
 
 use super::Failure;
@@ -93,6 +95,21 @@ impl Body {
     }
 }
 
+/// The content of a complete body, without the framing of chunks. Copies chunks.
+pub(super) fn content(body: &[u8], length: BodyLength) -> Cow<'_, [u8]> {
+    if let BodyLength::Bytes(_) = length {
+        return Cow::Borrowed(body);
+    }
+    let (mut rest, mut content) = (body, Vec::new());
+    // The body has been scanned, so each size is valid and each chunk complete.
+    while let Ok(httparse::Status::Complete((used, size @ 1..))) = httparse::parse_chunk_size(rest) {
+        let Some(chunk) = rest.get(used..used + size as usize) else { break };
+        content.extend_from_slice(chunk);
+        rest = rest.get(used + size as usize + 2..).unwrap_or_default();
+    }
+    Cow::Owned(content)
+}
+
 /// The refusal of a body that is too long.
 pub(super) fn too_long() -> Failure {
     Failure(
@@ -104,6 +121,13 @@ pub(super) fn too_long() -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn content_is_what_the_chunks_hold() {
+        let body = b"3\r\nab\n\r\n1;x=y\r\n0\r\n0\r\nTrailer: z\r\n\r\n";
+        assert_eq!(content(body, BodyLength::Chunked), b"ab\n0"[..]);
+        assert_eq!(content(b"abc", BodyLength::Bytes(3)), b"abc"[..]);
+    }
 
     #[test]
     fn a_body_that_is_too_long_is_refused_however_often_it_is_looked_at() {

@@ -1,4 +1,4 @@
-//! The query of `/ws`.
+//! The queries of `/ws` and `/sse`.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,16 @@ use crate::{
     subscription::{Delivery, OptionError, StartPosition, interval_us},
 };
 
-/// The query parameters of `/ws`; see [`super::Target::Stream`].
+/// What a query is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resource {
+    /// `/ws`.
+    WebSocket,
+    /// `/sse`, which also takes `last_event_id=`: an EventSource sends that in a header only when it reconnects by itself.
+    EventStream,
+}
+
+/// The query parameters of `/ws` and `/sse`; see [`super::Target::Stream`].
 #[derive(Default)]
 pub(super) struct Query {
     pub(super) patterns: Vec<String>,
@@ -20,11 +29,13 @@ pub(super) struct Query {
     pub(super) from: StartPosition,
     /// The client's token, percent-decoded; empty: none.
     pub(super) token: Vec<u8>,
+    /// Id of the last event that the client has, percent-decoded; empty: none.
+    pub(super) last_event_id: Vec<u8>,
 }
 
 /// Parses `topics=a.b,c.>&client=ID&from=latest&policy=conflate&max_rate=5`. A comma within a name is escaped as `%2C`,
 /// an `&` within an identity as `%26`. `takes_token`: whether a token is accepted.
-pub(super) fn parse(text: Option<&str>, takes_token: bool) -> Result<Query, Failure> {
+pub(super) fn parse(text: Option<&str>, resource: Resource, takes_token: bool) -> Result<Query, Failure> {
     let bad = |text: String| Failure::bad_request(text);
     let mut query = Query::default();
     for pair in text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
@@ -56,6 +67,9 @@ pub(super) fn parse(text: Option<&str>, takes_token: bool) -> Result<Query, Fail
                 let identity =
                     identity::check(&value).map_err(|error| bad(format!("parameter client: {error}")))?;
                 query.client = identity.to_owned();
+            }
+            "last_event_id" if resource == Resource::EventStream => {
+                query.last_event_id = percent_decode_str(value).collect();
             }
             "token" if !takes_token => {
                 return Err(bad(

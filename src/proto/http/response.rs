@@ -39,6 +39,13 @@ impl Response {
         Response { status, fields, body: Cow::Owned(format!("{text}\n").into_bytes()) }
     }
 
+    /// The answer to a method that the resource does not support; `allowed`: those that it supports.
+    pub(super) fn method_not_allowed(allowed: &str) -> Response {
+        let mut response = Response::text(StatusCode::METHOD_NOT_ALLOWED, &format!("only {allowed}"));
+        response.fields += &format!("Allow: {allowed}\r\n");
+        response
+    }
+
     pub(super) fn encode(&self, delivery: Delivery) -> Vec<u8> {
         let mut head = format!(
             "HTTP/1.1 {} {}\r\nDate: {}\r\n",
@@ -55,7 +62,7 @@ impl Response {
             (_, true) => "",
         };
         head += connection;
-        if self.status != StatusCode::NOT_MODIFIED {
+        if ![StatusCode::NOT_MODIFIED, StatusCode::NO_CONTENT].contains(&self.status) {
             // Writing to a String cannot fail.
             let _ = write!(head, "Content-Length: {}\r\n", self.body.len());
         }

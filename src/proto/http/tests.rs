@@ -41,6 +41,7 @@ fn upgrade_request_selects_format_and_topics() {
             patterns: vec!["a.b".into(), "c.>".into()],
             delivery: TickDelivery::default(),
             from: StartPosition::Live,
+            kept: None,
             client: String::new(),
             token: None,
         }
@@ -56,7 +57,7 @@ fn pattern_in_the_query_needs_no_escapes() {
     let patterns = vec!["a.b".into(), "c.>".into(), "*.d".into()];
     let client = String::new();
     let (format, delivery, from) = (WireFormat::WEBSOCKET_JSON, TickDelivery::default(), StartPosition::Live);
-    assert_eq!(target, Target::Stream { format, patterns, client, delivery, from, token: None });
+    assert_eq!(target, Target::Stream { format, patterns, client, delivery, from, kept: None, token: None });
 }
 
 #[test]
@@ -70,7 +71,15 @@ fn query_parameters_select_start_policy_and_rate() {
     let (format, patterns) = (WireFormat::WEBSOCKET_JSON, vec!["a.b".into(), "c".into()]);
     assert_eq!(
         target,
-        Target::Stream { format, patterns, client, delivery, from: StartPosition::Latest, token: None }
+        Target::Stream {
+            format,
+            patterns,
+            client,
+            delivery,
+            from: StartPosition::Latest,
+            kept: None,
+            token: None
+        }
     );
     for bad in ["from=1", "policy=x", "max_rate=0", "max_rate=NaN", "max_rate=x"] {
         let request = format!("{}\r\n", REQUEST.replace("topics=a.b,c.%3E", bad));

@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, StatusCode, Version, header};
 use super::{
     Failure, HttpConfig, Outcome, Target,
     body::BodyLength,
-    query::{self, Query},
+    query::{self, Query, Resource},
     request::Request,
 };
 use crate::{WireFormat, command::Token};
@@ -27,9 +27,12 @@ const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
 const KEY_BYTES: usize = 16;
 
 /// Answers a request for a WebSocket: on `/ws` the protocol, elsewhere the echo.
-pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome, Failure> {
+pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome<'static>, Failure> {
     let uri = request.head.uri();
-    let query = if uri.path() == "/ws" { Some(query::parse(uri.query(), config.query_token)?) } else { None };
+    let query = match uri.path() {
+        "/ws" => Some(query::parse(uri.query(), Resource::WebSocket, config.query_token)?),
+        _ => None,
+    };
     let accept = handshake(request)?;
     if let Some(host) = &request.authority {
         config.access.check_origin(request.head.headers().get(header::ORIGIN), host)?;
@@ -42,13 +45,13 @@ pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outc
     );
     let target = match query {
         None => Target::Echo,
-        Some(Query { patterns, client, delivery, from, token: in_query }) => {
+        Some(Query { patterns, client, delivery, from, token: in_query, .. }) => {
             let token = token(request, in_query)?;
             let (format, subprotocol) = negotiate(request)?;
             if let Some(name) = subprotocol {
                 response += &format!("Sec-WebSocket-Protocol: {name}\r\n");
             }
-            Target::Stream { format, patterns, client, delivery, from, token }
+            Target::Stream { format, patterns, client, delivery, from, kept: None, token }
         }
     };
     response += "\r\n";
@@ -85,11 +88,11 @@ fn handshake(request: &Request) -> Result<String, Failure> {
     Ok(tungstenite::handshake::derive_accept_key(key))
 }
 
-/// The client's token, from any of its places in a WebSocket request. Several places may have the same token.
+/// The client's token, from any of its places in a request. Several places may have the same token.
 ///
 /// # Errors
 /// Two different tokens: a proxy may have added either.
-fn token(request: &Request, in_query: Vec<u8>) -> Result<Option<Token<'static>>, Failure> {
+pub(super) fn token(request: &Request, in_query: Vec<u8>) -> Result<Option<Token<'static>>, Failure> {
     let authorization = request.head.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     let (scheme, in_header) = authorization.unwrap_or_default().split_at_checked(7).unwrap_or_default();
     // Credentials of another scheme are for a proxy.

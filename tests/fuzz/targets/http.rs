@@ -37,6 +37,7 @@ fn answers(bytes: &[u8], cut: usize) -> Vec<Answer> {
                     }
                     Answer::Respond { closes, .. } => *closes,
                     Answer::Upgrade { .. } => true,
+                    Answer::Call { exchange, .. } => exchange.closes,
                 };
                 answers.push(answer);
                 if is_last || answers.len() > 100 {

@@ -9,7 +9,7 @@ use crate::{
     session::{CloseReason, Ending, InputState, KeptOutbox, Protocol},
     shard::{Action, ListenerKind, Shard, timers::TimerKind},
 };
-use tickcast_proto::{http, reply::Reply};
+use tickcast_proto::{framing::event_stream, http, reply::Reply};
 
 /// Log target for sessions ended by what their client did or failed to do. It has its own rate limit and filter.
 pub const LOG_TARGET_SESSION: &str = "tickcast::peer::session";
@@ -227,16 +227,25 @@ impl Shard {
                 session.listener == ListenerKind::Http
             }
             Protocol::Http(_) => true,
-            Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) => false,
+            Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) => false,
         };
         match session.protocol {
             _ if speaks_http => {
-                if let Some(status) = reason.http_status() {
+                // Whoever waits for an answer gets one, and nobody else.
+                let has_call = session.protocol.has_call();
+                let status = match reason {
+                    CloseReason::Unauthorized(_) if session.protocol.is_kept_http() && !has_call => None,
+                    _ => reason.http_status().or(has_call.then_some(503)),
+                };
+                if let Some(status) = status {
                     bytes = http::refused(status, &text, now.realtime_ns);
                 }
             }
             Protocol::Echo(_) => framing.write_close(reason.close_frame_code(), &text, &mut bytes),
             _ => {
+                if framing.has_places() && reconnect_after_ms > 0 {
+                    event_stream::encode_retry(&mut bytes, reconnect_after_ms);
+                }
                 Reply::Closing { code: reason.code(), reason: &text, reconnect_after_ms }
                     .encode(session.format, &mut bytes);
                 framing.write_close(reason.close_frame_code(), &text, &mut bytes);

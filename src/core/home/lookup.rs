@@ -1,0 +1,149 @@
+//! Topics of a home, read for a request over HTTP: their names, last values or history, a bounded piece at a time.
+
+use super::Home;
+use crate::{
+    limits::{HISTORY_CHUNK_BYTES, TURN_SURVEYED},
+    tenants::Exports,
+};
+use tickcast_proto::{
+    frame::{self, HeaderFields, Kind},
+    ids::TopicId,
+    pattern,
+    records::Published,
+};
+
+/// What a request looks for, and where it goes on.
+#[derive(Clone, Copy, Debug)]
+pub struct TopicsWanted<'a> {
+    /// The [key](crate::topic_key) of a pattern.
+    pub pattern: &'a str,
+    /// The topic's place at which to begin.
+    pub place: u32,
+    /// The first sequence wanted of that topic.
+    pub sequence: u64,
+    /// Most items: last values if they are wanted, else topics.
+    pub limit: usize,
+    /// Whether last values are wanted.
+    pub wants_values: bool,
+}
+
+/// How far a search has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TopicsFound {
+    /// Place and sequence at which to go on; `None`: there is nothing more.
+    pub next: Option<(u32, u64)>,
+    /// Topics visited, and values copied.
+    pub units: usize,
+}
+
+/// A piece of a topic's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TicksFound {
+    /// The topic.
+    pub id: TopicId,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Its last sequence.
+    pub last: u64,
+    /// The first sequence that is kept, of those wanted: earlier ones are lost.
+    pub start: u64,
+    /// Whether ticks follow the last one found.
+    pub has_more: bool,
+}
+
+impl Home {
+    /// Appends topics: for each a PUBLISHED frame with its key, epoch and last sequence, then its last values as TICK frames if
+    /// those are wanted. Stops after [`TURN_SURVEYED`] units or about [`HISTORY_CHUNK_BYTES`].
+    pub fn find_topics(
+        &self,
+        wanted: &TopicsWanted<'_>,
+        exports: &Exports,
+        out: &mut Vec<u8>,
+    ) -> TopicsFound {
+        let TopicsWanted { pattern, place, sequence, mut limit, .. } = *wanted;
+        let mut found = TopicsFound::default();
+        let is_exact = pattern::is_exact(pattern);
+        let end = match is_exact {
+            true => self.by_key.get(pattern).map_or(0, |index| index + 1),
+            false => self.topics.len() as u32,
+        };
+        let mut at = if is_exact { end.saturating_sub(1) } else { place };
+        let mut from = sequence;
+        while at < end {
+            let topic = &self.topics[at as usize];
+            found.units += 1;
+            if topic.is_open() && (is_exact || exports.matches(pattern, &topic.key)) {
+                if limit == 0 || out.len() >= HISTORY_CHUNK_BYTES {
+                    found.next = Some((at, from));
+                    break;
+                }
+                let fields = HeaderFields {
+                    topic_id: topic.id.0,
+                    sequence: topic.sequence.0,
+                    ..HeaderFields::default()
+                };
+                let record = Published { epoch: topic.epoch, ..Published::default() };
+                frame::encode(out, Kind::Published, fields, &record, &[topic.key.as_bytes()]);
+                if !wanted.wants_values {
+                    limit -= 1;
+                } else {
+                    for (sequence, tick) in topic.last_values.since(from) {
+                        if limit == 0 || out.len() >= HISTORY_CHUNK_BYTES {
+                            found.next = Some((at, sequence));
+                            return found;
+                        }
+                        out.extend_from_slice(tick);
+                        limit -= 1;
+                        found.units += 1;
+                    }
+                }
+            }
+            at += 1;
+            from = 0;
+            if found.units >= TURN_SURVEYED && at < end {
+                found.next = Some((at, 0));
+                break;
+            }
+        }
+        found
+    }
+
+    /// Appends ticks of a topic as TICK frames, from a sequence on: at most `limit`, and about [`HISTORY_CHUNK_BYTES`]. If `epoch`
+    /// is another than the topic's, from the oldest that is kept. `None` if there is no such topic.
+    pub fn find_ticks(
+        &mut self,
+        key: &str,
+        epoch: Option<u64>,
+        from: u64,
+        limit: usize,
+        now_ns: u64,
+        out: &mut Vec<u8>,
+    ) -> Option<TicksFound> {
+        let index = *self.by_key.get(key)?;
+        let topic = &mut self.topics[index as usize];
+        let (id, last) = (topic.id, topic.sequence.0);
+        let from = if epoch.is_none_or(|epoch| epoch == topic.epoch) { from } else { 1 };
+        let oldest = topic.history.oldest(topic.bounds, now_ns);
+        let last_frame = topic.last_values.last_frame();
+        let kept_from = oldest.unwrap_or(if last_frame.is_empty() { last + 1 } else { last });
+        let start = from.max(kept_from);
+        let (mut taken, mut has_more) = (0, false);
+        let mut take = |tick: &[u8]| {
+            let takes = taken < limit && (taken == 0 || out.len() + tick.len() <= HISTORY_CHUNK_BYTES);
+            match takes {
+                true => {
+                    out.extend_from_slice(tick);
+                    taken += 1;
+                }
+                false => has_more = true,
+            }
+            takes
+        };
+        if oldest.is_some() {
+            let _ = topic.history.since(start).all(|(_, tick)| take(tick));
+        } else if start == last && !last_frame.is_empty() {
+            take(last_frame);
+        }
+        Some(TicksFound { id, epoch: topic.epoch, last, start, has_more })
+    }
+}

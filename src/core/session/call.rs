@@ -1,0 +1,362 @@
+//! A request of `/v1` that is being carried out: what has been found or answered so far, and the answer to the client.
+
+use std::{fmt::Write as _, sync::Arc};
+
+use crate::{ids::TenantId, limits::HTTP_PAGE_BYTES, principal::Permissions, topic_key};
+use tickcast_proto::{
+    ErrorCode, Step,
+    codec::{Codec, TopicInfo, json},
+    frame::{self, Frame, Kind},
+    http::api::{Cursor, Exchange, error_json, status_of},
+    ids::TopicId,
+    records::Published,
+    reply::Reply,
+};
+
+/// What a connection's requests of `/v1` leave on it.
+#[derive(Debug, Default)]
+pub struct Calls {
+    /// Who has sent the last request.
+    pub caller: Option<Caller>,
+    /// The request that is being carried out: one at a time.
+    pub pending: Option<PendingCall>,
+}
+
+/// Whose credentials a connection has. A proxy may send the requests of many clients over one connection.
+#[derive(Debug)]
+pub struct Caller {
+    /// The token of the last request.
+    pub token: Option<Box<[u8]>>,
+    /// The connection's tenant, whatever a token says.
+    pub tenant: TenantId,
+}
+
+/// A request that is being carried out.
+#[derive(Debug)]
+pub struct PendingCall {
+    /// How it is answered.
+    pub exchange: Exchange,
+    /// What it does.
+    pub work: Work,
+}
+
+/// What a request does.
+#[derive(Debug)]
+pub enum Work {
+    /// It publishes.
+    Publish(Publishes),
+    /// It reads.
+    Read(Box<Read>),
+}
+
+/// Publishes that wait for their answers. Their request ids are their places, from 1.
+#[derive(Debug)]
+pub struct Publishes {
+    results: Vec<Option<Outcome>>,
+    missing: usize,
+    is_single: bool,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    Published { topic: Box<str>, epoch: u64, sequence: u64 },
+    Failed { code: ErrorCode, text: Box<str> },
+}
+
+/// What a request reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readable {
+    /// Last values of topics.
+    Latest,
+    /// Names of topics.
+    Topics,
+    /// Ticks of one topic, in this epoch if one is given.
+    History {
+        /// The epoch of the first sequence wanted.
+        epoch: Option<u64>,
+    },
+}
+
+/// Reads topics from their homes, one piece after the other.
+#[derive(Debug)]
+pub struct Read {
+    /// What is read.
+    pub what: Readable,
+    /// Keys of the patterns, or of the topic.
+    pub patterns: Vec<Box<str>>,
+    /// Where it goes on. For a history, `sequence` is the first one wanted.
+    pub at: Cursor,
+    /// Items that the answer may still have.
+    pub left: usize,
+    /// Filters topics; `None`: all.
+    pub permissions: Option<Arc<Permissions>>,
+    /// Whether a home has been asked and has not answered.
+    pub is_waiting: bool,
+    /// The answer, as far as it is known. Bound: [`HTTP_PAGE_BYTES`], and one piece.
+    out: Vec<u8>,
+    /// The topic whose values come last in `out`.
+    open: Option<TopicInfo>,
+    state: ReadState,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum ReadState {
+    Going,
+    Done,
+    Failed(u16, ErrorCode, String),
+}
+
+impl PendingCall {
+    /// Notes an answer to one of its parts. Returns whether it was the last one that was missing.
+    pub fn note(&mut self, reply: &Reply<'_>) -> bool {
+        let (request, outcome) = match *reply {
+            Reply::Published { request, name, epoch, sequence, .. } => {
+                (request, Outcome::Published { topic: name.into(), epoch, sequence })
+            }
+            Reply::Error { request, code, text } => (request, Outcome::Failed { code, text: text.into() }),
+            _ => return false,
+        };
+        match (&mut self.work, outcome) {
+            (Work::Publish(publishes), outcome) => publishes.note(request, outcome),
+            (Work::Read(read), Outcome::Failed { code, text }) => {
+                read.fail(status_of(code), code, text.into());
+                true
+            }
+            (Work::Read(_), Outcome::Published { .. }) => false,
+        }
+    }
+
+    /// Whether its answer is known.
+    pub fn is_done(&self) -> bool {
+        match &self.work {
+            Work::Publish(publishes) => publishes.missing == 0,
+            Work::Read(read) => read.state != ReadState::Going,
+        }
+    }
+
+    /// Its answer: the status, and the content as JSON.
+    pub fn answer(self) -> (u16, String) {
+        match self.work {
+            Work::Publish(publishes) => publishes.answer(),
+            Work::Read(read) => read.answer(),
+        }
+    }
+
+    /// Bytes it occupies.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<PendingCall>()
+            + match &self.work {
+                Work::Publish(publishes) => publishes.results.capacity() * size_of::<Option<Outcome>>(),
+                Work::Read(read) => size_of::<Read>() + read.out.capacity(),
+            }
+    }
+}
+
+impl Publishes {
+    /// So many publishes without an answer.
+    pub fn new(count: usize, is_single: bool) -> Publishes {
+        Publishes { results: (0..count).map(|_| None).collect(), missing: count, is_single }
+    }
+
+    fn note(&mut self, request: u32, outcome: Outcome) -> bool {
+        let place = (request as usize).checked_sub(1).and_then(|at| self.results.get_mut(at));
+        let Some(place @ None) = place else { return false };
+        *place = Some(outcome);
+        self.missing -= 1;
+        self.missing == 0
+    }
+
+    /// 200 if anything was published: what was not says why in its place. Else the status of the first failure.
+    fn answer(self) -> (u16, String) {
+        let is_published = |result: &Option<Outcome>| matches!(result, Some(Outcome::Published { .. }));
+        let any_published = self.results.iter().any(is_published);
+        let first_failure = self.results.iter().flatten().find_map(|result| match result {
+            Outcome::Failed { code, text } => Some((*code, text)),
+            Outcome::Published { .. } => None,
+        });
+        if let Some((code, text)) = first_failure.filter(|_| !any_published) {
+            return (status_of(code), format!("{{\"error\":{}}}", error_json(code, text)));
+        }
+        let json = |result: &Option<Outcome>| match result {
+            Some(Outcome::Published { topic, epoch, sequence }) => {
+                format!("{{\"topic\":{},\"epoch\":{epoch},\"sequence\":{sequence}}}", json::literal(topic))
+            }
+            Some(Outcome::Failed { code, text }) => format!("{{\"error\":{}}}", error_json(*code, text)),
+            None => String::new(),
+        };
+        if let (true, [only]) = (self.is_single, &self.results[..]) {
+            return (200, json(only));
+        }
+        let failed = self.results.iter().filter(|result| !is_published(result)).count();
+        let results: Vec<String> = self.results.iter().map(json).collect();
+        (200, format!("{{\"results\":[{}],\"failed\":{failed}}}", results.join(",")))
+    }
+}
+
+impl Read {
+    /// Reads these patterns from a place on.
+    pub fn new(what: Readable, patterns: Vec<Box<str>>, at: Cursor, limit: usize) -> Read {
+        Read {
+            what,
+            patterns,
+            at,
+            left: limit,
+            permissions: None,
+            is_waiting: false,
+            out: Vec::new(),
+            open: None,
+            state: ReadState::Going,
+        }
+    }
+
+    /// Ends it with an error.
+    pub fn fail(&mut self, status: u16, code: ErrorCode, text: String) {
+        self.state = ReadState::Failed(status, code, text);
+    }
+
+    /// The key of the pattern that is read now; `None` if there is no more.
+    pub fn pattern(&self) -> Option<&str> {
+        self.patterns.get(self.at.pattern as usize).map(|pattern| &**pattern)
+    }
+
+    /// Takes a piece of a home's topics, and goes on at `next`, or at the next home or pattern. `matches` compares the keys of a
+    /// pattern and a topic.
+    pub fn take_topics(
+        &mut self,
+        mut frames: &[u8],
+        next: Option<(u32, u64)>,
+        homes: std::ops::Range<u16>,
+        matches: impl Fn(&str, &str) -> bool,
+    ) {
+        let mut is_wanted = false;
+        let mut scratch = Vec::new();
+        while let Ok(Step::Complete(used, frame)) = frame::decode(frames, usize::MAX) {
+            frames = &frames[used..];
+            match frame.kind {
+                Kind::Published => is_wanted = self.open_topic(&frame, &matches),
+                Kind::Tick if is_wanted => self.push_tick(&frame, &mut scratch),
+                _ => {}
+            }
+        }
+        match next {
+            Some((place, sequence)) => (self.at.place, self.at.sequence) = (place, sequence),
+            None => {
+                (self.at.place, self.at.sequence) = (0, 0);
+                if self.at.home + 1 < homes.end {
+                    self.at.home += 1;
+                } else {
+                    (self.at.home, self.at.pattern) = (0, self.at.pattern + 1);
+                }
+            }
+        }
+        let is_last = self.pattern().is_none();
+        if is_last || self.left == 0 || self.out.len() >= HTTP_PAGE_BYTES {
+            self.close_topic();
+            let next = if is_last { "null".to_owned() } else { format!("\"{}\"", self.at) };
+            let items = std::mem::take(&mut self.out);
+            self.out = [b"{\"topics\":[", &items[..], b"],\"next\":", next.as_bytes(), b"}"].concat();
+            self.state = ReadState::Done;
+        }
+    }
+
+    /// Begins a topic in the answer. Returns whether the client wants it and may read it.
+    fn open_topic(&mut self, frame: &Frame<'_>, matches: impl Fn(&str, &str) -> bool) -> bool {
+        let (Ok(Published { epoch, .. }), Ok(key)) = (frame.record::<Published>(), frame.text()) else {
+            debug_assert!(false, "this process encoded the frame");
+            return false;
+        };
+        let name = topic_key::name(key);
+        let earlier = self.patterns.iter().take(self.at.pattern as usize);
+        if earlier.into_iter().any(|pattern| matches(pattern, key))
+            || self.permissions.as_ref().is_some_and(|permissions| !permissions.subscribe.permits(name))
+        {
+            return false;
+        }
+        let id = TopicId(frame.header.topic_id);
+        if self.open.as_ref().is_some_and(|open| open.id == id) {
+            return true;
+        }
+        self.close_topic();
+        if !self.out.is_empty() {
+            self.out.push(b',');
+        }
+        let sequence = frame.header.sequence;
+        let mut head =
+            format!("{{\"topic\":{},\"epoch\":{epoch},\"sequence\":{sequence}", json::literal(name));
+        match self.what {
+            Readable::Topics => {
+                head += "}";
+                self.left = self.left.saturating_sub(1);
+            }
+            Readable::Latest | Readable::History { .. } => {
+                head += ",\"ticks\":[";
+                self.open = Some(TopicInfo::new(id, epoch, name));
+            }
+        }
+        self.out.extend_from_slice(head.as_bytes());
+        true
+    }
+
+    fn close_topic(&mut self) {
+        if self.open.take().is_some() {
+            self.out.extend_from_slice(b"]}");
+        }
+    }
+
+    fn push_tick(&mut self, tick: &Frame<'_>, scratch: &mut Vec<u8>) {
+        let Some(topic) = &self.open else { return };
+        if self.out.last() != Some(&b'[') {
+            self.out.push(b',');
+        }
+        self.out.extend_from_slice(Codec::Json.encode_tick(tick, topic, scratch));
+        self.left = self.left.saturating_sub(1);
+    }
+
+    /// Takes the ticks of a topic, which ends the request. `found`: the topic's epoch, its last sequence, and the first one kept of
+    /// those wanted; `None`: there is no such topic.
+    pub fn take_ticks(
+        &mut self,
+        id: TopicId,
+        found: Option<(u64, u64, u64)>,
+        has_more: bool,
+        mut frames: &[u8],
+    ) {
+        let name: Box<str> = self.pattern().map(topic_key::name).unwrap_or_default().into();
+        let Some((epoch, last, start)) = found else {
+            let text = format!("there is no topic {}", json::literal(&name));
+            return self.fail(404, ErrorCode::BadTopic, text);
+        };
+        let (is_recovered, from) = match self.what {
+            Readable::History { epoch: Some(wanted) } if wanted != epoch => (false, 1),
+            _ => (self.at.sequence <= last + 1, self.at.sequence),
+        };
+        let mut head = format!(
+            "{{\"topic\":{},\"epoch\":{epoch},\"sequence\":{last},\"recovered\":{is_recovered}",
+            json::literal(&name)
+        );
+        if from < start && from <= last {
+            // Writing to a String cannot fail.
+            let _ = write!(head, ",\"gap\":{{\"from\":{from},\"to\":{start}}}");
+        }
+        self.out = (head + ",\"ticks\":[").into_bytes();
+        self.open = Some(TopicInfo::new(id, epoch, &name));
+        let (mut scratch, mut next) = (Vec::new(), start);
+        while let Ok(Step::Complete(used, tick)) = frame::decode(frames, usize::MAX) {
+            frames = &frames[used..];
+            next = tick.header.sequence + 1;
+            self.push_tick(&tick, &mut scratch);
+        }
+        let next = if has_more { next.to_string() } else { "null".to_owned() };
+        self.out.extend_from_slice(format!("],\"next\":{next}}}").as_bytes());
+        self.state = ReadState::Done;
+    }
+
+    fn answer(self) -> (u16, String) {
+        match self.state {
+            ReadState::Failed(status, code, text) => {
+                (status, format!("{{\"error\":{}}}", error_json(code, &text)))
+            }
+            ReadState::Going | ReadState::Done => (200, String::from_utf8_lossy(&self.out).into_owned()),
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! What the client of an event stream has received, for the id that each SEND ends with.
+//!
+//! ```text
+//!  SEND -> advance(topic, sequence) for each whole tick in it -> end_send() -> the id: a place for each topic
+//!                                                                  |
+//!                                     too long for an id: the places stay here, and the id names them and the SEND
+//! ```
+//! A client that reconnects may not have received the last SENDs. An id with all places says so by itself. For places that stay
+//! here, a log of the latest changes takes them back to the SEND that the client names.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::{membership::TopicMap, saved_positions::PositionsMemory};
+use crate::{ids::SessionId, limits::PLACE_CHANGES_MAX};
+use tickcast_proto::{
+    framing::event_stream::{self, KeptPlaces},
+    ids::{ShardId, TopicId},
+    limits::{LAST_EVENT_ID_BYTES_MAX, RESUME_POSITIONS_MAX},
+    subscription::Position,
+};
+
+/// Most digits of a sequence, and the separator before the next place.
+const SEQUENCE_BYTES_MAX: usize = 21;
+/// Memory of a place besides the text of its topic: entries in three tables that may be half empty, and two allocations.
+const PLACE_BYTES: usize = 192;
+
+/// The places of one event stream. Their memory counts against that of the shard's saved positions.
+///
+/// Memory: 192 bytes and twice the name for each topic. If they stay here, 32 bytes more for each of the last
+/// [`PLACE_CHANGES_MAX`] changes.
+///
+/// Invariant: `by_name` has an entry for each place; `by_topic` has one for each that has advanced in this connection.
+#[derive(Debug)]
+pub struct Places {
+    entries: Vec<Place>,
+    by_topic: TopicMap<u32>,
+    by_name: HashMap<Box<str>, u32>,
+    /// Bytes of the prefixes.
+    prefix_bytes: usize,
+    /// Ticks of topics without a place, since the last id. Bound: the topics in one SEND.
+    unknown: Vec<(TopicId, u64)>,
+    has_advanced: bool,
+    /// SENDs that ended with an id.
+    number: u64,
+    /// The latest changes, once an id cannot hold the places.
+    changes: Option<VecDeque<Change>>,
+    /// The first SEND to which the changes reach back.
+    reaches_back_to: u64,
+    /// There was no memory for more places, so they are gone, and a client cannot go on from them.
+    is_lost: bool,
+    memory: PositionsMemory,
+    memory_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Place {
+    /// `a.b=EPOCH.`: what precedes the sequence in an id.
+    prefix: Box<[u8]>,
+    epoch: u64,
+    sequence: u64,
+}
+
+/// A place before a SEND changed it.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    number: u64,
+    before: Position,
+    index: u32,
+}
+
+/// What a position is before its topic has one.
+const NOWHERE: Position = Position { epoch: 0, sequence: 0 };
+
+impl Places {
+    /// No places. Those to come count against this memory.
+    pub fn new(memory: PositionsMemory) -> Places {
+        Places {
+            entries: Vec::new(),
+            by_topic: TopicMap::default(),
+            by_name: HashMap::new(),
+            prefix_bytes: 0,
+            unknown: Vec::new(),
+            has_advanced: false,
+            number: 0,
+            changes: None,
+            reaches_back_to: 0,
+            is_lost: false,
+            memory,
+            memory_bytes: 0,
+        }
+    }
+
+    /// Notes that the client has received a tick, or an announcement of ticks up to this one. Ticks of a topic come in order.
+    #[inline]
+    pub fn advance(&mut self, topic: TopicId, sequence: u64) {
+        self.has_advanced = true;
+        match self.by_topic.get(&topic) {
+            Some(&index) => self.set(index, None, sequence),
+            None => match self.unknown.last_mut() {
+                Some((last, known)) if *last == topic => *known = sequence,
+                _ => self.unknown.push((topic, sequence)),
+            },
+        }
+    }
+
+    fn set(&mut self, index: u32, epoch: Option<u64>, sequence: u64) {
+        let Some(place) = self.entries.get_mut(index as usize) else {
+            return debug_assert!(false, "the tables name places that are there");
+        };
+        let before = Position { epoch: place.epoch, sequence: place.sequence };
+        place.sequence = sequence;
+        place.epoch = epoch.unwrap_or(place.epoch);
+        let Some(changes) = &mut self.changes else { return };
+        let number = self.number + 1;
+        // Several ticks of one SEND are one change.
+        if changes.back().is_some_and(|last| (last.number, last.index) == (number, index)) {
+            return;
+        }
+        if changes.len() >= PLACE_CHANGES_MAX
+            && let Some(forgotten) = changes.pop_front()
+        {
+            self.reaches_back_to = forgotten.number;
+        }
+        changes.push_back(Change { number, before, index });
+    }
+
+    /// Takes the topics that have advanced and have no place, which [`Places::learn`] gives them.
+    pub fn take_unknown(&mut self) -> Vec<(TopicId, u64)> {
+        std::mem::take(&mut self.unknown)
+    }
+
+    /// Sets the place of a topic that is new to this connection: by its id too, if it is known. `bytes_max`: the shard's memory for
+    /// positions.
+    pub fn learn(&mut self, topic: Option<TopicId>, name: &str, position: Position, bytes_max: usize) {
+        if self.is_lost {
+            return;
+        }
+        let Position { epoch, sequence } = position;
+        let mut prefix = Vec::new();
+        event_stream::encode_place_prefix(&mut prefix, name, epoch);
+        let index = match self.by_name.get(name) {
+            // Another life of the topic.
+            Some(&index) => {
+                if let Some(place) = self.entries.get_mut(index as usize)
+                    && place.epoch != epoch
+                {
+                    self.prefix_bytes = self.prefix_bytes - place.prefix.len() + prefix.len();
+                    place.prefix = prefix.into();
+                    self.by_topic.retain(|_, known| *known != index);
+                }
+                index
+            }
+            None => {
+                let bytes = PLACE_BYTES + 2 * name.len();
+                if self.entries.len() >= RESUME_POSITIONS_MAX || !self.memory.take(bytes, bytes_max) {
+                    return self.lose();
+                }
+                self.memory_bytes += bytes;
+                self.prefix_bytes += prefix.len();
+                let index = self.entries.len() as u32;
+                let Position { epoch, sequence } = NOWHERE;
+                self.entries.push(Place { prefix: prefix.into(), epoch, sequence });
+                self.by_name.insert(name.into(), index);
+                index
+            }
+        };
+        if let Some(topic) = topic {
+            self.by_topic.insert(topic, index);
+        }
+        self.set(index, Some(epoch), sequence);
+        if self.changes.is_none()
+            && self.prefix_bytes + self.entries.len() * SEQUENCE_BYTES_MAX > LAST_EVENT_ID_BYTES_MAX
+        {
+            let bytes = PLACE_CHANGES_MAX * size_of::<Change>();
+            if !self.memory.take(bytes, bytes_max) {
+                return self.lose();
+            }
+            self.memory_bytes += bytes;
+            // Earlier ids hold their places themselves.
+            self.reaches_back_to = self.number + 1;
+            self.changes = Some(VecDeque::new());
+        }
+    }
+
+    /// Forgets all places: a client that comes back is told that its position is lost.
+    fn lose(&mut self) {
+        self.memory.give_back(std::mem::take(&mut self.memory_bytes));
+        let mut lost = Places::new(self.memory.clone());
+        (lost.is_lost, lost.has_advanced, lost.number) = (true, true, self.number);
+        *self = lost;
+    }
+
+    /// Ends a SEND that ends with a whole message: appends the event with the client's id, unless nothing has advanced. `kept_as`:
+    /// how the client names the places if they stay here.
+    pub fn end_send(&mut self, kept_as: KeptPlaces, out: &mut Vec<u8>) {
+        if !std::mem::take(&mut self.has_advanced) {
+            return;
+        }
+        self.number += 1;
+        let number = self.number;
+        event_stream::encode_place(out, |out| {
+            if self.is_lost || self.changes.is_some() {
+                return KeptPlaces { number, ..kept_as }.encode(out);
+            }
+            for (at, place) in self.entries.iter().enumerate() {
+                event_stream::encode_place_of(out, at == 0, &place.prefix, place.sequence);
+            }
+        });
+    }
+
+    /// Whether a client could come back to these places: no id has held them.
+    pub fn must_be_kept(&self) -> bool {
+        self.changes.is_some()
+    }
+
+    /// The positions after a SEND, by name; `None` if they are not known any more.
+    pub fn after_send(&self, number: u64) -> Option<HashMap<Box<str>, Position>> {
+        let changes = self.changes.as_ref()?;
+        if number < self.reaches_back_to || number > self.number {
+            return None;
+        }
+        // The earliest change of each place since then, which is the last to be inserted.
+        let since = changes.iter().rev().take_while(|change| change.number > number);
+        let earlier: HashMap<u32, Position> = since.map(|change| (change.index, change.before)).collect();
+        let positions = self.by_name.iter().filter_map(|(name, index)| {
+            let place = self.entries.get(*index as usize)?;
+            let now = Position { epoch: place.epoch, sequence: place.sequence };
+            let position = earlier.get(index).copied().unwrap_or(now);
+            (position != NOWHERE).then(|| (name.clone(), position))
+        });
+        Some(positions.collect())
+    }
+
+    /// Bytes it occupies.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+}
+
+const _: () = assert!(size_of::<Change>() == 32, "the docs of Places say what a change takes");
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        self.memory.give_back(self.memory_bytes);
+    }
+}
+
+/// How the places of a session are named outside. Names of other runs of the server lead nowhere: `epoch` is that of the server.
+pub fn kept_as(shard: ShardId, epoch: u64, session: SessionId) -> KeptPlaces {
+    KeptPlaces { shard: shard.0, key: session.0 ^ epoch.rotate_left(32), number: 0 }
+}
+
+/// The session that [`kept_as`] has named, if it is of this run of the server.
+pub fn session_of(kept: KeptPlaces, epoch: u64) -> SessionId {
+    SessionId(kept.key ^ epoch.rotate_left(32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEPT_AS: KeptPlaces = KeptPlaces { shard: 1, key: 2, number: 0 };
+
+    fn id(places: &mut Places) -> String {
+        let mut out = Vec::new();
+        places.end_send(KEPT_AS, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        text.strip_prefix("event: place\nid: ").map_or("", |text| text.split('\n').next().unwrap()).to_owned()
+    }
+
+    fn learn_all(places: &mut Places, epoch: u64) {
+        for (topic, sequence) in places.take_unknown() {
+            places.learn(Some(topic), &format!("t.{}", topic.0), Position { epoch, sequence }, 1 << 20);
+        }
+    }
+
+    #[test]
+    fn an_id_holds_the_last_tick_of_each_topic_and_comes_only_after_ticks() {
+        let memory = PositionsMemory::default();
+        let mut places = Places::new(memory.clone());
+        assert_eq!(id(&mut places), "");
+        for (topic, sequence) in [(1, 4), (1, 5), (2, 9), (1, 6)] {
+            places.advance(TopicId(topic), sequence);
+        }
+        learn_all(&mut places, 7);
+        assert_eq!(id(&mut places), "t.1=7.6;t.2=7.9");
+        assert_eq!(id(&mut places), "");
+        places.advance(TopicId(2), 10);
+        assert_eq!(id(&mut places), "t.1=7.6;t.2=7.10");
+        assert!(!places.must_be_kept() && memory.bytes() > 0);
+        drop(places);
+        assert_eq!(memory.bytes(), 0);
+    }
+
+    #[test]
+    fn a_new_life_of_a_topic_takes_the_place_of_the_old_one() {
+        let mut places = Places::new(PositionsMemory::default());
+        places.learn(None, "t.1", Position { epoch: 3, sequence: 50 }, 1 << 20);
+        places.advance(TopicId(1), 51);
+        learn_all(&mut places, 3);
+        assert_eq!(id(&mut places), "t.1=3.51");
+        places.advance(TopicId(9), 1);
+        for (topic, sequence) in places.take_unknown() {
+            places.learn(Some(topic), "t.1", Position { epoch: 4, sequence }, 1 << 20);
+        }
+        assert_eq!(id(&mut places), "t.1=4.1");
+    }
+
+    #[test]
+    fn many_places_are_kept_and_taken_back_to_any_send_that_a_client_may_name() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut places = Places::new(PositionsMemory::default());
+        let (mut now, mut after) = (HashMap::new(), Vec::new());
+        for number in 1..=3_000_u64 {
+            for _ in 0..random.u8(1..4) {
+                let topic = if number < 3 { random.u32(..300) } else { random.u32(..1_000) };
+                let sequence = now.get(&topic).map_or(0, |position: &Position| position.sequence) + 1;
+                now.insert(topic, Position { epoch: 7, sequence });
+                places.advance(TopicId(topic), sequence);
+            }
+            learn_all(&mut places, 7);
+            let id = id(&mut places);
+            assert_eq!(id.starts_with('@'), places.must_be_kept());
+            if let Some(name) = id.strip_prefix("@1.0000000000000002.") {
+                assert_eq!(name.parse(), Ok(number));
+            }
+            after.push(now.clone());
+        }
+        assert!(places.must_be_kept());
+        let mut known = 0;
+        for (at, expected) in after.iter().enumerate() {
+            let Some(found) = places.after_send(at as u64 + 1) else { continue };
+            let expected: HashMap<Box<str>, Position> =
+                expected.iter().map(|(topic, at)| (format!("t.{topic}").into(), *at)).collect();
+            assert_eq!(found, expected, "after SEND {}", at + 1);
+            known += 1;
+        }
+        assert!(known > PLACE_CHANGES_MAX / 4 && known < 3_000, "{known}");
+        assert_eq!(places.after_send(3_001), None);
+    }
+
+    #[test]
+    fn without_memory_the_places_are_lost_and_the_id_says_so() {
+        let memory = PositionsMemory::default();
+        let mut places = Places::new(memory.clone());
+        for topic in 0..10 {
+            places.advance(TopicId(topic), 1);
+        }
+        for (topic, sequence) in places.take_unknown() {
+            places.learn(Some(topic), &format!("t.{}", topic.0), Position { epoch: 7, sequence }, 1_000);
+        }
+        assert_eq!((id(&mut places).as_str(), memory.bytes()), ("@1.0000000000000002.1", 0));
+        assert_eq!(places.after_send(1), None);
+        places.advance(TopicId(1), 2);
+        learn_all(&mut places, 7);
+        assert_eq!(id(&mut places), "@1.0000000000000002.2");
+    }
+}

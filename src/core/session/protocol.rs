@@ -1,0 +1,143 @@
+//! The stages of a session in the protocol.
+
+use super::{
+    call::{Calls, PendingCall},
+    places::Places,
+};
+use tickcast_proto::{
+    framing::{Decoder, websocket::Fragments},
+    http,
+    ids::ShardId,
+};
+
+/// A session's stage in the protocol, which decides how its input is parsed.
+#[derive(Debug)]
+pub enum Protocol {
+    /// The input begins with a PROXY protocol header.
+    ProxyHeader,
+    /// The transport decides whether to admit the client, whose address has become known. Its input is kept.
+    Admitting,
+    /// The input is HTTP requests.
+    Http(HttpSession),
+    /// The input is messages; the first must be HELLO.
+    Hello(Decoder),
+    /// The handshake bytes are kept for the shard that will serve the session.
+    Leaving(ShardId),
+    /// The input is messages in the session's wire format.
+    Open(Decoder),
+    /// The input is WebSocket messages to send back: `/echo`.
+    Echo(Decoder),
+    /// No input: the client of `/sse` only reads.
+    Streaming(Box<Stream>),
+}
+
+/// A one-way stream.
+#[derive(Debug)]
+pub struct Stream {
+    /// Its decoder, which takes nothing but line breaks.
+    pub decoder: Decoder,
+    /// What the client has received, if its framing says so.
+    pub places: Option<Places>,
+}
+
+/// An HTTP connection that has not become a WebSocket.
+#[derive(Debug, Default)]
+pub struct HttpSession {
+    /// The decoder of its requests.
+    pub connection: http::Connection,
+    /// Whether it has been answered before: it may then stay idle, and its next request waits until the last answer is sent.
+    pub is_kept: bool,
+    /// The deadline of an idle connection is pending: one at a time.
+    pub idle_timer_pending: bool,
+    /// The client's address is in `X-Forwarded-For`, and the client has not been admitted by it.
+    pub is_forwarded: bool,
+    /// What requests of `/v1` leave; `None` before the first.
+    pub calls: Option<Box<Calls>>,
+}
+
+impl Protocol {
+    /// Whether the handshake is not complete yet, here or on another shard.
+    pub fn is_handshake(&self) -> bool {
+        match self {
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Leaving(_) => true,
+            Protocol::Hello(_) | Protocol::Http(_) => true,
+            Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) => false,
+        }
+    }
+
+    /// Whether the input is HTTP requests.
+    pub fn is_http(&self) -> bool {
+        matches!(self, Protocol::Http(_))
+    }
+
+    /// Whether the connection is new: its first request is processed under any load, so that no flood locks new clients
+    /// out.
+    pub fn is_new(&self) -> bool {
+        self.is_handshake() && !self.is_kept_http()
+    }
+
+    /// Whether this is an HTTP connection that has been answered and stays open.
+    pub fn is_kept_http(&self) -> bool {
+        matches!(self, Protocol::Http(http) if http.is_kept)
+    }
+
+    /// The message decoder; `None` while the input is not messages.
+    pub fn decoder_mut(&mut self) -> Option<&mut Decoder> {
+        match self {
+            Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => Some(decoder),
+            Protocol::Streaming(stream) => Some(&mut stream.decoder),
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
+        }
+    }
+
+    /// The unfinished WebSocket message, if some of its fragments have arrived.
+    pub fn fragments(&self) -> Option<&Fragments> {
+        match self {
+            Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => {
+                decoder.fragments()
+            }
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
+            Protocol::Streaming(_) => None,
+        }
+    }
+
+    /// What the client of an event stream has received.
+    pub fn places_mut(&mut self) -> Option<&mut Places> {
+        match self {
+            Protocol::Streaming(stream) => stream.places.as_mut(),
+            _ => None,
+        }
+    }
+
+    /// The request of `/v1` that is being carried out.
+    pub fn call_mut(&mut self) -> Option<&mut PendingCall> {
+        match self {
+            Protocol::Http(http) => http.calls.as_deref_mut()?.pending.as_mut(),
+            _ => None,
+        }
+    }
+
+    /// Whether a request of `/v1` is being carried out.
+    #[inline]
+    pub fn has_call(&self) -> bool {
+        matches!(self, Protocol::Http(http) if http.calls.as_deref().is_some_and(|calls| calls.pending.is_some()))
+    }
+
+    /// Bytes that a stream's places or a request of `/v1` occupy.
+    pub fn heap_bytes(&self) -> usize {
+        match self {
+            Protocol::Streaming(stream) => {
+                size_of::<Stream>() + stream.places.as_ref().map_or(0, Places::memory_bytes)
+            }
+            Protocol::Http(http) => http.calls.as_deref().map_or(0, |calls| {
+                size_of::<Calls>() + calls.pending.as_ref().map_or(0, PendingCall::memory_bytes)
+            }),
+            _ => 0,
+        }
+    }
+
+    /// Whether the client only reads.
+    pub fn is_streaming(&self) -> bool {
+        matches!(self, Protocol::Streaming(_))
+    }
+}

@@ -1,0 +1,53 @@
+//! Whose credentials an HTTP connection has. A proxy may send the requests of many clients over one connection, so each request has
+//! the permissions of its own token, and of no token but that.
+
+use crate::{
+    ids::SlotId,
+    session::{Caller, Proof, Protocol},
+    shard::Shard,
+};
+use tickcast_proto::command::Token;
+
+impl Shard {
+    /// Makes a connection that of the client whose request has this token: forgets what an earlier request has proven, unless that
+    /// had the same token.
+    pub(in crate::shard) fn settle_caller(&mut self, slot: SlotId, token: Option<&Token<'_>>) {
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let (tenant, is_pending) = (session.tenant, session.awaits_verdict());
+        let Protocol::Http(http) = &mut session.protocol else { return };
+        let token = token.map(|token| &token.0[..]);
+        let calls = http.calls.get_or_insert_default();
+        match &mut calls.caller {
+            None => calls.caller = Some(Caller { token: token.map(Into::into), tenant }),
+            Some(caller) if caller.token.as_deref() == token || is_pending => {}
+            Some(caller) => {
+                let tenant = caller.tenant;
+                caller.token = token.map(Into::into);
+                self.forget_principal(slot);
+                self.set_tenant(slot, tenant);
+            }
+        }
+    }
+
+    /// As [`Shard::settle_caller`], before a connection ends its requests of `/v1`, if it had any, with one for a WebSocket or a
+    /// stream.
+    pub(in crate::shard) fn settle_last_caller(&mut self, slot: SlotId, token: Option<&Token<'_>>) {
+        let session = self.sessions.open_mut(slot);
+        if session
+            .is_some_and(|session| matches!(&session.protocol, Protocol::Http(http) if http.calls.is_some()))
+        {
+            self.settle_caller(slot, token);
+        }
+    }
+
+    fn forget_principal(&mut self, slot: SlotId) {
+        self.leave_tenant(slot);
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        session.proof = Proof::None;
+        if let Some(principal) = session.principal.take() {
+            self.authentication.permissions.release(&principal);
+        }
+        self.authentication.refused.remove(&slot);
+        self.authentication.expiries.remove(&slot);
+    }
+}

@@ -1,0 +1,336 @@
+use serde_json::{Value, json};
+
+use crate::{
+    budgets::{BudgetLimits, Rates},
+    config::Limits,
+    limits::TURN_SURVEYED,
+    session::ListenerKind,
+    testing::{Driver, START, TurnLoop, cluster},
+};
+
+const CLIENT: u32 = 1;
+
+fn driver() -> Driver {
+    driver_with(Limits::default())
+}
+
+fn driver_with(limits: Limits) -> Driver {
+    let mut driver = Driver::new(limits);
+    driver.accept(CLIENT, ListenerKind::Http, b"");
+    driver
+}
+
+/// The status and the body of one answer, which must be whole.
+fn parse(bytes: &[u8]) -> (u16, String, String) {
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+    assert_eq!(length.unwrap().parse(), Ok(body.len()), "{text}");
+    (status, head.to_owned(), body.to_owned())
+}
+
+fn request(driver: &mut Driver, request: &str) -> (u16, Value) {
+    driver.receive(CLIENT, request.as_bytes());
+    let mut bytes = Vec::new();
+    for _ in 0..100 {
+        driver.turn();
+        bytes.extend(driver.take_sent(CLIENT));
+    }
+    let (status, _, body) = parse(&bytes);
+    (status, serde_json::from_str(&body).unwrap_or(Value::String(body)))
+}
+
+fn get(driver: &mut Driver, target: &str) -> (u16, Value) {
+    request(driver, &format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"))
+}
+
+fn post(driver: &mut Driver, target: &str, media_type: &str, body: &str) -> (u16, Value) {
+    let length = body.len();
+    request(
+        driver,
+        &format!(
+            "POST {target} HTTP/1.1\r\nHost: x\r\nContent-Type: {media_type}\r\nContent-Length: {length}\r\n\r\n{body}"
+        ),
+    )
+}
+
+fn publish(driver: &mut Driver, topic: &str, body: &str) -> Value {
+    let (status, answer) = post(driver, &format!("/v1/publish/{topic}"), "", body);
+    assert_eq!(status, 200, "{answer}");
+    answer
+}
+
+#[test]
+fn each_form_of_a_publish_is_answered_with_epoch_and_sequence() {
+    let mut driver = driver();
+    let first = publish(&mut driver, "a.b", "{\"x\":1}");
+    assert_eq!((first["topic"].as_str(), first["sequence"].as_u64()), (Some("a.b"), Some(1)));
+    let epoch = first["epoch"].as_u64().unwrap();
+    let one = r#"{"topic":"a.b","data":[1.50],"key":"7"}"#;
+    let (status, answer) = post(&mut driver, "/v1/publish", "application/json", one);
+    assert_eq!((status, answer), (200, json!({"topic":"a.b","epoch":epoch,"sequence":2})));
+    let many = r#"[{"topic":"a.b","data":3},{"topic":"a.b","data":"AAE=","encoding":"base64"},{"topic":"a..b","data":5}]"#;
+    let (status, answer) = post(&mut driver, "/v1/publish", "application/json; charset=utf-8", many);
+    assert_eq!((status, answer["failed"].as_u64()), (200, Some(1)));
+    assert_eq!(answer["results"][0]["sequence"], 3);
+    assert_eq!(answer["results"][1]["sequence"], 4);
+    assert_eq!(answer["results"][2]["error"]["code"], 101);
+    let lines = "{\"topic\":\"a.b\",\"data\":5}\n\n{\"topic\":\"a.c\",\"data\":6}\r\n";
+    let (status, answer) = post(&mut driver, "/v1/publish", "application/x-ndjson", lines);
+    assert_eq!((status, answer["failed"].as_u64()), (200, Some(0)));
+    let (status, history) = get(&mut driver, "/v1/history?topic=a.b");
+    assert_eq!(
+        (status, history["epoch"].as_u64(), history["sequence"].as_u64()),
+        (200, Some(epoch), Some(5))
+    );
+    let data: Vec<&Value> = history["ticks"].as_array().unwrap().iter().map(|tick| &tick["data"]).collect();
+    assert_eq!(data, [&json!({"x":1}), &json!([1.5]), &json!(3), &json!("AAE="), &json!(5)]);
+    assert_eq!(history["ticks"][1]["key"], 7);
+}
+
+#[test]
+fn a_body_in_chunks_is_read_whole_and_the_next_request_waits_for_the_answer() {
+    let mut driver = driver();
+    let chunked = "POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n\
+                   3\r\n\"ab\r\n2\r\nc\"\r\n0\r\n\r\n";
+    let next = "GET /v1/latest?topics=a HTTP/1.1\r\nHost: x\r\n\r\n";
+    driver.receive(CLIENT, [chunked, next].concat().as_bytes());
+    let mut sent = Vec::new();
+    for _ in 0..10 {
+        driver.turn();
+        sent.extend(driver.take_sent(CLIENT));
+    }
+    let text = String::from_utf8(sent).unwrap();
+    let answers: Vec<&str> = text.split("HTTP/1.1 ").skip(1).collect();
+    assert!(answers.len() == 2 && answers.iter().all(|answer| answer.starts_with("200 ")), "{text}");
+    assert!(answers[0].contains("\"sequence\":1}") && answers[1].contains("\"data\":\"abc\""), "{text}");
+}
+
+#[test]
+fn latest_has_the_last_value_of_each_key_page_by_page() {
+    let mut driver = driver();
+    for key in 1..=5 {
+        for value in 0..2 {
+            publish(&mut driver, &format!("book.x?key={key}"), &format!("{}", key * 10 + value));
+        }
+    }
+    publish(&mut driver, "quotes.a", "1");
+    publish(&mut driver, "quotes.b", "2");
+    let (mut found, mut after, mut pages) = (Vec::new(), String::new(), 0);
+    loop {
+        let (status, page) =
+            get(&mut driver, &format!("/v1/latest?topics=book.x,quotes.*,quotes.a&limit=2{after}"));
+        assert_eq!(status, 200, "{page}");
+        let ticks =
+            page["topics"].as_array().unwrap().iter().flat_map(|topic| topic["ticks"].as_array().unwrap());
+        found.extend(ticks.map(|tick| tick["data"].as_u64().unwrap()));
+        pages += 1;
+        match page["next"].as_str() {
+            Some(next) => after = format!("&after={next}"),
+            None => break,
+        }
+    }
+    found.sort_unstable();
+    assert_eq!(found, [1, 2, 11, 21, 31, 41, 51]);
+    assert!((4..=5).contains(&pages), "{pages}");
+    let (status, none) = get(&mut driver, "/v1/latest?topics=nothing.here");
+    assert_eq!((status, none), (200, json!({"topics":[],"next":null})));
+}
+
+#[test]
+fn topics_are_listed_page_by_page_however_many_a_turn_can_visit() {
+    let mut driver = driver_with(Limits { topics_max: 3 * TURN_SURVEYED, ..Limits::default() });
+    let topics = TURN_SURVEYED + 500;
+    for n in 0..topics.div_ceil(1_000) {
+        let lines: Vec<String> = (n * 1_000..topics.min((n + 1) * 1_000))
+            .map(|at| format!("{{\"topic\":\"t.{at}\",\"data\":1}}"))
+            .collect();
+        let (status, answer) = post(&mut driver, "/v1/publish", "application/x-ndjson", &lines.join("\n"));
+        assert_eq!((status, answer["failed"].as_u64()), (200, Some(0)));
+    }
+    let (mut found, mut after) = (Vec::new(), String::new());
+    loop {
+        let (status, page) = get(&mut driver, &format!("/v1/topics?pattern=t.*&limit=1000{after}"));
+        assert_eq!(status, 200, "{page}");
+        let names = page["topics"].as_array().unwrap().iter();
+        found.extend(names.map(|topic| topic["topic"].as_str().unwrap().to_owned()));
+        match page["next"].as_str() {
+            Some(next) => after = format!("&after={next}"),
+            None => break,
+        }
+    }
+    let listed = found.len();
+    found.sort_unstable();
+    found.dedup();
+    assert_eq!((listed, found.len()), (topics, topics));
+    // A pattern that matches none visits all of them.
+    assert_eq!(get(&mut driver, "/v1/topics?pattern=u.*"), (200, json!({"topics":[],"next":null})));
+}
+
+#[test]
+fn history_says_what_is_no_longer_kept_and_whose_epoch_has_passed() {
+    let mut driver = driver();
+    let mut epoch = 0;
+    for n in 0..300 {
+        epoch = publish(&mut driver, "a", &n.to_string())["epoch"].as_u64().unwrap();
+    }
+    let sequences = |history: &Value| -> Vec<u64> {
+        history["ticks"].as_array().unwrap().iter().map(|tick| tick["seq"].as_u64().unwrap()).collect()
+    };
+    let (_, all) = get(&mut driver, "/v1/history?topic=a&limit=1000");
+    assert_eq!(sequences(&all), (45..=300).collect::<Vec<_>>());
+    assert_eq!((&all["gap"], &all["next"]), (&json!({"from":1,"to":45}), &Value::Null));
+    let (_, page) = get(&mut driver, &format!("/v1/history?topic=a&epoch={epoch}&from=290&limit=4"));
+    assert_eq!((sequences(&page), &page["next"]), (vec![290, 291, 292, 293], &json!(294)));
+    assert_eq!((&page["gap"], &page["recovered"]), (&Value::Null, &json!(true)));
+    let (_, past) = get(&mut driver, "/v1/history?topic=a&epoch=1&from=299");
+    assert_eq!((sequences(&past)[0], &past["recovered"]), (45, &json!(false)));
+    let (_, ahead) = get(&mut driver, "/v1/history?topic=a&from=500");
+    assert_eq!((sequences(&ahead), &ahead["recovered"]), (vec![], &json!(false)));
+    assert_eq!(get(&mut driver, "/v1/history?topic=b").0, 404);
+}
+
+#[test]
+fn bad_requests_are_refused_and_the_connection_goes_on() {
+    let long = format!("\"{}\"", "x".repeat(60_000));
+    let many = format!("[{}]", vec![r#"{"topic":"a","data":1}"#; 1_025].join(","));
+    let json = "application/json";
+    for (target, media_type, body, status) in [
+        ("/v1/publish", json, "", 400),
+        ("/v1/publish", json, "[]", 400),
+        ("/v1/publish", json, "7", 400),
+        ("/v1/publish", json, "{\"topic\":\"a\"}", 400),
+        ("/v1/publish", json, "{\"topic\":\"a\",\"data\":1,\"keys\":2}", 400),
+        ("/v1/publish", json, "{\"topic\":\"a\",\"data\":\"?\",\"encoding\":\"base64\"}", 400),
+        ("/v1/publish", json, "{\"topic\":\"a.*\",\"data\":1}", 400),
+        ("/v1/publish", json, many.as_str(), 413),
+        ("/v1/publish", "text/plain", "x", 415),
+        ("/v1/publish", "application/x-ndjson", "\n\n", 400),
+        ("/v1/publish/a..b", json, "1", 400),
+        ("/v1/publish/a?key=x", json, "1", 400),
+        ("/v1/publish/%FF", json, "1", 400),
+        ("/v1/publish/", json, "1", 404),
+        ("/v1/latest", json, "", 405),
+    ] {
+        let mut driver = driver();
+        let (found, answer) = post(&mut driver, target, media_type, body);
+        assert_eq!(found, status, "{target} {body:.60}: {answer}");
+        if [413, 415, 405].contains(&found) {
+            publish(&mut driver, "a", &long);
+        }
+    }
+    for target in [
+        "/v1/latest",
+        "/v1/latest?topics=",
+        "/v1/latest?topics=a..b",
+        "/v1/latest?topics=a&limit=0",
+        "/v1/latest?topics=a&limit=1001",
+        "/v1/latest?topics=a&after=x",
+        "/v1/latest?topics=a&after=9.0.0.0",
+        "/v1/latest?topic=a",
+        "/v1/history",
+        "/v1/history?topic=a.*",
+        "/v1/history?topic=a&from=-1",
+        "/v1/history?topic=a&topic=b",
+        "/v1/topics?pattern=a..b",
+        "/v1/topics?token=x",
+    ] {
+        let (status, answer) = get(&mut driver(), target);
+        assert_eq!(status, 400, "{target}: {answer}");
+    }
+    let keyed = "POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\nContent-Length: 1\r\n\r\n1";
+    assert_eq!(request(&mut driver(), keyed).0, 501);
+}
+
+#[test]
+fn a_cursor_that_no_server_has_given_finds_nothing_or_is_refused() {
+    let mut driver = driver();
+    publish(&mut driver, "a", "1");
+    for after in
+        ["0.9.0.0", "0.0.4294967295.0", "0.0.0.18446744073709551615", "4294967295.0.0.0", "1.65535.1.1"]
+    {
+        let (status, answer) = get(&mut driver, &format!("/v1/latest?topics=%3E&after={after}"));
+        assert!(status == 400 || status == 200, "{after}: {answer}");
+    }
+}
+
+#[test]
+fn a_budget_that_is_used_up_is_answered_with_429_and_a_time_to_wait() {
+    let session = Rates { ticks: 1, history: 1, ..Rates::default() };
+    let budgets = BudgetLimits { session, ..BudgetLimits::default() };
+    let mut driver = driver_with(Limits { budgets, ..Limits::default() });
+    publish(&mut driver, "a", "1");
+    driver.receive(CLIENT, b"POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n2");
+    for _ in 0..3 {
+        driver.turn();
+    }
+    let (status, head, body) = parse(&driver.take_sent(CLIENT));
+    assert!(
+        status == 429 && head.contains("Retry-After: 1") && body.contains("\"code\":109"),
+        "{head} {body}"
+    );
+}
+
+#[test]
+fn a_page_of_another_origin_may_ask_only_if_the_operator_allows_it() {
+    let access = tickcast_proto::http::access::Access {
+        origins: vec!["https://app.example.com".parse().unwrap()],
+        ..Default::default()
+    };
+    let mut driver = driver_with(Limits { http_access: access, ..Limits::default() });
+    let mut ask = |method: &str, origin: &str| {
+        let request = format!("{method} /v1/topics HTTP/1.1\r\nHost: x\r\nOrigin: {origin}\r\n\r\n");
+        driver.receive(CLIENT, request.as_bytes());
+        (0..5).for_each(|_| driver.turn());
+        String::from_utf8(driver.take_sent(CLIENT)).unwrap()
+    };
+    let allowed = "Access-Control-Allow-Origin: https://app.example.com\r\n";
+    let answer = ask("GET", "https://app.example.com");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(allowed), "{answer}");
+    let answer = ask("OPTIONS", "https://app.example.com");
+    assert!(answer.starts_with("HTTP/1.1 204 ") && answer.contains(allowed), "{answer}");
+    assert!(
+        answer.contains("Access-Control-Allow-Methods: GET, HEAD\r\n") && !answer.contains("Content-Length")
+    );
+    assert!(ask("GET", "https://elsewhere.example.com").starts_with("HTTP/1.1 403 "));
+    assert!(ask("OPTIONS", "https://elsewhere.example.com").starts_with("HTTP/1.1 403 "));
+}
+
+#[test]
+fn a_request_finds_the_topics_of_every_shard() {
+    let (mut shards, mut meshes, _bells) = cluster(3, &Limits::default(), 1 << 20);
+    let mut loops: Vec<TurnLoop> = (0..3).map(|_| TurnLoop::default()).collect();
+    let slot = crate::ids::SlotId(CLIENT);
+    shards[1].handle_accept(slot, ListenerKind::Http, START);
+    let mut ask = |request: String| {
+        let mut sent = Vec::new();
+        shards[1].handle_bytes(slot, request.as_bytes(), START);
+        for _ in 0..30 {
+            for (at, shard) in shards.iter_mut().enumerate() {
+                loops[at].turn(shard, Some(&mut meshes[at]), START, usize::MAX, |_, bytes| {
+                    sent.extend_from_slice(bytes);
+                    false
+                });
+            }
+        }
+        let (status, _, body) = parse(&sent);
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str::<Value>(&body).unwrap()
+    };
+    let lines: String = (0..50).map(|n| format!("{{\"topic\":\"t.{n}\",\"data\":{n}}}\n")).collect();
+    let length = lines.len();
+    let published = ask(format!(
+        "POST /v1/publish HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: {length}\r\n\r\n{lines}"
+    ));
+    assert_eq!((published["results"].as_array().unwrap().len(), &published["failed"]), (50, &json!(0)));
+    let get = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let listed = ask(get("/v1/topics?limit=1000"));
+    assert_eq!((listed["topics"].as_array().unwrap().len(), &listed["next"]), (50, &Value::Null));
+    let latest = ask(get("/v1/latest?topics=t.%3E&limit=1000"));
+    assert_eq!(latest["topics"].as_array().unwrap().len(), 50);
+    for n in 0..50 {
+        let history = ask(get(&format!("/v1/history?topic=t.{n}")));
+        assert_eq!(history["ticks"][0]["data"], n);
+    }
+}

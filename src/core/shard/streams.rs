@@ -1,0 +1,154 @@
+//! One-way streams over HTTP: how `/sse` begins, goes on where an earlier stream has ended, and says what its client has.
+
+use std::{borrow::Cow, collections::HashMap};
+
+use super::{Action, Shard, authentication::Allowed, ingress::quoted};
+use crate::{
+    ids::SlotId,
+    now::Now,
+    principal::AuthRefusal,
+    session::{CloseReason, Protocol, SendSource, Session, places},
+};
+use tickcast_proto::{
+    DecodeError, WireFormat,
+    command::Command,
+    framing::event_stream::KeptPlaces,
+    http::{self, Target},
+    ids::ShardId,
+    subscription::{Position, StartPosition},
+};
+
+/// A position that no topic has, for clients whose own is lost: they are told so for each topic, and get what is kept.
+const LOST: Position = Position { epoch: 0, sequence: 0 };
+
+impl Shard {
+    /// Begins a stream, unless its client may not receive a pattern at all: then the answer is 403.
+    pub(super) fn begin_stream(
+        &mut self,
+        slot: SlotId,
+        response: &[u8],
+        target: Target,
+        now: Now,
+    ) -> Result<(), DecodeError> {
+        let Target::Stream { patterns, .. } = &target else { return Ok(()) };
+        if let Some(refused) = patterns.iter().find(|pattern| self.allowed(slot, pattern) == Allowed::Nothing)
+        {
+            let text = format!(
+                "pattern {}: you may not receive all topics that it matches",
+                quoted(refused.as_bytes())
+            );
+            self.push_bytes(slot, &http::refused(403, &text, now.realtime_ns));
+            self.end(slot, CloseReason::Http(403), now);
+            return Ok(());
+        }
+        self.become_websocket(slot, response, &target);
+        let Target::Stream { patterns, delivery, from, kept, .. } = target else { return Ok(()) };
+        let from = match kept {
+            None => from,
+            Some(kept) => {
+                self.kept_positions(kept).map_or(StartPosition::After(LOST), StartPosition::AfterEach)
+            }
+        };
+        if let StartPosition::AfterEach(positions) = &from {
+            self.seed_places(slot, positions);
+        }
+        let patterns = patterns.into_iter().map(Cow::Owned).collect();
+        self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)?;
+        // Errors have been told. Without a subscription, nothing would follow them.
+        if self.sessions.open_mut(slot).is_some_and(|session| session.subscriptions.is_empty()) {
+            self.end(slot, CloseReason::BadRequest("none of the topics could be subscribed to".into()), now);
+        }
+        Ok(())
+    }
+
+    /// Refuses the credentials of a client that has asked for a stream: before the stream begins. If the server is too busy to look
+    /// at them, an EventSource would never come back after an error, so it gets a stream that ends at once.
+    pub(super) fn refuse_stream(
+        &mut self,
+        slot: SlotId,
+        response: &[u8],
+        target: &Target,
+        refusal: AuthRefusal,
+        now: Now,
+    ) {
+        let is_event_stream = matches!(target, Target::Stream { format: WireFormat::EVENTS_JSON, .. });
+        if is_event_stream && refusal == AuthRefusal::Busy {
+            self.become_websocket(slot, response, target);
+        }
+        // A connection that has been answered before ends without an answer, unless it has one already.
+        let session = self.sessions.open_mut(slot);
+        if session.is_some_and(|session| session.protocol.is_kept_http()) {
+            self.push_bytes(slot, &http::refused(refusal.status(), &refusal.to_string(), now.realtime_ns));
+        }
+        self.end(slot, CloseReason::Unauthorized(refusal), now);
+    }
+
+    /// Hands a connection over to the shard that keeps its client's places. Returns whether it has begun to. A client that the
+    /// shards are chosen for by its identity stays.
+    pub(super) fn hand_over_stream(&mut self, slot: SlotId, client: &str, kept: KeptPlaces) -> bool {
+        let is_elsewhere = kept.shard != self.id.0 && kept.shard < self.shards;
+        if !is_elsewhere || !client.is_empty() || self.limits.identity_replaces {
+            return false;
+        }
+        let Some(session) = self.sessions.open_mut(slot) else { return false };
+        session.protocol = Protocol::Leaving(ShardId(kept.shard));
+        self.actions.push_back(Action::HandOver(slot));
+        true
+    }
+
+    /// The positions that an id names, of a stream that has ended or whose end this shard has not noticed yet.
+    fn kept_positions(&mut self, kept: KeptPlaces) -> Option<HashMap<Box<str>, Position>> {
+        if kept.shard != self.id.0 {
+            return None;
+        }
+        let id = places::session_of(kept, self.epoch);
+        match self.sessions.any_mut(id.slot()).filter(|session| session.id == id) {
+            Some(session) => session.protocol.places_mut()?.after_send(kept.number),
+            None => self.kept_places.after_send(id, kept.number),
+        }
+    }
+
+    /// What a client has that goes on from these positions.
+    fn seed_places(&mut self, slot: SlotId, positions: &HashMap<Box<str>, Position>) {
+        let bytes_max = self.limits.positions_bytes_max / usize::from(self.shards);
+        let session = self.sessions.open_mut(slot);
+        let Some(places) = session.and_then(|session| session.protocol.places_mut()) else { return };
+        for (topic, position) in positions {
+            places.learn(None, topic, *position, bytes_max);
+        }
+    }
+
+    /// Ends a SEND of an event stream with what its client has then, unless the SEND ends within an event.
+    pub(super) fn append_place(&mut self, slot: SlotId, source: &mut SendSource, gather: &mut Vec<u8>) {
+        let SendSource::Gathered { start, len } = source else {
+            return debug_assert!(false, "the SENDs of event streams are gathered");
+        };
+        let Some(session) = self.sessions.any_mut(slot) else { return };
+        let (kept_as, is_mid_frame) =
+            (places::kept_as(self.id, self.epoch, session.id), session.outbox.is_mid_frame());
+        let Some(places) = session.protocol.places_mut() else { return };
+        let bytes_max = self.limits.positions_bytes_max / usize::from(self.shards);
+        for (id, sequence) in places.take_unknown() {
+            // A topic that is gone has no more ticks: its next life has an epoch of its own.
+            if let Some((name, epoch)) = self.fanout.name_and_epoch(id) {
+                places.learn(Some(id), name, Position { epoch, sequence }, bytes_max);
+            }
+        }
+        if !is_mid_frame {
+            places.end_send(kept_as, gather);
+            *len = gather.len() - *start;
+        }
+    }
+
+    /// Keeps the places of a session that is gone, if its client may come back to them.
+    pub(super) fn keep_places(&mut self, session: &mut Session) {
+        if let Protocol::Streaming(stream) = &mut session.protocol
+            && let Some(places) = stream.places.take_if(|places| places.must_be_kept())
+        {
+            self.kept_places.keep(session.id, places);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,320 @@
+use std::collections::{HashMap, HashSet};
+
+use crate::{
+    config::Limits,
+    session::ListenerKind,
+    testing::{Driver, hello},
+};
+use tickcast_proto::{frame, limits::LAST_EVENT_ID_BYTES_MAX, records::Publish};
+
+const PUBLISHER: u32 = 0;
+const READER: u32 = 1;
+const LATER: u32 = 2;
+
+/// An event as a client reads it: its name, its data, and the id that it sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Event {
+    name: String,
+    data: String,
+    id: Option<String>,
+}
+
+fn driver() -> Driver {
+    driver_with(Limits::default())
+}
+
+fn driver_with(limits: Limits) -> Driver {
+    let mut driver = Driver::new(limits);
+    driver.accept(PUBLISHER, ListenerKind::Native, &hello());
+    driver
+}
+
+fn publish(driver: &mut Driver, topic: &str, payload: &str) {
+    let mut bytes = Vec::new();
+    frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), topic, payload.as_bytes());
+    driver.receive(PUBLISHER, &bytes);
+}
+
+fn open(driver: &mut Driver, slot: u32, query: &str, headers: &str) {
+    let request = format!("GET /sse?{query} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+    driver.accept(slot, ListenerKind::Http, request.as_bytes());
+    driver.turn();
+}
+
+fn resume(driver: &mut Driver, slot: u32, query: &str, id: &str) {
+    open(driver, slot, query, &format!("Last-Event-ID: {id}\r\n"));
+}
+
+fn text(driver: &mut Driver, slot: u32) -> String {
+    driver.turn();
+    String::from_utf8(driver.take_sent(slot)).unwrap()
+}
+
+/// The events in a stream's next bytes, after the response's head if that is among them.
+fn events(driver: &mut Driver, slot: u32) -> Vec<Event> {
+    let sent = text(driver, slot);
+    let body = sent.split_once("\r\n\r\n").map_or(sent.as_str(), |(_, body)| body);
+    parse(body)
+}
+
+fn parse(body: &str) -> Vec<Event> {
+    assert!(body.is_empty() || body.ends_with("\n\n"), "whole events: {body:?}");
+    let mut events = Vec::new();
+    for block in body.split("\n\n").filter(|block| !block.is_empty()) {
+        let mut event = Event::default();
+        for line in block.lines() {
+            match line.split_once(": ") {
+                Some(("event", name)) => event.name = name.to_owned(),
+                Some(("data", data)) => event.data += data,
+                Some(("id", id)) => event.id = Some(id.to_owned()),
+                Some(("retry", _)) => {}
+                _ => assert_eq!(line, ":", "{block:?}"),
+            }
+        }
+        events.extend((event != Event::default()).then_some(event));
+    }
+    events
+}
+
+/// Topics and sequences of the ticks among events.
+fn ticks(events: &[Event]) -> Vec<(String, u64)> {
+    let ticks = events.iter().filter(|event| event.name == "tick");
+    ticks
+        .map(|event| {
+            let tick: serde_json::Value = serde_json::from_str(&event.data).unwrap();
+            (tick["topic"].as_str().unwrap().to_owned(), tick["seq"].as_u64().unwrap())
+        })
+        .collect()
+}
+
+fn last_id(events: &[Event]) -> String {
+    events.iter().rev().find_map(|event| event.id.clone()).expect("an event has an id")
+}
+
+fn names(events: &[Event]) -> Vec<&str> {
+    events.iter().map(|event| event.name.as_str()).collect()
+}
+
+#[test]
+fn a_stream_begins_with_its_headers_and_each_send_ends_with_the_place_of_its_client() {
+    let mut driver = driver();
+    open(&mut driver, READER, "topics=a.b,a.c", "Accept: text/event-stream\r\n");
+    let sent = text(&mut driver, READER);
+    let (head, body) = sent.split_once("\r\n\r\n").unwrap();
+    for line in [
+        "HTTP/1.1 200 OK",
+        "Content-Type: text/event-stream",
+        "Cache-Control: no-store",
+        "X-Accel-Buffering: no",
+        "Connection: close",
+    ] {
+        assert!(head.lines().any(|found| found == line), "{line}: {head}");
+    }
+    assert!(body.starts_with("retry: 1000\n\n"), "{body}");
+    assert_eq!(names(&parse(body)), ["subscribed", "subscribed"]);
+    for (topic, payload) in [("a.b", "1"), ("a.c", "{\n}"), ("a.b", "3")] {
+        publish(&mut driver, topic, payload);
+    }
+    let found = events(&mut driver, READER);
+    assert_eq!(names(&found), ["subscribed", "tick", "subscribed", "tick", "tick", "place"]);
+    assert_eq!(ticks(&found), [("a.b".into(), 1), ("a.c".into(), 1), ("a.b".into(), 2)]);
+    let id = last_id(&found);
+    let sequences: Vec<&str> = id.split(';').map(|place| place.rsplit('.').next().unwrap()).collect();
+    assert_eq!(sequences, ["2", "1"], "{id}");
+}
+
+#[test]
+fn a_client_that_sends_its_last_id_misses_nothing_and_gets_nothing_twice() {
+    let mut driver = driver();
+    open(&mut driver, READER, "topics=a.>", "");
+    for payload in 1..=3 {
+        publish(&mut driver, "a.b", &payload.to_string());
+        publish(&mut driver, "a.c", &payload.to_string());
+    }
+    let id = last_id(&events(&mut driver, READER));
+    // The cut: nothing of this arrives.
+    for payload in 4..=6 {
+        publish(&mut driver, "a.b", &payload.to_string());
+    }
+    publish(&mut driver, "a.new", "1");
+    driver.shard.handle_error(crate::ids::SlotId(READER), 104, driver.now);
+    driver.turn();
+    resume(&mut driver, LATER, "topics=a.>", &id);
+    let mut found = events(&mut driver, LATER);
+    publish(&mut driver, "a.c", "4");
+    found.extend(events(&mut driver, LATER));
+    let mut got = ticks(&found);
+    got.sort_unstable();
+    let expected = [("a.b", 4), ("a.b", 5), ("a.b", 6), ("a.c", 4), ("a.new", 1)];
+    assert_eq!(got, expected.map(|(topic, sequence)| (topic.to_owned(), sequence)));
+    let recovered: Vec<&Event> = found.iter().filter(|event| event.name == "recovered").collect();
+    assert_eq!(recovered.len(), 2);
+    assert!(recovered.iter().all(|event| event.data.contains("\"recovered\":true")), "{recovered:?}");
+    // The id has the topics of before and of now.
+    assert_eq!(last_id(&found).split(';').count(), 3);
+}
+
+#[test]
+fn places_that_no_id_can_hold_are_kept_and_any_send_of_them_can_be_resumed() {
+    for is_noticed in [false, true] {
+        let mut driver = driver();
+        open(&mut driver, READER, "topics=t.>", "");
+        let topic = |n: u32| format!("t.topic-with-a-long-name.{n}");
+        let mut seen: HashSet<(String, u64)> = HashSet::new();
+        let mut note = |found: &[Event]| {
+            for tick in ticks(found) {
+                assert!(seen.insert(tick.clone()), "{tick:?} came twice");
+            }
+            seen.len()
+        };
+        for n in 0..200 {
+            publish(&mut driver, &topic(n), "1");
+        }
+        let found = events(&mut driver, READER);
+        note(&found);
+        assert!(last_id(&found).starts_with("@0."), "{}", last_id(&found));
+        for n in 0..3 {
+            publish(&mut driver, &topic(n), "2");
+        }
+        let found = events(&mut driver, READER);
+        note(&found);
+        let id = last_id(&found);
+        // These SENDs do not arrive.
+        for n in 0..5 {
+            publish(&mut driver, &topic(n), "3");
+            events(&mut driver, READER);
+        }
+        if is_noticed {
+            driver.shard.handle_error(crate::ids::SlotId(READER), 104, driver.now);
+            driver.turn();
+        }
+        resume(&mut driver, LATER, "topics=t.>", &id);
+        let mut found = Vec::new();
+        for _ in 0..20 {
+            found.extend(events(&mut driver, LATER));
+        }
+        assert_eq!(note(&found), 200 + 3 + 5, "is_noticed: {is_noticed}");
+        assert!(!found.iter().any(|event| event.data.contains("\"recovered\":false")));
+    }
+}
+
+#[test]
+fn a_client_whose_places_are_gone_is_told_so_for_each_topic() {
+    let mut driver = driver();
+    publish(&mut driver, "a.b", "1");
+    publish(&mut driver, "a.b", "2");
+    resume(&mut driver, READER, "topics=a.b", "@0.0123456789abcdef.7");
+    let found = events(&mut driver, READER);
+    let recovered: Vec<&Event> = found.iter().filter(|event| event.name == "recovered").collect();
+    assert!(recovered.len() == 1 && recovered[0].data.contains("\"recovered\":false"), "{found:?}");
+    assert_eq!(ticks(&found), [("a.b".into(), 1), ("a.b".into(), 2)]);
+}
+
+#[test]
+fn ids_never_exceed_their_bound_however_many_topics_there_are() {
+    let mut driver = driver();
+    open(&mut driver, READER, "topics=>", "");
+    for n in 0..400 {
+        publish(&mut driver, &format!("x.{}.{n}", "\u{20ac}".repeat(10)), "1");
+        for event in events(&mut driver, READER) {
+            assert!(event.id.is_none_or(|id| id.len() <= LAST_EVENT_ID_BYTES_MAX && id.is_ascii()));
+        }
+    }
+}
+
+#[test]
+fn lines_are_the_messages_alone() {
+    let mut driver = driver();
+    publish(&mut driver, "a.b", "1");
+    open(&mut driver, READER, "topics=a.b&from=latest", "Accept: application/x-ndjson\r\n");
+    publish(&mut driver, "a.b", "[\n2]");
+    let sent = text(&mut driver, READER);
+    let (head, body) = sent.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("Content-Type: application/x-ndjson\r\n"), "{head}");
+    let lines: Vec<serde_json::Value> =
+        body.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect();
+    let ticks: Vec<_> = lines.iter().filter(|line| line["op"].is_null()).map(|line| &line["data"]).collect();
+    assert_eq!(ticks, [&serde_json::json!(1), &serde_json::json!([2])]);
+}
+
+#[test]
+fn a_stream_that_is_behind_is_conflated_and_goes_on_from_what_it_got() {
+    let mut driver = driver();
+    open(&mut driver, READER, "topics=a.b&policy=conflate", "");
+    publish(&mut driver, "a.b", "0");
+    let mut found = events(&mut driver, READER);
+    driver.full.insert(READER);
+    let payload = format!("\"{}\"", "x".repeat(1_000));
+    for _ in 0..2_000 {
+        publish(&mut driver, "a.b", &payload);
+        driver.turn();
+    }
+    driver.open();
+    for _ in 0..10 {
+        found.extend(parse(&text(&mut driver, READER)));
+    }
+    assert!(names(&found).contains(&"conflated"), "{:?}", names(&found).iter().collect::<HashSet<_>>());
+    let got = ticks(&found);
+    assert_eq!(got.last(), Some(&("a.b".to_owned(), 2_001)));
+    assert!(got.windows(2).all(|pair| pair[0].1 < pair[1].1));
+    assert!(last_id(&found).ends_with(".2001"), "{}", last_id(&found));
+}
+
+#[test]
+fn a_stream_has_heartbeats_and_ends_if_its_socket_stays_full() {
+    let limits =
+        Limits { ping_interval_ns: 10_000_000_000, ping_timeout_ns: 10_000_000_000, ..Limits::default() };
+    let mut driver = driver_with(limits);
+    open(&mut driver, READER, "topics=a.b&policy=conflate", "");
+    text(&mut driver, READER);
+    driver.pass(120_000_000_000);
+    let beats = text(&mut driver, READER);
+    assert!(beats.len() >= 3 * 10 && beats.replace(":\n\n", "").is_empty(), "{beats:?}");
+    assert_eq!(
+        driver.shard.sessions_len(),
+        1,
+        "the publisher, who does not answer pings, is gone; the stream is not"
+    );
+    driver.full.insert(READER);
+    driver.pass(60_000_000_000);
+    assert_eq!(driver.shard.sessions_len(), 0);
+}
+
+#[test]
+fn a_client_that_sends_anything_after_its_request_is_told_why_its_stream_ends() {
+    let mut driver = driver();
+    open(&mut driver, READER, "topics=a.b", "");
+    driver.receive(READER, b"\r\n");
+    text(&mut driver, READER);
+    driver.receive(READER, b"GET / HTTP/1.1\r\n\r\n");
+    let found = events(&mut driver, READER);
+    assert_eq!(names(&found), ["closing"]);
+    assert!(found[0].data.contains("\"code\":1002"), "{found:?}");
+}
+
+#[test]
+fn bad_requests_are_refused_before_the_stream_begins() {
+    let long = format!("Last-Event-ID: {}=1.2\r\n", "a".repeat(LAST_EVENT_ID_BYTES_MAX));
+    let cases: HashMap<(&str, &str), &str> = [
+        (("", ""), "400"),
+        (("topics=", ""), "400"),
+        (("topics=a..b", ""), "400"),
+        (("topics=a&from=x", ""), "400"),
+        (("topics=a&policy=x", ""), "400"),
+        (("topics=a&max_rate=0", ""), "400"),
+        (("topics=a&unknown=1", ""), "400"),
+        (("topics=a&token=x", ""), "400"),
+        (("topics=a", "Last-Event-ID: x\r\n"), "400"),
+        (("topics=a", "Last-Event-ID: a.*=1.2\r\n"), "400"),
+        (("topics=a", long.as_str()), "400"),
+        (("topics=a", "Content-Length: 1\r\n"), "400"),
+        (("topics=a", "Origin: http://elsewhere\r\n"), "403"),
+    ]
+    .into();
+    for ((query, headers), status) in cases {
+        let mut driver = driver();
+        open(&mut driver, READER, query, &format!("{headers}\r\nx"));
+        let sent = text(&mut driver, READER);
+        assert!(sent.starts_with(&format!("HTTP/1.1 {status} ")), "{query} {headers}: {sent}");
+    }
+}

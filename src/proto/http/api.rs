@@ -1,0 +1,488 @@
+//! `/v1`: publishing, and reading last values, history and topic names, with one request each. The core carries them out, so they
+//! have the permissions, budgets and tenants of every other request.
+//!
+//! ```text
+//!  POST /v1/publish            one tick, an array of ticks, or lines of ticks
+//!  POST /v1/publish/TOPIC      the body is the payload
+//!  GET  /v1/latest?topics=a.b,c.>&limit=100&after=CURSOR
+//!  GET  /v1/history?topic=a.b&epoch=E&from=N&limit=100
+//!  GET  /v1/topics?pattern=a.>&limit=100&after=CURSOR
+//! ```
+//! `docs/openapi.json` describes them.
+
+use std::{borrow::Cow, str::FromStr};
+
+use http::{HeaderName, Method, StatusCode, header};
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::{Answer, Failure, HttpConfig, Response, access, request::Request, response::Delivery, websocket};
+use crate::{
+    ErrorCode,
+    codec::json,
+    command::Token,
+    limits::{HTTP_PAGE_ITEMS_DEFAULT, HTTP_PAGE_ITEMS_MAX, HTTP_PUBLISH_TICKS_MAX, REFUSED_RETRY_AFTER_S},
+    pattern,
+};
+
+/// A request of `/v1`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Publishes these ticks, in order. `is_single`: the answer is that of one tick, not a list.
+    Publish {
+        /// 1 to [`HTTP_PUBLISH_TICKS_MAX`].
+        ticks: Vec<Tick>,
+        /// The request has one tick.
+        is_single: bool,
+    },
+    /// Reads the last value of each key of topics.
+    Latest {
+        /// Valid patterns, at least one.
+        patterns: Vec<String>,
+        /// Which part of them.
+        page: Page,
+    },
+    /// Reads the ticks that a topic keeps.
+    History {
+        /// A valid name.
+        topic: String,
+        /// The epoch of `from`; `None`: whichever the topic has.
+        epoch: Option<u64>,
+        /// The first sequence wanted.
+        from: u64,
+        /// Most ticks.
+        limit: usize,
+    },
+    /// Reads the names of topics.
+    Topics {
+        /// A valid pattern.
+        pattern: String,
+        /// Which part of them.
+        page: Page,
+    },
+}
+
+/// A part of a list of topics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Most items: 1 to [`HTTP_PAGE_ITEMS_MAX`].
+    pub limit: usize,
+    /// Where it begins.
+    pub after: Cursor,
+}
+
+/// Where a page ends and the next one begins. Topics that are created or forgotten between two pages may be missed or come again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cursor {
+    /// Index of the pattern.
+    pub pattern: u32,
+    /// The home shard.
+    pub home: u16,
+    /// The topic's place at its home.
+    pub place: u32,
+    /// The first sequence wanted of that topic.
+    pub sequence: u64,
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Cursor { pattern, home, place, sequence } = self;
+        write!(f, "{pattern}.{home}.{place}.{sequence}")
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Cursor, ()> {
+        let mut parts = text.split('.');
+        let mut next = || parts.next().ok_or(());
+        let cursor = Cursor {
+            pattern: next()?.parse().map_err(drop)?,
+            home: next()?.parse().map_err(drop)?,
+            place: next()?.parse().map_err(drop)?,
+            sequence: next()?.parse().map_err(drop)?,
+        };
+        parts.next().map_or(Ok(cursor), |_| Err(()))
+    }
+}
+
+/// A tick to publish.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tick {
+    /// The topic; not validated.
+    pub topic: String,
+    /// The payload.
+    pub payload: Vec<u8>,
+    /// Whether the payload is known to be JSON.
+    pub is_json: bool,
+    /// Producer's timestamp, nanoseconds since 1970; 0: the time of receipt.
+    pub producer_time_ns: u64,
+    /// Schema number.
+    pub schema: u32,
+    /// Conflation key; 0: none.
+    pub key: u64,
+}
+
+/// How a request of `/v1` is answered, once its answer is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// Whether the connection closes after the answer.
+    pub closes: bool,
+    is_head: bool,
+    is_1_0: bool,
+    /// Header lines for browsers.
+    cors: String,
+}
+
+impl Exchange {
+    /// The bytes of an answer: JSON, which ends with a line break.
+    pub fn answer(&self, status: u16, json: String, realtime_ns: u64) -> Vec<u8> {
+        let code = StatusCode::from_u16(status);
+        debug_assert!(code.is_ok(), "{status} is an HTTP status");
+        let status = code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let mut fields =
+            format!("Content-Type: application/json\r\nCache-Control: no-store\r\n{}", self.cors);
+        match status {
+            StatusCode::UNAUTHORIZED => fields += "WWW-Authenticate: Bearer\r\n",
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+                fields += &format!("Retry-After: {REFUSED_RETRY_AFTER_S}\r\n");
+            }
+            _ => {}
+        }
+        let response = Response { status, fields, body: Cow::Owned((json + "\n").into_bytes()) };
+        let (is_head, keeps_alive, is_1_0) = (self.is_head, !self.closes, self.is_1_0);
+        response.encode(Delivery { is_head, keeps_alive, is_1_0, realtime_ns })
+    }
+
+    /// The bytes of an answer that says what is wrong.
+    pub fn refuse(&self, status: u16, error: &str, realtime_ns: u64) -> Vec<u8> {
+        self.answer(status, format!("{{\"error\":{error}}}"), realtime_ns)
+    }
+}
+
+/// An error as JSON: `{"code":108,"text":"..."}`.
+pub fn error_json(code: ErrorCode, text: &str) -> String {
+    format!("{{\"code\":{},\"text\":{}}}", code as u16, json::literal(text))
+}
+
+/// The status that says that a request of `/v1` has failed for this reason.
+pub fn status_of(code: ErrorCode) -> u16 {
+    match code {
+        ErrorCode::NotAllowed => 403,
+        ErrorCode::TooLarge => 413,
+        ErrorCode::RateLimited | ErrorCode::TooManySubscriptions => 429,
+        ErrorCode::TooManyTopics => 503,
+        _ => 400,
+    }
+}
+
+/// A resource of `/v1`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resource<'a> {
+    Publish,
+    PublishTo(&'a str),
+    Latest,
+    History,
+    Topics,
+}
+
+impl Resource<'_> {
+    /// The resource at a path.
+    pub(super) fn at(path: &str) -> Option<Resource<'_>> {
+        Some(match path {
+            "/v1/publish" => Resource::Publish,
+            "/v1/latest" => Resource::Latest,
+            "/v1/history" => Resource::History,
+            "/v1/topics" => Resource::Topics,
+            _ => Resource::PublishTo(path.strip_prefix("/v1/publish/").filter(|topic| !topic.is_empty())?),
+        })
+    }
+
+    /// Methods that it supports.
+    pub(super) fn allowed(self) -> &'static str {
+        match self {
+            Resource::Publish | Resource::PublishTo(_) => "POST",
+            Resource::Latest | Resource::History | Resource::Topics => "GET, HEAD",
+        }
+    }
+
+    pub(super) fn allows(self, method: &Method) -> bool {
+        match self {
+            Resource::Publish | Resource::PublishTo(_) => method == Method::POST,
+            Resource::Latest | Resource::History | Resource::Topics => {
+                method == Method::GET || method == Method::HEAD
+            }
+        }
+    }
+}
+
+/// What can be checked before the body has arrived: header lines for browsers, and the token.
+pub(super) fn check(
+    request: &Request,
+    config: &HttpConfig<'_>,
+) -> Result<(String, Option<Token<'static>>), Failure> {
+    let cors = access::cors(config.access, request)?;
+    if request.head.headers().contains_key(HeaderName::from_static("idempotency-key")) {
+        return Err(Failure(
+            StatusCode::NOT_IMPLEMENTED,
+            "header idempotency-key is not supported: a publish that is sent again is published again".into(),
+        ));
+    }
+    let pairs = Query::new(request.head.uri().query());
+    let in_query = pairs.value("token");
+    if in_query.is_some() && !config.query_token {
+        return Err(Failure::bad_request(
+            "parameter token is not accepted: send the token in header authorization",
+        ));
+    }
+    let in_query = in_query.map(|token| percent_decode_str(token).collect()).unwrap_or_default();
+    Ok((cors, websocket::token(request, in_query)?))
+}
+
+/// Answers a request whose body has arrived.
+pub(super) fn call(
+    resource: Resource<'_>,
+    request: &Request,
+    body: &[u8],
+    keeps_alive: bool,
+    config: &HttpConfig<'_>,
+) -> Result<Answer, Failure> {
+    let (cors, token) = check(request, config)?;
+    let is_1_0 = request.head.version() < http::Version::HTTP_11;
+    let exchange = Exchange { closes: !keeps_alive, is_head: request.is_head(), is_1_0, cors };
+    let host = request.authority.as_ref().map_or_else(Box::default, |authority| authority.host().into());
+    match parse(resource, request, body) {
+        Ok(call) => Ok(Answer::Call { call, exchange, host, token }),
+        Err(Failure(status, text)) => {
+            let response = exchange.refuse(
+                status.as_u16(),
+                &error_json(ErrorCode::BadRequest, &text),
+                config.realtime_ns,
+            );
+            Ok(Answer::Respond { response, status: status.as_u16(), closes: exchange.closes })
+        }
+    }
+}
+
+fn parse(resource: Resource<'_>, request: &Request, body: &[u8]) -> Result<Call, Failure> {
+    let query = Query::new(request.head.uri().query());
+    match resource {
+        Resource::Publish => {
+            query.check(&["token"])?;
+            let media_type = media_type(request);
+            if !["application/json", "application/x-ndjson", "application/ndjson", ""].contains(&&*media_type)
+            {
+                return Err(Failure(
+                    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                    format!(
+                        "content-type {media_type:?}: use application/json or application/x-ndjson, \
+                         or /v1/publish/TOPIC for any payload"
+                    ),
+                ));
+            }
+            let text =
+                std::str::from_utf8(body).map_err(|_| Failure::bad_request("the body is not UTF-8"))?;
+            ticks(text, media_type.ends_with("ndjson"))
+        }
+        Resource::PublishTo(topic) => {
+            query.check(&["token", "key", "ts", "schema"])?;
+            let topic = percent_decode_str(topic)
+                .decode_utf8()
+                .map_err(|_| Failure::bad_request("the topic in the path is not UTF-8"))?
+                .into_owned();
+            let tick = Tick {
+                topic,
+                payload: body.to_vec(),
+                is_json: false,
+                producer_time_ns: query.number("ts")?.unwrap_or(0),
+                schema: query.number("schema")?.unwrap_or(0),
+                key: query.number("key")?.unwrap_or(0),
+            };
+            Ok(Call::Publish { ticks: vec![tick], is_single: true })
+        }
+        Resource::Latest => {
+            query.check(&["token", "topics", "limit", "after"])?;
+            let mut patterns = Vec::new();
+            for value in query.values("topics") {
+                for pattern in value.split(',').filter(|pattern| !pattern.is_empty()) {
+                    patterns.push(checked(pattern, "topics")?);
+                }
+            }
+            if patterns.is_empty() {
+                return Err(Failure::bad_request("parameter topics is missing: /v1/latest?topics=a.b,c.>"));
+            }
+            Ok(Call::Latest { patterns, page: query.page()? })
+        }
+        Resource::History => {
+            query.check(&["token", "topic", "epoch", "from", "limit"])?;
+            let topic = query
+                .value("topic")
+                .ok_or_else(|| Failure::bad_request("parameter topic is missing: /v1/history?topic=a.b"))?;
+            let topic = checked(topic, "topic")?;
+            pattern::check_topic(topic.as_bytes())
+                .map_err(|error| Failure::bad_request(format!("topic {topic:?}: {error}")))?;
+            let from = query.number("from")?.unwrap_or(1).max(1);
+            Ok(Call::History { topic, epoch: query.number("epoch")?, from, limit: query.limit()? })
+        }
+        Resource::Topics => {
+            query.check(&["token", "pattern", "limit", "after"])?;
+            let pattern = checked(query.value("pattern").unwrap_or(">"), "pattern")?;
+            Ok(Call::Topics { pattern, page: query.page()? })
+        }
+    }
+}
+
+/// A pattern of a query, decoded and validated.
+fn checked(encoded: &str, parameter: &str) -> Result<String, Failure> {
+    let pattern = percent_decode_str(encoded)
+        .decode_utf8()
+        .map_err(|_| Failure::bad_request(format!("parameter {parameter} is not UTF-8")))?;
+    match pattern::check_pattern(pattern.as_bytes()) {
+        Ok(pattern) => Ok(pattern.to_owned()),
+        Err(error) => Err(Failure::bad_request(format!("{parameter} {pattern:?}: {error}"))),
+    }
+}
+
+/// The type of a request's body, without parameters, in lower case; empty: none given, or one that no client means (curl's default
+/// for `--data`).
+fn media_type(request: &Request) -> String {
+    let value = request.head.headers().get(header::CONTENT_TYPE).map(|value| value.as_bytes());
+    let text = String::from_utf8_lossy(value.unwrap_or_default()).to_ascii_lowercase();
+    let media_type = text.split(';').next().unwrap_or_default().trim();
+    if media_type == "application/x-www-form-urlencoded" { String::new() } else { media_type.to_owned() }
+}
+
+/// A tick in a body. Unknown fields are rejected, so that a misspelt one is not ignored.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Item<'a> {
+    #[serde(borrow)]
+    topic: Cow<'a, str>,
+    #[serde(borrow)]
+    data: &'a RawValue,
+    #[serde(default, borrow)]
+    encoding: Option<Cow<'a, str>>,
+    #[serde(default)]
+    ts: u64,
+    #[serde(default)]
+    schema: u32,
+    #[serde(default, deserialize_with = "json::key")]
+    key: u64,
+}
+
+impl Item<'_> {
+    fn into_tick(self) -> Result<Tick, String> {
+        let Item { topic, data, encoding, ts, schema, key } = self;
+        let (payload, is_json) = match encoding.as_deref() {
+            None | Some("json") => (data.get().as_bytes().to_vec(), true),
+            Some("base64") => (json::base64(data)?, false),
+            Some(other) => {
+                let other: String = other.chars().take(32).collect();
+                return Err(format!("unknown \"encoding\" {other:?}; use json or base64"));
+            }
+        };
+        let topic = topic.into_owned();
+        Ok(Tick { topic, payload, is_json, producer_time_ns: ts, schema, key })
+    }
+}
+
+/// The ticks in a body: one object, an array of objects, or an object on each line.
+fn ticks(text: &str, are_lines: bool) -> Result<Call, Failure> {
+    let bad = |at: usize, text: String| Failure::bad_request(format!("tick {at}: {text}"));
+    let too_many = || {
+        Failure(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("a request may publish {HTTP_PUBLISH_TICKS_MAX} ticks"),
+        )
+    };
+    let mut ticks = Vec::new();
+    let is_single = !are_lines && text.trim_ascii_start().starts_with('{');
+    let mut add = |item: Result<Item<'_>, serde_json::Error>| {
+        let at = ticks.len() + 1;
+        if at > HTTP_PUBLISH_TICKS_MAX {
+            return Err(too_many());
+        }
+        let item = item.map_err(|error| bad(at, error.to_string()))?;
+        ticks.push(item.into_tick().map_err(|text| bad(at, text))?);
+        Ok(())
+    };
+    if are_lines {
+        for line in text.lines().filter(|line| !line.trim_ascii().is_empty()) {
+            add(serde_json::from_str(line))?;
+        }
+    } else if is_single {
+        add(serde_json::from_str(text))?;
+    } else {
+        let items: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| {
+            Failure::bad_request(format!("the body is neither a tick nor an array of ticks: {error}"))
+        })?;
+        for item in items {
+            add(serde_json::from_str(item.get()))?;
+        }
+    }
+    match ticks.is_empty() {
+        true => Err(Failure::bad_request("the body has no tick")),
+        false => Ok(Call::Publish { ticks, is_single }),
+    }
+}
+
+/// The parameters of a query, not decoded.
+struct Query<'a>(Vec<(&'a str, &'a str)>);
+
+impl<'a> Query<'a> {
+    fn new(text: Option<&'a str>) -> Query<'a> {
+        let pairs = text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+        Query(pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect())
+    }
+
+    fn values(&self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(known, _)| *known == name).map(|(_, value)| *value)
+    }
+
+    fn value(&self, name: &str) -> Option<&'a str> {
+        self.values(name).next()
+    }
+
+    /// Checks that no parameter is unknown, and that none but `topics` is given twice.
+    fn check(&self, known: &[&str]) -> Result<(), Failure> {
+        for (at, (name, _)) in self.0.iter().enumerate() {
+            if !known.contains(name) {
+                let known: Vec<&str> = known.iter().copied().filter(|known| *known != "token").collect();
+                return Err(Failure::bad_request(format!(
+                    "unknown parameter {name:?}; this resource has {}",
+                    if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+                )));
+            }
+            if *name != "topics" && self.0[..at].iter().any(|(before, _)| before == name) {
+                return Err(Failure::bad_request(format!("parameter {name} is given more than once")));
+            }
+        }
+        Ok(())
+    }
+
+    fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>, Failure> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        let is_number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+        let number = if is_number { value.parse().ok() } else { None };
+        number
+            .map(Some)
+            .ok_or_else(|| Failure::bad_request(format!("parameter {name} is not a whole number")))
+    }
+
+    fn limit(&self) -> Result<usize, Failure> {
+        match self.number("limit")?.unwrap_or(HTTP_PAGE_ITEMS_DEFAULT) {
+            limit @ 1..=HTTP_PAGE_ITEMS_MAX => Ok(limit),
+            _ => Err(Failure::bad_request(format!("parameter limit: use 1 to {HTTP_PAGE_ITEMS_MAX}"))),
+        }
+    }
+
+    fn page(&self) -> Result<Page, Failure> {
+        let after = self
+            .value("after")
+            .map_or(Ok(Cursor::default()), str::parse)
+            .map_err(|()| Failure::bad_request("parameter after is not the \"next\" of an earlier answer"))?;
+        Ok(Page { limit: self.limit()?, after })
+    }
+}
