@@ -199,6 +199,7 @@ impl Connection {
                 Codec::Native => Features::COUNTS,
                 _ => Features::COUNTS.union(Features::STRING_KEYS).union(Features::POSITIONS),
             };
+            let features = features.union(Features::PREVIOUS);
             let features = match options.acknowledgements {
                 true => features.union(Features::PUBLISHED),
                 false => features,

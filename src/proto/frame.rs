@@ -68,6 +68,7 @@ pub enum Kind {
     History = 129,
     Forget = 130,
     Acknowledge = 131,
+    Append = 132,
 }
 
 /// Length of the PUBLISH record before it had a key, in bytes.
@@ -120,6 +121,7 @@ impl Kind {
             129 => History,
             130 => Forget,
             131 => Acknowledge,
+            132 => Append,
             _ => return None,
         })
     }
