@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the models of cooperating threads (src/server/transport/models.rs) under loom: every order of their steps, and every stale
+# Runs the models of cooperating threads (src/core/mesh/models.rs) under loom: every order of their steps, and every stale
 # value that the memory orderings allow.
 #
 # Each model bounds how often a thread is preempted. LOOM_MAX_PREEMPTIONS=N sets one bound for all: a higher bound finds more and
@@ -10,4 +10,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Not `--cfg loom`, which makes tokio omit many of its modules. The flag reaches every dependency, so the models have a target
 # folder of their own and do not invalidate other builds.
 RUSTFLAGS="--cfg tickcast_loom" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" \
-    cargo test --locked --lib models:: -- "$@"
+    cargo test --locked -p tickcast-core --lib models:: -- "$@"

@@ -3,10 +3,7 @@
 
 use std::sync::Arc;
 
-use tickcast::{
-    limits::TIMERS_GONE_MAX,
-    sources::{Lanes, StopFlag},
-};
+use tickcast::{limits::TIMERS_GONE_MAX, sources::Lanes};
 use tickcast_core::{
     budgets::{BudgetLimits, Rates},
     config::Limits,
@@ -252,10 +249,8 @@ fn half_a_frame_left_by_a_source_does_not_keep_the_shard_awake() {
     let mut lanes = Lanes::new([(producer, bells[0].clone())].into_iter());
     let mut publish = || lanes.publish("sim.1", 1, 1, &[b'1'; 100]);
     while publish().is_ok() {}
-    let stop = StopFlag::default();
-    stop.set();
     // The ring takes what fits, which ends within a frame; the rest is lost with the source.
-    lanes.flush_all(&stop);
+    assert!(lanes.flush().is_err());
     drop(lanes);
     for _ in 0..1_000 {
         turn(&mut shards[0], &mut meshes[0]);

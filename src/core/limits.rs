@@ -234,6 +234,9 @@ pub const GATHER_BYTES: usize = 1 << 20;
 /// Bytes that wait in a mesh ring before its producer keeps frames staged: what the other shard takes in one turn. Ticks wait behind
 /// those of a publisher that floods both shards: p99 12 ms instead of 37, as many ticks a second (bench/abuse, `flood`).
 pub const MESH_WAITING_BYTES: usize = TURN_RING_BYTES;
+/// Connections in transit from one shard to another: about 80 bytes each, plus what the client has sent. Further ones wait on
+/// the shard that accepted them.
+pub const HANDOVERS_PER_LANE: usize = 64;
 /// Bytes staged for a full mesh ring before the shard stops accepting work that would add to them.
 pub const MESH_STAGE_BYTES: usize = 64 << 10;
 /// Bytes of mesh frames a shard handles from one ring in one turn.

@@ -1,7 +1,12 @@
 //! The mesh: a shard's ends of the rings to and from the other shards, and from sources.
 
+pub mod handover;
 pub mod item_ring;
+pub mod lanes;
+#[cfg(all(test, tickcast_loom))]
+mod models;
 pub mod ring;
+pub mod stop;
 pub mod sync;
 
 use std::sync::Arc;

@@ -4,7 +4,6 @@ pub mod notes;
 pub mod old;
 pub mod pages;
 pub mod serve;
-pub mod values;
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -16,6 +15,7 @@ use crate::{
     commands::{ProcessArgs, PubArgs, SubArgs, TokenArgs},
     operator::{check::CheckArgs, top::TopArgs},
 };
+pub use tickcast_common::values;
 
 /// Maximum width of help texts and check results, in columns.
 pub const HELP_WIDTH: usize = 100;

@@ -27,7 +27,9 @@
 //! | [`tickcast_client`] | the client library that `tickcast sub`, the load client and users share |
 //! | [`tickcast_ecg`] | WFDB records and a beat detector |
 //! | [`tickcast_tls`] | TLS without sockets: handshakes, and a record layer of plain data |
-//! | this one | [`transport`] (glommio, io_uring, sockets), [`auth`], [`sources`], [`operator`], [`config`], [`cli`], [`page`] |
+//! | [`tickcast_sources`] | sources of ticks other than clients |
+//! | [`tickcast_common`] | the clocks, types of option values, panics |
+//! | this one | [`transport`] (glommio, io_uring, sockets), [`auth`], [`operator`], [`config`], [`cli`], [`page`] |
 //!
 //! # Invariants
 //!
@@ -39,9 +41,7 @@
 //! - A peer's bytes never cause a panic, a hang, or an allocation of a size that they merely announce.
 
 pub mod auth;
-pub mod byte_order_mark;
 pub mod cli;
-pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod error;
@@ -50,7 +50,9 @@ pub mod logging;
 pub mod operator;
 pub mod page;
 pub mod process;
-pub mod sources;
 pub mod supervisor;
 pub mod tls;
 pub mod transport;
+
+pub use tickcast_common::{byte_order_mark, clock};
+pub use tickcast_sources as sources;

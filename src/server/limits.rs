@@ -1,6 +1,7 @@
 //! Bounds of the server around the core, and the assertions that relate them to the core's bounds.
 
 pub use tickcast_core::limits::*;
+pub use tickcast_sources::limits::*;
 
 /// Uncompressed bytes of one file of the page. For a client without gzip, its session buffers the file in this form.
 pub const PAGE_FILE_BYTES_MAX: usize = 48 << 10;
@@ -22,14 +23,6 @@ pub const SHARDS_LATE_MS_MAX: u64 = 6_000;
 pub const SOURCES_STOP_MS_MAX: u64 = 5_000;
 /// Smallest send buffer of a socket, in bytes.
 pub const SOCKET_SEND_BYTES_LOWEST: usize = 4 << 10;
-/// Subjects, streams or channels that one source reads.
-pub const SOURCE_SUBJECTS_MAX: usize = 64;
-/// Bytes of a message from an outgoing WebSocket connection.
-pub const SOURCE_MESSAGE_BYTES_MAX: usize = 4 << 20;
-/// Addresses of one engine.
-pub const SOURCE_SERVERS_MAX: usize = 16;
-/// Bytes of a file with a source's password, token or credentials.
-pub const SOURCE_SECRET_BYTES_MAX: u64 = 64 << 10;
 
 /// Default bytes of the ring from one shard or source to one shard.
 pub const MESH_RING_BYTES_DEFAULT: usize = 1 << 20;
@@ -86,9 +79,6 @@ pub const TLS_FILE_BYTES_MAX: u64 = 1 << 20;
 pub const CERTIFICATE_WARNING_DAYS: u64 = 21;
 /// Pause before accepting again when the process is out of descriptors or memory, so that EMFILE does not spin.
 pub const ACCEPT_RETRY_MS: u64 = 100;
-/// Connections in transit from one shard to another: about 80 bytes each, plus what the client has sent. Further ones wait on
-/// the shard that accepted them.
-pub const HANDOVERS_PER_LANE: usize = 64;
 /// Refused sockets kept open until the client has read the response, in the whole server; each shard gets an equal share, at
 /// least one. Part of [`DESCRIPTOR_RESERVE`].
 pub const REFUSED_LINGERING_MAX: usize = 32;
@@ -154,17 +144,6 @@ pub const PEER_LINES_PER_SECOND: u32 = 10;
 pub const LOG_QUEUE_BYTES_MAX: usize = 64 << 10;
 /// Longest wait at exit for a log that nobody reads.
 pub const LOG_FLUSH_MS_MAX: u64 = 500;
-
-/// Bytes of the longest line of a replay file.
-pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;
-/// Wait of a replay for its next line beyond which the server logs it.
-pub const REPLAY_WAIT_SAID_NS: u64 = 60_000_000_000;
-/// Largest window of a zstd capture, in bytes: what `zstd --long` (27) needs. Memory grows up to it with the data.
-pub const REPLAY_WINDOW_BYTES_MAX: u64 = 128 << 20;
-/// Most samples in one tick of the ECG source: one second at 4 kHz.
-pub const ECG_BATCH_HIGHEST: usize = 4_096;
-/// Smallest payload of the simulator, in bytes: the intended send time, a topic, a counter and the JSON around them.
-pub const SIM_SIZE_LOWEST: usize = 80;
 
 /// Shortest secret of HS256, bytes: as long as its hash (RFC 7518, section 3.2).
 pub const SECRET_BYTES_LOWEST: usize = 32;

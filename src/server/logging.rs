@@ -37,9 +37,9 @@ pub mod peer {
     /// Ticks refused because a limit on topics was reached.
     pub use tickcast_core::shard::LOG_TARGET_TOPIC as TOPIC;
     /// Lines of a replay file that are not ticks.
-    pub const REPLAY: &str = "tickcast::peer::replay";
+    pub use tickcast_sources::LOG_TARGET_REPLAY as REPLAY;
     /// Faults of other engines that sources read, and messages of them that are skipped.
-    pub const SOURCE: &str = "tickcast::peer::source";
+    pub use tickcast_sources::LOG_TARGET_SOURCE as SOURCE;
     /// Requests to the admin listener without credentials, or with wrong ones.
     pub const ADMIN: &str = "tickcast::peer::admin";
 

@@ -2,10 +2,10 @@
 
 pub mod activation;
 pub mod cores;
-pub mod fault;
-pub mod panics;
 pub mod reader;
 pub mod rlimits;
 pub mod signals;
 pub mod systemd;
 pub mod watchdog;
+
+pub use tickcast_common::{fault, panics};

@@ -5,9 +5,8 @@ pub mod control_queue;
 pub mod driver;
 pub mod handover;
 pub mod listener;
-#[cfg(all(test, tickcast_loom))]
-mod models;
 pub mod shard_thread;
-pub mod stop;
 pub mod tls;
 pub mod uring;
+
+pub use tickcast_core::mesh::stop;

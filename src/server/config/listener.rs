@@ -203,6 +203,8 @@ impl Address {
     }
 }
 
+tickcast_common::as_text!(Address);
+
 impl From<SocketAddr> for Address {
     fn from(address: SocketAddr) -> Address {
         Address::Tcp(address)

@@ -370,7 +370,10 @@ impl Driver {
         };
         match to == self.shard.id() {
             true => Some(socket),
-            false => self.handovers.distribute(to, listener, socket).err(),
+            false => match self.handovers.offer(to, Transfer::Accepted(listener, socket)) {
+                Err(Transfer::Accepted(_, socket)) => Some(socket),
+                Ok(()) | Err(Transfer::Admitted(_)) => None,
+            },
         }
     }
 
@@ -443,7 +446,9 @@ impl Driver {
                 Some(socket) => {
                     let admitted = self.admission.hand_over(slot);
                     let tls = self.tls.remove(slot);
-                    self.handovers.send(Handover { socket, departure, admitted, tls });
+                    let to = departure.to;
+                    self.handovers
+                        .send(to, Transfer::Admitted(Handover { socket, departure, admitted, tls }));
                 }
                 None => {
                     debug_assert!(

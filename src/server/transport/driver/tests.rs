@@ -47,7 +47,7 @@ impl Bench {
         let shard = Shard::new(ShardId(0), 2, 1, Limits::default(), Arc::new(Counters::default()));
         let settings = Settings { slots: 8, receive_buffers: 8, receive_buffer_bytes: 4096 };
         let counts = ConnectionCounts::new(8, 0, Networks::default(), Networks::default());
-        let mut lanes = handover_lanes(&bells);
+        let mut lanes: Vec<HandoverLanes> = handover_lanes(&bells);
         let (other, own) = (lanes.pop().unwrap(), lanes.pop().unwrap());
         let mut driver = Driver::new(
             shard,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tickcast_core::mesh::{
+use crate::mesh::{
     Mesh,
     ring::Doorbell,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},

@@ -362,7 +362,7 @@ impl Args for SourceFlags {
 }
 
 /// The names of a struct's fields, which its derived `Deserialize` passes to the deserializer.
-pub(crate) fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
+pub fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
     struct FieldNames<'a>(&'a mut &'static [&'static str]);
 
     impl<'de> Deserializer<'de> for FieldNames<'_> {
@@ -399,7 +399,7 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
-    use crate::sources::{SourceContext, SourceError};
+    use crate::{SourceContext, SourceError};
 
     /// What a client of another engine needs: addresses, a secret's file, a list of tables, and no flags.
     #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -1,10 +1,10 @@
 //! Models of everything that threads of this crate share, run by loom in every interleaving and with every stale value
 //! that the orderings allow: `scripts/loom.sh`.
-//! They test the production code: `mesh`, `shard`, `transport::handover` and `transport::stop`. Only foreign parts are
+//! They test the production code: `mesh` and `shard`. Only foreign parts are
 //! replaced: rtrb's ring (`sync/ring.rs`), the eventfd, and the driver's loop around a turn. A lost wake-up shows as a
 //! deadlock, which loom reports.
 
-use std::{convert::Infallible, fs::File, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
 use loom::{
     model::Builder,
@@ -13,18 +13,14 @@ use loom::{
 };
 
 use crate::{
-    sources::Lanes,
-    transport::{
-        handover::{HandoverLanes, Transfer, lanes_with_capacity},
-        stop::{Barrier, Stop},
-        uring::data_ring::ListenerId,
-    },
-};
-use tickcast_core::{
     config::Limits,
     mesh::{
-        Mesh, mesh,
+        Mesh,
+        handover::{HandoverLanes, lanes_with_capacity},
+        lanes::Lanes,
+        mesh,
         ring::{Doorbell, FrameConsumer, Stage, frame_ring},
+        stop::{Barrier, Stop},
     },
     metrics::counters::{Counter, Counters},
     now::Now,
@@ -353,7 +349,7 @@ fn a_shard_that_goes_on_in_stopping_has_taken_what_the_others_had_sent() {
 
 /// A shard's part of a handover, driven as the driver does it.
 struct HandoverShard {
-    lanes: HandoverLanes,
+    lanes: HandoverLanes<u32>,
     bell: Arc<Doorbell>,
     eventfd: Arc<Eventfd>,
 }
@@ -370,9 +366,7 @@ fn handover_shards() -> [HandoverShard; 2] {
 impl HandoverShard {
     /// Queues the `n`-th connection for the second shard.
     fn queue(&mut self, n: u32) {
-        // Stands for a socket.
-        let socket = File::open("/dev/null").unwrap().into();
-        self.lanes.distribute(ShardId(1), ListenerId(n), socket).unwrap();
+        self.lanes.offer(ShardId(1), n).unwrap();
     }
 
     fn sleep(&mut self) {
@@ -398,11 +392,10 @@ impl HandoverShard {
         let mut taken = 0;
         while taken < count {
             match self.lanes.take() {
-                Some(Transfer::Accepted(ListenerId(n), _)) => {
+                Some(n) => {
                     assert_eq!(n, taken);
                     taken += 1;
                 }
-                Some(Transfer::Admitted(_)) => unreachable!("none was sent"),
                 None => self.sleep(),
             }
         }

@@ -28,7 +28,8 @@ use super::{
     redis::{ANSWER, Auth, Server},
     tls::Tls,
 };
-use crate::{clock, limits::SOURCE_SUBJECTS_MAX};
+use crate::limits::SOURCE_SUBJECTS_MAX;
+use tickcast_common::clock;
 use tickcast_proto::units::{format_duration, parse_duration_ns};
 
 /// Entries of one reply: 1,000 cost 1.16 us each, 100 cost 1.53 us.

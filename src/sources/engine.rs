@@ -28,8 +28,9 @@ use super::{
     health::{Health, Waiting},
     mapping::{Mapping, Message},
 };
-use crate::{clock, limits::SOURCE_SECRET_BYTES_MAX, logging};
+use crate::{LOG_TARGET_SOURCE, limits::SOURCE_SECRET_BYTES_MAX};
 use tickcast_client::Backoff;
+use tickcast_common::clock;
 use tickcast_core::metrics::counters::Counter;
 
 /// Messages taken before the rings are pushed, if more are at hand: one wake-up per shard for as many, as in the simulator.
@@ -147,12 +148,12 @@ impl Ingest<'_> {
 
     /// Logs a warning about the engine.
     pub fn warn(&self, text: &str) {
-        ::log::warn!(target: logging::peer::SOURCE, "{}: {text}", self.kind);
+        ::log::warn!(target: LOG_TARGET_SOURCE, "{}: {text}", self.kind);
     }
 
     /// Counts a hole: messages that the engine has lost or withheld, at least one.
     pub fn count_hole(&self, messages: u64, why: &str) {
-        ::log::warn!(target: logging::peer::SOURCE, "{}: messages lost: {why}", self.kind);
+        ::log::warn!(target: LOG_TARGET_SOURCE, "{}: messages lost: {why}", self.kind);
         self.context.status.counters().add(Counter::SourceMessagesLost, messages.max(1));
     }
 
@@ -177,7 +178,7 @@ impl Ingest<'_> {
     /// Counts a message that is not a tick, and logs it (at most ten lines a second are).
     pub fn skip(&self, subject: &str, why: &dyn fmt::Display) {
         let subject: String = subject.chars().take(64).collect();
-        ::log::warn!(target: logging::peer::SOURCE, "{}: message of {subject:?} skipped: {why}", self.kind);
+        ::log::warn!(target: LOG_TARGET_SOURCE, "{}: message of {subject:?} skipped: {why}", self.kind);
         self.context.status.counters().add(Counter::SourceMessagesSkipped, 1);
     }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::sources::kind::SourceBounds;
+use crate::kind::SourceBounds;
 
 struct Pairs<'a>(&'a [(&'a str, &'a str)]);
 

@@ -14,13 +14,11 @@ use async_nats::{Client, ConnectOptions, Event, HeaderMap, ServerAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    engine::{EngineError, secret},
+    kind::OptionChecks,
     limits::SOURCE_SERVERS_MAX,
-    sources::{
-        engine::{EngineError, secret},
-        kind::OptionChecks,
-        mapping::Headers,
-        tls::Tls,
-    },
+    mapping::Headers,
+    tls::Tls,
 };
 use tickcast_proto::pattern;
 

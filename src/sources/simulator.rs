@@ -9,7 +9,8 @@ use super::{
     kind::{Configured, Flags, OptionChecks, SourceOptions, Starts},
     payload::Mark,
 };
-use crate::{cli::values::Size, clock, limits};
+use crate::limits;
+use tickcast_common::{clock, values::Size};
 
 /// Ticks overdue by more than this, because the process was stopped, are dropped and counted.
 const CATCH_UP_NS: u64 = 1_000_000_000;

@@ -12,15 +12,12 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cli::values::Time,
-    clock,
+    engine::{EngineError, secret},
+    kind::OptionChecks,
     limits::SOURCE_SECRET_BYTES_MAX,
-    sources::{
-        engine::{EngineError, secret},
-        kind::OptionChecks,
-        mapping::json_pointer::JsonPointer,
-    },
+    mapping::json_pointer::JsonPointer,
 };
+use tickcast_common::{clock, values::Time};
 
 /// Time for a command or a request.
 const OBTAIN_NS: u64 = 10_000_000_000;

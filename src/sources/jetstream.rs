@@ -30,7 +30,8 @@ use super::{
     nats::connection::{self, Auth, Connection, Events, Fields, SUBSCRIPTION_CAPACITY},
     tls::Tls,
 };
-use crate::{clock, limits::SOURCE_SUBJECTS_MAX};
+use crate::limits::SOURCE_SUBJECTS_MAX;
+use tickcast_common::clock;
 use tickcast_proto::{pattern, units::parse_duration_ns};
 
 /// Messages of a pull. More than the client's capacity would hang it. In pulls of 500, 2,000 and 10,000 messages, each cost the client

@@ -18,12 +18,10 @@ use super::{
     kind::{Configured, Flags, OptionChecks, SourceOptions, Starts},
 };
 use crate::{
-    byte_order_mark,
-    cli::values::Speed,
-    clock,
+    LOG_TARGET_REPLAY,
     limits::{REPLAY_LINE_BYTES_MAX, REPLAY_WAIT_SAID_NS},
-    logging,
 };
+use tickcast_common::{byte_order_mark, clock, values::Speed};
 use tickcast_core::metrics::counters::Counter;
 use tickcast_proto::{codec::json, pattern};
 
@@ -237,7 +235,7 @@ impl Settings {
                 Ok(line) => line,
                 Err(text) if self.skip_bad_lines => {
                     let file = self.file.display();
-                    ::log::warn!(target: logging::peer::REPLAY, "replay: {file} line {number} skipped: {text}");
+                    ::log::warn!(target: LOG_TARGET_REPLAY, "replay: {file} line {number} skipped: {text}");
                     context.status.counters().add(Counter::SourceLinesSkipped, 1);
                     progress.bad_lines += 1;
                     continue;
@@ -360,7 +358,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::sources::{
+    use crate::{
         Lanes, SourceStatus, StopFlag,
         health::{Health, Waiting},
     };

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserializer, Serializer, de};
 
 use tickcast_core::flush_wait::{AUTO_WAIT_MAX_NS, LatencyBudget, SHORTEST_WAIT_NS};
 use tickcast_proto::units::{UnitError, format_duration, format_size, parse_duration_ns, parse_size_bytes};
@@ -206,23 +206,25 @@ pub mod text {
     }
 }
 
+/// Makes types serialize and deserialize as their text.
+#[macro_export]
 macro_rules! as_text {
     ($($type:ty),*) => {$(
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                text::serialize(self, serializer)
+        impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                $crate::values::text::serialize(self, serializer)
             }
         }
 
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
-                text::deserialize(deserializer)
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
+                $crate::values::text::deserialize(deserializer)
             }
         }
     )*};
 }
 
-as_text!(Time, Budget, Size, Speed, Mode, crate::config::listener::Address);
+as_text!(Time, Budget, Size, Speed, Mode);
 
 #[cfg(test)]
 mod tests {

@@ -37,12 +37,9 @@ use super::{
     mapping::{MapOptions, Mapping, Message, json_pointer::JsonPointer},
     tls::Tls,
 };
-use crate::{
-    cli::values::Time,
-    clock,
-    limits::{SOURCE_MESSAGE_BYTES_MAX, SOURCE_SUBJECTS_MAX},
-};
+use crate::limits::{SOURCE_MESSAGE_BYTES_MAX, SOURCE_SUBJECTS_MAX};
 use tickcast_client::{TlsOptions, server_name};
+use tickcast_common::{clock, values::Time};
 
 /// Time for a connection, its handshakes and the upgrade.
 const CONNECT: Duration = Duration::from_secs(10);

@@ -26,13 +26,11 @@ use ruzstd::decoding::{
 };
 
 use crate::{
-    clock,
+    NAP_NS, SourceContext, SourceStatus, StopFlag,
+    health::{Health, Waiting},
     limits::{REPLAY_LINE_BYTES_MAX, REPLAY_WAIT_SAID_NS, REPLAY_WINDOW_BYTES_MAX},
-    sources::{
-        NAP_NS, SourceContext, SourceStatus, StopFlag,
-        health::{Health, Waiting},
-    },
 };
+use tickcast_common::clock;
 
 /// Bytes per read call.
 const READ_BYTES: usize = 64 << 10;

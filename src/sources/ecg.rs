@@ -10,7 +10,8 @@ use super::{
     Source, SourceContext, SourceError,
     kind::{Configured, Flags, OptionChecks, SourceOptions, Starts},
 };
-use crate::{clock, limits};
+use crate::limits;
+use tickcast_common::clock;
 use tickcast_ecg::{
     INFO_TOPIC, WAVE_TOPIC,
     info::{Info, after_ns},

@@ -11,7 +11,7 @@ use super::{
     Source, SourceContext, SourceError, StopFlag,
     health::{Health, Waiting},
 };
-use crate::process::{
+use tickcast_common::{
     fault::{self, Place},
     panics,
 };
@@ -125,7 +125,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, channel};
 
     use super::*;
-    use crate::sources::Lanes;
+    use crate::Lanes;
 
     struct Scripted<F>(F);
 

@@ -1,0 +1,130 @@
+//! A source's rings to all shards.
+
+use std::{fmt, sync::Arc};
+
+use crate::{
+    ids::TenantId,
+    mesh::ring::{Doorbell, FrameProducer, Stage},
+    placement,
+    shard::ORIGIN_SOURCE,
+    topic_key::KeyBuffer,
+};
+use tickcast_proto::{
+    frame::{self, FLAG_PAYLOAD_JSON},
+    ids::ShardId,
+    records::Publish,
+};
+
+/// A shard's ring is full: the tick was not staged, or some staged ticks were not pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backpressure {
+    /// The shard.
+    pub shard: ShardId,
+}
+
+impl fmt::Display for Backpressure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the ring to shard {} is full", self.shard.0)
+    }
+}
+
+/// A source's ring to one shard.
+#[derive(Debug)]
+struct Lane {
+    ring: FrameProducer,
+    stage: Stage,
+    bell: Arc<Doorbell>,
+}
+
+/// A source's rings to all shards.
+#[derive(Debug)]
+pub struct Lanes {
+    lanes: Vec<Lane>,
+    tenant: TenantId,
+}
+
+impl Lanes {
+    /// Creates the lanes from one ring and doorbell per shard, in order.
+    pub fn new(lanes: impl Iterator<Item = (FrameProducer, Arc<Doorbell>)>) -> Lanes {
+        let lanes = lanes.map(|(ring, bell)| Lane { ring, stage: Stage::default(), bell }).collect();
+        Lanes { lanes, tenant: TenantId::DEFAULT }
+    }
+
+    /// Makes the topics of later ticks a tenant's.
+    pub fn set_tenant(&mut self, tenant: TenantId) {
+        self.tenant = tenant;
+    }
+
+    /// Stages one JSON tick for its home shard. `topic` is a valid name. Never blocks.
+    ///
+    /// # Errors
+    /// [`Backpressure`] if that shard's ring and stage are full. Nothing was staged.
+    pub fn publish(
+        &mut self,
+        topic: &str,
+        producer_time_ns: u64,
+        ingest_time_ns: u64,
+        payload: &[u8],
+    ) -> Result<(), Backpressure> {
+        let record = Publish { producer_time_ns, ingest_time_ns, ..Publish::default() };
+        self.stage(FLAG_PAYLOAD_JSON, record, topic, payload)
+    }
+
+    /// [`Lanes::publish`] with a payload that is not JSON.
+    ///
+    /// # Errors
+    /// As [`Lanes::publish`].
+    pub fn publish_bytes(
+        &mut self,
+        topic: &str,
+        producer_time_ns: u64,
+        ingest_time_ns: u64,
+        payload: &[u8],
+    ) -> Result<(), Backpressure> {
+        let record = Publish { producer_time_ns, ingest_time_ns, ..Publish::default() };
+        self.stage(0, record, topic, payload)
+    }
+
+    /// Stages one tick with its whole record. Never blocks.
+    ///
+    /// # Errors
+    /// As [`Lanes::publish`].
+    pub fn stage(
+        &mut self,
+        flags: u8,
+        record: Publish,
+        topic: &str,
+        payload: &[u8],
+    ) -> Result<(), Backpressure> {
+        let mut buffer = KeyBuffer::default();
+        let key = buffer.key(self.tenant, topic);
+        let home = placement::home_shard(key, self.lanes.len() as u16);
+        let lane = &mut self.lanes[usize::from(home.0)];
+        if !lane.stage.has_room() {
+            return Err(Backpressure { shard: home });
+        }
+        frame::encode_publish(lane.stage.tail(), ORIGIN_SOURCE, flags, 0, record, key, payload);
+        Ok(())
+    }
+
+    /// Pushes staged ticks, with one wake-up per shard. Never blocks.
+    ///
+    /// # Errors
+    /// [`Backpressure`] of the first shard whose ring did not accept everything. The rest stays staged.
+    pub fn flush(&mut self) -> Result<(), Backpressure> {
+        let mut full = None;
+        for (shard, lane) in (0..).zip(&mut self.lanes) {
+            if !lane.stage.waiting().is_empty() {
+                let pushed = lane.ring.push(&mut lane.stage);
+                if !lane.stage.waiting().is_empty() {
+                    // A full ring also ends a wait for the latency budget.
+                    lane.bell.ring();
+                    full.get_or_insert(Backpressure { shard: ShardId(shard) });
+                } else if pushed {
+                    lane.bell.ring_for_ticks();
+                }
+            }
+        }
+        full.map_or(Ok(()), Err)
+    }
+}

@@ -1,0 +1,20 @@
+//! Bounds of the sources.
+
+/// Subjects, streams or channels that one source reads.
+pub const SOURCE_SUBJECTS_MAX: usize = 64;
+/// Bytes of a message from an outgoing WebSocket connection.
+pub const SOURCE_MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// Addresses of one engine.
+pub const SOURCE_SERVERS_MAX: usize = 16;
+/// Bytes of a file with a source's password, token or credentials.
+pub const SOURCE_SECRET_BYTES_MAX: u64 = 64 << 10;
+/// Bytes of the longest line of a replay file.
+pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;
+/// Wait of a replay for its next line beyond which the server logs it.
+pub const REPLAY_WAIT_SAID_NS: u64 = 60_000_000_000;
+/// Largest window of a zstd capture, in bytes: what `zstd --long` (27) needs. Memory grows up to it with the data.
+pub const REPLAY_WINDOW_BYTES_MAX: u64 = 128 << 20;
+/// Most samples in one tick of the ECG source: one second at 4 kHz.
+pub const ECG_BATCH_HIGHEST: usize = 4_096;
+/// Smallest payload of the simulator, in bytes: the intended send time, a topic, a counter and the JSON around them.
+pub const SIM_SIZE_LOWEST: usize = 80;
