@@ -8,6 +8,7 @@ use tickcast_proto::{
     frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, HeaderFields, HelloParts, Kind, TickParts},
     framing::{event_stream, websocket},
     ids::{Sequence, TopicId},
+    logged,
     records::{LinkedTickTimes, Publish, Request, Resume, Subscribe, TickTimes, Token},
     reply::{NotRecovered, Reply, SERVER, Skipped, SourceState},
     subscription::{Delivery, Position, StartPosition},
@@ -393,7 +394,7 @@ fn features_encode_to_the_golden_bytes() {
         &native(&welcome),
         &format!(
             "50000000 7463 01 00  4000 2000 0e000000  0000000000000000  00000000 00000000
-             0a00000000000000 0b00000000000000 00000400 01000000 1b03000000000000 \"{SERVER}\" 0000"
+             0a00000000000000 0b00000000000000 00000400 01000000 1f03000000000000 \"{SERVER}\" 0000"
         ),
     );
     let (topic, name) = (TopicId(5), "a.b");
@@ -491,6 +492,35 @@ fn requests_of_features_encode_to_the_golden_bytes() {
     );
     let Ok(Step::Complete(_, tick)) = frame::decode(&out, 1 << 10) else { panic!("a whole frame") };
     assert_eq!((tick.key(), tick.payload()), (0, &b"{}"[..]), "an older reader finds the payload");
+}
+
+#[test]
+fn a_tick_of_a_log_has_previous_for_clients_that_ask_and_is_as_before_for_others() {
+    let topic = TopicInfo::new(TopicId(5), 1 << 52, "a.b");
+    let times = TickTimes { producer_time_ns: 1, ingest_time_ns: 2 };
+    let parts = TickParts { flags: FLAG_PAYLOAD_JSON, schema: 9, times, key: 7, payload: b"{}" };
+    let mut linked = Vec::new();
+    let header = logged::encode_linked_tick(&mut linked, topic.id, Sequence(9), 3, &parts);
+    let tick = Frame { header, kind: Kind::Tick, bytes: &linked };
+    let encoded = |format: WireFormat, features| {
+        format.with(features).codec.encode_tick(&tick, &topic, &mut Vec::new()).to_vec()
+    };
+    check(
+        &encoded(WireFormat::TCP_NATIVE, Features::PREVIOUS),
+        "50000000 7463 01 01  4300 2000 02000000  0900000000000000  05000000 09000000
+         0100000000000000 0200000000000000 0700000000000000 0300000000000000 \"{}\" 0000000000000000000000000000",
+    );
+    check(
+        &encoded(WireFormat::TCP_NATIVE, Features::NONE),
+        "40000000 7463 01 01  4300 1800 02000000  0900000000000000  05000000 09000000
+         0100000000000000 0200000000000000 0700000000000000 \"{}\" 000000000000",
+    );
+    let json = |features| String::from_utf8(encoded(WireFormat::WEBSOCKET_JSON, features)).unwrap();
+    let with_previous = r#"{"topic":"a.b","seq":9,"prev":3,"ts":1,"key":7,"data":{}}"#;
+    assert_eq!(json(Features::PREVIOUS), with_previous);
+    assert_eq!(json(Features::PREVIOUS.union(Features::STRING_KEYS)), with_previous);
+    assert_eq!(json(Features::NONE), r#"{"topic":"a.b","seq":9,"ts":1,"key":7,"data":{}}"#);
+    assert_eq!(encoded(WireFormat::WEBSOCKET_RAW, Features::PREVIOUS), b"{}");
 }
 
 #[test]

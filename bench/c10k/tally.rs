@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use hdrhistogram::Histogram;
 use tickcast_client::{Tick, TopicStats};
+use tickcast_proto::logged::is_log_epoch;
 
 use crate::{common::histogram::histogram, feed::Feed, skew::Skew};
 
@@ -183,11 +184,14 @@ impl Loss {
 
     /// Head and tail of a topic of which the connection could have seen `from + 1` to `highest`.
     fn of_topic(topic: Option<&TopicStats>, from: Option<u64>, highest: u64) -> Loss {
+        // Positions of a log count the ticks of other topics too: at least one of this one is missing.
+        let is_logged = topic.is_some_and(|topic| is_log_epoch(topic.epoch));
+        let ticks = |sequences: u64| if is_logged { sequences.min(1) } else { sequences };
         match topic.filter(|topic| topic.ticks > 0) {
-            None => Loss { tail: from.map_or(0, |from| highest.saturating_sub(from)), ..Loss::default() },
+            None => Loss { tail: from.map_or(0, |from| ticks(highest.saturating_sub(from))), ..Loss::default() },
             Some(topic) => Loss {
-                head: from.map_or(0, |from| (topic.first_sequence - 1).saturating_sub(from)),
-                tail: highest.saturating_sub(topic.last_sequence),
+                head: from.map_or(0, |from| ticks((topic.first_sequence - 1).saturating_sub(from))),
+                tail: ticks(highest.saturating_sub(topic.last_sequence)),
                 ..Loss::default()
             },
         }

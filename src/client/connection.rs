@@ -198,8 +198,8 @@ impl Connection {
             let features = match encoding.codec {
                 Codec::Native => Features::COUNTS,
                 _ => Features::COUNTS.union(Features::STRING_KEYS).union(Features::POSITIONS),
-            }
-            .union(Features::NODES);
+            };
+            let features = features.union(Features::NODES).union(Features::PREVIOUS);
             let features = match options.acknowledgements {
                 true => features.union(Features::PUBLISHED),
                 false => features,

@@ -126,6 +126,7 @@ impl StoredRecovered {
 #[inline]
 fn announced_first(
     skipped: Option<OpenRange>,
+    topics: &Topics,
     topic_id: u32,
     to: u64,
     event: StoredEvent,
@@ -133,7 +134,7 @@ fn announced_first(
 ) -> StoredEvent {
     let Some(OpenRange { reason, from }) = skipped else { return event };
     queue.push_back(event);
-    StoredEvent::Skipped { reason, topic_id, from, to, count: to.saturating_sub(from) }
+    StoredEvent::Skipped { reason, topic_id, from, to, count: topics.ticks_in(topic_id, from, to) }
 }
 
 /// Decodes a frame that starts at `at` in the input. Further events of the same frame go to `queue`. `None` for a kind that
@@ -152,9 +153,9 @@ pub(super) fn from_frame(
     if frame.kind == Kind::Tick {
         let (topic_id, sequence) = (frame.header.topic_id, frame.header.sequence);
         let snapshot = frame.header.flags & FLAG_SNAPSHOT != 0;
-        let Advance { missed, skipped } = topics.advance(topic_id, sequence, snapshot)?;
+        let Advance { missed, skipped } = topics.advance(topic_id, sequence, frame.previous(), snapshot)?;
         let tick = StoredEvent::Tick(StoredTick::new(frame, at, missed)?);
-        return Ok(Some(announced_first(skipped, topic_id, sequence, tick, queue)));
+        return Ok(Some(announced_first(skipped, topics, topic_id, sequence, tick, queue)));
     }
     let text = frame.text()?;
     Ok(Some(match frame.kind {
@@ -180,10 +181,10 @@ pub(super) fn from_frame(
             let CountedRange { from, to, count } = frame.zero_extended_record(SkippedRange::STRIDE)?;
             let reason = if frame.kind == Kind::Gap { SkipReason::Gap } else { SkipReason::Conflated };
             let topic_id = frame.header.topic_id;
-            let before = topics.skip(topic_id, reason, from, to)?;
             let count = counted(from, to, count);
+            let before = topics.skip(topic_id, reason, from, to, count)?;
             let skipped = StoredEvent::Skipped { reason, topic_id, from, to, count };
-            announced_first(before, topic_id, from, skipped, queue)
+            announced_first(before, topics, topic_id, from, skipped, queue)
         }
         Kind::Recovered => {
             let Recovered { epoch, sequence, recovered, .. } = frame.record()?;
@@ -238,6 +239,8 @@ pub(super) struct Message<'a> {
     topic: Cow<'a, str>,
     #[serde(default)]
     seq: u64,
+    #[serde(default)]
+    prev: Option<u64>,
     #[serde(default)]
     ts: u64,
     #[serde(default, borrow, deserialize_with = "present")]
@@ -367,10 +370,10 @@ pub(super) fn from_json(
             let reason = if op == "gap" { SkipReason::Gap } else { SkipReason::Conflated };
             let topic_id = topic_id(topics, &message.topic)?;
             let Message { from, to, count, .. } = message;
-            let before = topics.skip(topic_id, reason, from, to)?;
             let count = counted(from, to, count);
+            let before = topics.skip(topic_id, reason, from, to, count)?;
             let skipped = StoredEvent::Skipped { reason, topic_id, from, to, count };
-            announced_first(before, topic_id, from, skipped, queue)
+            announced_first(before, topics, topic_id, from, skipped, queue)
         }
         "recovered" => {
             let Message { epoch, sequence, recovered, .. } = message;
@@ -427,8 +430,9 @@ fn tick_from_json(
         }
         Some(other) => return Err(ProtocolError::Json(format!("unknown encoding {other:?}"))),
     }
-    let Message { seq: sequence, snapshot, .. } = *message;
-    let Advance { missed, skipped } = topics.advance(topic_id, sequence, snapshot)?;
+    let Message { seq: sequence, prev, snapshot, .. } = *message;
+    let previous = prev.unwrap_or(sequence.saturating_sub(1));
+    let Advance { missed, skipped } = topics.advance(topic_id, sequence, previous, snapshot)?;
     let tick = StoredEvent::Tick(StoredTick {
         topic_id,
         sequence,
@@ -440,7 +444,7 @@ fn tick_from_json(
         payload_is_json: message.encoding.as_deref() != Some("base64"),
         payload: Span { buffer: Buffer::Scratch, start: 0, len: scratch.len() },
     });
-    Ok(announced_first(skipped, topic_id, sequence, tick, queue))
+    Ok(announced_first(skipped, topics, topic_id, sequence, tick, queue))
 }
 
 fn topic_id(topics: &Topics, name: &str) -> Result<u32, ProtocolError> {

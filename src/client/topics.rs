@@ -6,12 +6,13 @@ use std::{
 };
 
 use crate::{CONNECTION_TOPICS_MAX, ProtocolError};
-use tickcast_proto::{pattern, subscription::Position};
+use tickcast_proto::{logged::is_log_epoch, pattern, subscription::Position};
 
 /// Statistics of one topic on a connection.
 ///
-/// Without interruptions and snapshots, `ticks + missed + conflated + gap` is the number of sequences from the first one
-/// received or announced to the last. Snapshot ticks break the sum: the ticks they stand for are not counted.
+/// Without interruptions and snapshots, `ticks + missed + conflated + gap` is the number of ticks from the first one received or
+/// announced to the last. Snapshot ticks break the sum: the ticks they stand for are not counted. If a log feeds the topic, the
+/// last three count what the server knows of, and at least one for each range.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TopicStats {
     /// The topic's name.
@@ -89,9 +90,14 @@ impl Topic {
         Topic { stats: TopicStats { name: name.into(), epoch, ..TopicStats::default() }, ..Topic::default() }
     }
 
-    /// Counts the next tick; `None` when its sequence does not increase.
+    /// Ticks in a range of sequences that is not empty: all of them, or at least one if a log feeds the topic.
+    fn ticks_in(&self, from: u64, to: u64) -> u64 {
+        if is_log_epoch(self.stats.epoch) { 1 } else { to - from }
+    }
+
+    /// Counts the next tick, before which the topic had none after `previous`; `None` when its sequence does not increase.
     #[inline]
-    fn advance(&mut self, sequence: u64, snapshot: bool) -> Option<Advance> {
+    fn advance(&mut self, sequence: u64, previous: u64, snapshot: bool) -> Option<Advance> {
         let lowest = match (self.next_sequence, self.open_range) {
             (0, Some(range)) if !snapshot => range.from,
             (0, None) if !snapshot && !self.interrupted => self.stats.last_sequence + 1,
@@ -102,14 +108,14 @@ impl Topic {
             return None;
         }
         let mut missed = std::mem::take(&mut self.missed_pending);
-        if self.next_sequence != 0 && !snapshot {
-            missed += sequence - self.next_sequence;
+        if self.next_sequence != 0 && !snapshot && previous >= self.next_sequence {
+            missed += self.ticks_in(self.next_sequence, sequence);
         }
         let mut skipped = None;
         if let Some(range) = self.open_range {
             if (snapshot || self.next_sequence == 0) && sequence > range.from {
                 skipped = Some(range);
-                self.count_skipped(range.reason, sequence - range.from);
+                self.count_skipped(range.reason, self.ticks_in(range.from, sequence));
             }
             self.open_range = snapshot.then_some(OpenRange { from: range.from.max(sequence + 1), ..range });
         }
@@ -125,9 +131,9 @@ impl Topic {
         Some(Advance { missed, skipped })
     }
 
-    /// Counts an announced range `[from, to)`. Returns the open range before it, if there is one; `None` when the
+    /// Counts an announced range `[from, to)` of `count` ticks. Returns the open range before it, if there is one; `None` when the
     /// range is empty or includes ticks that were received or announced before.
-    fn skip(&mut self, reason: SkipReason, from: u64, to: u64) -> Option<Option<OpenRange>> {
+    fn skip(&mut self, reason: SkipReason, from: u64, to: u64, count: u64) -> Option<Option<OpenRange>> {
         let lowest = match (self.next_sequence, self.open_range) {
             (0, Some(range)) => range.from,
             (0, None) if !self.interrupted => self.stats.last_sequence + 1,
@@ -139,12 +145,13 @@ impl Topic {
         }
         let before = self.open_range.take().filter(|range| self.next_sequence == 0 && from > range.from);
         if let Some(range) = before {
-            self.count_skipped(range.reason, from - range.from);
+            self.count_skipped(range.reason, self.ticks_in(range.from, from));
         }
-        if self.next_sequence != 0 {
+        // The positions of a log before the range may be of other topics: the next tick says whether one is missing.
+        if self.next_sequence != 0 && !is_log_epoch(self.stats.epoch) {
             self.missed_pending += from - self.next_sequence;
         }
-        self.count_skipped(reason, to - from);
+        self.count_skipped(reason, count);
         self.next_sequence = to;
         self.interrupted = false;
         self.invariants();
@@ -347,12 +354,12 @@ impl Topics {
     /// Fast path: counts a tick that is the next of its topic with nothing to announce before it, and returns the
     /// topic's index. `None`: call [`Topics::advance`] instead; nothing was counted.
     #[inline]
-    pub(super) fn advance_in_order(&mut self, id: u32, sequence: u64) -> Option<u32> {
+    pub(super) fn advance_in_order(&mut self, id: u32, sequence: u64, previous: u64) -> Option<u32> {
         let index = self.index_of(id)?;
         let (_, topic) = self.all.get_mut(index as usize)?;
-        // 0 is not a sequence, and as `next_sequence` it stands for any.
-        let is_in_order = sequence != 0
-            && topic.next_sequence == sequence
+        // 0 is not a sequence, and as `next_sequence` it stands for any. Sequences may leave numbers out, but no tick.
+        let is_in_order = previous < topic.next_sequence
+            && topic.next_sequence <= sequence
             && topic.stats.first_sequence != 0
             && topic.open_range.is_none()
             && topic.missed_pending == 0
@@ -367,37 +374,47 @@ impl Topics {
         Some(index)
     }
 
-    /// Counts a tick; returns what precedes it.
+    /// Counts a tick, before which the topic had none after `preceding`; returns what precedes it.
     #[inline]
     pub(super) fn advance(
         &mut self,
         id: u32,
         sequence: u64,
+        preceding: u64,
         snapshot: bool,
     ) -> Result<Advance, ProtocolError> {
         let Some(topic) = self.get_mut(id) else {
             return Err(ProtocolError::UnknownTopic(id.to_string()));
         };
         let previous = topic.stats.last_sequence.max(topic.next_sequence.saturating_sub(1));
-        topic.advance(sequence, snapshot).ok_or_else(|| ProtocolError::OutOfOrder {
+        topic.advance(sequence, preceding, snapshot).ok_or_else(|| ProtocolError::OutOfOrder {
             topic: topic.stats.name.to_string(),
             previous,
             sequence,
         })
     }
 
-    /// Counts an announced range `[from, to)`; returns the open range that must be announced before it.
+    /// Number of ticks in a range that the server has not announced itself.
+    pub(super) fn ticks_in(&self, id: u32, from: u64, to: u64) -> u64 {
+        match self.topic(id) {
+            Some(topic) if is_log_epoch(topic.epoch) => 1,
+            _ => to.saturating_sub(from),
+        }
+    }
+
+    /// Counts an announced range `[from, to)` of `count` ticks; returns the open range that must be announced before it.
     pub(super) fn skip(
         &mut self,
         id: u32,
         reason: SkipReason,
         from: u64,
         to: u64,
+        count: u64,
     ) -> Result<Option<OpenRange>, ProtocolError> {
         let Some(topic) = self.get_mut(id) else {
             return Err(ProtocolError::UnknownTopic(id.to_string()));
         };
-        topic.skip(reason, from, to).ok_or_else(|| ProtocolError::BadRange {
+        topic.skip(reason, from, to, count).ok_or_else(|| ProtocolError::BadRange {
             topic: topic.stats.name.to_string(),
             from,
             to,

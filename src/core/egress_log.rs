@@ -272,6 +272,11 @@ impl EgressLog {
         self.frames.get(index).map(|frame| (frame.range(), frame.info()))
     }
 
+    /// Index of the first readable frame whose sequence is `sequence` or above, in a log of one topic.
+    pub fn first_of_sequence(&self, sequence: u64) -> usize {
+        self.frames.partition_point(|frame| frame.sequence < sequence)
+    }
+
     /// How many frames are readable.
     pub fn len(&self) -> usize {
         self.frames.len()

@@ -1,8 +1,10 @@
 //! The egress side of topics: the subscriptions of this shard's sessions, and delivery to them through shared logs.
 
+mod awaited;
 mod conflation;
 mod egress_logs;
 mod forget;
+mod logged;
 mod match_counts;
 mod overflow;
 mod partial;
@@ -23,6 +25,8 @@ pub use self::{
     walks::{Begun, Departure, MembershipWalk},
 };
 use self::{
+    awaited::AwaitedPlaces,
+    logged::LogTopic,
     match_counts::MatchCounts,
     subscriptions::{PatternEntry, PendingEntry},
     topic::{EgressTopic, Group, Life},
@@ -32,6 +36,7 @@ use self::{
 use crate::{
     home::last_value::LastValuesBudget,
     ids::{SlotId, SourceId, TenantId},
+    limits::LOG_SEQUENCES_MAX,
     pattern_trie::PatternTrie,
     placement,
     session::table::{Offered, Sessions},
@@ -41,6 +46,7 @@ use crate::{
 use tickcast_proto::{
     frame::Frame,
     ids::{Places, ShardId, TopicId},
+    logged::is_log_epoch,
     subscription::{Policy, Rules},
 };
 
@@ -89,6 +95,9 @@ pub struct Fanout {
     memberless: Vec<TopicId>,
     /// Timers to set for paced ticks. Bound: one entry a paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
+    awaited: AwaitedPlaces,
+    /// Sequences of logs that topics may still remember.
+    log_sequences_left: usize,
     tally: DeliveryCounts,
     scratch: Vec<u8>,
 }
@@ -119,6 +128,8 @@ pub struct DeliveryCounts {
     pub conflated: u64,
     /// Ticks announced as lost.
     pub dropped: u64,
+    /// Holes in logs.
+    pub holes: u64,
     /// Units of delivery for what queued nothing: patterns looked up, and sessions of wildcards visited.
     pub units: usize,
 }
@@ -152,6 +163,8 @@ impl Fanout {
             forgotten_keys: HashMap::new(),
             memberless: Vec::new(),
             pace_timers: Vec::new(),
+            awaited: AwaitedPlaces::default(),
+            log_sequences_left: LOG_SEQUENCES_MAX,
             tally: DeliveryCounts::default(),
             scratch: Vec::new(),
         }
@@ -202,11 +215,13 @@ impl Fanout {
         self.entries.iter().flatten().map(PatternEntry::groups_bytes).sum()
     }
 
-    /// Opens the topic of a key, whose ticks its home sends from now on. Sessions whose subscription needs a membership join.
+    /// Opens the topic of a key, whose ticks its home sends from now on, after the one with the sequence `last`; 0: from the first on.
+    /// Sessions whose subscription needs a membership join.
     pub fn handle_open(
         &mut self,
         id: TopicId,
         epoch: u64,
+        last: u64,
         key: &str,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
@@ -225,7 +240,12 @@ impl Fanout {
         let is_homed_here = id.home(self.shards) == self.shard;
         let policy = self.settings.policies.of(topic_key::name(key));
         let mut topic = EgressTopic::new(id, epoch, key, policy, is_homed_here);
-        let mut slots = Vec::new();
+        topic.log = is_log_epoch(epoch).then(|| LogTopic::new(last).into());
+        let mut awaited = match topic.log.is_some() {
+            true => self.take_awaited(&topic, sessions),
+            false => HashMap::new(),
+        };
+        let mut slots: Vec<SlotId> = awaited.keys().copied().collect();
         let exact = self.patterns.get_mut(key).copied();
         let entries = &self.entries;
         let mut add = |index: u32| {
@@ -242,6 +262,7 @@ impl Fanout {
                 exports.for_each_match(patterns, tenant_highest, key, |&index| add(index));
             }
         }
+        let mut recovering = Vec::new();
         // Several of a session's patterns may match.
         slots.sort_unstable();
         slots.dedup();
@@ -255,7 +276,14 @@ impl Fanout {
                 session.principal.as_deref(),
             );
             match merged {
-                Some(merged) => topic.join(slot, merged, None, sessions, logs),
+                Some(merged) => {
+                    let backlog = awaited.remove(&slot);
+                    let waits = backlog.is_some();
+                    topic.join(slot, merged, backlog, sessions, logs);
+                    recovering.extend(waits.then_some(slot));
+                }
+                // It has left the pattern for which it gave its place.
+                None if awaited.contains_key(&slot) => {}
                 None => debug_assert!(session.has_partial(), "a member of an entry has the subscription"),
             }
         }
@@ -265,6 +293,7 @@ impl Fanout {
         self.match_counts.new_topic(id, self.by_key.len(), is_uncounted);
         self.by_key.insert(key.into(), id);
         self.note_joined(id, key);
+        recovering.into_iter().for_each(|slot| self.queue_pull(slot, sessions));
         self.evict_overflowing(sessions, logs);
         self.invariants(None);
     }
@@ -281,6 +310,7 @@ impl Fanout {
         debug_assert!(topic.info.id == id, "a place is used again only after its topic is gone");
         debug_assert!(topic.members_len() == 0, "a topic closes only after its last member left");
         topic.last_values.release(&mut self.settings.last_values);
+        self.log_sequences_left += topic.log.as_deref().map_or(0, LogTopic::sequences_len);
         match topic.life {
             Life::Current => drop(self.by_key.remove(topic.key())),
             _ if self.forgotten_keys.get(topic.key()) == Some(&id) => {
@@ -300,9 +330,14 @@ impl Fanout {
         if !self.joining.is_empty() {
             self.join_early(id, sessions, logs);
         }
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+        let Some(mut topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a home sends ticks only of topics that it opened");
         };
+        if topic.log.is_some() {
+            self.begin_logged(tick, sessions, logs);
+            let Some(still) = topic_mut(&mut self.topics, id, self.shards) else { return };
+            topic = still;
+        }
         debug_assert!(tick.header.sequence > topic.last_sequence, "sequences increase");
         let sequence = tick.header.sequence;
         topic.tracked_from = topic.tracked_from.min(sequence);
@@ -430,7 +465,7 @@ mod tests {
         let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));
         for (home, copies) in [(OWN, 0), (ShardId(1), 3)] {
             let id = TopicId::new(0, home, SHARDS).unwrap();
-            fanout.handle_open(id, 1, "a", &mut sessions, &mut logs);
+            fanout.handle_open(id, 1, 0, "a", &mut sessions, &mut logs);
             for sequence in 5..8 {
                 let parts = TickParts { key: sequence, payload: b"x", ..TickParts::default() };
                 let mut bytes = Vec::new();

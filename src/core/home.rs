@@ -1,19 +1,26 @@
 //! The home side of topics: sequencing, last values, history, and which shards subscribe to which topics.
 
+mod backfill;
 pub mod creation;
 pub mod history;
 mod idle;
 mod interest;
 pub mod last_value;
 pub mod lookup;
+mod logged;
 mod shard_set;
 mod tenancy;
 
 use std::{collections::HashMap, sync::Arc};
 
 pub use self::{
+    backfill::{
+        Backfill, CHUNK_AHEAD, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED,
+        CHUNK_VALUES_LOST, HistoryChunk,
+    },
     creation::{CreationLimits, Creator, TopicLookup, TopicRefusal},
     interest::{NAME_BYTES, wildcard_bytes},
+    logged::LoggedTopic,
     shard_set::ShardSet,
 };
 use crate::{
@@ -23,60 +30,21 @@ use crate::{
         idle::{Idle, LastSeen, Lives, PlaceState},
         interest::Interest,
         last_value::{LastValues, LastValuesBudget},
+        logged::UnkeptPositions,
         tenancy::Tenancy,
     },
     ids::TenantId,
-    limits::{HISTORY_CHUNK_BYTES, LAST_VALUES_LOOKS_MAX, TURN_TRIM_BYTES, TURN_TRIM_TOPICS},
+    limits::{LAST_VALUES_LOOKS_MAX, TURN_TRIM_BYTES, TURN_TRIM_TOPICS},
     tenants::Tenants,
     topic_key,
 };
 use tickcast_proto::{
-    frame::{self, FLAG_SNAPSHOT, Frame, Kind, TickParts},
+    frame::{self, Frame, Kind, TickParts},
     ids::{Places, Sequence, ShardId, TopicId},
     pattern,
     records::FrameHeader,
     subscription::Rules,
 };
-
-/// The part of a topic's past that a session requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Backfill {
-    /// The last value of each key.
-    LastValues = 0,
-    /// Every tick still kept from a sequence on; earlier ones are announced as a gap.
-    Retained = 1,
-    /// Every tick from a sequence on, or the last values if some are gone; RECOVERED says which.
-    Position = 2,
-    /// Every tick still kept, with RECOVERED 0: the session's position belongs to another epoch, so all of this life is new to it.
-    PositionLost = 3,
-    /// The last value of each key from a sequence on: for a session that fell behind.
-    Conflated = 4,
-    /// As `Position` if this is the topic's first life since the server started, else as `PositionLost`: the position's epoch is
-    /// the server's. Clients of version 0.1 may know no other.
-    ServerPosition = 5,
-}
-
-impl Backfill {
-    /// Converts from the number that the mesh carries.
-    pub fn from_wire(number: u32) -> Option<Backfill> {
-        use Backfill::*;
-        [LastValues, Retained, Position, PositionLost, Conflated, ServerPosition]
-            .into_iter()
-            .find(|known| *known as u32 == number)
-    }
-}
-
-/// Flag: the last chunk; ticks after it are live.
-pub const CHUNK_LAST: u32 = 1;
-/// Flag: the position was found; everything after it follows.
-pub const CHUNK_RECOVERED: u32 = 2;
-/// Flag: the position was not found; the last values follow.
-pub const CHUNK_NOT_RECOVERED: u32 = 4;
-/// Flag: the last values would follow, but they were evicted.
-pub const CHUNK_VALUES_LOST: u32 = 8;
-/// Flag: the position was not found because its epoch has passed; everything that is kept follows.
-pub const CHUNK_EPOCH_PASSED: u32 = 16;
 
 /// How much of each topic's past a home keeps.
 #[derive(Clone, Debug)]
@@ -102,6 +70,8 @@ pub struct HomeTopic {
     creator: Creator,
     /// Epoch of this life of the topic: see [`Home::find_or_create`].
     pub epoch: u64,
+    /// The source whose log feeds it, by its number; `None`: clients and other sources publish to it, and the home counts.
+    fed_by: Option<u32>,
     /// Sequence of the last tick; 0 before the first.
     pub sequence: Sequence,
     /// Last value of each key, as the frames sent to the shards.
@@ -132,6 +102,11 @@ impl HomeTopic {
         &self.history
     }
 
+    /// Whether a log feeds it: its sequences are positions of the log.
+    pub fn is_logged(&self) -> bool {
+        self.fed_by.is_some()
+    }
+
     /// Whether it takes ticks: not if it has been forgotten.
     pub fn is_open(&self) -> bool {
         self.place == PlaceState::Open
@@ -160,25 +135,11 @@ pub enum InterestEvent<'a> {
     Ready(ShardId, u32),
 }
 
-/// Describes one chunk of a topic's past.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HistoryChunk {
-    /// The topic's last sequence.
-    pub last: u64,
-    /// The first sequence still kept; earlier ones are lost.
-    pub start: u64,
-    /// `CHUNK_*`.
-    pub flags: u32,
-}
-
 /// What forgetting a topic costs, in units of the walk: freeing its history, and a message to each shard that knows it.
 const FORGET_UNITS: usize = 32;
 
 /// Number of topics whose interest [`Home::invariants`] checks: all in most tests, and cheap with many topics.
 const TOPICS_CHECKED: usize = 16;
-
-/// Offset of the flags in a frame header.
-const FLAGS_OFFSET: usize = 7;
 
 /// All topics that one shard sequences.
 ///
@@ -208,6 +169,7 @@ pub struct Home {
     interest: Interest,
     idle: Idle,
     lives: Lives,
+    unkept_positions: UnkeptPositions,
     accounts: Accounts,
     tenancy: Tenancy,
 }
@@ -233,6 +195,7 @@ impl Home {
             history_left_bytes: signed(retention.history_bytes_max),
             idle: Idle::new(retention.idle.clone()),
             lives: Lives::default(),
+            unkept_positions: UnkeptPositions::default(),
             accounts: Accounts::new(limits, shards),
             trim_next: None,
             retention,
@@ -313,18 +276,31 @@ impl Home {
     /// Assigns a tick the next sequence and encodes it as the topic's last value, once for all shards. Once the buffers
     /// have grown to the topic's largest tick, only keys allocate.
     pub fn sequence(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> Sequenced<'_> {
-        let len = frame::tick_len(tick.key, tick.payload.len());
-        let wanted = self.topics[index as usize].last_values.bytes_wanted(tick.key, len);
+        let HomeTopic { id, sequence: Sequence(last), .. } = self.topics[index as usize];
+        let (len, sequence) = (frame::tick_len(tick.key, tick.payload.len()), Sequence(last + 1));
+        self.keep(index, sequence, (tick.key, len), now_ns, |out| frame::encode_tick(out, id, sequence, tick))
+    }
+
+    /// Keeps a tick with this sequence, key and length of its frame, which `encode` appends.
+    #[inline(always)]
+    fn keep(
+        &mut self,
+        index: u32,
+        sequence: Sequence,
+        (key, len): (u64, usize),
+        now_ns: u64,
+        encode: impl Fn(&mut Vec<u8>) -> FrameHeader,
+    ) -> Sequenced<'_> {
+        let wanted = self.topics[index as usize].last_values.bytes_wanted(key, len);
         if wanted > self.retention.last_values.bytes_left {
             self.evict_last_values(index, wanted);
         }
         let topic = &mut self.topics[index as usize];
-        topic.sequence.0 += 1;
-        let (id, sequence) = (topic.id, topic.sequence);
+        topic.sequence = sequence;
         let mut header = FrameHeader::default();
-        let mut encode = |out: &mut Vec<u8>| header = frame::encode_tick(out, id, sequence, tick);
+        let mut encode = |out: &mut Vec<u8>| header = encode(out);
         let budget = &mut self.retention.last_values;
-        let bytes = match topic.last_values.store(sequence.0, tick.key, len, budget, &mut encode) {
+        let bytes = match topic.last_values.store(sequence.0, key, len, budget, &mut encode) {
             true => topic.last_values.last_frame(),
             false => {
                 self.last_values_evicted += 1;
@@ -365,73 +341,6 @@ impl Home {
     /// Takes the number of topics whose last values were evicted since the last call.
     pub fn take_last_values_evicted(&mut self) -> u64 {
         std::mem::take(&mut self.last_values_evicted)
-    }
-
-    /// Appends one chunk of a topic's past, about [`HISTORY_CHUNK_BYTES`] of whole frames from a sequence on, and
-    /// describes it. O(chunk).
-    pub fn history_chunk(
-        &mut self,
-        id: TopicId,
-        backfill: Backfill,
-        from: u64,
-        now_ns: u64,
-        out: &mut Vec<u8>,
-    ) -> HistoryChunk {
-        let at = self.index_of(id).unwrap_or(usize::MAX);
-        let Some(topic) = self.topics.get_mut(at).filter(|topic| topic.id == id) else {
-            return HistoryChunk { last: 0, start: from, flags: CHUNK_LAST };
-        };
-        let last = topic.sequence.0;
-        let oldest = topic.history.oldest(topic.bounds, now_ns);
-        let reaches_back = from > last || oldest.is_some_and(|oldest| oldest <= from);
-        let snapshot = backfill != Backfill::Conflated;
-        let (mut start, mut flags, mut snapshot_from) = (from, 0, None);
-        let backfill = match backfill {
-            Backfill::ServerPosition if topic.is_first_life => Backfill::Position,
-            Backfill::ServerPosition => Backfill::PositionLost,
-            other => other,
-        };
-        match backfill {
-            Backfill::ServerPosition => debug_assert!(false, "resolved above"),
-            Backfill::LastValues => snapshot_from = Some(from),
-            // Values that were evicted are lost, not replaced by later ones.
-            Backfill::Conflated => (start, snapshot_from) = (topic.last_values.intact_from(from), Some(from)),
-            Backfill::PositionLost => {
-                (flags, start) = (CHUNK_NOT_RECOVERED | CHUNK_EPOCH_PASSED, oldest.unwrap_or(last).max(1));
-            }
-            Backfill::Position if from > last + 1 => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(1)),
-            // A client without any tick has no position to lose: a gap announces what is no longer kept.
-            Backfill::Position if !reaches_back && from == 1 => {
-                (flags, start) = (CHUNK_RECOVERED, oldest.unwrap_or(last));
-            }
-            Backfill::Position if !reaches_back => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(from)),
-            Backfill::Position => flags = CHUNK_RECOVERED,
-            Backfill::Retained if !reaches_back => start = oldest.unwrap_or(last),
-            Backfill::Retained => {}
-        }
-        let mut done = true;
-        let mut take = |frame: &[u8], snapshot: bool| {
-            done = out.is_empty() || out.len() + frame.len() <= HISTORY_CHUNK_BYTES;
-            if done {
-                let at = out.len() + FLAGS_OFFSET;
-                out.extend_from_slice(frame);
-                out[at] |= if snapshot { FLAG_SNAPSHOT } else { 0 };
-            }
-            done
-        };
-        if snapshot && snapshot_from.is_some() && last > 0 && topic.last_values.last_frame().is_empty() {
-            flags |= CHUNK_VALUES_LOST;
-        } else if let Some(from) = snapshot_from {
-            let _ = topic.last_values.since(from).all(|(_, frame)| take(frame, snapshot));
-        } else if oldest.is_some() {
-            let _ = topic.history.since(start).all(|(_, frame)| take(frame, false));
-        } else if start <= last && topic.last_values.last_frame().is_empty() {
-            start = last + 1;
-        } else if start <= last {
-            take(topic.last_values.last_frame(), false);
-        }
-        flags |= if done { CHUNK_LAST } else { 0 };
-        HistoryChunk { last, start, flags }
     }
 
     /// Memory of the topics' histories and last values, and of the accounts of who created them, bytes.

@@ -202,6 +202,14 @@ pub const HISTORY_BYTES_DEFAULT: usize = 64 << 10;
 pub const HISTORY_AGE_MS_DEFAULT: u64 = 60_000;
 /// Default bytes of all topics' histories together; divided over the shards.
 pub const HISTORY_BYTES_MAX_DEFAULT: usize = 256 << 20;
+/// Logs of which a home remembers what it has not kept: 16 bytes each.
+pub const LOGS_UNKEPT_MAX: usize = 256;
+/// Places in topics of logs that a shard keeps until the topics come: about 80 bytes and the topic's name each.
+pub const AWAITED_PLACES_MAX: usize = 64 << 10;
+/// Ticks of one topic that a log feeds whose sequences a shard remembers, to say how many there are in a range: 8 bytes each.
+pub const LOG_SEQUENCES_PER_TOPIC_MAX: usize = 64 << 10;
+/// Such sequences of all topics on a shard; the tables grow by doubling, and may take twice as much.
+pub const LOG_SEQUENCES_MAX: usize = 1 << 20;
 /// Largest chunk of history that a home sends to a shard, unless a single tick is longer.
 pub const HISTORY_CHUNK_BYTES: usize = 32 << 10;
 /// Outbox bytes reserved for a chunk; more than its native frames, because JSON is longer. The smallest configurable outbox: one chunk

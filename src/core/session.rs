@@ -244,26 +244,19 @@ pub struct Session {
 }
 
 impl Session {
-    /// Grants features that the client asks for in its hello; `None`: it asks for none. String keys have their own wire format,
-    /// which must not change once topics may list the session by its format.
+    /// Grants features that the client asks for in its hello; `None`: it asks for none. String keys and `previous` have wire formats
+    /// of their own, and the format must not change once topics may list the session by it.
     pub fn grant(&mut self, asked: Option<Features>) -> Option<Features> {
-        let mut granted = asked.map(|asked| asked.intersection(Features::GRANTED));
+        let granted = asked.map(|asked| asked.intersection(Features::GRANTED));
         self.features = granted.unwrap_or_default();
         let has_subscribed = self.subscribed || !self.subscriptions.is_empty() || self.changes_pending > 0;
-        match self.format {
-            WireFormat::WEBSOCKET_JSON | WireFormat::WEBSOCKET_JSON_STRING_KEYS if !has_subscribed => {
-                self.format = match self.features.contains(Features::STRING_KEYS) {
-                    true => WireFormat::WEBSOCKET_JSON_STRING_KEYS,
-                    false => WireFormat::WEBSOCKET_JSON,
-                };
-            }
-            WireFormat::WEBSOCKET_JSON => {
-                self.features = self.features.without(Features::STRING_KEYS);
-                granted = granted.map(|granted| granted.without(Features::STRING_KEYS));
-            }
-            _ => {}
+        if !has_subscribed {
+            self.format = self.format.with(self.features);
         }
-        granted
+        // What another encoding of the same messages has.
+        let possible = self.format.with(Features::GRANTED).codec.features();
+        self.features = self.features.without(possible.without(self.format.codec.features()));
+        granted.map(|_| self.features)
     }
 
     /// Creates the session of a new connection. The caller sets the timer of its handshake.
@@ -523,7 +516,7 @@ impl Session {
                     lists(|lag, id| lag.chunks_in_flight > 0 || lag.recovering.contains(id)),
                     "history is asked for until it is complete"
                 ),
-                Taking::Live | Taking::Paced => {}
+                Taking::Live | Taking::Paced | Taking::Ahead => {}
             }
             assert!(
                 !membership.is_unannounced() || lists(|lag, id| lag.unannounced.contains(id)),

@@ -34,6 +34,7 @@ mod http;
 mod ingress;
 mod intake;
 mod lifecycle;
+mod logged;
 mod overload;
 mod proxied;
 mod quotas;
@@ -470,6 +471,7 @@ impl Shard {
         self.counters.add(Counter::TicksTakenOut, tally.evicted);
         self.counters.add(Counter::TicksConflated, tally.conflated);
         self.counters.add(Counter::TicksDropped, tally.dropped);
+        self.counters.add(Counter::LogHoles, tally.holes);
     }
 
     /// Charges units of delivery to the turn's budget of the kind of input that is being processed.

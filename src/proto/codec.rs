@@ -10,7 +10,9 @@ pub mod native;
 
 use tungstenite::{Bytes, Utf8Bytes};
 
-use crate::{DecodeError, WireFormat, command::Command, frame::Frame, ids::TopicId, reply::Reply};
+use crate::{
+    DecodeError, WireFormat, command::Command, features::Features, frame::Frame, ids::TopicId, logged, reply::Reply,
+};
 
 /// Encodes a session's messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +26,12 @@ pub enum Codec {
     Raw = 2,
     /// JSON objects, with keys above 2^53 - 1 as strings: [`Features::STRING_KEYS`](crate::features::Features).
     JsonStringKeys = 3,
+    /// Native frames whose ticks have `previous`: [`Features::PREVIOUS`](crate::features::Features).
+    NativeLinked = 4,
+    /// JSON objects whose ticks have `prev`.
+    JsonLinked = 5,
+    /// Both of [`Codec::JsonStringKeys`] and [`Codec::JsonLinked`].
+    JsonLinkedStringKeys = 6,
 }
 
 /// Text or binary, for framings that distinguish them.
@@ -74,14 +82,46 @@ impl TopicInfo {
 
 impl Codec {
     /// Number of codecs.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 7;
+
+    /// The codec that encodes the same messages with these features.
+    pub const fn with(self, features: Features) -> Codec {
+        let has_previous = features.contains(Features::PREVIOUS);
+        match self {
+            Codec::Native | Codec::NativeLinked if has_previous => Codec::NativeLinked,
+            Codec::Native | Codec::NativeLinked => Codec::Native,
+            Codec::Raw => Codec::Raw,
+            Codec::Json | Codec::JsonStringKeys | Codec::JsonLinked | Codec::JsonLinkedStringKeys => {
+                match (features.contains(Features::STRING_KEYS), has_previous) {
+                    (false, false) => Codec::Json,
+                    (true, false) => Codec::JsonStringKeys,
+                    (false, true) => Codec::JsonLinked,
+                    (true, true) => Codec::JsonLinkedStringKeys,
+                }
+            }
+        }
+    }
+
+    /// The features that are part of the encoding.
+    pub const fn features(self) -> Features {
+        match self {
+            Codec::Native | Codec::Json | Codec::Raw => Features::NONE,
+            Codec::JsonStringKeys => Features::STRING_KEYS,
+            Codec::NativeLinked | Codec::JsonLinked => Features::PREVIOUS,
+            Codec::JsonLinkedStringKeys => Features::STRING_KEYS.union(Features::PREVIOUS),
+        }
+    }
+
+    const fn is_json(self) -> bool {
+        matches!(
+            self,
+            Codec::Json | Codec::JsonStringKeys | Codec::JsonLinked | Codec::JsonLinkedStringKeys
+        )
+    }
 
     /// Type of the messages that the server sends.
     pub fn message_type(self) -> MessageType {
-        match self {
-            Codec::Native | Codec::Raw => MessageType::Binary,
-            Codec::Json | Codec::JsonStringKeys => MessageType::Text,
-        }
+        if self.is_json() { MessageType::Text } else { MessageType::Binary }
     }
 
     /// Whether the server answers requests. If not, a request that fails closes its session.
@@ -96,12 +136,16 @@ impl Codec {
     #[inline]
     pub fn encode_tick<'a>(self, tick: &Frame<'a>, topic: &TopicInfo, scratch: &'a mut Vec<u8>) -> &'a [u8] {
         match self {
-            Codec::Native => tick.bytes,
-            Codec::Raw => tick.payload(),
-            Codec::Json | Codec::JsonStringKeys => {
+            Codec::Native if tick.is_linked() => {
                 scratch.clear();
-                let string_keys = self == Codec::JsonStringKeys;
-                json::encode_frame(scratch, &topic.json_prefix, tick, string_keys);
+                logged::encode_unlinked(scratch, tick);
+                scratch
+            }
+            Codec::Native | Codec::NativeLinked => tick.bytes,
+            Codec::Raw => tick.payload(),
+            Codec::Json | Codec::JsonStringKeys | Codec::JsonLinked | Codec::JsonLinkedStringKeys => {
+                scratch.clear();
+                json::encode_frame(scratch, &topic.json_prefix, tick, self.features());
                 scratch
             }
         }
@@ -111,18 +155,18 @@ impl Codec {
     pub fn encode_topic(self, topic: &TopicInfo, out: &mut Vec<u8>) {
         let TopicInfo { id, epoch, ref name, .. } = *topic;
         match self {
-            Codec::Native => crate::frame::encode_topic(out, id, epoch, name),
-            Codec::Json | Codec::JsonStringKeys => json::encode_topic(out, id, epoch, name),
+            Codec::Native | Codec::NativeLinked => crate::frame::encode_topic(out, id, epoch, name),
             Codec::Raw => {}
+            _ => json::encode_topic(out, id, epoch, name),
         }
     }
 
     /// Appends a reply as a message body, or nothing if the codec has no replies.
     pub fn encode_reply(self, reply: &Reply<'_>, out: &mut Vec<u8>) {
         match self {
-            Codec::Native => native::encode_reply(reply, out),
-            Codec::Json | Codec::JsonStringKeys => json::encode_reply(reply, out),
+            Codec::Native | Codec::NativeLinked => native::encode_reply(reply, out),
             Codec::Raw => {}
+            _ => json::encode_reply(reply, out),
         }
     }
 
@@ -138,14 +182,14 @@ impl Codec {
     ) -> Result<Requests<'a>, DecodeError> {
         let remaining = match (message, self) {
             (Message::Frame(frame), _) => Remaining::Frame(*frame),
-            (Message::Text(_), Codec::Native) => {
+            (Message::Text(text), codec) if codec.is_json() || codec == Codec::Raw => Remaining::Json(text),
+            (Message::Text(_), _) => {
                 return Err(DecodeError::WrongMessageType("tickcast.v1.rkyv requires binary messages"));
             }
-            (Message::Binary(_), Codec::Json | Codec::JsonStringKeys) => {
+            (Message::Binary(_), codec) if codec.is_json() => {
                 return Err(DecodeError::WrongMessageType("tickcast.v1.json requires text messages"));
             }
-            (Message::Text(text), Codec::Json | Codec::JsonStringKeys | Codec::Raw) => Remaining::Json(text),
-            (Message::Binary(frames), Codec::Native | Codec::Raw) => Remaining::Frames(frames),
+            (Message::Binary(frames), _) => Remaining::Frames(frames),
         };
         Ok(Requests { remaining, frame_bytes_max })
     }
@@ -217,7 +261,15 @@ mod tests {
         records::TickTimes,
     };
 
-    const ALL: [Codec; Codec::COUNT] = [Codec::Native, Codec::Json, Codec::Raw, Codec::JsonStringKeys];
+    const ALL: [Codec; Codec::COUNT] = [
+        Codec::Native,
+        Codec::Json,
+        Codec::Raw,
+        Codec::JsonStringKeys,
+        Codec::NativeLinked,
+        Codec::JsonLinked,
+        Codec::JsonLinkedStringKeys,
+    ];
 
     fn subscribes() -> Vec<u8> {
         let mut frames = Vec::new();
@@ -254,7 +306,19 @@ mod tests {
     fn message_of_the_wrong_type_is_rejected() {
         let (text, binary) = (Message::Text("{\"op\":\"ping\"}".into()), Message::Binary(Bytes::new()));
         let taken = |codec: Codec| [&text, &binary].map(|message| codec.decode(message, 1 << 10).is_ok());
-        assert_eq!(ALL.map(taken), [[false, true], [true, false], [true, true], [true, false]]);
+        let (native, json, raw) = ([false, true], [true, false], [true, true]);
+        assert_eq!(ALL.map(taken), [native, json, raw, json, native, json, json]);
+    }
+
+    #[test]
+    fn a_codec_with_its_own_features_is_itself_and_without_them_the_plain_one() {
+        for (at, codec) in ALL.into_iter().enumerate() {
+            assert_eq!(codec as usize, at);
+            assert_eq!(codec.with(codec.features()), codec);
+            let plain = codec.with(Features::NONE);
+            assert_eq!((plain.features(), plain.message_type()), (Features::NONE, codec.message_type()));
+            assert_eq!(plain.with(codec.features()), codec);
+        }
     }
 
     #[test]

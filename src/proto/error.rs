@@ -28,6 +28,8 @@ pub enum ErrorCode {
     NotAllowed = 108,
     /// The session, or all clients of its address, ask for more a second than they may.
     RateLimited = 109,
+    /// A durable log feeds the topic, so that only ticks of the log are accepted.
+    FedByLog = 110,
 }
 
 impl ErrorCode {
@@ -45,6 +47,7 @@ impl ErrorCode {
             TooLarge,
             NotAllowed,
             RateLimited,
+            FedByLog,
         ]
         .into_iter()
         .find(|known| *known as u16 == code)

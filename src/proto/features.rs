@@ -49,6 +49,7 @@ impl Features {
     /// What this version of the server grants.
     pub const GRANTED: Features = Features::PUBLISHED
         .union(Features::REASONS)
+        .union(Features::PREVIOUS)
         .union(Features::COUNTS)
         .union(Features::TOKENS)
         .union(Features::NODES)

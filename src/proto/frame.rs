@@ -70,6 +70,7 @@ pub enum Kind {
     Acknowledge = 131,
     Lookup = 132,
     Found = 133,
+    Append = 134,
 }
 
 /// Length of the PUBLISH record before it had a key, in bytes.
@@ -124,6 +125,7 @@ impl Kind {
             131 => Acknowledge,
             132 => Lookup,
             133 => Found,
+            134 => Append,
             _ => return None,
         })
     }

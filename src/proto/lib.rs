@@ -12,6 +12,7 @@ pub mod http;
 pub mod identity;
 pub mod ids;
 pub mod limits;
+pub mod logged;
 pub mod pattern;
 pub mod proxy;
 pub mod records;

@@ -421,6 +421,16 @@ wire_record!(
 });
 
 wire_record!(
+    /// The beginning of the payload of APPEND, which brings a home a tick of a log. The topic's key and the tick's payload follow.
+    /// The record is that of PUBLISH; the header has the source and the position.
+    LogPlace, ArchivedLogPlace, 16, {
+    /// [`crate::logged::log_epoch`] of the log.
+    epoch: u64 = 0,
+    /// The source has read everything from this position on.
+    complete_from: u64 = 8,
+});
+
+wire_record!(
     /// PING and PONG.
     Token, ArchivedToken, 8, {
     /// Chosen by the sender of the PING, repeated in the PONG.

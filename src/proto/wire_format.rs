@@ -1,6 +1,6 @@
 //! The supported pairs of codec and framing.
 
-use crate::{codec::Codec, framing::Framing};
+use crate::{codec::Codec, features::Features, framing::Framing};
 
 /// Wire format of a session: a codec and a framing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,7 +40,7 @@ impl WireFormat {
     /// `tickcast.v1.raw`: tick payloads in binary WebSocket messages.
     pub const WEBSOCKET_RAW: WireFormat = WireFormat { codec: Codec::Raw, framing: Framing::WebSocket };
 
-    /// `tickcast.v1.json` with [`Features::STRING_KEYS`](crate::features::Features), which the client asks for in its hello.
+    /// `tickcast.v1.json` with [`Features::STRING_KEYS`], which the client asks for in its hello.
     pub const WEBSOCKET_JSON_STRING_KEYS: WireFormat =
         WireFormat { codec: Codec::JsonStringKeys, framing: Framing::WebSocket };
 
@@ -86,8 +86,13 @@ impl WireFormat {
         SUPPORTED.iter().filter_map(|supported| supported.subprotocol)
     }
 
+    /// The pair of a client that selected this one and was granted these features in its hello.
+    pub const fn with(self, features: Features) -> WireFormat {
+        WireFormat { codec: self.codec.with(features), framing: self.framing }
+    }
+
     fn supported(self) -> Option<&'static Supported> {
-        let selected = if self == Self::WEBSOCKET_JSON_STRING_KEYS { Self::WEBSOCKET_JSON } else { self };
+        let selected = self.with(Features::NONE);
         SUPPORTED.iter().find(|supported| supported.format == selected)
     }
 }

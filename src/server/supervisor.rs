@@ -145,8 +145,12 @@ pub fn run(
     page::files();
     let clients_max = rlimits::check(config.clients_max, config.shards)?;
     let counters: Vec<Arc<Counters>> = (0..config.shards).map(|_| Arc::default()).collect();
-    let statuses: Vec<SourceStatus> =
-        config.sources.iter().map(|source| SourceStatus::new(source.kind().name)).collect();
+    let status = |source: &SourceConfig| {
+        let status = SourceStatus::new(source.kind().name);
+        status.set_reading_back(source.reads_back());
+        status
+    };
+    let statuses: Vec<SourceStatus> = config.sources.iter().map(status).collect();
     let (event_sender, events) = channel();
     // Before any socket is opened, so that a bad certificate leaves nothing behind.
     let (certificates, configs) =
@@ -257,12 +261,13 @@ fn start(
     let bells: io::Result<Vec<_>> = eventfds.iter().map(|fd| doorbell(fd).map(Arc::new)).collect();
     let bells = bells.map_err(failed)?;
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
-    let of_source = |source: &SourceConfig| {
+    let of_source = |(source, number): (&SourceConfig, u32)| {
         let mut lanes = lanes(&mut meshes, &bells, config.mesh_ring_bytes);
         lanes.set_tenant(source.tenant());
+        lanes.set_source(number);
         lanes
     };
-    let lanes = config.sources.iter().map(of_source).collect();
+    let lanes = config.sources.iter().zip(1..).map(of_source).collect();
 
     let verifiers_ended = event_sender.clone();
     let on_failure = move |reason| drop(verifiers_ended.send(Event::ThreadEnded("verifier", reason)));

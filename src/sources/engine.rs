@@ -26,12 +26,13 @@ use futures_util::future::select;
 use super::{
     NAP_NS, SourceContext, SourceError, StopFlag,
     health::{Health, Waiting},
-    mapping::{Mapping, Message},
+    mapping::{Mapped, Mapping, Message},
 };
 use crate::{LOG_TARGET_SOURCE, limits::SOURCE_SECRET_BYTES_MAX};
 use tickcast_client::Backoff;
 use tickcast_common::clock;
 use tickcast_core::metrics::counters::Counter;
+use tickcast_proto::logged::LogPosition;
 
 /// Messages taken before the rings are pushed, if more are at hand: one wake-up per shard for as many, as in the simulator.
 const BATCH_MESSAGES: u32 = 256;
@@ -140,6 +141,23 @@ impl Ingest<'_> {
         self.context.set_health(Health::Running);
     }
 
+    /// Notes that everything has been read that the log had when reading began: the server may be ready.
+    pub fn caught_up(&mut self) {
+        if self.context.status.is_reading_back() {
+            self.flush();
+            ::log::info!("{}: has read back what the log has", self.kind);
+            self.context.status.set_reading_back(false);
+        }
+    }
+
+    /// Stops reading for good, and shows why: clients keep their connections. Never returns.
+    pub async fn stop<T>(&mut self, why: &str) -> T {
+        self.flush();
+        ::log::error!("{}: stopped: {why}", self.kind);
+        self.context.set_health(Health::Failed(why.into()));
+        pending().await
+    }
+
     /// Shows that the source waits for its engine, and why.
     pub fn set_waiting(&mut self, why: &str) {
         self.is_connected = false;
@@ -160,12 +178,18 @@ impl Ingest<'_> {
     /// Publishes a message as a tick, or counts it as skipped. Pushes the rings after a batch; [`Ingest::flush`] pushes the
     /// rest. Blocks the thread while a ring is full. Never returns once the server stops.
     pub async fn take(&mut self, message: Message<'_>) {
+        self.take_at(message, None).await;
+    }
+
+    /// As [`Ingest::take`], with the message's position in the log that feeds its topic, if one does.
+    pub async fn take_at(&mut self, message: Message<'_>, at: Option<LogPosition>) {
         let mapped = match self.mapping.map(message) {
             Ok(mapped) => mapped,
             Err(why) => return self.skip(message.subject, &why),
         };
         let time_ns = mapped.producer_time_ns.unwrap_or_else(clock::realtime_ns);
-        if !self.context.publish_waiting(mapped.topic, mapped.key, time_ns, message.payload) {
+        let Mapped { topic, key, .. } = mapped;
+        if !self.context.publish_any_waiting(topic, key, time_ns, message.payload, at) {
             return pending().await;
         }
         self.context.status.counters().add(Counter::SourceTicks, 1);

@@ -28,11 +28,16 @@ use super::{
     kind::{Configured, OptionChecks, SourceOptions},
     mapping::{MapOptions, Mapping, Message},
     nats::connection::{self, Auth, Connection, Events, Fields, SUBSCRIPTION_CAPACITY},
+    position::PositionKind,
     tls::Tls,
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
 use tickcast_common::clock;
-use tickcast_proto::{pattern, units::parse_duration_ns};
+use tickcast_proto::{
+    logged::{LogPosition, log_epoch},
+    pattern,
+    units::parse_duration_ns,
+};
 
 /// Messages of a pull. More than the client's capacity would hang it. In pulls of 500, 2,000 and 10,000 messages, each cost the client
 /// 0.86, 0.89 and 0.85 us.
@@ -58,6 +63,8 @@ pub struct Options {
     subjects: Vec<String>,
     /// Where to begin.
     start: Start,
+    /// Whether the sequences of the stream are those of the topics.
+    position: PositionKind,
     auth: Auth,
     tls: Tls,
     map: MapOptions,
@@ -70,6 +77,7 @@ impl Default for Options {
             stream: None,
             subjects: Vec::new(),
             start: Start::New,
+            position: PositionKind::Local,
             auth: Auth::default(),
             tls: Tls::default(),
             map: MapOptions::default(),
@@ -175,9 +183,11 @@ impl SourceOptions for Options {
             subjects: self.subjects,
             start: self.start,
             mapping,
+            is_logged: self.position == PositionKind::Log,
             position: None,
+            set_back: 0,
         };
-        Some(Configured::new(pattern, source))
+        Some(Configured::new(pattern, source).reading_back(self.position == PositionKind::Log))
     }
 }
 
@@ -189,8 +199,12 @@ struct JetStream {
     subjects: Vec<String>,
     start: Start,
     mapping: Mapping,
+    /// The sequences of the stream are those of the topics.
+    is_logged: bool,
     /// Known once reading has begun.
     position: Option<Position>,
+    /// Times that the stream was found set back, with the same time of creation.
+    set_back: u64,
 }
 
 /// The next message to read, in one life of the stream.
@@ -199,6 +213,8 @@ struct Position {
     /// When the stream was made, nanoseconds since 1970: it names its life.
     created_ns: i128,
     next: u64,
+    /// Everything has been read from this message on; 0: from the first message to come on.
+    complete_from: u64,
 }
 
 /// What a look at the stream says about where to go on.
@@ -242,11 +258,7 @@ impl Reader for JetStream {
             ack_policy: AckPolicy::None,
             memory_storage: true,
             inactive_threshold: INACTIVE,
-            // Servers before 2.10 take one filter; several are filtered here, so that their order stays that of the stream.
-            filter_subject: match &*self.subjects {
-                [subject] => subject.clone(),
-                _ => String::new(),
-            },
+            filter_subject: self.server_filter().unwrap_or_default().to_owned(),
             ..pull::Config::default()
         };
         let created_ns = found.cached_info().created.unix_timestamp_nanos();
@@ -256,6 +268,9 @@ impl Reader for JetStream {
             consumer.stream().max_messages_per_batch(BATCH_MESSAGES).expires(EXPIRES).heartbeat(HEARTBEAT);
         let mut messages = pull.messages().await.map_err(|error| EngineError::new("pull", error))?;
         ingest.connected(&format!("stream {} at {}", self.stream, self.connection));
+        if consumer.cached_info().num_pending == 0 {
+            ingest.caught_up();
+        }
         let failure = loop {
             // An error after two heartbeats missed, at the latest.
             let mut next = Some(messages.next().await);
@@ -301,6 +316,7 @@ impl JetStream {
                 }
                 Continuation::NewLife => {
                     ingest.warn("it was deleted and made again, or set back: reading it from its beginning");
+                    self.set_back += u64::from(created_ns == position.created_ns);
                     state.first_sequence
                 }
             },
@@ -326,7 +342,10 @@ impl JetStream {
         };
         // Sequences count from 1; an empty stream has a first sequence of 0.
         let next = next.max(1);
-        self.position = Some(Position { created_ns, next });
+        let known = self.position.filter(|known| (known.created_ns, known.next) == (created_ns, next));
+        // What was read before a hole or in another life says nothing about what follows.
+        let complete_from = known.map_or(next, |known| known.complete_from);
+        self.position = Some(Position { created_ns, next, complete_from });
         Ok(DeliverPolicy::ByStartSequence { start_sequence: next })
     }
 
@@ -334,30 +353,66 @@ impl JetStream {
     async fn take(&mut self, created_ns: i128, message: &jetstream::Message, ingest: &mut Ingest<'_>) {
         // What is no message of a stream has no such subject to reply to.
         let Ok(info) = message.info() else { return };
-        let (sequence, expected) = (info.stream_sequence, self.position.map(|position| position.next));
-        if let Some(expected) = expected {
+        let (sequence, is_last) = (info.stream_sequence, info.pending == 0);
+        let mut complete_from = sequence;
+        if let Some(Position { next: expected, complete_from: known, .. }) = self.position {
             // It has come before.
             if sequence < expected {
                 return;
             }
-            if self.subjects.is_empty() && sequence > expected {
+            let is_hole = self.server_filter().is_none() && sequence > expected;
+            if is_hole {
                 let why = format!("sequences {expected} to {} were deleted", sequence - 1);
                 ingest.count_hole(sequence - expected, &why);
             }
+            complete_from = if is_hole { sequence } else { known };
         }
-        self.position = Some(Position { created_ns, next: sequence.saturating_add(1) });
+        self.position = Some(Position { created_ns, next: sequence.saturating_add(1), complete_from });
+        self.publish(message, sequence, ingest).await;
+        if is_last {
+            ingest.caught_up();
+        }
+    }
+
+    async fn publish(&self, message: &jetstream::Message, sequence: u64, ingest: &mut Ingest<'_>) {
         let subject = &*message.subject;
-        if self.subjects.len() > 1 && !self.subjects.iter().any(|wanted| pattern::matches(wanted, subject)) {
+        if !self.subjects.is_empty() && !self.subjects.iter().any(|wanted| pattern::matches(wanted, subject)) {
             return;
         }
-        let message = Message {
+        let tick = Message {
             subject,
             key: None,
             headers: &Fields(message.headers.as_ref()),
             payload: &message.payload,
-            time_ns: u64::try_from(info.published.unix_timestamp_nanos()).ok(),
+            time_ns: message.info().ok().and_then(|info| info.published.unix_timestamp_nanos().try_into().ok()),
         };
-        ingest.take(message).await;
+        let at = self.position.filter(|_| self.is_logged).map(|position| LogPosition {
+            source: 0,
+            epoch: self.epoch(position.created_ns),
+            position: sequence,
+            complete_from: position.complete_from,
+        });
+        ingest.take_at(tick, at).await;
+    }
+
+    /// The subject to which the server restricts what it sends. Servers before 2.10 take one; several are filtered here, so that their
+    /// order stays that of the stream. For positions, all of the stream is read: else nobody could tell messages that retention has
+    /// deleted from those of other subjects.
+    fn server_filter(&self) -> Option<&str> {
+        match &*self.subjects {
+            [subject] if !self.is_logged => Some(subject),
+            _ => None,
+        }
+    }
+
+    /// The epoch of one life of the stream: its name, and when it was made. A stream that was set back counts again what it has
+    /// counted before, so it has another one on every node that has seen that.
+    fn epoch(&self, created_ns: i128) -> u64 {
+        let mut life = created_ns.to_le_bytes().to_vec();
+        if self.set_back > 0 {
+            life.extend(self.set_back.to_le_bytes());
+        }
+        log_epoch(Options::KIND, &self.stream, &life)
     }
 }
 
@@ -394,7 +449,7 @@ mod tests {
             );
             serde_json::from_str(&text).unwrap()
         };
-        let position = Position { created_ns: 7, next: 101 };
+        let position = Position { created_ns: 7, next: 101, complete_from: 1 };
         for (created_ns, first, last, expected) in [
             (7, 1, 100, Continuation::Same),
             (7, 1, 5_000, Continuation::Same),

@@ -187,6 +187,7 @@ impl fmt::Debug for SourceKind {
 #[derive(Clone)]
 pub struct Configured {
     pattern: Cow<'static, str>,
+    reads_back: bool,
     build: Arc<dyn Fn() -> Box<dyn Source> + Send + Sync>,
 }
 
@@ -196,7 +197,13 @@ impl Configured {
         pattern: impl Into<Cow<'static, str>>,
         source: impl Source + Clone + Sync + 'static,
     ) -> Configured {
-        Configured { pattern: pattern.into(), build: Arc::new(move || Box::new(source.clone())) }
+        let build = Arc::new(move || Box::new(source.clone()) as Box<dyn Source>);
+        Configured { pattern: pattern.into(), reads_back: false, build }
+    }
+
+    /// The same, which reads back a part of its log before the server is ready, if `reads_back`.
+    pub fn reading_back(self, reads_back: bool) -> Configured {
+        Configured { reads_back, ..self }
     }
 }
 
@@ -228,6 +235,11 @@ impl SourceConfig {
     /// A pattern that matches the source's topics.
     pub fn pattern(&self) -> &str {
         &self.configured.pattern
+    }
+
+    /// Whether the server is ready only once the source has read back a part of its log.
+    pub fn reads_back(&self) -> bool {
+        self.configured.reads_back
     }
 
     /// Creates the source.

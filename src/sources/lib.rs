@@ -24,6 +24,7 @@ pub mod mapping;
 #[cfg(feature = "nats")]
 pub mod nats;
 pub mod payload;
+pub mod position;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(feature = "redis")]
@@ -52,7 +53,9 @@ use self::{
 use tickcast_common::clock;
 pub use tickcast_core::mesh::lanes::{Backpressure, Lanes};
 use tickcast_core::metrics::counters::{Counter, Counters};
-use tickcast_proto::{codec::json, frame::FLAG_PAYLOAD_JSON, ids::ShardId, records::Publish};
+use tickcast_proto::{
+    codec::json, frame::FLAG_PAYLOAD_JSON, ids::ShardId, logged::LogPosition, records::Publish,
+};
 
 /// A source of ticks: a generator, a reader of files, or a client of another engine.
 /// The supervisor knows sources only by this trait and by what [`start`] returns. A source may block its thread. A source
@@ -157,11 +160,39 @@ impl SourceContext {
     /// `false` if the server stops first; then the tick was not published.
     pub fn publish_waiting(&mut self, topic: &str, key: u64, producer_time_ns: u64, payload: &[u8]) -> bool {
         let flags = if json::is_within_bounds(payload) { FLAG_PAYLOAD_JSON } else { 0 };
+        self.stage_waiting(|lanes, ingest_time_ns| {
+            let record = Publish { producer_time_ns, ingest_time_ns, key, ..Publish::default() };
+            lanes.stage(flags, record, topic, payload)
+        })
+    }
+
+    /// As [`SourceContext::publish_waiting`], with any payload, and at a position of a log if that feeds the topic.
+    pub fn publish_any_waiting(
+        &mut self,
+        topic: &str,
+        key: u64,
+        producer_time_ns: u64,
+        payload: &[u8],
+        at: Option<LogPosition>,
+    ) -> bool {
+        let flags = if json::is_json(payload) { FLAG_PAYLOAD_JSON } else { 0 };
+        self.stage_waiting(|lanes, ingest_time_ns| {
+            let record = Publish { producer_time_ns, ingest_time_ns, key, ..Publish::default() };
+            match at {
+                None => lanes.stage(flags, record, topic, payload),
+                Some(at) => lanes.append(at, flags, record, topic, payload),
+            }
+        })
+    }
+
+    /// Stages a tick, which gets the time of arrival. Waits while the ring is full.
+    fn stage_waiting(
+        &mut self,
+        mut stage: impl FnMut(&mut Lanes, u64) -> Result<(), Backpressure>,
+    ) -> bool {
         let mut waits = false;
         loop {
-            let ingest_time_ns = clock::realtime_ns();
-            let record = Publish { producer_time_ns, ingest_time_ns, key, ..Publish::default() };
-            let published = self.lanes.stage(flags, record, topic, payload);
+            let published = stage(&mut self.lanes, clock::realtime_ns());
             if published.is_ok() || self.is_stopping() {
                 if waits {
                     self.set_health(Health::Running);

@@ -13,7 +13,7 @@
 pub mod json_pointer;
 mod template;
 
-use std::fmt;
+use std::{collections::HashSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,18 @@ pub struct MapOptions {
     pub time: String,
     /// What `time` counts in.
     pub time_unit: TimeUnit,
+}
+
+impl MapOptions {
+    /// Whether no topic can be that of messages of two of these subjects.
+    pub fn tells_subjects_apart(&self, subjects: &[String]) -> bool {
+        let names = subjects.iter().map(|subject| {
+            let rest = subject.strip_prefix(&self.strip).unwrap_or(subject);
+            rest.replace(&self.separator, ".")
+        });
+        let names: HashSet<String> = names.collect();
+        self.topic == "{subject}" && names.len() == subjects.len()
+    }
 }
 
 impl Default for MapOptions {

@@ -9,6 +9,8 @@
 //!      last id below the cursor, or fewer entries added than read: another life of the stream, read from its beginning
 //! ```
 
+mod logged;
+
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -20,17 +22,22 @@ use std::{
 use redis::{RedisError, Value, aio::MultiplexedConnection, cmd, from_redis_value};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
+use self::logged::Life;
 use super::{
     Source, SourceContext, SourceError,
     engine::{self, EngineError, Ingest, Reader},
     kind::{Configured, OptionChecks, SourceOptions},
     mapping::{Headers, MapOptions, Mapping, Message},
+    position::PositionKind,
     redis::{ANSWER, Auth, Server},
     tls::Tls,
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
 use tickcast_common::clock;
-use tickcast_proto::units::{format_duration, parse_duration_ns};
+use tickcast_proto::{
+    logged::LogPosition,
+    units::{format_duration, parse_duration_ns},
+};
 
 /// Entries of one reply: 1,000 cost 1.16 us each, 100 cost 1.53 us.
 const BATCH_ENTRIES: usize = 1_000;
@@ -51,6 +58,8 @@ pub struct Options {
     field: String,
     /// Where to begin.
     start: Start,
+    /// Whether the ids of the entries are the sequences of the topics.
+    position: PositionKind,
     auth: Auth,
     tls: Tls,
     map: MapOptions,
@@ -63,6 +72,7 @@ impl Default for Options {
             streams: Vec::new(),
             field: "data".into(),
             start: Start::New,
+            position: PositionKind::Local,
             auth: Auth::default(),
             tls: Tls::default(),
             map: MapOptions::default(),
@@ -148,11 +158,19 @@ impl SourceOptions for Options {
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         checks.within("streams", self.streams.len(), 1, SOURCE_SUBJECTS_MAX);
         let server = Server::new(&self.server, self.auth, self.tls, checks);
+        let is_logged = self.position == PositionKind::Log;
+        if is_logged && self.streams.len() > 1 && !self.map.tells_subjects_apart(&self.streams) {
+            let text = "log: several streams may feed one topic, and a topic has one log: leave map.topic as {subject}, or give \
+                        each stream a source of its own";
+            checks.refuse("position", text);
+        }
         let mapping = Mapping::new(&self.map, checks)?;
         let pattern = mapping.pattern();
+        let lives = self.streams.iter().map(|_| Life::default()).collect();
         let streams = self.streams.into_iter().map(|key| (key, None)).collect();
-        let source = RedisStreams { server: server?, streams, field: self.field, start: self.start, mapping };
-        Some(Configured::new(pattern, source))
+        let (server, field, start) = (server?, self.field, self.start);
+        let source = RedisStreams { server, streams, lives, is_logged, field, start, mapping };
+        Some(Configured::new(pattern, source).reading_back(is_logged))
     }
 }
 
@@ -162,6 +180,10 @@ struct RedisStreams {
     server: Server,
     /// Keys, and where to go on once that is known.
     streams: Vec<(String, Option<Cursor>)>,
+    /// For positions: the life of each stream.
+    lives: Vec<Life>,
+    /// The ids of the entries are the sequences of the topics.
+    is_logged: bool,
     field: String,
     start: Start,
     mapping: Mapping,
@@ -178,6 +200,8 @@ struct Cursor {
 /// What XINFO STREAM tells. All are zero of a stream that does not exist.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Info {
+    /// The oldest entry; zero of an empty stream.
+    first: Id,
     last: Id,
     added: u64,
     length: u64,
@@ -223,6 +247,9 @@ impl Source for RedisStreams {
 impl Reader for RedisStreams {
     async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
         let mut redis = self.server.connect(BLOCK + ANSWER).await?;
+        if self.is_logged {
+            return self.read_logged(&mut redis, ingest).await;
+        }
         let (mut keeps_up, mut look_ns) = (true, 0);
         loop {
             let infos = match keeps_up && clock::monotonic_ns() >= look_ns {
@@ -240,7 +267,7 @@ impl Reader for RedisStreams {
                 let Some(at) = self.streams.iter().position(|(known, _)| *known == key) else { continue };
                 let known = infos.as_ref().map(|infos| infos[at].last);
                 for entry in &entries {
-                    let id = self.take(at, entry, ingest).await?;
+                    let id = self.take(at, entry, None, ingest).await?;
                     read[at].0 += u64::from(known.is_some_and(|last| id > last));
                 }
                 read[at].1 = entries.len() >= BATCH_ENTRIES;
@@ -268,15 +295,7 @@ impl RedisStreams {
     ) -> Result<Vec<Info>, EngineError> {
         let mut infos = Vec::with_capacity(self.streams.len());
         for (key, cursor) in &mut self.streams {
-            let reply =
-                cmd("XINFO").arg("STREAM").arg(&*key).query_async::<HashMap<String, Value>>(redis).await;
-            let info = match reply {
-                Ok(fields) => info_of(&fields),
-                Err(error) if error.code() == Some("ERR") && error.to_string().contains("no such key") => {
-                    Info::default()
-                }
-                Err(error) => return Err(failed(&self.server, &error)),
-            };
+            let info = info(redis, &self.server, key).await?;
             match cursor {
                 None => *cursor = Some(Cursor::at_start(self.start, info, clock::realtime_ns() / 1_000_000)),
                 Some(known) if known.is_outlived(info) => {
@@ -305,7 +324,13 @@ impl RedisStreams {
     }
 
     /// Publishes an entry, moves the cursor to it and returns its id.
-    async fn take(&mut self, at: usize, entry: &Value, ingest: &mut Ingest<'_>) -> Result<Id, EngineError> {
+    async fn take(
+        &mut self,
+        at: usize,
+        entry: &Value,
+        position: Option<LogPosition>,
+        ingest: &mut Ingest<'_>,
+    ) -> Result<Id, EngineError> {
         let (key, cursor) = &mut self.streams[at];
         let Some((id, fields)) = entry_of(entry) else {
             return Err(EngineError(format!("stream {key}: an entry is not what XREAD gives")));
@@ -329,8 +354,23 @@ impl RedisStreams {
             payload,
             time_ns: id.ms.checked_mul(1_000_000),
         };
-        ingest.take(message).await;
+        ingest.take_at(message, position).await;
         Ok(id)
+    }
+}
+
+/// What XINFO STREAM tells of a stream, which may not exist.
+async fn info(
+    redis: &mut MultiplexedConnection,
+    server: &Server,
+    key: &str,
+) -> Result<Info, EngineError> {
+    match cmd("XINFO").arg("STREAM").arg(key).query_async::<HashMap<String, Value>>(redis).await {
+        Ok(fields) => Ok(info_of(&fields)),
+        Err(error) if error.code() == Some("ERR") && error.to_string().contains("no such key") => {
+            Ok(Info::default())
+        }
+        Err(error) => Err(failed(server, &error)),
     }
 }
 
@@ -375,12 +415,10 @@ fn info_of(fields: &HashMap<String, Value>) -> Info {
         Some(Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
         _ => 0,
     };
+    let id = |name: &str| fields.get(name).and_then(text_of).and_then(|id| id.parse().ok()).unwrap_or_default();
     Info {
-        last: fields
-            .get("last-generated-id")
-            .and_then(text_of)
-            .and_then(|id| id.parse().ok())
-            .unwrap_or_default(),
+        first: id("recorded-first-entry-id"),
+        last: id("last-generated-id"),
         added: number("entries-added"),
         length: number("length"),
     }
@@ -444,7 +482,7 @@ mod tests {
 
     #[test]
     fn entries_that_were_trimmed_before_they_were_read_are_counted_once() {
-        let info = |last, added, length| Info { last, added, length };
+        let info = |last, added, length| Info { first: Id::default(), last, added, length };
         let mut cursor = Cursor::at_start(Start::New, info(id(5, 0), 100, 10), 0);
         assert_eq!(cursor, Cursor { last: id(5, 0), passed: Some(100) });
         assert_eq!(cursor.catch_up(info(id(5, 0), 100, 0), 0), 0, "trimmed after it was passed");
@@ -466,7 +504,7 @@ mod tests {
     #[test]
     fn a_stream_that_was_made_again_or_set_back_is_another_life() {
         let cursor = Cursor { last: id(5, 3), passed: Some(100) };
-        let info = |last, added| Info { last, added, length: 1 };
+        let info = |last, added| Info { first: last, last, added, length: 1 };
         for (info, outlived) in [
             (info(id(5, 3), 100), false),
             (info(id(6, 0), 101), false),

@@ -3,7 +3,10 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -24,13 +27,15 @@ pub struct SourceStatus {
     counters: Arc<Counters>,
     /// Locked for a moment whenever the state changes, never on a tick's path.
     health: Arc<Mutex<Health>>,
+    /// It reads back the part of its log that a node needs before it is ready.
+    reads_back: Arc<AtomicBool>,
 }
 
 impl SourceStatus {
     /// Creates the status of a source that has not been started.
     pub fn new(kind: &'static str) -> SourceStatus {
         let health = Arc::new(Mutex::new(Health::Waiting(Waiting::Shards)));
-        SourceStatus { kind, counters: Arc::default(), health }
+        SourceStatus { kind, counters: Arc::default(), health, reads_back: Arc::default() }
     }
 
     /// The kind of the source.
@@ -51,6 +56,16 @@ impl SourceStatus {
     /// Sets its state.
     pub fn set_health(&self, health: Health) {
         *self.lock() = health;
+    }
+
+    /// Sets whether it still reads back the beginning of its log: the server is not ready until it has.
+    pub fn set_reading_back(&self, reads_back: bool) {
+        self.reads_back.store(reads_back, Relaxed);
+    }
+
+    /// Whether it still reads back the beginning of its log.
+    pub fn is_reading_back(&self) -> bool {
+        self.reads_back.load(Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, Health> {

@@ -6,6 +6,7 @@
 //! `TICKCAST_PROGRESS=1` prints progress: `scripts/simulate.sh` sets these. A failure names its seed.
 
 mod client;
+mod nodes;
 mod permissions;
 mod publishes;
 mod reached;
@@ -38,8 +39,8 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|value| value.parse().ok())
 }
 
-#[test]
-fn promises_hold_for_every_seed() {
+/// Runs the seeds that the environment asks for, [`SEEDS_DEFAULT`] by default.
+fn for_every_seed(run: impl Fn(u64)) {
     let seeds = match number("TICKCAST_SEED") {
         Some(seed) => seed..seed + 1,
         None => {
@@ -60,6 +61,16 @@ fn promises_hold_for_every_seed() {
     }
 }
 
+#[test]
+fn promises_hold_for_every_seed() {
+    for_every_seed(run);
+}
+
+#[test]
+fn nodes_that_read_one_log_serve_every_tick_exactly_once_for_every_seed() {
+    for_every_seed(|seed| nodes::World::new(seed).run());
+}
+
 /// The simulation is worth running only if it reaches the situations it is about.
 #[test]
 fn the_seeds_cover_every_situation() {
@@ -68,6 +79,17 @@ fn the_seeds_cover_every_situation() {
         let mut world = World::new(seed);
         (0..STEPS).for_each(|_| world.step());
         world.settle();
+        reached.add(&world.reached);
+    }
+    assert!(reached.is_complete(), "{reached:?}");
+}
+
+#[test]
+fn the_seeds_cover_every_situation_of_nodes() {
+    let mut reached = nodes::Reached::default();
+    for seed in 0..50 {
+        let mut world = nodes::World::new(seed);
+        world.run();
         reached.add(&world.reached);
     }
     assert!(reached.is_complete(), "{reached:?}");

@@ -31,7 +31,7 @@ impl Connection {
             return None;
         }
         let tick = StoredTick::new(&frame, self.consumed, 0).ok()?;
-        let index = self.topics.advance_in_order(tick.topic_id, tick.sequence)?;
+        let index = self.topics.advance_in_order(tick.topic_id, tick.sequence, frame.previous())?;
         self.consumed += used;
         // Always 0 on a native connection.
         self.message_left = self.message_left.saturating_sub(used);

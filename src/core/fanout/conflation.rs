@@ -3,7 +3,8 @@
 
 use super::{
     EgressLogs, Fanout,
-    topic::{Member, group_of, skipped_range},
+    logged::Notices,
+    topic::{EgressTopic, Member, group_of},
     topic_mut,
 };
 use crate::{
@@ -20,7 +21,6 @@ use crate::{
 use tickcast_proto::{
     Step, frame,
     ids::{Sequence, TopicId},
-    reply::Reply,
 };
 
 /// A timer for a paced tick.
@@ -228,7 +228,7 @@ impl Fanout {
         let HeldTopic { id, slot, bytes_max } = held;
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return true };
         let Some(session) = sessions.open_mut(slot) else { return true };
-        let (format, features) = (session.format, session.features);
+        let format = session.format;
         let Some(membership) = session.memberships.get_mut(id) else { return true };
         if membership.taking != Taking::Held {
             return true;
@@ -247,20 +247,18 @@ impl Fanout {
         if !std::mem::replace(&mut membership.announced, true) {
             topic.announce(slot, sessions, logs);
         }
-        let Some(group) = group_of(&mut topic.groups, format) else { return true };
-        let last_values = home.last_values(id).unwrap_or(&topic.last_values);
+        let EgressTopic { info, log, groups, last_values, last_sequence, .. } = topic;
+        let (notices, last_sequence) = (Notices { info, log: log.as_deref() }, *last_sequence);
+        let Some(group) = group_of(groups, format) else { return true };
+        let last_values = home.last_values(id).unwrap_or(last_values);
         debug_assert_eq!(
             last_values.sequence(),
-            topic.last_sequence,
+            last_sequence,
             "the last values end at the last tick delivered"
         );
         let intact_from = last_values.intact_from(from);
         if intact_from > from {
-            self.tally.dropped += intact_from - from;
-            sessions.count_dropped(slot, intact_from - from);
-            let notice = Reply::Gap(skipped_range(id, &topic.info.name, features, from, intact_from));
-            let gap = skipped(id, from, intact_from);
-            sessions.push_private(slot, gap, |out| notice.encode_queued(format, out));
+            notices.lose(slot, (from, intact_from), sessions, &mut self.tally);
             from = intact_from;
         }
         let mut whole = true;
@@ -269,30 +267,24 @@ impl Fanout {
                 whole = false;
                 break;
             }
-            if sequence > from {
-                self.tally.conflated += sequence - from;
-                sessions.count_conflated(slot, sequence - from);
-                let notice = Reply::Conflated(skipped_range(id, &topic.info.name, features, from, sequence));
-                sessions
-                    .push_private(slot, skipped(id, from, sequence), |out| notice.encode_queued(format, out));
-            }
-            // The topic's last tick goes to the shared log; older ones, of other keys, are encoded for this session
-            // alone.
-            let last = sequence == topic.last_sequence;
-            let shared = group
-                .latest
-                .filter(|range| last && logs.of(format).is_some_and(|log| log.is_shareable(range.start)));
             let Ok(Step::Complete(_, tick)) = frame::decode(bytes, usize::MAX) else {
                 debug_assert!(false, "last values are whole frames");
                 break;
             };
+            notices.replace(slot, from, &tick, sessions, &mut self.tally);
+            // The topic's last tick goes to the shared log; older ones, of other keys, are encoded for this session
+            // alone.
+            let last = sequence == last_sequence;
+            let shared = group
+                .latest
+                .filter(|range| last && logs.of(format).is_some_and(|log| log.is_shareable(range.start)));
             if !last {
-                let info = FrameInfo { topic: id.0, sequence };
-                sessions.push_private(slot, info, |out| logs.encode_tick(format, &tick, &topic.info, out));
+                let frame = FrameInfo { topic: id.0, sequence };
+                sessions.push_private(slot, frame, |out| logs.encode_tick(format, &tick, info, out));
             } else {
                 let appended = match (shared, logs.of(format)) {
                     (Some(range), Some(log)) => Some((log, range)),
-                    _ => logs.append_tick(format, &tick, &topic.info),
+                    _ => logs.append_tick(format, &tick, info),
                 };
                 let Some((log, range)) = appended else {
                     sessions.mark_too_far_behind(slot);
@@ -374,17 +366,10 @@ impl Fanout {
 
     /// Announces ticks of a topic as lost, after what waits.
     pub(super) fn lose(&mut self, id: TopicId, slot: SlotId, from: u64, to: u64, sessions: &mut Sessions) {
-        let (Some(topic), Some(session)) =
-            (topic_mut(&mut self.topics, id, self.shards), sessions.open_mut(slot))
-        else {
-            return;
-        };
-        let (format, features) = (session.format, session.features);
-        if from < to {
-            self.tally.dropped += to - from;
-            sessions.count_dropped(slot, to - from);
-            let notice = Reply::Gap(skipped_range(id, &topic.info.name, features, from, to));
-            sessions.push_private(slot, skipped(id, from, to), |out| notice.encode_queued(format, out));
+        if sessions.open_mut(slot).is_some()
+            && let Some(topic) = topic_mut(&mut self.topics, id, self.shards)
+        {
+            topic.notices().lose(slot, (from, to), sessions, &mut self.tally);
         }
     }
 
@@ -438,13 +423,11 @@ impl Fanout {
         if !std::mem::replace(&mut membership.announced, true) {
             topic.info.encode(format, &mut self.scratch);
         }
-        let Gap { from: Sequence(from), to: Sequence(to) } =
-            std::mem::replace(&mut membership.gap, Gap::NONE);
-        if from < to {
-            self.tally.dropped += to - from;
-            sessions.count_dropped(slot, to - from);
-            Reply::Gap(skipped_range(id, &topic.info.name, features, from, to))
-                .encode(format, &mut self.scratch);
+        let gap = std::mem::replace(&mut membership.gap, Gap::NONE);
+        if !gap.is_empty() {
+            let ticks = topic.notices().encode_gap((format, features), gap, &mut self.scratch);
+            self.tally.dropped += ticks;
+            sessions.count_dropped(slot, ticks);
         }
     }
 }

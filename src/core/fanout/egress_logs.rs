@@ -28,7 +28,7 @@ pub struct EgressLogs {
 impl EgressLogs {
     /// No log yet; each will have `log_bytes`.
     pub fn new(log_bytes: usize) -> EgressLogs {
-        EgressLogs { logs: Default::default(), log_bytes, header: Vec::new(), body: Vec::new() }
+        EgressLogs { logs: std::array::from_fn(|_| None), log_bytes, header: Vec::new(), body: Vec::new() }
     }
 
     /// The log of a wire format, if it has been used.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::{
     EgressLogs, Fanout,
     conflation::HeldTopic,
-    topic::{Life, skipped_range},
+    topic::Life,
     topic_mut,
 };
 use crate::{
@@ -18,10 +18,7 @@ use crate::{
         table::Sessions,
     },
 };
-use tickcast_proto::{
-    ids::{Sequence, TopicId},
-    reply::Reply,
-};
+use tickcast_proto::ids::TopicId;
 
 impl Fanout {
     /// Notes that a home has forgotten a topic, whose last sequence was `last`. Its name is free for another life at once; its
@@ -147,19 +144,16 @@ impl Fanout {
                 continue;
             }
             self.scratch.clear();
-            for (id, Gap { from: Sequence(from), to: Sequence(to) }) in lost {
-                if from == to {
-                    continue;
-                }
-                self.tally.dropped += to - from;
-                sessions.count_dropped(slot, to - from);
+            for (id, gap) in lost.into_iter().filter(|(_, gap)| !gap.is_empty()) {
                 let (topic, session) =
                     (topic_mut(&mut self.topics, id, self.shards), sessions.open_mut(slot));
                 let Some((topic, session)) = topic.zip(session) else { continue };
+                let (format, features) = (session.format, session.features);
                 // Its announcement may be among the frames evicted.
-                topic.info.encode(session.format, &mut self.scratch);
-                let range = skipped_range(id, &topic.info.name, session.features, from, to);
-                Reply::Gap(range).encode(session.format, &mut self.scratch);
+                topic.info.encode(format, &mut self.scratch);
+                let ticks = topic.notices().encode_gap((format, features), gap, &mut self.scratch);
+                self.tally.dropped += ticks;
+                sessions.count_dropped(slot, ticks);
             }
             let (notices, tally) = (&self.scratch, &mut self.tally);
             sessions.with_outbox(slot, |session| {

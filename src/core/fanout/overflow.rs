@@ -141,7 +141,8 @@ impl Fanout {
                 if !may_go {
                     return Verdict::Keep;
                 }
-                if membership.taking == Taking::Recovering && !content.is_announcement() {
+                let is_recovering = matches!(membership.taking, Taking::Recovering | Taking::Ahead);
+                if is_recovering && !content.is_announcement() {
                     // History was requested to fit the room. If it were evicted, it would be requested again.
                     return Verdict::Keep;
                 }

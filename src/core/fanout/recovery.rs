@@ -3,14 +3,14 @@
 
 use super::{
     EgressLogs, Fanout, Settings, StartFrom,
-    topic::{Backlog, skipped_range},
+    topic::Backlog,
     topic_mut, topic_ref,
 };
 use crate::{
     egress_log::FrameInfo,
-    fanout::{conflation::skipped, overflow::EvictionCause},
+    fanout::overflow::EvictionCause,
     home::{
-        Backfill, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED, CHUNK_VALUES_LOST,
+        Backfill, CHUNK_AHEAD, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED, CHUNK_VALUES_LOST,
     },
     ids::{SessionId, SlotId},
     limits::{HISTORY_CHUNK_OUTBOX_BYTES, HISTORY_CHUNKS_IN_FLIGHT_MAX},
@@ -128,6 +128,9 @@ impl Fanout {
             }
         };
         for (key, position) in unknown {
+            if self.await_topic(&key, position, slot, sessions) {
+                continue;
+            }
             let name = topic_key::name(&key);
             let recovered = position == Position { epoch: self.epoch, sequence: 0 };
             let epoch = self.epoch;
@@ -284,27 +287,17 @@ impl Fanout {
         } else {
             from..start
         };
-        if !lost.is_empty() {
-            let (from, to) = (lost.start, lost.end);
-            self.tally.dropped += to - from;
-            sessions.count_dropped(slot, to - from);
-            let notice = Reply::Gap(skipped_range(id, &name, features, from, to));
-            sessions.push_private(slot, skipped(id, from, to), |out| notice.encode_queued(format, out));
-        }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a membership has a topic");
         };
+        topic.notices().lose(slot, (lost.start, lost.end), sessions, &mut self.tally);
         let mut next = if flags & CHUNK_VALUES_LOST != 0 { last + 1 } else { start };
         let mut rest = chunk.payload();
         while let Ok(Step::Complete(used, tick)) = frame::decode(rest, usize::MAX) {
             rest = &rest[used..];
             let sequence = tick.header.sequence;
-            if conflates && sequence > next {
-                self.tally.conflated += sequence - next;
-                sessions.count_conflated(slot, sequence - next);
-                let notice = Reply::Conflated(skipped_range(id, &name, features, next, sequence));
-                sessions
-                    .push_private(slot, skipped(id, next, sequence), |out| notice.encode_queued(format, out));
+            if conflates {
+                topic.notices().replace(slot, next, &tick, sessions, &mut self.tally);
             }
             let info = FrameInfo { topic: id.0, sequence };
             sessions.push_private(slot, info, |out| logs.encode_tick(format, &tick, &topic.info, out));
@@ -316,7 +309,12 @@ impl Fanout {
             return debug_assert!(false, "queueing frames keeps the membership");
         };
         membership.from = next;
-        if flags & CHUNK_LAST != 0 {
+        if flags & CHUNK_AHEAD != 0 {
+            topic.set_taking(slot, Taking::Ahead, sessions);
+            if let Some(log) = topic.log.as_deref_mut() {
+                log.wait(slot);
+            }
+        } else if flags & CHUNK_LAST != 0 {
             debug_assert!(topic.last_sequence <= last, "ticks after the chunk arrive after it");
             topic.set_taking(slot, Taking::Live, sessions);
             self.share_again(id, slot, sessions);

@@ -11,11 +11,14 @@ use crate::{
     topic_key,
 };
 use tickcast_proto::{
-    WireFormat, codec::TopicInfo, features::Features, frame::Frame, ids::TopicId, reply::Skipped,
-    subscription::Policy,
+    WireFormat, codec::TopicInfo, frame::Frame, ids::TopicId, subscription::Policy,
 };
 
-use super::{EgressLogs, wildcard::WildcardTopic};
+use super::{
+    EgressLogs,
+    logged::{LogTopic, Notices},
+    wildcard::WildcardTopic,
+};
 
 /// Flag of a member that is not live: its ticks are held, paced or being recovered.
 const SKIPPED: u32 = 1 << 31;
@@ -103,6 +106,8 @@ pub(super) struct EgressTopic {
     pub(super) tracked_from: u64,
     /// Last sequence that arrived live; 0 before the first.
     pub(super) last_sequence: u64,
+    /// A log feeds it, and its sequences are not consecutive.
+    pub(super) log: Option<Box<LogTopic>>,
 }
 
 /// The part of a topic's past that a new member recovers before it goes live.
@@ -163,7 +168,13 @@ impl EgressTopic {
             last_values: LastValues::default(),
             tracked_from: u64::MAX,
             last_sequence: 0,
+            log: None,
         }
+    }
+
+    /// What notices of skipped ticks need.
+    pub(super) fn notices(&self) -> Notices<'_> {
+        Notices { info: &self.info, log: self.log.as_deref() }
     }
 
     /// Whether wildcards have yet to count it. They count no topic that is forgotten.
@@ -418,16 +429,4 @@ impl EgressTopic {
             assert_eq!(member.is_paced(), membership.interval_us > 0, "a member with a pace is marked");
         }
     }
-}
-
-/// A range of ticks of a topic that a session with these features does not receive.
-pub(super) fn skipped_range(
-    topic: TopicId,
-    name: &str,
-    features: Features,
-    from: u64,
-    to: u64,
-) -> Skipped<'_> {
-    let count = features.contains(Features::COUNTS).then_some(to - from);
-    Skipped { topic, name, from, to, count }
 }

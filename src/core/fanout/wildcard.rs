@@ -391,6 +391,34 @@ impl Fanout {
         self.wildcards.matching = matching;
     }
 
+    /// The sessions that wildcard groups serve with a topic, each once, after announcing the topic to those who do not know it.
+    pub(super) fn slots_of_groups(
+        &mut self,
+        id: TopicId,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+    ) -> Vec<SlotId> {
+        if self.wildcards.is_empty() {
+            return Vec::new();
+        }
+        let matching = self.take_matching(id);
+        self.announce_to_newcomers(&matching, id, sessions, logs);
+        let mut slots = Vec::new();
+        if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
+            let entries = matching.iter().filter_map(|&index| self.entries[index as usize].as_ref());
+            for group in entries.flat_map(|entry| entry.groups()) {
+                if group.filter.as_ref().is_none_or(|filter| topic.is_permitted(filter)) {
+                    slots.extend(group.members.iter().map(|member| member.slot));
+                }
+            }
+        }
+        self.wildcards.matching = matching;
+        slots.sort_unstable();
+        slots.dedup();
+        slots.retain(|&slot| sessions.is_served_by_groups(slot, id));
+        slots
+    }
+
     /// Announces a topic to the members of its groups that have joined since it was last announced.
     fn announce_to_newcomers(
         &mut self,

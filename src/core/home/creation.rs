@@ -15,6 +15,7 @@ use crate::{
 use tickcast_proto::{
     ErrorCode,
     ids::{Sequence, ShardId, TopicId},
+    logged::LogPosition,
 };
 
 /// Who publishes on a topic first.
@@ -38,7 +39,7 @@ pub struct CreationLimits {
     pub per_second: u32,
 }
 
-/// Why a topic is not created.
+/// Why a topic is not created, or takes no tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum TopicRefusal {
@@ -54,13 +55,15 @@ pub enum TopicRefusal {
     Tenant = 4,
     /// Another tenant exports topics of this name to the tenant, which publishes none of its own.
     Imported = 5,
+    /// A log feeds the topic, and only the log gives it ticks.
+    FedByLog = 6,
 }
 
 impl TopicRefusal {
     /// The refusal of this number, [`TopicRefusal::Table`] if it is unknown.
     pub fn from_number(number: u16) -> TopicRefusal {
         use TopicRefusal::*;
-        [Session, Source, Rate, Tenant, Imported]
+        [Session, Source, Rate, Tenant, Imported, FedByLog]
             .into_iter()
             .find(|known| *known as u16 == number)
             .unwrap_or(Table)
@@ -74,6 +77,7 @@ impl TopicRefusal {
             }
             TopicRefusal::Rate => ErrorCode::RateLimited,
             TopicRefusal::Imported => ErrorCode::NotAllowed,
+            TopicRefusal::FedByLog => ErrorCode::FedByLog,
         }
     }
 
@@ -89,6 +93,7 @@ impl TopicRefusal {
             }
             TopicRefusal::Tenant => "the tenant has as many topics as it may have (quota of its [[tenant]])",
             TopicRefusal::Imported => "another tenant exports the topic, and publishes it",
+            TopicRefusal::FedByLog => "a log feeds the topic, and the server has no way to publish to the log",
             TopicRefusal::Rate => "topics are created faster than the server allows (--new-topics-rate)",
         }
     }
@@ -221,12 +226,12 @@ impl Home {
         self.accounts.set_limits(limits, self.shards);
     }
 
-    /// Finds the topic of this key, or creates it. A new topic's epoch is the time, microseconds since 1970, or one more than
+    /// Finds the topic of this key for a publish, or creates it. A new topic's epoch is the time, microseconds since 1970, or one more than
     /// the last if the clock stood still or went back. So epochs strictly increase, and a restarted server does not repeat
     /// them. They stay below 2^53 until the year 2255.
     ///
     /// # Errors
-    /// The limit that the new topic would exceed.
+    /// The limit that the new topic would exceed, or why the topic takes no publishes.
     pub fn find_or_create(
         &mut self,
         key: &str,
@@ -234,6 +239,7 @@ impl Home {
         now: Now,
     ) -> Result<TopicLookup, TopicRefusal> {
         if let Some(&index) = self.by_key.get(key) {
+            self.takes_publishes(index)?;
             return Ok(TopicLookup { index, is_new: false });
         }
         self.accounts.admits(creator, now.monotonic_ns)?;
@@ -243,14 +249,43 @@ impl Home {
         if !self.tenancy.take_topic(key) {
             return Err(TopicRefusal::Tenant);
         }
-        let created = self.create(key, creator, now);
+        let created = self.create(key, creator, None, now);
+        if created.is_err() {
+            self.tenancy.give_back_topic(key);
+        }
+        created.map(|index| TopicLookup { index, is_new: true })
+    }
+
+    /// Creates the topic of a key that a log feeds from now on. The epoch is the log's.
+    ///
+    /// # Errors
+    /// The limit that the new topic would exceed.
+    pub(super) fn create_fed(
+        &mut self,
+        key: &str,
+        at: &LogPosition,
+        now: Now,
+    ) -> Result<u32, TopicRefusal> {
+        if self.tenancy.is_imported(key) {
+            return Err(TopicRefusal::Imported);
+        }
+        if !self.tenancy.take_topic(key) {
+            return Err(TopicRefusal::Tenant);
+        }
+        let created = self.create(key, Creator::default(), Some(at), now);
         if created.is_err() {
             self.tenancy.give_back_topic(key);
         }
         created
     }
 
-    fn create(&mut self, key: &str, creator: Creator, now: Now) -> Result<TopicLookup, TopicRefusal> {
+    fn create(
+        &mut self,
+        key: &str,
+        creator: Creator,
+        log: Option<&LogPosition>,
+        now: Now,
+    ) -> Result<u32, TopicRefusal> {
         // Places are used again as late as possible, so that ids are: those of a place repeat after 65,536 lives, if there are
         // 65,536 places on all shards.
         let is_full = self.topics.len() >= self.topics_max;
@@ -268,20 +303,28 @@ impl Home {
         };
         self.accounts.add(creator, now.monotonic_ns);
         let interested = self.interest.of(key);
-        self.epoch_last = (now.realtime_ns / 1_000).max(self.epoch_last + 1);
+        let epoch = match log {
+            Some(log) => log.epoch,
+            None => {
+                self.epoch_last = (now.realtime_ns / 1_000).max(self.epoch_last + 1);
+                self.epoch_last
+            }
+        };
         self.by_key.insert(key.into(), index);
         let name = topic_key::name(key);
         let topic = HomeTopic {
             key: key.into(),
             id,
             creator,
-            epoch: self.epoch_last,
+            epoch,
+            fed_by: log.map(|log| log.source),
             sequence: Sequence(0),
             last_values: LastValues::default(),
             history: History::default(),
             bounds: self.retention.history.of(name),
             interested,
-            is_first_life: self.lives.is_first(key),
+            // The server's epoch never stands for that of a log.
+            is_first_life: log.is_none() && self.lives.is_first(key),
             place: PlaceState::Open,
             last_seen: LastSeen { idle_ns: self.idle.rules.of(name), ..LastSeen::default() },
         };
@@ -290,7 +333,7 @@ impl Home {
             None => self.topics.push(topic),
         }
         self.invariants();
-        Ok(TopicLookup { index, is_new: true })
+        Ok(index)
     }
 }
 

@@ -27,12 +27,12 @@ impl Default for HistoryBounds {
     }
 }
 
-/// Frames of consecutive sequences in a circular buffer that grows on demand up to its bound.
+/// Frames of consecutive ticks in a circular buffer that grows on demand up to its bound.
 ///
 /// Memory: at most twice `bytes` plus 32 bytes a tick; the sum over all topics of a home is bounded by the budget
 /// passed to [`History::push`].
 ///
-/// Invariant: `times` has an entry for each frame in `log`, whose sequences are consecutive.
+/// Invariant: `times` has an entry for each frame in `log`. No tick of the topic is missing between two of them.
 #[derive(Debug, Default)]
 pub struct History {
     log: Option<EgressLog>,
@@ -56,10 +56,8 @@ impl History {
     ) -> bool {
         self.shrink_to_bounds(bounds, budget_bytes);
         if bounds.ticks == 0 || frame.len() > bounds.bytes {
-            // Sequences must stay consecutive, so older frames cannot remain beside newer ones.
-            while self.log.as_ref().is_some_and(|log| !log.is_empty()) {
-                self.forget_first();
-            }
+            // None may be missing between two, so older frames cannot remain beside newer ones.
+            self.clear();
             return false;
         }
         self.expire(bounds, now_ns);
@@ -160,6 +158,13 @@ impl History {
         }
     }
 
+    /// Drops all ticks, and keeps the buffer.
+    pub fn clear(&mut self) {
+        while self.log.as_ref().is_some_and(|log| !log.is_empty()) {
+            self.forget_first();
+        }
+    }
+
     fn forget_first(&mut self) {
         self.times.pop_front();
         if let Some(log) = &mut self.log {
@@ -167,19 +172,19 @@ impl History {
         }
     }
 
-    /// The oldest sequence still kept, after dropping expired ticks.
-    pub fn oldest(&mut self, bounds: HistoryBounds, now_ns: u64) -> Option<u64> {
+    /// The frame of the oldest tick still kept, after dropping expired ones.
+    pub fn oldest(&mut self, bounds: HistoryBounds, now_ns: u64) -> Option<&[u8]> {
         self.expire(bounds, now_ns);
-        self.log.as_ref()?.first().map(|(_, info)| info.sequence)
+        let log = self.log.as_ref()?;
+        log.first().map(|(range, _)| log.bytes(range))
     }
 
-    /// Frames from `sequence` on, in order; none if that sequence is no longer kept.
+    /// Frames from `sequence` on that are still kept, in order. O(log ticks) for the first.
     pub fn since(&self, sequence: u64) -> impl Iterator<Item = (u64, &[u8])> {
         let log = self.log.as_ref();
-        let first = log.and_then(|log| log.first()).map_or(0, |(_, info)| info.sequence);
-        let skip = sequence.checked_sub(first).map_or(usize::MAX, |skip| skip as usize);
         let len = log.map_or(0, EgressLog::len);
-        (skip.min(len)..len).filter_map(move |index| {
+        let skip = log.map_or(0, |log| log.first_of_sequence(sequence));
+        (skip..len).filter_map(move |index| {
             let log = log?;
             log.nth(index).map(|(range, info)| (info.sequence, log.bytes(range)))
         })
@@ -215,6 +220,12 @@ mod tests {
         (history, budget)
     }
 
+    /// The oldest sequence kept.
+    fn oldest(history: &mut History, bounds: HistoryBounds, now_ns: u64) -> Option<u64> {
+        history.oldest(bounds, now_ns)?;
+        history.since(0).next().map(|(sequence, _)| sequence)
+    }
+
     fn sequences(history: &History, from: u64) -> Vec<u64> {
         let check = |(sequence, frame): (u64, &[u8])| {
             assert!(frame.iter().all(|&byte| byte == sequence as u8));
@@ -226,17 +237,30 @@ mod tests {
     #[test]
     fn tick_count_bounds_the_history() {
         let (mut history, _) = filled(BOUNDS, 250, 100);
-        assert_eq!(history.oldest(BOUNDS, 250), Some(151));
+        assert_eq!(oldest(&mut history, BOUNDS, 250), Some(151));
         assert_eq!(sequences(&history, 151), (151..=250).collect::<Vec<_>>());
         assert_eq!(sequences(&history, 249), [249, 250]);
-        assert!(sequences(&history, 251).is_empty() && sequences(&history, 150).is_empty());
+        assert!(sequences(&history, 251).is_empty() && sequences(&history, 0).len() == 100);
+    }
+
+    #[test]
+    fn sequences_need_not_be_consecutive() {
+        let (mut history, mut budget) = (History::default(), 1 << 20);
+        for sequence in [10, 13, 40] {
+            history.push(sequence, &[sequence as u8; 9], BOUNDS, 0, &mut budget);
+        }
+        for (from, kept) in [(1, &[10, 13, 40][..]), (11, &[13, 40]), (13, &[13, 40]), (41, &[])] {
+            assert_eq!(sequences(&history, from), kept, "{from}");
+        }
+        history.clear();
+        assert!(history.is_empty() && history.capacity() > 0 && sequences(&history, 1).is_empty());
     }
 
     #[test]
     fn bytes_bound_the_history() {
         for len in [48, 100, 1_000, 5_000, 60_000] {
             let (mut history, _) = filled(BOUNDS, 250, len);
-            let oldest = history.oldest(BOUNDS, 250).unwrap();
+            let oldest = oldest(&mut history, BOUNDS, 250).unwrap();
             assert_eq!(sequences(&history, oldest), (oldest..=250).collect::<Vec<_>>());
             assert!((251 - oldest) as usize * len <= BOUNDS.bytes, "{len}");
             assert!(
@@ -250,16 +274,16 @@ mod tests {
     fn age_bounds_the_history() {
         let bounds = HistoryBounds { age_ns: 10, ..BOUNDS };
         let (mut history, _) = filled(bounds, 50, 10);
-        assert_eq!(history.oldest(bounds, 50), Some(40));
-        assert_eq!(history.oldest(bounds, 58), Some(48));
-        assert_eq!(history.oldest(bounds, 100), None);
+        assert_eq!(oldest(&mut history, bounds, 50), Some(40));
+        assert_eq!(oldest(&mut history, bounds, 58), Some(48));
+        assert_eq!(oldest(&mut history, bounds, 100), None);
     }
 
     #[test]
     fn a_tick_that_does_not_fit_leaves_no_hole() {
         let (mut history, mut budget) = filled(BOUNDS, 10, 100);
         history.push(11, &[0; 70_000], BOUNDS, 0, &mut budget);
-        assert_eq!(history.oldest(BOUNDS, 0), None);
+        assert_eq!(oldest(&mut history, BOUNDS, 0), None);
         history.push(12, &[12; 10], BOUNDS, 0, &mut budget);
         assert_eq!(sequences(&history, 12), [12]);
     }
@@ -271,7 +295,7 @@ mod tests {
             history.push(sequence, &[sequence as u8; 200], BOUNDS, 0, &mut budget);
         }
         assert_eq!(budget, 0);
-        let oldest = history.oldest(BOUNDS, 0).unwrap();
+        let oldest = oldest(&mut history, BOUNDS, 0).unwrap();
         assert!((210..=225).contains(&oldest), "{oldest}");
         assert_eq!(sequences(&history, oldest).last(), Some(&250));
     }
@@ -283,7 +307,7 @@ mod tests {
         let smaller = HistoryBounds { bytes: 8 << 10, ..BOUNDS };
         history.push(101, &[101; 600], smaller, 0, &mut budget);
         assert_eq!((budget, history.capacity()), ((1 << 20) - (8 << 10), 8 << 10));
-        let oldest = history.oldest(smaller, 0).unwrap();
+        let oldest = oldest(&mut history, smaller, 0).unwrap();
         assert!((89..=95).contains(&oldest), "{oldest}");
         assert_eq!(sequences(&history, oldest), (oldest..=101).collect::<Vec<_>>());
         let nothing = HistoryBounds { ticks: 0, ..BOUNDS };
@@ -297,14 +321,14 @@ mod tests {
         let mut budget = -(40 << 10);
         for _ in 0..3 {
             history.trim(BOUNDS, 0, &mut budget);
-            let oldest = history.oldest(BOUNDS, 0).unwrap();
+            let oldest = oldest(&mut history, BOUNDS, 0).unwrap();
             assert_eq!(sequences(&history, oldest), (oldest..=100).collect::<Vec<_>>());
         }
         assert_eq!((budget, history.capacity()), (8 << 10, 16 << 10));
         // Without budget, a tick still does not shrink the buffer.
         budget = -1;
         history.push(101, &[101; 600], BOUNDS, 0, &mut budget);
-        assert_eq!((budget, history.capacity(), history.oldest(BOUNDS, 0).is_some()), (-1, 16 << 10, true));
+        assert_eq!((budget, history.capacity(), oldest(&mut history, BOUNDS, 0).is_some()), (-1, 16 << 10, true));
     }
 
     #[test]

@@ -127,8 +127,16 @@ impl Home {
     }
 
     /// Ends a topic's life. Returns whether the shards take more messages.
-    fn forget(&mut self, at: usize, now_ns: u64, notify: &mut dyn FnMut(InterestEvent<'_>) -> bool) -> bool {
+    pub(super) fn forget(
+        &mut self,
+        at: usize,
+        now_ns: u64,
+        notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
+    ) -> bool {
         let topic = &mut self.topics[at];
+        if topic.is_logged() {
+            self.unkept_positions.note(topic.epoch, topic.sequence.0);
+        }
         self.by_key.remove(&topic.key);
         self.lives.note_forgotten(&topic.key);
         self.idle.closing += 1;

@@ -1,6 +1,6 @@
 //! Topics of a home, read for a request over HTTP: their names, last values or history, a bounded piece at a time.
 
-use super::Home;
+use super::{Home, backfill::first_covered};
 use crate::{
     limits::{HISTORY_CHUNK_BYTES, TURN_SURVEYED},
     tenants::Exports,
@@ -123,9 +123,10 @@ impl Home {
         let topic = &mut self.topics[index as usize];
         let (id, last) = (topic.id, topic.sequence.0);
         let from = if epoch.is_none_or(|epoch| epoch == topic.epoch) { from } else { 1 };
-        let oldest = topic.history.oldest(topic.bounds, now_ns);
+        let oldest = topic.history.oldest(topic.bounds, now_ns).map(first_covered);
         let last_frame = topic.last_values.last_frame();
-        let kept_from = oldest.unwrap_or(if last_frame.is_empty() { last + 1 } else { last });
+        let kept_from =
+            oldest.unwrap_or_else(|| if last_frame.is_empty() { last + 1 } else { first_covered(last_frame) });
         let start = from.max(kept_from);
         let (mut taken, mut has_more) = (0, false);
         let mut take = |tick: &[u8]| {
@@ -141,7 +142,7 @@ impl Home {
         };
         if oldest.is_some() {
             let _ = topic.history.since(start).all(|(_, tick)| take(tick));
-        } else if start == last && !last_frame.is_empty() {
+        } else if start <= last && !last_frame.is_empty() {
             take(last_frame);
         }
         Some(TicksFound { id, epoch: topic.epoch, last, start, has_more })

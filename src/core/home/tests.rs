@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{limits::INTEREST_CHANGE_UNITS, now::Now};
+use tickcast_proto::frame::FLAG_SNAPSHOT;
 
 const A: ShardId = ShardId(0);
 const B: ShardId = ShardId(1);
@@ -248,7 +249,7 @@ fn find_or_create(home: &mut Home, name: &str, now_us: u64) -> Result<TopicLooku
     home.find_or_create(name, Creator::default(), Now { monotonic_ns: 0, realtime_ns: now_us * 1_000 })
 }
 
-fn home(shards: u16, topics_max: usize) -> Home {
+pub(super) fn home(shards: u16, topics_max: usize) -> Home {
     let retention = Retention {
         history: Rules::all(BOUNDS),
         history_bytes_max: 1 << 20,
@@ -264,7 +265,7 @@ pub(super) fn advance(home: &mut Home, index: u32, key: u64, payload: &[u8]) -> 
 }
 
 /// Start, flags, and the sequences and snapshot marks of a chunk.
-fn chunk(home: &mut Home, id: TopicId, backfill: Backfill, from: u64) -> (u64, u32, Vec<(u64, bool)>) {
+pub(super) fn chunk(home: &mut Home, id: TopicId, backfill: Backfill, from: u64) -> (u64, u32, Vec<(u64, bool)>) {
     let mut out = Vec::new();
     let chunk = home.history_chunk(id, backfill, from, 0, &mut out);
     let (mut ticks, mut rest) = (Vec::new(), &out[..]);

@@ -12,6 +12,7 @@ use crate::{
 use tickcast_proto::{
     frame::{self, FLAG_PAYLOAD_JSON},
     ids::ShardId,
+    logged::{self, LogPosition},
     records::Publish,
 };
 
@@ -41,18 +42,24 @@ struct Lane {
 pub struct Lanes {
     lanes: Vec<Lane>,
     tenant: TenantId,
+    source: u32,
 }
 
 impl Lanes {
     /// Creates the lanes from one ring and doorbell per shard, in order.
     pub fn new(lanes: impl Iterator<Item = (FrameProducer, Arc<Doorbell>)>) -> Lanes {
         let lanes = lanes.map(|(ring, bell)| Lane { ring, stage: Stage::default(), bell }).collect();
-        Lanes { lanes, tenant: TenantId::DEFAULT }
+        Lanes { lanes, tenant: TenantId::DEFAULT, source: 0 }
     }
 
     /// Makes the topics of later ticks a tenant's.
     pub fn set_tenant(&mut self, tenant: TenantId) {
         self.tenant = tenant;
+    }
+
+    /// Sets the number of the source, which differs from that of every other.
+    pub fn set_source(&mut self, source: u32) {
+        self.source = source;
     }
 
     /// Stages one JSON tick for its home shard. `topic` is a valid name. Never blocks.
@@ -96,6 +103,29 @@ impl Lanes {
         topic: &str,
         payload: &[u8],
     ) -> Result<(), Backpressure> {
+        self.write(topic, |out, key| {
+            frame::encode_publish(out, ORIGIN_SOURCE, flags, 0, record, key, payload);
+        })
+    }
+
+    /// Stages one tick of a log that feeds the topic. The number of the source is filled in. Never blocks.
+    ///
+    /// # Errors
+    /// As [`Lanes::publish`].
+    pub fn append(
+        &mut self,
+        at: LogPosition,
+        flags: u8,
+        record: Publish,
+        topic: &str,
+        payload: &[u8],
+    ) -> Result<(), Backpressure> {
+        let at = LogPosition { source: self.source, ..at };
+        self.write(topic, |out, key| logged::encode_append(out, at, flags, record, key, payload))
+    }
+
+    /// Stages a frame for a topic's home, which `write` appends; it gets the topic's key.
+    fn write(&mut self, topic: &str, write: impl FnOnce(&mut Vec<u8>, &str)) -> Result<(), Backpressure> {
         let mut buffer = KeyBuffer::default();
         let key = buffer.key(self.tenant, topic);
         let home = placement::home_shard(key, self.lanes.len() as u16);
@@ -103,7 +133,7 @@ impl Lanes {
         if !lane.stage.has_room() {
             return Err(Backpressure { shard: home });
         }
-        frame::encode_publish(lane.stage.tail(), ORIGIN_SOURCE, flags, 0, record, key, payload);
+        write(lane.stage.tail(), key);
         Ok(())
     }
 

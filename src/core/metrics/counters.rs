@@ -68,6 +68,16 @@ counters! {
     TopicsForgotten = "topics_forgotten", "topics";
     /// Ticks refused because their topic could not be created: a limit on topics was reached.
     TopicsRefused = "topics_refused", "ticks";
+    /// Ticks refused because a log feeds their topic.
+    TicksRefusedFedByLog = "ticks_refused_fed_by_log", "ticks";
+    /// Ticks of logs that came again after their source had reconnected.
+    LogTicksRepeated = "log_ticks_repeated", "ticks";
+    /// Ticks of logs refused because another source feeds their topic.
+    LogTicksForeign = "log_ticks_foreign", "ticks";
+    /// Holes in topics that logs feed: retention has passed their sources.
+    LogHoles = "log_holes", "holes";
+    /// Topics whose life ended because another log, or another life of their log, feeds them now.
+    TopicsReplaced = "topics_replaced", "topics";
     /// Ticks refused: invalid topic, too many topics, or too large.
     TicksRefused = "ticks_refused", "ticks";
     /// Ticks refused because their session publishes too many a second.

@@ -21,6 +21,8 @@ pub enum Taking {
     Paced,
     /// The ticks it missed, from `from` on, in chunks from the topic's home.
     Recovering,
+    /// Nothing until the topic, which a log feeds, reaches `from`: the session comes from a node that had read more of the log.
+    Ahead,
 }
 
 /// Sequences of a topic from `from` up to, not including, `to`.

@@ -97,7 +97,7 @@ impl Shard {
         self.reply(slot, &Reply::Published { request, topic, name, epoch, sequence, is_duplicate: false });
     }
 
-    /// Refuses a tick whose topic cannot be created. `session` is `None` if a source published it.
+    /// Refuses a tick whose topic cannot be created, or takes no publishes. `session` is `None` if a source published it.
     pub(super) fn refuse(
         &mut self,
         session: Option<(ShardId, SessionId)>,
@@ -106,7 +106,11 @@ impl Shard {
         now: Now,
     ) {
         self.counters.add(Counter::TicksRefused, 1);
-        self.counters.add(Counter::TopicsRefused, 1);
+        let counter = match refusal {
+            TopicRefusal::FedByLog => Counter::TicksRefusedFedByLog,
+            _ => Counter::TopicsRefused,
+        };
+        self.counters.add(counter, 1);
         self.charge(ANSWER_UNITS);
         let Unsequenced { flags, record: Publish { request, .. }, key, .. } = *tick;
         // In a message between shards, `reserved` says which limit it was.

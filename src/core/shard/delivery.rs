@@ -18,6 +18,7 @@ use tickcast_proto::{
     command::encode_request,
     frame::{self, FLAG_ANSWERED, FLAG_PAYLOAD_JSON, Frame, HeaderFields, Kind, TickParts},
     ids::{Sequence, ShardId, TopicId},
+    logged::{self, LogPosition},
     pattern,
     records::{FrameHeader, History, Publish, Recover, Request, Subscribed, TickTimes},
 };
@@ -58,6 +59,7 @@ impl Shard {
                 let tick = Unsequenced { origin, source, flags, schema, record, key: topic, payload };
                 self.sequence(from, &tick, now);
             }
+            (Kind::Append, None) => self.append(frame, now),
             (Kind::Recover, Some(from)) => {
                 let Ok(record) = frame.record::<Recover>() else {
                     return debug_assert!(false, "this process encoded the frame");
@@ -101,10 +103,34 @@ impl Shard {
             self.charge(NEW_TOPIC_UNITS);
             self.announce_topic(index);
         }
+        self.distribute(index, None, flags, schema, record, payload, now);
+        if flags & FLAG_ANSWERED != 0
+            && let Some(from) = from
+        {
+            self.acknowledge(from, origin, record.request, index, topic_key);
+        }
+    }
+
+    /// Sequences a tick of the topic at an index, at a position of its log if one feeds it, and passes it to every interested shard.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "what a tick consists of")]
+    pub(super) fn distribute(
+        &mut self,
+        index: u32,
+        at: Option<&LogPosition>,
+        flags: u8,
+        schema: u32,
+        record: Publish,
+        payload: &[u8],
+        now: Now,
+    ) {
         let Publish { producer_time_ns, ingest_time_ns, key, .. } = record;
         let times = TickTimes { producer_time_ns, ingest_time_ns };
         let parts = TickParts { flags: flags & FLAG_PAYLOAD_JSON, schema, times, key, payload };
-        let Sequenced { tick, interested } = self.home.sequence(index, &parts, now.monotonic_ns);
+        let Sequenced { tick, interested } = match at {
+            None => self.home.sequence(index, &parts, now.monotonic_ns),
+            Some(at) => self.home.sequence_logged(index, at, &parts, now.monotonic_ns),
+        };
         self.counters.add(Counter::TicksSequenced, 1);
         self.latency.sequenced(ingest_time_ns, now.realtime_ns);
         for shard in interested.iter().filter(|&shard| shard != self.id) {
@@ -116,15 +142,10 @@ impl Shard {
             // Each tick counts at once: whether the turn takes another depends on it.
             self.count_ticks();
         }
-        if flags & FLAG_ANSWERED != 0
-            && let Some(from) = from
-        {
-            self.acknowledge(from, origin, record.request, index, topic_key);
-        }
     }
 
     /// Announces a new topic to the shards with matching patterns, before its first tick.
-    fn announce_topic(&mut self, index: u32) {
+    pub(super) fn announce_topic(&mut self, index: u32) {
         self.with_home(|home, notify| {
             let topic = home.topic(index);
             for shard in topic.interested.iter() {
@@ -158,7 +179,8 @@ impl Shard {
                     return debug_assert!(false, "this process encoded the frame");
                 };
                 self.charge(NEW_TOPIC_UNITS);
-                self.fanout.handle_open(id, record.epoch, name, &mut self.sessions, &mut self.logs);
+                let (epoch, last) = (record.epoch, frame.header.sequence);
+                self.fanout.handle_open(id, epoch, last, name, &mut self.sessions, &mut self.logs);
             }
             Kind::Subscribed => {
                 let Ok(record) = frame.record::<Subscribed>() else {
@@ -228,11 +250,12 @@ impl Shard {
     ) {
         match notice {
             InterestEvent::Open(shard, topic) if shard == own => {
-                fanout.handle_open(topic.id, topic.epoch, &topic.key, sessions, logs);
+                fanout.handle_open(topic.id, topic.epoch, topic.sequence.0, &topic.key, sessions, logs);
             }
             InterestEvent::Open(shard, topic) => {
-                stages
-                    .push_delivery(shard, |out| frame::encode_topic(out, topic.id, topic.epoch, &topic.key));
+                stages.push_delivery(shard, |out| {
+                    logged::encode_open(out, topic.id, topic.epoch, topic.sequence, &topic.key);
+                });
             }
             InterestEvent::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
             InterestEvent::Close(shard, topic) => {

@@ -36,12 +36,14 @@ pub(super) enum Notice<'a> {
         epoch: u64,
         from: u64,
         to: u64,
+        count: u64,
     },
     Gap {
         topic: &'a str,
         epoch: u64,
         from: u64,
         to: u64,
+        count: u64,
     },
     Missed {
         topic: &'a str,
@@ -158,14 +160,11 @@ impl<'a, W: Write, N: Write> LineWriter<'a, W, N> {
 /// A notice for people.
 fn notice_text(notice: &Notice<'_>) -> String {
     match *notice {
-        Notice::Conflated { topic, from, to, .. } => {
-            format!(
-                "conflated: {topic} [{from}, {to}): {} replaced by the next one",
-                counted(to - from, "tick")
-            )
+        Notice::Conflated { topic, from, to, count, .. } => {
+            format!("conflated: {topic} [{from}, {to}): {} replaced by the next one", counted(count, "tick"))
         }
-        Notice::Gap { topic, from, to, .. } => {
-            format!("gap: {topic} [{from}, {to}): {} lost", counted(to - from, "tick"))
+        Notice::Gap { topic, from, to, count, .. } => {
+            format!("gap: {topic} [{from}, {to}): {} lost", counted(count, "tick"))
         }
         Notice::Missed { topic, from, to, .. } => {
             let ticks = counted(to - from, "tick");
@@ -194,8 +193,8 @@ fn notice_json(notice: &Notice<'_>) -> String {
         format!("{{\"op\":\"{op}\",\"topic\":{topic},\"epoch\":{epoch},\"from\":{from},\"to\":{to}}}")
     };
     match *notice {
-        Notice::Conflated { topic, epoch, from, to } => range("conflated", topic, epoch, from, to),
-        Notice::Gap { topic, epoch, from, to } => range("gap", topic, epoch, from, to),
+        Notice::Conflated { topic, epoch, from, to, .. } => range("conflated", topic, epoch, from, to),
+        Notice::Gap { topic, epoch, from, to, .. } => range("gap", topic, epoch, from, to),
         Notice::Missed { topic, epoch, from, to } => range("missed", topic, epoch, from, to),
         Notice::Recovered { topic, exists, requested, epoch, sequence, recovered } => format!(
             "{{\"op\":\"recovered\",\"topic\":{},\"exists\":{exists},\"epoch\":{epoch},\"sequence\":{sequence},\

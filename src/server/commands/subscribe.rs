@@ -236,11 +236,11 @@ fn print(
                     return Ok(());
                 }
             }
-            Event::Conflated { topic, epoch, from, to, .. } => {
-                lines.notice(&Notice::Conflated { topic, epoch, from, to })?;
+            Event::Conflated { topic, epoch, from, to, count, .. } => {
+                lines.notice(&Notice::Conflated { topic, epoch, from, to, count })?;
             }
-            Event::Gap { topic, epoch, from, to, .. } => {
-                lines.notice(&Notice::Gap { topic, epoch, from, to })?;
+            Event::Gap { topic, epoch, from, to, count, .. } => {
+                lines.notice(&Notice::Gap { topic, epoch, from, to, count })?;
             }
             Event::Recovered { topic, topic_id, requested, epoch, sequence, recovered } => {
                 let exists = topic_id.0 != 0;

@@ -181,6 +181,17 @@ fn a_pointer_finds_scalars_as_rfc_6901_says() {
 }
 
 #[test]
+fn only_the_whole_subject_tells_topics_of_several_logs_apart() {
+    let apart = |map: &str, subjects: [&str; 2]| options(map).tells_subjects_apart(&subjects.map(str::to_owned));
+    assert!(apart("", ["a.b", "a.c"]));
+    assert!(apart("strip = 'a.'", ["a.b", "a.c"]));
+    assert!(!apart("strip = 'a.'", ["a.b", "b"]));
+    assert!(!apart("separator = '/'", ["a/b", "a.b"]));
+    assert!(!apart("topic = '{1}'", ["a.b", "a.c"]));
+    assert!(!apart("topic = '{subject}.{json:/x}'", ["a", "a.b"]), "with x = b.c and c");
+}
+
+#[test]
 fn wrong_options_are_refused_with_what_is_right() {
     for (map, part) in [
         ("topic = '{nine}'", "{nine} is not known: use {subject}"),

@@ -1,7 +1,11 @@
 //! Tests of the JSON codec.
 
 use super::*;
-use crate::subscription::Policy;
+use crate::{
+    frame::{FLAG_PAYLOAD_JSON, TickParts},
+    records::TickTimes,
+    subscription::Policy,
+};
 
 #[test]
 fn json_payload_is_preserved_verbatim() {

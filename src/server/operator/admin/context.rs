@@ -76,6 +76,11 @@ impl AdminContext {
             && self.handles.shards.iter().any(|(_, counters)| counters.value(Counter::Overloaded) > 0)
     }
 
+    /// Whether a source has yet to read back the part of its log that clients may resume from.
+    pub(super) fn is_reading_back(&self) -> bool {
+        self.handles.sources.iter().any(SourceStatus::is_reading_back)
+    }
+
     pub(super) fn set_stage(&self, stage: Stage) {
         self.stage.store(stage as u8, Relaxed);
     }

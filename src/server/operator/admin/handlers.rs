@@ -131,6 +131,9 @@ impl AdminContext {
             Route::Ready if stage == Stage::Serving && self.is_overloaded() => {
                 Reply::json(503, &json!({ "ready": false, "reason": "overloaded" }))
             }
+            Route::Ready if stage == Stage::Serving && self.is_reading_back() => {
+                Reply::json(503, &json!({ "ready": false, "reason": "a source reads back its log" }))
+            }
             Route::Ready if stage == Stage::Serving => Reply::json(200, &json!({ "ready": true })),
             Route::Ready => Reply::json(503, &json!({ "ready": false, "reason": stage.name() })),
             Route::Metrics => self.metrics().await,

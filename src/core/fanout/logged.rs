@@ -1,0 +1,267 @@
+//! Topics that durable logs feed, on the egress side: holes in the log, sessions that are ahead of it, and the number of ticks in a
+//! range of positions.
+
+use std::collections::VecDeque;
+
+use super::{DeliveryCounts, EgressLogs, Fanout, conflation::skipped, topic_mut};
+use crate::{
+    ids::SlotId,
+    limits::LOG_SEQUENCES_PER_TOPIC_MAX,
+    session::{
+        membership::{Gap, Taking},
+        table::Sessions,
+    },
+};
+use tickcast_proto::{
+    WireFormat,
+    codec::TopicInfo,
+    features::Features,
+    frame::Frame,
+    ids::{Sequence, TopicId},
+    reply::{Reply, Skipped},
+};
+
+/// What a shard knows of a topic that a log feeds.
+///
+/// Invariant: `sequences` is sorted, and ends at `linked_to` once a tick has arrived here.
+#[derive(Debug)]
+pub(super) struct LogTopic {
+    /// The last sequence of the home, as far as this shard knows; 0: it had none.
+    linked_to: u64,
+    /// Sequences of the last ticks, to count those in a range. Bound: [`LOG_SEQUENCES_PER_TOPIC_MAX`].
+    sequences: VecDeque<u64>,
+    /// The last holes in the log, as one range.
+    hole: Gap,
+    /// Sessions that wait until the topic reaches what they have. Bound: the topic's members.
+    ahead: Vec<SlotId>,
+}
+
+impl LogTopic {
+    /// A topic whose home has had a tick with the sequence `last`; 0: none.
+    pub(super) fn new(last: u64) -> LogTopic {
+        LogTopic { linked_to: last, sequences: VecDeque::new(), hole: Gap::NONE, ahead: Vec::new() }
+    }
+
+    /// Number of sequences it remembers.
+    pub(super) fn sequences_len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Lets a session wait until the topic reaches what it has.
+    pub(super) fn wait(&mut self, slot: SlotId) {
+        if !self.ahead.contains(&slot) {
+            self.ahead.push(slot);
+        }
+    }
+
+    /// Remembers a tick. `left`: sequences that all topics together may still remember; without any, the topic's own oldest make
+    /// room.
+    fn note(&mut self, sequence: u64, left: &mut usize) {
+        while self.sequences.len() >= LOG_SEQUENCES_PER_TOPIC_MAX || *left == 0 {
+            let Some(_) = self.sequences.pop_front() else { break };
+            *left += 1;
+        }
+        if *left > 0 {
+            self.sequences.push_back(sequence);
+            *left -= 1;
+        }
+        self.linked_to = sequence;
+    }
+
+    fn ticks_in(&self, from: u64, to: u64) -> u64 {
+        let before = |end: u64| self.sequences.partition_point(|&sequence| sequence < end);
+        (before(to) - before(from)) as u64
+    }
+}
+
+/// The part of a topic that notices of skipped ticks need.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Notices<'a> {
+    pub(super) info: &'a TopicInfo,
+    pub(super) log: Option<&'a LogTopic>,
+}
+
+impl Notices<'_> {
+    /// Number of ticks in a range that is not empty, as far as known, and at least one. Exact for topics that the home counts
+    /// itself; for others, if the range has no hole and at most [`LOG_SEQUENCES_PER_TOPIC_MAX`] ticks have come since its first.
+    fn ticks_in(self, from: u64, to: u64) -> u64 {
+        self.log.map_or(to - from, |log| log.ticks_in(from, to).max(1))
+    }
+
+    fn range(&self, features: Features, from: u64, to: u64) -> (Skipped<'_>, u64) {
+        let ticks = self.ticks_in(from, to);
+        let count = features.contains(Features::COUNTS).then_some(ticks);
+        (Skipped { topic: self.info.id, name: &self.info.name, from, to, count }, ticks)
+    }
+
+    /// Appends a GAP. Returns the number of ticks.
+    pub(super) fn encode_gap(
+        self,
+        (format, features): (WireFormat, Features),
+        Gap { from: Sequence(from), to: Sequence(to) }: Gap,
+        out: &mut Vec<u8>,
+    ) -> u64 {
+        let (range, ticks) = self.range(features, from, to);
+        Reply::Gap(range).encode(format, out);
+        ticks
+    }
+
+    /// Queues a GAP for ticks that a session has lost, if there are any, and counts them.
+    pub(super) fn lose(
+        self,
+        slot: SlotId,
+        (from, to): (u64, u64),
+        sessions: &mut Sessions,
+        tally: &mut DeliveryCounts,
+    ) {
+        let Some(session) = sessions.get(slot).filter(|_| from < to) else { return };
+        let format = session.format;
+        let (range, ticks) = self.range(session.features, from, to);
+        tally.dropped += ticks;
+        sessions.count_dropped(slot, ticks);
+        let notice = Reply::Gap(range);
+        let content = skipped(self.info.id, from, to);
+        sessions.push_private(slot, content, |out| notice.encode_queued(format, out));
+    }
+
+    /// Queues a CONFLATED for the ticks from a sequence on that a newer one replaces, if there are any, and counts them. Nothing
+    /// replaces what the log had no more: a GAP announces that.
+    pub(super) fn replace(
+        self,
+        slot: SlotId,
+        from: u64,
+        by: &Frame<'_>,
+        sessions: &mut Sessions,
+        tally: &mut DeliveryCounts,
+    ) {
+        if by.previous() < from {
+            return;
+        }
+        let to = by.header.sequence;
+        let hole = self.log.map_or(Gap::NONE, |log| log.hole);
+        let (lost_from, lost_to) = (hole.from.0.max(from), hole.to.0.min(to));
+        if lost_from >= lost_to {
+            return self.conflate(slot, (from, to), sessions, tally);
+        }
+        self.conflate(slot, (from, lost_from), sessions, tally);
+        self.lose(slot, (lost_from, lost_to), sessions, tally);
+        if by.previous() >= lost_to {
+            self.conflate(slot, (lost_to, to), sessions, tally);
+        }
+    }
+
+    fn conflate(
+        self,
+        slot: SlotId,
+        (from, to): (u64, u64),
+        sessions: &mut Sessions,
+        tally: &mut DeliveryCounts,
+    ) {
+        let Some(session) = sessions.get(slot).filter(|_| from < to) else { return };
+        let format = session.format;
+        let (range, ticks) = self.range(session.features, from, to);
+        tally.conflated += ticks;
+        sessions.count_conflated(slot, ticks);
+        let notice = Reply::Conflated(range);
+        let content = skipped(self.info.id, from, to);
+        sessions.push_private(slot, content, |out| notice.encode_queued(format, out));
+    }
+}
+
+impl Fanout {
+    /// Prepares the delivery of a tick of a log: announces a hole before it to everybody who is live, and lets sessions that the topic
+    /// reaches with it go live.
+    #[cold]
+    pub(super) fn begin_logged(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
+        let (id, sequence) = (TopicId(tick.header.topic_id), tick.header.sequence);
+        let previous = tick.previous();
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let Some(log) = topic.log.as_deref_mut() else { return };
+        let (last, from) = (log.linked_to, log.linked_to + 1);
+        log.note(sequence, &mut self.log_sequences_left);
+        let waits = !log.ahead.is_empty();
+        if last > 0 && previous >= from {
+            let (known, to) = (log.hole, Sequence(previous + 1));
+            log.hole = Gap { from: if known.is_empty() { Sequence(from) } else { known.from }, to };
+            self.announce_hole(id, (from, previous + 1), sessions, logs);
+        }
+        if waits {
+            self.let_reached_go_live(id, (previous, sequence), sessions);
+        }
+    }
+
+    /// Announces a hole in a topic's log to its live subscribers. The others learn of it when they go on.
+    fn announce_hole(
+        &mut self,
+        id: TopicId,
+        hole: (u64, u64),
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+    ) {
+        self.tally.holes += 1;
+        let mut slots = self.slots_of_groups(id, sessions, logs);
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let members = topic.groups.iter().flat_map(|group| &group.members);
+        slots.extend(members.filter(|member| !member.is_skipped()).map(|member| member.slot()));
+        self.tally.units += slots.len();
+        for slot in slots {
+            topic.notices().lose(slot, hole, sessions, &mut self.tally);
+        }
+    }
+
+    /// Lets sessions go live that have all ticks before the one with this sequence and bound of the preceding sequence.
+    fn let_reached_go_live(
+        &mut self,
+        id: TopicId,
+        (previous, sequence): (u64, u64),
+        sessions: &mut Sessions,
+    ) {
+        let log = topic_mut(&mut self.topics, id, self.shards).and_then(|topic| topic.log.as_deref_mut());
+        let mut waiting = log.map(|log| std::mem::take(&mut log.ahead)).unwrap_or_default();
+        waiting.retain(|&slot| {
+            let membership = sessions.get(slot).and_then(|session| session.memberships.get(id));
+            let Some(membership) = membership.filter(|membership| membership.taking == Taking::Ahead) else {
+                return false;
+            };
+            let from = membership.from;
+            if from > sequence {
+                return true;
+            }
+            if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
+                topic.notices().lose(slot, (from, previous + 1), sessions, &mut self.tally);
+                topic.set_taking(slot, Taking::Live, sessions);
+            }
+            self.share_again(id, slot, sessions);
+            false
+        });
+        let topic = topic_mut(&mut self.topics, id, self.shards);
+        if let Some(log) = topic.and_then(|topic| topic.log.as_deref_mut()) {
+            log.ahead = waiting;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_counted_as_far_as_they_are_remembered() {
+        let (mut log, mut left) = (LogTopic::new(0), 4);
+        for sequence in [10, 20, 21, 40] {
+            log.note(sequence, &mut left);
+        }
+        assert_eq!([(1, 10), (1, 11), (10, 41), (11, 21), (22, 40)].map(|(a, b)| log.ticks_in(a, b)), [
+            0, 1, 4, 1, 0
+        ]);
+        log.note(50, &mut left);
+        assert_eq!((left, log.sequences_len(), log.ticks_in(1, 51)), (0, 4, 4), "the oldest has made room");
+        let mut other = LogTopic::new(0);
+        other.note(7, &mut left);
+        assert_eq!((other.sequences_len(), other.linked_to), (0, 7), "others have all the room");
+        let info = TopicInfo::new(TopicId(5), 1 << 52, "a");
+        let notices = Notices { info: &info, log: Some(&other) };
+        assert_eq!(notices.ticks_in(1, 1_000), 1, "a range has a tick");
+        assert_eq!(Notices { log: None, ..notices }.ticks_in(1, 1_000), 999);
+    }
+}

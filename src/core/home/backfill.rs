@@ -1,0 +1,153 @@
+//! Chunks of a topic's past, for sessions that recover what they missed or begin with the last values.
+
+use super::Home;
+use crate::limits::HISTORY_CHUNK_BYTES;
+use tickcast_proto::{
+    Step,
+    frame::{self, FLAG_SNAPSHOT},
+    ids::TopicId,
+};
+
+/// The part of a topic's past that a session requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Backfill {
+    /// The last value of each key.
+    LastValues = 0,
+    /// Every tick still kept from a sequence on; earlier ones are announced as a gap.
+    Retained = 1,
+    /// Every tick from a sequence on, or the last values if some are gone; RECOVERED says which.
+    Position = 2,
+    /// Every tick still kept, with RECOVERED 0: the session's position belongs to another epoch, so all of this life is new to it.
+    PositionLost = 3,
+    /// The last value of each key from a sequence on: for a session that fell behind.
+    Conflated = 4,
+    /// As `Position` if this is the topic's first life since the server started, else as `PositionLost`: the position's epoch is
+    /// the server's. Clients of version 0.1 may know no other.
+    ServerPosition = 5,
+}
+
+impl Backfill {
+    /// Converts from the number that the mesh carries.
+    pub fn from_wire(number: u32) -> Option<Backfill> {
+        use Backfill::*;
+        [LastValues, Retained, Position, PositionLost, Conflated, ServerPosition]
+            .into_iter()
+            .find(|known| *known as u32 == number)
+    }
+}
+
+/// Flag: the last chunk; ticks after it are live.
+pub const CHUNK_LAST: u32 = 1;
+/// Flag: the position was found; everything after it follows.
+pub const CHUNK_RECOVERED: u32 = 2;
+/// Flag: the position was not found; the last values follow.
+pub const CHUNK_NOT_RECOVERED: u32 = 4;
+/// Flag: the last values would follow, but they were evicted.
+pub const CHUNK_VALUES_LOST: u32 = 8;
+/// Flag: the position was not found because its epoch has passed; everything that is kept follows.
+pub const CHUNK_EPOCH_PASSED: u32 = 16;
+/// Flag: the position is ahead of the topic, which a log feeds: the node has yet to read what follows it.
+pub const CHUNK_AHEAD: u32 = 32;
+
+/// Describes one chunk of a topic's past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HistoryChunk {
+    /// The topic's last sequence.
+    pub last: u64,
+    /// The first sequence still kept; earlier ones are lost.
+    pub start: u64,
+    /// `CHUNK_*`.
+    pub flags: u32,
+}
+
+/// Offset of the flags in a frame header.
+const FLAGS_OFFSET: usize = 7;
+
+impl Home {
+    /// Appends one chunk of a topic's past, about [`HISTORY_CHUNK_BYTES`] of whole frames from a sequence on, and
+    /// describes it. O(chunk).
+    pub fn history_chunk(
+        &mut self,
+        id: TopicId,
+        backfill: Backfill,
+        from: u64,
+        now_ns: u64,
+        out: &mut Vec<u8>,
+    ) -> HistoryChunk {
+        let at = self.index_of(id).unwrap_or(usize::MAX);
+        let Some(topic) = self.topics.get_mut(at).filter(|topic| topic.id == id) else {
+            return HistoryChunk { last: 0, start: from, flags: CHUNK_LAST };
+        };
+        let last = topic.sequence.0;
+        let oldest = topic.history.oldest(topic.bounds, now_ns).map(first_covered);
+        let last_frame = topic.last_values.last_frame();
+        // Without a history, the last tick is all that is kept.
+        let kept_from =
+            oldest.unwrap_or_else(|| if last_frame.is_empty() { last } else { first_covered(last_frame) });
+        let reaches_back = from > last || oldest.is_some_and(|oldest| oldest <= from);
+        let snapshot = backfill != Backfill::Conflated;
+        let (mut start, mut flags, mut snapshot_from) = (from, 0, None);
+        let backfill = match backfill {
+            Backfill::ServerPosition if topic.is_first_life => Backfill::Position,
+            Backfill::ServerPosition => Backfill::PositionLost,
+            other => other,
+        };
+        match backfill {
+            Backfill::ServerPosition => debug_assert!(false, "resolved above"),
+            Backfill::LastValues => snapshot_from = Some(from),
+            // Values that were evicted are lost, not replaced by later ones.
+            Backfill::Conflated => (start, snapshot_from) = (topic.last_values.intact_from(from), Some(from)),
+            Backfill::PositionLost => {
+                (flags, start) = (CHUNK_NOT_RECOVERED | CHUNK_EPOCH_PASSED, kept_from.max(1));
+            }
+            // Another node that reads the same log was ahead of this one.
+            Backfill::Position if from > last + 1 && topic.is_logged() => {
+                flags = CHUNK_RECOVERED | CHUNK_AHEAD;
+            }
+            Backfill::Position if from > last + 1 => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(1)),
+            // A client without any tick has no position to lose: a gap announces what is no longer kept.
+            Backfill::Position if !reaches_back && from == 1 => {
+                (flags, start) = (CHUNK_RECOVERED, kept_from);
+            }
+            Backfill::Position if !reaches_back => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(from)),
+            Backfill::Position => flags = CHUNK_RECOVERED,
+            Backfill::Retained if !reaches_back => start = kept_from,
+            Backfill::Retained => {}
+        }
+        let mut done = true;
+        let mut take = |frame: &[u8], snapshot: bool| {
+            done = out.is_empty() || out.len() + frame.len() <= HISTORY_CHUNK_BYTES;
+            if done {
+                let at = out.len() + FLAGS_OFFSET;
+                out.extend_from_slice(frame);
+                out[at] |= if snapshot { FLAG_SNAPSHOT } else { 0 };
+            }
+            done
+        };
+        if snapshot && snapshot_from.is_some() && last > 0 && topic.last_values.last_frame().is_empty() {
+            flags |= CHUNK_VALUES_LOST;
+        } else if let Some(from) = snapshot_from {
+            let _ = topic.last_values.since(from).all(|(_, frame)| take(frame, snapshot));
+        } else if oldest.is_some() {
+            let _ = topic.history.since(start).all(|(_, frame)| take(frame, false));
+        } else if start <= last && topic.last_values.last_frame().is_empty() {
+            start = last + 1;
+        } else if start <= last {
+            take(topic.last_values.last_frame(), false);
+        }
+        flags |= if done { CHUNK_LAST } else { 0 };
+        HistoryChunk { last, start, flags }
+    }
+}
+
+/// The first sequence that a kept tick and those after it cover: everything since the tick before it.
+pub(super) fn first_covered(tick: &[u8]) -> u64 {
+    match frame::decode(tick, usize::MAX) {
+        Ok(Step::Complete(_, tick)) => tick.previous() + 1,
+        _ => {
+            debug_assert!(false, "a home keeps whole frames");
+            0
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Ticks of topics that durable logs feed, from the sources that read the logs.
+
+use super::{LOG_TARGET_TOPIC, Shard};
+use crate::{
+    home::LoggedTopic,
+    limits::{ANSWER_UNITS, NEW_TOPIC_UNITS},
+    metrics::counters::Counter,
+    now::Now,
+};
+use tickcast_proto::{frame::Frame, logged};
+
+impl Shard {
+    /// Takes a tick of a log as its topic's home. What is refused or comes again is counted: there is no one to answer.
+    pub(super) fn append(&mut self, frame: &Frame<'_>, now: Now) {
+        let Ok((at, record, key, payload)) = logged::append_parts(frame) else {
+            return debug_assert!(false, "this process encoded the frame");
+        };
+        let found = self.home.find_logged(key, &at);
+        let index = match found {
+            LoggedTopic::Next(index) => index,
+            LoggedTopic::Repeated => return self.counters.add(Counter::LogTicksRepeated, 1),
+            LoggedTopic::Foreign => {
+                self.counters.add(Counter::LogTicksForeign, 1);
+                self.charge(ANSWER_UNITS);
+                ::log::warn!(
+                    target: LOG_TARGET_TOPIC,
+                    "topic {key:?}: a tick of source {} was refused: another source feeds the topic by position",
+                    at.source
+                );
+                return;
+            }
+            LoggedTopic::Absent | LoggedTopic::Ends(_) => {
+                if let LoggedTopic::Ends(index) = found {
+                    self.counters.add(Counter::TopicsReplaced, 1);
+                    self.with_home(|home, notify| home.end_life(index, now.monotonic_ns, notify));
+                }
+                match self.home.create_logged(key, &at, now) {
+                    Ok(index) => {
+                        self.charge(NEW_TOPIC_UNITS);
+                        self.announce_topic(index);
+                        index
+                    }
+                    Err(refusal) => {
+                        self.counters.add(Counter::TicksRefused, 1);
+                        self.counters.add(Counter::TopicsRefused, 1);
+                        self.charge(ANSWER_UNITS);
+                        ::log::warn!(
+                            target: LOG_TARGET_TOPIC,
+                            "source {}: a tick was refused: {}",
+                            at.source,
+                            refusal.text()
+                        );
+                        return;
+                    }
+                }
+            }
+        };
+        self.distribute(index, Some(&at), frame.header.flags, frame.header.schema, record, payload, now);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,224 @@
+//! Tests of topics that logs feed, as subscribers see them.
+
+use crate::{
+    config::Limits,
+    metrics::counters::Counter,
+    shard::ListenerKind,
+    testing::{Driver, frame},
+};
+use tickcast_proto::{
+    Step, WireFormat,
+    features::Features,
+    frame::{self, HeaderFields, HelloParts, Kind},
+    logged::{self, LogPosition, log_epoch},
+    records::{CountedRange, ErrorRecord, LinkedTickTimes, Publish, Recovered, Subscribe, Subscribed, WireRecord},
+    subscription::Policy,
+};
+
+const LINKED: u32 = 0;
+const PLAIN: u32 = 1;
+
+fn log(position: u64, complete_from: u64) -> LogPosition {
+    LogPosition { source: 1, epoch: log_epoch("test", "log", b"1"), position, complete_from }
+}
+
+/// A shard with two native clients, one of which has asked for `previous`.
+fn driver() -> Driver {
+    let mut driver = Driver::new(Limits { behind_bytes: 2_000, ..Limits::default() });
+    for (slot, features) in [(LINKED, Features::PREVIOUS.union(Features::COUNTS)), (PLAIN, Features::COUNTS)] {
+        let mut bytes = Vec::new();
+        let hello = HelloParts { request: 1, client: "", name: "test", features };
+        frame::encode_hello(&mut bytes, &hello);
+        driver.accept(slot, ListenerKind::Native, &bytes);
+    }
+    driver.sent.clear();
+    driver
+}
+
+fn append(driver: &mut Driver, topic: &str, at: LogPosition) {
+    let mut bytes = Vec::new();
+    logged::encode_append(&mut bytes, at, 0, Publish::default(), topic, b"1");
+    let Ok(Step::Complete(_, request)) = frame::decode(&bytes, usize::MAX) else { panic!("a whole frame") };
+    driver.shard.handle_request(None, &request, driver.now);
+}
+
+/// Appends ticks with these positions and beginnings of what their source has read.
+fn append_all(driver: &mut Driver, ticks: &[(u64, u64)]) {
+    ticks.iter().for_each(|&(position, from)| append(driver, "t.0", log(position, from)));
+}
+
+fn subscribe(driver: &mut Driver, slot: u32, pattern: &str, record: Subscribe) {
+    driver.receive(slot, &frame(Kind::Subscribe, &record, pattern.as_bytes()));
+    finish(driver);
+}
+
+fn after(sequence: u64) -> Subscribe {
+    Subscribe { from: 2, epoch: log(1, 1).epoch, sequence, ..Subscribe::default() }
+}
+
+fn finish(driver: &mut Driver) {
+    driver.turn();
+    while driver.shard.is_busy() {
+        driver.turn();
+    }
+}
+
+/// What a client has received since the last call.
+fn received(driver: &mut Driver, slot: u32) -> Vec<String> {
+    let (mine, others) = std::mem::take(&mut driver.sent).into_iter().partition(|(to, _)| *to == slot);
+    driver.sent = others;
+    let mine: Vec<(u32, Vec<u8>)> = mine;
+    let bytes: Vec<u8> = mine.into_iter().flat_map(|(_, bytes)| bytes).collect();
+    let (mut rest, mut texts) = (&bytes[..], Vec::new());
+    while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
+        rest = &rest[used..];
+        let range = || frame.zero_extended_record::<CountedRange>(16).unwrap();
+        texts.extend(match frame.kind {
+            Kind::Tick if usize::from(frame.header.record_stride) == LinkedTickTimes::STRIDE => {
+                Some(format!("{} after {}", frame.header.sequence, frame.previous()))
+            }
+            Kind::Tick => Some(frame.header.sequence.to_string()),
+            Kind::Gap => Some(format!("gap {} {}: {}", range().from, range().to, range().count)),
+            Kind::Conflated => Some(format!("conflated {} {}: {}", range().from, range().to, range().count)),
+            Kind::Recovered => {
+                let Recovered { sequence, recovered, .. } = frame.record().unwrap();
+                Some(format!("recovered {recovered} at {sequence}"))
+            }
+            Kind::Subscribed if frame.header.topic_id != 0 => {
+                let known = frame.record::<Subscribed>().unwrap().epoch == log(1, 1).epoch;
+                Some(if known { "topic" } else { "another topic" }.into())
+            }
+            Kind::Error => Some(format!("error {}", frame.record::<ErrorRecord>().unwrap().code)),
+            _ => None,
+        });
+    }
+    assert!(rest.is_empty());
+    texts
+}
+
+#[test]
+fn ticks_have_previous_for_clients_that_ask_and_are_as_before_for_others() {
+    let mut driver = driver();
+    for slot in [LINKED, PLAIN] {
+        subscribe(&mut driver, slot, "t.0", Subscribe::default());
+    }
+    append_all(&mut driver, &[(50, 41), (51, 41), (60, 41)]);
+    finish(&mut driver);
+    assert_eq!(received(&mut driver, LINKED), ["topic", "50 after 40", "51", "60 after 51"]);
+    assert_eq!(received(&mut driver, PLAIN), ["topic", "50", "51", "60"]);
+}
+
+#[test]
+fn a_hole_in_the_log_is_announced_to_every_live_subscriber_before_the_tick_after_it() {
+    for pattern in ["t.0", "t.*"] {
+        let mut driver = driver();
+        for slot in [LINKED, PLAIN] {
+            subscribe(&mut driver, slot, pattern, Subscribe::default());
+        }
+        append_all(&mut driver, &[(50, 41), (90, 80)]);
+        // Another pattern of the session matches too: the hole is announced once.
+        subscribe(&mut driver, PLAIN, "*.0", Subscribe::default());
+        append_all(&mut driver, &[(95, 80), (120, 110)]);
+        finish(&mut driver);
+        let linked = ["topic", "50 after 40", "gap 51 80: 1", "90 after 79", "95 after 90", "gap 96 110: 1", "120 after 109"];
+        assert_eq!(received(&mut driver, LINKED), linked, "{pattern}");
+        let plain: Vec<_> = received(&mut driver, PLAIN).into_iter().filter(|text| text != "topic").collect();
+        assert_eq!(plain, ["50", "gap 51 80: 1", "90", "95", "gap 96 110: 1", "120"], "{pattern}");
+        assert_eq!(driver.shard.counters().value(Counter::LogHoles), 2);
+    }
+}
+
+#[test]
+fn a_client_that_comes_from_a_node_that_had_read_more_gets_every_tick_once() {
+    let mut driver = driver();
+    append_all(&mut driver, &[(50, 41), (60, 41)]);
+    subscribe(&mut driver, LINKED, "t.0", after(60));
+    subscribe(&mut driver, PLAIN, "t.*", after(75));
+    assert_eq!(received(&mut driver, LINKED), ["topic", "recovered 1 at 60"]);
+    assert_eq!(received(&mut driver, PLAIN), ["topic", "recovered 1 at 60"]);
+    append_all(&mut driver, &[(70, 41), (75, 41), (80, 41), (90, 41)]);
+    finish(&mut driver);
+    assert_eq!(received(&mut driver, LINKED), ["70 after 60", "75 after 70", "80 after 75", "90 after 80"]);
+    assert_eq!(received(&mut driver, PLAIN), ["80", "90"], "it has had 70 and 75");
+    // Within the wait, retention passes the node.
+    let mut driver = self::driver();
+    append_all(&mut driver, &[(50, 41)]);
+    subscribe(&mut driver, LINKED, "t.0", after(75));
+    append_all(&mut driver, &[(70, 41), (100, 90)]);
+    finish(&mut driver);
+    assert_eq!(received(&mut driver, LINKED), ["topic", "recovered 1 at 50", "gap 76 90: 1", "100 after 89"]);
+}
+
+#[test]
+fn a_place_before_what_the_node_has_read_is_not_recovered() {
+    let mut driver = driver();
+    append_all(&mut driver, &[(50, 41), (60, 41)]);
+    subscribe(&mut driver, LINKED, "t.0", after(39));
+    assert_eq!(received(&mut driver, LINKED), ["topic", "recovered 0 at 60", "60 after 50"]);
+    subscribe(&mut driver, PLAIN, "t.0", after(40));
+    assert_eq!(received(&mut driver, PLAIN), ["topic", "recovered 1 at 60", "50", "60"]);
+}
+
+#[test]
+fn another_life_of_the_log_is_another_topic_and_repeated_ticks_are_dropped() {
+    let mut driver = driver();
+    subscribe(&mut driver, LINKED, "t.*", Subscribe::default());
+    append_all(&mut driver, &[(50, 41), (60, 41), (50, 41), (60, 41), (61, 41)]);
+    finish(&mut driver);
+    assert_eq!(received(&mut driver, LINKED), ["topic", "50 after 40", "60 after 50", "61"]);
+    let again = LogPosition { epoch: log_epoch("test", "log", b"2"), ..log(3, 1) };
+    append(&mut driver, "t.0", again);
+    append(&mut driver, "t.0", LogPosition { source: 2, ..log(70, 41) });
+    finish(&mut driver);
+    assert_eq!(received(&mut driver, LINKED), ["another topic", "3 after 0"]);
+    let counters = driver.shard.counters();
+    let counts = [Counter::LogTicksRepeated, Counter::TopicsReplaced, Counter::LogTicksForeign];
+    assert_eq!(counts.map(|counter| counters.value(counter)), [2, 1, 1]);
+}
+
+#[test]
+fn a_publish_to_a_topic_that_a_log_feeds_is_refused_with_a_code_of_its_own() {
+    let mut driver = driver();
+    append_all(&mut driver, &[(50, 41)]);
+    let mut bytes = Vec::new();
+    let record = Publish { request: 7, ..Publish::default() };
+    frame::encode_publish_with(&mut bytes, HeaderFields::default(), record, "t.0", b"2");
+    driver.receive(PLAIN, &bytes);
+    finish(&mut driver);
+    assert_eq!(received(&mut driver, PLAIN), ["error 110"]);
+    let counters = driver.shard.counters();
+    let counts = [Counter::TicksRefused, Counter::TicksRefusedFedByLog, Counter::TopicsRefused];
+    assert_eq!(counts.map(|counter| counters.value(counter)), [1, 1, 0]);
+}
+
+#[test]
+fn what_is_conflated_of_a_log_is_counted_in_ticks_and_holes_are_not_conflated() {
+    let mut driver = driver();
+    let policy = Policy::Conflate as u8;
+    subscribe(&mut driver, PLAIN, "t.0", Subscribe { policy, ..Subscribe::default() });
+    driver.full.insert(PLAIN);
+    append_all(&mut driver, &[(50, 41)]);
+    finish(&mut driver);
+    (0..40).for_each(|at| append(&mut driver, "t.0", log(60 + 10 * at, 41)));
+    finish(&mut driver);
+    append_all(&mut driver, &[(1_000, 900)]);
+    driver.open();
+    finish(&mut driver);
+    let texts = received(&mut driver, PLAIN);
+    assert_eq!(texts[..2], ["topic", "50"]);
+    assert_eq!(texts[2..], ["conflated 60 451: 40", "gap 451 900: 1", "1000"]);
+}
+
+#[test]
+fn a_session_keeps_the_format_of_its_first_hello_once_it_has_subscribed() {
+    let mut driver = driver();
+    subscribe(&mut driver, PLAIN, "t.0", Subscribe::default());
+    let mut bytes = Vec::new();
+    let hello = HelloParts { request: 2, client: "", name: "test", features: Features::PREVIOUS };
+    frame::encode_hello(&mut bytes, &hello);
+    driver.receive(PLAIN, &bytes);
+    append_all(&mut driver, &[(50, 41)]);
+    finish(&mut driver);
+    assert_eq!(received(&mut driver, PLAIN), ["topic", "50"]);
+    assert_eq!(WireFormat::TCP_NATIVE.with(Features::PREVIOUS).name(), "native");
+}

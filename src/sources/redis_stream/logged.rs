@@ -1,0 +1,258 @@
+//! Reads Redis Streams whose ids are the sequences of the topics.
+//!
+//! ```text
+//!  position = (milliseconds since 2025-01-01) * 2^13 + number within the millisecond       below 2^53 until 2059
+//!  epoch    = the stream's key, and what `KEY:gen` holds: the generation of the stream
+//! ```
+//!
+//! Before entries are published, the stream is looked at: another generation makes them entries of another life, and what retention has
+//! deleted before they were read is a hole in front of them.
+
+use std::convert::Infallible;
+
+use redis::{Value, aio::MultiplexedConnection, cmd};
+
+use super::{
+    BATCH_ENTRIES, Cursor, Id, Info, LOOK_NS, Options, RedisStreams, Start, entry_of, failed, info, streams_of,
+};
+use crate::{
+    engine::{EngineError, Ingest},
+    kind::SourceOptions,
+};
+use tickcast_common::clock;
+use tickcast_proto::logged::{LogPosition, log_epoch};
+
+/// 2025-01-01, milliseconds since 1970.
+const BASE_MS: u64 = 1_735_689_600_000;
+/// Bits of the number within a millisecond. Redis gives some 2,000 at most.
+const NUMBER_BITS: u32 = 13;
+/// Bound of positions, so that a JavaScript number holds them.
+const POSITION_MAX: u64 = 1 << 53;
+
+/// A stream's life, and how much of it has been read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Life {
+    /// What the key beside the stream holds; empty: there is none.
+    generation: Vec<u8>,
+    /// Times that the stream was found made again or set back, without another generation.
+    set_back: u64,
+    /// Everything has been read from this position on; 0: from the first entry to come on.
+    complete_from: u64,
+}
+
+impl Id {
+    /// The position of an entry; `None` if it does not fit.
+    fn position(self) -> Option<u64> {
+        let ms = self.ms.checked_sub(BASE_MS)?;
+        let fits = self.n < 1 << NUMBER_BITS && ms < POSITION_MAX >> NUMBER_BITS;
+        let position = fits.then(|| (ms << NUMBER_BITS) + self.n)?;
+        (position > 0).then_some(position)
+    }
+
+    /// The last position that an entry with this id or a smaller one may have.
+    fn highest_position(self) -> u64 {
+        let number = self.n.min((1 << NUMBER_BITS) - 1);
+        let ms = self.ms.checked_sub(BASE_MS);
+        ms.map_or(0, |ms| (ms.min((POSITION_MAX >> NUMBER_BITS) - 1) << NUMBER_BITS) + number)
+    }
+}
+
+impl Life {
+    fn epoch(&self, key: &str) -> u64 {
+        let mut life = self.generation.clone();
+        if self.set_back > 0 {
+            life.extend(self.set_back.to_le_bytes());
+        }
+        log_epoch(Options::KIND, key, &life)
+    }
+
+    /// Begins at a cursor of a stream that this tells of.
+    fn begin(&mut self, cursor: Cursor, info: Info) {
+        let is_untrimmed = info.added == info.length || (info.length > 0 && info.first <= cursor.last);
+        let is_at_end = info.last <= cursor.last;
+        self.complete_from = match is_untrimmed || is_at_end {
+            true => cursor.last.highest_position() + 1,
+            false => 0,
+        };
+    }
+}
+
+/// Whether entries between a cursor and those just read, with these ids, may have been deleted unread. `info` is what the stream is
+/// after the read.
+fn has_hole(cursor: Cursor, read: &[Id], info: Info) -> bool {
+    if info.length > 0 && info.first <= cursor.last {
+        return false;
+    }
+    // All that is left is newer than the cursor.
+    let Some(passed) = cursor.passed else { return true };
+    let left_and_read = read.iter().filter(|&&id| info.length > 0 && id >= info.first).count() as u64;
+    let known = read.len() as u64 + info.length.saturating_sub(left_and_read);
+    info.added.saturating_sub(passed) > known
+}
+
+impl RedisStreams {
+    /// Reads the streams until an error, and publishes their entries at their positions.
+    pub(super) async fn read_logged(
+        &mut self,
+        redis: &mut MultiplexedConnection,
+        ingest: &mut Ingest<'_>,
+    ) -> Result<Infallible, EngineError> {
+        let mut look_ns = 0;
+        loop {
+            if clock::monotonic_ns() >= look_ns {
+                look_ns = clock::monotonic_ns().saturating_add(LOOK_NS);
+                for at in 0..self.streams.len() {
+                    self.look_at(at, redis, ingest).await?;
+                }
+            }
+            let reply = self.xread(redis).await?;
+            ingest.connected(&self.server.to_string());
+            let mut has_more = false;
+            for (key, entries) in streams_of(reply) {
+                let Some(at) = self.streams.iter().position(|(known, _)| *known == key) else { continue };
+                has_more |= entries.len() >= BATCH_ENTRIES;
+                let (info, is_same) = self.look_at(at, redis, ingest).await?;
+                if is_same {
+                    self.publish(at, &entries, info, ingest).await?;
+                } else {
+                    // What was read may be of either life.
+                    has_more = true;
+                }
+            }
+            ingest.flush();
+            if !has_more {
+                ingest.caught_up();
+            }
+        }
+    }
+
+    async fn publish(
+        &mut self,
+        at: usize,
+        entries: &[Value],
+        info: Info,
+        ingest: &mut Ingest<'_>,
+    ) -> Result<(), EngineError> {
+        let ids: Vec<Id> = entries.iter().filter_map(|entry| entry_of(entry).map(|(id, _)| id)).collect();
+        let (key, cursor) = &self.streams[at];
+        let (cursor, epoch) = (cursor.unwrap_or_default(), self.lives[at].epoch(key));
+        let is_hole = has_hole(cursor, &ids, info);
+        if is_hole {
+            ingest.count_hole(1, &format!("stream {key} was trimmed before they were read"));
+            self.lives[at].complete_from = 0;
+        }
+        for entry in entries {
+            let Some((id, _)) = entry_of(entry) else {
+                return Err(EngineError("an entry is not what XREAD gives".into()));
+            };
+            let Some(position) = id.position() else {
+                let key = &self.streams[at].0;
+                return ingest
+                    .stop(&format!(
+                        "stream {key}: entry {id} has no position: ids must be of 2025 or later, with less than {} entries \
+                         in a millisecond. Read it with position = \"local\"",
+                        1 << NUMBER_BITS
+                    ))
+                    .await;
+            };
+            let life = &mut self.lives[at];
+            if life.complete_from == 0 {
+                life.complete_from = position;
+            }
+            let complete_from = life.complete_from;
+            let place = LogPosition { source: 0, epoch, position, complete_from };
+            self.take(at, entry, Some(place), ingest).await?;
+        }
+        let Some(cursor) = &mut self.streams[at].1 else { return Ok(()) };
+        let is_last_there = info.length > 0 && info.first <= cursor.last;
+        if is_hole && !is_last_there {
+            // It may be behind those read instead.
+            self.lives[at].complete_from = 0;
+        }
+        // How many entries are left behind the last one read, where that is certain.
+        let behind = match is_last_there {
+            false => Some(info.length),
+            true => (info.last <= cursor.last).then_some(0),
+        };
+        cursor.passed = behind.map(|behind| info.added.saturating_sub(behind)).or(cursor.passed);
+        Ok(())
+    }
+
+    /// Looks at a stream, and begins again if it is in another life. Returns what it is, and whether it is in the same life.
+    async fn look_at(
+        &mut self,
+        at: usize,
+        redis: &mut MultiplexedConnection,
+        ingest: &Ingest<'_>,
+    ) -> Result<(Info, bool), EngineError> {
+        let (key, cursor) = &mut self.streams[at];
+        let life = &mut self.lives[at];
+        let generation = cmd("GET").arg(format!("{key}:gen")).query_async::<Option<Vec<u8>>>(redis).await;
+        let generation = generation.map_err(|error| failed(&self.server, &error))?.unwrap_or_default();
+        let info = info(redis, &self.server, key).await?;
+        let begin = match cursor {
+            None => Cursor::at_start(self.start, info, clock::realtime_ns() / 1_000_000),
+            Some(known) if generation != life.generation || known.is_outlived(info) => {
+                ingest.warn(&format!("stream {key} was made again, or set back: reading it from its beginning"));
+                life.set_back += u64::from(generation == life.generation);
+                Cursor::at_start(Start::All, info, 0)
+            }
+            Some(_) => return Ok((info, true)),
+        };
+        if generation != life.generation {
+            life.set_back = 0;
+        }
+        life.generation = generation;
+        life.begin(begin, info);
+        *cursor = Some(begin);
+        Ok((info, false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn id(ms: u64, n: u64) -> Id {
+        Id { ms: BASE_MS + ms, n }
+    }
+
+    #[test]
+    fn ids_are_positions_that_increase_and_others_do_not_fit() {
+        assert_eq!([id(0, 1), id(1, 0), id(1, 8_191), id(2, 0)].map(Id::position), [1, 8_192, 16_383, 16_384].map(Some));
+        let last = id((1 << 40) - 1, 8_191);
+        assert_eq!((last.position(), last.highest_position()), (Some((1 << 53) - 1), (1 << 53) - 1));
+        for unfit in [id(0, 0), id(1, 8_192), id(1 << 40, 0), Id { ms: BASE_MS - 1, n: 0 }, Id { ms: 5, n: 1 }] {
+            assert_eq!(unfit.position(), None, "{unfit}");
+        }
+        assert_eq!(id(1, u64::MAX).highest_position(), 16_383);
+        assert_eq!(Id::default().highest_position(), 0);
+    }
+
+    #[test]
+    fn what_was_deleted_before_it_was_read_is_a_hole() {
+        let info = |first, last, added, length| Info { first, last, added, length };
+        let cursor = Cursor { last: id(5, 0), passed: Some(100) };
+        let read = [id(6, 0), id(7, 0)];
+        assert!(!has_hole(cursor, &read, info(id(3, 0), id(7, 0), 102, 50)), "its last entry is still there");
+        assert!(!has_hole(cursor, &read, info(id(6, 0), id(7, 0), 102, 2)));
+        assert!(!has_hole(cursor, &read, info(id(7, 0), id(8, 0), 103, 2)), "one that was read is gone");
+        assert!(has_hole(cursor, &read, info(id(6, 0), id(7, 0), 105, 2)), "three are gone");
+        assert!(has_hole(cursor, &read, info(id(9, 0), id(9, 0), 105, 1)), "behind those read");
+        let unknown = Cursor { passed: None, ..cursor };
+        assert!(has_hole(unknown, &read, info(id(6, 0), id(7, 0), 102, 2)), "nobody knows");
+        assert!(!has_hole(unknown, &read, info(id(5, 0), id(7, 0), 102, 2)));
+    }
+
+    #[test]
+    fn a_life_has_an_epoch_of_its_own() {
+        let life = |generation: &[u8], set_back| {
+            Life { generation: generation.to_vec(), set_back, complete_from: 0 }.epoch("prices")
+        };
+        let epochs = [life(b"", 0), life(b"", 1), life(b"g1", 0), life(b"g2", 0)];
+        for (at, epoch) in epochs.iter().enumerate() {
+            assert!(!epochs[..at].contains(epoch));
+        }
+        assert_eq!(life(b"g1", 0), log_epoch("redis-stream", "prices", b"g1"), "alike on every node");
+    }
+}
