@@ -8,6 +8,7 @@ use crate::{
     limits,
     networks::Networks,
     principal::Principal,
+    routes::Routes,
     tenants::Tenants,
 };
 use tickcast_proto::{
@@ -87,6 +88,8 @@ pub struct Limits {
     pub debug_echo: bool,
     /// Namespaces of topics.
     pub tenants: Arc<Tenants>,
+    /// Topics whose publishes go to other engines.
+    pub routes: Arc<Routes>,
 }
 
 /// The core's part of authentication. The verifier has the keys.
@@ -177,6 +180,7 @@ impl Default for Limits {
             auth: None,
             debug_echo: false,
             tenants: Arc::default(),
+            routes: Arc::default(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The mesh: a shard's ends of the rings to and from the other shards, and from sources.
+//! The mesh: a shard's ends of the rings to and from the other shards, from sources, and to and from sinks.
 
 pub mod item_ring;
 pub mod ring;
@@ -11,6 +11,7 @@ use crate::{
     mesh::ring::{Doorbell, FrameConsumer, FrameProducer, Stage, frame_ring},
     metrics::counters::Counter,
     now::Now,
+    routes::SinkId,
     shard::Shard,
 };
 use tickcast_proto::ids::ShardId;
@@ -35,8 +36,20 @@ struct Peer {
 pub struct Mesh {
     peers: Vec<Peer>,
     sources: Vec<FrameConsumer>,
+    sinks: Vec<SinkLane>,
     /// Index of the peer whose requests are taken first.
     first: usize,
+}
+
+/// The rings between this shard and one sink.
+#[derive(Debug)]
+pub struct SinkLane {
+    /// Ticks to it.
+    pub ticks_out: FrameProducer,
+    /// Its answers.
+    pub answers_in: FrameConsumer,
+    /// Wakes its thread.
+    pub bell: Arc<Doorbell>,
 }
 
 /// Creates the rings between every pair of shards, each of `ring_bytes`; `bells` wake the shards.
@@ -47,7 +60,7 @@ pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
         (producer, consumer)
     };
     let mut meshes: Vec<Mesh> =
-        bells.iter().map(|_| Mesh { peers: Vec::new(), sources: Vec::new(), first: 0 }).collect();
+        bells.iter().map(|_| Mesh { peers: Vec::new(), sources: Vec::new(), sinks: Vec::new(), first: 0 }).collect();
     for a in 0..bells.len() {
         for b in a + 1..bells.len() {
             let ((requests_ab, requests_b), (requests_ba, requests_a)) = (ring(), ring());
@@ -83,6 +96,11 @@ impl Mesh {
         self.sources.push(ring);
     }
 
+    /// Adds the rings to and from the next sink, in the order of [`SinkId`].
+    pub fn add_sink(&mut self, lane: SinkLane) {
+        self.sinks.push(lane);
+    }
+
     /// Passes incoming frames to the shard, at most [`TURN_RING_BYTES`] per ring: deliveries always and first, requests
     /// only while the shard has room for what they add. Returns whether there were any.
     pub fn take_in(&mut self, shard: &mut Shard, now: Now) -> bool {
@@ -108,6 +126,16 @@ impl Mesh {
         }
         for source in &mut self.sources {
             bytes += requests(source, shard, None, now);
+        }
+        for (sink, lane) in (0..).map(SinkId).zip(&mut self.sinks) {
+            let answers = lane.answers_in.drain(TURN_RING_BYTES, |frame| {
+                shard.handle_settled(sink, frame, now);
+                true
+            });
+            if answers > 0 && lane.answers_in.producer_waits() {
+                lane.bell.ring();
+            }
+            bytes += answers;
         }
         if bytes > 0 {
             shard.counters().add(Counter::MeshBytes, bytes as u64);
@@ -143,6 +171,15 @@ impl Mesh {
             }
             any |= pushed;
         }
+        for (sink, lane) in (0..).map(SinkId).zip(&mut self.sinks) {
+            let pushed = shard.with_sink_stage(sink, |stage| {
+                !stage.waiting().is_empty() && lane.ticks_out.push(stage)
+            });
+            if pushed == Some(true) {
+                lane.bell.ring();
+                any = true;
+            }
+        }
         if filled > 0 {
             shard.counters().add(Counter::MeshRingFull, filled);
         }
@@ -157,7 +194,9 @@ impl Mesh {
 
     /// Returns whether there is input the shard would accept, so that it must not sleep.
     pub fn has_input(&mut self, shard: &Shard) -> bool {
-        !self.deliveries_are_empty() || (shard.takes_requests() && !self.requests_are_empty())
+        !self.deliveries_are_empty()
+            || self.has_answers()
+            || (shard.takes_requests() && !self.requests_are_empty())
     }
 
     /// Returns whether there is input from other shards that the shard would accept: ticks, or frames that ticks must not delay.
@@ -166,6 +205,11 @@ impl Mesh {
         self.peers
             .iter_mut()
             .any(|peer| !peer.deliveries_in.is_empty() || (takes && !peer.requests_in.is_empty()))
+            || self.has_answers()
+    }
+
+    fn has_answers(&mut self) -> bool {
+        self.sinks.iter_mut().any(|lane| !lane.answers_in.is_empty())
     }
 
     /// Returns the unread bytes in the rings from other shards, and in those from sources.

@@ -28,6 +28,10 @@ pub enum ErrorCode {
     NotAllowed = 108,
     /// The session, or all clients of its address, ask for more a second than they may.
     RateLimited = 109,
+    /// The engine that takes the topic's ticks has not taken this one: it is away, refuses it, or too many wait for it.
+    EngineUnavailable = 111,
+    /// The engine that takes the topic's ticks has not confirmed this one in time. It may have it.
+    Unconfirmed = 112,
 }
 
 impl ErrorCode {
@@ -45,6 +49,8 @@ impl ErrorCode {
             TooLarge,
             NotAllowed,
             RateLimited,
+            EngineUnavailable,
+            Unconfirmed,
         ]
         .into_iter()
         .find(|known| *known as u16 == code)

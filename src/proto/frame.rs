@@ -68,6 +68,8 @@ pub enum Kind {
     History = 129,
     Forget = 130,
     Acknowledge = 131,
+    Routed = 140,
+    Settled = 141,
 }
 
 /// Length of the PUBLISH record before it had a key, in bytes.
@@ -120,6 +122,8 @@ impl Kind {
             129 => History,
             130 => Forget,
             131 => Acknowledge,
+            140 => Routed,
+            141 => Settled,
             _ => return None,
         })
     }
