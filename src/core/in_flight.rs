@@ -144,7 +144,13 @@ mod tests {
     use super::*;
 
     fn waiting(deadline_ns: u64) -> Waiting {
-        Waiting { session: SessionId(7), deadline_ns, request: deadline_ns as u32, key_len: 3, is_answered: true }
+        Waiting {
+            session: SessionId(7),
+            deadline_ns,
+            request: deadline_ns as u32,
+            key_len: 3,
+            is_answered: true,
+        }
     }
 
     #[test]

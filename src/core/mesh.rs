@@ -4,7 +4,7 @@ pub mod item_ring;
 pub mod ring;
 pub mod sync;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use crate::{
     limits::{MESH_WAITING_BYTES, TURN_RING_BYTES},
@@ -49,7 +49,16 @@ pub struct SinkLane {
     /// Its answers.
     pub answers_in: FrameConsumer,
     /// Wakes its thread.
-    pub bell: Arc<Doorbell>,
+    pub wake: SinkWake,
+}
+
+/// Wakes a sink's thread. Called after each push, so it must be cheap while that thread is awake.
+pub struct SinkWake(pub Box<dyn Fn() + Send>);
+
+impl fmt::Debug for SinkWake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SinkWake")
+    }
 }
 
 /// Creates the rings between every pair of shards, each of `ring_bytes`; `bells` wake the shards.
@@ -59,8 +68,10 @@ pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
         producer.limit_waiting(MESH_WAITING_BYTES);
         (producer, consumer)
     };
-    let mut meshes: Vec<Mesh> =
-        bells.iter().map(|_| Mesh { peers: Vec::new(), sources: Vec::new(), sinks: Vec::new(), first: 0 }).collect();
+    let mut meshes: Vec<Mesh> = bells
+        .iter()
+        .map(|_| Mesh { peers: Vec::new(), sources: Vec::new(), sinks: Vec::new(), first: 0 })
+        .collect();
     for a in 0..bells.len() {
         for b in a + 1..bells.len() {
             let ((requests_ab, requests_b), (requests_ba, requests_a)) = (ring(), ring());
@@ -133,7 +144,7 @@ impl Mesh {
                 true
             });
             if answers > 0 && lane.answers_in.producer_waits() {
-                lane.bell.ring();
+                (lane.wake.0)();
             }
             bytes += answers;
         }
@@ -172,11 +183,10 @@ impl Mesh {
             any |= pushed;
         }
         for (sink, lane) in (0..).map(SinkId).zip(&mut self.sinks) {
-            let pushed = shard.with_sink_stage(sink, |stage| {
-                !stage.waiting().is_empty() && lane.ticks_out.push(stage)
-            });
+            let pushed = shard
+                .with_sink_stage(sink, |stage| !stage.waiting().is_empty() && lane.ticks_out.push(stage));
             if pushed == Some(true) {
-                lane.bell.ring();
+                (lane.wake.0)();
                 any = true;
             }
         }

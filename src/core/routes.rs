@@ -143,7 +143,10 @@ impl Outcome {
         let text = match self {
             Outcome::Confirmed => return None,
             Outcome::Unconfirmed => {
-                return Some((ErrorCode::Unconfirmed, "the engine has not confirmed it: it may be published"));
+                return Some((
+                    ErrorCode::Unconfirmed,
+                    "the engine has not confirmed it: it may be published",
+                ));
             }
             Outcome::Away => "its engine cannot be reached: not published",
             Outcome::Full => "too many ticks wait for its engine: not published",

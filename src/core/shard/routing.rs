@@ -19,9 +19,7 @@ use super::{Shard, Unsequenced};
 use crate::{
     ids::{SessionId, SlotId},
     in_flight::{InFlight, Ticket, Waiting},
-    limits::{
-        ANSWER_UNITS, SINK_IN_FLIGHT_MAX, SINK_STAGE_BYTES_MAX, TURN_SINK_EXPIRED, answer_bytes_max,
-    },
+    limits::{ANSWER_UNITS, SINK_IN_FLIGHT_MAX, SINK_STAGE_BYTES_MAX, TURN_SINK_EXPIRED, answer_bytes_max},
     mesh::ring::Stage,
     metrics::counters::Counter,
     now::Now,
@@ -87,8 +85,8 @@ impl Shard {
         else {
             return debug_assert!(false, "a route names a sink");
         };
-        let has_room = queue.in_flight.len() < SINK_IN_FLIGHT_MAX
-            && queue.stage.waiting().len() < SINK_STAGE_BYTES_MAX;
+        let has_room =
+            queue.in_flight.len() < SINK_IN_FLIGHT_MAX && queue.stage.waiting().len() < SINK_STAGE_BYTES_MAX;
         if !has_room {
             return self.tell_failure(slot, record.request, Outcome::Full, now);
         }
@@ -100,8 +98,7 @@ impl Shard {
             key_len: key.len() as u16,
             is_answered: flags & FLAG_ANSWERED != 0,
         });
-        let fields =
-            HeaderFields { flags: flags & FLAG_PAYLOAD_JSON, sequence: ticket, topic_id: 0, schema };
+        let fields = HeaderFields { flags: flags & FLAG_PAYLOAD_JSON, sequence: ticket, topic_id: 0, schema };
         let routed = Routed {
             producer_time_ns: record.producer_time_ns,
             deadline_ns,
@@ -127,7 +124,8 @@ impl Shard {
         };
         self.charge(ANSWER_UNITS);
         let ticket = Ticket(frame.header.sequence);
-        let waiting = self.routing.sinks.get_mut(sink.index()).and_then(|queue| queue.in_flight.remove(ticket));
+        let waiting =
+            self.routing.sinks.get_mut(sink.index()).and_then(|queue| queue.in_flight.remove(ticket));
         let Some(waiting) = waiting else {
             return self.counters.add(Counter::SinkAnswersLate, 1);
         };
@@ -142,7 +140,8 @@ impl Shard {
     fn tell_confirmed(&mut self, waiting: &Waiting, record: &Settled, key: &str) {
         self.counters.add(Counter::TicksRoutedConfirmed, 1);
         let room_bytes = answer_bytes_max(usize::from(waiting.key_len));
-        let Some(slot) = self.take_answered(waiting.session.0, room_bytes).filter(|_| waiting.is_answered) else {
+        let Some(slot) = self.take_answered(waiting.session.0, room_bytes).filter(|_| waiting.is_answered)
+        else {
             return;
         };
         let Settled { epoch, sequence, is_duplicate, .. } = *record;
@@ -188,7 +187,9 @@ impl Shard {
         let mut expired = false;
         for sink in 0..self.routing.sinks.len() {
             for _ in 0..TURN_SINK_EXPIRED {
-                let Some(waiting) = self.routing.sinks[sink].in_flight.pop_due(now.monotonic_ns) else { break };
+                let Some(waiting) = self.routing.sinks[sink].in_flight.pop_due(now.monotonic_ns) else {
+                    break;
+                };
                 self.settle_failure(&waiting, Outcome::Unconfirmed, now);
                 expired = true;
             }

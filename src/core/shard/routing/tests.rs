@@ -139,8 +139,14 @@ fn routed_publish_goes_to_the_sink_and_is_acknowledged_with_the_position_of_the_
     let left = left(&mut driver);
     let deadline_ns = driver.now.monotonic_ns + TIMEOUT_NS;
     assert_eq!(left.len(), 1);
-    assert_eq!((&*left[0].key, &*left[0].payload, left[0].deadline_ns), (TOPIC, &b"{\"n\":1}"[..], deadline_ns));
-    assert_eq!((room_kept(&driver), driver.shard.routed_are_settled()), (answer_bytes_max(TOPIC.len()), false));
+    assert_eq!(
+        (&*left[0].key, &*left[0].payload, left[0].deadline_ns),
+        (TOPIC, &b"{\"n\":1}"[..], deadline_ns)
+    );
+    assert_eq!(
+        (room_kept(&driver), driver.shard.routed_are_settled()),
+        (answer_bytes_max(TOPIC.len()), false)
+    );
     settle(&mut driver, &left[0], Outcome::Confirmed, 41);
     assert_eq!(told(&mut driver, 0), [Told::Published(7, 77, 41)]);
     assert_eq!((room_kept(&driver), driver.shard.routed_are_settled()), (0, true));
@@ -167,13 +173,16 @@ fn failure_is_told_with_its_code_whether_or_not_a_success_would_be() {
                 settle(&mut driver, &left[0], outcome, 1);
                 let expected = match outcome.error() {
                     Some((code, _)) => vec![Told::Error(request, code)],
-                    None if request == 7 && features == Features::PUBLISHED => vec![Told::Published(7, 77, 1)],
+                    None if request == 7 && features == Features::PUBLISHED => {
+                        vec![Told::Published(7, 77, 1)]
+                    }
                     None => vec![],
                 };
                 assert_eq!(told(&mut driver, 0), expected, "{outcome:?} {request}");
                 assert_eq!(room_kept(&driver), 0);
             }
-            let counted = [Counter::TicksRoutedConfirmed, Counter::TicksRefusedSink, Counter::TicksUnconfirmed];
+            let counted =
+                [Counter::TicksRoutedConfirmed, Counter::TicksRefusedSink, Counter::TicksUnconfirmed];
             assert_eq!(counted.map(|counter| count(&driver, counter)), [1, 5, 1]);
         }
     }

@@ -18,7 +18,7 @@ use super::{
     host,
     latency::{LatencyView, counts, hgrm},
     metrics::{self, Scrape, ShardSample},
-    overview::{Overview, ShardView, SourceView},
+    overview::{Overview, ShardView, SinkView, SourceView},
     process_sample,
     query::{LatencyFormat, RevocationQuery},
     route::{self, INDEX, RequestError, Route},
@@ -176,6 +176,7 @@ impl AdminContext {
             stage: self.stage(),
             shards: &samples.collect::<Vec<_>>(),
             sources: &self.handles.sources,
+            sinks: &self.handles.sinks,
             certificates: &self.handles.certificates.get(),
             process: process_sample::sample(self.start_seconds),
             log_lines_dropped: logging::lines_dropped(),
@@ -194,6 +195,7 @@ impl AdminContext {
         let process = process_sample::sample(self.start_seconds);
         let mut overview = Overview::new(self.stage(), &process, self.uptime_seconds(), views.collect());
         overview.sources = self.handles.sources.iter().map(SourceView::from).collect();
+        overview.sinks = self.handles.sinks.iter().map(SinkView::from).collect();
         self.json_of_shards(&overview.unanswered, &overview)
     }
 
