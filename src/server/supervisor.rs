@@ -69,10 +69,7 @@ use crate::{
     },
 };
 use tickcast_core::{
-    mesh::{
-        Mesh, mesh,
-        ring::{Doorbell, frame_ring},
-    },
+    mesh::mesh,
     metrics::{counters::Counters, latency::Latency},
     shard::Shard,
 };

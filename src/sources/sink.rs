@@ -198,3 +198,6 @@ pub fn start(
     let thread = thread::Builder::new().name(format!("sink {}", status.name())).spawn(run)?;
     Ok(RunningSink { status, stop, thread })
 }
+
+#[cfg(test)]
+mod tests;

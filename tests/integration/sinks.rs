@@ -88,13 +88,21 @@ fn a_publish_is_acknowledged_once_the_stream_has_it_and_comes_back_through_a_sou
         let stream = async_nats::jetstream::new(client).get_stream("ORDERS").await.unwrap();
         let message = stream.get_raw_message(180).await.unwrap();
         let header = |name: &str| message.headers.get(name).unwrap().to_string();
-        (message.subject.to_string(), message.payload.clone(), header("Tickcast-Key"), header("Tickcast-Time"))
+        (
+            message.subject.to_string(),
+            message.payload.clone(),
+            header("Tickcast-Key"),
+            header("Tickcast-Time"),
+        )
     });
     assert_eq!(stored, ("in.orders.a".into(), "179".into(), "5".into(), "7".into()));
     collector.wait_for(180);
     assert_eq!(collector.finish().ticks["orders.a"], expected);
     let sink = sink(&server);
-    assert_eq!((&sink["ticks"], &sink["ticks_refused"], &sink["kind"]), (&180.into(), &0.into(), &"jetstream".into()));
+    assert_eq!(
+        (&sink["ticks"], &sink["ticks_refused"], &sink["kind"]),
+        (&180.into(), &0.into(), &"jetstream".into())
+    );
     // A topic without a route is this server's own.
     assert_eq!(publish(&mut publisher(&server, FORMATS[0]), "prices.a", b"1").unwrap().sequence, 1);
     let stopped = server.stop_cleanly();
@@ -155,7 +163,10 @@ fn no_stream_a_reserved_name_and_wrong_credentials_refuse_at_once() {
     wait_for_state(&server, "running");
     let mut client = publisher(&server, WireFormat::TCP_NATIVE);
     assert!(is_unavailable(publish(&mut client, "orders.a", b"1")), "no stream takes it");
-    assert!(is_unavailable(publish(&mut client, "$JS.API.STREAM.LIST", b"")), "a client does not command NATS");
+    assert!(
+        is_unavailable(publish(&mut client, "$JS.API.STREAM.LIST", b"")),
+        "a client does not command NATS"
+    );
     assert_eq!(sink(&server)["ticks_refused"], 2);
     let stopped = server.stop_cleanly();
     for part in ["no stream takes \"orders.a\"", "engines reserve names that begin with $ or _"] {
@@ -288,7 +299,9 @@ fn entries_of_a_redis_stream_are_confirmed_with_their_ids_and_the_life_of_the_st
         .map(|number| publish(&mut client, "orders.a", number.to_string().as_bytes()).unwrap())
         .collect();
     assert!(positions.is_sorted_by_key(|position| position.sequence));
-    assert!(positions.iter().all(|position| position.epoch == positions[0].epoch && position.epoch >= 1 << 52));
+    assert!(
+        positions.iter().all(|position| position.epoch == positions[0].epoch && position.epoch >= 1 << 52)
+    );
     let entries: Vec<(String, HashMap<String, String>)> =
         redis::cmd("XRANGE").arg("orders").arg("-").arg("+").query(&mut redis.connect()).unwrap();
     let (id, fields) = &entries[19];

@@ -94,7 +94,8 @@ impl Sink {
     /// Creates the sink with its rings to the shards.
     pub fn new(meshes: &mut [Mesh], ring_bytes: usize) -> Sink {
         let lanes = meshes.iter_mut().map(|mesh| {
-            let ((ticks_out, ticks), (answers, answers_in)) = (frame_ring(ring_bytes), frame_ring(ring_bytes));
+            let ((ticks_out, ticks), (answers, answers_in)) =
+                (frame_ring(ring_bytes), frame_ring(ring_bytes));
             mesh.add_sink(SinkLane { ticks_out, answers_in, wake: SinkWake(Box::new(|| {})) });
             Lane { ticks, answers, stage: Stage::default(), taken: VecDeque::new() }
         });

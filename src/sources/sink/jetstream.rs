@@ -187,9 +187,6 @@ impl JetStream {
         if let Some(headers) = self.subjects.headers(&publish) {
             message = message.headers(headers);
         }
-        if let Some(id) = &publish.message_id {
-            message = message.message_id(id);
-        }
         let id = publish.id;
         let message = message.payload(publish.payload.into());
         match tokio::time::timeout(ACCEPTED, context.send_publish(subject.clone(), message)).await {
@@ -284,7 +281,7 @@ impl Lives {
             Err(_) => return Err(EngineError(format!("stream {}: no answer", ack.stream))),
         };
         let created_ns = found.cached_info().created.unix_timestamp_nanos();
-        let epoch = log_epoch("jetstream", &ack.stream, &created_ns.to_string());
+        let epoch = log_epoch(Options::KIND, &ack.stream, &created_ns.to_le_bytes());
         self.0.insert(ack.stream.clone(), Life { epoch, sequence: ack.sequence, looked_ns: now_ns });
         Ok(epoch)
     }

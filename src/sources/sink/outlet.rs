@@ -89,8 +89,6 @@ pub struct Publish {
     pub key: u64,
     /// The producer's time, nanoseconds since 1970.
     pub producer_time_ns: u64,
-    /// Names the tick, so that the engine can recognise it when it comes again.
-    pub message_id: Option<String>,
     /// What was published.
     pub payload: Vec<u8>,
 }
@@ -113,7 +111,7 @@ struct Taken {
     lane: usize,
     ticket: u64,
     /// The topic's key.
-    key: Box<str>,
+    key: String,
     bytes: usize,
 }
 
@@ -180,13 +178,9 @@ impl Outlet {
             }
             self.taken_total += 1;
             let number = self.taken_total;
-            let taken = Taken {
-                number,
-                lane,
-                ticket: routed.ticket,
-                key: routed.key.as_str().into(),
-                bytes: routed.payload.len() + routed.key.len(),
-            };
+            let topic = topic_key::name(&routed.key).to_owned();
+            let bytes = routed.payload.len() + routed.key.len();
+            let taken = Taken { number, lane, ticket: routed.ticket, key: routed.key, bytes };
             self.taken_bytes += taken.bytes;
             let place = self.free.pop().unwrap_or_else(|| {
                 self.taken.push(None);
@@ -196,10 +190,9 @@ impl Outlet {
             self.note_waiting();
             return Some(Publish {
                 id: PublishId { place, number },
-                topic: topic_key::name(&routed.key).to_owned(),
+                topic,
                 key: routed.record.key,
                 producer_time_ns: routed.record.producer_time_ns,
-                message_id: routed.message_id,
                 payload: routed.payload,
             });
         }
@@ -332,7 +325,6 @@ struct ReceivedTick {
     ticket: u64,
     record: Routed,
     key: String,
-    message_id: Option<String>,
     payload: Vec<u8>,
 }
 
@@ -343,14 +335,11 @@ fn is_late(record: &Routed, now_ns: u64, pass_on_ns: u64) -> bool {
 impl ReceivedTick {
     fn read(frame: &Frame<'_>, wanted: impl Fn(&Routed) -> bool) -> Option<ReceivedTick> {
         let record = frame.record::<Routed>().ok().filter(|record| wanted(record))?;
-        let (key, rest) = frame.payload().split_at_checked(usize::from(record.topic_len))?;
-        let (message_id, payload) = rest.split_at_checked(usize::from(record.message_id_len))?;
-        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).ok();
+        let (key, payload) = frame.payload().split_at_checked(usize::from(record.topic_len))?;
         Some(ReceivedTick {
             ticket: frame.header.sequence,
             record,
-            key: text(key)?,
-            message_id: if message_id.is_empty() { None } else { text(message_id) },
+            key: String::from_utf8(key.to_vec()).ok()?,
             payload: payload.to_vec(),
         })
     }

@@ -170,7 +170,11 @@ fn confirmed(reply: &Value) -> Option<Confirmed> {
     let Value::Array(parts) = reply else { return None };
     let [stream, generation, id] = <&[Value; 3]>::try_from(&**parts).ok()?.each_ref().map(text_of);
     let sequence = position(id?)?;
-    Some(Confirmed { epoch: log_epoch("redis", stream?, generation?), sequence, is_duplicate: false })
+    Some(Confirmed {
+        epoch: log_epoch(Options::KIND, stream?, generation?.as_bytes()),
+        sequence,
+        is_duplicate: false,
+    })
 }
 
 /// An id as one number: `(ms - 2025-01-01) * 2^13 + number`; `None` if it does not fit.
