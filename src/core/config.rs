@@ -8,6 +8,7 @@ use crate::{
     limits,
     networks::Networks,
     principal::Principal,
+    routes::Routes,
     tenants::Tenants,
 };
 use tickcast_proto::{
@@ -89,6 +90,8 @@ pub struct Limits {
     pub tenants: Arc<Tenants>,
     /// This server among others that serve the same topics.
     pub nodes: Nodes,
+    /// Topics whose publishes go to other engines.
+    pub routes: Arc<Routes>,
 }
 
 /// This server among others that serve the same topics, as NODES tells clients.
@@ -197,6 +200,7 @@ impl Default for Limits {
             debug_echo: false,
             tenants: Arc::default(),
             nodes: Nodes::default(),
+            routes: Arc::default(),
         }
     }
 }

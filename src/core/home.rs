@@ -6,8 +6,8 @@ pub mod history;
 mod idle;
 mod interest;
 pub mod last_value;
-pub mod lookup;
 mod logged;
+pub mod lookup;
 mod shard_set;
 mod tenancy;
 

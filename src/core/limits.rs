@@ -232,6 +232,27 @@ pub const fn answer_bytes_max(topic_bytes: usize) -> usize {
     128 + 2 * topic_bytes
 }
 
+/// Ticks of one shard that wait for one sink's engine. Beyond it, publishes are refused: a sink that does not answer makes no other
+/// session wait. At 40 bytes each, 640 KiB. A session has far fewer, because the room for their answers counts like replies
+/// ([`REPLY_BYTES_MAX`]).
+pub const SINK_IN_FLIGHT_MAX: usize = 16 << 10;
+/// Bytes of ticks staged for the ring to one sink, beyond which publishes are refused. Beside them, the ring may be full.
+pub const SINK_STAGE_BYTES_MAX: usize = 1 << 20;
+/// Ticks without a confirmation in time that a shard answers in one turn for each sink.
+pub const TURN_SINK_EXPIRED: usize = 1_024;
+/// Topics whose sinks a shard remembers, 40 bytes and the topic's name each.
+pub const ROUTE_DECISIONS_MAX: usize = 8 << 10;
+/// Most routes. A topic that is not remembered is compared with each, in some 50 ns.
+pub const ROUTES_MAX: usize = 256;
+/// Most sinks: each has a thread, and two rings to every shard.
+pub const SINKS_MAX: usize = 16;
+/// Default time from a publish to a sink's topic until its session is told that the engine has not confirmed it, milliseconds.
+pub const SINK_ACK_TIMEOUT_MS_DEFAULT: u64 = 5_000;
+/// Bounds of that time, milliseconds.
+pub const SINK_ACK_TIMEOUT_MS_LOWEST: u64 = 10;
+/// See [`SINK_ACK_TIMEOUT_MS_LOWEST`].
+pub const SINK_ACK_TIMEOUT_MS_HIGHEST: u64 = 600_000;
+
 /// Most bytes handed to the kernel in one SEND, and so the most that a slow session's parked SEND pins.
 ///
 /// A longer SEND finds its socket full more often, and parked bytes are copied. Measured on loopback with 10 KB ticks

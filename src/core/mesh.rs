@@ -1,4 +1,4 @@
-//! The mesh: a shard's ends of the rings to and from the other shards, and from sources.
+//! The mesh: a shard's ends of the rings to and from the other shards, from sources, and to and from sinks.
 
 pub mod handover;
 pub mod item_ring;
@@ -9,13 +9,14 @@ pub mod ring;
 pub mod stop;
 pub mod sync;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use crate::{
     limits::{MESH_WAITING_BYTES, TURN_RING_BYTES},
     mesh::ring::{Doorbell, FrameConsumer, FrameProducer, Stage, frame_ring},
     metrics::counters::Counter,
     now::Now,
+    routes::SinkId,
     shard::Shard,
 };
 use tickcast_proto::ids::ShardId;
@@ -40,8 +41,29 @@ struct Peer {
 pub struct Mesh {
     peers: Vec<Peer>,
     sources: Vec<FrameConsumer>,
+    sinks: Vec<SinkLane>,
     /// Index of the peer whose requests are taken first.
     first: usize,
+}
+
+/// The rings between this shard and one sink.
+#[derive(Debug)]
+pub struct SinkLane {
+    /// Ticks to it.
+    pub ticks_out: FrameProducer,
+    /// Its answers.
+    pub answers_in: FrameConsumer,
+    /// Wakes its thread.
+    pub wake: SinkWake,
+}
+
+/// Wakes a sink's thread. Called after each push, so it must be cheap while that thread is awake.
+pub struct SinkWake(pub Box<dyn Fn() + Send>);
+
+impl fmt::Debug for SinkWake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SinkWake")
+    }
 }
 
 /// Creates the rings between every pair of shards, each of `ring_bytes`; `bells` wake the shards.
@@ -51,8 +73,10 @@ pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
         producer.limit_waiting(MESH_WAITING_BYTES);
         (producer, consumer)
     };
-    let mut meshes: Vec<Mesh> =
-        bells.iter().map(|_| Mesh { peers: Vec::new(), sources: Vec::new(), first: 0 }).collect();
+    let mut meshes: Vec<Mesh> = bells
+        .iter()
+        .map(|_| Mesh { peers: Vec::new(), sources: Vec::new(), sinks: Vec::new(), first: 0 })
+        .collect();
     for a in 0..bells.len() {
         for b in a + 1..bells.len() {
             let ((requests_ab, requests_b), (requests_ba, requests_a)) = (ring(), ring());
@@ -88,6 +112,11 @@ impl Mesh {
         self.sources.push(ring);
     }
 
+    /// Adds the rings to and from the next sink, in the order of [`SinkId`].
+    pub fn add_sink(&mut self, lane: SinkLane) {
+        self.sinks.push(lane);
+    }
+
     /// Passes incoming frames to the shard, at most [`TURN_RING_BYTES`] per ring: deliveries always and first, requests
     /// only while the shard has room for what they add. Returns whether there were any.
     pub fn take_in(&mut self, shard: &mut Shard, now: Now) -> bool {
@@ -113,6 +142,16 @@ impl Mesh {
         }
         for source in &mut self.sources {
             bytes += requests(source, shard, None, now);
+        }
+        for (sink, lane) in (0..).map(SinkId).zip(&mut self.sinks) {
+            let answers = lane.answers_in.drain(TURN_RING_BYTES, |frame| {
+                shard.handle_settled(sink, frame, now);
+                true
+            });
+            if answers > 0 && lane.answers_in.producer_waits() {
+                (lane.wake.0)();
+            }
+            bytes += answers;
         }
         if bytes > 0 {
             shard.counters().add(Counter::MeshBytes, bytes as u64);
@@ -148,6 +187,14 @@ impl Mesh {
             }
             any |= pushed;
         }
+        for (sink, lane) in (0..).map(SinkId).zip(&mut self.sinks) {
+            let pushed = shard
+                .with_sink_stage(sink, |stage| !stage.waiting().is_empty() && lane.ticks_out.push(stage));
+            if pushed == Some(true) {
+                (lane.wake.0)();
+                any = true;
+            }
+        }
         if filled > 0 {
             shard.counters().add(Counter::MeshRingFull, filled);
         }
@@ -162,7 +209,9 @@ impl Mesh {
 
     /// Returns whether there is input the shard would accept, so that it must not sleep.
     pub fn has_input(&mut self, shard: &Shard) -> bool {
-        !self.deliveries_are_empty() || (shard.takes_requests() && !self.requests_are_empty())
+        !self.deliveries_are_empty()
+            || self.has_answers()
+            || (shard.takes_requests() && !self.requests_are_empty())
     }
 
     /// Returns whether there is input from other shards that the shard would accept: ticks, or frames that ticks must not delay.
@@ -171,6 +220,11 @@ impl Mesh {
         self.peers
             .iter_mut()
             .any(|peer| !peer.deliveries_in.is_empty() || (takes && !peer.requests_in.is_empty()))
+            || self.has_answers()
+    }
+
+    fn has_answers(&mut self) -> bool {
+        self.sinks.iter_mut().any(|lane| !lane.answers_in.is_empty())
     }
 
     /// Returns the unread bytes in the rings from other shards, and in those from sources.

@@ -16,12 +16,13 @@
 //!    [`Shard::poll_action`] until `None`. A connection from a proxy is accepted with [`Shard::handle_accept_proxied`]. Verdicts
 //!    of the verifiers in the same way: [`Shard::handle_verdict`].
 //! 2. Connections that other shards hand over: [`Shard::handle_attached`].
-//! 3. The rings from other shards and from sources: [`Shard::handle_delivery`], then [`Shard::handle_request`].
+//! 3. The rings from other shards and from sources: [`Shard::handle_delivery`], then [`Shard::handle_request`]. Those from sinks at
+//!    any time: [`Shard::handle_settled`].
 //! 4. [`Shard::turn`].
 //! 5. Batches of SENDs until one is empty: [`Shard::prepare_sends`], [`Shard::poll_send`], [`Shard::send_bytes`], then
 //!    [`Shard::handle_sent`] for each SEND of the batch.
 //! 6. [`Shard::poll_action`] and [`Shard::poll_credentials`] until `None`.
-//! 7. Staged frames into the rings: [`Shard::with_stages`]. Then [`Shard::end_turn`].
+//! 7. Staged frames into the rings: [`Shard::with_stages`], [`Shard::with_sink_stage`]. Then [`Shard::end_turn`].
 
 mod answers;
 mod authentication;
@@ -39,6 +40,7 @@ mod overload;
 mod proxied;
 mod quotas;
 mod reload;
+mod routing;
 mod stages;
 mod streams;
 mod subscriptions;
@@ -55,7 +57,7 @@ use std::{
 
 use self::{
     authentication::Authentication, calls::CallQueues, control::Control, intake::IntakeKind, quotas::Quotas,
-    stages::Stages, timers::Timer, unfinished::Unfinished,
+    routing::Routing, stages::Stages, timers::Timer, unfinished::Unfinished,
 };
 use crate::{
     budgets::Budgets,
@@ -155,6 +157,8 @@ pub struct Shard {
     logs: EgressLogs,
     sessions: Sessions,
     stages: Stages,
+    /// Publishes that go to other engines.
+    routing: Routing,
     actions: VecDeque<Action>,
     /// Slots whose input waits for the session itself: for room in its outbox, or for its changes. Entries of ended sessions
     /// stay until the next attempt to resume. Bound: one entry per pause since the last attempt.
@@ -249,6 +253,7 @@ impl Shard {
             logs: EgressLogs::new(limits.egress_log_bytes),
             sessions: Sessions::new(limits.outbox_bytes_max, limits.behind_bytes),
             stages: Stages::new(shards),
+            routing: Routing::new(limits.routes.sinks.len()),
             actions: VecDeque::new(),
             paused: Vec::new(),
             input_queue: FairQueue::new(INPUT_QUANTUM_BYTES),
@@ -402,6 +407,7 @@ impl Shard {
         worked |= self.resume_paused(now);
         self.preferred_intake = self.preferred_intake.next(self.shards > 1);
         worked |= self.handle_timers(now);
+        worked |= self.expire_routed(now);
         self.end_answered(now);
         self.apply_deferred(now);
         self.invariants();
@@ -531,6 +537,7 @@ impl Shard {
             .chain(self.idle_walk_due_ns())
             .chain(self.overloaded_until_ns)
             .chain(self.quotas.due_ns())
+            .chain(self.routing.next_deadline_ns())
             .min()
     }
 
@@ -550,6 +557,7 @@ impl Shard {
             + memberships
             + self.fanout.groups_bytes()
             + self.stages.waiting_bytes()
+            + self.routing.heap_bytes()
             + self.timers.heap_bytes()
             + self.control.heap_bytes()
             + self.authentication.heap_bytes()

@@ -30,6 +30,10 @@ pub enum ErrorCode {
     RateLimited = 109,
     /// A durable log feeds the topic, so that only ticks of the log are accepted.
     FedByLog = 110,
+    /// The engine that takes the topic's ticks has not taken this one: it is away, refuses it, or too many wait for it.
+    EngineUnavailable = 111,
+    /// The engine that takes the topic's ticks has not confirmed this one in time. It may have it.
+    Unconfirmed = 112,
 }
 
 impl ErrorCode {
@@ -48,6 +52,8 @@ impl ErrorCode {
             NotAllowed,
             RateLimited,
             FedByLog,
+            EngineUnavailable,
+            Unconfirmed,
         ]
         .into_iter()
         .find(|known| *known as u16 == code)

@@ -71,6 +71,8 @@ pub enum Kind {
     Lookup = 132,
     Found = 133,
     Append = 134,
+    Routed = 135,
+    Settled = 136,
 }
 
 /// Length of the PUBLISH record before it had a key, in bytes.
@@ -126,6 +128,8 @@ impl Kind {
             132 => Lookup,
             133 => Found,
             134 => Append,
+            135 => Routed,
+            136 => Settled,
             _ => return None,
         })
     }

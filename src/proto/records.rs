@@ -431,6 +431,40 @@ wire_record!(
 });
 
 wire_record!(
+    /// ROUTED, from a shard to a sink: a tick for the sink's engine.
+    ///
+    /// The header's sequence names the publish in [`Settled`]. The payload is the topic's key, the message id, then the tick's payload.
+    Routed, ArchivedRouted, 32, {
+    /// Producer's timestamp, nanoseconds since 1970.
+    producer_time_ns: u64 = 0,
+    /// When the session is told that the engine has not confirmed the tick, CLOCK_MONOTONIC nanoseconds.
+    deadline_ns: u64 = 8,
+    /// As in [`Publish`].
+    key: u64 = 16,
+    /// Length of the topic's key, in bytes.
+    topic_len: u16 = 24,
+    /// Length of the message id, in bytes; 0: none.
+    message_id_len: u16 = 26,
+    /// Reserved, 0.
+    reserved: u32 = 28,
+});
+
+wire_record!(
+    /// SETTLED, from a sink to a shard, answers [`Routed`]. The header's sequence is that of the ROUTED; the payload is the topic's key.
+    Settled, ArchivedSettled, 24, {
+    /// Epoch of the engine's position; 0: it has none.
+    epoch: u64 = 0,
+    /// The engine's position; 0: it has none.
+    sequence: u64 = 8,
+    /// An outcome of the core's routes.
+    outcome: u16 = 16,
+    /// 1: the engine has recognised the message id, and the position is that of the first tick with it.
+    is_duplicate: u16 = 18,
+    /// Reserved, 0.
+    reserved: u32 = 20,
+});
+
+wire_record!(
     /// PING and PONG.
     Token, ArchivedToken, 8, {
     /// Chosen by the sender of the PING, repeated in the PONG.

@@ -10,6 +10,7 @@ mod nodes;
 pub mod reload;
 pub mod secret_files;
 pub mod settings;
+pub mod sink;
 pub mod tenant;
 
 use std::{str::FromStr, sync::Arc};
@@ -30,7 +31,10 @@ use crate::{
     error::{Problem, StartupError},
     limits,
     process::cores::Cores,
-    sources::kind::{OptionChecks, SourceBounds, SourceConfig},
+    sources::{
+        kind::{OptionChecks, SourceBounds, SourceConfig},
+        sink::kind::SinkConfig,
+    },
 };
 use tickcast_core::{
     config::{Limits, message_bytes_max},
@@ -93,6 +97,8 @@ pub struct Config {
     pub report: bool,
     /// Sources of ticks other than clients.
     pub sources: Vec<SourceConfig>,
+    /// Engines that take what clients publish; by their index in [`Limits::routes`].
+    pub sinks: Vec<SinkConfig>,
 }
 
 impl Config {
@@ -111,7 +117,7 @@ impl Config {
     /// As [`Config::new`], except for errors in a record.
     pub fn without_sources(settings: &Settings, machine: Option<&Cores>) -> Result<Config, StartupError> {
         let config = Config::checked(settings, machine, false)?;
-        Ok(Config { sources: Vec::new(), ..config })
+        Ok(Config { sources: Vec::new(), sinks: Vec::new(), ..config })
     }
 
     fn checked(
@@ -167,8 +173,14 @@ impl Checks<'_> {
         let tenants = self.built(tenant::build(&self.settings.tenants, shards)).unwrap_or_default();
         let listeners = self.listeners(&tenants);
         let (auth, operators) = (self.auth(), self.operators());
-        let core_limits =
-            Limits { auth: auth.as_ref().map(AuthConfig::limits), tenants: tenants.into(), ..self.limits() };
+        let bounds = self.source_bounds(reads_files);
+        let sinks = self.sinks(bounds);
+        let core_limits = Limits {
+            auth: auth.as_ref().map(AuthConfig::limits),
+            routes: self.routes(&sinks, &tenants).into(),
+            tenants: tenants.into(),
+            ..self.limits()
+        };
         let (budget, spin) = (server.latency_budget, server.spin);
         let budget_highest = Time::from_ms(limits::LATENCY_BUDGET_MS_HIGHEST);
         let budget_max = Time { ns: budget.0.max_ns() };
@@ -181,7 +193,7 @@ impl Checks<'_> {
             self.refuse("limits.max_clients", text);
         }
         self.check_rates();
-        let sources = self.sources(reads_files, &core_limits.tenants);
+        let sources = self.sources(bounds, &core_limits.tenants);
         Config {
             cores,
             shards,
@@ -207,6 +219,7 @@ impl Checks<'_> {
             drain_deadline_ns: timeouts.drain_deadline.ns,
             report: tables.debug.report,
             sources,
+            sinks,
         }
     }
 
@@ -498,6 +511,7 @@ impl Checks<'_> {
             debug_echo: tables.debug.debug_echo,
             nodes: self.nodes(),
             tenants: Arc::default(),
+            routes: Arc::default(),
         }
     }
 
@@ -517,15 +531,18 @@ impl Checks<'_> {
         }
     }
 
-    fn sources(&mut self, reads_files: bool, tenants: &Tenants) -> Vec<SourceConfig> {
-        let settings = self.settings;
-        let limits = &settings.tables.limits;
+    fn source_bounds(&self, reads_files: bool) -> SourceBounds {
+        let limits = &self.settings.tables.limits;
         let frame_max = limits.frame_max.bytes.max(limits::FRAME_BYTES_MAX_LOWEST);
-        let bounds = SourceBounds {
+        SourceBounds {
             payload_bytes_max: frame_max - frame::encoded_len(TickTimes::STRIDE, 0) - limits::FRAME_ALIGN,
             topics_max: limits.topics_max,
             reads_files,
-        };
+        }
+    }
+
+    fn sources(&mut self, bounds: SourceBounds, tenants: &Tenants) -> Vec<SourceConfig> {
+        let settings = self.settings;
         let mut sources = Vec::new();
         for (at, table) in settings.sources.iter().enumerate() {
             let path = |key: &str| format!("source[{at}].{key}");

@@ -38,13 +38,15 @@ pub mod peer {
     pub use tickcast_core::shard::LOG_TARGET_TOPIC as TOPIC;
     /// Lines of a replay file that are not ticks.
     pub use tickcast_sources::LOG_TARGET_REPLAY as REPLAY;
+    /// Faults of other engines that sinks pass ticks to, and ticks that they refuse.
+    pub use tickcast_sources::LOG_TARGET_SINK as SINK;
     /// Faults of other engines that sources read, and messages of them that are skipped.
     pub use tickcast_sources::LOG_TARGET_SOURCE as SOURCE;
     /// Requests to the admin listener without credentials, or with wrong ones.
     pub const ADMIN: &str = "tickcast::peer::admin";
 
     /// All of these targets.
-    pub const ALL: [&str; 6] = [ACCEPT, SESSION, TOPIC, REPLAY, SOURCE, ADMIN];
+    pub const ALL: [&str; 7] = [ACCEPT, SESSION, TOPIC, REPLAY, SOURCE, SINK, ADMIN];
 }
 
 /// Target of the lines about operators' changes, at level info, not rate-limited. `warn,tickcast::audit=info` keeps these lines

@@ -3,6 +3,8 @@
 pub mod listening;
 pub mod reload;
 mod report;
+mod rings;
+mod sinks;
 mod verification;
 
 use std::{
@@ -46,7 +48,9 @@ use crate::{
         systemd::{self, Feeder},
     },
     sources::{
-        self, Lanes, RunningSource, SourceContext, SourceError, SourceStatus, StopFlag, kind::SourceConfig,
+        self, Lanes, RunningSource, SourceContext, SourceError, SourceStatus, StopFlag,
+        kind::SourceConfig,
+        sink::{RunningSink, SinkStatus, kind::SinkConfig},
     },
     supervisor::{
         listening::Opened,
@@ -65,10 +69,7 @@ use crate::{
     },
 };
 use tickcast_core::{
-    mesh::{
-        Mesh, mesh,
-        ring::{Doorbell, frame_ring},
-    },
+    mesh::mesh,
     metrics::{counters::Counters, latency::Latency},
     shard::Shard,
 };
@@ -107,6 +108,8 @@ struct Server {
     sources: Vec<RunningSource>,
     /// The configured sources, running or not.
     source_statuses: Vec<SourceStatus>,
+    sinks: Vec<RunningSink>,
+    sink_statuses: Vec<SinkStatus>,
     stop: Arc<Stop>,
     control: ControlSender,
     reloader: Reloader,
@@ -151,6 +154,8 @@ pub fn run(
         status
     };
     let statuses: Vec<SourceStatus> = config.sources.iter().map(status).collect();
+    let sink_status = |sink: &SinkConfig| SinkStatus::new(sink.name(), sink.kind().name);
+    let sinks: Vec<SinkStatus> = config.sinks.iter().map(sink_status).collect();
     let (event_sender, events) = channel();
     // Before any socket is opened, so that a bad certificate leaves nothing behind.
     let (certificates, configs) =
@@ -165,7 +170,7 @@ pub fn run(
     let admin = admin.zip(access.clone()).map(|(opened, access)| {
         let tls = (admin_tls.clone(), certificates.statuses());
         let who = (access, authority.clone(), tenants.clone());
-        start_admin(config, opened, (&counters, &statuses), tls, who, &event_sender)
+        start_admin(config, opened, (&counters, &statuses, &sinks), tls, who, &event_sender)
     });
     let admin = admin.transpose()?;
     let set_stage = |stage| {
@@ -183,7 +188,7 @@ pub fn run(
         .with_tenants(tenants);
     let clients = clients.into_iter().zip(client_tls).collect();
     let (server, lanes) =
-        start(config, clients_max, clients, (counters, statuses), (event_sender, events), reloader)?;
+        start(config, clients_max, clients, (counters, statuses, sinks), (event_sender, events), reloader)?;
     set_stage(Stage::Serving);
     announce(&addresses);
     // `systemctl status` shows only the clients' addresses.
@@ -203,7 +208,7 @@ pub fn run(
 fn start_admin(
     config: &Config,
     listening: Listening,
-    (shards, sources): (&[Arc<Counters>], &[SourceStatus]),
+    (shards, sources, sinks): (&[Arc<Counters>], &[SourceStatus], &[SinkStatus]),
     (tls, certificates): (AdminTls, CertificateStatuses),
     (access, authority, tenants): (AdminAccess, Option<Arc<Authority>>, SharedTenants),
     event_sender: &Sender<Event>,
@@ -213,6 +218,7 @@ fn start_admin(
     let handles = ServerHandles {
         shards: shards.iter().cloned().enumerate().map(|(index, counters)| (core(index), counters)).collect(),
         sources: sources.to_vec(),
+        sinks: sinks.to_vec(),
         access,
         authority,
         tenants,
@@ -235,7 +241,7 @@ fn start(
     config: &Config,
     clients_max: usize,
     clients: Vec<(Listening, Option<Arc<ServerConfig>>)>,
-    (counters, source_statuses): (Vec<Arc<Counters>>, Vec<SourceStatus>),
+    (counters, source_statuses, sink_statuses): (Vec<Arc<Counters>>, Vec<SourceStatus>, Vec<SinkStatus>),
     (event_sender, events): (Sender<Event>, Receiver<Event>),
     reloader: Reloader,
 ) -> Result<(Server, Vec<Lanes>), StartupError> {
@@ -258,16 +264,17 @@ fn start(
 
     let eventfds: io::Result<Vec<OwnedFd>> = (0..config.shards).map(|_| eventfd()).collect();
     let eventfds = eventfds.map_err(failed)?;
-    let bells: io::Result<Vec<_>> = eventfds.iter().map(|fd| doorbell(fd).map(Arc::new)).collect();
+    let bells: io::Result<Vec<_>> = eventfds.iter().map(|fd| rings::doorbell(fd).map(Arc::new)).collect();
     let bells = bells.map_err(failed)?;
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
     let of_source = |(source, number): (&SourceConfig, u32)| {
-        let mut lanes = lanes(&mut meshes, &bells, config.mesh_ring_bytes);
+        let mut lanes = rings::lanes(&mut meshes, &bells, config.mesh_ring_bytes);
         lanes.set_tenant(source.tenant());
         lanes.set_source(number);
         lanes
     };
     let lanes = config.sources.iter().zip(1..).map(of_source).collect();
+    let sinks = sinks::start(config, &sink_statuses, (&mut meshes, &bells), &event_sender).map_err(failed)?;
 
     let verifiers_ended = event_sender.clone();
     let on_failure = move |reason| drop(verifiers_ended.send(Event::ThreadEnded("verifier", reason)));
@@ -277,6 +284,8 @@ fn start(
         shards: Vec::new(),
         sources: Vec::new(),
         source_statuses,
+        sinks,
+        sink_statuses,
         stop: Arc::new(Stop::new(bells.clone())),
         control,
         reloader,
@@ -372,6 +381,7 @@ impl Server {
         };
         self.stop.request(clock::monotonic_ns(), drain_ns);
         let (last, stopped) = self.wait_for_shards();
+        self.stop_sinks();
         for (shard, has_ended) in self.shards.drain(..).zip(&self.shards_ended) {
             // Its panics were caught and reported. A stuck shard ends with the process.
             if *has_ended {
@@ -571,27 +581,4 @@ impl Server {
 /// CLOCK_MONOTONIC nanoseconds, and seconds since 1970.
 fn times() -> (u64, u64) {
     (clock::monotonic_ns(), clock::realtime_s())
-}
-
-/// A doorbell that writes to a shard's eventfd.
-fn doorbell(eventfd: &OwnedFd) -> io::Result<Doorbell> {
-    let eventfd = eventfd.try_clone()?;
-    Ok(Doorbell::new(move || {
-        // Fails only when 2^64 - 2 rings are unread, and then the shard wakes anyway.
-        let _ = nix::unistd::write(&eventfd, &1u64.to_ne_bytes());
-    }))
-}
-
-/// Creates a source's rings to all shards, and gives the consumer ends to the meshes.
-fn lanes(meshes: &mut [Mesh], bells: &[Arc<Doorbell>], ring_bytes: usize) -> Lanes {
-    let lanes: Vec<_> = meshes
-        .iter_mut()
-        .zip(bells)
-        .map(|(mesh, bell)| {
-            let (producer, consumer) = frame_ring(ring_bytes);
-            mesh.add_source(consumer);
-            (producer, bell.clone())
-        })
-        .collect();
-    Lanes::new(lanes.into_iter())
 }

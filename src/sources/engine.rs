@@ -37,9 +37,9 @@ use tickcast_proto::logged::LogPosition;
 /// Messages taken before the rings are pushed, if more are at hand: one wake-up per shard for as many, as in the simulator.
 const BATCH_MESSAGES: u32 = 256;
 /// Longest first wait before another attempt to reach an engine, milliseconds.
-const RETRY_MS: u64 = 100;
+pub(crate) const RETRY_MS: u64 = 100;
 /// Longest wait before another attempt: reading goes on within 5 s of the engine's return, an attempt and a heartbeat included.
-const RETRY_MS_MAX: u64 = 2_000;
+pub(crate) const RETRY_MS_MAX: u64 = 2_000;
 
 /// Why an attempt to read an engine ended: what was tried, and the client's error. Another attempt follows.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ pub fn run(
 }
 
 /// Awaits a future that never ends until the server stops.
-async fn until_stopped(stop: &StopFlag, future: impl Future<Output = Infallible>) {
+pub(crate) async fn until_stopped(stop: &StopFlag, future: impl Future<Output = Infallible>) {
     let stopped = async {
         while !stop.is_set() {
             tokio::time::sleep(Duration::from_nanos(NAP_NS)).await;

@@ -1,4 +1,4 @@
-//! Sources of ticks other than clients. Each runs on its own thread, with one ring to every shard.
+//! Sources of ticks other than clients, and sinks of what clients publish. Each runs on its own thread, with rings to every shard.
 //!
 //! ```text
 //!  supervisor -- start() --> RunningSource: stop, join, status (health, counters)
@@ -20,6 +20,7 @@ pub mod health;
 pub mod jetstream;
 pub mod kind;
 pub mod limits;
+pub mod log_identity;
 pub mod mapping;
 #[cfg(feature = "nats")]
 pub mod nats;
@@ -34,6 +35,7 @@ pub mod redis_stream;
 pub mod replay;
 mod runner;
 pub mod simulator;
+pub mod sink;
 pub mod tls;
 pub mod websocket;
 
@@ -94,6 +96,8 @@ pub static KINDS: &[SourceKind] = &[
 pub const LOG_TARGET_REPLAY: &str = "tickcast::peer::replay";
 /// Target of the log lines about faults of other engines that sources read, and about messages of them that are skipped.
 pub const LOG_TARGET_SOURCE: &str = "tickcast::peer::source";
+/// Target of the log lines about engines that sinks pass ticks to.
+pub const LOG_TARGET_SINK: &str = "tickcast::peer::sink";
 /// Longest sleep of a source between two checks whether the server stops.
 pub const NAP_NS: u64 = 20_000_000;
 /// Pause of a source that found a ring full.
@@ -186,10 +190,7 @@ impl SourceContext {
     }
 
     /// Stages a tick, which gets the time of arrival. Waits while the ring is full.
-    fn stage_waiting(
-        &mut self,
-        mut stage: impl FnMut(&mut Lanes, u64) -> Result<(), Backpressure>,
-    ) -> bool {
+    fn stage_waiting(&mut self, mut stage: impl FnMut(&mut Lanes, u64) -> Result<(), Backpressure>) -> bool {
         let mut waits = false;
         loop {
             let published = stage(&mut self.lanes, clock::realtime_ns());

@@ -18,3 +18,13 @@ pub const REPLAY_WINDOW_BYTES_MAX: u64 = 128 << 20;
 pub const ECG_BATCH_HIGHEST: usize = 4_096;
 /// Smallest payload of the simulator, in bytes: the intended send time, a topic, a counter and the JSON around them.
 pub const SIM_SIZE_LOWEST: usize = 80;
+/// Ticks that a sink has passed to its engine without a confirmation yet. The JetStream client blocks at 5,000.
+pub const SINK_TAKEN_MAX: usize = 4_096;
+/// Bytes of these.
+pub const SINK_TAKEN_BYTES_MAX: usize = 16 << 20;
+/// Commands of one request to Redis: 1,000 XADDs in one took 1.7 us each.
+pub const SINK_BATCH_MAX: usize = 512;
+/// Streams of JetStream whose lives a sink remembers; ticks in others are confirmed without a position.
+pub const SINK_STREAMS_MAX: usize = 64;
+/// Bytes of a sink's name.
+pub const SINK_NAME_BYTES_MAX: usize = 64;

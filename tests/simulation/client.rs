@@ -6,6 +6,7 @@ use crate::{
     permissions,
     publishes::Publishes,
     request::{Begin, Request},
+    sink::RoutedPublishes,
 };
 use tickcast_core::testing::{EPOCH, upgrade_request};
 use tickcast_proto::{
@@ -155,6 +156,8 @@ pub struct Client {
     /// Budgets are set for what it publishes.
     pub is_limited: bool,
     pub publishes: Publishes,
+    /// What it has published to the sink.
+    pub routed: RoutedPublishes,
     /// Without authentication, it has none.
     pub token: Option<String>,
     /// A pattern that is only partly allowed is delivered in part, not refused.
@@ -217,6 +220,7 @@ impl Client {
             is_answered: encoding != WireFormat::WEBSOCKET_RAW && !name.is_multiple_of(4),
             is_limited: false,
             publishes: Publishes::default(),
+            routed: RoutedPublishes::default(),
             token,
             filters: false,
             refreshes: 0,
@@ -435,8 +439,27 @@ impl Client {
     /// Checks a PUBLISHED: this client alone publishes to its topic.
     fn published(&mut self, id: u32, topic: &str, epoch: u64, sequence: u64, published: &Published) {
         assert!(self.is_answered, "it has not asked for answers");
+        if RoutedPublishes::is_routed(id) {
+            assert_eq!(topic, format!("r.{}", self.name));
+            return self.routed.handle_published(id, epoch, sequence);
+        }
         assert_eq!(topic, format!("c.{}", self.name));
         self.publishes.handle_published(id, sequence + published.offset(topic, epoch));
+    }
+
+    /// Checks an ERROR that answers a publish.
+    fn publish_failed(&mut self, id: u32, code: u64) {
+        match RoutedPublishes::is_routed(id) {
+            true => self.routed.handle_error(id, code),
+            false => self.publishes.handle_error(id, code, self.is_limited),
+        }
+    }
+
+    /// Publishes to the topic that the sink takes from this client.
+    pub fn publish_routed(&mut self) {
+        let (id, payload) = self.routed.begin(self.name);
+        let topic = format!("r.{}", self.name);
+        self.publish(id, &topic, 0, &payload);
     }
 
     /// Reads at most `len` bytes from its socket. `published` has every tick, by topic.
@@ -548,7 +571,7 @@ impl Client {
                     self.denied(&payload);
                     return used;
                 }
-                self.publishes.handle_error(record.request, u64::from(record.code), self.is_limited);
+                self.publish_failed(record.request, u64::from(record.code));
             }
             other => panic!("unexpected {other:?}: {payload}"),
         }
@@ -595,7 +618,7 @@ impl Client {
             }
             Some("error") => {
                 let number = |field: &str| value[field].as_u64().unwrap();
-                self.publishes.handle_error(number("id") as u32, number("code"), self.is_limited);
+                self.publish_failed(number("id") as u32, number("code"));
             }
             Some("closing") => self.closing = Some(value["code"].as_u64().unwrap() as u16),
             Some("subscribed") => {
@@ -779,6 +802,7 @@ impl Client {
     pub fn check_complete(&self, published: &Published, gone: &HashSet<String>) {
         if self.is_answered {
             self.publishes.check_answered();
+            self.routed.check_answered();
         }
         for (topic, seen) in self.seen.iter().filter(|(topic, _)| !gone.contains(*topic)) {
             let mut seen = seen.clone();

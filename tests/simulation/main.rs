@@ -11,6 +11,7 @@ mod permissions;
 mod publishes;
 mod reached;
 mod request;
+mod sink;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -30,6 +30,10 @@ pub struct Reached {
     pub filtered: u64,
     pub limited: u64,
     pub throttled: u64,
+    pub routed: u64,
+    pub routed_refused: u64,
+    pub routed_unconfirmed: u64,
+    pub routed_late: u64,
 }
 
 impl Reached {
@@ -61,6 +65,10 @@ impl Reached {
         self.filtered += other.filtered;
         self.limited += other.limited;
         self.throttled += other.throttled;
+        self.routed += other.routed;
+        self.routed_refused += other.routed_refused;
+        self.routed_unconfirmed += other.routed_unconfirmed;
+        self.routed_late += other.routed_late;
     }
 
     pub fn is_complete(&self) -> bool {
@@ -91,6 +99,10 @@ impl Reached {
             self.filtered,
             self.limited,
             self.throttled,
+            self.routed,
+            self.routed_refused,
+            self.routed_unconfirmed,
+            self.routed_late,
         ]
         .iter()
         .all(|&count| count > 10)

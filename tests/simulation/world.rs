@@ -7,6 +7,7 @@ use crate::{
     permissions::{self, TENANTS},
     reached::Reached,
     request::{Begin, Request},
+    sink::Sink,
 };
 use fastrand::Rng;
 use tickcast::{
@@ -27,6 +28,7 @@ use tickcast_core::{
     now::Now,
     placement::home_shard,
     principal::Credentials,
+    routes::{Route, Routes, SinkConfig, SinkId},
     shard::{Action, ListenerKind, Shard},
     tenants::{Export, Exports, Figure, Importers, TenantConfig, Tenants},
     testing::{self, EPOCH, START, TurnLoop},
@@ -84,6 +86,8 @@ pub struct World {
     /// Shards hold ticks no more, so that everything comes to rest.
     settles: bool,
     lanes: Lanes,
+    /// Takes what clients publish to `r.>`, in some runs.
+    sink: Option<Sink>,
     clients: Vec<Client>,
     /// Free slots, by shard.
     free: Vec<Vec<u32>>,
@@ -130,6 +134,14 @@ impl World {
         let exported = Exports::new(vec![export; usize::from(exports)]).expect("one export");
         let table = Tenants::new(configs.collect(), exported, count as u16).expect("tenants");
         let is_limited = seed % 8 == 5;
+        let has_sink = seed % 4 == 1 && !is_limited;
+        let mut routes = Routes::default();
+        if has_sink {
+            let route = Route { tenant: TenantId::DEFAULT, topics: "r.>".into(), sink: SinkId(0) };
+            routes.routes.push(route);
+            let ack_timeout_ns = rng.u64(1..100) * 1_000_000;
+            routes.sinks.push(SinkConfig { name: "script".into(), ack_timeout_ns });
+        }
         let base_topics = |home: usize| {
             let is_here = |name: &&&str| usize::from(home_shard(name, count as u16).0) == home;
             SOURCE_TOPICS.iter().filter(is_here).count()
@@ -165,6 +177,7 @@ impl World {
                 .then(|| AuthLimits { filters_patterns: seed % 16 == 14, ..AuthLimits::default() }),
             budgets: if is_limited { budgets(&mut rng) } else { BudgetLimits::default() },
             tenants: table.into(),
+            routes: routes.into(),
             ..Limits::default()
         };
         // Two of the longest frames, pieces of history, fit the ring.
@@ -179,6 +192,7 @@ impl World {
                 (producer, bell.clone())
             })
             .collect();
+        let sink = has_sink.then(|| Sink::new(&mut meshes, ring_bytes));
         let published = || Published { forgets: limits.topic_idle.default > 0, ..Published::default() };
         let published = (0..tenants).map(|_| published()).collect();
         let mut world = World {
@@ -193,6 +207,7 @@ impl World {
             settles: false,
             is_limited,
             lanes: Lanes::new(lanes.into_iter()),
+            sink,
             clients: Vec::new(),
             free: vec![Vec::new(); count],
             next_slot: vec![0; count],
@@ -228,6 +243,9 @@ impl World {
             self.verify(at);
         }
         self.take_back();
+        if let Some(sink) = self.sink.as_mut().filter(|_| self.rng.u8(..3) == 0) {
+            sink.step(&mut self.rng);
+        }
         match self.rng.u8(..100) {
             0..8 if self.clients.len() < CLIENTS_MAX => self.connect(),
             0..35 => self.publish(),
@@ -437,6 +455,15 @@ impl World {
                 // A raw client is closed for a publish that is refused.
                 if self.refuses && client.encoding == WireFormat::WEBSOCKET_RAW {
                     return client.ping();
+                }
+                if self.sink.is_some() && self.rng.bool() {
+                    // A raw client is closed for a publish that fails.
+                    if client.encoding == WireFormat::WEBSOCKET_RAW {
+                        return client.ping();
+                    }
+                    // A flood has more than may wait for its answers.
+                    let count = if self.rng.u8(..16) == 0 { 1_000 } else { self.rng.usize(1..5) };
+                    return (0..count).for_each(|_| client.publish_routed());
                 }
                 // Who cannot tell which of its ticks was refused publishes one at a time, and takes its number back.
                 if self.is_limited {
@@ -746,6 +773,11 @@ impl World {
             while !self.verifying.is_empty() {
                 self.verify(0);
             }
+            // The sink may never answer: the deadlines pass.
+            if let Some(sink) = &mut self.sink {
+                sink.step(&mut self.rng);
+                sink.flush();
+            }
             let staged = self.lanes.flush().is_ok();
             let still = self.shards.iter().zip(&mut self.meshes).all(|(shard, mesh)| {
                 !shard.is_busy()
@@ -753,6 +785,7 @@ impl World {
                     && mesh.deliveries_are_empty()
                     && shard.requests_flushed()
                     && shard.deliveries_flushed()
+                    && shard.routed_are_settled()
             });
             let quiet = |client: &Client| {
                 client.manner == Manner::Stuck
@@ -784,7 +817,11 @@ impl World {
             self.reached.refused += client.publishes.refused;
             self.reached.denied += client.denied;
             self.reached.limited += client.publishes.limited;
+            self.reached.routed += client.routed.confirmed.len() as u64;
+            self.reached.routed_refused += client.routed.refused.len() as u64;
+            self.reached.routed_unconfirmed += client.routed.unconfirmed;
         }
+        self.reached.routed_late = totals(Counter::SinkAnswersLate);
         self.reached.filtered = totals(Counter::SubscriptionsFiltered);
         let limited = totals(Counter::TicksRefusedRate) + totals(Counter::TicksRefusedSourceRate);
         assert!(limited >= self.reached.limited, "each tick that a budget refuses is counted");
@@ -819,6 +856,9 @@ impl World {
         let silenced = |client: &&Client| silenced(client) || client.publishes.is_refused;
         gone.extend(self.clients.iter().filter(silenced).map(|client| format!("c.{}", client.name)));
         for client in &self.clients {
+            if let Some(sink) = &self.sink {
+                sink.check(&client.routed);
+            }
             if client.manner != Manner::Stuck && client.closing.is_none() && !client.fin {
                 client.check_complete(&self.published[client.tenant], &gone);
             }

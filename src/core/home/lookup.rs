@@ -125,8 +125,8 @@ impl Home {
         let from = if epoch.is_none_or(|epoch| epoch == topic.epoch) { from } else { 1 };
         let oldest = topic.history.oldest(topic.bounds, now_ns).map(first_covered);
         let last_frame = topic.last_values.last_frame();
-        let kept_from =
-            oldest.unwrap_or_else(|| if last_frame.is_empty() { last + 1 } else { first_covered(last_frame) });
+        let kept_from = oldest
+            .unwrap_or_else(|| if last_frame.is_empty() { last + 1 } else { first_covered(last_frame) });
         let start = from.max(kept_from);
         let (mut taken, mut has_more) = (0, false);
         let mut take = |tick: &[u8]| {

@@ -142,6 +142,26 @@ counters! {
     SourceMessagesLost = "source_messages_lost", "messages";
     /// Times a source began to read its engine.
     SourceConnections = "source_connections", "times";
+    /// Ticks of clients that left for another engine, by a route.
+    TicksRouted = "ticks_routed", "ticks";
+    /// Ticks of clients that another engine has confirmed.
+    TicksRoutedConfirmed = "ticks_routed_confirmed", "ticks";
+    /// Ticks of clients refused because the engine that takes their topic was away, refused them, or had too many waiting.
+    TicksRefusedSink = "ticks_refused_sink", "ticks";
+    /// Ticks of clients that another engine has not confirmed in time. It may have them.
+    TicksUnconfirmed = "ticks_unconfirmed", "ticks";
+    /// Answers of sinks that came after the deadline: the client had been told that the tick is not confirmed.
+    SinkAnswersLate = "sink_answers_late", "answers";
+    /// Ticks that a sink's engine has confirmed.
+    SinkTicks = "sink_ticks", "ticks";
+    /// Ticks that a sink did not publish: its engine was away or refused them.
+    SinkTicksRefused = "sink_ticks_refused", "ticks";
+    /// Ticks that a sink passed to its engine without a confirmation.
+    SinkTicksUnconfirmed = "sink_ticks_unconfirmed", "ticks";
+    /// Ticks that a sink has passed to its engine and that wait for a confirmation now.
+    SinkTicksWaiting = "sink_ticks_waiting", "ticks";
+    /// Times a sink connected to its engine.
+    SinkConnections = "sink_connections", "times";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
     /// Ticks evicted from outboxes, to be conflated, dropped or queued again.
@@ -256,7 +276,11 @@ impl Counter {
     pub fn is_gauge(self) -> bool {
         matches!(
             self,
-            Counter::SessionsOpen | Counter::SessionsSubscribed | Counter::FlushWaitNs | Counter::Overloaded
+            Counter::SessionsOpen
+                | Counter::SessionsSubscribed
+                | Counter::FlushWaitNs
+                | Counter::Overloaded
+                | Counter::SinkTicksWaiting
         )
     }
 }

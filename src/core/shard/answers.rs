@@ -44,7 +44,7 @@ impl Shard {
 
     /// Finds the session that an answer is for, and gives back the room kept for it. `None` if the session has ended: then the
     /// answer is dropped.
-    fn take_answered(&mut self, origin: u64, room_bytes: usize) -> Option<SlotId> {
+    pub(super) fn take_answered(&mut self, origin: u64, room_bytes: usize) -> Option<SlotId> {
         let origin = SessionId(origin);
         let slot = origin.slot();
         let session = self.sessions.open_mut(slot).filter(|session| session.id == origin)?;

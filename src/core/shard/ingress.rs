@@ -419,7 +419,10 @@ impl Shard {
             key: buffer.key(tenant, topic),
             payload: &publish.payload,
         };
-        self.publish(&tick, now);
+        match self.sink_of(tick.key) {
+            Some(sink) => self.publish_to_sink(sink, slot, &tick, now),
+            None => self.publish(&tick, now),
+        }
     }
 
     /// Answers a failed request. Ends the session instead if its codec has no replies.

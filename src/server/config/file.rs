@@ -23,12 +23,17 @@ use super::{
     auth::{AUTH, AuthSection},
     declared::{self, Declared, LISTENER},
     listener::{Address, Kind, ListenerTable},
+    sink::{ROUTE, SINK},
     tenant::TENANT,
 };
 use crate::{
     cli::{ServeArgs, old, serve::Tables},
     error::Problem,
-    sources::{KINDS, kind::SourceKind},
+    sources::{
+        KINDS,
+        kind::SourceKind,
+        sink::{self, kind::SinkKind},
+    },
 };
 
 /// Maximum size of the file, bytes.
@@ -45,7 +50,7 @@ pub struct Entry {
     pub value: Value,
 }
 
-/// A `[[listener]]` or `[[source]]`.
+/// A `[[listener]]`, `[[source]]` or `[[sink]]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Section {
     /// Line of its header.
@@ -67,13 +72,17 @@ pub struct File {
     pub listeners: Option<Vec<Section>>,
     /// The `[[source]]` tables; `None`: as for listeners. `source = []` gives an empty list.
     pub sources: Option<Vec<Section>>,
+    /// The `[[sink]]` tables.
+    pub sinks: Vec<Section>,
+    /// The `[[route]]` tables, as the list `route`.
+    pub routes: Option<AuthSection>,
     /// `[auth]`.
     pub auth: Option<AuthSection>,
     /// The `[[tenant]]` tables, as the list `tenant`.
     pub tenants: Option<AuthSection>,
     /// All errors, by line.
     pub problems: Vec<Problem>,
-    /// Flags of the options with an invalid value; also `listener`, `source` or `auth` if a part of them was left out because of
+    /// Flags of the options with an invalid value; also `listener`, `source`, `sink` or `auth` if a part of them was left out because of
     /// an error.
     pub broken: Vec<String>,
     /// One warning per flat key, with its new place.
@@ -136,11 +145,13 @@ impl Reader<'_> {
             match name {
                 "listener" if is_list => self.file.listeners = Some(self.sections(name, value)),
                 "source" if is_list => self.file.sources = Some(self.sections(name, value)),
-                "listener" | "source" => {
+                SINK if is_list => self.file.sinks = self.sections(name, value),
+                "listener" | "source" | SINK => {
                     self.refuse(key, name, format!("must be a list of tables: [[{name}]]"))
                 }
                 AUTH => self.auth(key, value),
                 TENANT => self.tenants(key, value),
+                ROUTE => self.routes(key, value),
                 _ if declared::tables().contains(&name) => match value.get_ref().as_table() {
                     Some(table) => self.table(name, table),
                     None => self.refuse(key, name, format!("must be a table: [{name}]")),
@@ -264,6 +275,7 @@ impl Reader<'_> {
     fn section(&mut self, name: &str, line: usize, table: &DeTable<'_>) -> Option<Section> {
         let kinds: Vec<&str> = match name {
             LISTENER => Kind::ALL.map(Kind::name).to_vec(),
+            SINK => sink::kind::KINDS.iter().map(|kind| kind.name).collect(),
             _ => KINDS.iter().map(|kind| kind.name).collect(),
         };
         let found = table.iter().find(|(key, _)| key.get_ref() == "kind");
@@ -294,12 +306,13 @@ impl Reader<'_> {
                 }
             }
         }
-        let required = match SourceKind::named(kind) {
-            Some(kind) if name != LISTENER => kind.required,
-            _ => &["address"],
+        let required = match (name, SourceKind::named(kind), SinkKind::named(kind)) {
+            (SINK, _, Some(kind)) => kind.required().collect(),
+            ("source", Some(kind), _) => kind.required.to_vec(),
+            _ => vec!["address"],
         };
         if is_whole {
-            for key in required.iter().filter(|key| !entries.contains_key(**key)) {
+            for key in required.into_iter().filter(|key| !entries.contains_key(*key)) {
                 let text = format!("{key} is missing for kind = \"{kind}\"");
                 self.refuse_at(line, &format!("[[{name}]]"), text);
                 is_whole = false;
@@ -330,6 +343,13 @@ impl Reader<'_> {
                 tenant: None,
             };
             return lenient(written(&any), normalized::<ListenerTable>, &[key], value);
+        }
+        if name == SINK {
+            let kind = SinkKind::named(kind).ok_or("no such kind")?;
+            return match kind.keys().any(|known| known == key) {
+                true => lenient(kind.defaults(), |options| kind.normalized(options), &[key], value),
+                false => Err(unknown_key(key, kind.keys())),
+            };
         }
         if key == TENANT {
             let is_text = value.is_str();
@@ -377,7 +397,7 @@ impl Reader<'_> {
     }
 
     fn unknown(&self, table: &str, name: &str) -> String {
-        let (tables, lists) = (declared::tables(), [LISTENER, "source", AUTH, TENANT]);
+        let (tables, lists) = (declared::tables(), [LISTENER, "source", SINK, ROUTE, AUTH, TENANT]);
         let known = || declared::of(table).map(|declared| &*declared.key);
         if !table.is_empty() && declared::suggestion(name, known()).is_some() {
             return unknown_key(name, known());

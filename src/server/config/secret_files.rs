@@ -58,8 +58,9 @@ pub fn secret_files(settings: &Settings) -> Vec<SecretFile> {
         files.extend(tls.key.files().iter().map(|path| SecretFile::new(path, "a private key")));
         files.extend(tls.ticket_keys.iter().map(|path| SecretFile::new(path, "session ticket keys")));
     }
-    for source in &settings.sources {
-        files.extend(source_secrets(&source.options));
+    let sources = settings.sources.iter().map(|source| &source.options);
+    for options in sources.chain(settings.sinks.iter().map(|sink| &sink.options)) {
+        files.extend(engine_secrets(options));
     }
     if let Some(auth) = &settings.auth {
         let secrets = auth.keys.iter().filter(|key| key.algorithm == Some(Algorithm::Hs256));
@@ -79,8 +80,8 @@ pub fn secret_files(settings: &Settings) -> Vec<SecretFile> {
     files
 }
 
-/// Files of a source's secrets, by the names that all kinds share: every `..._file` of its table `auth`, `token.file` and `tls.key`.
-fn source_secrets(options: &Table) -> impl Iterator<Item = SecretFile> {
+/// Files of the secrets of a source or a sink, by the names that all kinds share: every `..._file` of its table `auth`, `token.file` and `tls.key`.
+fn engine_secrets(options: &Table) -> impl Iterator<Item = SecretFile> {
     let within = |table: &str| options.get(table).and_then(Value::as_table).into_iter().flatten();
     let auth =
         within("auth").filter(|(key, _)| key.ends_with("_file")).map(|(_, file)| (file, "a source's secret"));

@@ -17,6 +17,7 @@ use super::{
     file::{Entry, File, Section},
     listener::{Address, Kind, ListenerTable},
     reload::{self, Change},
+    sink::{self, ROUTE, RouteTable, SINK, SinkTable},
     tenant::{self, TENANT, TenantTable},
 };
 use crate::{
@@ -25,6 +26,7 @@ use crate::{
     sources::{
         KINDS,
         kind::{SourceKind, Starts},
+        sink::kind::SinkKind,
     },
 };
 
@@ -41,7 +43,7 @@ pub enum Origin {
     File(usize, String),
 }
 
-/// A listener or source: its values and their origins, by key.
+/// A listener, source or sink: its values and their origins, by key.
 #[derive(Clone, Debug, PartialEq)]
 struct Item {
     kind: String,
@@ -71,13 +73,17 @@ pub struct Settings {
     pub listeners: Vec<ListenerTable>,
     /// Effective sources.
     pub sources: Vec<SourceTable>,
+    /// Effective sinks.
+    pub sinks: Vec<SinkTable>,
+    /// The `[[route]]` tables.
+    pub routes: Vec<RouteTable>,
     /// `[auth]`.
     pub auth: Option<AuthTables>,
     /// The `[[tenant]]` tables.
     pub tenants: Vec<TenantTable>,
     /// Invalid values, each checked on its own. If there are any, the server must not start.
     pub problems: Vec<Problem>,
-    /// Flags of the options with an invalid value, which have their defaults here; also `listener`, `source` or `auth` if a part
+    /// Flags of the options with an invalid value, which have their defaults here; also `listener`, `source`, `sink` or `auth` if a part
     /// of them was left out because of an error.
     pub broken: Vec<String>,
     /// One warning per key of 0.1 in the file, with its new place.
@@ -87,6 +93,8 @@ pub struct Settings {
     auth_section: Option<AuthSection>,
     /// The `[[tenant]]` tables as the file has them.
     tenant_section: Option<AuthSection>,
+    /// The `[[route]]` tables as the file has them.
+    route_section: Option<AuthSection>,
     /// All effective values, laid out as in a file.
     tree: Table,
     /// Origins by path: `limits.frame_max`, `listener[0].address`.
@@ -162,13 +170,17 @@ impl Settings {
         if self.sources.is_empty() {
             text.push_str("\nsource = []\n");
         }
-        for list in [LISTENER, "source"] {
+        for list in [LISTENER, "source", SINK] {
             let items = self.tree.get(list).and_then(Value::as_array).into_iter().flatten();
             for (at, item) in items.enumerate() {
                 let _ = writeln!(text, "\n[[{list}]]");
                 let kind = item.get("kind").and_then(Value::as_str).unwrap_or_default();
                 let keys: Vec<&str> = match list {
                     LISTENER => ListenerTable::KEYS.to_vec(),
+                    SINK => {
+                        let keys = SinkKind::named(kind).into_iter().flat_map(SinkKind::keys);
+                        ["kind"].into_iter().chain(keys).collect()
+                    }
                     _ => {
                         let keys = SourceKind::named(kind).map_or(&[][..], SourceKind::keys);
                         ["kind"].iter().chain(keys).copied().chain([TENANT]).collect()
@@ -179,6 +191,9 @@ impl Settings {
                     line_of(&mut text, key, item.get(key), origin, key == "kind" || key == "address");
                 }
             }
+        }
+        if let Some(section) = &self.route_section {
+            auth::write_tables(&mut text, ROUTE, ROUTE, sink::tables_of(section).iter(), section);
         }
         if let Some(section) = &self.tenant_section {
             auth::write_tables(&mut text, TENANT, TENANT, tenant::tables_of(section).iter(), section);
@@ -273,7 +288,8 @@ impl Layers<'_> {
         let tables = Tables::deserialize(tree.clone()).map_err(|error| inner(&error))?;
         let listeners = self.listeners();
         let sources = self.sources(&mut problems);
-        for (list, items) in [(LISTENER, &listeners), ("source", &sources)] {
+        let sinks: Vec<Item> = self.file.sinks.iter().map(Item::of_sink).collect();
+        for (list, items) in [(LISTENER, &listeners), ("source", &sources), (SINK, &sinks)] {
             for (at, item) in items.iter().enumerate() {
                 let of_item =
                     item.origins.iter().map(|(key, origin)| (format!("{list}[{at}].{key}"), origin.clone()));
@@ -291,14 +307,19 @@ impl Layers<'_> {
             tree.insert(AUTH.to_owned(), auth::shown(&section.values).into());
             AuthTables::deserialize(section.values.clone())
         });
-        let tenants = self.file.tenants.as_ref().map_or_else(Vec::new, |section| {
-            let places = section.places.iter();
-            origins.extend(
-                places.map(|(path, (line, named))| (path.clone(), Origin::File(*line, named.clone()))),
-            );
-            tree.extend(section.values.clone());
-            tenant::tables_of(section)
-        });
+        let mut tables_of = |section: &Option<AuthSection>, of: fn(&AuthSection) -> Vec<Table>| {
+            section.as_ref().map_or_else(Vec::new, |section| {
+                let places = section.places.iter();
+                origins.extend(
+                    places.map(|(path, (line, named))| (path.clone(), Origin::File(*line, named.clone()))),
+                );
+                tree.extend(section.values.clone());
+                of(section)
+            })
+        };
+        let tenants = tables_of(&self.file.tenants, tenant::tables_of);
+        let routes = tables_of(&self.file.routes, sink::tables_of);
+        let routes: Result<Vec<RouteTable>, _> = routes.into_iter().map(RouteTable::deserialize).collect();
         let tenants: Result<Vec<TenantTable>, _> =
             tenants.into_iter().map(TenantTable::deserialize).collect();
         let typed = |item: &Item| ListenerTable::deserialize(item.values.clone());
@@ -308,6 +329,8 @@ impl Layers<'_> {
             tables,
             listeners: listeners.map_err(|error| inner(&error))?,
             sources: sources.iter().filter_map(Item::source).collect(),
+            sinks: sinks.iter().filter_map(Item::sink).collect(),
+            routes: routes.map_err(|error| inner(&error))?,
             auth: auth.transpose().map_err(|error| inner(&error))?,
             tenants: tenants.map_err(|error| inner(&error))?,
             problems,
@@ -316,6 +339,7 @@ impl Layers<'_> {
             file: (!self.file.path.as_os_str().is_empty()).then(|| self.file.path.clone()),
             auth_section: self.file.auth.clone(),
             tenant_section: self.file.tenants.clone(),
+            route_section: self.file.routes.clone(),
             tree,
             origins,
         })
@@ -465,6 +489,10 @@ impl Item {
         Item::of(section, SourceKind::named(&section.kind).map_or_else(Table::new, SourceKind::defaults))
     }
 
+    fn of_sink(section: &Section) -> Item {
+        Item::of(section, SinkKind::named(&section.kind).map_or_else(Table::new, SinkKind::defaults))
+    }
+
     fn of(section: &Section, defaults: Table) -> Item {
         let mut item = Item::new(&section.kind, defaults);
         item.origins.insert("kind".into(), Origin::File(section.line, "kind".into()));
@@ -490,6 +518,13 @@ impl Item {
         options.remove("kind");
         let tenant = options.remove(TENANT).and_then(|name| name.as_str().map(str::to_owned));
         Some(SourceTable { kind: SourceKind::named(&self.kind)?, options, tenant })
+    }
+
+    /// The sink's options; `None` for an unknown kind, which reading the file refused.
+    fn sink(&self) -> Option<SinkTable> {
+        let mut options = self.values.clone();
+        options.remove("kind");
+        Some(SinkTable { kind: SinkKind::named(&self.kind)?, options })
     }
 }
 

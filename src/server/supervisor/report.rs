@@ -47,6 +47,7 @@ impl Server {
     pub(super) fn log_totals(&self) {
         for &counter in Counter::ALL {
             let sources = self.source_statuses.iter().map(SourceStatus::counters);
+            let sources = sources.chain(self.sink_statuses.iter().map(|sink| sink.status().counters()));
             let all = self.counters.iter().map(|counters| &**counters).chain(sources);
             let total: u64 = all.map(|counters| counters.value(counter)).fold(0, u64::wrapping_add);
             if total > 0 {

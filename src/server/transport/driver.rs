@@ -555,7 +555,9 @@ impl Driver {
                 if self.shard.deliveries_flushed() {
                     self.stop.arrive(self.shard.id(), Barrier::Deliveries);
                 }
-                if late || self.stop.is_passed(Barrier::Deliveries, &mut self.mesh) {
+                // Each publish that a sink has been given is answered while there is time.
+                let is_settled = self.shard.routed_are_settled();
+                if late || is_settled && self.stop.is_passed(Barrier::Deliveries, &mut self.mesh) {
                     self.phase = Phase::Sessions;
                     self.shard.begin_drain(self.stop.deadline_ns(), now);
                 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -169,7 +169,13 @@ pub struct Events {
     connections: AtomicU64,
     slow: AtomicU64,
     last: Mutex<Option<String>>,
+    /// Subjects that this client may not publish on. Bound: [`DENIED_MAX`].
+    denied: Mutex<Vec<String>>,
+    is_subscription_denied: AtomicBool,
 }
+
+/// Refused subjects that are remembered until they are taken. If there are more, the ticks of the others are taken for published.
+const DENIED_MAX: usize = 4_096;
 
 impl Events {
     fn note(&self, event: &Event) {
@@ -177,10 +183,37 @@ impl Events {
             Event::Connected => _ = self.connections.fetch_add(1, Relaxed),
             Event::SlowConsumer(_) => _ = self.slow.fetch_add(1, Relaxed),
             Event::ServerError(_) | Event::ClientError(_) => {
+                self.note_denied(&event.to_string());
                 *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(event.to_string());
             }
             _ => {}
         }
+    }
+
+    fn note_denied(&self, text: &str) {
+        // Only subjects have the case that matters.
+        let lower = text.to_ascii_lowercase();
+        let after = |what: &str| lower.find(what).map(|at| &text[at + what.len()..]);
+        if after("permissions violation for subscription").is_some() {
+            self.is_subscription_denied.store(true, Relaxed);
+        }
+        let subject = after("permissions violation for publish to \"");
+        if let Some(subject) = subject.and_then(|rest| rest.split('"').next()) {
+            let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+            if denied.len() < DENIED_MAX {
+                denied.push(subject.to_owned());
+            }
+        }
+    }
+
+    /// Subjects on which the server has refused to publish since the last call.
+    pub fn take_denied(&self) -> Vec<String> {
+        std::mem::take(&mut *self.denied.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether the server has refused a subscription.
+    pub fn is_subscription_denied(&self) -> bool {
+        self.is_subscription_denied.load(Relaxed)
     }
 
     /// Connections of the client so far: it makes another when one ends.

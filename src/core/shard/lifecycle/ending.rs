@@ -55,6 +55,7 @@ impl Shard {
     /// Drains the shard: every session gets its outbox and CLOSING, and has until the deadline (CLOCK_MONOTONIC
     /// nanoseconds) to read them.
     pub fn begin_drain(&mut self, deadline_ns: u64, now: Now) {
+        self.end_routed(now);
         self.draining = Some(deadline_ns);
         for slot in self.sessions.slots() {
             // A session that is already ending gets no more time than the others.

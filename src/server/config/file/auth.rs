@@ -1,4 +1,4 @@
-//! Reads `[auth]` and `[[tenant]]`: each value on its own, with its line.
+//! Reads `[auth]`, `[[tenant]]` and `[[route]]`: each value on its own, with its line.
 
 use serde::{Serialize, de::DeserializeOwned};
 use toml::{
@@ -13,6 +13,7 @@ use crate::{
             ANONYMOUS, AUTH, AnonymousTable, AuthSection, AuthTable, CertificateTable, KeyTable, LISTS,
             OperatorTable, TokenTable,
         },
+        sink::{ROUTE, RouteTable},
         tenant::{TENANT, TenantTable},
     },
     sources::kind::field_names,
@@ -53,8 +54,24 @@ impl Reader<'_> {
 
     /// Reads the `[[tenant]]` tables.
     pub(super) fn tenants(&mut self, key: &Key<'_>, value: &Spanned<DeValue<'_>>) {
+        self.file.tenants = self.tables::<TenantTable>(TENANT, key, value).or(self.file.tenants.take());
+    }
+
+    /// Reads the `[[route]]` tables.
+    pub(super) fn routes(&mut self, key: &Key<'_>, value: &Spanned<DeValue<'_>>) {
+        self.file.routes = self.tables::<RouteTable>(ROUTE, key, value).or(self.file.routes.take());
+    }
+
+    /// Reads a list of tables that have the keys of `T`.
+    fn tables<T: Serialize + DeserializeOwned + Default>(
+        &mut self,
+        name: &str,
+        key: &Key<'_>,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Option<AuthSection> {
         let Some(items) = value.get_ref().as_array() else {
-            return self.refuse(key, TENANT, format!("must be a list of tables: [[{TENANT}]]"));
+            self.refuse(key, name, format!("must be a list of tables: [[{name}]]"));
+            return None;
         };
         let (mut section, mut tables) = (AuthSection::default(), Vec::new());
         let problems = self.file.problems.len();
@@ -62,17 +79,17 @@ impl Reader<'_> {
             let line = self.line_at(item.span().start);
             match item.get_ref().as_table() {
                 Some(table) => {
-                    let path = format!("{TENANT}[{at}]");
-                    tables.push(self.auth_table::<TenantTable>(&mut section, &path, line, table).into());
+                    let path = format!("{name}[{at}]");
+                    tables.push(self.auth_table::<T>(&mut section, &path, line, table).into());
                 }
-                None => self.refuse_at(line, TENANT, format!("must be a list of tables: [[{TENANT}]]")),
+                None => self.refuse_at(line, name, format!("must be a list of tables: [[{name}]]")),
             }
         }
-        section.values.insert(TENANT.into(), Value::Array(tables));
+        section.values.insert(name.into(), Value::Array(tables));
         if self.file.problems.len() > problems {
-            self.file.broken.push(TENANT.into());
+            self.file.broken.push(name.into());
         }
-        self.file.tenants = Some(section);
+        Some(section)
     }
 
     fn auth_list(

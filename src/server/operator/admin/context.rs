@@ -13,7 +13,7 @@ use crate::{
     clock,
     limits::ADMIN_QUERIES_MAX,
     operator::{control::Dispatch, tenants::SharedTenants},
-    sources::SourceStatus,
+    sources::{SourceStatus, sink::SinkStatus},
     tls::CertificateStatuses,
 };
 use tickcast_core::metrics::counters::{Counter, Counters};
@@ -24,6 +24,8 @@ pub struct ServerHandles {
     pub shards: Vec<(usize, Arc<Counters>)>,
     /// The server's own sources.
     pub sources: Vec<SourceStatus>,
+    /// Its sinks.
+    pub sinks: Vec<SinkStatus>,
     /// Who may use the listener.
     pub access: AdminAccess,
     /// Verifies clients' credentials; `None`: clients are not authenticated.

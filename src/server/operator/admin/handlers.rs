@@ -18,7 +18,7 @@ use super::{
     host,
     latency::{LatencyView, counts, hgrm},
     metrics::{self, Scrape, ShardSample},
-    overview::{Overview, ShardView, SourceView},
+    overview::{Overview, ShardView, SinkView, SourceView},
     process_sample,
     query::{LatencyFormat, RevocationQuery},
     route::{self, INDEX, RequestError, Route},
@@ -180,6 +180,7 @@ impl AdminContext {
             stage: self.stage(),
             shards: &samples.collect::<Vec<_>>(),
             sources: &self.handles.sources,
+            sinks: &self.handles.sinks,
             certificates: &self.handles.certificates.get(),
             process: process_sample::sample(self.start_seconds),
             log_lines_dropped: logging::lines_dropped(),
@@ -199,6 +200,7 @@ impl AdminContext {
         let mut overview = Overview::new(self.stage(), &process, self.uptime_seconds(), views.collect());
         overview.node.clone_from(&self.handles.node);
         overview.sources = self.handles.sources.iter().map(SourceView::from).collect();
+        overview.sinks = self.handles.sinks.iter().map(SinkView::from).collect();
         self.json_of_shards(&overview.unanswered, &overview)
     }
 

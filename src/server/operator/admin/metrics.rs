@@ -4,6 +4,7 @@
 //! source share a family and have a label for it.
 
 mod auth;
+mod sinks;
 mod tenants;
 
 use std::fmt::{Display, Write};
@@ -13,7 +14,7 @@ use hdrhistogram::Histogram;
 use super::{process_sample::ProcessSample, stage::Stage};
 use crate::{
     auth::Authority,
-    sources::{KINDS, SourceStatus, health::Health},
+    sources::{KINDS, SourceStatus, health::Health, sink::SinkStatus},
     tls::CertificateStatus,
 };
 use tickcast_core::{
@@ -55,6 +56,8 @@ pub struct Scrape<'a> {
     pub shards: &'a [ShardSample<'a>],
     /// The server's own sources.
     pub sources: &'a [SourceStatus],
+    /// Its sinks.
+    pub sinks: &'a [SinkStatus],
     /// When the certificates in use expire.
     pub certificates: &'a [CertificateStatus],
     /// The process.
@@ -219,6 +222,7 @@ pub fn text(scrape: &Scrape<'_>) -> String {
     let mut writer = Writer(String::with_capacity(16 << 10));
     counters(scrape, &mut writer);
     sources(scrape, &mut writer);
+    sinks::sinks(scrape, &mut writer);
     certificates(scrape, &mut writer);
     turns(scrape, &mut writer);
     states(scrape, &mut writer);
@@ -233,7 +237,7 @@ fn counters(scrape: &Scrape<'_>, writer: &mut Writer) {
     let all: Vec<(Counter, Series)> =
         Counter::ALL.iter().map(|&counter| (counter, series(counter))).collect();
     for (at, (first, Series { family, help, .. })) in all.iter().enumerate() {
-        if all[..at].iter().any(|(_, before)| before.family == *family) {
+        if sinks::are_counted(*first) || all[..at].iter().any(|(_, before)| before.family == *family) {
             continue;
         }
         writer.family(family, if first.is_gauge() { "gauge" } else { "counter" }, help);
@@ -455,6 +459,8 @@ pub(in crate::operator) mod tests {
         change(&one);
         source.counters().add(Counter::SourceTicksDropped, 5);
         source.set_health(Health::Running);
+        let sink = SinkStatus::new("orders", "jetstream");
+        sink.status().counters().add(Counter::SinkTicks, 6);
         let mut latency = Latency::default();
         for us in [5, 1_000, 1_001, 20_000_000] {
             latency.sequenced(1_000_000_000, 1_000_000_000 + us * 1_000);
@@ -470,6 +476,7 @@ pub(in crate::operator) mod tests {
             stage: Stage::Serving,
             shards: &shards,
             sources: &[source],
+            sinks: &[sink],
             certificates: &[],
             process,
             log_lines_dropped: 3,
@@ -536,6 +543,9 @@ pub(in crate::operator) mod tests {
         has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
         has(&text, "tickcast_sources{source=\"simulator\",state=\"running\"} 1");
         has(&text, "tickcast_sources{source=\"simulator\",state=\"waiting\"} 0");
+        has(&text, "tickcast_sink_ticks_total{sink=\"orders\"} 6");
+        has(&text, "tickcast_sink_ticks_waiting{sink=\"orders\"} 0");
+        has(&text, "tickcast_sink_state{sink=\"orders\",state=\"waiting\"} 1");
         has(&text, "process_resident_memory_bytes 4096");
         has(&text, "tickcast_log_lines_dropped_total 3");
         assert!(!text.contains("process_open_fds"));

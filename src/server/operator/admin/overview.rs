@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{process_sample::ProcessSample, stage::Stage};
-use crate::sources::SourceStatus;
+use crate::sources::{SourceStatus, sink::SinkStatus};
 use tickcast_core::{
     metrics::{
         counters::{Counter, Counters},
@@ -52,6 +52,47 @@ impl From<&SourceStatus> for SourceView {
             messages_skipped: status.counters().value(Counter::SourceMessagesSkipped),
             messages_lost: status.counters().value(Counter::SourceMessagesLost),
             connections: status.counters().value(Counter::SourceConnections),
+        }
+    }
+}
+
+/// A sink of the server.
+#[derive(Debug, Serialize)]
+pub struct SinkView {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its kind.
+    pub kind: &'static str,
+    /// `running`, or `waiting` for its engine.
+    pub state: &'static str,
+    /// Why it waits.
+    pub reason: Option<String>,
+    /// Ticks that its engine has confirmed.
+    pub ticks: u64,
+    /// Ticks that it did not publish.
+    pub ticks_refused: u64,
+    /// Ticks without a confirmation.
+    pub ticks_unconfirmed: u64,
+    /// Ticks that wait for a confirmation now.
+    pub ticks_waiting: u64,
+    /// Times it connected to its engine.
+    pub connections: u64,
+}
+
+impl From<&SinkStatus> for SinkView {
+    fn from(sink: &SinkStatus) -> SinkView {
+        let status = sink.status();
+        let (health, counters) = (status.health(), status.counters());
+        SinkView {
+            name: sink.name().to_owned(),
+            kind: status.kind(),
+            state: health.state(),
+            reason: health.reason(),
+            ticks: counters.value(Counter::SinkTicks),
+            ticks_refused: counters.value(Counter::SinkTicksRefused),
+            ticks_unconfirmed: counters.value(Counter::SinkTicksUnconfirmed),
+            ticks_waiting: counters.value(Counter::SinkTicksWaiting),
+            connections: counters.value(Counter::SinkConnections),
         }
     }
 }
@@ -145,10 +186,12 @@ pub struct Overview {
     pub unanswered: Vec<u16>,
     /// The server's own sources, in the order of the configuration.
     pub sources: Vec<SourceView>,
+    /// Its sinks, in the order of the configuration.
+    pub sinks: Vec<SinkView>,
 }
 
 impl Overview {
-    /// Builds the response, without sources; shards without a state are listed in `unanswered`.
+    /// Builds the response, without sources and sinks; shards without a state are listed in `unanswered`.
     pub fn new(
         stage: Stage,
         process: &ProcessSample,
@@ -167,6 +210,7 @@ impl Overview {
             unanswered: shards.iter().filter_map(unanswered).collect(),
             shards,
             sources: Vec::new(),
+            sinks: Vec::new(),
         }
     }
 }

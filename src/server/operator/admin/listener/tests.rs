@@ -38,6 +38,7 @@ fn start_known_as(
         node: "n1".into(),
         shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).chain(overloaded).collect(),
         sources: vec![SourceStatus::new("simulator")],
+        sinks: Vec::new(),
         access: AdminAccess::new(Rule::Local),
         authority: None,
         overload_is_unready: true,

@@ -1,0 +1,288 @@
+//! Publishes to streams of JetStream. Each tick is confirmed with its position: the sequence in the stream, and an epoch that names the
+//! stream and its life.
+//!
+//! An acknowledgement does not say which life of the stream it is from. So the sink asks for the stream at most once a second, and at once
+//! when a sequence goes back.
+
+use std::{
+    collections::HashMap, convert::Infallible, error::Error, future::IntoFuture, pin::pin, sync::Arc,
+    time::Duration,
+};
+
+use async_nats::{
+    connection::State,
+    jetstream::{
+        self, Context,
+        context::{PublishError, PublishErrorKind},
+        message::PublishMessage,
+        publish::PublishAck,
+    },
+};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{AbortHandle, Either, abortable, select},
+    stream::FuturesUnordered,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Confirmed, Outlet, Publish, PublishId, Writer,
+    kind::SinkOptions,
+    nats::{Subjects, unnamed},
+};
+use crate::{
+    engine::EngineError,
+    kind::OptionChecks,
+    limits::{SINK_STREAMS_MAX, SINK_TAKEN_MAX},
+    log_identity::log_epoch,
+    nats::connection::{Auth, Connection, Events},
+    tls::Tls,
+};
+use tickcast_common::clock;
+use tickcast_core::routes::Outcome;
+
+/// Acknowledgements that the client lets wait, those of ticks that were given up included. Beyond them, it blocks.
+const ACKS_MAX: usize = 64 << 10;
+const _: () = assert!(SINK_TAKEN_MAX < ACKS_MAX);
+/// Time for which the client keeps waiting for an acknowledgement that was given up.
+const ABANDONED: Duration = Duration::from_millis(100);
+/// Longest time that the client may take to accept a message: its queue is full, and the socket takes nothing.
+const ACCEPTED: Duration = Duration::from_secs(2);
+/// Longest time for which the life of a stream is believed, nanoseconds.
+const LOOK_NS: u64 = 1_000_000_000;
+/// Longest wait for an answer about a stream.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// A `[[sink]]` of kind `jetstream`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    /// Addresses of one cluster: `nats://host:4222`, `tls://host:4222`.
+    servers: Vec<String>,
+    /// The subject, a template. A stream must take it.
+    subject: String,
+    /// Whether messages have the tick's key and time as headers.
+    headers: bool,
+    auth: Auth,
+    tls: Tls,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            servers: vec!["nats://127.0.0.1:4222".into()],
+            subject: "{topic}".into(),
+            headers: true,
+            auth: Auth::default(),
+            tls: Tls::default(),
+        }
+    }
+}
+
+impl SinkOptions for Options {
+    const KIND: &'static str = "jetstream";
+    type Writer = JetStream;
+
+    fn configure(self, checks: &mut OptionChecks) -> Option<JetStream> {
+        let subjects = Subjects::new(&self.subject, self.headers, checks);
+        let connection = Connection::new(Self::KIND, self.servers, self.auth, self.tls, checks);
+        Some(JetStream { connection: connection?, subjects: subjects? })
+    }
+}
+
+/// A configured sink.
+#[derive(Clone, Debug)]
+pub struct JetStream {
+    connection: Connection,
+    subjects: Subjects,
+}
+
+/// A connection.
+pub struct Connected {
+    client: async_nats::Client,
+    events: Arc<Events>,
+}
+
+/// An answer of the server, or what took its place.
+type Acknowledged = (PublishId, String, Result<PublishAck, PublishError>);
+
+impl Writer for JetStream {
+    type Connection = Connected;
+
+    async fn connect(&mut self) -> Result<Connected, EngineError> {
+        let events = Arc::new(Events::default());
+        let client = self.connection.connect(&events).await?;
+        Ok(Connected { client, events })
+    }
+
+    async fn write(&mut self, connected: Connected, outlet: &mut Outlet) -> Result<Infallible, EngineError> {
+        let Connected { client, events } = connected;
+        // The outlet bounds what waits, not the client, which would block.
+        let context = jetstream::ContextBuilder::new()
+            .timeout(outlet.ack_timeout())
+            .max_ack_inflight(ACKS_MAX)
+            .ack_timeout(ABANDONED)
+            .build(client.clone());
+        let (mut acks, mut lives) = (FuturesUnordered::new(), Lives::default());
+        // Of each tick that waits, its subject, and what ends the wait.
+        let mut waiting: HashMap<PublishId, (String, AbortHandle)> = HashMap::new();
+        loop {
+            while let Some(publish) = outlet.take() {
+                if let Some((id, subject, ack)) = self.send(&context, publish, outlet).await? {
+                    let (ack, end) = abortable(ack.into_future());
+                    waiting.insert(id, (subject, end));
+                    acks.push(async move { (id, ack.await) });
+                }
+            }
+            outlet.flush();
+            let mut acknowledged = match acks.is_empty() {
+                true => {
+                    outlet.ready().await;
+                    None
+                }
+                false => match select(acks.next(), pin!(outlet.ready())).await {
+                    Either::Left((acknowledged, _)) => Some(acknowledged),
+                    Either::Right(_) => None,
+                },
+            };
+            while let Some(Some((id, result))) = acknowledged {
+                let subject = waiting.remove(&id).map(|(subject, _)| subject);
+                if let (Some(subject), Ok(result)) = (subject, result) {
+                    settle((id, subject, result), &context, &mut lives, outlet).await?;
+                }
+                acknowledged = acks.next().now_or_never();
+            }
+            if client.connection_state() != State::Connected || events.connections() > 1 {
+                let why = events.take_last();
+                return Err(EngineError(why.unwrap_or_else(|| "the connection has ended".into())));
+            }
+            let denied = events.take_denied();
+            if !denied.is_empty() {
+                refuse_denied(&denied, &mut waiting, outlet);
+            }
+        }
+    }
+}
+
+impl JetStream {
+    /// Sends a tick. Its acknowledgement comes later; `None` if it is settled already.
+    async fn send(
+        &self,
+        context: &Context,
+        publish: Publish,
+        outlet: &mut Outlet,
+    ) -> Result<Option<(PublishId, String, jetstream::context::PublishAckFuture)>, EngineError> {
+        let subject = match self.subjects.subject(&publish) {
+            Ok(subject) => subject,
+            Err(why) => {
+                outlet.fail_because(
+                    publish.id,
+                    unnamed(why),
+                    &format_args!("topic {:?}: {why}", publish.topic),
+                );
+                return Ok(None);
+            }
+        };
+        let mut message = PublishMessage::build();
+        if let Some(headers) = self.subjects.headers(&publish) {
+            message = message.headers(headers);
+        }
+        let id = publish.id;
+        let message = message.payload(publish.payload.into());
+        match tokio::time::timeout(ACCEPTED, context.send_publish(subject.clone(), message)).await {
+            Ok(Ok(ack)) => Ok(Some((id, subject, ack))),
+            Ok(Err(error)) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+                outlet.fail_because(id, Outcome::Refused, &error);
+                Ok(None)
+            }
+            Ok(Err(error)) => Err(EngineError::new("publish", error)),
+            Err(_) => Err(EngineError("the server takes nothing".into())),
+        }
+    }
+}
+
+/// Settles the ticks of subjects on which the server does not permit to publish: no acknowledgement comes for them.
+fn refuse_denied(
+    denied: &[String],
+    waiting: &mut HashMap<PublishId, (String, AbortHandle)>,
+    outlet: &mut Outlet,
+) {
+    waiting.retain(|id, (subject, end)| {
+        let is_denied = denied.contains(subject);
+        if is_denied {
+            end.abort();
+            let why = format_args!("NATS does not permit to publish on {subject:?}");
+            outlet.fail_because(*id, Outcome::Refused, &why);
+        }
+        !is_denied
+    });
+}
+
+async fn settle(
+    (id, subject, result): Acknowledged,
+    context: &Context,
+    lives: &mut Lives,
+    outlet: &mut Outlet,
+) -> Result<(), EngineError> {
+    let error = match result {
+        Ok(ack) => {
+            let epoch = lives.epoch(context, &ack).await?;
+            let sequence = if epoch == 0 { 0 } else { ack.sequence };
+            outlet.confirm(id, Confirmed { epoch, sequence, is_duplicate: ack.duplicate });
+            return Ok(());
+        }
+        Err(error) => error,
+    };
+    match error.kind() {
+        PublishErrorKind::StreamNotFound => {
+            outlet.fail_because(id, Outcome::NoStream, &format_args!("no stream takes {subject:?}"));
+        }
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => outlet.fail(id, Outcome::Unconfirmed),
+        _ => {
+            let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+            outlet.fail_because(id, Outcome::Refused, &format_args!("{subject:?}: {cause}"));
+        }
+    }
+    Ok(())
+}
+
+/// The lives of the streams that have acknowledged ticks. Bound: [`SINK_STREAMS_MAX`].
+#[derive(Default)]
+struct Lives(HashMap<String, Life>);
+
+#[derive(Clone, Copy)]
+struct Life {
+    epoch: u64,
+    /// The highest sequence acknowledged.
+    sequence: u64,
+    /// When the stream was looked at, a time of [`clock::monotonic_ns`].
+    looked_ns: u64,
+}
+
+impl Lives {
+    /// The epoch of an acknowledgement; 0 if it is not known.
+    async fn epoch(&mut self, context: &Context, ack: &PublishAck) -> Result<u64, EngineError> {
+        let now_ns = clock::monotonic_ns();
+        if let Some(life) = self.0.get_mut(&ack.stream)
+            && now_ns.saturating_sub(life.looked_ns) < LOOK_NS
+            && (ack.sequence > life.sequence || ack.duplicate)
+        {
+            life.sequence = life.sequence.max(ack.sequence);
+            return Ok(life.epoch);
+        }
+        if self.0.len() >= SINK_STREAMS_MAX && !self.0.contains_key(&ack.stream) {
+            return Ok(0);
+        }
+        let found = tokio::time::timeout(ANSWER, context.get_stream(&ack.stream)).await;
+        let found = match found {
+            Ok(Ok(found)) => found,
+            // It may not ask, or the stream is gone again: the tick was stored, but its position cannot be named.
+            Ok(Err(_)) => return Ok(0),
+            Err(_) => return Err(EngineError(format!("stream {}: no answer", ack.stream))),
+        };
+        let created_ns = found.cached_info().created.unix_timestamp_nanos();
+        let epoch = log_epoch(Options::KIND, &ack.stream, &created_ns.to_le_bytes());
+        self.0.insert(ack.stream.clone(), Life { epoch, sequence: ack.sequence, looked_ns: now_ns });
+        Ok(epoch)
+    }
+}

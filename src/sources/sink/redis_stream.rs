@@ -1,0 +1,215 @@
+//! Adds entries to Redis Streams. Each tick is confirmed with its position: its id as one number, and an epoch that names the stream and
+//! its life.
+//!
+//! Redis does not say which life of a stream an id is from. So a key beside the stream holds a generation, and a script reads it in the
+//! same step as it adds the entry. It makes another generation when there is no stream.
+
+use std::{
+    convert::Infallible,
+    hash::{BuildHasher, RandomState},
+};
+
+use redis::{Script, Value, aio::MultiplexedConnection, cmd};
+use serde::{Deserialize, Serialize};
+
+use super::{Confirmed, Outlet, Publish, Writer, kind::SinkOptions, redis_batch, template::TopicTemplate};
+use crate::{
+    engine::EngineError,
+    kind::OptionChecks,
+    log_identity::log_epoch,
+    redis::{Auth, Server},
+    tls::Tls,
+};
+use tickcast_common::clock;
+
+/// Milliseconds from 1970 to 2025.
+const BASE_MS: u64 = 1_735_689_600_000;
+/// Bits of a position for the number within a millisecond. With them, positions stay below 2^53 until 2059.
+const NUMBER_BITS: u32 = 13;
+
+/// Adds an entry. KEYS: stream, generation. ARGV: a new generation, the most entries (0: no bound), fields and values.
+const ADD: &str = "local generation = redis.call('GET', KEYS[2])
+if not generation or redis.call('EXISTS', KEYS[1]) == 0 then
+  generation = ARGV[1]
+  redis.call('SET', KEYS[2], generation)
+end
+local id
+if ARGV[2] == '0' then
+  id = redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))
+else
+  id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', unpack(ARGV, 3))
+end
+return {KEYS[1], generation, id}";
+
+/// A `[[sink]]` of kind `redis-stream`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Options {
+    /// `redis://host:6379`, `rediss://host:6379`, `unix:/path`.
+    server: String,
+    /// The key of the stream, a template. With `{topic}`, clients make as many streams as they publish topics.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<String>,
+    /// What separates the tokens of `{topic}` in it.
+    separator: String,
+    /// The field with the payload. Others are `topic`, `time` and, if the tick has one, `key`.
+    field: String,
+    /// About as many entries are kept; 0: all.
+    max_len: u32,
+    auth: Auth,
+    tls: Tls,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            server: "redis://127.0.0.1:6379".into(),
+            stream: None,
+            separator: ".".into(),
+            field: "data".into(),
+            max_len: 0,
+            auth: Auth::default(),
+            tls: Tls::default(),
+        }
+    }
+}
+
+impl SinkOptions for Options {
+    const KIND: &'static str = "redis-stream";
+    const REQUIRED: &'static [&'static str] = &["stream"];
+    type Writer = Stream;
+
+    fn configure(self, checks: &mut OptionChecks) -> Option<Stream> {
+        let server = Server::new(&self.server, self.auth, self.tls, checks);
+        if self.field.is_empty() || ["topic", "time", "key"].contains(&&*self.field) {
+            checks
+                .refuse("field", format!("{:?}: must be another name than topic, time and key", self.field));
+        }
+        let stream = self.stream.unwrap_or_default();
+        match TopicTemplate::parse(&stream, &self.separator) {
+            Ok(stream) => Some(Stream {
+                server: server?,
+                stream,
+                field: self.field,
+                max_len: self.max_len,
+                script: Script::new(ADD),
+            }),
+            Err(why) => {
+                checks.refuse("stream", format!("{stream:?}: {why}"));
+                None
+            }
+        }
+    }
+}
+
+/// A configured sink.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    server: Server,
+    stream: TopicTemplate,
+    field: String,
+    max_len: u32,
+    script: Script,
+}
+
+impl Writer for Stream {
+    type Connection = MultiplexedConnection;
+
+    async fn connect(&mut self) -> Result<MultiplexedConnection, EngineError> {
+        let mut redis = self.server.connect(redis_batch::ANSWER).await?;
+        let loaded = cmd("SCRIPT").arg("LOAD").arg(ADD).exec_async(&mut redis).await;
+        loaded.map_err(|error| EngineError::new(&format!("{}: load a script", self.server), error))?;
+        Ok(redis)
+    }
+
+    async fn write(
+        &mut self,
+        redis: MultiplexedConnection,
+        outlet: &mut Outlet,
+    ) -> Result<Infallible, EngineError> {
+        // Another for each connection: no two lives of a stream have the same.
+        let generation =
+            format!("{:x}-{:x}", clock::realtime_ns(), RandomState::new().hash_one(outlet.name()));
+        let Stream { server, stream, field, max_len, script } = &*self;
+        redis_batch::write(
+            server,
+            redis,
+            outlet,
+            |publish, pipe| {
+                let Publish { topic, key, producer_time_ns, payload, .. } = publish;
+                let stream = stream.render(topic)?;
+                let add = pipe.cmd("EVALSHA").arg(script.get_hash()).arg(2).arg(&*stream);
+                add.arg(generation_key(&stream)).arg(&*generation).arg(*max_len);
+                add.arg(&**field)
+                    .arg(&**payload)
+                    .arg("topic")
+                    .arg(&**topic)
+                    .arg("time")
+                    .arg(*producer_time_ns);
+                if *key != 0 {
+                    add.arg("key").arg(*key);
+                }
+                Ok(())
+            },
+            |reply| confirmed(reply).unwrap_or_default(),
+        )
+        .await
+    }
+}
+
+/// The key with the generation of a stream, in the same slot of a Redis cluster.
+pub fn generation_key(stream: &str) -> String {
+    match stream.contains('{') {
+        true => format!("{stream}:generation"),
+        false => format!("{{{stream}}}:generation"),
+    }
+}
+
+/// The position in a reply of the script; `None` if the id does not fit a position.
+fn confirmed(reply: &Value) -> Option<Confirmed> {
+    let Value::Array(parts) = reply else { return None };
+    let [stream, generation, id] = <&[Value; 3]>::try_from(&**parts).ok()?.each_ref().map(text_of);
+    let sequence = position(id?)?;
+    Some(Confirmed {
+        epoch: log_epoch(Options::KIND, stream?, generation?.as_bytes()),
+        sequence,
+        is_duplicate: false,
+    })
+}
+
+/// An id as one number: `(ms - 2025-01-01) * 2^13 + number`; `None` if it does not fit.
+fn position(id: &str) -> Option<u64> {
+    let (ms, number) = id.split_once('-')?;
+    let (ms, number): (u64, u64) = (ms.parse().ok()?, number.parse().ok()?);
+    let position = ms.checked_sub(BASE_MS)?.checked_mul(1 << NUMBER_BITS)?.checked_add(number)?;
+    (number < 1 << NUMBER_BITS && position < 1 << 53).then_some(position)
+}
+
+fn text_of(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_become_positions_that_keep_their_order() {
+        let ids = ["1735689600000-1", "1735689600000-8191", "1735689600001-0", "1793322000000-7"];
+        let positions: Vec<u64> = ids.iter().map(|id| position(id).unwrap()).collect();
+        assert!(positions.is_sorted() && positions[0] == 1 && positions[2] == 8_192, "{positions:?}");
+        for bad in ["", "1-1", "1735689600000-8192", "9999999999999999-0", "x-1", "1735689600000"] {
+            assert_eq!(position(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_generation_is_in_the_slot_of_its_stream() {
+        assert_eq!(generation_key("orders"), "{orders}:generation");
+        assert_eq!(generation_key("{a}:orders"), "{a}:orders:generation");
+    }
+}

@@ -1,0 +1,146 @@
+//! Tests of the outlet, with shards that the test plays.
+
+use std::sync::Arc;
+
+use super::{Confirmed, Outlet, SinkRings, SinkStatus};
+use crate::{health::Health, limits::SINK_TAKEN_MAX};
+use tickcast_common::clock;
+use tickcast_core::{
+    mesh::{
+        SinkLane,
+        ring::{Doorbell, Stage},
+    },
+    metrics::counters::Counter,
+    routes::Outcome,
+};
+use tickcast_proto::{
+    frame::{self, HeaderFields, Kind},
+    records::{Routed, Settled},
+};
+
+const TIMEOUT_NS: u64 = 60_000_000_000;
+const RING_BYTES: usize = 1 << 20;
+
+struct Sink {
+    outlet: Outlet,
+    shards: Vec<SinkLane>,
+    status: SinkStatus,
+}
+
+impl Sink {
+    fn new() -> Sink {
+        let bells: Vec<_> = (0..2).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
+        let SinkRings { lanes, shards } = SinkRings::new(&bells, RING_BYTES);
+        let status = SinkStatus::new("engine", "scripted");
+        let outlet = Outlet::new(lanes, status.clone(), TIMEOUT_NS);
+        Sink { outlet, shards, status }
+    }
+
+    /// A shard sends a tick whose deadline is so far away.
+    fn send(&mut self, shard: usize, ticket: u64, payload: &str, left_ns: u64) {
+        let mut stage = Stage::default();
+        let fields = HeaderFields { sequence: ticket, ..HeaderFields::default() };
+        let record = Routed {
+            deadline_ns: clock::monotonic_ns() + left_ns,
+            key: 5,
+            producer_time_ns: 7,
+            topic_len: 8,
+            ..Routed::default()
+        };
+        frame::encode(stage.tail(), Kind::Routed, fields, &record, &[b"orders.a", payload.as_bytes()]);
+        self.shards[shard].ticks_out.push(&mut stage);
+        assert!(stage.waiting().is_empty(), "the ring has room");
+    }
+
+    /// The answers that a shard has received: ticket, outcome, position.
+    fn answers(&mut self, shard: usize) -> Vec<(u64, Outcome, u64)> {
+        self.outlet.flush();
+        let mut answers = Vec::new();
+        self.shards[shard].answers_in.drain(usize::MAX, |frame| {
+            let record: Settled = frame.record().unwrap();
+            assert_eq!(frame.text().unwrap(), "orders.a");
+            answers.push((frame.header.sequence, Outcome::from_number(record.outcome), record.sequence));
+            true
+        });
+        answers
+    }
+
+    fn count(&self, counter: Counter) -> u64 {
+        self.status.status().counters().value(counter)
+    }
+}
+
+fn at(sequence: u64) -> Confirmed {
+    Confirmed { epoch: 1, sequence, is_duplicate: false }
+}
+
+#[test]
+fn ticks_of_shards_are_taken_in_turns_and_each_is_answered_once_where_it_came_from() {
+    let mut sink = Sink::new();
+    for ticket in 0..3 {
+        sink.send(0, ticket, &format!("a{ticket}"), TIMEOUT_NS);
+    }
+    sink.send(1, 9, "b", TIMEOUT_NS);
+    let taken: Vec<_> = std::iter::from_fn(|| sink.outlet.take()).collect();
+    let payloads: Vec<_> =
+        taken.iter().map(|tick| String::from_utf8(tick.payload.clone()).unwrap()).collect();
+    assert_eq!(payloads, ["a0", "b", "a1", "a2"]);
+    assert_eq!((&*taken[0].topic, taken[0].key, taken[0].producer_time_ns), ("orders.a", 5, 7));
+    assert_eq!((sink.outlet.taken_len(), sink.count(Counter::SinkTicksWaiting)), (4, 4));
+    sink.outlet.confirm(taken[2].id, at(1));
+    sink.outlet.confirm(taken[1].id, at(2));
+    sink.outlet.fail(taken[0].id, Outcome::NoStream);
+    // Later words about the same ticks are not heard, even when another tick has their places.
+    sink.send(0, 3, "a3", TIMEOUT_NS);
+    let next = sink.outlet.take().unwrap();
+    taken[..3].iter().for_each(|tick| sink.outlet.fail(tick.id, Outcome::Refused));
+    assert_eq!(sink.answers(0), [(1, Outcome::Confirmed, 1), (0, Outcome::NoStream, 0)]);
+    assert_eq!(sink.answers(1), [(9, Outcome::Confirmed, 2)]);
+    sink.outlet.confirm(next.id, at(3));
+    assert_eq!(sink.answers(0), [(3, Outcome::Confirmed, 3)]);
+    let counted = [Counter::SinkTicks, Counter::SinkTicksRefused, Counter::SinkTicksWaiting];
+    assert_eq!(counted.map(|counter| sink.count(counter)), [3, 1, 1]);
+}
+
+#[test]
+fn what_was_taken_is_unconfirmed_when_the_connection_ends() {
+    let mut sink = Sink::new();
+    sink.outlet.set_connected();
+    assert_eq!(sink.status.status().health(), Health::Running);
+    (0..3).for_each(|ticket| sink.send(0, ticket, "x", TIMEOUT_NS));
+    let first = sink.outlet.take().unwrap();
+    let second = sink.outlet.take().unwrap();
+    sink.outlet.confirm(first.id, at(1));
+    sink.outlet.set_away("it is gone");
+    sink.outlet.confirm(second.id, at(2));
+    assert_eq!(sink.answers(0), [(0, Outcome::Confirmed, 1), (1, Outcome::Unconfirmed, 0)]);
+    assert!(sink.status.status().health().reason().unwrap().contains("it is gone"));
+    // The third waits for the next connection.
+    assert_eq!(sink.outlet.taken_len(), 0);
+    assert!(sink.outlet.take().is_some());
+}
+
+#[test]
+fn tick_that_has_waited_for_half_of_its_time_is_refused_and_never_passed_on() {
+    let mut sink = Sink::new();
+    sink.send(0, 1, "late", TIMEOUT_NS / 2 - 1);
+    sink.send(0, 2, "in time", TIMEOUT_NS);
+    sink.send(0, 3, "late", 0);
+    sink.outlet.refuse_late();
+    assert_eq!(sink.answers(0), [(1, Outcome::Away, 0)], "the third waits behind the second");
+    assert_eq!(sink.outlet.take().unwrap().payload, b"in time");
+    assert!(sink.outlet.take().is_none());
+    assert_eq!(sink.answers(0), [(3, Outcome::Full, 0)]);
+    assert_eq!(sink.count(Counter::SinkTicksRefused), 2);
+}
+
+#[test]
+fn no_more_is_taken_than_may_wait_for_a_confirmation() {
+    let mut sink = Sink::new();
+    (0..SINK_TAKEN_MAX as u64 + 1)
+        .for_each(|ticket| sink.send((ticket % 2) as usize, ticket, "x", TIMEOUT_NS));
+    let taken: Vec<_> = std::iter::from_fn(|| sink.outlet.take()).collect();
+    assert_eq!(taken.len(), SINK_TAKEN_MAX);
+    sink.outlet.fail(taken[7].id, Outcome::Refused);
+    assert!(sink.outlet.take().is_some() && sink.outlet.take().is_none());
+}
