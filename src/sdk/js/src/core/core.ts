@@ -14,43 +14,15 @@ import {
   type SubscriptionState,
   Tick,
 } from "./events.js";
+import type { Action, CoreOptions, Emitted } from "./io.js";
 import { matches } from "./pattern.js";
 import * as protocol from "./protocol.js";
-import { type Codec, type Policy, type Positions, ProtocolError, type Receiver, type Start } from "./protocol.js";
+import { type Codec, type Policy, ProtocolError, type Receiver, type Start } from "./protocol.js";
 import { Publishes, type PublishRecord } from "./publishes.js";
 import { type Resumption, SubscriptionRecord, Subscriptions } from "./subscriptions.js";
 import { Timers } from "./timers.js";
 import { Token } from "./tokens.js";
 import { firstLost, type Topic } from "./topics.js";
-
-/** What the driver must do, in order. */
-export type Action =
-  | { do: "dial"; url: string; protocol: string }
-  | { do: "send"; message: string | Uint8Array }
-  /** Closes the socket and forgets it: the core gets nothing from it any more. */
-  | { do: "hangUp"; code: number; reason: string }
-  | { do: "askToken"; why: "connect" | "refresh" }
-  | { do: "save"; positions: Positions };
-
-/** An event and the subscription that it belongs to; null: the client. */
-export type Emitted = [SubscriptionRecord, SubscriptionEvent] | [null, ClientEvent];
-
-export interface CoreOptions {
-  url: string;
-  codec: Codec;
-  name: string;
-  /** A token; empty: none. */
-  token: string;
-  /** Whether `askToken` is answered. */
-  asksToken: boolean;
-  positions: Positions;
-  savesPositions: boolean;
-  offlineQueueMax: number;
-  /** Returns numbers in [0, 1). */
-  random: () => number;
-  /** Wall-clock time minus `now`, in ms. */
-  wallOffsetMs: number;
-}
 
 type Phase =
   /** Makes no attempts. */
@@ -296,8 +268,7 @@ export class Core implements Receiver {
     if (!snapshot) this.#clock.handleTick(this.#now + this.#options.wallOffsetMs - fields.ingestNs / 1e6);
     this.#tell(topic, topic.skippedBefore(sequence, snapshot));
     this.#tell(topic, new Tick(topic.name, topic.epoch, sequence, fields));
-    this.subscriptions.advance(topic.name, topic.epoch, sequence);
-    this.#watchPositions();
+    this.#advance(topic, sequence);
   }
 
   skipped(type: "gap" | "conflated", name: string | number, from: number, to: number, count: number): void {
@@ -305,8 +276,7 @@ export class Core implements Receiver {
     if (from === 0 || from >= to) throw new ProtocolError(`the server announced the ticks from ${from} to ${to}`);
     this.#tell(topic, topic.skippedBeforeRange(from));
     this.#tell(topic, { type, topic: topic.name, epoch: topic.epoch, from, to, count });
-    this.subscriptions.advance(topic.name, topic.epoch, to - 1);
-    this.#watchPositions();
+    this.#advance(topic, to - 1);
   }
 
   recovered(topic: string, epoch: number, sequence: number, recovered: boolean, reason: protocol.NotRecovered | ""): void {
@@ -538,6 +508,13 @@ export class Core implements Receiver {
   #change(record: SubscriptionRecord, state: SubscriptionState, code: number, reason: string): void {
     record.state = state;
     this.#events.push([record, { type: "subscription", state, code, reason }]);
+  }
+
+  #advance(topic: Topic, sequence: number): void {
+    // What was on its way when its subscription ended is no progress.
+    if (topic.targets.length === 0) return;
+    this.subscriptions.advance(topic.name, topic.epoch, sequence);
+    this.#watchPositions();
   }
 
   #watchPositions(): void {
