@@ -44,6 +44,7 @@ mod recovery;
 mod reload;
 mod replay;
 mod report;
+mod sdk_js;
 mod slow;
 mod sources;
 mod startup;

@@ -23,7 +23,7 @@ interface Entry {
  * The last payload of each topic and key. A JSON `null`, or an empty payload, removes its key. A topic that starts a new life, or whose position was not
  * recovered, is cleared: all that there is follows.
  */
-export class KeyedView implements View {
+export class KeyedView {
   readonly #entriesMax: number;
   readonly #topics = new Map<string, { epoch: number; byKey: Map<Key, Entry> }>();
   /** All entries, the one set least recently first. */
@@ -155,7 +155,7 @@ function set(side: Level[], [price, size]: Level, sign: number): void {
  * Order books by topic, for feeds that send a snapshot and then deltas. A lost or conflated tick ends a book: it is not {@link Book.live}, and ignores
  * deltas, until the next snapshot.
  */
-export class BookView implements View {
+export class BookView {
   readonly #parse: BookParser;
   readonly #books = new Map<string, MutableBook>();
 
