@@ -12,6 +12,7 @@ export function report(error: unknown): void {
   });
 }
 
+/** Calls listeners with events. An exception in one is reported like one that nobody caught. */
 export class Emitter<Event extends Typed> {
   readonly #listeners = new Map<string, Set<(event: never) => void>>();
 

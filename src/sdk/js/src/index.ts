@@ -21,5 +21,6 @@ export {
 } from "./core/events.js";
 export { matches } from "./core/pattern.js";
 export type { From, Key, NotRecovered, Policy, Position, Positions } from "./core/protocol.js";
+export type { Emitter } from "./emitter.js";
 export { ClosedError, Subscription } from "./subscription.js";
 export { type Book, type BookParser, type BookUpdate, BookView, KeyedView, type Level } from "./views.js";

@@ -27,7 +27,8 @@ before(() => {
 after(() => rmSync(folder, { recursive: true }));
 const built = (name) => readFileSync(join(folder, "node_modules/tickcast/dist", name), "utf8");
 
-test("the committed bundle is what the build makes, and small", () => {
+test("the committed bundle and reference are what the build makes, and the bundle is small", () => {
+  assert.ok(read("API.md") === built("API.md"), "run npm run build in src/sdk/js and commit API.md");
   const bundle = read("bundle/tickcast.js");
   assert.ok(bundle === built("tickcast.js"), "run npm run build in src/sdk/js and commit bundle/tickcast.js");
   const bytes = gzipSync(bundle, { level: 9 }).length;
@@ -47,7 +48,7 @@ test("the package holds its builds, its types and its README", () => {
   const [{ files }] = JSON.parse(run("npm", ["pack", "--dry-run", "--json", "--offline"], packed));
   const paths = files.map(({ path }) => path);
   const isExpected = (path) =>
-    /^(package\.json|README\.md|dist\/tickcast\.(mjs|cjs|js)|dist\/(core\/)?[a-z]+\.d\.c?ts)$/.test(path);
+    /^(package\.json|README\.md|dist\/API\.md|dist\/tickcast\.(mjs|cjs|js)|dist\/(core\/)?[a-z]+\.d\.c?ts)$/.test(path);
   assert.deepEqual(paths.filter((path) => !isExpected(path)), []);
   for (const path of ["dist/tickcast.mjs", "dist/tickcast.cjs", "dist/tickcast.js", "dist/index.d.ts", "dist/index.d.cts"]) {
     assert.ok(paths.includes(path), path);

@@ -147,7 +147,7 @@ export interface Lagged {
 /** Every event of a subscription. */
 export type SubscriptionEvent = Tick | Skipped | Recovered | Stale | SubscriptionChange | Failure | Lagged;
 /** Every event of a client. */
-export type ClientEvent = StateChange | Latency | Expires | SourceChange | Failure;
+export type ClientEvent = StateChange | Latency | Expires | SourceChange | Failure | Lagged;
 
 /** Options of a subscription. */
 export interface SubscribeOptions {
