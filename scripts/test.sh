@@ -5,7 +5,7 @@
 # Arguments go to `cargo test`; then only that runs: no micro benches, no Debian package, no loom models.
 #
 # It installs a Debian package only if a command is missing, and only as root. Packages of npm and PyPI go into
-# tests/clients/ and nowhere else. Where systemd runs, it masks the services of what it installs: the tests start their own.
+# tests/clients/ and src/sdk/js/ and nowhere else. Where systemd runs, it masks the services of what it installs: the tests start their own.
 #
 # Some tests need something that this script cannot install. `cargo test` ignores them; this script runs them where possible:
 #   network_settings_of_a_namespace_are_set_and_restored, queues_of_a_real_interface_are_set_and_restored
@@ -50,6 +50,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 clients=tests/clients
+sdk_js=src/sdk/js
 root=no dpkg=no
 [[ $EUID -ne 0 ]] || root=yes
 ! command -v dpkg >/dev/null || dpkg=yes
@@ -84,6 +85,7 @@ python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-ven
 # The browser is found by a module that npm installs.
 has_browser() { [[ -d $clients/node_modules ]] && node $clients/find-browser.mjs >/dev/null; }
 has_npm_clients() { cmp -s $clients/package-lock.json $clients/node_modules/.installed-from; }
+has_sdk_js_tools() { cmp -s $sdk_js/package-lock.json $sdk_js/node_modules/.installed-from; }
 has_python_clients() { cmp -s $clients/requirements.txt $clients/.venv/.installed-from; }
 
 can_unshare() { [[ $root == yes ]] && unshare -n -m true 2>/dev/null; }
@@ -107,9 +109,10 @@ announce() {
     printf 'It installs:\n'
     ((${#missing[@]} == 0)) || printf '  with apt-get: %s\n' "${missing[*]}"
     has_npm_clients || printf '  with npm, into %s/node_modules: ws, playwright-core\n' $clients
+    has_sdk_js_tools || printf '  with npm, into %s/node_modules: typescript, esbuild\n' $sdk_js
     has_python_clients || printf '  with pip, into %s/.venv: websockets\n' $clients
     has_browser || command -v chromium >/dev/null || printf '  Chromium\n'
-    ((${#missing[@]} > 0)) || ! has_npm_clients || ! has_python_clients || ! has_browser || printf '  nothing: everything is installed\n'
+    ((${#missing[@]} > 0)) || ! has_npm_clients || ! has_sdk_js_tools || ! has_python_clients || ! has_browser || printf '  nothing: everything is installed\n'
 }
 announce >&2
 
@@ -146,6 +149,11 @@ if ! has_npm_clients; then
     step "installing the npm clients"
     npm ci --prefix $clients --no-audit --no-fund --ignore-scripts
     cp $clients/package-lock.json $clients/node_modules/.installed-from
+fi
+if ! has_sdk_js_tools; then
+    step "installing the tools of the JavaScript SDK"
+    npm ci --prefix $sdk_js --no-audit --no-fund --ignore-scripts
+    cp $sdk_js/package-lock.json $sdk_js/node_modules/.installed-from
 fi
 if ! has_python_clients; then
     step "installing the Python clients"

@@ -3,12 +3,14 @@
 pub use tickcast_core::limits::*;
 pub use tickcast_sources::limits::*;
 
-/// Uncompressed bytes of one file of the page. For a client without gzip, its session buffers the file in this form.
+/// Uncompressed bytes of one file of the page, or of the SDK. For a client without gzip, its session buffers the file in this form.
 pub const PAGE_FILE_BYTES_MAX: usize = 48 << 10;
 /// Bytes of the response head of a page file.
 pub const PAGE_HEAD_BYTES_MAX: usize = 1 << 10;
 /// Compressed bytes of all files of the page.
 pub const PAGE_GZIP_BYTES_MAX: usize = 64 << 10;
+/// Compressed bytes of the JavaScript SDK at `/tickcast.js`.
+pub const SDK_GZIP_BYTES_MAX: usize = 12 << 10;
 /// Default time from SIGTERM to exit, in which accepted ticks are flushed.
 pub const DRAIN_DEADLINE_MS_DEFAULT: u64 = 5_000;
 /// Default of unsent bytes that a socket accepts: a few SENDs, so that the wire never waits for the next one.

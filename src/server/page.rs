@@ -1,7 +1,9 @@
-//! Files of the web page at `/`, embedded in the binary, and the HTTP responses that serve them.
+//! Files of the web page at `/` and the JavaScript SDK at `/tickcast.js`, embedded in the binary, and the HTTP responses that
+//! serve them.
 //!
-//! The files in `src/page/` are plain HTML, CSS and JavaScript modules, served unmodified. There is no build step, and the
-//! content security policy forbids loading anything from another host. [`files`] compresses them once, at startup.
+//! The page's files are plain HTML, CSS and JavaScript modules, served unmodified. They have no build step, and the content
+//! security policy forbids loading anything from another host. The SDK is the bundle that `src/sdk/js/build.mjs` makes; a test
+//! checks that it is current. [`files`] compresses them once, at startup.
 
 use std::{
     borrow::Cow,
@@ -30,11 +32,14 @@ const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
+/// Path of the JavaScript SDK, for pages that the server's users write.
+const SDK_PATH: &str = "/tickcast.js";
+
 /// Path, media type and content of a file.
 type Source = (&'static str, &'static str, &'static [u8]);
 
-/// Every file of the page.
-const SOURCES: [Source; 19] = [
+/// Every file of the page, and the SDK.
+const SOURCES: [Source; 20] = [
     ("/", HTML, include_bytes!("page/index.html")),
     ("/page/style.css", CSS, include_bytes!("page/style.css")),
     ("/page/feed.css", CSS, include_bytes!("page/feed.css")),
@@ -54,6 +59,7 @@ const SOURCES: [Source; 19] = [
     ("/page/table.js", SCRIPT, include_bytes!("page/table.js")),
     ("/page/wave.js", SCRIPT, include_bytes!("page/wave.js")),
     ("/page/wire.js", SCRIPT, include_bytes!("page/wire.js")),
+    (SDK_PATH, SCRIPT, include_bytes!("../sdk/js/bundle/tickcast.js")),
 ];
 
 /// A file of the page, uncompressed and gzip-compressed.
@@ -186,7 +192,7 @@ mod tests {
     use flate2::read::GzDecoder;
 
     use super::*;
-    use crate::limits::PAGE_GZIP_BYTES_MAX;
+    use crate::limits::{PAGE_GZIP_BYTES_MAX, SDK_GZIP_BYTES_MAX};
     use tickcast_proto::{
         Step,
         http::{Answer, Connection, HttpConfig},
@@ -225,9 +231,12 @@ mod tests {
     }
 
     #[test]
-    fn the_compressed_page_fits_its_size_budget() {
-        let gzip: usize = files().iter().map(|file| file.gzip.as_ref().unwrap().len()).sum();
-        assert!(gzip <= PAGE_GZIP_BYTES_MAX, "{gzip} bytes");
+    fn the_compressed_page_and_sdk_fit_their_size_budgets() {
+        let bytes = |file: &File| file.gzip.as_ref().unwrap().len();
+        let sdk = find(SDK_PATH).unwrap();
+        let page: usize = files().iter().map(bytes).sum::<usize>() - bytes(sdk);
+        assert!(page <= PAGE_GZIP_BYTES_MAX, "{page} bytes");
+        assert!(bytes(sdk) <= SDK_GZIP_BYTES_MAX, "{} bytes", bytes(sdk));
     }
 
     #[test]

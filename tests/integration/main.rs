@@ -45,6 +45,7 @@ mod recovery;
 mod reload;
 mod replay;
 mod report;
+mod sdk_js;
 mod sinks;
 mod slow;
 mod sources;

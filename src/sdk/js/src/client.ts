@@ -1,0 +1,291 @@
+// The client: the core, a WebSocket and a timer.
+
+import { Core } from "./core/core.js";
+import type { ClientEvent, ClientState, Published, SubscribeOptions } from "./core/events.js";
+import { exactKey, JSON_CODEC } from "./core/json.js";
+import { NATIVE_CODEC } from "./core/native.js";
+import { CLOSE_NORMAL, CODE_LOST, type Positions, PUBLISH_TIMEOUT_MS } from "./core/protocol.js";
+import { Emitter, report } from "./emitter.js";
+import { QUEUE_MAX, Stream } from "./stream.js";
+import { ClosedError, Subscription } from "./subscription.js";
+
+/** Longest time for `getToken`. */
+const TOKEN_TIMEOUT_MS = 30_000;
+/** Longest delay that timers take. */
+const TIMER_MAX_MS = 2 ** 31 - 1;
+/** Bytes of a close frame's reason are at most 123; the client's are ASCII, but may quote the server. */
+const CLOSE_REASON_CHARS_MAX = 40;
+
+/** A class like the browser's `WebSocket`. */
+export type WebSocketClass = new (url: string, protocols: string[]) => WebSocket;
+
+/** Options of a client. */
+export interface ClientOptions {
+  /** `json`, the default, is easy to read on the wire. `native` carries bytes without base64, and has `schema` and `ingestNs`. */
+  codec?: "json" | "native";
+  /** Name of the application, for the operator of the server. */
+  name?: string;
+  /** A token that does not change by itself: see {@link Client.setToken}. */
+  token?: string;
+  /** Returns a token; called before the first connection, and in time before each one expires. Takes precedence over `token`. */
+  getToken?: (why: "connect" | "refresh") => string | Promise<string>;
+  /** Positions that an earlier client saved: subscriptions that match their topics resume there. */
+  positions?: Positions;
+  /** Saves positions, at most once a second, and when the connection is lost. */
+  savePositions?: (positions: Positions) => void | Promise<void>;
+  /** Publishes that wait for a connection (64), with at most 256 KiB of payloads. */
+  offlineQueueMax?: number;
+  /** The WebSocket class; needed where there is no global one, as in Node 20. */
+  webSocket?: WebSocketClass;
+}
+
+/** Options of a publish. */
+export interface PublishOptions {
+  /** The part of the topic that it updates. A bigint or a string of digits above 2^53 - 1. */
+  key?: number | bigint | string;
+  /** A number for the type of the payload; not interpreted. */
+  schema?: number;
+  /** Nanoseconds since 1970; without it, the server's time. */
+  timeNs?: number;
+  /** Time until the result is `unknown` or `not_sent` (10 s). */
+  timeoutMs?: number;
+}
+
+/** A relative address, or one of HTTP, as the address of a WebSocket. */
+function webSocketUrl(url: string): string {
+  const base = typeof location === "undefined" ? undefined : location.href;
+  return new URL(url, base).href.replace(/^http/, "ws");
+}
+
+/**
+ * A client that stays connected, and resumes its subscriptions where they were. It connects with the first subscription or publish.
+ *
+ * ```js
+ * const client = new Client("wss://host/ws");
+ * const prices = client.subscribe("prices.>");
+ * for await (const tick of prices) render(tick.topic, tick.data);
+ * ```
+ */
+export class Client extends Emitter<ClientEvent> {
+  readonly #options: ClientOptions;
+  readonly #webSocket: WebSocketClass;
+  readonly #core: Core;
+  #socket: WebSocket | null = null;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #timerAt = Infinity;
+  #isRunning = false;
+  /** Whether it has been told to connect, or not to. */
+  #isStarted = false;
+  readonly #streams = new Set<Stream<ClientEvent>>();
+
+  /** `url` may be relative to the page's, such as `/ws`. Throws if it is invalid, or there is no WebSocket class. */
+  constructor(url: string, options: ClientOptions = {}) {
+    super();
+    this.#options = options;
+    const webSocket = options.webSocket ?? (globalThis as { WebSocket?: WebSocketClass }).WebSocket;
+    if (webSocket === undefined) throw new Error("there is no WebSocket class: pass one as the option webSocket");
+    this.#webSocket = webSocket;
+    this.#core = new Core({
+      url: webSocketUrl(url),
+      codec: options.codec === "native" ? NATIVE_CODEC : JSON_CODEC,
+      name: options.name ?? "tickcast-js",
+      token: options.token ?? "",
+      asksToken: options.getToken !== undefined,
+      positions: options.positions ?? {},
+      savesPositions: options.savePositions !== undefined,
+      offlineQueueMax: options.offlineQueueMax ?? 64,
+      random: Math.random,
+      wallOffsetMs: performance.timeOrigin,
+    });
+  }
+
+  get state(): ClientState {
+    return this.#core.state;
+  }
+
+  /** This clock minus the server's, in ms; null: unknown. With the codec `json` see {@link Latency.clockOffsetMs}. */
+  get clockOffsetMs(): number | null {
+    return this.#core.clockOffsetMs;
+  }
+
+  /** The position in each topic, to resume from with {@link ClientOptions.positions}. */
+  get positions(): Positions {
+    return this.#core.subscriptions.copy();
+  }
+
+  /** Connects, also again after {@link disconnect} or a refusal. */
+  connect(): void {
+    this.#isStarted = true;
+    this.run((core, now) => core.connect(now));
+  }
+
+  /** Closes the connection. Subscriptions stay, and resume with {@link connect}. */
+  disconnect(): void {
+    this.#isStarted = true;
+    this.run((core, now) => core.disconnect(now));
+  }
+
+  /** Replaces the token, without a new connection. */
+  setToken(token: string): void {
+    this.run((core, now) => core.setToken(now, token));
+  }
+
+  /** Subscribes to a pattern: `*` is one token of a topic's name, `>` at the end the rest. Throws if it is subscribed already. */
+  subscribe(pattern: string, options: SubscribeOptions = {}): Subscription {
+    const subscription = this.run((core, now) => {
+      const record = core.subscribe(now, pattern, options);
+      return new Subscription(this, record);
+    });
+    if (!this.#isStarted) this.connect();
+    return subscription;
+  }
+
+  /**
+   * Publishes one tick: bytes as they are, anything else as JSON. Resolves once the server has sequenced it.
+   *
+   * Rejects with a {@link PublishError}, whose `outcome` says whether the tick may have been published.
+   */
+  publish(topic: string, data: unknown, options: PublishOptions = {}): Promise<Published> {
+    const payload = data instanceof Uint8Array ? data : JSON.stringify(data);
+    if (payload === undefined) return Promise.reject(new TypeError("the payload is neither bytes nor JSON"));
+    if (!this.#isStarted) this.connect();
+    return new Promise((resolve, reject) => {
+      const settle = (result: Published | Error) => (result instanceof Error ? reject(result) : resolve(result));
+      this.run((core, now) => {
+        const deadline = now + (options.timeoutMs ?? PUBLISH_TIMEOUT_MS);
+        const { schema = 0, timeNs = 0, key = 0 } = options;
+        core.publish(now, { topic, payload, key: exactKey(BigInt(key)), schema, timeNs, deadline, settle });
+      });
+    });
+  }
+
+  /** All events of the client from now on. When the queue is full, the oldest are dropped, and `lagged` says how many. Ends when the client is disconnected. */
+  events(options: { queueMax?: number } = {}): AsyncIterableIterator<ClientEvent> {
+    const onClose = (closed: Stream<ClientEvent>) => this.#streams.delete(closed);
+    const onDrop = (dropped: number): ClientEvent => ({ type: "lagged", dropped });
+    const stream = new Stream(options.queueMax ?? QUEUE_MAX, onDrop, onClose);
+    this.#streams.add(stream);
+    return stream;
+  }
+
+  /** @internal */
+  run<Result>(call: (core: Core, now: number) => Result): Result {
+    const result = call(this.#core, performance.now());
+    // A listener may have called: the loop below goes on with what that caused.
+    if (this.#isRunning) return result;
+    this.#isRunning = true;
+    try {
+      this.#drain();
+    } finally {
+      this.#isRunning = false;
+    }
+    this.#schedule();
+    return result;
+  }
+
+  #drain(): void {
+    for (;;) {
+      const [actions, events] = [this.#core.takeActions(), this.#core.takeEvents()];
+      if (actions.length === 0 && events.length === 0) return;
+      for (const action of actions) {
+        switch (action.do) {
+          case "dial":
+            this.#dial(action.url, action.protocol);
+            break;
+          case "send":
+            if (this.#socket?.readyState === 1) this.#socket.send(action.message as string);
+            break;
+          case "hangUp":
+            this.#hangUp(action.code, action.reason);
+            break;
+          case "askToken":
+            void this.#askToken(action.why);
+            break;
+          case "save":
+            void this.#save(action.positions);
+        }
+      }
+      for (const [record, event] of events) {
+        if (record === null) this.#handle(event);
+        else (record.owner as Subscription).handle(event);
+      }
+    }
+  }
+
+  #handle(event: ClientEvent): void {
+    for (const stream of this.#streams) stream.push(event);
+    if (event.type === "state" && event.state === "disconnected") {
+      const code = event.code === CLOSE_NORMAL ? 0 : event.code;
+      for (const { owner } of this.#core.subscriptions.all) (owner as Subscription).end(code, event.reason);
+      const error = code === 0 ? null : new ClosedError(code, event.reason);
+      for (const stream of this.#streams) stream.end(error);
+    }
+    this.emit(event);
+  }
+
+  #dial(url: string, protocol: string): void {
+    let socket: WebSocket;
+    try {
+      socket = new this.#webSocket(url, [protocol]);
+    } catch (error) {
+      // Such as a page that may not connect there.
+      queueMicrotask(() => this.run((core, now) => core.handleClosed(now, CODE_LOST, String(error))));
+      return;
+    }
+    this.#socket = socket;
+    socket.binaryType = "arraybuffer";
+    // A socket that was given up says nothing any more.
+    const from = (call: (core: Core, now: number) => void) => socket === this.#socket && this.run(call);
+    socket.onopen = () => from((core, now) => core.handleOpen(now, socket.protocol));
+    socket.onmessage = ({ data }) => from((core, now) => core.handleMessage(now, data));
+    socket.onclose = ({ code, reason }) =>
+      from((core, now) => {
+        this.#socket = null;
+        core.handleClosed(now, code, reason);
+      });
+    // Followed by a close event. Without a listener, some implementations throw.
+    socket.onerror = () => {};
+  }
+
+  #hangUp(code: number, reason: string): void {
+    this.#socket?.close(code, reason.slice(0, CLOSE_REASON_CHARS_MAX));
+    this.#socket = null;
+  }
+
+  async #askToken(why: "connect" | "refresh"): Promise<void> {
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const timeout = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => reject(new Error("getToken took too long")), TOKEN_TIMEOUT_MS);
+    });
+    try {
+      const token = await Promise.race([this.#options.getToken!(why), timeout]);
+      this.run((core, now) => core.handleToken(now, token));
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      this.run((core, now) => core.handleTokenFailed(now, reason));
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async #save(positions: Positions): Promise<void> {
+    try {
+      await this.#options.savePositions!(positions);
+    } catch (error) {
+      report(error);
+    }
+  }
+
+  #schedule(): void {
+    const at = this.#core.nextTimeout;
+    if (at === this.#timerAt) return;
+    clearTimeout(this.#timer);
+    this.#timerAt = at;
+    if (at === Infinity) return;
+    const delay = Math.min(Math.max(Math.ceil(at - performance.now()), 0), TIMER_MAX_MS);
+    this.#timer = setTimeout(() => {
+      this.#timerAt = Infinity;
+      this.run((core, now) => core.handleTimeout(now));
+    }, delay);
+  }
+}

@@ -1,0 +1,76 @@
+// The state of one connection, which ends with it.
+
+import type { SubscriptionRecord } from "./subscriptions.js";
+import { type Policy, type Position, REQUESTS_MAX } from "./protocol.js";
+import { Topics } from "./topics.js";
+
+/** A request without an answer. */
+export type Request =
+  | { of: "subscribe"; record: SubscriptionRecord }
+  | { of: "update"; record: SubscriptionRecord; before: [Policy | null, number | null] }
+  | { of: "publish" | "refresh" | "unsubscribe" };
+
+/** Id of the hello. */
+export const HELLO = 1;
+
+export class Connection {
+  readonly topics = new Topics();
+  /** Positions sent and not answered yet. */
+  readonly requested = new Map<string, Position>();
+  /** Positions that were not sent, until their topic is announced, and what becomes of the ticks after them. */
+  readonly replaced = new Map<string, [Position, "gap" | "conflated"]>();
+  /** Longest message that the server takes. */
+  sizeMax = 0;
+  /** Infinity: not yet. */
+  welcomedAt = Infinity;
+  /** The server's reason for ending it. */
+  closing: { code: number; reason: string; afterMs: number } | null = null;
+  /** Whether anything has arrived since the last ping. */
+  hasHeard = false;
+  #lastPing = 0;
+  readonly #pings = new Map<number, number>();
+  #lastRequest = HELLO;
+  readonly #requests = new Map<number, Request>();
+
+  /** `token` is the one in the hello. */
+  constructor(public token: string) {}
+
+  /** Returns the id of a new request. */
+  request(request: Request): number {
+    if (this.#requests.size >= REQUESTS_MAX) throw new Error("too many requests without an answer");
+    this.#lastRequest += 1;
+    this.#requests.set(this.#lastRequest, request);
+    return this.#lastRequest;
+  }
+
+  /** The id that the next request gets. */
+  get nextRequest(): number {
+    return this.#lastRequest + 1;
+  }
+
+  answered(request: number): Request | undefined {
+    const answered = this.#requests.get(request);
+    this.#requests.delete(request);
+    return answered;
+  }
+
+  /** Returns the token of a new ping. */
+  ping(now: number): number {
+    this.#lastPing += 1;
+    this.#pings.set(this.#lastPing, now);
+    this.hasHeard = false;
+    return this.#lastPing;
+  }
+
+  /** Returns when a ping was sent. */
+  pong(token: number): number | undefined {
+    const sentAt = this.#pings.get(token);
+    this.#pings.delete(token);
+    return sentAt;
+  }
+
+  /** Round trips across a sleep mean nothing. */
+  forgetPings(): void {
+    this.#pings.clear();
+  }
+}

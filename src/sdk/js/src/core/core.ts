@@ -1,0 +1,575 @@
+// The client as a state machine: bytes, time and the application's calls go in; bytes to send and events come out. It has no socket, clock, timer
+// or random source.
+
+import { Backoff, leastDelayMs, mayReconnect } from "./backoff.js";
+import { Clock } from "./clock.js";
+import { Connection, HELLO } from "./connection.js";
+import {
+  type ClientEvent,
+  type ClientState,
+  type Published,
+  PublishError,
+  type SubscribeOptions,
+  type SubscriptionEvent,
+  type SubscriptionState,
+  Tick,
+} from "./events.js";
+import type { Action, CoreOptions, Emitted } from "./io.js";
+import { matches } from "./pattern.js";
+import * as protocol from "./protocol.js";
+import { type Codec, type Policy, ProtocolError, type Receiver, type Start } from "./protocol.js";
+import { Publishes, type PublishRecord } from "./publishes.js";
+import { type Resumption, SubscriptionRecord, Subscriptions } from "./subscriptions.js";
+import { Timers } from "./timers.js";
+import { Token } from "./tokens.js";
+import { firstLost, type Topic } from "./topics.js";
+
+type Phase =
+  /** Makes no attempts. */
+  | "idle"
+  /** Waits for a token to dial with. */
+  | "asking"
+  /** Waits for the next attempt. */
+  | "waiting"
+  /** Has dialed, or said hello. */
+  | "opening"
+  | "connected";
+
+/**
+ * The client as a state machine. `now` is a monotonic time in ms. After each call the driver takes {@link actions} and {@link events}, and
+ * calls {@link handleTimeout} at {@link nextTimeout}.
+ *
+ * Invariant: there is a socket if and only if the phase is `opening` or `connected`.
+ */
+export class Core implements Receiver {
+  readonly subscriptions: Subscriptions;
+  readonly #options: CoreOptions;
+  readonly #codec: Codec;
+  readonly #timers = new Timers();
+  readonly #backoff: Backoff;
+  readonly #publishes: Publishes;
+  #actions: Action[] = [];
+  #events: Emitted[] = [];
+  #now = 0;
+  #phase: Phase = "idle";
+
+  readonly #token: Token;
+  #connection = new Connection("");
+  #clock = new Clock();
+  /** When publishes are looked at. */
+  #publishTimer = Infinity;
+  /** Whether the positions are about to be saved. */
+  #isSaving = false;
+
+  constructor(options: CoreOptions) {
+    this.#options = options;
+    this.#codec = options.codec;
+    this.#backoff = new Backoff(options.random);
+    this.#token = new Token(options.token, options.asksToken, options.random);
+    this.#publishes = new Publishes(options.offlineQueueMax);
+    this.subscriptions = new Subscriptions(options.positions);
+  }
+
+  get state(): ClientState {
+    if (this.#phase === "idle" || this.#phase === "connected") {
+      return this.#phase === "idle" ? "disconnected" : "connected";
+    }
+    return "connecting";
+  }
+
+  /** Time of the next {@link handleTimeout}; Infinity: none. */
+  get nextTimeout(): number {
+    return this.#timers.next;
+  }
+
+  get clockOffsetMs(): number | null {
+    return this.#clock.offsetMs;
+  }
+
+  takeActions(): Action[] {
+    const actions = this.#actions;
+    if (actions.length > 0) this.#actions = [];
+    return actions;
+  }
+
+  takeEvents(): Emitted[] {
+    const events = this.#events;
+    if (events.length > 0) this.#events = [];
+    return events;
+  }
+
+  // What the application does.
+
+  connect(now: number): void {
+    this.#now = now;
+    if (this.#phase !== "idle") return;
+    this.#backoff.reset();
+    this.#emit({ type: "state", state: "connecting", code: 0, reason: "" });
+    this.#dial();
+  }
+
+  disconnect(now: number): void {
+    this.#now = now;
+    if (this.#phase === "idle") return;
+    this.#hangUp(protocol.CLOSE_NORMAL, "");
+    this.#end(protocol.CLOSE_NORMAL, "closed by this client");
+  }
+
+  /** Uses a token from now on. */
+  setToken(now: number, token: string): void {
+    this.#now = now;
+    this.#token.replace(token);
+    if (this.#phase === "connected") this.#refresh();
+  }
+
+  /** Makes a subscription, on this and every later connection. Throws if there is one with this pattern already. */
+  subscribe(now: number, pattern: string, options: SubscribeOptions): SubscriptionRecord {
+    this.#now = now;
+    const record = new SubscriptionRecord(pattern, options, this.#options.random);
+    this.subscriptions.add(record);
+    this.#change(record, "subscribing", 0, "");
+    if (this.#phase === "connected") this.#subscribe(this.subscriptions.resumption(record));
+    return record;
+  }
+
+  unsubscribe(now: number, record: SubscriptionRecord): void {
+    this.#now = now;
+    if (!this.#remove(record, 0, "")) return;
+    if (this.#phase !== "connected") return;
+    const request = this.#connection.request({ of: "unsubscribe" });
+    this.#send(this.#codec.unsubscribe(request, record.pattern));
+  }
+
+  /** Changes policy and rate of a subscription. */
+  update(now: number, record: SubscriptionRecord, policy: Policy | null, maxRate: number | null): void {
+    this.#now = now;
+    const before: [Policy | null, number | null] = [record.policy, record.maxRate];
+    [record.policy, record.maxRate] = [policy, maxRate];
+    if (this.#phase !== "connected" || record.state === "unsubscribed") return;
+    const request = this.#connection.request({ of: "update", record, before });
+    this.#send(this.#codec.update(request, record.pattern, policy, maxRate));
+  }
+
+  publish(now: number, publish: PublishRecord): void {
+    this.#now = now;
+    if (this.#phase === "idle") {
+      publish.settle(new PublishError("not_sent", 0, "the client is disconnected"));
+    } else if (this.#phase === "connected") {
+      this.#publish(publish);
+    } else {
+      this.#publishes.queue(publish);
+    }
+    this.#watchPublishes(publish.deadline);
+  }
+
+  // What the driver reports.
+
+  /** The socket is open, with this subprotocol. */
+  handleOpen(now: number, subprotocol: string): void {
+    this.#now = now;
+    if (subprotocol !== this.#codec.protocol) {
+      return this.#refuse(protocol.CODE_PROTOCOL, `the server chose the subprotocol ${JSON.stringify(subprotocol)}`);
+    }
+    this.#connection.token = this.#token.value;
+    this.#send(this.#codec.hello(HELLO, this.#options.name, this.#token.value));
+  }
+
+  /** A message has arrived: a string, or an ArrayBuffer. */
+  handleMessage(now: number, message: unknown): void {
+    this.#now = now;
+    this.#connection.hasHeard = true;
+    try {
+      this.#codec.decode(message, this);
+    } catch (error) {
+      if (!(error instanceof ProtocolError)) throw error;
+      this.#refuse(error.code, error.message);
+    }
+  }
+
+  /** The socket was closed by the other side, or could not be opened. */
+  handleClosed(now: number, code: number, reason: string): void {
+    this.#now = now;
+    if (this.#phase === "opening" || this.#phase === "connected") this.#lost(code, reason);
+  }
+
+  /** The application's answer to `askToken`. */
+  handleToken(now: number, token: string): void {
+    if (this.#phase === "idle") return;
+    this.#token.backoff.reset();
+    const isDialing = this.#phase === "asking";
+    this.setToken(now, token);
+    if (isDialing) this.#dial();
+  }
+
+  /** The application has no token. */
+  handleTokenFailed(now: number, reason: string): void {
+    this.#now = now;
+    if (this.#phase === "idle") return;
+    this.#emit({ type: "error", code: 0, reason });
+    const retryInMs = this.#token.backoff.next();
+    if (this.#phase !== "asking") return this.#askAgain(retryInMs);
+    this.#phase = "waiting";
+    this.#emit({ type: "state", state: "connecting", code: 0, reason, retryInMs });
+    this.#timers.set("dial", now + retryInMs, () => this.#dial());
+  }
+
+  handleTimeout(now: number): void {
+    this.#now = now;
+    this.#timers.run(now);
+  }
+
+  // What the server says. The codec calls these.
+
+  welcome(_server: string, _epoch: number, _session: number, frameBytesMax: number): void {
+    if (this.#phase !== "opening") return;
+    this.#phase = "connected";
+    this.#connection.sizeMax = this.#codec.sizeMax(frameBytesMax);
+    this.#connection.welcomedAt = this.#now;
+    this.#timers.clear("welcome");
+    this.#emit({ type: "state", state: "connected", code: 0, reason: "" });
+    this.#ping();
+    // The hello's token was replaced before the welcome.
+    if (this.#connection.token !== this.#token.value) this.#refresh();
+    for (const resumption of this.subscriptions.resumptions()) this.#subscribe(resumption);
+    for (const publish of this.#publishes.take()) this.#publish(publish);
+  }
+
+  acknowledged(request: number): void {
+    const answered = this.#connection.answered(request);
+    if (answered?.of !== "subscribe") return;
+    answered.record.isAcknowledged = true;
+    answered.record.backoff.reset();
+    if (answered.record.state !== "unsubscribed") this.#change(answered.record, "subscribed", 0, "");
+  }
+
+  announced(name: string, id: number, epoch: number): void {
+    this.#connection.topics.announce(name, id, epoch);
+    const replaced = this.#connection.replaced.get(name);
+    if (replaced === undefined) return;
+    this.#connection.replaced.delete(name);
+    const [position, kind] = replaced;
+    const reason = position.epoch !== epoch ? "epoch" : kind === "gap" ? "too_many" : null;
+    if (position.epoch === epoch) this.#connection.topics.open(name, kind, position.sequence + 1);
+    if (reason === null) return;
+    this.subscriptions.notRecovered(name, epoch, 0, reason);
+    this.#report(name, { type: "recovered", topic: name, epoch, sequence: 0, recovered: false, reason });
+  }
+
+  unsubscribed(request: number, pattern: string, code: number, text: string): void {
+    if (request !== 0) return void this.#connection.answered(request);
+    const record = this.subscriptions.all.find((record) => record.pattern === pattern);
+    if (record !== undefined) this.#remove(record, code, text);
+  }
+
+  tick(name: string | number, sequence: number, fields: protocol.TickFields): void {
+    if (sequence === 0) throw new ProtocolError("the server sent a tick without a sequence");
+    const topic = this.#connection.topics.find(name);
+    const { snapshot } = fields;
+    if (!snapshot) this.#clock.handleTick(this.#now + this.#options.wallOffsetMs - fields.ingestNs / 1e6);
+    this.#tell(topic, topic.skippedBefore(sequence, snapshot));
+    this.#tell(topic, new Tick(topic.name, topic.epoch, sequence, fields));
+    this.#advance(topic, sequence);
+  }
+
+  skipped(type: "gap" | "conflated", name: string | number, from: number, to: number, count: number): void {
+    const topic = this.#connection.topics.find(name);
+    if (from === 0 || from >= to) throw new ProtocolError(`the server announced the ticks from ${from} to ${to}`);
+    this.#tell(topic, topic.skippedBeforeRange(from));
+    this.#tell(topic, { type, topic: topic.name, epoch: topic.epoch, from, to, count });
+    this.#advance(topic, to - 1);
+  }
+
+  recovered(topic: string, epoch: number, sequence: number, recovered: boolean, reason: protocol.NotRecovered | ""): void {
+    const requested = this.#connection.requested.get(topic);
+    this.#connection.requested.delete(topic);
+    if (!recovered) {
+      if (requested !== undefined && reason !== "unknown_topic") {
+        this.#connection.topics.open(topic, "gap", firstLost(requested, epoch, sequence));
+      }
+      this.subscriptions.notRecovered(topic, epoch, sequence, reason);
+      this.#watchPositions();
+    }
+    this.#report(topic, { type: "recovered", topic, epoch, sequence, recovered, reason });
+  }
+
+  pong(token: number): void {
+    const sentAt = this.#connection.pong(token);
+    if (sentAt === undefined) return;
+    const roundTripMs = this.#now - sentAt;
+    this.#clock.handlePong(roundTripMs);
+    this.#emit({ type: "latency", roundTripMs, clockOffsetMs: this.#clock.offsetMs });
+  }
+
+  ping(token: bigint): void {
+    this.#send(this.#codec.pong(token));
+  }
+
+  error(request: number, code: number, reason: string): void {
+    if (request === HELLO) throw new ProtocolError(reason, code);
+    const answered = this.#connection.answered(request);
+    switch (answered?.of) {
+      case "subscribe":
+        return this.#subscribeRefused(answered.record, code, reason);
+      case "update":
+        [answered.record.policy, answered.record.maxRate] = answered.before;
+        if (answered.record.state !== "unsubscribed") this.#events.push([answered.record, { type: "error", code, reason }]);
+        return;
+      case "publish":
+        return this.#publishes.answer(request, new PublishError("refused", code, reason));
+      case "unsubscribe":
+        return;
+      case "refresh":
+        this.#emit({ type: "error", code, reason });
+        if (this.#token.isAskedFor) this.#askAgain(this.#token.backoff.next());
+        return;
+      default:
+        this.#emit({ type: "error", code, reason });
+    }
+  }
+
+  closing(code: number, reason: string, afterMs: number): void {
+    this.#connection.closing = { code, reason, afterMs };
+  }
+
+  published(request: number, topic: string, epoch: number, sequence: number, duplicate: boolean): void {
+    this.#connection.answered(request);
+    const result: Published = { topic, epoch, sequence, duplicate };
+    this.#publishes.answer(request, result);
+  }
+
+  expires(request: number, expiresInS: number): void {
+    this.#emit({ type: "expires", expiresInS });
+    this.#timers.clear("token");
+    if (request === 0) {
+      this.#token.staleAt = Math.min(this.#token.staleAt, this.#now);
+      return this.#askToken();
+    }
+    this.#connection.answered(request);
+    const staleAt = this.#token.handleExpires(this.#now, expiresInS);
+    if (staleAt < Infinity) this.#timers.set("token", staleAt, () => this.#askToken());
+  }
+
+  stale(name: string | number, stale: boolean, sinceNs: number): void {
+    const topic = this.#connection.topics.find(name);
+    this.#tell(topic, { type: "stale", topic: topic.name, stale, sinceNs });
+  }
+
+  source(source: string, state: string, sinceNs: number): void {
+    this.#emit({ type: "source", source, state, sinceNs });
+  }
+
+  // Connections.
+
+  #dial(): void {
+    if (this.#token.isAskedFor && this.#now >= this.#token.staleAt) {
+      this.#phase = "asking";
+      this.#actions.push({ do: "askToken", why: "connect" });
+      return;
+    }
+    this.#phase = "opening";
+    this.#connection = new Connection(this.#token.value);
+    this.#clock = new Clock();
+    this.#actions.push({ do: "dial", url: this.#options.url, protocol: this.#codec.protocol });
+    this.#timers.set("welcome", this.#now + protocol.CONNECT_TIMEOUT_MS, () => {
+      this.#hangUp(protocol.CLOSE_NO_WELCOME, "no welcome in time");
+      this.#lost(protocol.CODE_LOST, "no welcome in time");
+    });
+  }
+
+  /** Closes the socket if there is one. */
+  #hangUp(code: number, reason: string): void {
+    if (this.#phase === "opening" || this.#phase === "connected") this.#actions.push({ do: "hangUp", code, reason });
+  }
+
+  /** The server will not have this client, or broke the protocol. */
+  #refuse(code: number, reason: string): void {
+    this.#hangUp(protocol.CLOSE_BAD_MESSAGE, reason);
+    this.#end(code, reason);
+  }
+
+  #lost(closeCode: number, closeReason: string): void {
+    const { closing, welcomedAt, token } = this.#connection;
+    const { code, reason, afterMs } = closing ?? { code: closeCode, reason: closeReason, afterMs: 0 };
+    if (this.#now - welcomedAt >= protocol.STABLE_MS) this.#backoff.reset();
+    const isExpired = code === protocol.CLOSE_TOKEN_EXPIRED;
+    // Otherwise the next hello has another token already.
+    const needsToken = isExpired && token === this.#token.value;
+    if (!mayReconnect(code) || (needsToken && !this.#token.isAskedFor)) return this.#end(code, reason);
+    if (needsToken) this.#token.staleAt = this.#now;
+    let retryInMs = leastDelayMs(code, afterMs);
+    if (isExpired && this.#backoff.attempts === 0) this.#backoff.attempts = 1;
+    else retryInMs += this.#backoff.next();
+    this.#leave("waiting");
+    this.#timers.set("dial", this.#now + retryInMs, () => this.#dial());
+    this.#emit({ type: "state", state: "connecting", code, reason, retryInMs });
+    this.#reportLoss(code, reason);
+  }
+
+  /** Makes no more attempts. */
+  #end(code: number, reason: string): void {
+    this.#leave("idle");
+    this.#emit({ type: "state", state: "disconnected", code, reason });
+    this.#reportLoss(code, reason);
+    this.#publishes.drop(code, reason);
+  }
+
+  /** Ends the state of one connection. */
+  #leave(phase: Phase): void {
+    this.#phase = phase;
+    this.#token.isRefreshing = false;
+    for (const name of ["dial", "welcome", "ping", "token", ...this.subscriptions.all]) this.#timers.clear(name);
+    if (this.subscriptions.isChanged) this.#save();
+  }
+
+  #reportLoss(code: number, reason: string): void {
+    for (const record of this.subscriptions.all) this.#change(record, "subscribing", code, reason);
+    this.#publishes.lose(code, reason);
+  }
+
+  #ping(): void {
+    this.#clock.handlePing();
+    this.#send(this.#codec.ping(this.#connection.ping(this.#now)));
+    this.#timers.set("ping", this.#now + protocol.PING_INTERVAL_MS, (_, lateMs) => {
+      // The machine was asleep: the server's answer may still wait to be read.
+      if (lateMs > protocol.SUSPENDED_MS) this.#connection.forgetPings();
+      else if (!this.#connection.hasHeard) {
+        this.#hangUp(protocol.CLOSE_SILENT, "no answer to a ping");
+        return this.#lost(protocol.CODE_LOST, "no answer to a ping");
+      }
+      this.#ping();
+    });
+  }
+
+  #send(message: string | Uint8Array): void {
+    this.#actions.push({ do: "send", message });
+  }
+
+  // Tokens.
+
+  #askToken(): void {
+    if (this.#token.isRefreshing || !this.#token.isAskedFor) return;
+    this.#token.isRefreshing = true;
+    this.#actions.push({ do: "askToken", why: "refresh" });
+  }
+
+  #askAgain(retryInMs: number): void {
+    this.#token.isRefreshing = false;
+    this.#timers.set("token", this.#now + retryInMs, () => this.#askToken());
+  }
+
+  #refresh(): void {
+    this.#token.isRefreshing = true;
+    this.#send(this.#codec.refresh(this.#connection.request({ of: "refresh" }), this.#token.value));
+  }
+
+  // Subscriptions.
+
+  /** Sends a subscription, with the positions that it resumes from. */
+  #subscribe([record, positions]: Resumption): void {
+    const { pattern, policy, maxRate } = record;
+    const { requested, replaced, sizeMax } = this.#connection;
+    const send = (start: Start) => {
+      const messages = this.#codec.subscribe(this.#connection.nextRequest, pattern, start, policy, maxRate, sizeMax);
+      if (messages.length > 0) this.#connection.request({ of: "subscribe", record });
+      for (const message of messages) this.#send(message);
+      return messages.length > 0;
+    };
+    if (positions.length === 0 && !record.isAcknowledged) {
+      return void send(record.from === "live" || record.from === "latest" ? record.from : []);
+    }
+    const isSent =
+      !record.conflates && positions.length <= protocol.POSITIONS_PER_SUBSCRIPTION_MAX && send(positions);
+    for (const [topic, position] of positions) {
+      if (isSent) requested.set(topic, position);
+      else replaced.set(topic, [position, record.conflates ? "conflated" : "gap"]);
+    }
+    if (!isSent) send("latest");
+  }
+
+  #subscribeRefused(record: SubscriptionRecord, code: number, reason: string): void {
+    if (record.state === "unsubscribed") return;
+    if (code !== protocol.ERROR_RATE_LIMITED) return void this.#remove(record, code, reason);
+    const retryInMs = record.backoff.next();
+    this.#events.push([record, { type: "subscription", state: "subscribing", code, reason, retryInMs }]);
+    this.#timers.set(record, this.#now + retryInMs, () => this.#subscribe(this.subscriptions.resumption(record)));
+  }
+
+  /** Ends a subscription; returns whether there was one. */
+  #remove(record: SubscriptionRecord, code: number, reason: string): boolean {
+    if (!this.subscriptions.remove(record)) return false;
+    this.#timers.clear(record);
+    this.subscriptions.forget(record.pattern);
+    this.#watchPositions();
+    this.#connection.topics.leave((name) => matches(record.pattern, name) && !this.subscriptions.isMatched(name));
+    this.#change(record, "unsubscribed", code, reason);
+    return true;
+  }
+
+  #change(record: SubscriptionRecord, state: SubscriptionState, code: number, reason: string): void {
+    record.state = state;
+    this.#events.push([record, { type: "subscription", state, code, reason }]);
+  }
+
+  #advance(topic: Topic, sequence: number): void {
+    // What was on its way when its subscription ended is no progress.
+    if (topic.targets.length === 0) return;
+    this.subscriptions.advance(topic.name, topic.epoch, sequence);
+    this.#watchPositions();
+  }
+
+  #watchPositions(): void {
+    if (!this.#options.savesPositions || this.#isSaving || !this.subscriptions.isChanged) return;
+    this.#isSaving = true;
+    this.#timers.set("save", this.#now + protocol.SAVE_INTERVAL_MS, () => this.#save());
+  }
+
+  #save(): void {
+    this.#isSaving = false;
+    this.#timers.clear("save");
+    if (this.#options.savesPositions) this.#actions.push({ do: "save", positions: this.subscriptions.save() });
+  }
+
+  // Publishes.
+
+  #publish(publish: PublishRecord): void {
+    if (!this.#publishes.admits(publish)) return;
+    const message = this.#codec.publish(this.#connection.nextRequest, publish);
+    if (this.#codec.size(message) > this.#connection.sizeMax) {
+      return publish.settle(new PublishError("not_sent", protocol.ERROR_TOO_LARGE, "too large for the server"));
+    }
+    this.#publishes.sent(this.#connection.request({ of: "publish" }), publish);
+    this.#send(message);
+  }
+
+  /** Expires publishes at their deadlines. The timer is not moved when one is answered: it finds nothing then. */
+  #watchPublishes(deadline: number): void {
+    if (deadline >= this.#publishTimer) return;
+    this.#publishTimer = deadline;
+    this.#timers.set("publish", deadline, (now) => {
+      this.#publishTimer = Infinity;
+      this.#publishes.expire(now);
+      this.#watchPublishes(this.#publishes.deadline);
+    });
+  }
+
+  // Events.
+
+  #emit(event: ClientEvent): void {
+    this.#events.push([null, event]);
+  }
+
+  /** Reports an event of a topic to the subscriptions that match it. */
+  #tell(topic: Topic, event: SubscriptionEvent | null): void {
+    if (event === null) return;
+    if (topic.version !== this.subscriptions.version) {
+      topic.version = this.subscriptions.version;
+      topic.targets = this.subscriptions.matching(topic.name);
+    }
+    for (const record of topic.targets) this.#events.push([record, event]);
+  }
+
+  /** {@link #tell} for a topic that may not be announced. */
+  #report(topic: string, event: SubscriptionEvent): void {
+    for (const record of this.subscriptions.matching(topic)) this.#events.push([record, event]);
+  }
+}

@@ -1,0 +1,34 @@
+// What goes in and out of the core, besides calls.
+
+import type { ClientEvent, SubscriptionEvent } from "./events.js";
+import type { Codec, Positions } from "./protocol.js";
+import type { SubscriptionRecord } from "./subscriptions.js";
+
+/** What the driver must do, in order. */
+export type Action =
+  | { do: "dial"; url: string; protocol: string }
+  | { do: "send"; message: string | Uint8Array }
+  /** Closes the socket and forgets it: the core gets nothing from it any more. */
+  | { do: "hangUp"; code: number; reason: string }
+  | { do: "askToken"; why: "connect" | "refresh" }
+  | { do: "save"; positions: Positions };
+
+/** An event and the subscription that it belongs to; null: the client. */
+export type Emitted = [SubscriptionRecord, SubscriptionEvent] | [null, ClientEvent];
+
+export interface CoreOptions {
+  url: string;
+  codec: Codec;
+  name: string;
+  /** A token; empty: none. */
+  token: string;
+  /** Whether `askToken` is answered. */
+  asksToken: boolean;
+  positions: Positions;
+  savesPositions: boolean;
+  offlineQueueMax: number;
+  /** Returns numbers in [0, 1). */
+  random: () => number;
+  /** Wall-clock time minus `now`, in ms. */
+  wallOffsetMs: number;
+}
