@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tickcast.actions import AskToken, Dial, HangUp, Save, Send
+from tickcast.book_view import BookView, OrderBook
 from tickcast.errors import TickcastError
 from tickcast.events import (
     Conflated,
@@ -25,6 +26,7 @@ from tickcast.events import (
     TokenExpires,
 )
 from tickcast.json_codec import JsonCodec
+from tickcast.keyed_view import KeyedView
 from tickcast.native import NativeCodec
 from tickcast.options import SessionOptions
 from tickcast.session import Session
@@ -143,8 +145,9 @@ class Script:
         while (action := self.session.poll_action()) is not None:
             actions.append(self.action(action))
         while (event := self.session.poll_event()) is not None:
-            for view in self.views.values():
-                view.handle(*event)
+            for (_, pattern), view in self.views.items():
+                if event[0] == pattern:
+                    view.handle(event[1])
             events.append(self.event(*event))
 
     @staticmethod
@@ -291,6 +294,11 @@ class Script:
                     timeout_ms=options.get("timeout_ms", 10_000),
                 )
                 assert self.names[handle] == name
+            case "keyed_view", (pattern, options):
+                known(options, {"entries_max"}, "a keyed view")
+                self.views["keyed", pattern] = KeyedView(**options)
+            case "book_view", (pattern,):
+                self.views["book", pattern] = BookView()
             case "set_token", (token,):
                 session.set_token(token)
             case _:
@@ -303,9 +311,21 @@ class Script:
             assert session.state.value == check["state"], session.state
         for pattern, state in check.get("subscription", {}).items():
             assert session.subscription_state(pattern).value == state, f"{pattern}: {session.subscription_state(pattern)}"
+        for pattern, topics in check.get("keyed", {}).items():
+            view = self.views["keyed", pattern]
+            keyed = {topic: {str(key): data for key, data in view.topic(topic).items()} for topic in view.topics()}
+            assert is_equal(topics, keyed), f"keyed {pattern}: {keyed}"
+        for pattern, topics in check.get("book", {}).items():
+            view = self.views["book", pattern]
+            books = {topic: script_book(view[topic]) for topic in view.topics()}
+            assert is_equal(topics, books), f"book {pattern}: {books}"
         if "positions" in check:
             actual = script_positions(session.positions())
             assert is_equal(check["positions"], actual), f"positions: {actual}"
+
+
+def script_book(book: OrderBook) -> dict[str, Any]:
+    return {"live": book.live, "bids": [list(each) for each in book.bids()], "asks": [list(each) for each in book.asks()]}
 
 
 def positions_of(positions: dict[str, Any]) -> dict[str, Position]:

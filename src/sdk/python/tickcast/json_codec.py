@@ -36,6 +36,8 @@ from .messages import (
 )
 from .tick import Position, Tick, dumps, loads
 
+_EXACT_MAX = 2**53 - 1
+
 
 class JsonCodec:
     """Encodes requests and decodes messages as JSON. Unknown operations and fields are skipped."""
@@ -127,7 +129,8 @@ def _publish(publish: Publish) -> str:
     if publish.schema:
         fields["schema"] = publish.schema
     if publish.key:
-        fields["key"] = publish.key
+        # A larger number loses digits in readers whose numbers are doubles.
+        fields["key"] = publish.key if publish.key <= _EXACT_MAX else str(publish.key)
     if not publish.is_json:
         fields["encoding"] = "base64"
         fields["data"] = base64.b64encode(publish.payload).decode()

@@ -61,8 +61,8 @@ PINGS_REMEMBERED: Final = 6
 """Pings over which the shortest round trip and the fastest delivery are taken."""
 
 # Views.
-VIEW_KEYS_MAX: Final = 65_536
-"""Keys of one map view, all topics together. An option of the view."""
+VIEW_ENTRIES_MAX: Final = 65_536
+"""Entries of one keyed view, all topics together. An option of the view."""
 BOOKS_MAX: Final = 65_536
 """Topics of one order book view."""
 BOOK_LEVELS_MAX: Final = 65_536

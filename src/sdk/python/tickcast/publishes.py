@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import QueueFullError
 from .limits import OFFLINE_QUEUE_BYTES_MAX, UNACKNOWLEDGED_MAX
 from .messages import Publish
 
@@ -32,22 +31,21 @@ class Publishes:
         self._handles: dict[int, int] = {}
         self._requests: dict[int, int] = {}
 
-    def wait(self, handle: int, publish: Publish) -> None:
-        """Keeps a publish for the next connection. Raises `QueueFullError` beyond the bounds."""
+    def wait(self, handle: int, publish: Publish) -> bool:
+        """Keeps a publish for the next connection; returns false beyond the bounds."""
         waiting_bytes = self._waiting_bytes + len(publish.payload)
         if len(self._waiting) >= self._waiting_max or waiting_bytes > OFFLINE_QUEUE_BYTES_MAX:
-            raise QueueFullError(
-                f"{len(self._waiting)} publishes with {self._waiting_bytes} bytes wait for a connection already; "
-                f"{self._waiting_max} with {OFFLINE_QUEUE_BYTES_MAX} bytes are allowed"
-            )
+            return False
         self._waiting_bytes = waiting_bytes
         self._waiting[handle] = Waiting(handle, publish)
+        return True
 
-    def next_waiting(self) -> Waiting | None:
-        """Removes and returns the first publish that waits, if another one may be in flight."""
-        if not self._waiting or self.is_full:
-            return None
-        return self.cancel(next(iter(self._waiting)))
+    def take_waiting(self) -> list[Waiting]:
+        """Removes and returns all publishes that wait, oldest first."""
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        return waiting
 
     def cancel(self, handle: int) -> Waiting | None:
         """Removes a publish that waits; `None` if it does not."""
@@ -85,11 +83,4 @@ class Publishes:
         handles = list(self._requests)
         self._handles.clear()
         self._requests.clear()
-        return handles
-
-    def give_up(self) -> list[int]:
-        """No connection will be made; returns the handles of those that wait, oldest first."""
-        handles = list(self._waiting)
-        self._waiting.clear()
-        self._waiting_bytes = 0
         return handles

@@ -207,24 +207,29 @@ class Session:
     ) -> int:
         """Publishes a tick, at once or on the next connection; returns its handle.
 
-        `Published` or `PublishFailed` with that handle follows, exactly one. Raises `QueueFullError` if too many wait or are in flight.
+        Exactly one event with that handle follows, `Published` or `PublishFailed`; at once if it cannot be sent.
         """
-        publish = Publish(0, topic, payload, is_json, time_ns, schema, key)
-        handle = self._handles + 1
+        self._handles += 1
+        handle, publish = self._handles, Publish(0, topic, payload, is_json, time_ns, schema, key)
+        self._timers.set(("publish", handle), now_ns + round(timeout_ms * MS_NS))
         if self._state is ClientState.DISCONNECTED:
-            self._outbox.emit(PublishFailed(handle, Outcome.NOT_SENT, 0, "the client is disconnected"))
-        else:
-            self._publishes.wait(handle, publish)
-            self._timers.set(("publish", handle), now_ns + round(timeout_ms * MS_NS))
-        self._handles = handle
-        self._send_waiting()
+            self._fail_publish(handle, Outcome.NOT_SENT, 0, "the client is disconnected")
+        elif self.connection is not None:
+            self._send_publish(self.connection, handle, publish)
+        elif not self._publishes.wait(handle, publish):
+            self._fail_publish(handle, Outcome.NOT_SENT, 0, "too many publishes wait for a connection")
         return handle
 
     def set_token(self, token: str) -> None:
         """Replaces the token, on the open connection too."""
         self._tokens.handle_token(token)
-        if self.connection is not None:
-            self.connection.refresh(token)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Sends the token on the open connection, if there are both."""
+        connection = self.connection
+        if connection is not None and (token := self._tokens.use()) is not None:
+            connection.refresh(token)
 
     # What the driver reports.
 
@@ -236,7 +241,7 @@ class Session:
         if protocol != codec.subprotocol:
             self._malformed(f"the server chose the subprotocol {protocol}; check that it is a tickcast server", now_ns)
             return
-        self._connection.hello(self._options.name, self._tokens.token, codec.features)
+        self._connection.hello(self._options.name, self._tokens.use(), codec.features)
 
     def handle_message(self, message: str | bytes, now_ns: int, wall_ns: int) -> None:
         """A message has arrived."""
@@ -266,9 +271,8 @@ class Session:
             self.handle_token_failed("it is empty", now_ns)
             return
         self._tokens.handle_token(token)
-        if self.connection is not None:
-            self.connection.refresh(token)
-        elif self._is_waiting_for_token:
+        self._refresh()
+        if self._is_waiting_for_token:
             self._dial(now_ns)
 
     def handle_token_failed(self, reason: str, now_ns: int) -> None:
@@ -324,7 +328,6 @@ class Session:
                     self._timers.cancel(("publish", handle))
                     position = (message.topic, message.epoch, message.sequence)
                     self._outbox.emit(Published(handle, *position, message.duplicate))
-                    self._send_waiting()
             case Pong(token=token):
                 latency = connection.handle_pong(token, now_ns)
                 if latency is not None:
@@ -358,9 +361,12 @@ class Session:
         self._timers.cancel("welcome")
         self._set_state(ClientState.CONNECTED, 0, "")
         self._ping(now_ns)
+        if self._tokens.unused is not None:
+            self._refresh()
         for record, positions in self._subscriptions.to_resume(self._positions):
             self._send_subscription(connection, record, positions)
-        self._send_waiting()
+        for waiting in self._publishes.take_waiting():
+            self._send_publish(connection, waiting.handle, waiting.publish)
 
     def _acknowledged(self, pending: Pending | None) -> None:
         """A subscription or an update of one is live. The record of one that has ended since is not in use any more."""
@@ -384,7 +390,6 @@ class Session:
         handle = self._publishes.handle_answer(error.request)
         if handle is not None:
             self._fail_publish(handle, Outcome.REFUSED, error.code, error.text)
-            self._send_waiting()
             return
         match connection.pending.pop(error.request, None):
             case ("subscribe", record):
@@ -448,17 +453,16 @@ class Session:
         self._subscriptions.remove(record, self._positions)
         self._set_subscription(record, SubscriptionState.UNSUBSCRIBED, code, reason)
 
-    def _send_waiting(self) -> None:
-        """Sends the publishes that wait, while more may be in flight."""
-        connection = self.connection
-        while connection is not None and (waiting := self._publishes.next_waiting()) is not None:
-            request = connection.publish(waiting.publish)
-            if request is None:
-                limit = connection.message_bytes_max
-                reason = f"it does not fit into a message; the server accepts {limit} bytes"
-                self._fail_publish(waiting.handle, Outcome.NOT_SENT, _TOO_LARGE, reason)
-            else:
-                self._publishes.handle_sent(waiting.handle, request)
+    def _send_publish(self, connection: Connection, handle: int, publish: Publish) -> None:
+        if self._publishes.is_full:
+            self._fail_publish(handle, Outcome.NOT_SENT, 0, "too many publishes wait for their answers")
+            return
+        request = connection.publish(publish)
+        if request is None:
+            reason = f"it does not fit into a message; the server accepts {connection.message_bytes_max} bytes"
+            self._fail_publish(handle, Outcome.NOT_SENT, _TOO_LARGE, reason)
+        else:
+            self._publishes.handle_sent(handle, request)
 
     def _publish_late(self, handle: int) -> None:
         if self._publishes.cancel(handle) is not None:
@@ -539,7 +543,7 @@ class Session:
             retries = self._tokens.reject()
         if retries:
             # The first attempt with another token needs no delay: nothing is wrong with the server.
-            is_at_once = code == TOKEN_EXPIRED and self._tokens.can_ask and self._backoff.attempts == 0
+            is_at_once = code == TOKEN_EXPIRED and self._backoff.attempts == 0
             if is_at_once:
                 self._backoff.attempts = 1
             retry_in_ms = 0 if is_at_once else delay_asked_ms(code, after_ms) + self._backoff.next_ms()
@@ -552,12 +556,10 @@ class Session:
         for handle in self._publishes.handle_lost():
             self._fail_publish(handle, Outcome.UNKNOWN, code, reason)
         if not retries:
-            for handle in self._publishes.give_up():
-                self._fail_publish(handle, Outcome.NOT_SENT, code, reason)
+            for waiting in self._publishes.take_waiting():
+                self._fail_publish(waiting.handle, Outcome.NOT_SENT, code, reason)
         self._save()
-        if retries and is_at_once:
-            self._dial(now_ns)
-        elif retries:
+        if retries:
             self._timers.set("retry", now_ns + retry_in_ms * MS_NS)
 
     def _set_state(self, state: ClientState, code: int, reason: str, retry_in_ms: int | None = None) -> None:

@@ -31,6 +31,7 @@ class Tokens:
         self._asking = False
         self._due_ns: int | None = None
         """When to replace the token; `None`: never, or unknown."""
+        self._used: str | None = None
         self._is_rejected = False
         """Whether the server has closed the connection because this token expired."""
 
@@ -75,10 +76,20 @@ class Tokens:
         self._timers.set(_TIMER, now_ns + delay_ms * 1_000_000)
         return delay_ms
 
+    def use(self) -> str | None:
+        """The token, which goes into a hello or a refresh now."""
+        self._used = self.token
+        return self.token
+
+    @property
+    def unused(self) -> str | None:
+        """The token, if it has replaced the one that was used last."""
+        return None if self.token == self._used else self.token
+
     def reject(self) -> bool:
-        """The server does not take the token any more; returns whether there can be another one."""
-        self._is_rejected = True
-        return self._is_asked
+        """The server does not take the token any more that was used last; returns whether there is, or can be, another one."""
+        self._is_rejected = self.unused is None
+        return self._is_asked or not self._is_rejected
 
     def handle_expires(self, expires_in_s: int, now_ns: int) -> None:
         """The server has said when the token expires: it is in force."""
