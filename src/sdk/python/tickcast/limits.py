@@ -43,6 +43,8 @@ EVENTS_MAX: Final = 4_096
 """Events that wait for the reader of one iterator. An option of `Client.subscribe`."""
 REQUESTS_MAX: Final = 4_096
 """Requests of one connection, other than publishes, that wait for their answers."""
+CLIENT_EVENTS_MAX: Final = 1_024
+"""Events of the client itself that wait for the reader of one iterator."""
 OUTPUT_BYTES_MAX: Final = 1 << 20
 """Bytes of requests that wait for the socket. Further ones are refused; one request may exceed it."""
 

@@ -136,6 +136,12 @@ class Session:
         """A copy of all positions, as of the events so far."""
         return self._positions.copy()
 
+    def load_positions(self, positions: Mapping[str, Position]) -> None:
+        """Adds positions that an earlier client saved, of topics without one: subscriptions made from now on resume there."""
+        for topic, position in positions.items():
+            if self._positions.get(topic) is None:
+                self._positions.advance(topic, position.epoch, position.sequence)
+
     def connect(self, now_ns: int) -> None:
         """Starts to connect, and keeps trying. Does nothing unless disconnected."""
         if self._state is ClientState.DISCONNECTED:
@@ -164,10 +170,8 @@ class Session:
         record = SubscriptionRecord(pattern, since, policy, max_rate, self._random)
         self._subscriptions.add(record)
         if isinstance(since, Mapping):
-            for topic, position in since.items():
-                # A position that this client has reached itself is newer.
-                if self._positions.get(topic) is None:
-                    self._positions.advance(topic, position.epoch, position.sequence)
+            # A position that this client has reached itself is newer.
+            self.load_positions(since)
         self._set_subscription(record, SubscriptionState.SUBSCRIBING, 0, "")
         if self.connection is not None:
             self._send_subscription(self.connection, record, self._subscriptions.positions_of(record, self._positions))
@@ -260,10 +264,20 @@ class Session:
         if self._delivery.has_moved:
             self._save_later(now_ns)
 
-    def handle_closed(self, code: int, reason: str, now_ns: int) -> None:
-        """The WebSocket was closed by the server or the network, or could not be opened: 1006."""
+    def handle_closed(self, code: int, reason: str, now_ns: int, reconnect_after_ms: int = 0) -> None:
+        """The WebSocket was closed by the server or the network, or could not be opened: 1006.
+
+        `reconnect_after_ms`: the delay that an HTTP answer asks for.
+        """
         if self._connection is not None:
+            if reconnect_after_ms and self._connection.closing is None:
+                self._connection.closing = Closing(code, reason, reconnect_after_ms)
             self._lost(code, reason, now_ns)
+
+    def handle_paused(self) -> None:
+        """The application has not read the socket: silence says nothing about the server."""
+        if self._connection is not None:
+            self._connection.is_silent = False
 
     def handle_token(self, token: str, now_ns: int) -> None:
         """The application has a token."""
