@@ -112,8 +112,7 @@ class Client:
         """
         if urlsplit(url).scheme not in ("ws", "wss"):
             raise RequestError(f"{url} is not a URL of a WebSocket, such as ws://127.0.0.1:9480/ws")
-        codecs = {"json": JsonCodec, "native": NativeCodec}
-        if encoding not in codecs:
+        if encoding not in ("json", "native"):
             raise RequestError(f"unknown encoding {encoding!r}: json or native")
         _check_token(token)
         self._get_token = get_token
@@ -121,7 +120,7 @@ class Client:
         self._session = Session(
             SessionOptions(
                 url,
-                codecs[encoding](),
+                JsonCodec() if encoding == "json" else NativeCodec(),
                 name,
                 token,
                 get_token is not None,

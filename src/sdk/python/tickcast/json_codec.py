@@ -138,15 +138,17 @@ def _publish(publish: Publish) -> str:
     return f'{dumps(fields).decode()[:-1]},"data":{publish.payload.decode()}}}'
 
 
-def _integer(fields: dict[str, Any], name: str, default: int = 0) -> int:
+def _integer(fields: dict[str, Any], name: str, default: int | None = None) -> int:
+    """An unsigned integer. Without a default, the field must be there."""
     value = fields.get(name, default)
     if type(value) is not int or value < 0:
         raise ProtocolError(f"{name} of the server's message is not an unsigned integer")
     return value
 
 
-def _text(fields: dict[str, Any], name: str) -> str:
-    value = fields.get(name, "")
+def _text(fields: dict[str, Any], name: str, default: str | None = None) -> str:
+    """A string. Without a default, the field must be there."""
+    value = fields.get(name, default)
     if not isinstance(value, str):
         raise ProtocolError(f"{name} of the server's message is not a string")
     return value
@@ -163,7 +165,7 @@ def _key(fields: dict[str, Any]) -> int:
     value = fields.get("key", 0)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 20:
         return int(value)
-    return _integer(fields, "key")
+    return _integer(fields, "key", 0)
 
 
 def _tick(fields: dict[str, Any]) -> Tick:
@@ -195,8 +197,8 @@ def _tick(fields: dict[str, Any]) -> Tick:
 
 def _operation(fields: dict[str, Any], decoded: list[ServerMessage]) -> None:
     """Appends the messages of one object: an acknowledgement may also announce topics."""
-    number = _integer(fields, "id")
-    match fields["op"]:
+    number = _integer(fields, "id", 0)
+    match _text(fields, "op"):
         case "welcome":
             features = fields.get("features", [])
             if not isinstance(features, list) or not all(isinstance(name, str) for name in features):
@@ -204,7 +206,7 @@ def _operation(fields: dict[str, Any], decoded: list[ServerMessage]) -> None:
             decoded.append(
                 Welcome(
                     number,
-                    _text(fields, "server"),
+                    _text(fields, "server", ""),
                     _integer(fields, "epoch"),
                     _integer(fields, "session"),
                     _integer(fields, "frame_bytes_max"),
@@ -222,7 +224,7 @@ def _operation(fields: dict[str, Any], decoded: list[ServerMessage]) -> None:
                 for topic in topics
             )
         case "unsubscribed":
-            code, text = _integer(fields, "code"), _text(fields, "text")
+            code, text = _integer(fields, "code", 0), _text(fields, "text", "")
             decoded.append(Unsubscribed(number, _text(fields, "pattern"), code, text))
         case "conflated" | "gap" as op:
             first, end = _integer(fields, "from"), _integer(fields, "to")
@@ -236,7 +238,7 @@ def _operation(fields: dict[str, Any], decoded: list[ServerMessage]) -> None:
                     _integer(fields, "epoch"),
                     _integer(fields, "sequence"),
                     _boolean(fields, "recovered"),
-                    _text(fields, "reason"),
+                    _text(fields, "reason", ""),
                 )
             )
         case "published":
@@ -245,14 +247,14 @@ def _operation(fields: dict[str, Any], decoded: list[ServerMessage]) -> None:
         case "pong":
             decoded.append(Pong(_integer(fields, "token")))
         case "error":
-            decoded.append(ErrorMessage(number, _integer(fields, "code"), _text(fields, "text")))
+            decoded.append(ErrorMessage(number, _integer(fields, "code"), _text(fields, "text", "")))
         case "closing":
-            after_ms = _integer(fields, "reconnect_after_ms")
-            decoded.append(Closing(_integer(fields, "code"), _text(fields, "reason"), after_ms))
+            after_ms = _integer(fields, "reconnect_after_ms", 0)
+            decoded.append(Closing(_integer(fields, "code"), _text(fields, "reason", ""), after_ms))
         case "expires":
             decoded.append(Expires(number, _integer(fields, "expires_in")))
         case "source":
-            decoded.append(SourceMessage(_text(fields, "source"), _text(fields, "state"), _integer(fields, "since")))
+            decoded.append(SourceMessage(_text(fields, "source"), _text(fields, "state"), _integer(fields, "since", 0)))
         case "stale":
             topic, stale = _text(fields, "topic"), _boolean(fields, "stale")
-            decoded.append(StaleMessage(topic, 0, stale, _integer(fields, "since")))
+            decoded.append(StaleMessage(topic, 0, stale, _integer(fields, "since", 0)))

@@ -85,7 +85,7 @@ HANG_UP_NO_WELCOME = 4008
 """After a handshake without a welcome in time."""
 HANG_UP_SILENT = 4011
 """After a ping without any answer."""
-_BAD_REQUEST, _TOO_LARGE, _RATE_LIMITED = 100, 107, 109
+_TOO_LARGE, _RATE_LIMITED = 107, 109
 
 
 class Session:
@@ -423,9 +423,8 @@ class Session:
                 self._outbox.emit(ErrorEvent(error.code, error.text), record.pattern)
             case ("refresh",):
                 self._no_token(error.text, now_ns, error.code)
-            case ("hello",) if error.code == _BAD_REQUEST and connection.welcome is None:
-                # A server of version 0.1 does not know features, nor tokens.
-                connection.hello(self._options.name, None, ())
+            case ("hello",):
+                self._hang_up(HANG_UP_MALFORMED, error.code, error.text, now_ns)
             case _:
                 self._outbox.emit(ErrorEvent(error.code, error.text))
 
@@ -494,6 +493,7 @@ class Session:
         self._is_waiting_for_token = not self._tokens.ready(now_ns)
         if self._is_waiting_for_token:
             return
+        self._tokens.use()
         self._connection = Connection(self._options.codec, self._outbox)
         self._delivery.handle_dial(self._connection.clock)
         self._timers.set("welcome", now_ns + WELCOME_TIMEOUT_MS * MS_NS)
@@ -520,12 +520,12 @@ class Session:
             self._dial(now_ns)
 
     def _no_token(self, reason: str, now_ns: int, code: int = 0) -> None:
-        self._outbox.emit(ErrorEvent(code, f"no token: {reason}"))
+        self._outbox.emit(ErrorEvent(code, reason))
         if not self._tokens.can_ask:
             return
         retry_in_ms = self._tokens.handle_failed(now_ns)
         if self._is_waiting_for_token:
-            self._set_state(ClientState.CONNECTING, code, f"no token: {reason}", retry_in_ms)
+            self._set_state(ClientState.CONNECTING, code, reason, retry_in_ms)
 
     def _malformed(self, reason: str, now_ns: int) -> None:
         self._hang_up(HANG_UP_MALFORMED, CLOSE_PROTOCOL, reason, now_ns)

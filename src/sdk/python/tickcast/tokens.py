@@ -63,6 +63,7 @@ class Tokens:
 
     def handle_token(self, token: str) -> None:
         """Takes a token: from the application, asked or not."""
+        self._backoff.reset()
         self.token = token
         self._asking = False
         self._due_ns = None
@@ -93,7 +94,6 @@ class Tokens:
 
     def handle_expires(self, expires_in_s: int, now_ns: int) -> None:
         """The server has said when the token expires: it is in force."""
-        self._backoff.reset()
         self._due_ns = None
         self._timers.cancel(_TIMER)
         if expires_in_s and self._is_asked:

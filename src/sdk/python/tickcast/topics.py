@@ -21,10 +21,10 @@ class OpenRange:
 class Topic:
     """What must come next in a topic.
 
-    Invariant: `open_range` exists only until the first tick that is not of a snapshot.
+    Invariant: `open_range` exists only until the first message of the topic that does not belong to a snapshot.
     """
 
-    __slots__ = ("name", "topic_id", "epoch", "next_sequence", "last_sequence", "open_range", "missed", "interrupted")
+    __slots__ = ("name", "topic_id", "epoch", "next_sequence", "open_range", "missed")
 
     def __init__(self, name: str, topic_id: int, epoch: int) -> None:
         self.name = name
@@ -32,28 +32,18 @@ class Topic:
         self.epoch = epoch
         self.next_sequence = 0
         """The next sequence, unless another one is announced; 0: any."""
-        self.last_sequence = 0
         self.open_range: OpenRange | None = None
         """The position was not recovered: the ticks from here to the next one are skipped."""
         self.missed = 0
         """Ticks missed before an announcement, reported with the next tick."""
-        self.interrupted = False
-        """The topic was not subscribed all the time: the next sequence may even be lower than the last."""
 
     def advance(self, tick: Tick) -> OpenRange | None:
-        """Counts the next tick, and fills in what is known of it here. Returns a skipped range that ends before it.
-
-        Raises `ProtocolError` if its sequence does not increase.
-        """
+        """Counts the next tick, and fills in what is known of it here. Returns a skipped range that ends before it."""
         sequence, snapshot = tick.sequence, tick.snapshot
-        if sequence < self._lowest(snapshot):
-            raise ProtocolError(
-                f"the server sent sequence {sequence} of topic {self.name} after {self.last_sequence}; sequences must increase"
-            )
         tick.topic, tick.topic_id, tick.epoch = self.name, self.topic_id, self.epoch
         missed, self.missed = self.missed, 0
         if self.next_sequence and not snapshot:
-            missed += sequence - self.next_sequence
+            missed += max(sequence - self.next_sequence, 0)
         tick.missed = missed
         skipped, opened = None, self.open_range
         if opened is not None:
@@ -62,34 +52,20 @@ class Topic:
             self.open_range = (
                 OpenRange(opened.is_gap, max(opened.from_sequence, sequence + 1)) if snapshot else None
             )
-        self.interrupted = False
-        self.next_sequence, self.last_sequence = sequence + 1, sequence
+        self.next_sequence = sequence + 1
         return skipped
 
     def skip(self, skipped: Skipped) -> OpenRange | None:
-        """Counts an announced range. Returns an open range that ends before it.
-
-        Raises `ProtocolError` if the range is empty, or has ticks that were received or announced before.
-        """
+        """Counts an announced range. Returns an open range that ends before it. Raises `ProtocolError` if the range is empty."""
         first, end = skipped.from_sequence, skipped.to_sequence
-        if first < max(self._lowest(False), 1) or first >= end:
-            raise ProtocolError(
-                f"the server announced [{first}, {end}) of topic {self.name} as skipped; the range is empty or known"
-            )
+        if not 1 <= first < end:
+            raise ProtocolError(f"the server announced [{first}, {end}) of topic {self.name} as skipped; the range is empty")
         before, self.open_range = self.open_range, None
         if self.next_sequence:
-            self.missed += first - self.next_sequence
+            self.missed += max(first - self.next_sequence, 0)
             before = None
-        self.next_sequence, self.interrupted = end, False
+        self.next_sequence = end
         return before if before is not None and first > before.from_sequence else None
-
-    def _lowest(self, snapshot: bool) -> int:
-        """The lowest sequence that may come next."""
-        if self.next_sequence:
-            return self.next_sequence
-        if self.open_range is not None and not snapshot:
-            return self.open_range.from_sequence
-        return 1 if snapshot or self.interrupted else self.last_sequence + 1
 
     def apply(self, requested: Position, answer: RecoveredMessage) -> None:
         """Applies the answer to a position, unless another subscription already delivers the topic."""
@@ -181,4 +157,4 @@ class Topics:
     def interrupt(self) -> None:
         """After a subscription ended, any topic may have paused, and only the server knows which."""
         for topic in self._by_name.values():
-            topic.next_sequence, topic.open_range, topic.missed, topic.interrupted = 0, None, 0, True
+            topic.next_sequence, topic.open_range, topic.missed = 0, None, 0
