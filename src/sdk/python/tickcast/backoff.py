@@ -1,30 +1,11 @@
-"""Delays with full jitter, and which close codes allow another attempt. Uses no clock and no random source of its own."""
+"""Delays with full jitter. Uses no clock and no random source of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from math import floor
 
-from .limits import NOT_ADMITTED_DELAY_MS, RECONNECT_AFTER_MS_MAX, RECONNECT_BASE_MS, RECONNECT_CAP_MS
-
-NOT_ADMITTED = 3504
-"""Close code with which a server does not admit the client now."""
-TOKEN_EXPIRED = 3005
-"""Close code after which a client needs another token."""
-
-# Proxies send 1012 and 1013 while they restart or are overloaded (IANA, WebSocket Close Code Number Registry).
-_RETRYABLE = frozenset({0, 1001, 1005, 1006, 1012, 1013, NOT_ADMITTED})
-
-
-def may_reconnect(code: int) -> bool:
-    """Whether a client may reconnect after this close code. 0: the connection ended without one."""
-    return code in _RETRYABLE or 3000 <= code <= 3499
-
-
-def delay_asked_ms(code: int, reconnect_after_ms: int) -> int:
-    """The delay that the server asks for, within bounds. Jitter is added to it."""
-    least_ms = NOT_ADMITTED_DELAY_MS if code == NOT_ADMITTED else 0
-    return min(max(reconnect_after_ms, least_ms), RECONNECT_AFTER_MS_MAX)
+from .limits import RECONNECT_BASE_MS, RECONNECT_CAP_MS
 
 
 class Backoff:

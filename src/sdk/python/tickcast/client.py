@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, overload
 from urllib.parse import urlsplit
 
 from .actions import AskToken, Dial, HangUp, Save, Send
+from .close_codes import CLOSE_NORMAL
 from .errors import (
     ClosedError,
     NotPublishedError,
@@ -44,7 +45,7 @@ from .limits import (
 from .messages import Policy, Start
 from .native import NativeCodec
 from .options import SessionOptions
-from .session import CLOSE_NORMAL, Session
+from .session import Session
 from .store import PositionStore
 from .subscription import Subscription
 from .tick import Position, dumps
@@ -461,6 +462,7 @@ class Client:
         if self._is_paused:
             # The silence is the application's own.
             self._session.handle_paused()
+            self._warn_paused()
         self._session.handle_timeout(time.monotonic_ns())
         self._pump()
 
@@ -468,6 +470,13 @@ class Client:
     def _is_paused(self) -> bool:
         """Whether the socket is not read, because the application is too slow."""
         return self._answers_awaited == 0 and any(each._is_full for each in self._subscriptions.values())
+
+    def _warn_paused(self) -> None:
+        """Says which subscription is in the way: timers are rare while nothing is read."""
+        for pattern, subscription in self._subscriptions.items():
+            if subscription._is_full:
+                unread = subscription._unread
+                logger.warning("%s has %d unread events, so nothing is read: read it or unsubscribe", pattern, unread)
 
     async def _wait_for_room(self) -> None:
         while self._is_paused:

@@ -49,6 +49,10 @@ class Reader(Generic[E]):
         """Whether the client should stop reading."""
         return len(self._events) >= self._events_max
 
+    def __len__(self) -> int:
+        """Events that wait."""
+        return len(self._kept) + len(self._events)
+
     def put(self, event: E) -> None:
         """Adds an event, unless its type is not wanted or the reader has ended."""
         if self._has_ended or (self._types and not isinstance(event, self._types)):
@@ -143,3 +147,20 @@ class Reader(Generic[E]):
         else:
             self._unread.pop(topic, None)
             self._read.pop(topic, None)
+
+
+class Iteration(Generic[E]):
+    """An async iterator over a reader of its own, which ends with it: when it is deleted, nothing waits for it any more."""
+
+    def __init__(self, reader: Reader[E], detach: Callable[[Reader[E]], None]) -> None:
+        self._reader = reader
+        self._detach = detach
+
+    def __aiter__(self) -> Iteration[E]:
+        return self
+
+    async def __anext__(self) -> E:
+        return await self._reader.__anext__()
+
+    def __del__(self) -> None:
+        self._detach(self._reader)

@@ -21,7 +21,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from .actions import Action, Dial, HangUp, Outbox, Save
-from .backoff import TOKEN_EXPIRED, Backoff, delay_asked_ms, may_reconnect
+from .backoff import Backoff
+from .close_codes import (
+    CLOSE_CUT,
+    CLOSE_NORMAL,
+    CLOSE_PROTOCOL,
+    HANG_UP_MALFORMED,
+    HANG_UP_NO_WELCOME,
+    HANG_UP_SILENT,
+    TOKEN_EXPIRED,
+    delay_asked_ms,
+    may_reconnect,
+)
 from .connection import Connection, Pending
 from .delivery import TopicDelivery
 from .errors import ProtocolError, RequestError
@@ -76,15 +87,6 @@ from .tokens import Tokens
 
 MS_NS = 1_000_000
 
-CLOSE_NORMAL = 1000
-CLOSE_PROTOCOL = 1002
-CLOSE_CUT = 1006
-HANG_UP_MALFORMED = 4002
-"""Close code towards the server after bytes that violate the protocol."""
-HANG_UP_NO_WELCOME = 4008
-"""After a handshake without a welcome in time."""
-HANG_UP_SILENT = 4011
-"""After a ping without any answer."""
 _TOO_LARGE, _RATE_LIMITED = 107, 109
 
 

@@ -13,7 +13,7 @@ from .events import Conflated, Gap, SubscriptionChanged, SubscriptionEvent, Subs
 from .keyed_view import KeyedView
 from .limits import EVENTS_MAX, VIEW_ENTRIES_MAX
 from .messages import Policy
-from .reader import Reader
+from .reader import Iteration, Reader
 from .tick import Position, Tick
 
 if TYPE_CHECKING:
@@ -27,27 +27,30 @@ T = TypeVar("T", bound=SubscriptionEvent)
 class Subscription:
     """One subscription: `async for tick in subscription`, or its events, callbacks and views.
 
-    Until the application attaches a reader of another kind, ticks wait for `async for`, from the first one on.
+    From the first tick on, ticks wait for `async for`; a loop that was left continues with the next one. If the application
+    reads the subscription only by `events`, `listen` or views, no ticks wait.
     """
 
     def __init__(self, client: Client, pattern: str, events_max: int) -> None:
         """Made by `Client.subscribe`."""
         self._client = client
         self._events_max = events_max
-        self._readers: list[Reader[Any]] = []
         self._callbacks: list[Callable[[SubscriptionEvent], None]] = []
-        # Whether `_readers[0]` waits for an `async for` that may never come.
-        self._is_default = True
+        self._own: Reader[Tick] | None = self._reader((Tick,), events_max)
+        """What `async for` reads; `None`: the application reads in another way."""
+        self._is_own_read = False
+        """Whether there was an `async for`."""
         self._change: SubscriptionChanged | None = None
         self._changed = asyncio.Event()
         self._lost = 0
+        self._detached_lost = 0
         self.pattern = pattern
         """The pattern."""
         self.ticks = 0
         """Ticks received."""
         self.conflated = 0
         """Ticks that newer ones replaced."""
-        self._readers.append(self._reader((Tick,), events_max))
+        self._readers: list[Reader[Any]] = [self._own]
 
     @property
     def state(self) -> SubscriptionState:
@@ -67,7 +70,7 @@ class Subscription:
     @property
     def lost(self) -> int:
         """Ticks lost: announced by the server as gaps, or dropped here because a reader was too slow."""
-        return self._lost + sum(reader.lost for reader in self._readers)
+        return self._lost + self._detached_lost + sum(reader.lost for reader in self._readers)
 
     async def ready(self) -> Subscription:
         """Waits until the server has acknowledged the subscription: ticks published from then on are delivered.
@@ -110,20 +113,20 @@ class Subscription:
     def events(self, *types: type[Any], events_max: int | None = None) -> AsyncIterator[Any]:
         """An iterator over the events of these types from now on, such as `events(Tick, Gap)`; without types over all.
 
-        `events_max`: how many may wait before the client stops reading its socket; see `Reader`. Leaving the loop does not end the
-        subscription, and events go on waiting: `unsubscribe` when done.
+        `events_max`: how many may wait before the client stops reading its socket; see `Reader`. Events wait until the iterator is
+        deleted, as that of `async for event in subscription.events()` is when the loop is left.
         """
-        self._drop_default()
+        self._drop_unread()
         reader: Reader[Any] = self._reader(types, events_max or self._events_max)
         self._readers.append(reader)
-        return reader
+        return Iteration(reader, self._detach)
 
     def listen(self, callback: Callable[[SubscriptionEvent], None]) -> Callable[[], None]:
         """Calls `callback` with every event, in order and before the next message is read; returns what stops that.
 
         It must not block. An exception in it is logged.
         """
-        self._drop_default()
+        self._drop_unread()
         self._callbacks.append(callback)
         return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
 
@@ -141,11 +144,13 @@ class Subscription:
 
     def __aiter__(self) -> AsyncIterator[Tick]:
         """The ticks. What was lost is counted in `lost`; `events(Tick, Gap)` has it in order."""
-        if self._is_default:
-            self._is_default = False
-            reader: Reader[Tick] = self._readers[0]
-            return reader
-        return self.events(Tick)
+        if self._own is None:
+            self._own = self._reader((Tick,), self._events_max)
+            self._readers.append(self._own)
+            if self.state is SubscriptionState.UNSUBSCRIBED:
+                self._own.end(self._end_error())
+        self._is_own_read = True
+        return self._own
 
     async def __aenter__(self) -> Subscription:
         return self
@@ -175,6 +180,11 @@ class Subscription:
         if self.state is SubscriptionState.UNSUBSCRIBED:
             self._end(self._end_error())
 
+    @property
+    def _unread(self) -> int:
+        """Events that wait for the slowest reader."""
+        return max((len(reader) for reader in self._readers), default=0)
+
     def _end_error(self) -> RefusedError | None:
         return RefusedError(self.code, self.reason) if self.code else None
 
@@ -194,9 +204,14 @@ class Subscription:
     def _reader(self, types: tuple[type, ...], events_max: int) -> Reader[Any]:
         return Reader(types, events_max, self._client._handle_room)
 
-    def _drop_default(self) -> None:
-        """The application reads the subscription in another way."""
-        if self._is_default:
-            self._is_default = False
-            self._readers.clear()
+    def _drop_unread(self) -> None:
+        """The application reads the subscription in another way than by `async for`."""
+        if self._own is not None and not self._is_own_read:
+            self._detach(self._own)
+            self._own = None
+
+    def _detach(self, reader: Reader[Any]) -> None:
+        if reader in self._readers:
+            self._readers.remove(reader)
+            self._detached_lost += reader.lost
             self._client._handle_room()

@@ -12,9 +12,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
-from .backoff import NOT_ADMITTED
+from .close_codes import CLOSE_CUT, NOT_ADMITTED
 
-_CUT = 1006
 # Wait for the closing handshake. tickcast waits a second for its part of it.
 _CLOSE_TIMEOUT_S = 1.0
 _HANG_UP_TIMEOUT_S = 3.0
@@ -85,10 +84,10 @@ class Transport:
             is_busy = status in (429, 503)
             after = refusal.response.headers.get("Retry-After", "") if is_busy else ""
             after_ms = int(after) * 1_000 if after.isascii() and after.isdigit() and len(after) < 10 else 0
-            self._closed(NOT_ADMITTED if is_busy else _CUT, f"the server answered with status {status}", after_ms)
+            self._closed(NOT_ADMITTED if is_busy else CLOSE_CUT, f"the server answered with status {status}", after_ms)
             return
         except (OSError, WebSocketException, EOFError, TimeoutError, asyncio.TimeoutError) as error:
-            self._closed(_CUT, f"cannot connect to {self._url}: {error or type(error).__name__}")
+            self._closed(CLOSE_CUT, f"cannot connect to {self._url}: {error or type(error).__name__}")
             return
         self._is_open = True
         await self._serve(socket)
@@ -135,7 +134,7 @@ class Transport:
             # Without a frame of the server, one of this side says what the server did wrong, such as a message too long.
             frame = closed.rcvd or closed.sent
             if frame is None:
-                self._closed(_CUT, "the connection was cut")
+                self._closed(CLOSE_CUT, "the connection was cut")
             else:
                 self._closed(frame.code, frame.reason)
 
