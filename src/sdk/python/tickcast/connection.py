@@ -124,10 +124,10 @@ class Connection:
         record.confirmed = (record.policy, record.max_rate)
         return True
 
-    def update(self, record: SubscriptionRecord) -> None:
-        """Sends policy and rate of a subscription."""
-        delivery = (record.policy, record.max_rate)
-        self._send(Update(self._next(("update", record, delivery)), record.pattern, *delivery))
+    def update(self, record: SubscriptionRecord, policy: Policy | None, max_rate: float | None) -> None:
+        """Sends another policy and rate of a subscription."""
+        request = self._next(("update", record, (policy, max_rate)))
+        self._send(Update(request, record.pattern, policy, max_rate))
 
     def unsubscribe(self, pattern: str) -> None:
         """Ends a subscription."""

@@ -41,8 +41,6 @@ from .events import (
     ErrorEvent,
     Event,
     Outcome,
-    Published,
-    PublishFailed,
     SourceChanged,
     StateChanged,
     SubscriptionChanged,
@@ -87,7 +85,7 @@ from .tokens import Tokens
 
 MS_NS = 1_000_000
 
-_TOO_LARGE, _RATE_LIMITED = 107, 109
+_RATE_LIMITED = 109
 
 
 class Session:
@@ -109,9 +107,8 @@ class Session:
         """The connection, from the dial on."""
         self._subscriptions = Subscriptions()
         self._positions = Positions(options.positions)
-        self._publishes = Publishes(options.offline_queue_max)
+        self._publishes = Publishes(options.offline_queue_max, self._outbox, self._timers)
         self._delivery = TopicDelivery(self._subscriptions, self._positions, self._outbox)
-        self._handles = 0
         self._is_waiting_for_token = False
         """Whether an attempt waits for the application's token."""
         self._is_unsaved = False
@@ -190,9 +187,9 @@ class Session:
     def update(self, pattern: str, policy: Policy | None, max_rate: float | None) -> None:
         """Replaces policy and rate of a subscription. Raises `RequestError` if the pattern has none."""
         record = self._record(pattern)
-        record.policy, record.max_rate = policy, max_rate
         if self.connection is not None and record.is_sent:
-            self.connection.update(record)
+            self.connection.update(record, policy, max_rate)
+        record.policy, record.max_rate = policy, max_rate
 
     def delivery(self, pattern: str) -> tuple[Policy | None, float | None]:
         """Policy and rate of a subscription. Raises `RequestError` if the pattern has none."""
@@ -215,15 +212,14 @@ class Session:
 
         Exactly one event with that handle follows, `Published` or `PublishFailed`; at once if it cannot be sent.
         """
-        self._handles += 1
-        handle, publish = self._handles, Publish(0, topic, payload, is_json, time_ns, schema, key)
-        self._timers.set(("publish", handle), now_ns + round(timeout_ms * MS_NS))
+        publish = Publish(0, topic, payload, is_json, time_ns, schema, key)
+        handle = self._publishes.submit(now_ns + round(timeout_ms * MS_NS))
         if self._state is ClientState.DISCONNECTED:
-            self._fail_publish(handle, Outcome.NOT_SENT, 0, "the client is disconnected")
+            self._publishes.fail(handle, Outcome.NOT_SENT, 0, "the client is disconnected")
         elif self.connection is not None:
-            self._send_publish(self.connection, handle, publish)
-        elif not self._publishes.wait(handle, publish):
-            self._fail_publish(handle, Outcome.NOT_SENT, 0, "too many publishes wait for a connection")
+            self._publishes.send(self.connection, handle, publish)
+        else:
+            self._publishes.wait(handle, publish)
         return handle
 
     def set_token(self, token: str) -> None:
@@ -294,7 +290,7 @@ class Session:
     def handle_token_failed(self, reason: str, now_ns: int) -> None:
         """The application has no token."""
         if self._state is ClientState.DISCONNECTED:
-            self._tokens.handle_lost()
+            self._tokens.handle_unwanted()
             return
         self._no_token(reason, now_ns)
 
@@ -314,7 +310,7 @@ class Session:
                 case "save":
                     self._save()
                 case ("publish", int(handle)):
-                    self._publish_late(handle)
+                    self._publishes.handle_timeout(handle)
                 case ("subscribe", str(pattern)):
                     self._subscribe_again(pattern)
 
@@ -338,12 +334,8 @@ class Session:
         match message:
             case TopicAnnounced() | Skipped() | RecoveredMessage() | StaleMessage():
                 self._delivery.handle(message)
-            case PublishedMessage(request=request):
-                handle = self._publishes.handle_answer(request)
-                if handle is not None:
-                    self._timers.cancel(("publish", handle))
-                    position = (message.topic, message.epoch, message.sequence)
-                    self._outbox.emit(Published(handle, *position, message.duplicate))
+            case PublishedMessage():
+                self._publishes.handle_published(message)
             case Pong(token=token):
                 latency = connection.handle_pong(token, now_ns)
                 if latency is not None:
@@ -381,8 +373,7 @@ class Session:
             self._refresh()
         for record, positions in self._subscriptions.to_resume(self._positions):
             self._send_subscription(connection, record, positions)
-        for waiting in self._publishes.take_waiting():
-            self._send_publish(connection, waiting.handle, waiting.publish)
+        self._publishes.send_waiting(connection)
 
     def _acknowledged(self, pending: Pending | None) -> None:
         """A subscription or an update of one is live. The record of one that has ended since is not in use any more."""
@@ -403,9 +394,7 @@ class Session:
             self._end_subscription(record, message.code, message.text)
 
     def _refused(self, connection: Connection, error: ErrorMessage, now_ns: int) -> None:
-        handle = self._publishes.handle_answer(error.request)
-        if handle is not None:
-            self._fail_publish(handle, Outcome.REFUSED, error.code, error.text)
+        if self._publishes.handle_refused(error):
             return
         match connection.pending.pop(error.request, None):
             case ("subscribe", record):
@@ -430,7 +419,7 @@ class Session:
             case _:
                 self._outbox.emit(ErrorEvent(error.code, error.text))
 
-    # Subscriptions and publishes.
+    # Subscriptions.
 
     def _record(self, pattern: str) -> SubscriptionRecord:
         record = self._subscriptions.get(pattern)
@@ -467,27 +456,6 @@ class Session:
     def _end_subscription(self, record: SubscriptionRecord, code: int, reason: str) -> None:
         self._subscriptions.remove(record, self._positions)
         self._set_subscription(record, SubscriptionState.UNSUBSCRIBED, code, reason)
-
-    def _send_publish(self, connection: Connection, handle: int, publish: Publish) -> None:
-        if self._publishes.is_full:
-            self._fail_publish(handle, Outcome.NOT_SENT, 0, "too many publishes wait for their answers")
-            return
-        request = connection.publish(publish)
-        if request is None:
-            reason = f"it does not fit into a message; the server accepts {connection.message_bytes_max} bytes"
-            self._fail_publish(handle, Outcome.NOT_SENT, _TOO_LARGE, reason)
-        else:
-            self._publishes.handle_sent(handle, request)
-
-    def _publish_late(self, handle: int) -> None:
-        if self._publishes.cancel(handle) is not None:
-            self._fail_publish(handle, Outcome.NOT_SENT, 0, "no connection in time")
-        elif self._publishes.abandon(handle):
-            self._fail_publish(handle, Outcome.UNKNOWN, 0, "no answer in time")
-
-    def _fail_publish(self, handle: int, outcome: Outcome, code: int, reason: str) -> None:
-        self._timers.cancel(("publish", handle))
-        self._outbox.emit(PublishFailed(handle, outcome, code, reason))
 
     # The connection.
 
@@ -569,11 +537,7 @@ class Session:
         for record in self._subscriptions:
             self._timers.cancel(("subscribe", record.pattern))
             self._set_subscription(record, SubscriptionState.SUBSCRIBING, code, reason)
-        for handle in self._publishes.handle_lost():
-            self._fail_publish(handle, Outcome.UNKNOWN, code, reason)
-        if not retries:
-            for waiting in self._publishes.take_waiting():
-                self._fail_publish(waiting.handle, Outcome.NOT_SENT, code, reason)
+        self._publishes.handle_lost(code, reason, is_final=not retries)
         self._save()
         if retries:
             self._timers.set("retry", now_ns + retry_in_ms * MS_NS)

@@ -100,6 +100,10 @@ class Tokens:
             self._due_ns = now_ns + expires_in_s * 1_000_000_000 * _QUARTERS // 4
             self._timers.set(_TIMER, self._due_ns)
 
+    def handle_unwanted(self) -> None:
+        """The application has answered, but the client does not connect any more."""
+        self._asking = False
+
     def handle_lost(self) -> None:
         """The connection is lost: `ready` decides before the next one."""
         self._timers.cancel(_TIMER)
