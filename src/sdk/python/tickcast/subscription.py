@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tickcast")
 
 T = TypeVar("T", bound=SubscriptionEvent)
+U = TypeVar("U", bound=SubscriptionEvent)
+V = TypeVar("V", bound=SubscriptionEvent)
 
 
 class Subscription:
@@ -108,7 +110,18 @@ class Subscription:
     def events(self, *, events_max: int | None = None) -> AsyncIterator[SubscriptionEvent]: ...
 
     @overload
-    def events(self, *types: type[T], events_max: int | None = None) -> AsyncIterator[T]: ...
+    def events(self, first: type[T], /, *, events_max: int | None = None) -> AsyncIterator[T]: ...
+
+    @overload
+    def events(self, first: type[T], second: type[U], /, *, events_max: int | None = None) -> AsyncIterator[T | U]: ...
+
+    @overload
+    def events(
+        self, first: type[T], second: type[U], third: type[V], /, *, events_max: int | None = None
+    ) -> AsyncIterator[T | U | V]: ...
+
+    @overload
+    def events(self, *types: type[Any], events_max: int | None = None) -> AsyncIterator[Any]: ...
 
     def events(self, *types: type[Any], events_max: int | None = None) -> AsyncIterator[Any]:
         """An iterator over the events of these types from now on, such as `events(Tick, Gap)`; without types over all.
