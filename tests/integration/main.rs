@@ -44,6 +44,7 @@ mod recovery;
 mod reload;
 mod replay;
 mod report;
+mod sdk_python;
 mod slow;
 mod sources;
 mod startup;

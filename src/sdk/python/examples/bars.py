@@ -69,6 +69,6 @@ def show(rows: list[dict[str, Any]], lost: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", nargs="?", default="ws://127.0.0.1:9480/ws")
-    parser.add_argument("--ticks", type=int, default=300, help="ticks to collect")
+    parser.add_argument("--ticks", type=int, default=60, help="ticks to collect")
     arguments = parser.parse_args()
     show(*asyncio.run(collect(arguments.url, "market.ticker.>", arguments.ticks)))
