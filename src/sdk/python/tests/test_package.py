@@ -23,6 +23,11 @@ class Package(unittest.TestCase):
         with tempfile.TemporaryDirectory() as cache:
             self.assertIn("Success", self.run_module("mypy", "--strict", "--cache-dir", cache))
 
+    def test_api_md_is_what_the_docstrings_say(self) -> None:
+        written = (PACKAGE / "API.md").read_text()
+        self.assertEqual(self.run_module("reference"), "")
+        self.assertEqual((PACKAGE / "API.md").read_text(), written, "API.md was not written again")
+
     def test_wheel_has_the_package_and_nothing_else(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             # Without isolation: the backend is installed, and nothing is fetched.
