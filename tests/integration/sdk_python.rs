@@ -28,7 +28,7 @@ fn run(modules: &[&str]) {
 
 #[test]
 fn the_python_sdk_does_what_the_transcripts_say() {
-    run(&["test_transcripts", "test_units"]);
+    run(&["test_transcripts", "test_units", "test_client"]);
 }
 
 #[test]

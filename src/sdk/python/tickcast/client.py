@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ssl import SSLContext
+from ssl import SSLContext, create_default_context
 from typing import Any, Literal, TypeVar, overload
 from urllib.parse import urlsplit
 
@@ -32,6 +32,8 @@ from .events import (
     Published,
     PublishFailed,
     StateChanged,
+    SubscriptionChanged,
+    SubscriptionState,
 )
 from .json_codec import JsonCodec
 from .limits import (
@@ -111,7 +113,8 @@ class Client:
 
         Raises `RequestError` for an unknown form of URL or encoding.
         """
-        if urlsplit(url).scheme not in ("ws", "wss"):
+        scheme = urlsplit(url).scheme
+        if scheme not in ("ws", "wss"):
             raise RequestError(f"{url} is not a URL of a WebSocket, such as ws://127.0.0.1:9480/ws")
         if encoding not in ("json", "native"):
             raise RequestError(f"unknown encoding {encoding!r}: json or native")
@@ -130,11 +133,13 @@ class Client:
             ),
             random.random,
         )
-        self._transport_options = TransportOptions(dict(headers or {}), ssl, message_bytes_max, name)
+        tls = (ssl or create_default_context()) if scheme == "wss" else None
+        self._transport_options = TransportOptions(dict(headers or {}), tls, message_bytes_max, name)
         self._transport: Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._saving: asyncio.Task[None] | None = None
+        self._unsaved: Mapping[str, Position] | None = None
         self._saved: dict[str, Position] = {}
         self._is_loaded = store is None
         self._subscriptions: dict[str, Subscription] = {}
@@ -380,8 +385,9 @@ class Client:
                 case AskToken(why=why):
                     self._keep(asyncio.get_running_loop().create_task(self._ask_token(why), name="token"))
                 case Save(positions=positions):
+                    self._unsaved = positions
                     if self._saving is None or self._saving.done():
-                        self._saving = asyncio.get_running_loop().create_task(self._save(positions))
+                        self._saving = asyncio.get_running_loop().create_task(self._save_all())
                         self._keep(self._saving)
         while (polled := self._session.poll_event()) is not None:
             self._dispatch(*polled)
@@ -405,11 +411,12 @@ class Client:
     def _dispatch(self, on: str | None, event: Event) -> None:
         if on is not None and not isinstance(event, ErrorEvent):
             subscription = self._subscriptions.get(on)
+            if isinstance(event, SubscriptionChanged) and event.state is SubscriptionState.UNSUBSCRIBED:
+                # Before its callbacks: one of them may subscribe to the pattern again.
+                self._subscriptions.pop(on, None)
             if subscription is not None:
                 # The session gives subscriptions nothing else.
                 subscription._handle(event)  # type: ignore[arg-type]
-                if self._session.subscription_state(on).value == "unsubscribed":
-                    self._subscriptions.pop(on, None)
             return
         match event:
             case Published(handle=handle):
@@ -494,6 +501,12 @@ class Client:
         else:
             self._session.handle_token(token, time.monotonic_ns())
         self._pump()
+
+    async def _save_all(self) -> None:
+        """Saves the positions, again if others came meanwhile: the store is asked for one thing at a time."""
+        while (positions := self._unsaved) is not None:
+            self._unsaved = None
+            await self._save(positions)
 
     async def _save(self, positions: Mapping[str, Position]) -> None:
         """Saves the positions as of the events that the application has finished."""

@@ -37,7 +37,8 @@ class Reader(Generic[E]):
         """Ticks that were dropped because the application was too slow."""
         self._wake = asyncio.Event()
         self._error: Exception | None = None
-        self._has_ended = False
+        self.has_ended = False
+        """Whether no more events follow those that wait."""
         self._current: E | None = None
         self._unread: dict[str, int] = {}
         """Events by topic that the application has not finished."""
@@ -47,7 +48,7 @@ class Reader(Generic[E]):
     @property
     def is_full(self) -> bool:
         """Whether the client should stop reading."""
-        return len(self._events) >= self._events_max
+        return len(self._events) >= self._events_max and not self.has_ended
 
     def __len__(self) -> int:
         """Events that wait."""
@@ -55,7 +56,7 @@ class Reader(Generic[E]):
 
     def put(self, event: E) -> None:
         """Adds an event, unless its type is not wanted or the reader has ended."""
-        if self._has_ended or (self._types and not isinstance(event, self._types)):
+        if self.has_ended or (self._types and not isinstance(event, self._types)):
             return
         if len(self._events) >= 2 * self._events_max:
             self._drop()
@@ -66,8 +67,8 @@ class Reader(Generic[E]):
 
     def end(self, error: Exception | None = None) -> None:
         """No more events follow. What waits is still read; then `error` is raised, if there is one."""
-        if not self._has_ended:
-            self._has_ended = True
+        if not self.has_ended:
+            self.has_ended = True
             self._error = error
             self._wake.set()
 
@@ -83,7 +84,7 @@ class Reader(Generic[E]):
         while True:
             if self._kept or self._events:
                 return self._next()
-            if self._has_ended:
+            if self.has_ended:
                 if self._error is not None:
                     raise self._error
                 raise StopAsyncIteration

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from .book_view import BookView
 from .errors import ClosedError, RefusedError
-from .events import Conflated, Gap, SubscriptionChanged, SubscriptionEvent, SubscriptionState
+from .events import ClientState, Conflated, Gap, SubscriptionChanged, SubscriptionEvent, SubscriptionState
 from .keyed_view import KeyedView
 from .limits import EVENTS_MAX, VIEW_ENTRIES_MAX
 from .messages import Policy
@@ -157,6 +157,10 @@ class Subscription:
 
     def __aiter__(self) -> AsyncIterator[Tick]:
         """The ticks. What was lost is counted in `lost`; `events(Tick, Gap)` has it in order."""
+        if self._own is not None and self._own.has_ended and not len(self._own) and self._is_alive:
+            # The client was closed, and has connected again.
+            self._detach(self._own)
+            self._own = None
         if self._own is None:
             self._own = self._reader((Tick,), self._events_max)
             self._readers.append(self._own)
@@ -205,6 +209,12 @@ class Subscription:
         self._changed.set()
         for reader in self._readers:
             reader.end(error)
+
+    @property
+    def _is_alive(self) -> bool:
+        """Whether events may still come."""
+        is_closed = self._client.state is ClientState.DISCONNECTED
+        return self.state is not SubscriptionState.UNSUBSCRIBED and not is_closed
 
     @property
     def _is_full(self) -> bool:
