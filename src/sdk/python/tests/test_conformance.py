@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import ssl
 import subprocess
 import tempfile
 import unittest
@@ -252,6 +253,34 @@ class Conformance(unittest.IsolatedAsyncioTestCase):
                 await client.subscribe("t").ready()
             with self.assertRaises(tickcast.NotPublishedError):
                 await client.publish("t", 1)
+
+    async def test_the_server_is_verified_over_tls(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        at = Path(folder.name)
+        key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+        authority = ["-subj", "/CN=authority", "-addext", "keyUsage=critical,keyCertSign", "-out", "ca.pem", "-keyout", "ca.key"]
+        leaf = ["-subj", "/CN=server", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
+        leaf += ["-CA", "ca.pem", "-CAkey", "ca.key", "-out", "leaf.pem", "-keyout", "leaf.key"]
+        for words in (authority, leaf):
+            subprocess.run(["openssl", "req", "-x509", *key, *words], cwd=at, check=True, capture_output=True)
+        config = at / "tickcast.toml"
+        config.write_text(
+            '[[listener]]\nkind = "native"\naddress = "127.0.0.1:0"\n\n[[listener]]\nkind = "http"\naddress = "127.0.0.1:0"\n'
+            f'tls = {{ cert = "{at}/leaf.pem", key = "{at}/leaf.key" }}\n'
+        )
+        server = self.serve("--config", str(config))
+        url = server.url.replace("ws://", "wss://")
+        async with tickcast.Client(url, ssl=ssl.create_default_context(cafile=str(at / "ca.pem"))) as client:
+            subscription = client.subscribe("t", since="oldest")
+            await client.publish("t", 1)
+            self.assertEqual((await anext(aiter(subscription))).data, 1)
+        states: list[tickcast.StateChanged] = []
+        distrustful = tickcast.Client(url)
+        distrustful.listen(lambda event: isinstance(event, tickcast.StateChanged) and states.append(event))
+        async with distrustful:
+            await until("a refusal", lambda: len(states) >= 2)
+        self.assertIn("certificate", states[1].reason)
 
     async def test_positions_saved_by_one_process_resume_the_next(self) -> None:
         async def run(encoding: Any) -> None:
