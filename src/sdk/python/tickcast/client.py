@@ -520,7 +520,7 @@ class Client:
             if not known:
                 finished[topic] = position
             elif None not in known:
-                finished[topic] = min((each for each in known if each), key=lambda each: (each.epoch, each.sequence))
+                finished[topic] = min(each for each in known if each)
         self._saved = finished
         if self._store is not None:
             try:

@@ -181,18 +181,9 @@ def _tick(fields: dict[str, Any]) -> Tick:
             raise ProtocolError(f"the server sent a tick whose data is not base64: {error}") from None
     elif encoding is not None:
         raise ProtocolError(f"the server sent a tick of an unknown encoding: {encoding!r}")
-    return Tick(
-        topic=topic,
-        topic_id=0,
-        sequence=sequence,
-        time_ns=_integer(fields, "ts"),
-        ingest_time_ns=0,
-        schema=0,
-        key=_key(fields),
-        snapshot=_boolean(fields, "snapshot"),
-        is_json=encoding is None,
-        data=data,
-    )
+    # Neither a number of the topic, nor a time of receipt, nor a schema.
+    time_ns, key, snapshot = _integer(fields, "ts"), _key(fields), _boolean(fields, "snapshot")
+    return Tick(topic, 0, sequence, time_ns, 0, 0, key, snapshot, encoding is None, None, data)
 
 
 def _operation(fields: dict[str, Any], decoded: list[ServerMessage]) -> None:

@@ -128,26 +128,38 @@ class NativeCodec:
         if isinstance(message, str):
             raise ProtocolError("the server sent a text message in the native encoding")
         view, decoded, at = memoryview(message), list[ServerMessage](), 0
-        while at < len(view):
-            if len(view) - at < _HEADER.size:
+        while at < len(message):
+            if len(message) - at < _HEADER.size:
                 raise ProtocolError("the server's message ends within a frame's header")
-            header = _HEADER.unpack_from(view, at)
+            header = _HEADER.unpack_from(message, at)
             frame_len, magic, version, flags, kind, stride, payload_len, sequence, topic_id, schema = header
             if magic != _MAGIC or version != _VERSION:
                 raise ProtocolError("the server's frame has another magic number or version")
-            payload_at = at + _HEADER.size + stride
+            record_at = at + _HEADER.size
+            payload_at = record_at + stride
             end = payload_at + payload_len
-            if frame_len != _aligned(end - at) or at + frame_len > len(view):
+            if frame_len != (end - at + _ALIGN - 1) // _ALIGN * _ALIGN or at + frame_len > len(message):
                 raise ProtocolError("the lengths in the server's frame contradict each other, or exceed its message")
-            record, payload = view[at + _HEADER.size : payload_at], view[payload_at:end]
             if kind == _TICK:
-                decoded.append(_tick(record, payload, flags, sequence, topic_id, schema))
+                # The most frequent kind: no slices but the payload, which must not keep the whole message alive.
+                if stride < _PAIR.size:
+                    raise ProtocolError(f"the record of the server's tick has {stride} bytes")
+                time_ns, ingest_time_ns = _PAIR.unpack_from(message, record_at)
+                key = _U64.unpack_from(message, record_at + 16)[0] if stride >= 24 else 0
+                is_json, snapshot = flags & _FLAG_JSON != 0, flags & _FLAG_SNAPSHOT != 0
+                payload = message[payload_at:end]
+                decoded.append(
+                    Tick("", topic_id, sequence, time_ns, ingest_time_ns, schema, key, snapshot, is_json, payload)
+                )
             elif kind == _PING:
-                decoded.append(Ping(_u64(record, 0)))
+                decoded.append(Ping(_u64(view[record_at:payload_at], 0)))
             elif kind not in _SERVER_KINDS:
                 raise ProtocolError(f"the server sent a frame of kind {kind}")
-            elif (other := _message(kind, record, payload, sequence, topic_id)) is not None:
-                decoded.append(other)
+            else:
+                record, text = view[record_at:payload_at], view[payload_at:end]
+                other = _message(kind, record, text, sequence, topic_id)
+                if other is not None:
+                    decoded.append(other)
             at += frame_len
         return decoded
 
@@ -188,25 +200,6 @@ def _text(payload: memoryview) -> str:
         return str(payload, "utf-8")
     except UnicodeDecodeError:
         raise ProtocolError("text in the server's frame is not UTF-8") from None
-
-
-def _tick(
-    record: memoryview, payload: memoryview, flags: int, sequence: int, topic_id: int, schema: int
-) -> Tick:
-    time_ns, ingest_time_ns = _PAIR.unpack_from(_need(record, _PAIR.size))
-    return Tick(
-        topic="",
-        topic_id=topic_id,
-        sequence=sequence,
-        time_ns=time_ns,
-        ingest_time_ns=ingest_time_ns,
-        schema=schema,
-        key=_U64.unpack_from(record, 16)[0] if len(record) >= 24 else 0,
-        snapshot=flags & _FLAG_SNAPSHOT != 0,
-        is_json=flags & _FLAG_JSON != 0,
-        # A copy: a slice of the view would keep its whole message alive.
-        payload=payload.tobytes(),
-    )
 
 
 def _message(

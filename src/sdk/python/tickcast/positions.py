@@ -39,10 +39,8 @@ class Positions:
                 self.not_stored += 1
             else:
                 self._positions[topic] = Position(epoch, sequence)
-        elif known.epoch != epoch:
+        elif known.epoch != epoch or known.sequence < sequence:
             self._positions[topic] = Position(epoch, sequence)
-        elif known.sequence < sequence:
-            known.sequence = sequence
 
     def handle_recovered(self, topic: str, exists: bool, now: Position, recovered: bool) -> None:
         """Applies the answer to a position; `now` is the topic's last tick then.
@@ -58,7 +56,7 @@ class Positions:
             self._positions[topic] = Position(now.epoch, 0)
         elif now.sequence > 0:
             # The position may be ahead of the topic; 0 means that nobody looked.
-            known.sequence = min(known.sequence, now.sequence)
+            self._positions[topic] = Position(known.epoch, min(known.sequence, now.sequence))
 
     def retain(self, kept: Iterable[str]) -> None:
         """Forgets all topics but these."""
@@ -66,4 +64,4 @@ class Positions:
 
     def copy(self) -> dict[str, Position]:
         """A copy of all positions."""
-        return {topic: Position(each.epoch, each.sequence) for topic, each in self._positions.items()}
+        return self._positions.copy()

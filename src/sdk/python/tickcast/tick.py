@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from .errors import ProtocolError
 
 _UNSET = object()
 
 
-class Position:
-    """A position in a topic: the epoch names one life of it, the sequence is the last one that the client has."""
+class Position(NamedTuple):
+    """A position in a topic."""
 
-    __slots__ = ("epoch", "sequence")
-
-    def __init__(self, epoch: int, sequence: int) -> None:
-        self.epoch = epoch
-        self.sequence = sequence
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Position):
-            return NotImplemented
-        return self.epoch == other.epoch and self.sequence == other.sequence
-
-    def __hash__(self) -> int:
-        return hash((self.epoch, self.sequence))
-
-    def __repr__(self) -> str:
-        return f"Position(epoch={self.epoch}, sequence={self.sequence})"
+    epoch: int
+    """One life of the topic, within which sequences increase: when it began, in microseconds since 1970."""
+    sequence: int
+    """The last sequence that the client has; 0: none."""
 
 
 class Tick:
@@ -76,7 +64,6 @@ class Tick:
 
     def __init__(
         self,
-        *,
         topic: str,
         topic_id: int,
         sequence: int,
@@ -136,10 +123,14 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not JSON")
 
 
+# `json.loads` would make a decoder for each call, which took longer than a small payload.
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
+
+
 def loads(text: str | bytes) -> Any:
     """Parses JSON as RFC 8259 has it: without NaN and Infinity. Raises `ProtocolError`, also for text nested too deeply."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return _decode(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"cannot decode the server's JSON: {error}") from None
 
