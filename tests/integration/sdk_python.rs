@@ -16,7 +16,7 @@ fn run(modules: &[&str]) {
         .current_dir(sdk.join("tests"))
         .env("PYTHONPATH", &sdk)
         .env("PYTHONDONTWRITEBYTECODE", "1")
-        .env("TICKCAST_BIN", env!("CARGO_BIN_EXE_tickcast"))
+        .env("TICKCAST_BINARY", env!("CARGO_BIN_EXE_tickcast"))
         .env_remove("TICKCAST_TRANSCRIPTS")
         .output()
         .unwrap();

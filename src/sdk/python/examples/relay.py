@@ -14,7 +14,7 @@ import tickcast
 
 
 async def relay(url: str, positions: str) -> None:
-    """Publishes a spread for each ticker. A publish whose answer was lost is repeated: a spread may then come twice, but none is missed."""
+    """Publishes a spread for each ticker. Repeats what may be lost: a spread may come twice, but none is missed."""
     store = tickcast.FilePositionStore(positions)
     async with tickcast.Client(url, store=store) as client:
         async for event in client.subscribe("market.ticker.>", since="oldest").events(tickcast.Tick, tickcast.Gap):

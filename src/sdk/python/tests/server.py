@@ -19,8 +19,8 @@ GUARD_S = 120
 
 def binary() -> str:
     """The server's program. Without it a test fails: it is never skipped."""
-    found = os.environ.get("TICKCAST_BIN") or ROOT / "target/debug/tickcast"
-    assert Path(found).exists(), f"{found} does not exist: build it, or set TICKCAST_BIN"
+    found = os.environ.get("TICKCAST_BINARY") or ROOT / "target/debug/tickcast"
+    assert Path(found).exists(), f"{found} does not exist: build it, or set TICKCAST_BINARY"
     return str(found)
 
 

@@ -129,16 +129,16 @@ class Readers(unittest.IsolatedAsyncioTestCase):
         for sequence in range(1, 10):
             reader.put(tick("a", sequence))
             reader.put(tick("b", sequence))
-        self.assertEqual((len(reader), reader.lost), (6, 12))
-        reader.end()
-        seen = [event async for event in reader]
+        self.assertEqual((len(reader), reader.lost, reader.is_full, room), (6, 12, True, []))
+        # A gap for each topic, and what is left.
+        seen = [await anext(reader) for _ in range(8)]
         self.assertIn(Gap("a", 1, 1, 7, 6), seen)
         self.assertIn(Gap("b", 1, 1, 7, 6), seen)
         for topic in ("a", "b"):
             mine = [event for event in seen if event.topic == topic]
             self.assertEqual(mine[0], Gap(topic, 1, 1, 7, 6))
             self.assertEqual([event.sequence for event in mine[1:]], [7, 8, 9])
-        self.assertTrue(room)
+        self.assertEqual((reader.is_full, room), (False, [1]))
 
     async def test_dropped_ranges_of_two_lives_are_two_gaps(self) -> None:
         reader: Reader[Any] = Reader((), 1, lambda: None)

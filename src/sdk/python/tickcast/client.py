@@ -39,6 +39,8 @@ from .json_codec import JsonCodec
 from .limits import (
     CLIENT_EVENTS_MAX,
     EVENTS_MAX,
+    MAX_RATE_HIGHEST,
+    MAX_RATE_LOWEST,
     MESSAGE_BYTES_MAX,
     OFFLINE_QUEUE_MAX,
     OUTPUT_BYTES_MAX,
@@ -244,11 +246,11 @@ class Client:
 
         Raises `RequestError` if the pattern has a subscription already, or for an unknown option.
         """
-        if policy not in (None, "conflate", "drop", "keep", "disconnect"):
-            raise RequestError(f"unknown policy {policy!r}: conflate, drop, keep or disconnect")
+        _check_policy(policy)
         if not isinstance(since, Mapping) and since not in ("live", "latest", "oldest"):
             raise RequestError(f"unknown start {since!r}: live, latest, oldest or positions")
         _check_encodable(pattern)
+        _check_rate(max_rate)
         self._session.subscribe(pattern, since, policy, max_rate)
         subscription = Subscription(self, pattern, events_max)
         self._subscriptions[pattern] = subscription
@@ -341,6 +343,8 @@ class Client:
     # What subscriptions call.
 
     def _update(self, pattern: str, policy: Policy | None, max_rate: float | None) -> None:
+        _check_policy(policy)
+        _check_rate(max_rate)
         self._session.update(pattern, policy, max_rate)
         self._pump()
 
@@ -536,6 +540,16 @@ def _check_token(token: object) -> None:
         raise RequestError("a token is a string of visible ASCII characters")
     if not 1 <= len(token) <= TOKEN_BYTES_MAX:
         raise RequestError(f"the token has {len(token)} characters; 1 to {TOKEN_BYTES_MAX} are allowed")
+
+
+def _check_policy(policy: object) -> None:
+    if policy not in (None, "conflate", "drop", "keep", "disconnect"):
+        raise RequestError(f"unknown policy {policy!r}: conflate, drop, keep or disconnect")
+
+
+def _check_rate(max_rate: float | None) -> None:
+    if max_rate is not None and not MAX_RATE_LOWEST <= max_rate <= MAX_RATE_HIGHEST:
+        raise RequestError(f"max_rate {max_rate} is not between {MAX_RATE_LOWEST} and {MAX_RATE_HIGHEST:.0f} per second")
 
 
 def _check_encodable(name: str) -> None:

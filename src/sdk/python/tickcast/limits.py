@@ -4,6 +4,9 @@ from typing import Final
 
 # Names and tokens, as in PROTOCOL.md.
 TOPIC_BYTES_MAX: Final = 255
+MAX_RATE_LOWEST: Final = 0.001
+"""Ticks per second of a subscription."""
+MAX_RATE_HIGHEST: Final = 1_000.0
 JSON_ENVELOPE_BYTES: Final = 4 << 10
 """What a JSON message may have beyond the base64 of the largest frame."""
 RESUME_MESSAGE_BYTES: Final = 64 << 10

@@ -257,6 +257,9 @@ class Session:
                     self._delivery.handle_tick(each, wall_ns)
                 else:
                     self._answer(connection, each, now_ns)
+                if self._connection is not connection:
+                    # An answer has ended it.
+                    return
         except ProtocolError as error:
             self._malformed(str(error), now_ns)
         if self._delivery.has_moved:
@@ -387,7 +390,8 @@ class Session:
 
     def _unsubscribed(self, connection: Connection, message: Unsubscribed) -> None:
         self._delivery.topics.interrupt()
-        if connection.pending.pop(message.request, None) is not None:
+        if message.request:
+            connection.pending.pop(message.request, None)
             return
         record = self._subscriptions.get(message.pattern)
         if record is not None and record.is_sent:
