@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import re
 import signal
@@ -15,6 +16,9 @@ from tickcast import Conflated, Gap, Tick
 ROOT = Path(__file__).resolve().parents[4]
 GUARD_S = 120
 """Longest wait for anything before a test fails as hung."""
+
+# What waits without that ends the process, with a traceback of every thread.
+faulthandler.dump_traceback_later(10 * GUARD_S, exit=True)
 
 
 def binary() -> str:

@@ -96,8 +96,8 @@ class Clients(unittest.IsolatedAsyncioTestCase):
                     if len(seen) % 3 == 0:
                         break
             self.assertEqual(seen, list(range(1, 10)))
+            # Unread it would fill, and stop the client.
             iterator = subscription.events(tickcast.Tick)
-            first = await anext(iterator)
             del iterator
             gc.collect()
             async for each in subscription:
@@ -105,7 +105,6 @@ class Clients(unittest.IsolatedAsyncioTestCase):
                 if each.sequence == 30:
                     break
             self.assertEqual(seen, list(range(1, 31)))
-            self.assertGreater(first.sequence, 9)
 
     async def test_a_closed_client_ends_loops_and_connects_again(self) -> None:
         connections = 0

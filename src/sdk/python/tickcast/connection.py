@@ -28,7 +28,6 @@ from .messages import (
     Welcome,
 )
 from .subscriptions import SubscriptionRecord
-from .tick import Position
 
 Delivery: TypeAlias = tuple[Policy | None, float | None]
 Pending: TypeAlias = (

@@ -3,7 +3,6 @@
 from typing import Final
 
 # Names and tokens, as in PROTOCOL.md.
-TOPIC_BYTES_MAX: Final = 255
 MAX_RATE_LOWEST: Final = 0.001
 """Ticks per second of a subscription."""
 MAX_RATE_HIGHEST: Final = 1_000.0

@@ -11,7 +11,7 @@ from .book_view import BookView
 from .errors import ClosedError, RefusedError
 from .events import ClientState, Conflated, Gap, SubscriptionChanged, SubscriptionEvent, SubscriptionState
 from .keyed_view import KeyedView
-from .limits import EVENTS_MAX, VIEW_ENTRIES_MAX
+from .limits import VIEW_ENTRIES_MAX
 from .messages import Policy
 from .reader import Iteration, Reader
 from .tick import Position, Tick
