@@ -46,6 +46,7 @@ mod reload;
 mod replay;
 mod report;
 mod sdk_js;
+mod sdk_python;
 mod sinks;
 mod slow;
 mod sources;

@@ -1,0 +1,222 @@
+"""Parts that no transcript reaches: decoders under garbage, readers, views, timers, positions in a file."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+import unittest
+from pathlib import Path
+from typing import Any
+
+from tickcast import BookView, FilePositionStore, Gap, KeyedView, Position, ProtocolError, Recovered, Tick, TickcastError
+from tickcast.json_codec import JsonCodec
+from tickcast.messages import Codec, Hello, Ping, Publish, Subscribe
+from tickcast.native import NativeCodec
+from tickcast.options import SessionOptions
+from tickcast.patterns import matches
+from tickcast.reader import Reader
+from tickcast.session import Session
+from tickcast.timers import Timers
+
+
+def tick(topic: str, sequence: int, data: Any = 0, *, epoch: int = 1, key: int = 0, snapshot: bool = False) -> Tick:
+    made = Tick(
+        topic=topic,
+        topic_id=1,
+        sequence=sequence,
+        time_ns=0,
+        ingest_time_ns=0,
+        schema=0,
+        key=key,
+        snapshot=snapshot,
+        is_json=True,
+        data=data,
+    )
+    made.epoch = epoch
+    return made
+
+
+class Decoders(unittest.TestCase):
+    def messages(self) -> list[tuple[Codec, str | bytes]]:
+        native, text = NativeCodec(), JsonCodec()
+        requests = [Hello(1, "app", ()), Publish(2, "a.b", b'{"p":1}', True, 5, 6, 7), Ping(9)]
+        positions = Subscribe(3, "a.>", {"a.b": Position(10, 11)})
+        found: list[tuple[Codec, str | bytes]] = [(native, native.encode(request)) for request in requests]
+        found += [(native, message) for message in native.encode_subscribe(positions)]
+        found += [
+            (text, '{"topic":"a.x","seq":1,"ts":1,"key":7,"snapshot":true,"encoding":"base64","data":"AP8="}'),
+            (text, '[{"op":"gap","topic":"a.x","from":1,"to":2,"count":1},{"op":"pong","token":1}]'),
+            (text, '{"op":"subscribed","id":1,"pattern":"a","topics":[{"topic":"a","topic_id":1,"epoch":2}]}'),
+        ]
+        return found
+
+    def test_garbage_is_a_protocol_error_and_nothing_else(self) -> None:
+        chance = random.Random(7)
+        for codec, message in self.messages():
+            # As the server would send it: kinds of the server begin at 64.
+            raw = bytearray(message.encode() if isinstance(message, str) else message)
+            if isinstance(message, bytes):
+                raw[8] = 64 + chance.randrange(16)
+            for _ in range(300):
+                changed = bytearray(raw)
+                for _ in range(chance.randrange(1, 4)):
+                    changed[chance.randrange(len(changed))] = chance.randrange(256)
+                cut = bytes(changed[: chance.randrange(len(changed) + 1)])
+                session = Session(SessionOptions("ws://host/ws", codec), lambda: 0.5)
+                session.connect(0)
+                session.handle_open(codec.subprotocol, 0)
+                try:
+                    codec.decode(cut if isinstance(message, bytes) else cut.decode(errors="replace"))
+                except ProtocolError:
+                    pass
+                session.handle_message(cut if isinstance(message, bytes) else cut.decode(errors="replace"), 0, 0)
+
+    def test_json_that_python_would_take_and_rfc_8259_does_not_is_refused(self) -> None:
+        for data in ("NaN", "Infinity", "-Infinity", "[" * 100_000):
+            with self.assertRaises(ProtocolError):
+                JsonCodec().decode(f'{{"topic":"a","seq":1,"ts":1,"data":{data}}}')
+
+    def test_messages_of_the_other_type_are_refused(self) -> None:
+        with self.assertRaises(ProtocolError):
+            JsonCodec().decode(b"{}")
+        with self.assertRaises(ProtocolError):
+            NativeCodec().decode("{}")
+
+    def test_many_positions_are_split_into_messages_of_64_kib(self) -> None:
+        positions = {f"topic.{number:0200}": Position(1, number) for number in range(1_000)}
+        messages = NativeCodec().encode_subscribe(Subscribe(1, ">", positions))
+        self.assertGreater(len(messages), 3)
+        self.assertTrue(all(len(message) <= 64 << 10 for message in messages))
+
+
+class Patterns(unittest.TestCase):
+    def test_wildcards_match_as_in_nats(self) -> None:
+        for pattern, topic, expected in [
+            ("a.b", "a.b", True),
+            ("a.b", "a.b.c", False),
+            ("a.*", "a.b", True),
+            ("a.*", "a", False),
+            ("*.b", "a.b", True),
+            ("a.>", "a.b.c", True),
+            ("a.>", "a", False),
+            (">", "a", True),
+            ("a*", "ab", False),
+        ]:
+            self.assertEqual(matches(pattern, topic), expected, (pattern, topic))
+
+
+class TimersTest(unittest.TestCase):
+    def test_timers_run_in_order_and_cancelled_ones_do_not_pile_up(self) -> None:
+        timers = Timers()
+        for number in range(10_000):
+            timers.set("publish", number)
+            timers.cancel("publish")
+        self.assertIsNone(timers.next_ns())
+        self.assertLess(len(timers._heap), 200)
+        timers.set("late", 30)
+        timers.set("b", 10)
+        timers.set("a", 10)
+        timers.set("late", 20)
+        popped = [timers.pop(25) for _ in range(4)]
+        self.assertEqual(popped, [("b", 10), ("a", 10), ("late", 20), None])
+
+
+class Readers(unittest.IsolatedAsyncioTestCase):
+    async def test_reader_beyond_twice_its_bound_announces_what_it_dropped(self) -> None:
+        room = []
+        reader: Reader[Any] = Reader((), 3, lambda: room.append(1))
+        for sequence in range(1, 10):
+            reader.put(tick("a", sequence))
+            reader.put(tick("b", sequence))
+        self.assertEqual((len(reader), reader.lost, reader.is_full, room), (6, 12, True, []))
+        # A gap for each topic, and what is left.
+        seen = [await anext(reader) for _ in range(8)]
+        self.assertIn(Gap("a", 1, 1, 7, 6), seen)
+        self.assertIn(Gap("b", 1, 1, 7, 6), seen)
+        for topic in ("a", "b"):
+            mine = [event for event in seen if event.topic == topic]
+            self.assertEqual(mine[0], Gap(topic, 1, 1, 7, 6))
+            self.assertEqual([event.sequence for event in mine[1:]], [7, 8, 9])
+        self.assertEqual((reader.is_full, room), (False, [1]))
+
+    async def test_dropped_ranges_of_two_lives_are_two_gaps(self) -> None:
+        reader: Reader[Any] = Reader((), 1, lambda: None)
+        for event in (tick("a", 8), tick("a", 1, epoch=2), tick("a", 2, epoch=2), tick("a", 3, epoch=2)):
+            reader.put(event)
+        reader.end()
+        seen = [event async for event in reader]
+        self.assertEqual(seen[:2], [Gap("a", 1, 8, 9, 1), Gap("a", 2, 1, 2, 1)])
+
+    async def test_reader_ends_with_its_error_after_what_waits(self) -> None:
+        reader: Reader[Any] = Reader((Tick,), 10, lambda: None)
+        reader.put(tick("a", 1))
+        reader.put(Gap("a", 1, 2, 3, 1))
+        reader.end(TickcastError("why"))
+        reader.put(tick("a", 3))
+        self.assertEqual((await anext(reader)).sequence, 1)
+        with self.assertRaisesRegex(TickcastError, "why"):
+            await anext(reader)
+
+    async def test_position_is_finished_when_the_next_event_is_asked_for(self) -> None:
+        reader: Reader[Any] = Reader((), 10, lambda: None)
+        reader.put(tick("a", 1))
+        reader.put(tick("a", 2))
+        self.assertEqual(reader.lags("a"), (True, None))
+        await anext(reader)
+        self.assertEqual(reader.lags("a"), (True, None))
+        await anext(reader)
+        self.assertEqual(reader.lags("a"), (True, Position(1, 1)))
+        last = asyncio.ensure_future(anext(reader))
+        await asyncio.sleep(0)
+        self.assertEqual(reader.lags("a"), (False, None))
+        last.cancel()
+
+
+class Views(unittest.TestCase):
+    def test_keyed_view_is_bounded_and_gives_rows(self) -> None:
+        view = KeyedView(entries_max=2)
+        view.handle(tick("a", 1, {"p": 1}, key=1))
+        view.handle(tick("a", 2, {"p": 2}, key=2))
+        view.handle(tick("a", 3, {"p": 3}, key=1))
+        view.handle(tick("b", 1, 9))
+        self.assertEqual((len(view), view.evicted), (2, 1))
+        self.assertEqual((view["a", 1], view["b"], view.get("a", 2), "b" in view), ({"p": 3}, 9, None, True))
+        self.assertEqual([row.get("p", row.get("value")) for row in view.rows()], [3, 9])
+        view.handle(tick("b", 1, 10, epoch=2))
+        view.handle(Recovered("a", 2, 0, False, "epoch"))
+        self.assertEqual(dict(view.items()), {("b", 0): 10})
+
+    def test_book_is_live_only_between_a_snapshot_and_a_loss(self) -> None:
+        view = BookView()
+        view.handle(tick("a", 1, {"bids": [["1", "5"]]}))
+        self.assertFalse(view["a"].live)
+        view.handle(tick("a", 2, {"type": "snapshot", "bids": [["1.5", "5"], [1, 2]], "asks": [[2, 1]]}))
+        view.handle(tick("a", 3, {"type": "l2update", "bids": [["1.50", "0"]], "asks": [["1.9", "3"]]}))
+        book = view["a"]
+        self.assertEqual((book.live, book.bids(), book.asks(), book.best_ask), (True, [(1, 2)], [(1.9, 3), (2, 1)], (1.9, 3)))
+        view.handle(Gap("a", 1, 4, 5, 1))
+        view.handle(tick("a", 5, {"bids": [[1, 9]]}))
+        self.assertEqual((book.live, book.bids()), (False, [(1, 2)]))
+        for wrong in ({"bids": 5}, {"bids": [[1]]}, {"asks": [["x", 1]]}, {"asks": [[1, -1]]}, {"asks": [[1, "NaN"]]}, 7):
+            view.handle(tick("a", 6, {"type": "snapshot"}))
+            self.assertTrue(book.live)
+            view.handle(tick("a", 7, wrong))
+            self.assertFalse(book.live, wrong)
+
+
+class Store(unittest.IsolatedAsyncioTestCase):
+    async def test_positions_survive_in_a_file(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "positions.json"
+            store = FilePositionStore(path)
+            self.assertEqual(await store.load(), {})
+            await store.save({"a.\u00e9": Position(2**53 - 1, 7)})
+            self.assertEqual(await FilePositionStore(path).load(), {"a.\u00e9": Position(2**53 - 1, 7)})
+            path.write_text('{"a": 5}')
+            with self.assertRaisesRegex(TickcastError, "positions"):
+                await store.load()
+
+
+if __name__ == "__main__":
+    unittest.main()

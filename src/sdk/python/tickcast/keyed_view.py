@@ -1,0 +1,98 @@
+"""The last value of each topic and key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .events import Recovered, SubscriptionEvent
+from .limits import VIEW_ENTRIES_MAX
+from .tick import Tick
+
+
+class KeyedView:
+    """The last payload of each topic and key: the snapshot, kept up to date by live ticks.
+
+    A payload that is `null` or empty removes its key. A new epoch, or a position that was not recovered, clears the topic: what the
+    server has of it follows. Beyond `entries_max` the entry that was set least recently goes, and is counted in `evicted`.
+    """
+
+    def __init__(self, entries_max: int = VIEW_ENTRIES_MAX) -> None:
+        self._entries_max = entries_max
+        # In the order in which they were set.
+        self._entries: dict[tuple[str, int], Tick] = {}
+        self._topics: dict[str, dict[int, Tick]] = {}
+        self.evicted = 0
+        """Entries that did not fit the bound."""
+
+    def handle(self, event: SubscriptionEvent) -> None:
+        """Applies an event of the subscription."""
+        if isinstance(event, Tick):
+            self._set(event)
+        elif isinstance(event, Recovered) and not event.recovered:
+            self._clear(event.topic)
+
+    def _set(self, tick: Tick) -> None:
+        keys = self._topics.get(tick.topic)
+        if keys and next(iter(keys.values())).epoch != tick.epoch:
+            self._clear(tick.topic)
+        self._remove(tick.topic, tick.key)
+        if tick.data is None or tick.data == b"":
+            return
+        if len(self._entries) >= self._entries_max:
+            self.evicted += 1
+            self._remove(*next(iter(self._entries)))
+        self._entries[tick.topic, tick.key] = tick
+        self._topics.setdefault(tick.topic, {})[tick.key] = tick
+
+    def _remove(self, topic: str, key: int) -> None:
+        if self._entries.pop((topic, key), None) is not None:
+            keys = self._topics[topic]
+            del keys[key]
+            if not keys:
+                del self._topics[topic]
+
+    def _clear(self, topic: str) -> None:
+        for key in self._topics.pop(topic, {}):
+            del self._entries[topic, key]
+
+    def get(self, topic: str, key: int = 0, default: Any = None) -> Any:
+        """The last payload of a topic and key: its JSON value, or bytes."""
+        tick = self._entries.get((topic, key))
+        return default if tick is None else tick.data
+
+    def tick(self, topic: str, key: int = 0) -> Tick | None:
+        """The last tick of a topic and key, with its times."""
+        return self._entries.get((topic, key))
+
+    def topic(self, topic: str) -> dict[int, Any]:
+        """A copy of a topic's keys and their last payloads."""
+        return {key: tick.data for key, tick in self._topics.get(topic, {}).items()}
+
+    def topics(self) -> list[str]:
+        """The topics that have entries."""
+        return list(self._topics)
+
+    def items(self) -> Iterator[tuple[tuple[str, int], Any]]:
+        """All topics and keys with their payloads, the one set least recently first. Do not await while iterating."""
+        return ((entry, tick.data) for entry, tick in self._entries.items())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each entry, as `pandas.DataFrame` takes them: topic, key, time, and the fields of a JSON object or `value`."""
+        rows = []
+        for (topic, key), tick in self._entries.items():
+            fields = tick.data if isinstance(tick.data, dict) else {"value": tick.data}
+            rows.append({**fields, "topic": topic, "key": key, "time_ns": tick.time_ns})
+        return rows
+
+    def __getitem__(self, entry: str | tuple[str, int]) -> Any:
+        """`view["a.x"]`, or with a key `view["a.x", 7]`. Raises `KeyError`."""
+        return self._entries[(entry, 0) if isinstance(entry, str) else entry].data
+
+    def __contains__(self, entry: object) -> bool:
+        """Whether there is a value of a topic, or of a topic and key."""
+        return ((entry, 0) if isinstance(entry, str) else entry) in self._entries
+
+    def __len__(self) -> int:
+        """The number of entries."""
+        return len(self._entries)

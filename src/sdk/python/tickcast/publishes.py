@@ -1,0 +1,116 @@
+"""Publishes without an answer: those that wait for a connection, and those in flight."""
+
+from __future__ import annotations
+
+from .actions import Outbox
+from .connection import Connection
+from .events import Outcome, Published, PublishFailed
+from .limits import OFFLINE_QUEUE_BYTES_MAX, UNACKNOWLEDGED_MAX
+from .messages import ErrorMessage, Publish, PublishedMessage
+from .timers import Timers
+
+_TOO_LARGE = 107
+
+
+class Publishes:
+    """Publishes by handle. Each gets exactly one event, `Published` or `PublishFailed`.
+
+    Invariant: at most `waiting_max` wait, with `OFFLINE_QUEUE_BYTES_MAX` of payloads, and at most `UNACKNOWLEDGED_MAX` are in
+    flight. A handle is in one of the two, and has a timer.
+    """
+
+    def __init__(self, waiting_max: int, outbox: Outbox, timers: Timers) -> None:
+        self._waiting_max = waiting_max
+        self._outbox = outbox
+        self._timers = timers
+        self._last_handle = 0
+        self._waiting: dict[int, Publish] = {}
+        """By handle, oldest first. Their requests have no number yet."""
+        self._waiting_bytes = 0
+        self._handles: dict[int, int] = {}
+        """Handles of those in flight by request number of this connection."""
+        self._requests: dict[int, int] = {}
+        """The same the other way round, oldest first."""
+
+    def submit(self, deadline_ns: int) -> int:
+        """Takes a publish until a deadline; returns its handle. The caller sends it, lets it wait, or fails it."""
+        self._last_handle += 1
+        self._timers.set(("publish", self._last_handle), deadline_ns)
+        return self._last_handle
+
+    def wait(self, handle: int, publish: Publish) -> None:
+        """Keeps a publish for the next connection, within the bounds."""
+        waiting_bytes = self._waiting_bytes + len(publish.payload)
+        if len(self._waiting) >= self._waiting_max or waiting_bytes > OFFLINE_QUEUE_BYTES_MAX:
+            self.fail(handle, Outcome.NOT_SENT, 0, "too many publishes wait for a connection")
+            return
+        self._waiting_bytes = waiting_bytes
+        self._waiting[handle] = publish
+
+    def send(self, connection: Connection, handle: int, publish: Publish) -> None:
+        """Sends a publish, if another one may be in flight and it fits into a message."""
+        if len(self._handles) >= UNACKNOWLEDGED_MAX:
+            self.fail(handle, Outcome.NOT_SENT, 0, "too many publishes wait for their answers")
+            return
+        request = connection.publish(publish)
+        if request is None:
+            reason = f"it does not fit into a message; the server accepts {connection.message_bytes_max} bytes"
+            self.fail(handle, Outcome.NOT_SENT, _TOO_LARGE, reason)
+            return
+        self._handles[request] = handle
+        self._requests[handle] = request
+
+    def send_waiting(self, connection: Connection) -> None:
+        """Sends all that wait."""
+        waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+        for handle, publish in waiting.items():
+            self.send(connection, handle, publish)
+
+    def fail(self, handle: int, outcome: Outcome, code: int, reason: str) -> None:
+        """Reports that a publish has failed."""
+        self._timers.cancel(("publish", handle))
+        self._outbox.emit(PublishFailed(handle, outcome, code, reason))
+
+    def handle_published(self, message: PublishedMessage) -> None:
+        """The server has sequenced a tick. An answer that is not awaited any more means nothing."""
+        handle = self._answered(message.request)
+        if handle is not None:
+            self._timers.cancel(("publish", handle))
+            where = (message.topic, message.epoch, message.sequence)
+            self._outbox.emit(Published(handle, *where, message.duplicate))
+
+    def handle_refused(self, error: ErrorMessage) -> bool:
+        """The server has refused a request; returns whether it was a publish."""
+        handle = self._answered(error.request)
+        if handle is not None:
+            self.fail(handle, Outcome.REFUSED, error.code, error.text)
+        return handle is not None
+
+    def handle_timeout(self, handle: int) -> None:
+        """A publish has waited for long enough."""
+        publish = self._waiting.pop(handle, None)
+        if publish is not None:
+            self._waiting_bytes -= len(publish.payload)
+            self.fail(handle, Outcome.NOT_SENT, 0, "no connection in time")
+        elif (request := self._requests.get(handle)) is not None:
+            self._answered(request)
+            self.fail(handle, Outcome.UNKNOWN, 0, "no answer in time")
+
+    def handle_lost(self, code: int, reason: str, is_final: bool) -> None:
+        """The connection is lost: nobody knows what became of those in flight. If it is final, the others are not sent either."""
+        in_flight = list(self._requests)
+        self._handles.clear()
+        self._requests.clear()
+        for handle in in_flight:
+            self.fail(handle, Outcome.UNKNOWN, code, reason)
+        if is_final:
+            waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+            for handle in waiting:
+                self.fail(handle, Outcome.NOT_SENT, code, reason)
+
+    def _answered(self, request: int) -> int | None:
+        """Removes a publish in flight; returns its handle."""
+        handle = self._handles.pop(request, None)
+        if handle is not None:
+            del self._requests[handle]
+        return handle

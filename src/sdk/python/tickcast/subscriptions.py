@@ -1,0 +1,154 @@
+"""The subscriptions of a client, and how each resumes on a new connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from .backoff import Backoff
+from .errors import RequestError
+from .events import SubscriptionState
+from .limits import SUBSCRIPTIONS_MAX, TOPICS_MAX
+from .messages import Policy, Start
+from .patterns import matches
+from .positions import Positions
+from .tick import Position
+
+
+class SubscriptionRecord:
+    """What the session knows of one subscription.
+
+    Invariant: `state` is `SUBSCRIBED` only while `is_sent`.
+    """
+
+    __slots__ = (
+        "pattern",
+        "since",
+        "policy",
+        "max_rate",
+        "confirmed",
+        "state",
+        "acknowledged",
+        "is_sent",
+        "backoff",
+    )
+
+    def __init__(
+        self,
+        pattern: str,
+        since: Start,
+        policy: Policy | None,
+        max_rate: float | None,
+        random: Callable[[], float],
+    ) -> None:
+        self.pattern = pattern
+        self.since = since
+        self.policy = policy
+        self.max_rate = max_rate
+        self.confirmed = (policy, max_rate)
+        """Policy and rate that the server last acknowledged: those to return to if it refuses others."""
+        self.state = SubscriptionState.SUBSCRIBING
+        self.acknowledged = False
+        """Whether any connection has acknowledged it."""
+        self.is_sent = False
+        """Whether it was sent on this connection."""
+        self.backoff = Backoff(random)
+        """Delays after the server limited its rate."""
+
+    @property
+    def conflates(self) -> bool:
+        """Whether it receives the last values rather than all ticks, and so starts with them after a lost connection."""
+        is_thinned = self.policy == "conflate" or self.max_rate is not None
+        return is_thinned and self.since in ("live", "latest")
+
+
+class Subscriptions:
+    """All subscriptions, in the order in which they were made. Bound: `SUBSCRIPTIONS_MAX`."""
+
+    def __init__(self) -> None:
+        self._by_pattern: dict[str, SubscriptionRecord] = {}
+        # The subscriptions of each topic that had an event. Bound: `TOPICS_MAX`.
+        self._matching: dict[str, tuple[SubscriptionRecord, ...]] = {}
+
+    def __iter__(self) -> Iterator[SubscriptionRecord]:
+        return iter(tuple(self._by_pattern.values()))
+
+    def get(self, pattern: str) -> SubscriptionRecord | None:
+        """The subscription of a pattern."""
+        return self._by_pattern.get(pattern)
+
+    def add(self, record: SubscriptionRecord) -> None:
+        """Adds a subscription. Raises `RequestError` for a pattern that has one, and beyond the bound."""
+        if record.pattern in self._by_pattern:
+            raise RequestError(f"{record.pattern} is already subscribed; use set_rate or set_policy to change it")
+        if len(self._by_pattern) >= SUBSCRIPTIONS_MAX:
+            raise RequestError(f"more than {SUBSCRIPTIONS_MAX} subscriptions")
+        self._by_pattern[record.pattern] = record
+        self._matching.clear()
+
+    def remove(self, record: SubscriptionRecord, positions: Positions) -> None:
+        """Removes a subscription, and the positions of topics that no other one matches."""
+        del self._by_pattern[record.pattern]
+        self._matching.clear()
+        finder = _Finder(self)
+        positions.retain([topic for topic, _ in positions.items() if finder.first(topic) is not None])
+
+    def matching(self, topic: str) -> tuple[SubscriptionRecord, ...]:
+        """The subscriptions that match a topic. Costs a look-up after the first time."""
+        found = self._matching.get(topic)
+        if found is None:
+            if len(self._matching) >= TOPICS_MAX:
+                self._matching.clear()
+            found = tuple(each for each in self._by_pattern.values() if matches(each.pattern, topic))
+            self._matching[topic] = found
+        return found
+
+    def handle_lost(self) -> None:
+        """The connection is lost, and with it its topics and what was sent."""
+        self._matching.clear()
+        for record in self._by_pattern.values():
+            record.is_sent = False
+
+    def to_resume(self, positions: Positions) -> list[tuple[SubscriptionRecord, dict[str, Position]]]:
+        """All subscriptions in the order to send them, each with the positions of the topics that none before it delivers.
+
+        Those that resume come first, so that a topic that a conflating one matches too is resumed.
+        """
+        order = sorted(self._by_pattern.values(), key=lambda record: record.conflates)
+        planned: list[tuple[SubscriptionRecord, dict[str, Position]]] = [(record, {}) for record in order]
+        finder = _Finder(order)
+        for topic, position in positions.items():
+            if (first := finder.first(topic)) is not None:
+                planned[first][1][topic] = position
+        return planned
+
+    def positions_of(self, record: SubscriptionRecord, positions: Positions) -> dict[str, Position]:
+        """The positions from which a subscription starts on an open connection: of topics that no older one delivers."""
+        finder = _Finder(each for each in self._by_pattern.values() if each.is_sent)
+        return {
+            topic: position
+            for topic, position in positions.items()
+            if matches(record.pattern, topic) and finder.first(topic) is None
+        }
+
+
+class _Finder:
+    """The first of several subscriptions that matches a topic: a look-up, and a comparison for each pattern with a wildcard."""
+
+    def __init__(self, records: Iterable[SubscriptionRecord]) -> None:
+        self._exact: dict[str, int] = {}
+        self._wild: list[tuple[int, str]] = []
+        for number, record in enumerate(records):
+            if "*" in record.pattern or ">" in record.pattern:
+                self._wild.append((number, record.pattern))
+            else:
+                self._exact[record.pattern] = number
+
+    def first(self, topic: str) -> int | None:
+        """The number of the first subscription that matches; `None` if none does."""
+        exact = self._exact.get(topic)
+        for number, pattern in self._wild:
+            if exact is not None and exact < number:
+                break
+            if matches(pattern, topic):
+                return number
+        return exact
