@@ -44,7 +44,9 @@ pub use self::response::Response;
 
 /// Asks a waiting client to send the body of its request (RFC 9110, section 10.1.1).
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-/// Methods that every resource supports.
+/// How the text about a method that is not supported begins.
+const ONLY: &str = "only ";
+/// Methods that every page and file supports.
 const ALLOWED: &str = "GET, HEAD";
 
 /// What to do on a connection after [`Connection::step`].
@@ -182,6 +184,11 @@ impl Failure {
     fn bad_request(text: impl Into<String>) -> Failure {
         Failure(StatusCode::BAD_REQUEST, text.into())
     }
+
+    /// The resource supports only these methods, which the header Allow repeats.
+    fn method_not_allowed(allowed: &str) -> Failure {
+        Failure(StatusCode::METHOD_NOT_ALLOWED, format!("{ONLY}{allowed}"))
+    }
 }
 
 /// One connection.
@@ -309,9 +316,7 @@ fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> Result<Outcome<
     if let Some(resource) = api::Resource::at(path) {
         return match *method {
             Method::OPTIONS => preflight(request, config, resource.allowed()),
-            ref method if !resource.allows(method) => {
-                Ok(Outcome::Response(Response::method_not_allowed(resource.allowed())))
-            }
+            ref method if !resource.allows(method) => Err(Failure::method_not_allowed(resource.allowed())),
             _ => api::check(request, config).map(|_| Outcome::Call(resource)),
         };
     }
@@ -323,7 +328,7 @@ fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> Result<Outcome<
         ));
     }
     if method != Method::GET && method != Method::HEAD {
-        return Ok(Outcome::Response(Response::method_not_allowed(ALLOWED)));
+        return Err(Failure::method_not_allowed(ALLOWED));
     }
     if is_websocket {
         return websocket::upgrade(request, config);
@@ -352,6 +357,9 @@ impl From<Failure> for Response {
         match status {
             StatusCode::UPGRADE_REQUIRED => {
                 response.fields += "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n";
+            }
+            StatusCode::METHOD_NOT_ALLOWED => {
+                response.fields += &format!("Allow: {}\r\n", text.strip_prefix(ONLY).unwrap_or(ALLOWED));
             }
             // RFC 6750, section 3.
             StatusCode::UNAUTHORIZED => response.fields += "WWW-Authenticate: Bearer\r\n",

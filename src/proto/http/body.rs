@@ -125,8 +125,8 @@ mod tests {
     #[test]
     fn content_is_what_the_chunks_hold() {
         let body = b"3\r\nab\n\r\n1;x=y\r\n0\r\n0\r\nTrailer: z\r\n\r\n";
-        assert_eq!(content(body, BodyLength::Chunked), b"ab\n0"[..]);
-        assert_eq!(content(b"abc", BodyLength::Bytes(3)), b"abc"[..]);
+        assert_eq!(&*content(body, BodyLength::Chunked), b"ab\n0");
+        assert_eq!(&*content(b"abc", BodyLength::Bytes(3)), b"abc");
     }
 
     #[test]

@@ -39,13 +39,6 @@ impl Response {
         Response { status, fields, body: Cow::Owned(format!("{text}\n").into_bytes()) }
     }
 
-    /// The answer to a method that the resource does not support; `allowed`: those that it supports.
-    pub(super) fn method_not_allowed(allowed: &str) -> Response {
-        let mut response = Response::text(StatusCode::METHOD_NOT_ALLOWED, &format!("only {allowed}"));
-        response.fields += &format!("Allow: {allowed}\r\n");
-        response
-    }
-
     pub(super) fn encode(&self, delivery: Delivery) -> Vec<u8> {
         let mut head = format!(
             "HTTP/1.1 {} {}\r\nDate: {}\r\n",

@@ -6,7 +6,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::{
-    Failure, HttpConfig, Outcome, Response, Target, access,
+    Failure, HttpConfig, Outcome, Target, access,
     body::BodyLength,
     query::{self, Resource},
     request::Request,
@@ -26,7 +26,7 @@ pub(super) const ALLOWED: &str = "GET";
 /// Answers a request for a stream.
 pub(super) fn open(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome<'static>, Failure> {
     if request.head.method() != Method::GET {
-        return Ok(Outcome::Response(Response::method_not_allowed(ALLOWED)));
+        return Err(Failure::method_not_allowed(ALLOWED));
     }
     let headers = request.head.headers();
     let cors = access::cors(config.access, request)?;

@@ -225,6 +225,7 @@ fn answers(bytes: &[u8], piece: usize) -> Vec<(u16, bool)> {
                         }
                         Answer::Respond { status, closes, .. } => got.push((status, closes)),
                         Answer::Upgrade { .. } => got.push((101, false)),
+                        Answer::Call { exchange, .. } => got.push((200, exchange.closes)),
                     }
                 }
             }
