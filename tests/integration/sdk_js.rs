@@ -52,5 +52,9 @@ fn the_javascript_sdk_survives_cuts_restarts_slow_links_and_expiring_tokens() {
 fn the_javascript_examples_run() {
     let _machine = beside_others();
     let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("board");
-    run("examples", &[SERVER, ("TICKCAST_BROWSER", &browser()), ("TICKCAST_SHOTS", shots.to_str().unwrap())], 2);
+    run(
+        "examples",
+        &[SERVER, ("TICKCAST_BROWSER", &browser()), ("TICKCAST_SHOTS", shots.to_str().unwrap())],
+        2,
+    );
 }

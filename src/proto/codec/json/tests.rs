@@ -1,5 +1,7 @@
 //! Tests of the JSON codec.
 
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+
 use super::*;
 use crate::{
     frame::{FLAG_PAYLOAD_JSON, TickParts},
