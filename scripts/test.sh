@@ -71,6 +71,7 @@ needs ip iproute2
 needs promtool prometheus
 needs nats-server nats-server
 needs redis-server redis-server
+needs haproxy haproxy
 # A private nginx is a proxy in front of the server: Debian's service is masked.
 needs nginx nginx-light
 needs shellcheck shellcheck
@@ -132,7 +133,7 @@ apt_install() {
     # Debian starts services when it installs them: they would listen, Prometheus on all addresses without a password.
     if [[ -d /run/systemd/system ]]; then
         local package
-        for package in prometheus nats-server redis-server nginx; do
+        for package in haproxy prometheus nats-server redis-server nginx; do
             [[ " $* " == *" $package"* ]] || continue
             systemctl mask "$package.service"
             say "$package.service is masked; to run it: systemctl unmask $package.service"
@@ -224,6 +225,9 @@ fi
 
 step "the README's commands and snippets"
 scripts/readme.py "${CARGO_TARGET_DIR:-target}/debug"
+
+step "two nodes"
+scripts/two-nodes.sh --binary "${CARGO_TARGET_DIR:-target}/debug/tickcast"
 
 # Runs each benchmark once, for its assertions.
 step "micro benches"
