@@ -318,14 +318,16 @@ class Client:
     def events(self, *types: type[T]) -> AsyncIterator[T]: ...
 
     async def events(self, *types: type[Any]) -> AsyncIterator[Any]:
-        """An iterator over events of the client of these types from its first step on: `StateChanged`, `ErrorEvent`, `Latency`,
-        `SourceChanged`, `TokenExpires`. Beyond `CLIENT_EVENTS_MAX` unread ones, the oldest are dropped."""
+        """An iterator over events of the client of these types, from its first step on; without types, over all.
+
+        They are `StateChanged`, `ErrorEvent`, `Latency`, `SourceChanged`, `TokenExpires`. Beyond `CLIENT_EVENTS_MAX` unread ones, the oldest are dropped and logged.
+        """
         waiting: asyncio.Queue[ClientEvent] = asyncio.Queue()
 
         def put(event: ClientEvent) -> None:
             if not types or isinstance(event, types):
                 if waiting.qsize() >= CLIENT_EVENTS_MAX:
-                    waiting.get_nowait()
+                    logger.warning("an event of the client is dropped unread: %s", waiting.get_nowait())
                 waiting.put_nowait(event)
 
         stop = self.listen(put)
