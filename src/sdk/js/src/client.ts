@@ -219,6 +219,7 @@ export class Client extends Emitter<ClientEvent> {
       for (const { owner } of this.#core.subscriptions.all) (owner as Subscription).end(code, event.reason);
       const error = code === 0 ? null : new ClosedError(code, event.reason);
       for (const stream of this.#streams) stream.end(error);
+      this.#streams.clear();
     }
     this.emit(event);
   }
