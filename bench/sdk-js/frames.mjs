@@ -62,7 +62,8 @@ try {
   await page.route("**/tickcast.js", (route) => route.fulfill({ body, contentType: "text/javascript" }));
   await page.goto(`http://${http}/nothing`);
   const devtools = await page.context().newCDPSession(page);
-  await devtools.send("Performance.enable");
+  // The thread's CPU time: on a busy machine, wall time would count what others do.
+  await devtools.send("Performance.enable", { timeDomain: "threadTicks" });
   const metrics = async () => {
     const { metrics } = await devtools.send("Performance.getMetrics");
     return Object.fromEntries(metrics.map(({ name, value }) => [name, value]));
@@ -70,7 +71,8 @@ try {
   const url = Number(joinMs) > 0 ? await relay(`ws://${http}/ws`) : "/ws";
   await page.evaluate(async (url) => {
     const { Client } = await import("/tickcast.js");
-    document.body.innerHTML = "<table></table>";
+    // A fixed layout: without it, each text would lay out the whole table anew.
+    document.body.innerHTML = "<style>table { table-layout: fixed; width: 20rem } td { contain: strict; height: 1.2rem }</style><table></table>";
     const table = document.querySelector("table");
     const cells = Array.from({ length: 100 }, (_, at) => {
       const row = table.insertRow();
@@ -109,12 +111,15 @@ try {
   const times = frames.slice(1).map((at, index) => at - frames[index]);
   times.sort((a, b) => a - b);
   const quantile = (q) => times[Math.min(times.length - 1, Math.floor(q * times.length))];
-  const busy = (name) => `${(((after[name] - before[name]) / (elapsed / 1_000)) * 100).toFixed(0)} %`;
+  const cpuS = (name) => after[name] - before[name];
+  const busy = (name) => `${((cpuS(name) / (elapsed / 1_000)) * 100).toFixed(0)} %`;
   console.log(`machine    ${cpus().length} x ${cpus()[0].model}, load ${load.toFixed(1)} before the window`);
   console.log(`browser    ${browser.version()}, ${Number(joinMs) > 0 ? `messages joined for ${joinMs} ms` : "one tick a message"}, ${(elapsed / 1_000).toFixed(1)} s`);
   console.log(`ticks/s    ${Math.round(counts.ticks / (elapsed / 1_000))} of ${PRODUCERS * RATE}; ${counts.conflated} conflated, ${counts.lost} lost`);
   console.log(`frames     ${times.length}; median ${(1_000 / quantile(0.5)).toFixed(1)} fps; p50 ${quantile(0.5).toFixed(1)} ms, p99 ${quantile(0.99).toFixed(1)} ms, max ${times.at(-1).toFixed(1)} ms`);
-  console.log(`main thread ${busy("TaskDuration")} busy, ${busy("ScriptDuration")} in scripts`);
+  const perTick = (name) => ((cpuS(name) / counts.ticks) * 1e6).toFixed(1);
+  console.log(`main thread ${busy("TaskDuration")} busy, ${busy("ScriptDuration")} in scripts, ${busy("LayoutDuration")} in layout`);
+  console.log(`a tick     ${perTick("TaskDuration")} us of the main thread's CPU time, ${perTick("ScriptDuration")} us in scripts`);
 } finally {
   await browser.close();
   server.kill();

@@ -94,6 +94,10 @@ impl File {
         let tag = &self.tag;
         let mut fields =
             format!("ETag: \"{tag}{coding}\"\r\nCache-Control: no-cache\r\nVary: Accept-Encoding\r\n");
+        if self.path == SDK_PATH {
+            // Pages of other sites import it too. It has no secrets, and they still need `--allow-origin` for a WebSocket.
+            fields += "Access-Control-Allow-Origin: *\r\n";
+        }
         if client_has(request, &format!("{tag}{coding}")) {
             return Response { status: StatusCode::NOT_MODIFIED, fields, body: Cow::Borrowed(&[]) };
         }
@@ -227,6 +231,15 @@ mod tests {
             GzDecoder::new(&*gzip.body).read_to_end(&mut text).unwrap();
             assert_eq!(text, file.plain);
             assert_ne!(tag(&plain.fields), tag(&gzip.fields), "each coding has its own entity tag");
+        }
+    }
+
+    #[test]
+    fn pages_of_other_sites_may_import_the_sdk_and_nothing_else() {
+        for file in files() {
+            let response = file.respond(&request(&[]));
+            let is_shared = response.fields.contains("Access-Control-Allow-Origin: *\r\n");
+            assert_eq!(is_shared, file.path == SDK_PATH, "{}", file.path);
         }
     }
 

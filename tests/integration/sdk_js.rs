@@ -31,7 +31,7 @@ const SERVER: (&str, &str) = ("TICKCAST_BINARY", env!("CARGO_BIN_EXE_tickcast"))
 #[test]
 fn the_javascript_sdk_does_what_the_transcripts_say() {
     let _machine = beside_others();
-    run("transcripts", &[], 56);
+    run("transcripts", &[], 57);
 }
 
 #[test]
@@ -52,9 +52,7 @@ fn the_javascript_sdk_survives_cuts_restarts_slow_links_and_expiring_tokens() {
 fn the_javascript_examples_run() {
     let _machine = beside_others();
     let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("board");
-    run(
-        "examples",
-        &[SERVER, ("TICKCAST_BROWSER", &browser()), ("TICKCAST_SHOTS", shots.to_str().unwrap())],
-        2,
-    );
+    let browser = browser();
+    let environment = [("TICKCAST_BROWSER", &*browser), ("TICKCAST_SHOTS", shots.to_str().unwrap()), SERVER];
+    run("examples", &environment, 2);
 }

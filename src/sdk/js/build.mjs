@@ -1,5 +1,5 @@
-// build.mjs [FOLDER]: builds the package and its reference, API.md, into `dist/`, or into another folder. Without a folder it also updates API.md here and
-// `bundle/tickcast.js`, which the server embeds and serves at `/tickcast.js`; a test checks that both are current.
+// build.mjs [FOLDER]: builds the package into `dist/` and its reference into API.md, or both into another folder. Without a folder it also updates
+// `bundle/tickcast.js`, which the server embeds and serves at `/tickcast.js`; a test checks that it and API.md are current.
 import { execFileSync } from "node:child_process";
 import { copyFileSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -41,10 +41,8 @@ for (const entry of readdirSync(out, { recursive: true })) {
   writeFileSync(join(out, entry.replace(/\.d\.ts$/, ".d.cts")), renamed);
 }
 
-writeFileSync(join(out, "API.md"), reference(out));
-
+writeFileSync(join(process.argv[2] ?? root, "API.md"), reference(out));
 if (process.argv[2] === undefined) {
-  copyFileSync(join(out, "API.md"), join(root, "API.md"));
   mkdirSync(join(root, "bundle"), { recursive: true });
   copyFileSync(join(out, "tickcast.js"), join(root, "bundle", "tickcast.js"));
 }

@@ -11,6 +11,8 @@ import { ClosedError, Subscription } from "./subscription.js";
 
 /** Longest time for `getToken`. */
 const TOKEN_TIMEOUT_MS = 30_000;
+/** Longest name of a topic, in UTF-16 units; the server's limit is 255 bytes. */
+const TOPIC_LENGTH_MAX = 255;
 /** Longest delay that timers take. */
 const TIMER_MAX_MS = 2 ** 31 - 1;
 /** Bytes of a close frame's reason are at most 123; the client's are ASCII, but may quote the server. */
@@ -146,15 +148,24 @@ export class Client extends Emitter<ClientEvent> {
    * Rejects with a {@link PublishError}, whose `outcome` says whether the tick may have been published.
    */
   publish(topic: string, data: unknown, options: PublishOptions = {}): Promise<Published> {
-    const payload = data instanceof Uint8Array ? data : JSON.stringify(data);
-    if (payload === undefined) return Promise.reject(new TypeError("the payload is neither bytes nor JSON"));
     if (!this.#isStarted) this.connect();
+    // What this throws rejects the promise.
     return new Promise((resolve, reject) => {
+      const payload = data instanceof Uint8Array ? data : JSON.stringify(data);
+      if (payload === undefined) throw new TypeError("the payload is neither bytes nor JSON");
+      const { schema = 0, timeNs = 0 } = options;
+      const key = BigInt(options.key ?? 0);
+      // Native frames would cut them off.
+      if (BigInt.asUintN(64, key) !== key) throw new RangeError("key must be a whole number below 2^64");
+      if (schema >>> 0 !== schema) throw new RangeError("schema must be a whole number below 2^32");
+      if (!Number.isInteger(timeNs) || timeNs < 0 || timeNs >= 2 ** 64) {
+        throw new RangeError("timeNs must be a whole number below 2^64");
+      }
+      if (topic.length > TOPIC_LENGTH_MAX) throw new RangeError("the topic is too long");
       const settle = (result: Published | Error) => (result instanceof Error ? reject(result) : resolve(result));
       this.run((core, now) => {
         const deadline = now + (options.timeoutMs ?? PUBLISH_TIMEOUT_MS);
-        const { schema = 0, timeNs = 0, key = 0 } = options;
-        core.publish(now, { topic, payload, key: exactKey(BigInt(key)), schema, timeNs, deadline, settle });
+        core.publish(now, { topic, payload, key: exactKey(key), schema, timeNs, deadline, settle });
       });
     });
   }
@@ -219,6 +230,7 @@ export class Client extends Emitter<ClientEvent> {
       for (const { owner } of this.#core.subscriptions.all) (owner as Subscription).end(code, event.reason);
       const error = code === 0 ? null : new ClosedError(code, event.reason);
       for (const stream of this.#streams) stream.end(error);
+      this.#streams.clear();
     }
     this.emit(event);
   }

@@ -114,6 +114,8 @@ export class Subscription extends Emitter<SubscriptionEvent> implements AsyncIte
   end(code: number, reason: string): void {
     const error = code === 0 ? null : new ClosedError(code, reason);
     for (const stream of [...this.#ticks, ...this.#all]) stream.end(error);
+    this.#ticks.clear();
+    this.#all.clear();
   }
 
   #open<Event>(stream: Stream<Event>, streams: Set<Stream<Event>>): Stream<Event> {

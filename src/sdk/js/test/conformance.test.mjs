@@ -57,6 +57,10 @@ for (const codec of ["json", "native"]) {
       { topic: "kinds.a", epoch, sequence: 3, key: 0, data: null },
     ]);
     await assert.rejects(client.publish("bad..topic", 1), (error) => error instanceof PublishError && error.code === 101);
+    for (const options of [{ key: -1 }, { key: 2n ** 64n }, { schema: 0.5 }, { timeNs: -1 }]) {
+      await assert.rejects(client.publish("kinds.a", 1, options), RangeError);
+    }
+    await assert.rejects(client.publish("kinds.a", undefined), TypeError);
     const refused = client.subscribe("bad..pattern");
     await assert.rejects(refused.ticks().next(), (error) => error instanceof ClosedError && error.code === 102);
     client.disconnect();

@@ -22,7 +22,7 @@ before(() => {
   const installed = join(folder, "node_modules", "tickcast");
   mkdirSync(installed, { recursive: true });
   run(process.execPath, [join(root, "build.mjs"), join(installed, "dist")], root);
-  for (const name of ["package.json", "README.md"]) writeFileSync(join(installed, name), read(name));
+  for (const name of ["package.json", "README.md", "API.md"]) writeFileSync(join(installed, name), read(name));
 });
 after(() => rmSync(folder, { recursive: true }));
 const built = (name) => readFileSync(join(folder, "node_modules/tickcast/dist", name), "utf8");
@@ -48,7 +48,7 @@ test("the package holds its builds, its types and its README", () => {
   const [{ files }] = JSON.parse(run("npm", ["pack", "--dry-run", "--json", "--offline"], packed));
   const paths = files.map(({ path }) => path);
   const isExpected = (path) =>
-    /^(package\.json|README\.md|dist\/API\.md|dist\/tickcast\.(mjs|cjs|js)|dist\/(core\/)?[a-z]+\.d\.c?ts)$/.test(path);
+    /^(package\.json|README\.md|API\.md|dist\/API\.md|dist\/tickcast\.(mjs|cjs|js)|dist\/(core\/)?[a-z]+\.d\.c?ts)$/.test(path);
   assert.deepEqual(paths.filter((path) => !isExpected(path)), []);
   for (const path of ["dist/tickcast.mjs", "dist/tickcast.cjs", "dist/tickcast.js", "dist/index.d.ts", "dist/index.d.cts"]) {
     assert.ok(paths.includes(path), path);

@@ -36,8 +36,8 @@ type Phase =
   | "connected";
 
 /**
- * The client as a state machine. `now` is a monotonic time in ms. After each call the driver takes {@link actions} and {@link events}, and
- * calls {@link handleTimeout} at {@link nextTimeout}.
+ * The client as a state machine. `now` is a monotonic time in ms. After each call the driver takes {@link takeActions} and
+ * {@link takeEvents}, and calls {@link handleTimeout} at {@link nextTimeout}.
  *
  * Invariant: there is a socket if and only if the phase is `opening` or `connected`.
  */
