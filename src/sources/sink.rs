@@ -13,6 +13,7 @@
 
 pub mod kind;
 mod outlet;
+#[cfg(any(feature = "nats", feature = "redis"))]
 mod template;
 
 #[cfg(feature = "nats")]
@@ -46,6 +47,7 @@ use crate::{
 };
 use tickcast_client::Backoff;
 use tickcast_common::{clock, panics};
+use tickcast_core::routes::Outcome;
 
 /// How often a writer looks at its connection, and at what waits, if nothing else wakes it.
 pub const WATCH: Duration = Duration::from_millis(100);
@@ -110,7 +112,7 @@ impl<W: Writer> Sink for W {
 async fn refusing_late<T>(outlet: &mut Outlet, future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     loop {
-        outlet.refuse_late();
+        outlet.refuse_late(Outcome::Away);
         outlet.flush();
         match select(future, pin!(tokio::time::sleep(NAP))).await {
             Either::Left((done, _)) => return done,

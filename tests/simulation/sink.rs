@@ -1,6 +1,6 @@
 //! A sink that follows a script drawn from the seed, its engine's log, and the account of what clients published to it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use fastrand::Rng;
 use tickcast_core::{
@@ -176,12 +176,15 @@ impl Sink {
     }
 
     /// Checks what clients were told: the engine has what was acknowledged, where the acknowledgement says, and not what was refused.
-    pub fn check(&self, publishes: &RoutedPublishes) {
-        for (position, payload) in &publishes.confirmed {
-            assert_eq!(self.log.get(*position as usize - 1), Some(payload), "at {position}");
-        }
-        for payload in &publishes.refused {
-            assert!(!self.log.contains(payload), "{payload} was refused, but the engine has it");
+    pub fn check<'a>(&self, all: impl Iterator<Item = &'a RoutedPublishes>) {
+        let stored: HashSet<&String> = self.log.iter().collect();
+        for publishes in all {
+            for (position, payload) in &publishes.confirmed {
+                assert_eq!(self.log.get(*position as usize - 1), Some(payload), "at {position}");
+            }
+            for payload in &publishes.refused {
+                assert!(!stored.contains(payload), "{payload} was refused, but the engine has it");
+            }
         }
     }
 }

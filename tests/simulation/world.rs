@@ -13,7 +13,7 @@ use fastrand::Rng;
 use tickcast::{
     limits::{
         LAST_VALUES_BYTES_MAX_DEFAULT, MESH_STAGE_BYTES, OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX,
-        TIMERS_GONE_MAX, TOPICS_MAX_DEFAULT, TURN_RING_BYTES,
+        SINK_IN_FLIGHT_MAX, SINK_STAGE_BYTES_MAX, TIMERS_GONE_MAX, TOPICS_MAX_DEFAULT, TURN_RING_BYTES,
     },
     sources::Lanes,
 };
@@ -855,10 +855,10 @@ impl World {
             |client: &&Client| client.fin || client.closing.is_some() || client.manner == Manner::Stuck;
         let silenced = |client: &&Client| silenced(client) || client.publishes.is_refused;
         gone.extend(self.clients.iter().filter(silenced).map(|client| format!("c.{}", client.name)));
+        if let Some(sink) = &self.sink {
+            sink.check(self.clients.iter().map(|client| &client.routed));
+        }
         for client in &self.clients {
-            if let Some(sink) = &self.sink {
-                sink.check(&client.routed);
-            }
             if client.manner != Manner::Stuck && client.closing.is_none() && !client.fin {
                 client.check_complete(&self.published[client.tenant], &gone);
             }
@@ -886,6 +886,7 @@ impl World {
                 + shard.sessions_len() * session
                 + stages
                 + TIMERS_GONE_MAX * 32
+                + if self.sink.is_some() { SINK_STAGE_BYTES_MAX + SINK_IN_FLIGHT_MAX * 40 } else { 0 }
                 + self.ring_bytes;
             assert!(shard.memory_bytes() <= bound, "{} bytes, bound {bound}", shard.memory_bytes());
         }

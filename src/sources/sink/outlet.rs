@@ -170,7 +170,10 @@ impl Outlet {
     /// in which it published them. Refuses those that have waited too long.
     pub fn take(&mut self) -> Option<Publish> {
         let now_ns = clock::monotonic_ns();
-        while self.taken_len() < SINK_TAKEN_MAX && self.taken_bytes < SINK_TAKEN_BYTES_MAX {
+        if self.is_full() {
+            self.refuse_late(Outcome::Full);
+        }
+        while !self.is_full() {
             let (lane, routed) = self.next_frame(|_| true)?;
             if routed.is_late(now_ns, self.pass_on_ns) {
                 self.refuse(lane, &routed, Outcome::Full);
@@ -197,6 +200,10 @@ impl Outlet {
             });
         }
         None
+    }
+
+    fn is_full(&self) -> bool {
+        self.taken_len() >= SINK_TAKEN_MAX || self.taken_bytes >= SINK_TAKEN_BYTES_MAX
     }
 
     /// Waits until a tick may have come, or for [`WATCH`].
@@ -251,11 +258,11 @@ impl Outlet {
         self.status.status().set_health(Health::Waiting(Waiting::Engine(why.into())));
     }
 
-    /// Refuses ticks that have waited too long without a connection.
-    pub(super) fn refuse_late(&mut self) {
+    /// Refuses ticks that have waited too long, and cannot be taken.
+    pub(super) fn refuse_late(&mut self, outcome: Outcome) {
         let (now_ns, pass_on_ns) = (clock::monotonic_ns(), self.pass_on_ns);
         while let Some((lane, routed)) = self.next_frame(|record| is_late(record, now_ns, pass_on_ns)) {
-            self.refuse(lane, &routed, Outcome::Away);
+            self.refuse(lane, &routed, outcome);
         }
     }
 

@@ -126,7 +126,7 @@ fn tick_that_has_waited_for_half_of_its_time_is_refused_and_never_passed_on() {
     sink.send(0, 1, "late", TIMEOUT_NS / 2 - 1);
     sink.send(0, 2, "in time", TIMEOUT_NS);
     sink.send(0, 3, "late", 0);
-    sink.outlet.refuse_late();
+    sink.outlet.refuse_late(Outcome::Away);
     assert_eq!(sink.answers(0), [(1, Outcome::Away, 0)], "the third waits behind the second");
     assert_eq!(sink.outlet.take().unwrap().payload, b"in time");
     assert!(sink.outlet.take().is_none());
@@ -141,6 +141,9 @@ fn no_more_is_taken_than_may_wait_for_a_confirmation() {
         .for_each(|ticket| sink.send((ticket % 2) as usize, ticket, "x", TIMEOUT_NS));
     let taken: Vec<_> = std::iter::from_fn(|| sink.outlet.take()).collect();
     assert_eq!(taken.len(), SINK_TAKEN_MAX);
+    // Nothing is passed on late, however long the engine confirms nothing.
+    sink.send(1, 9_000, "late", 0);
+    assert!(sink.outlet.take().is_none());
     sink.outlet.fail(taken[7].id, Outcome::Refused);
     assert!(sink.outlet.take().is_some() && sink.outlet.take().is_none());
 }
