@@ -187,8 +187,9 @@ pub const PLACE_CHANGES_MAX: usize = 4 << 10;
 /// How long a shard keeps such places after their stream has ended, milliseconds: as long as the history that they lead to, by
 /// default.
 pub const RESUME_WINDOW_MS: u64 = HISTORY_AGE_MS_DEFAULT;
-/// Bytes of topics and ticks after which an answer over HTTP ends, and the next page begins.
-pub const HTTP_PAGE_BYTES: usize = 256 << 10;
+/// Bytes of topics and ticks after which an answer over HTTP ends, and the next page begins: what may wait for a session that does
+/// not read.
+pub const HTTP_PAGE_BYTES: usize = REPLY_BYTES_MAX;
 /// Pieces of topics that a shard requests in one turn for HTTP requests.
 pub const TURN_CALL_PIECES: usize = 8;
 /// Units of delivery for a piece, at its home and at the shard that has requested it: up to [`TURN_SURVEYED`] topics visited, or 32

@@ -83,7 +83,8 @@ impl Drop for Program {
     }
 }
 
-/// nginx as a reverse proxy of one server, without anything that is special for streams.
+/// nginx as a reverse proxy of one server, as `docs/OPERATIONS.md` says: an EventSource never comes back after the 502 that nginx
+/// answers while the server restarts.
 struct Nginx {
     child: Child,
     folder: PathBuf,
@@ -100,7 +101,9 @@ impl Nginx {
             "daemon off;\nmaster_process off;\npid nginx.pid;\nerror_log stderr warn;\nevents {{}}\n\
              http {{\naccess_log off;\nclient_body_temp_path body;\nproxy_temp_path proxy;\nfastcgi_temp_path fastcgi;\n\
              uwsgi_temp_path uwsgi;\nscgi_temp_path scgi;\n\
-             server {{\nlisten {address};\nlocation / {{\nproxy_pass http://{upstream};\n}}\n}}\n}}\n"
+             server {{\nlisten {address};\nlocation / {{\nproxy_pass http://{upstream};\n}}\n\
+             location /sse {{\nproxy_pass http://{upstream};\nerror_page 502 504 =200 @later;\n}}\n\
+             location @later {{\ndefault_type text/event-stream;\nreturn 200 \"retry: 1000\\n\\n\";\n}}\n}}\n}}\n"
         );
         fs::write(folder.join("nginx.conf"), config).unwrap();
         let child = Command::new("nginx")

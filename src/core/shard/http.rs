@@ -95,15 +95,13 @@ impl Shard {
         if let Err(refusal) = self.enter_tenant_of_host(slot, host) {
             return Entry::Refused(refusal);
         }
-        match self.enter(slot, token.as_ref(), patterns.is_empty(), now) {
-            Entry::Admitted if !(self.route_identity(slot, client, now) && self.enter_quota(slot, now)) => {
-                Entry::Waits
-            }
-            Entry::Admitted if kept.is_some_and(|kept| self.hand_over_stream(slot, client, kept)) => {
-                Entry::Waits
-            }
-            entry => entry,
-        }
+        let entry = self.enter(slot, token.as_ref(), patterns.is_empty(), now);
+        let Entry::Admitted = entry else { return entry };
+        // Counted where it stays.
+        let stays = !kept.is_some_and(|kept| self.hand_over_stream(slot, client, kept))
+            && self.route_identity(slot, client, now)
+            && self.enter_quota(slot, now);
+        if stays { Entry::Admitted } else { Entry::Waits }
     }
 
     /// Makes a session a WebSocket, and subscribes to what its target asks for.

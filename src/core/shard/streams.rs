@@ -75,10 +75,10 @@ impl Shard {
         if is_event_stream && refusal == AuthRefusal::Busy {
             self.become_websocket(slot, response, target);
         }
-        // A connection that has been answered before ends without an answer, unless it has one already.
-        let session = self.sessions.open_mut(slot);
-        if session.is_some_and(|session| session.protocol.is_kept_http()) {
+        // Otherwise the answer is 401 or 503. One that has been answered before may end without an answer, so it gets this one first.
+        if self.sessions.open_mut(slot).is_some_and(|session| session.protocol.is_kept_http()) {
             self.push_bytes(slot, &http::refused(refusal.status(), &refusal.to_string(), now.realtime_ns));
+            return self.end(slot, CloseReason::Http(refusal.status()), now);
         }
         self.end(slot, CloseReason::Unauthorized(refusal), now);
     }

@@ -232,10 +232,14 @@ impl Shard {
         };
         match session.protocol {
             _ if speaks_http => {
-                // Whoever waits for an answer gets one, and nobody else.
+                // Whoever waits for an answer gets one. Between two requests, nobody does.
                 let has_call = session.protocol.has_call();
                 let status = match reason {
-                    CloseReason::Unauthorized(_) if session.protocol.is_kept_http() && !has_call => None,
+                    CloseReason::Unauthorized(AuthRefusal::Expired | AuthRefusal::Revoked)
+                        if session.protocol.is_kept_http() && !has_call =>
+                    {
+                        None
+                    }
                     _ => reason.http_status().or(has_call.then_some(503)),
                 };
                 if let Some(status) = status {

@@ -46,8 +46,10 @@ impl Shard {
     /// Removes the session of [`Action::HandOver`] once the transport has stopped I/O on its socket. Returns `None` if the
     /// session has begun to end since: then it ends on this shard.
     pub fn handle_detached(&mut self, slot: SlotId) -> Option<DetachedSession> {
+        let Protocol::Leaving(to) = self.sessions.open_mut(slot)?.protocol else { return None };
+        // Requests of `/v1` may have made it a connection of its tenant.
+        self.leave_tenant(slot);
         let session = self.sessions.open_mut(slot)?;
-        let Protocol::Leaving(to) = session.protocol else { return None };
         let Session { listener, is_read_only, tenant, .. } = *session;
         let bytes = session.take_input();
         let principal = session.principal.take();
