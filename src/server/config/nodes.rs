@@ -9,7 +9,7 @@ impl Checks<'_> {
     pub(super) fn nodes(&mut self) -> Nodes {
         let server = &self.settings.tables.server;
         let (id, addresses) = (server.node.clone().unwrap_or_default(), server.node_address.clone());
-        if server.node.is_some() && !is_name(&id) {
+        if !id.is_empty() && !is_name(&id) {
             let text =
                 format!("must be 1 to {NODE_BYTES_MAX} characters of A-Z, a-z, 0-9, \".\", \"-\" and \"_\"");
             self.refuse("server.node", text);

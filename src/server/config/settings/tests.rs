@@ -332,6 +332,7 @@ fn the_shipped_file_is_good_and_what_it_comments_out_is_the_default() {
         "delivery.topic_idle",
         "limits.max_clients",
         "server.cores",
+        "server.node",
         "server.shards",
     ];
     assert!(changes.iter().all(|key| by_hand.contains(&&**key)), "{changes:?}");
