@@ -5,6 +5,7 @@
 //! same step as it adds the entry. It makes another generation when there is no stream.
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     hash::{BuildHasher, RandomState},
 };
@@ -127,9 +128,10 @@ impl Writer for Stream {
         redis: MultiplexedConnection,
         outlet: &mut Outlet,
     ) -> Result<Infallible, EngineError> {
-        // Another for each connection: no two lives of a stream have the same.
-        let generation =
+        // Another for each tick: whichever begins a life of a stream, no two lives have the same.
+        let connection =
             format!("{:x}-{:x}", clock::realtime_ns(), RandomState::new().hash_one(outlet.name()));
+        let ticks = Cell::new(0_u64);
         let Stream { server, stream, field, max_len, script } = &*self;
         redis_batch::write(
             server,
@@ -138,8 +140,10 @@ impl Writer for Stream {
             |publish, pipe| {
                 let Publish { topic, key, producer_time_ns, payload, .. } = publish;
                 let stream = stream.render(topic)?;
+                ticks.set(ticks.get() + 1);
+                let generation = format!("{connection}-{:x}", ticks.get());
                 let add = pipe.cmd("EVALSHA").arg(script.get_hash()).arg(2).arg(&*stream);
-                add.arg(generation_key(&stream)).arg(&*generation).arg(*max_len);
+                add.arg(generation_key(&stream)).arg(generation).arg(*max_len);
                 add.arg(&**field)
                     .arg(&**payload)
                     .arg("topic")
