@@ -188,7 +188,9 @@ impl Loss {
         let is_logged = topic.is_some_and(|topic| is_log_epoch(topic.epoch));
         let ticks = |sequences: u64| if is_logged { sequences.min(1) } else { sequences };
         match topic.filter(|topic| topic.ticks > 0) {
-            None => Loss { tail: from.map_or(0, |from| ticks(highest.saturating_sub(from))), ..Loss::default() },
+            None => {
+                Loss { tail: from.map_or(0, |from| ticks(highest.saturating_sub(from))), ..Loss::default() }
+            }
             Some(topic) => Loss {
                 head: from.map_or(0, |from| ticks((topic.first_sequence - 1).saturating_sub(from))),
                 tail: ticks(highest.saturating_sub(topic.last_sequence)),

@@ -17,13 +17,6 @@ mod wildcard;
 
 use std::collections::{HashMap, VecDeque};
 
-pub use self::{
-    conflation::{CloseBudget, PaceTimer},
-    egress_logs::{EgressLogs, LogIndex},
-    recovery::HistoryRequest,
-    subscriptions::{Interest, Registration, StartFrom, Subscription, cover_of},
-    walks::{Begun, Departure, MembershipWalk},
-};
 use self::{
     awaited::AwaitedPlaces,
     logged::LogTopic,
@@ -32,6 +25,13 @@ use self::{
     topic::{EgressTopic, Group, Life},
     walks::Joining,
     wildcard::{Matching, Wildcards},
+};
+pub use self::{
+    conflation::{CloseBudget, PaceTimer},
+    egress_logs::{EgressLogs, LogIndex},
+    recovery::HistoryRequest,
+    subscriptions::{Interest, Registration, StartFrom, Subscription, cover_of},
+    walks::{Begun, Departure, MembershipWalk},
 };
 use crate::{
     home::last_value::LastValuesBudget,

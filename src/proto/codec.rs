@@ -11,7 +11,8 @@ pub mod native;
 use tungstenite::{Bytes, Utf8Bytes};
 
 use crate::{
-    DecodeError, WireFormat, command::Command, features::Features, frame::Frame, ids::TopicId, logged, reply::Reply,
+    DecodeError, WireFormat, command::Command, features::Features, frame::Frame, ids::TopicId, logged,
+    reply::Reply,
 };
 
 /// Encodes a session's messages.
@@ -113,10 +114,7 @@ impl Codec {
     }
 
     const fn is_json(self) -> bool {
-        matches!(
-            self,
-            Codec::Json | Codec::JsonStringKeys | Codec::JsonLinked | Codec::JsonLinkedStringKeys
-        )
+        matches!(self, Codec::Json | Codec::JsonStringKeys | Codec::JsonLinked | Codec::JsonLinkedStringKeys)
     }
 
     /// Type of the messages that the server sends.

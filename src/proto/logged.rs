@@ -135,9 +135,7 @@ pub fn encode_append(
 ///
 /// # Errors
 /// [`DecodeError::BadRecord`] if the payload is shorter than its parts, [`DecodeError::NotUtf8`] for the key.
-pub fn append_parts<'a>(
-    frame: &Frame<'a>,
-) -> Result<(LogPosition, Publish, &'a str, &'a [u8]), DecodeError> {
+pub fn append_parts<'a>(frame: &Frame<'a>) -> Result<(LogPosition, Publish, &'a str, &'a [u8]), DecodeError> {
     let bad_record = DecodeError::BadRecord(frame.header.kind);
     let record: Publish = frame.record()?;
     let LogPlace { epoch, complete_from } = LogPlace::read(frame.payload()).ok_or(bad_record.clone())?;

@@ -376,7 +376,8 @@ impl JetStream {
 
     async fn publish(&self, message: &jetstream::Message, sequence: u64, ingest: &mut Ingest<'_>) {
         let subject = &*message.subject;
-        if !self.subjects.is_empty() && !self.subjects.iter().any(|wanted| pattern::matches(wanted, subject)) {
+        if !self.subjects.is_empty() && !self.subjects.iter().any(|wanted| pattern::matches(wanted, subject))
+        {
             return;
         }
         let tick = Message {
@@ -384,7 +385,10 @@ impl JetStream {
             key: None,
             headers: &Fields(message.headers.as_ref()),
             payload: &message.payload,
-            time_ns: message.info().ok().and_then(|info| info.published.unix_timestamp_nanos().try_into().ok()),
+            time_ns: message
+                .info()
+                .ok()
+                .and_then(|info| info.published.unix_timestamp_nanos().try_into().ok()),
         };
         let at = self.position.filter(|_| self.is_logged).map(|position| LogPosition {
             source: 0,

@@ -186,10 +186,7 @@ impl SourceContext {
     }
 
     /// Stages a tick, which gets the time of arrival. Waits while the ring is full.
-    fn stage_waiting(
-        &mut self,
-        mut stage: impl FnMut(&mut Lanes, u64) -> Result<(), Backpressure>,
-    ) -> bool {
+    fn stage_waiting(&mut self, mut stage: impl FnMut(&mut Lanes, u64) -> Result<(), Backpressure>) -> bool {
         let mut waits = false;
         loop {
             let published = stage(&mut self.lanes, clock::realtime_ns());

@@ -360,11 +360,7 @@ impl RedisStreams {
 }
 
 /// What XINFO STREAM tells of a stream, which may not exist.
-async fn info(
-    redis: &mut MultiplexedConnection,
-    server: &Server,
-    key: &str,
-) -> Result<Info, EngineError> {
+async fn info(redis: &mut MultiplexedConnection, server: &Server, key: &str) -> Result<Info, EngineError> {
     match cmd("XINFO").arg("STREAM").arg(key).query_async::<HashMap<String, Value>>(redis).await {
         Ok(fields) => Ok(info_of(&fields)),
         Err(error) if error.code() == Some("ERR") && error.to_string().contains("no such key") => {
@@ -415,7 +411,8 @@ fn info_of(fields: &HashMap<String, Value>) -> Info {
         Some(Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
         _ => 0,
     };
-    let id = |name: &str| fields.get(name).and_then(text_of).and_then(|id| id.parse().ok()).unwrap_or_default();
+    let id =
+        |name: &str| fields.get(name).and_then(text_of).and_then(|id| id.parse().ok()).unwrap_or_default();
     Info {
         first: id("recorded-first-entry-id"),
         last: id("last-generated-id"),

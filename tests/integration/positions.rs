@@ -133,7 +133,10 @@ fn a_client_that_moves_between_servers_of_one_stream_gets_every_tick_exactly_onc
     reader.connect(&late, WireFormat::TCP_NATIVE);
     nats.store("t.a", numbers(601..602));
     reader.read(2);
-    assert_eq!((&reader.got["t.a"][..], &reader.recovered[..]), (&["600".into(), "601".into()][..], &[true][..]));
+    assert_eq!(
+        (&reader.got["t.a"][..], &reader.recovered[..]),
+        (&["600".into(), "601".into()][..], &[true][..])
+    );
     let mut client = collector::connect(&one, WireFormat::TCP_NATIVE);
     client.publish(PublishRequest { topic: "t.a", payload: b"1", ..Default::default() }).unwrap();
     let refused = loop {
@@ -153,7 +156,8 @@ fn a_client_that_moves_between_servers_of_one_redis_stream_gets_every_tick_exact
     for topic in ["t.a", "t.b"] {
         redis::cmd("SET").arg(format!("{topic}:gen")).arg("first").exec(&mut connection).unwrap();
     }
-    let source = format!("kind = 'redis-stream'\nstreams = ['t.a', 't.b']\nstart = 'all'\n{}", redis.server());
+    let source =
+        format!("kind = 'redis-stream'\nstreams = ['t.a', 't.b']\nstart = 'all'\n{}", redis.server());
     let one = serve("redis-positions-1", &source);
     let other = serve("redis-positions-2", &source);
     move_between([&one, &other], |topic, range| redis.add(topic, numbers(range)));
@@ -185,7 +189,8 @@ fn a_client_that_moves_between_servers_of_one_redis_stream_gets_every_tick_exact
     eventually("a source that has stopped", || {
         let shards = get_of_all_shards(one.admin.unwrap(), "/v1/shards").json();
         let source = &shards["sources"][0];
-        source["state"] == "failed" && source["reason"].as_str().is_some_and(|why| why.contains("has no position"))
+        source["state"] == "failed"
+            && source["reason"].as_str().is_some_and(|why| why.contains("has no position"))
     });
     assert!(is_ready(&one));
     [one, other].map(Server::stop_cleanly);
@@ -246,14 +251,18 @@ fn a_stream_that_was_deleted_and_made_again_has_another_epoch() {
     let mut late = Reader { places: before, ..Reader::default() };
     late.connect(&server, WireFormat::TCP_NATIVE);
     late.read(30);
-    assert_eq!((&late.recovered[..], &late.got["t.a"]), (&[false][..], &numbers(100..130).collect::<Vec<_>>()));
+    assert_eq!(
+        (&late.recovered[..], &late.got["t.a"]),
+        (&[false][..], &numbers(100..130).collect::<Vec<_>>())
+    );
     server.stop_cleanly();
 }
 
 #[test]
 fn several_streams_that_may_feed_one_topic_have_no_positions() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("positions-refused.toml");
-    let source = "kind = 'redis-stream'\nstreams = ['a', 'b']\nmap = { topic = '{json:/topic}' }\nposition = 'log'\n";
+    let source =
+        "kind = 'redis-stream'\nstreams = ['a', 'b']\nmap = { topic = '{json:/topic}' }\nposition = 'log'\n";
     fs::write(&file, format!("[[source]]\n{source}")).unwrap();
     let output = tickcast().args(["serve", "--config", file.to_str().unwrap()]).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -71,7 +71,8 @@ impl Reached {
 
     pub fn is_complete(&self) -> bool {
         let Reached { delivered, moved, recovered, not_recovered, ahead, holes, repeated, lives, .. } = *self;
-        let others = [moved, recovered, not_recovered, ahead, holes, repeated, lives, self.conflated, self.restarted];
+        let others =
+            [moved, recovered, not_recovered, ahead, holes, repeated, lives, self.conflated, self.restarted];
         delivered > 10_000 && others.iter().all(|&count| count > 10)
     }
 }
@@ -296,7 +297,8 @@ impl World {
     }
 
     fn restart(&mut self, node: usize) {
-        let (gone, left) = std::mem::take(&mut self.clients).into_iter().partition(|client| client.node == node);
+        let (gone, left) =
+            std::mem::take(&mut self.clients).into_iter().partition(|client| client.node == node);
         self.clients = left;
         let gone: Vec<Client> = gone;
         let window = self.rng.u64(1..60);
@@ -331,7 +333,8 @@ impl World {
             is_slow: false,
             closed: false,
         };
-        let features = if client.is_linked { Features::PREVIOUS } else { Features::NONE }.union(Features::COUNTS);
+        let features =
+            if client.is_linked { Features::PREVIOUS } else { Features::NONE }.union(Features::COUNTS);
         let mut bytes = Vec::new();
         frame::encode_hello(&mut bytes, &HelloParts { request: 1, client: "", name: "simulated", features });
         let pattern = client.pattern.clone();
@@ -373,7 +376,8 @@ impl World {
         let of_node = &mut self.nodes[node];
         let clients = &mut self.clients;
         let take = |slot: SlotId, bytes: &[u8]| {
-            let here = |client: &&mut Client| (client.node, client.shard, client.slot) == (node, shard, slot.0);
+            let here =
+                |client: &&mut Client| (client.node, client.shard, client.slot) == (node, shard, slot.0);
             let Some(client) = clients.iter_mut().find(here) else { return false };
             let target = if client.is_slow { &mut client.parked } else { &mut client.input };
             target.extend_from_slice(bytes);
@@ -383,7 +387,8 @@ impl World {
         let actions = of_node.turns.turn(one, Some(mesh), self.now, usize::MAX, take);
         for action in actions {
             if let Action::Close(slot) | Action::ShutdownWrite(slot) = action {
-                let here = |client: &&mut Client| (client.node, client.shard, client.slot) == (node, shard, slot.0);
+                let here =
+                    |client: &&mut Client| (client.node, client.shard, client.slot) == (node, shard, slot.0);
                 if let Some(client) = clients.iter_mut().find(here) {
                     client.closed = true;
                 }
@@ -471,7 +476,8 @@ impl Client {
                 let Recovered { recovered, sequence, .. } = frame.record().unwrap();
                 let place = self.places.get(&topic).copied();
                 trace(self, topic, format_args!("recovered {recovered} at {sequence}, has {place:?}"));
-                reached.ahead += u64::from(recovered != 0 && place.is_some_and(|place| place.sequence > sequence));
+                reached.ahead +=
+                    u64::from(recovered != 0 && place.is_some_and(|place| place.sequence > sequence));
                 if recovered == 0 {
                     self.places.remove(&topic);
                     reached.not_recovered += 1;
@@ -503,7 +509,10 @@ impl Client {
                 let missing = log.ticks_in(epoch, topic, place.sequence + 1, sequence);
                 assert!(missing.is_empty(), "t.{topic}: {missing:?} before {sequence}, {place:?}");
                 let previous = frame.previous();
-                assert!(!self.is_linked || previous <= place.sequence, "{previous} claims a hole after {place:?}");
+                assert!(
+                    !self.is_linked || previous <= place.sequence,
+                    "{previous} claims a hole after {place:?}"
+                );
             }
         }
         self.places.insert(topic, Place { epoch, sequence, is_exact: true });

@@ -61,7 +61,11 @@ fn fast_path_takes_only_the_next_tick() {
     );
     tick(&mut topics, 7).unwrap();
     assert_eq!(
-        (topics.advance_in_order(5, 7, 6), topics.advance_in_order(5, 9, 8), topics.advance_in_order(5, 0, 0)),
+        (
+            topics.advance_in_order(5, 7, 6),
+            topics.advance_in_order(5, 9, 8),
+            topics.advance_in_order(5, 0, 0)
+        ),
         (None, None, None)
     );
     assert!(topics.advance_in_order(5, 8, 7).is_some());

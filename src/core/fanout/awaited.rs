@@ -77,9 +77,7 @@ impl Fanout {
             sessions.get(id.slot()).is_some_and(|session| session.id == id && session.ending.is_none())
         });
         let backlog = |position: Position| match position.epoch == topic.info.epoch {
-            true => {
-                Backlog { backfill: Backfill::Position, from: position.sequence.saturating_add(1) }
-            }
+            true => Backlog { backfill: Backfill::Position, from: position.sequence.saturating_add(1) },
             false => Backlog { backfill: Backfill::PositionLost, from: 1 },
         };
         open.map(|(id, position)| (id.slot(), backlog(position))).collect()

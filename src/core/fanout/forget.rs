@@ -2,12 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{
-    EgressLogs, Fanout,
-    conflation::HeldTopic,
-    topic::Life,
-    topic_mut,
-};
+use super::{EgressLogs, Fanout, conflation::HeldTopic, topic::Life, topic_mut};
 use crate::{
     home::{Backfill, Home},
     ids::SlotId,

@@ -251,9 +251,10 @@ mod tests {
         for sequence in [10, 20, 21, 40] {
             log.note(sequence, &mut left);
         }
-        assert_eq!([(1, 10), (1, 11), (10, 41), (11, 21), (22, 40)].map(|(a, b)| log.ticks_in(a, b)), [
-            0, 1, 4, 1, 0
-        ]);
+        assert_eq!(
+            [(1, 10), (1, 11), (10, 41), (11, 21), (22, 40)].map(|(a, b)| log.ticks_in(a, b)),
+            [0, 1, 4, 1, 0]
+        );
         log.note(50, &mut left);
         assert_eq!((left, log.sequences_len(), log.ticks_in(1, 51)), (0, 4, 4), "the oldest has made room");
         let mut other = LogTopic::new(0);

@@ -1,16 +1,13 @@
 //! Recovery of missed ticks: sessions request history from the topic's home in chunks, as their sockets have room. Chunks
 //! and live ticks travel through the same ring in order, so they join without gaps.
 
-use super::{
-    EgressLogs, Fanout, Settings, StartFrom,
-    topic::Backlog,
-    topic_mut, topic_ref,
-};
+use super::{EgressLogs, Fanout, Settings, StartFrom, topic::Backlog, topic_mut, topic_ref};
 use crate::{
     egress_log::FrameInfo,
     fanout::overflow::EvictionCause,
     home::{
-        Backfill, CHUNK_AHEAD, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED, CHUNK_VALUES_LOST,
+        Backfill, CHUNK_AHEAD, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED,
+        CHUNK_VALUES_LOST,
     },
     ids::{SessionId, SlotId},
     limits::{HISTORY_CHUNK_OUTBOX_BYTES, HISTORY_CHUNKS_IN_FLIGHT_MAX},

@@ -10,9 +10,7 @@ use crate::{
     },
     topic_key,
 };
-use tickcast_proto::{
-    WireFormat, codec::TopicInfo, frame::Frame, ids::TopicId, subscription::Policy,
-};
+use tickcast_proto::{WireFormat, codec::TopicInfo, frame::Frame, ids::TopicId, subscription::Policy};
 
 use super::{
     EgressLogs,

@@ -93,7 +93,9 @@ impl TopicRefusal {
             }
             TopicRefusal::Tenant => "the tenant has as many topics as it may have (quota of its [[tenant]])",
             TopicRefusal::Imported => "another tenant exports the topic, and publishes it",
-            TopicRefusal::FedByLog => "a log feeds the topic, and the server has no way to publish to the log",
+            TopicRefusal::FedByLog => {
+                "a log feeds the topic, and the server has no way to publish to the log"
+            }
             TopicRefusal::Rate => "topics are created faster than the server allows (--new-topics-rate)",
         }
     }
@@ -260,12 +262,7 @@ impl Home {
     ///
     /// # Errors
     /// The limit that the new topic would exceed.
-    pub(super) fn create_fed(
-        &mut self,
-        key: &str,
-        at: &LogPosition,
-        now: Now,
-    ) -> Result<u32, TopicRefusal> {
+    pub(super) fn create_fed(&mut self, key: &str, at: &LogPosition, now: Now) -> Result<u32, TopicRefusal> {
         if self.tenancy.is_imported(key) {
             return Err(TopicRefusal::Imported);
         }

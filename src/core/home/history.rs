@@ -328,7 +328,10 @@ mod tests {
         // Without budget, a tick still does not shrink the buffer.
         budget = -1;
         history.push(101, &[101; 600], BOUNDS, 0, &mut budget);
-        assert_eq!((budget, history.capacity(), oldest(&mut history, BOUNDS, 0).is_some()), (-1, 16 << 10, true));
+        assert_eq!(
+            (budget, history.capacity(), oldest(&mut history, BOUNDS, 0).is_some()),
+            (-1, 16 << 10, true)
+        );
     }
 
     #[test]

@@ -83,12 +83,7 @@ impl Home {
     }
 
     /// Ends the life of the topic at an index, whose name is free then. `notify` gets the messages to the shards.
-    pub fn end_life(
-        &mut self,
-        index: u32,
-        now_ns: u64,
-        notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
-    ) {
+    pub fn end_life(&mut self, index: u32, now_ns: u64, notify: &mut dyn FnMut(InterestEvent<'_>) -> bool) {
         self.forget(index as usize, now_ns, notify);
         self.invariants();
     }
@@ -211,7 +206,11 @@ mod tests {
         let mut home = home(1, 4);
         let local = home.find_or_create("a", Creator::default(), NOW).unwrap().index;
         let (first, ..) = append(&mut home, "a", at(50, 41)).unwrap();
-        assert_ne!(first, home.topic(local).id, "a topic that a client has made ends with the first tick of the log");
+        assert_ne!(
+            first,
+            home.topic(local).id,
+            "a topic that a client has made ends with the first tick of the log"
+        );
         let again = LogPosition { epoch: log_epoch("test", "log", b"2"), ..at(3, 1) };
         let (second, sequence, previous) = append(&mut home, "a", again).unwrap();
         assert!(second != first && is_log_epoch(again.epoch));

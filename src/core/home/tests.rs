@@ -265,7 +265,12 @@ pub(super) fn advance(home: &mut Home, index: u32, key: u64, payload: &[u8]) -> 
 }
 
 /// Start, flags, and the sequences and snapshot marks of a chunk.
-pub(super) fn chunk(home: &mut Home, id: TopicId, backfill: Backfill, from: u64) -> (u64, u32, Vec<(u64, bool)>) {
+pub(super) fn chunk(
+    home: &mut Home,
+    id: TopicId,
+    backfill: Backfill,
+    from: u64,
+) -> (u64, u32, Vec<(u64, bool)>) {
     let mut out = Vec::new();
     let chunk = home.history_chunk(id, backfill, from, 0, &mut out);
     let (mut ticks, mut rest) = (Vec::new(), &out[..]);

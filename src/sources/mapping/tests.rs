@@ -182,7 +182,8 @@ fn a_pointer_finds_scalars_as_rfc_6901_says() {
 
 #[test]
 fn only_the_whole_subject_tells_topics_of_several_logs_apart() {
-    let apart = |map: &str, subjects: [&str; 2]| options(map).tells_subjects_apart(&subjects.map(str::to_owned));
+    let apart =
+        |map: &str, subjects: [&str; 2]| options(map).tells_subjects_apart(&subjects.map(str::to_owned));
     assert!(apart("", ["a.b", "a.c"]));
     assert!(apart("strip = 'a.'", ["a.b", "a.c"]));
     assert!(!apart("strip = 'a.'", ["a.b", "b"]));

@@ -13,7 +13,8 @@ use std::convert::Infallible;
 use redis::{Value, aio::MultiplexedConnection, cmd};
 
 use super::{
-    BATCH_ENTRIES, Cursor, Id, Info, LOOK_NS, Options, RedisStreams, Start, entry_of, failed, info, streams_of,
+    BATCH_ENTRIES, Cursor, Id, Info, LOOK_NS, Options, RedisStreams, Start, entry_of, failed, info,
+    streams_of,
 };
 use crate::{
     engine::{EngineError, Ingest},
@@ -193,7 +194,9 @@ impl RedisStreams {
         let begin = match cursor {
             None => Cursor::at_start(self.start, info, clock::realtime_ns() / 1_000_000),
             Some(known) if generation != life.generation || known.is_outlived(info) => {
-                ingest.warn(&format!("stream {key} was made again, or set back: reading it from its beginning"));
+                ingest.warn(&format!(
+                    "stream {key} was made again, or set back: reading it from its beginning"
+                ));
                 life.set_back += u64::from(generation == life.generation);
                 Cursor::at_start(Start::All, info, 0)
             }
@@ -219,10 +222,15 @@ mod tests {
 
     #[test]
     fn ids_are_positions_that_increase_and_others_do_not_fit() {
-        assert_eq!([id(0, 1), id(1, 0), id(1, 8_191), id(2, 0)].map(Id::position), [1, 8_192, 16_383, 16_384].map(Some));
+        assert_eq!(
+            [id(0, 1), id(1, 0), id(1, 8_191), id(2, 0)].map(Id::position),
+            [1, 8_192, 16_383, 16_384].map(Some)
+        );
         let last = id((1 << 40) - 1, 8_191);
         assert_eq!((last.position(), last.highest_position()), (Some((1 << 53) - 1), (1 << 53) - 1));
-        for unfit in [id(0, 0), id(1, 8_192), id(1 << 40, 0), Id { ms: BASE_MS - 1, n: 0 }, Id { ms: 5, n: 1 }] {
+        for unfit in
+            [id(0, 0), id(1, 8_192), id(1 << 40, 0), Id { ms: BASE_MS - 1, n: 0 }, Id { ms: 5, n: 1 }]
+        {
             assert_eq!(unfit.position(), None, "{unfit}");
         }
         assert_eq!(id(1, u64::MAX).highest_position(), 16_383);

@@ -11,7 +11,9 @@ use tickcast_proto::{
     features::Features,
     frame::{self, HeaderFields, HelloParts, Kind},
     logged::{self, LogPosition, log_epoch},
-    records::{CountedRange, ErrorRecord, LinkedTickTimes, Publish, Recovered, Subscribe, Subscribed, WireRecord},
+    records::{
+        CountedRange, ErrorRecord, LinkedTickTimes, Publish, Recovered, Subscribe, Subscribed, WireRecord,
+    },
     subscription::Policy,
 };
 
@@ -25,7 +27,8 @@ fn log(position: u64, complete_from: u64) -> LogPosition {
 /// A shard with two native clients, one of which has asked for `previous`.
 fn driver() -> Driver {
     let mut driver = Driver::new(Limits { behind_bytes: 2_000, ..Limits::default() });
-    for (slot, features) in [(LINKED, Features::PREVIOUS.union(Features::COUNTS)), (PLAIN, Features::COUNTS)] {
+    for (slot, features) in [(LINKED, Features::PREVIOUS.union(Features::COUNTS)), (PLAIN, Features::COUNTS)]
+    {
         let mut bytes = Vec::new();
         let hello = HelloParts { request: 1, client: "", name: "test", features };
         frame::encode_hello(&mut bytes, &hello);
@@ -120,7 +123,15 @@ fn a_hole_in_the_log_is_announced_to_every_live_subscriber_before_the_tick_after
         subscribe(&mut driver, PLAIN, "*.0", Subscribe::default());
         append_all(&mut driver, &[(95, 80), (120, 110)]);
         finish(&mut driver);
-        let linked = ["topic", "50 after 40", "gap 51 80: 1", "90 after 79", "95 after 90", "gap 96 110: 1", "120 after 109"];
+        let linked = [
+            "topic",
+            "50 after 40",
+            "gap 51 80: 1",
+            "90 after 79",
+            "95 after 90",
+            "gap 96 110: 1",
+            "120 after 109",
+        ];
         assert_eq!(received(&mut driver, LINKED), linked, "{pattern}");
         let plain: Vec<_> = received(&mut driver, PLAIN).into_iter().filter(|text| text != "topic").collect();
         assert_eq!(plain, ["50", "gap 51 80: 1", "90", "95", "gap 96 110: 1", "120"], "{pattern}");

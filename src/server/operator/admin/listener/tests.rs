@@ -108,7 +108,8 @@ fn while_starting_it_is_alive_but_not_ready_and_queries_no_shard() {
 #[test]
 fn a_server_is_not_ready_while_a_shard_is_overloaded_if_the_option_says_so() {
     let counters = Arc::new(Counters::default());
-    let (_, admin) = start_known_as(None, Some((7, counters.clone())), &SourceStatus::new("simulator"), |_| {});
+    let (_, admin) =
+        start_known_as(None, Some((7, counters.clone())), &SourceStatus::new("simulator"), |_| {});
     admin.set_stage(Stage::Serving);
     assert_eq!(request(&admin, "GET /readyz").0, 200);
     counters.set(Counter::Overloaded, 1);
