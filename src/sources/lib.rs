@@ -20,7 +20,6 @@ pub mod health;
 pub mod jetstream;
 pub mod kind;
 pub mod limits;
-pub mod log_identity;
 pub mod mapping;
 #[cfg(feature = "nats")]
 pub mod nats;

@@ -113,3 +113,23 @@ impl Server {
         connected.map_err(|error| EngineError::new(&self.to_string(), error))
     }
 }
+
+/// The key with the generation of a stream, in the same slot of a Redis cluster: `{STREAM}:gen`, without the braces if the name has
+/// some of its own.
+pub fn generation_key(stream: &str) -> String {
+    match stream.contains('{') {
+        true => format!("{stream}:gen"),
+        false => format!("{{{stream}}}:gen"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_is_in_the_slot_of_its_stream() {
+        assert_eq!(generation_key("orders"), "{orders}:gen");
+        assert_eq!(generation_key("{a}:orders"), "{a}:orders:gen");
+    }
+}

@@ -39,6 +39,7 @@ mod page;
 mod permissions;
 mod places;
 mod policies;
+mod positions;
 mod proxies;
 mod publish;
 mod recovery;

@@ -475,6 +475,7 @@ impl Client {
                 let topic = frame.text().unwrap().strip_prefix("t.").unwrap().parse().unwrap();
                 let Recovered { recovered, sequence, .. } = frame.record().unwrap();
                 let place = self.places.get(&topic).copied();
+                trace(self, topic, format_args!("recovered {recovered} at {sequence}, has {place:?}"));
                 reached.ahead +=
                     u64::from(recovered != 0 && place.is_some_and(|place| place.sequence > sequence));
                 if recovered == 0 {
@@ -496,6 +497,7 @@ impl Client {
 
     fn tick(&mut self, topic: u64, epoch: u64, frame: &Frame<'_>, log: &Log) {
         let sequence = frame.header.sequence;
+        trace(self, topic, format_args!("tick {sequence} after {}", frame.previous()));
         let text = std::str::from_utf8(frame.payload()).unwrap();
         assert_eq!(log.topic_at(epoch, sequence), Some(topic), "the tick of this position is of this topic");
         assert_eq!(text, payload(epoch, sequence));
@@ -517,6 +519,7 @@ impl Client {
     }
 
     fn skipped(&mut self, topic: u64, epoch: u64, from: u64, to: u64, log: &Log) {
+        trace(self, topic, format_args!("skipped [{from}, {to})"));
         assert!(from < to);
         if let Some(place) = self.places.get(&topic).filter(|place| place.epoch == epoch) {
             assert!(from > place.sequence, "t.{topic}: [{from}, {to}) after {place:?}");
@@ -526,5 +529,15 @@ impl Client {
             }
         }
         self.places.insert(topic, Place { epoch, sequence: to - 1, is_exact: true });
+    }
+}
+
+/// Prints what clients see of a topic, with `TICKCAST_TRACE=TOPIC`; for runs of one seed.
+fn trace(client: &Client, topic: u64, what: std::fmt::Arguments<'_>) {
+    static TOPIC: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let traced = TOPIC.get_or_init(|| std::env::var("TICKCAST_TRACE").ok());
+    if traced.as_deref().is_some_and(|traced| traced == name(topic)) {
+        let Client { node, shard, slot, policy, pattern, .. } = client;
+        eprintln!("node {node} session {shard}-{slot} {policy:?} {pattern} {}: {what}", name(topic));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  position = (milliseconds since 2025-01-01) * 2^13 + number within the millisecond       below 2^53 until 2059
-//!  epoch    = the stream's key, and what `KEY:gen` holds: the generation of the stream
+//!  epoch    = the stream's key, and what `{KEY}:gen` holds: the generation of the stream
 //! ```
 //!
 //! Before entries are published, the stream is looked at: another generation makes them entries of another life, and what retention has
@@ -19,6 +19,7 @@ use super::{
 use crate::{
     engine::{EngineError, Ingest},
     kind::SourceOptions,
+    redis::generation_key,
 };
 use tickcast_common::clock;
 use tickcast_proto::logged::{LogPosition, log_epoch};
@@ -188,7 +189,7 @@ impl RedisStreams {
     ) -> Result<(Info, bool), EngineError> {
         let (key, cursor) = &mut self.streams[at];
         let life = &mut self.lives[at];
-        let generation = cmd("GET").arg(format!("{key}:gen")).query_async::<Option<Vec<u8>>>(redis).await;
+        let generation = cmd("GET").arg(generation_key(key)).query_async::<Option<Vec<u8>>>(redis).await;
         let generation = generation.map_err(|error| failed(&self.server, &error))?.unwrap_or_default();
         let info = info(redis, &self.server, key).await?;
         let begin = match cursor {

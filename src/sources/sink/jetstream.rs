@@ -34,12 +34,12 @@ use crate::{
     engine::EngineError,
     kind::OptionChecks,
     limits::{SINK_STREAMS_MAX, SINK_TAKEN_MAX},
-    log_identity::log_epoch,
     nats::connection::{Auth, Connection, Events},
     tls::Tls,
 };
 use tickcast_common::clock;
 use tickcast_core::routes::Outcome;
+use tickcast_proto::logged::log_epoch;
 
 /// Acknowledgements that the client lets wait, those of ticks that were given up included. Beyond them, it blocks.
 const ACKS_MAX: usize = 64 << 10;

@@ -17,11 +17,11 @@ use super::{Confirmed, Outlet, Publish, Writer, kind::SinkOptions, redis_batch, 
 use crate::{
     engine::EngineError,
     kind::OptionChecks,
-    log_identity::log_epoch,
-    redis::{Auth, Server},
+    redis::{Auth, Server, generation_key},
     tls::Tls,
 };
 use tickcast_common::clock;
+use tickcast_proto::logged::log_epoch;
 
 /// Milliseconds from 1970 to 2025.
 const BASE_MS: u64 = 1_735_689_600_000;
@@ -161,14 +161,6 @@ impl Writer for Stream {
     }
 }
 
-/// The key with the generation of a stream, in the same slot of a Redis cluster.
-pub fn generation_key(stream: &str) -> String {
-    match stream.contains('{') {
-        true => format!("{stream}:generation"),
-        false => format!("{{{stream}}}:generation"),
-    }
-}
-
 /// The position in a reply of the script; `None` if the id does not fit a position.
 fn confirmed(reply: &Value) -> Option<Confirmed> {
     let Value::Array(parts) = reply else { return None };
@@ -209,11 +201,5 @@ mod tests {
         for bad in ["", "1-1", "1735689600000-8192", "9999999999999999-0", "x-1", "1735689600000"] {
             assert_eq!(position(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn a_generation_is_in_the_slot_of_its_stream() {
-        assert_eq!(generation_key("orders"), "{orders}:generation");
-        assert_eq!(generation_key("{a}:orders"), "{a}:orders:generation");
     }
 }

@@ -22,13 +22,14 @@ use tickcast_proto::ids::ShardId;
 const SHARDS: u16 = 2;
 
 fn start(dispatch: impl Fn(Dispatch) + Send + Sync + 'static) -> AdminListener {
-    start_known_as(None, None, dispatch).1
+    start_known_as(None, None, &SourceStatus::new("simulator"), dispatch).1
 }
 
 /// A listener that believes it has the address `known_as`, and its real address.
 fn start_known_as(
     known_as: Option<SocketAddr>,
     overloaded: Option<(usize, Arc<Counters>)>,
+    source: &SourceStatus,
     dispatch: impl Fn(Dispatch) + Send + Sync + 'static,
 ) -> (SocketAddr, AdminListener) {
     let (address, listeners) =
@@ -37,7 +38,7 @@ fn start_known_as(
         tenants: SharedTenants::default(),
         node: "n1".into(),
         shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).chain(overloaded).collect(),
-        sources: vec![SourceStatus::new("simulator")],
+        sources: vec![source.clone()],
         sinks: Vec::new(),
         access: AdminAccess::new(Rule::Local),
         authority: None,
@@ -109,7 +110,8 @@ fn while_starting_it_is_alive_but_not_ready_and_queries_no_shard() {
 #[test]
 fn a_server_is_not_ready_while_a_shard_is_overloaded_if_the_option_says_so() {
     let counters = Arc::new(Counters::default());
-    let (_, admin) = start_known_as(None, Some((7, counters.clone())), |_| {});
+    let (_, admin) =
+        start_known_as(None, Some((7, counters.clone())), &SourceStatus::new("simulator"), |_| {});
     admin.set_stage(Stage::Serving);
     assert_eq!(request(&admin, "GET /readyz").0, 200);
     counters.set(Counter::Overloaded, 1);
@@ -117,6 +119,19 @@ fn a_server_is_not_ready_while_a_shard_is_overloaded_if_the_option_says_so() {
     assert_eq!(status, 503);
     assert!(body.contains("\"reason\":\"overloaded\""), "{body}");
     counters.set(Counter::Overloaded, 0);
+    assert_eq!(request(&admin, "GET /readyz").0, 200);
+}
+
+#[test]
+fn a_server_is_not_ready_while_a_source_reads_back_its_log() {
+    let source = SourceStatus::new("jetstream");
+    source.set_reading_back(true);
+    let (_, admin) = start_known_as(None, None, &source, |_| {});
+    admin.set_stage(Stage::Serving);
+    let (status, body) = request(&admin, "GET /readyz");
+    assert_eq!(status, 503);
+    assert!(body.contains("\"reason\":\"a source reads back its log\""), "{body}");
+    source.set_reading_back(false);
     assert_eq!(request(&admin, "GET /readyz").0, 200);
 }
 
@@ -205,7 +220,7 @@ fn foreign_and_malformed_requests_are_refused() {
 #[test]
 fn off_loopback_any_host_is_accepted_but_no_web_page_closes_a_session() {
     let known_as = Some("192.0.2.1:9490".parse().unwrap());
-    let (address, admin) = start_known_as(known_as, None, |mut dispatch| {
+    let (address, admin) = start_known_as(known_as, None, &SourceStatus::new("simulator"), |mut dispatch| {
         if let ShardRequest::Close(7, reply) = (dispatch.request)(ShardId(0)) {
             reply.send(true);
         }
