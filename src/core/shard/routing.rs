@@ -104,8 +104,7 @@ impl Shard {
             deadline_ns,
             key: record.key,
             topic_len: key.len() as u16,
-            message_id_len: 0,
-            reserved: 0,
+            ..Routed::default()
         };
         frame::encode(queue.stage.tail(), Kind::Routed, fields, &routed, &[key.as_bytes(), payload]);
         self.keep_room_for_answer(origin, key);
