@@ -16,4 +16,5 @@ first=${2:-0}
 [[ $first =~ ^(0|[1-9][0-9]{0,17})$ ]] || fail "FIRST must be a number, not $first"
 
 TICKCAST_SEEDS=$seeds TICKCAST_FIRST_SEED=$first TICKCAST_PROGRESS=1 \
-    cargo test --locked --workspace --test simulation -- --exact --nocapture promises_hold_for_every_seed
+    cargo test --locked --workspace --test simulation -- --exact --nocapture promises_hold_for_every_seed \
+        nodes_that_read_one_log_serve_every_tick_exactly_once_for_every_seed

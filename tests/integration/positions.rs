@@ -145,7 +145,9 @@ fn a_client_that_moves_between_servers_of_one_stream_gets_every_tick_exactly_onc
         }
     };
     assert_eq!(refused, ErrorCode::FedByLog as u16);
-    [one, other, late].map(Server::stop_cleanly);
+    for server in [one, other, late] {
+        server.stop_cleanly();
+    }
 }
 
 #[test]
@@ -193,7 +195,9 @@ fn a_client_that_moves_between_servers_of_one_redis_stream_gets_every_tick_exact
             && source["reason"].as_str().is_some_and(|why| why.contains("has no position"))
     });
     assert!(is_ready(&one));
-    [one, other].map(Server::stop_cleanly);
+    for server in [one, other] {
+        server.stop_cleanly();
+    }
 }
 
 #[test]

@@ -171,7 +171,7 @@ impl Notices<'_> {
 impl Fanout {
     /// Prepares the delivery of a tick of a log: announces a hole before it to everybody who is live, and lets sessions that the topic
     /// reaches with it go live.
-    #[cold]
+    #[inline(never)]
     pub(super) fn begin_logged(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let (id, sequence) = (TopicId(tick.header.topic_id), tick.header.sequence);
         let previous = tick.previous();
