@@ -25,7 +25,7 @@ const FORMATS: [WireFormat; 2] = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_
 fn serve(name: &str, source: &str) -> Server {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.toml"));
     fs::write(&file, format!("[[source]]\nposition = 'log'\n{source}\n")).unwrap();
-    let options = ["--config", file.to_str().unwrap(), "--history", "100000:64MiB:0"];
+    let options = ["--config", file.to_str().unwrap(), "--history", "100000:16MiB:0"];
     let server = Server::start_with_input(&mut tickcast(), Stdio::null(), &options);
     eventually("a server that is ready", || is_ready(&server));
     server
@@ -132,7 +132,12 @@ fn a_client_that_moves_between_servers_of_one_stream_gets_every_tick_exactly_onc
     reader.read(1);
     reader.connect(&late, WireFormat::TCP_NATIVE);
     nats.store("t.a", numbers(601..602));
-    reader.read(2);
+    // It has no place in the other topic, and gets all of that.
+    let mut count = 2;
+    while reader.got["t.a"].len() < 2 {
+        reader.read(count);
+        count += 1;
+    }
     assert_eq!(
         (&reader.got["t.a"][..], &reader.recovered[..]),
         (&["600".into(), "601".into()][..], &[true][..])
