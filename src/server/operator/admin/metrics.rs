@@ -1,7 +1,5 @@
-//! The Prometheus endpoint: counters and shard states in text format 0.0.4.
-//!
-//! Counters are exported per shard; queries add them up with `sum without (shard)`. Counters that differ only in a reason or a
-//! source share a family and have a label for it.
+//! The Prometheus endpoint, in text format 0.0.4. Counters are exported per shard; queries add them up with `sum without (shard)`.
+//! Counters that differ only in a reason or a source share a family and have a label for it.
 
 mod auth;
 mod sinks;
