@@ -296,7 +296,7 @@ fn each_request_has_the_permissions_of_its_own_token() {
     let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
     peer.take(length.parse().unwrap());
     peer.upgrade("/ws?topics=alice.x", "");
-    assert_eq!(peer.message().unwrap().close_code(), 3500);
+    assert!(peer.text().contains("\"code\":3500"));
     server.stop_cleanly();
 }
 
