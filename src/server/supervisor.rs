@@ -3,6 +3,7 @@
 pub mod listening;
 pub mod reload;
 mod report;
+mod sources;
 mod verification;
 
 use std::{
@@ -26,7 +27,7 @@ use crate::{
         listener::{Address, Kind},
     },
     error::StartupError,
-    limits::{FAILED_DRAIN_MS_MAX, SHARDS_LATE_MS_MAX, SHARDS_MAX, SHARDS_START_MS_MAX, SOURCES_STOP_MS_MAX},
+    limits::{FAILED_DRAIN_MS_MAX, SHARDS_LATE_MS_MAX, SHARDS_MAX, SHARDS_START_MS_MAX},
     logging,
     operator::{
         admin::{
@@ -45,9 +46,7 @@ use crate::{
         signals::{self, HangUp},
         systemd::{self, Feeder},
     },
-    sources::{
-        self, Lanes, RunningSource, SourceContext, SourceError, SourceStatus, StopFlag, kind::SourceConfig,
-    },
+    sources::{Lanes, RunningSource, SourceError, SourceStatus, failover::Failover, kind::SourceConfig},
     supervisor::{
         listening::Opened,
         reload::{Reload, Reloader},
@@ -65,10 +64,7 @@ use crate::{
     },
 };
 use tickcast_core::{
-    mesh::{
-        Mesh, mesh,
-        ring::{Doorbell, frame_ring},
-    },
+    mesh::{mesh, ring::Doorbell},
     metrics::{counters::Counters, latency::Latency},
     shard::Shard,
 };
@@ -98,8 +94,6 @@ enum Event {
 
 /// Interval between reports of suppressed log lines.
 const LOG_TURN_NS: u64 = 1_000_000_000;
-/// Interval at which a stopping server checks whether its sources have ended.
-const SOURCES_POLL_NS: u64 = 1_000_000;
 
 /// A running server.
 struct Server {
@@ -107,6 +101,9 @@ struct Server {
     sources: Vec<RunningSource>,
     /// The configured sources, running or not.
     source_statuses: Vec<SourceStatus>,
+    failover: Failover,
+    /// When the sources were started, CLOCK_MONOTONIC.
+    sources_started_ns: u64,
     stop: Arc<Stop>,
     control: ControlSender,
     reloader: Reloader,
@@ -145,8 +142,11 @@ pub fn run(
     page::files();
     let clients_max = rlimits::check(config.clients_max, config.shards)?;
     let counters: Vec<Arc<Counters>> = (0..config.shards).map(|_| Arc::default()).collect();
-    let statuses: Vec<SourceStatus> =
-        config.sources.iter().map(|source| SourceStatus::new(source.kind().name)).collect();
+    let statuses: Vec<SourceStatus> = config
+        .sources
+        .iter()
+        .map(|source| SourceStatus::new(source.kind().name, source.common().clone()))
+        .collect();
     let (event_sender, events) = channel();
     // Before any socket is opened, so that a bad certificate leaves nothing behind.
     let (certificates, configs) =
@@ -257,7 +257,7 @@ fn start(
     let bells = bells.map_err(failed)?;
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
     let of_source = |source: &SourceConfig| {
-        let mut lanes = lanes(&mut meshes, &bells, config.mesh_ring_bytes);
+        let mut lanes = sources::lanes(&mut meshes, &bells, config.mesh_ring_bytes);
         lanes.set_tenant(source.tenant());
         lanes
     };
@@ -270,7 +270,9 @@ fn start(
     let mut server = Server {
         shards: Vec::new(),
         sources: Vec::new(),
+        failover: Failover::new(&source_statuses),
         source_statuses,
+        sources_started_ns: 0,
         stop: Arc::new(Stop::new(bells.clone())),
         control,
         reloader,
@@ -418,36 +420,6 @@ impl Server {
         Ok(())
     }
 
-    /// Stops the sources, and waits for them at most [`SOURCES_STOP_MS_MAX`]: one may be stuck in a system call, such as a
-    /// read from a file system that has gone away.
-    fn stop_sources(&mut self) {
-        self.sources.iter().for_each(RunningSource::stop);
-        let give_up_ns = clock::monotonic_ns() + SOURCES_STOP_MS_MAX * 1_000_000;
-        while clock::monotonic_ns() < give_up_ns && !self.sources.iter().all(RunningSource::has_ended) {
-            clock::sleep_ns(SOURCES_POLL_NS);
-        }
-        for source in self.sources.drain(..) {
-            match source.has_ended() {
-                true => source.join(),
-                false => {
-                    ::log::warn!("source {} does not end: it ends with the process", source.status().kind())
-                }
-            }
-        }
-    }
-
-    fn start_sources(&mut self, config: &Config, lanes: Vec<Lanes>) -> Result<(), StartupError> {
-        for ((source, lanes), status) in config.sources.iter().zip(lanes).zip(&self.source_statuses) {
-            let context =
-                SourceContext::new(lanes, status.clone(), self.counters.clone(), StopFlag::default());
-            let event_sender = self.event_sender.clone();
-            let on_end = move |kind, result| drop(event_sender.send(Event::SourceEnded(kind, result)));
-            let running = sources::start(source.build(), context, on_end);
-            self.sources.push(running.map_err(|error| StartupError::Executor(error.to_string()))?);
-        }
-        Ok(())
-    }
-
     /// Handles events until the server must stop: `Ok` for a signal, an error for a failure.
     fn wait(&mut self) -> Result<(), StartupError> {
         let mut latencies: Latencies = self.shards.iter().map(|_| None).collect();
@@ -503,7 +475,8 @@ impl Server {
         let now_ns = clock::monotonic_ns();
         logging::turn(now_ns);
         self.reloader.turn(&mut self.control);
-        let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(wait_ns);
+        let failover_ns = self.failover.turn(now_ns, self.sources_started_ns).unwrap_or(u64::MAX);
+        let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(failover_ns).min(wait_ns);
         let event = match self.events.recv_timeout(Duration::from_nanos(wait_ns)) {
             Ok(event) => event,
             Err(RecvTimeoutError::Timeout) => return Ok(None),
@@ -574,18 +547,4 @@ fn doorbell(eventfd: &OwnedFd) -> io::Result<Doorbell> {
         // Fails only when 2^64 - 2 rings are unread, and then the shard wakes anyway.
         let _ = nix::unistd::write(&eventfd, &1u64.to_ne_bytes());
     }))
-}
-
-/// Creates a source's rings to all shards, and gives the consumer ends to the meshes.
-fn lanes(meshes: &mut [Mesh], bells: &[Arc<Doorbell>], ring_bytes: usize) -> Lanes {
-    let lanes: Vec<_> = meshes
-        .iter_mut()
-        .zip(bells)
-        .map(|(mesh, bell)| {
-            let (producer, consumer) = frame_ring(ring_bytes);
-            mesh.add_source(consumer);
-            (producer, bell.clone())
-        })
-        .collect();
-    Lanes::new(lanes.into_iter())
 }

@@ -227,7 +227,7 @@ impl Position {
 
 impl Source for JetStream {
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
-        engine::run(Options::KIND, context, self.mapping.clone(), self)
+        engine::run(context, self.mapping.clone(), self)
     }
 }
 
@@ -346,6 +346,7 @@ impl JetStream {
             }
         }
         self.position = Some(Position { created_ns, next: sequence.saturating_add(1) });
+        ingest.set_lag(info.pending);
         let subject = &*message.subject;
         if self.subjects.len() > 1 && !self.subjects.iter().any(|wanted| pattern::matches(wanted, subject)) {
             return;

@@ -6,7 +6,7 @@ use std::{
 
 use super::*;
 use crate::operator::admin::access::{AdminAccess, Rule};
-use crate::sources::SourceStatus;
+use crate::sources::{SourceStatus, common::Common};
 use crate::{
     config::listener::SocketBounds,
     limits::ADMIN_SERVED_MAX,
@@ -36,7 +36,7 @@ fn start_known_as(
     let handles = ServerHandles {
         tenants: SharedTenants::default(),
         shards: (0..SHARDS).map(|shard| (usize::from(shard), Arc::default())).chain(overloaded).collect(),
-        sources: vec![SourceStatus::new("simulator")],
+        sources: vec![SourceStatus::new("simulator", Common::named("simulator"))],
         access: AdminAccess::new(Rule::Local),
         authority: None,
         overload_is_unready: true,
@@ -121,7 +121,10 @@ fn a_server_is_not_ready_while_a_shard_is_overloaded_if_the_option_says_so() {
 #[test]
 fn readiness_reports_the_stage() {
     let admin = serving(|_, _| {});
-    assert_eq!(request(&admin, "GET /readyz"), (200, "{\"ready\":true}\n".into()));
+    assert_eq!(
+        request(&admin, "GET /readyz"),
+        (200, "{\"ready\":true,\"sources\":{\"simulator\":\"waiting\"}}\n".into())
+    );
     admin.set_stage(Stage::Draining);
     let (status, body) = request(&admin, "GET /readyz");
     assert_eq!(status, 503);
