@@ -61,8 +61,10 @@ needs() { # a command and the Debian packages that have it
 needs node nodejs
 needs npm npm
 needs cc gcc libc6-dev
-# libFuzzer is C++.
+# libFuzzer is C++, librdkafka has parts in it.
 needs g++ g++
+needs make make
+needs pkg-config pkg-config
 needs curl curl
 needs openssl openssl
 needs ip iproute2
@@ -77,6 +79,8 @@ needs strace strace
 needs prlimit util-linux
 needs setpriv util-linux
 [[ $root == no || $dpkg == no ]] || needs dpkg-shlibdeps dpkg-dev
+# librdkafka's TLS.
+pkg-config --exists openssl 2>/dev/null || missing+=(libssl-dev)
 # Debian's python3 comes without the part of venv that installs pip.
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 # The browser is found by a module that npm installs.
@@ -164,7 +168,7 @@ fi
 
 if (($# > 0)); then
     step "cargo test $*"
-    cargo test --locked --workspace "$@"
+    cargo test --locked --workspace --features kafka "$@"
     exit
 fi
 
@@ -172,11 +176,11 @@ step "bench/suite"
 python3 -m unittest discover bench/suite
 
 step "cargo test"
-cargo test --locked --workspace
+cargo test --locked --workspace --features kafka
 
 if can_unshare; then
     step "tests in a network namespace"
-    cargo test --locked --workspace --test tuning -- --ignored --exact \
+    cargo test --locked --workspace --features kafka --test tuning -- --ignored --exact \
         network_settings_of_a_namespace_are_set_and_restored queues_of_a_real_interface_are_set_and_restored
 else
     without+=("the tests in a network namespace (need root and unshare -n -m)")
@@ -184,7 +188,7 @@ fi
 
 if can_limit_cpu; then
     step "the test with a CPU quota"
-    cargo test --locked --workspace --test integration -- --ignored --exact \
+    cargo test --locked --workspace --features kafka --test integration -- --ignored --exact \
         machines::a_cpu_quota_of_the_group_or_of_one_above_limits_the_shards
 else
     without+=("the test with a CPU quota (needs root and the CPU controller of cgroups)")
@@ -192,7 +196,7 @@ fi
 
 if can_mount; then
     step "the test without /sys and /proc"
-    cargo test --locked --workspace --test integration -- --ignored --exact \
+    cargo test --locked --workspace --features kafka --test integration -- --ignored --exact \
         machines::the_server_needs_neither_sys_nor_proc
 else
     without+=("the test without /sys and /proc (needs root and unshare -m)")
@@ -200,7 +204,7 @@ fi
 
 if [[ -n ${TICKCAST_RECORD:-} ]]; then
     step "tests on record 100"
-    TICKCAST_RECORD=$(realpath "$TICKCAST_RECORD") cargo test --locked --workspace --lib -- --ignored record_100
+    TICKCAST_RECORD=$(realpath "$TICKCAST_RECORD") cargo test --locked --workspace --features kafka --lib -- --ignored record_100
 else
     without+=("record 100 (needs TICKCAST_RECORD)")
 fi
@@ -217,7 +221,7 @@ scripts/readme.py "${CARGO_TARGET_DIR:-target}/debug"
 
 # Runs each benchmark once, for its assertions.
 step "micro benches"
-cargo test --locked --workspace --bench micro
+cargo test --locked --workspace --features kafka --bench micro
 
 if can_package; then
     # Packages the binaries that the tests used: the packaged files are the same for every profile.

@@ -199,6 +199,11 @@ impl Configured {
     ) -> Configured {
         Configured { pattern: pattern.into(), build: Arc::new(move || Box::new(source.clone())) }
     }
+
+    /// Creates the source.
+    pub fn build(&self) -> Box<dyn Source> {
+        (self.build)()
+    }
 }
 
 /// A configured source. Equal to another of the same kind and options.
@@ -244,7 +249,7 @@ impl SourceConfig {
 
     /// Creates the source.
     pub fn build(&self) -> Box<dyn Source> {
-        (self.configured.build)()
+        self.configured.build()
     }
 }
 
