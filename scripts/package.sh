@@ -68,7 +68,8 @@ fi
 
 if [[ $build == yes ]]; then
     say "cargo build --profile $profile"
-    cargo build --locked --profile "$profile" --bin tickcast --bin tickcast-c10k
+    # With librdkafka: it needs g++, make, pkg-config and libssl-dev.
+    cargo build --locked --profile "$profile" --features kafka --bin tickcast --bin tickcast-c10k
 fi
 for program in tickcast tickcast-c10k; do
     [[ -x $built/$program ]] || fail "$built/$program not found: run without --no-build"

@@ -14,6 +14,8 @@
 #       needs root and the CPU controller of cgroups
 #   the_server_needs_neither_sys_nor_proc
 #       needs root and mount namespaces
+#   those of Kafka, on a mock cluster
+#       need the feature kafka: TICKCAST_KAFKA=1, which also installs what librdkafka is built with
 #   record_100_*, beats_of_record_100_*
 #       need record 100 of the MIT-BIH Arrhythmia Database: TICKCAST_RECORD=path/to/100.hea
 #   samples_are_those_that_wfdb_python_reads
@@ -81,6 +83,11 @@ needs strace strace
 needs prlimit util-linux
 needs setpriv util-linux
 [[ $root == no || $dpkg == no ]] || needs dpkg-shlibdeps dpkg-dev
+if [[ -n ${TICKCAST_KAFKA:-} ]]; then
+    needs make make
+    needs pkg-config pkg-config
+    pkg-config --exists openssl 2>/dev/null || missing+=(libssl-dev)
+fi
 # Debian's python3 comes without the part of venv that installs pip.
 python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
 # The browser is found by a module that npm installs.
@@ -103,6 +110,10 @@ can_limit_cpu() {
     rmdir "$group"
     return $status
 }
+# librdkafka takes minutes to build, and needs make, pkg-config and OpenSSL's headers.
+features=()
+[[ -z ${TICKCAST_KAFKA:-} ]] || features=(--features kafka)
+
 can_package() { [[ $root == yes && $dpkg == yes ]]; }
 
 announce() {
@@ -175,7 +186,7 @@ fi
 
 if (($# > 0)); then
     step "cargo test $*"
-    cargo test --locked --workspace "$@"
+    cargo test --locked --workspace "${features[@]}" "$@"
     exit
 fi
 
@@ -183,11 +194,11 @@ step "bench/suite"
 python3 -m unittest discover bench/suite
 
 step "cargo test"
-cargo test --locked --workspace
+cargo test --locked --workspace "${features[@]}"
 
 if can_unshare; then
     step "tests in a network namespace"
-    cargo test --locked --workspace --test tuning -- --ignored --exact \
+    cargo test --locked --workspace "${features[@]}" --test tuning -- --ignored --exact \
         network_settings_of_a_namespace_are_set_and_restored queues_of_a_real_interface_are_set_and_restored
 else
     without+=("the tests in a network namespace (need root and unshare -n -m)")
@@ -195,7 +206,7 @@ fi
 
 if can_limit_cpu; then
     step "the test with a CPU quota"
-    cargo test --locked --workspace --test integration -- --ignored --exact \
+    cargo test --locked --workspace "${features[@]}" --test integration -- --ignored --exact \
         machines::a_cpu_quota_of_the_group_or_of_one_above_limits_the_shards
 else
     without+=("the test with a CPU quota (needs root and the CPU controller of cgroups)")
@@ -203,7 +214,7 @@ fi
 
 if can_mount; then
     step "the test without /sys and /proc"
-    cargo test --locked --workspace --test integration -- --ignored --exact \
+    cargo test --locked --workspace "${features[@]}" --test integration -- --ignored --exact \
         machines::the_server_needs_neither_sys_nor_proc
 else
     without+=("the test without /sys and /proc (needs root and unshare -m)")
@@ -211,7 +222,7 @@ fi
 
 if [[ -n ${TICKCAST_RECORD:-} ]]; then
     step "tests on record 100"
-    TICKCAST_RECORD=$(realpath "$TICKCAST_RECORD") cargo test --locked --workspace --lib -- --ignored record_100
+    TICKCAST_RECORD=$(realpath "$TICKCAST_RECORD") cargo test --locked --workspace "${features[@]}" --lib -- --ignored record_100
 else
     without+=("record 100 (needs TICKCAST_RECORD)")
 fi
@@ -223,6 +234,8 @@ else
     without+=("the records that wfdb reads (needs TICKCAST_WFDB)")
 fi
 
+[[ -n ${TICKCAST_KAFKA:-} ]] || without+=("Kafka (needs TICKCAST_KAFKA=1)")
+
 step "the README's commands and snippets"
 scripts/readme.py "${CARGO_TARGET_DIR:-target}/debug"
 
@@ -231,7 +244,7 @@ scripts/two-nodes.sh --binary "${CARGO_TARGET_DIR:-target}/debug/tickcast"
 
 # Runs each benchmark once, for its assertions.
 step "micro benches"
-cargo test --locked --workspace --bench micro
+cargo test --locked --workspace "${features[@]}" --bench micro
 
 if can_package; then
     # Packages the binaries that the tests used: the packaged files are the same for every profile.

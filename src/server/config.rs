@@ -11,6 +11,7 @@ pub mod reload;
 pub mod secret_files;
 pub mod settings;
 pub mod sink;
+mod sources;
 pub mod tenant;
 
 use std::{str::FromStr, sync::Arc};
@@ -19,8 +20,7 @@ pub use self::listener::SocketBounds;
 use self::{
     auth::{AUTH, AuthConfig, AuthTables},
     listener::{Kind, Listener, ListenerTable, TlsTable, Transport, open_to_all},
-    settings::{Settings, SourceTable},
-    tenant::TENANT,
+    settings::Settings,
 };
 use crate::{
     auth::Operators,
@@ -31,10 +31,7 @@ use crate::{
     error::{Problem, StartupError},
     limits,
     process::cores::Cores,
-    sources::{
-        kind::{OptionChecks, SourceBounds, SourceConfig},
-        sink::kind::SinkConfig,
-    },
+    sources::{kind::SourceConfig, sink::kind::SinkConfig},
 };
 use tickcast_core::{
     config::{Limits, message_bytes_max},
@@ -48,7 +45,7 @@ use tickcast_core::{
 use tickcast_proto::{
     frame,
     http::access::Access,
-    records::{History, Publish, TickTimes, WireRecord},
+    records::{History, Publish, WireRecord},
 };
 
 /// The value of `--cores` for all cores that the process may use, and as many shards as its CPU quota covers.
@@ -529,36 +526,6 @@ impl Checks<'_> {
                 None
             }
         }
-    }
-
-    fn source_bounds(&self, reads_files: bool) -> SourceBounds {
-        let limits = &self.settings.tables.limits;
-        let frame_max = limits.frame_max.bytes.max(limits::FRAME_BYTES_MAX_LOWEST);
-        SourceBounds {
-            payload_bytes_max: frame_max - frame::encoded_len(TickTimes::STRIDE, 0) - limits::FRAME_ALIGN,
-            topics_max: limits.topics_max,
-            reads_files,
-        }
-    }
-
-    fn sources(&mut self, bounds: SourceBounds, tenants: &Tenants) -> Vec<SourceConfig> {
-        let settings = self.settings;
-        let mut sources = Vec::new();
-        for (at, table) in settings.sources.iter().enumerate() {
-            let path = |key: &str| format!("source[{at}].{key}");
-            let is_same = |other: &SourceTable| (other.kind, &other.tenant) == (table.kind, &table.tenant);
-            if table.kind.is_single && settings.sources[..at].iter().any(is_same) {
-                let text = "there is such a source already, and two would publish on the same topics";
-                self.refuse(&path("kind"), text.into());
-                continue;
-            }
-            let mut checks = OptionChecks::new(bounds);
-            let tenant = self.tenant(&path(TENANT), table.tenant.as_deref(), tenants);
-            let source = table.kind.configure(&table.options, &mut checks);
-            sources.extend(source.map(|source| source.of_tenant(tenant)));
-            checks.into_refused().into_iter().for_each(|(key, text)| self.refuse(&path(key), text));
-        }
-        sources
     }
 }
 

@@ -5,6 +5,7 @@ pub mod reload;
 mod report;
 mod rings;
 mod sinks;
+mod sources;
 mod verification;
 
 use std::{
@@ -28,7 +29,7 @@ use crate::{
         listener::{Address, Kind},
     },
     error::StartupError,
-    limits::{FAILED_DRAIN_MS_MAX, SHARDS_LATE_MS_MAX, SHARDS_MAX, SHARDS_START_MS_MAX, SOURCES_STOP_MS_MAX},
+    limits::{FAILED_DRAIN_MS_MAX, SHARDS_LATE_MS_MAX, SHARDS_MAX, SHARDS_START_MS_MAX},
     logging,
     operator::{
         admin::{
@@ -48,7 +49,8 @@ use crate::{
         systemd::{self, Feeder},
     },
     sources::{
-        self, Lanes, RunningSource, SourceContext, SourceError, SourceStatus, StopFlag,
+        Lanes, RunningSource, SourceError, SourceStatus,
+        failover::Failover,
         kind::SourceConfig,
         sink::{RunningSink, SinkStatus, kind::SinkConfig},
     },
@@ -99,8 +101,6 @@ enum Event {
 
 /// Interval between reports of suppressed log lines.
 const LOG_TURN_NS: u64 = 1_000_000_000;
-/// Interval at which a stopping server checks whether its sources have ended.
-const SOURCES_POLL_NS: u64 = 1_000_000;
 
 /// A running server.
 struct Server {
@@ -110,6 +110,9 @@ struct Server {
     source_statuses: Vec<SourceStatus>,
     sinks: Vec<RunningSink>,
     sink_statuses: Vec<SinkStatus>,
+    failover: Failover,
+    /// When the sources were started, CLOCK_MONOTONIC.
+    sources_started_ns: u64,
     stop: Arc<Stop>,
     control: ControlSender,
     reloader: Reloader,
@@ -149,7 +152,7 @@ pub fn run(
     let clients_max = rlimits::check(config.clients_max, config.shards)?;
     let counters: Vec<Arc<Counters>> = (0..config.shards).map(|_| Arc::default()).collect();
     let status = |source: &SourceConfig| {
-        let status = SourceStatus::new(source.kind().name);
+        let status = SourceStatus::new(source.kind().name, source.common().clone());
         status.set_reading_back(source.reads_back());
         status
     };
@@ -283,9 +286,11 @@ fn start(
     let mut server = Server {
         shards: Vec::new(),
         sources: Vec::new(),
+        failover: Failover::new(&source_statuses),
         source_statuses,
         sinks,
         sink_statuses,
+        sources_started_ns: 0,
         stop: Arc::new(Stop::new(bells.clone())),
         control,
         reloader,
@@ -434,36 +439,6 @@ impl Server {
         Ok(())
     }
 
-    /// Stops the sources, and waits for them at most [`SOURCES_STOP_MS_MAX`]: one may be stuck in a system call, such as a
-    /// read from a file system that has gone away.
-    fn stop_sources(&mut self) {
-        self.sources.iter().for_each(RunningSource::stop);
-        let give_up_ns = clock::monotonic_ns() + SOURCES_STOP_MS_MAX * 1_000_000;
-        while clock::monotonic_ns() < give_up_ns && !self.sources.iter().all(RunningSource::has_ended) {
-            clock::sleep_ns(SOURCES_POLL_NS);
-        }
-        for source in self.sources.drain(..) {
-            match source.has_ended() {
-                true => source.join(),
-                false => {
-                    ::log::warn!("source {} does not end: it ends with the process", source.status().kind())
-                }
-            }
-        }
-    }
-
-    fn start_sources(&mut self, config: &Config, lanes: Vec<Lanes>) -> Result<(), StartupError> {
-        for ((source, lanes), status) in config.sources.iter().zip(lanes).zip(&self.source_statuses) {
-            let context =
-                SourceContext::new(lanes, status.clone(), self.counters.clone(), StopFlag::default());
-            let event_sender = self.event_sender.clone();
-            let on_end = move |kind, result| drop(event_sender.send(Event::SourceEnded(kind, result)));
-            let running = sources::start(source.build(), context, on_end);
-            self.sources.push(running.map_err(|error| StartupError::Executor(error.to_string()))?);
-        }
-        Ok(())
-    }
-
     /// Handles events until the server must stop: `Ok` for a signal, an error for a failure.
     fn wait(&mut self) -> Result<(), StartupError> {
         let mut latencies: Latencies = self.shards.iter().map(|_| None).collect();
@@ -519,7 +494,8 @@ impl Server {
         let now_ns = clock::monotonic_ns();
         logging::turn(now_ns);
         self.reloader.turn(&mut self.control);
-        let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(wait_ns);
+        let failover_ns = self.failover.turn(now_ns, self.sources_started_ns).unwrap_or(u64::MAX);
+        let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(failover_ns).min(wait_ns);
         let event = match self.events.recv_timeout(Duration::from_nanos(wait_ns)) {
             Ok(event) => event,
             Err(RecvTimeoutError::Timeout) => return Ok(None),

@@ -201,7 +201,8 @@ impl Source for Settings {
             if elapsed_ns >= info_due_ns {
                 let time_ns = start_realtime_ns + info_due_ns;
                 // The next description follows within a second.
-                let _ = context.lanes().publish(INFO_TOPIC, time_ns, ingest_time_ns, &description);
+                let published = context.lanes().publish(INFO_TOPIC, time_ns, ingest_time_ns, &description);
+                context.count_ticks(u64::from(published.is_ok()));
                 info_due_ns = elapsed_ns - elapsed_ns % INFO_NS + INFO_NS;
             }
             while due_ns(k).saturating_add(CATCH_UP_NS) < elapsed_ns && !context.is_stopping() {
@@ -213,11 +214,13 @@ impl Source for Settings {
             while k < staged_end && due_ns(k) <= elapsed_ns {
                 samples.fill(&mut payload, self.batch);
                 let time_ns = start_realtime_ns + due_ns(k);
-                if context.lanes().publish_bytes(WAVE_TOPIC, time_ns, ingest_time_ns, &payload).is_err() {
-                    context.count_dropped(1);
+                match context.lanes().publish_bytes(WAVE_TOPIC, time_ns, ingest_time_ns, &payload) {
+                    Ok(()) => context.count_ticks(1),
+                    Err(_) => context.count_dropped(1),
                 }
                 k += 1;
             }
+            context.note_heard();
             // Ticks that do not fit into a full ring stay staged for the next round.
             let _ = context.lanes().flush();
             if !context.sleep_until(start_ns + due_ns(k).min(info_due_ns)) {

@@ -27,6 +27,7 @@ use super::{
     NAP_NS, SourceContext, SourceError, StopFlag,
     health::{Health, Waiting},
     mapping::{Mapped, Mapping, Message},
+    standby::{Admission, Standby},
 };
 use crate::{LOG_TARGET_SOURCE, limits::SOURCE_SECRET_BYTES_MAX};
 use tickcast_client::Backoff;
@@ -58,6 +59,19 @@ pub trait Reader {
     fn read(&mut self, ingest: &mut Ingest<'_>) -> impl Future<Output = Result<Infallible, EngineError>>;
 }
 
+/// The server stops: a reader returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped;
+
+/// Reads an engine by calls that block, without a runtime.
+pub trait BlockingReader {
+    /// As [`Reader::read`]. Returns within a few seconds once [`Ingest::is_stopping`].
+    ///
+    /// # Errors
+    /// Why the attempt ended. Another follows.
+    fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Stopped, EngineError>;
+}
+
 /// Reads a secret from a file, without the white space around it.
 ///
 /// # Errors
@@ -77,25 +91,18 @@ pub fn secret(file: &Path) -> Result<String, EngineError> {
 /// # Errors
 /// The runtime cannot be created.
 pub fn run(
-    kind: &'static str,
     context: &mut SourceContext,
     mapping: Mapping,
     reader: &mut impl Reader,
 ) -> Result<(), SourceError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let stop = context.stop.clone();
-    let mut backoff = Backoff::with_bounds(RandomState::new().hash_one(kind), RETRY_MS, RETRY_MS_MAX);
-    let mut ingest = Ingest { kind, context, mapping, is_connected: false, connected_ns: 0, staged: 0 };
+    let mut backoff = Backoff::with_bounds(RandomState::new().hash_one(0), RETRY_MS, RETRY_MS_MAX);
+    let mut ingest = Ingest::new(context, mapping);
     let attempts = async {
         loop {
-            let Err(EngineError(failure)) = reader.read(&mut ingest).await;
-            if ingest.is_connected {
-                backoff.handle_connected(ingest.connected_ns);
-            }
-            ingest.flush();
-            ingest.warn(&format!("{failure}; trying again"));
-            ingest.set_waiting(&failure);
-            let wait_ms = backoff.handle_disconnected(clock::monotonic_ns(), 0);
+            let Err(failure) = reader.read(&mut ingest).await;
+            let wait_ms = ingest.handle_failure(&failure, &mut backoff);
             tokio::time::sleep(Duration::from_millis(wait_ms)).await;
         }
     };
@@ -105,6 +112,20 @@ pub fn run(
     // Without waiting for what a helper thread still does, such as a name look-up.
     runtime.shutdown_background();
     Ok(())
+}
+
+/// Runs a reader that blocks on the calling thread until the server stops.
+pub fn run_blocking(context: &mut SourceContext, mapping: Mapping, reader: &mut impl BlockingReader) {
+    let mut backoff = Backoff::with_bounds(RandomState::new().hash_one(0), RETRY_MS, RETRY_MS_MAX);
+    let mut ingest = Ingest::new(context, mapping);
+    while let Err(failure) = reader.read(&mut ingest) {
+        let wait_ms = ingest.handle_failure(&failure, &mut backoff);
+        if !ingest.context.sleep_until(clock::monotonic_ns() + wait_ms * 1_000_000) {
+            break;
+        }
+    }
+    // What was taken before the stop, as far as the rings have room.
+    ingest.flush();
 }
 
 /// Awaits a future that never ends until the server stops.
@@ -119,24 +140,54 @@ pub(crate) async fn until_stopped(stop: &StopFlag, future: impl Future<Output = 
 
 /// The way of an engine's messages into the rings.
 pub struct Ingest<'a> {
-    kind: &'static str,
     context: &'a mut SourceContext,
     mapping: Mapping,
     is_connected: bool,
     /// When reading began, a time of [`clock::monotonic_ns`].
     connected_ns: u64,
-    /// Ticks staged since the rings were last pushed.
-    staged: u32,
+    /// Messages taken since the rings were last pushed.
+    taken: u32,
+    /// The last one's own time, nanoseconds since 1970.
+    last_time_ns: Option<u64>,
+    standby: Standby,
 }
 
-impl Ingest<'_> {
+impl<'a> Ingest<'a> {
+    fn new(context: &'a mut SourceContext, mapping: Mapping) -> Ingest<'a> {
+        Ingest {
+            context,
+            mapping,
+            is_connected: false,
+            connected_ns: 0,
+            taken: 0,
+            last_time_ns: None,
+            standby: Standby::default(),
+        }
+    }
+
+    /// Shows why an attempt ended. Returns the wait before the next one, in milliseconds.
+    fn handle_failure(&mut self, EngineError(failure): &EngineError, backoff: &mut Backoff) -> u64 {
+        if self.is_connected {
+            backoff.handle_connected(self.connected_ns);
+        }
+        self.flush();
+        self.warn(&format!("{failure}; trying again"));
+        self.set_waiting(failure);
+        backoff.handle_disconnected(clock::monotonic_ns(), 0)
+    }
+
+    /// Whether the source must end.
+    pub fn is_stopping(&self) -> bool {
+        self.context.is_stopping()
+    }
+
     /// Notes that the engine answers. The first time after a failure is counted and logged, and changes the source's state.
     pub fn connected(&mut self, to: &str) {
         if std::mem::replace(&mut self.is_connected, true) {
             return;
         }
         self.connected_ns = clock::monotonic_ns();
-        ::log::info!("{}: reading {to}", self.kind);
+        ::log::info!("{}: reading {to}", self.name());
         self.context.status.counters().add(Counter::SourceConnections, 1);
         self.context.set_health(Health::Running);
     }
@@ -145,7 +196,7 @@ impl Ingest<'_> {
     pub fn caught_up(&mut self) {
         if self.context.status.is_reading_back() {
             self.flush();
-            ::log::info!("{}: has read back what the log has", self.kind);
+            ::log::info!("{}: has read back what the log has", self.name());
             self.context.status.set_reading_back(false);
         }
     }
@@ -153,7 +204,7 @@ impl Ingest<'_> {
     /// Stops reading for good, and shows why: clients keep their connections. Never returns.
     pub async fn stop<T>(&mut self, why: &str) -> T {
         self.flush();
-        ::log::error!("{}: stopped: {why}", self.kind);
+        ::log::error!("{}: stopped: {why}", self.name());
         self.context.set_health(Health::Failed(why.into()));
         pending().await
     }
@@ -164,14 +215,19 @@ impl Ingest<'_> {
         self.context.set_health(Health::Waiting(Waiting::Engine(why.into())));
     }
 
-    /// Logs a warning about the engine.
+    /// Logs a warning about the engine, and shows it as the source's last error.
     pub fn warn(&self, text: &str) {
-        ::log::warn!(target: LOG_TARGET_SOURCE, "{}: {text}", self.kind);
+        ::log::warn!(target: LOG_TARGET_SOURCE, "{}: {text}", self.name());
+        self.context.status.set_last_error(text);
+    }
+
+    fn name(&self) -> &str {
+        self.context.status.name()
     }
 
     /// Counts a hole: messages that the engine has lost or withheld, at least one.
     pub fn count_hole(&self, messages: u64, why: &str) {
-        ::log::warn!(target: LOG_TARGET_SOURCE, "{}: messages lost: {why}", self.kind);
+        ::log::warn!(target: LOG_TARGET_SOURCE, "{}: messages lost: {why}", self.name());
         self.context.status.counters().add(Counter::SourceMessagesLost, messages.max(1));
     }
 
@@ -183,32 +239,63 @@ impl Ingest<'_> {
 
     /// As [`Ingest::take`], with the message's position in the log that feeds its topic, if one does.
     pub async fn take_at(&mut self, message: Message<'_>, at: Option<LogPosition>) {
-        let mapped = match self.mapping.map(message) {
-            Ok(mapped) => mapped,
-            Err(why) => return self.skip(message.subject, &why),
-        };
-        let time_ns = mapped.producer_time_ns.unwrap_or_else(clock::realtime_ns);
-        let Mapped { topic, key, .. } = mapped;
-        if !self.context.publish_any_waiting(topic, key, time_ns, message.payload, at) {
-            return pending().await;
+        if self.take_blocking_at(message, at).is_err() {
+            pending().await
         }
-        self.context.status.counters().add(Counter::SourceTicks, 1);
-        self.staged += 1;
-        if self.staged >= BATCH_MESSAGES {
+    }
+
+    /// [`Ingest::take`] for a reader without a runtime.
+    ///
+    /// # Errors
+    /// [`Stopped`], if the server stops while a ring is full. The message was not published.
+    pub fn take_blocking(&mut self, message: Message<'_>) -> Result<(), Stopped> {
+        self.take_blocking_at(message, None)
+    }
+
+    fn take_blocking_at(&mut self, message: Message<'_>, at: Option<LogPosition>) -> Result<(), Stopped> {
+        self.taken += 1;
+        if self.taken >= BATCH_MESSAGES {
             self.flush();
         }
+        let mapped = match self.mapping.map(message) {
+            Ok(mapped) => mapped,
+            Err(why) => {
+                self.skip(message.subject, &why);
+                return Ok(());
+            }
+        };
+        self.last_time_ns = mapped.producer_time_ns.or(self.last_time_ns);
+        let time_ns = mapped.producer_time_ns.unwrap_or_else(clock::realtime_ns);
+        match self.standby.admit(&mapped, time_ns, message.payload, self.context) {
+            Admission::Publish => {}
+            Admission::Pass => return Ok(()),
+            Admission::Stopped => return Err(Stopped),
+        }
+        let Mapped { topic, key, .. } = mapped;
+        match self.context.publish_any_waiting(topic, key, time_ns, message.payload, at) {
+            true => Ok(()),
+            false => Err(Stopped),
+        }
+    }
+
+    /// Notes how many messages the engine holds that were not taken yet, where it tells.
+    pub fn set_lag(&self, messages: u64) {
+        self.context.status.set_lag(messages);
     }
 
     /// Counts a message that is not a tick, and logs it (at most ten lines a second are).
     pub fn skip(&self, subject: &str, why: &dyn fmt::Display) {
         let subject: String = subject.chars().take(64).collect();
-        ::log::warn!(target: LOG_TARGET_SOURCE, "{}: message of {subject:?} skipped: {why}", self.kind);
+        ::log::warn!(target: LOG_TARGET_SOURCE, "{}: message of {subject:?} skipped: {why}", self.name());
         self.context.status.counters().add(Counter::SourceMessagesSkipped, 1);
     }
 
-    /// Pushes what [`Ingest::take`] has staged. Call it before waiting for more. Blocks while a ring is full.
+    /// Pushes what [`Ingest::take`] has staged, and shows that messages have come. Call it before waiting for more. Blocks while a
+    /// ring is full.
     pub fn flush(&mut self) {
-        if std::mem::take(&mut self.staged) > 0 {
+        if std::mem::take(&mut self.taken) > 0 {
+            let lag_ns = self.last_time_ns.take().map(|time_ns| clock::realtime_ns().saturating_sub(time_ns));
+            self.context.status.note_heard(clock::monotonic_ns(), lag_ns);
             self.context.flush_waiting();
         }
     }

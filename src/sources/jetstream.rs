@@ -243,7 +243,7 @@ impl Position {
 
 impl Source for JetStream {
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
-        engine::run(Options::KIND, context, self.mapping.clone(), self)
+        engine::run(context, self.mapping.clone(), self)
     }
 }
 
@@ -368,6 +368,7 @@ impl JetStream {
             complete_from = if is_hole { sequence } else { known };
         }
         self.position = Some(Position { created_ns, next: sequence.saturating_add(1), complete_from });
+        ingest.set_lag(info.pending);
         self.publish(message, sequence, ingest).await;
         if is_last {
             ingest.caught_up();

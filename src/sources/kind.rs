@@ -19,7 +19,7 @@ use serde::{
 };
 use toml::Table;
 
-use super::{KINDS, Source};
+use super::{KINDS, Source, common::Common};
 use tickcast_core::ids::TenantId;
 
 /// Options of one kind of source: the keys of its `[[source]]` in the file.
@@ -154,6 +154,7 @@ impl SourceKind {
                 options: options.clone(),
                 configured,
                 tenant: TenantId::DEFAULT,
+                common: Common::named(self.name),
             }),
             Err(error) => {
                 checks.refuse("kind", error.message().replace('\n', " "));
@@ -205,6 +206,11 @@ impl Configured {
     pub fn reading_back(self, reads_back: bool) -> Configured {
         Configured { reads_back, ..self }
     }
+
+    /// Creates the source.
+    pub fn build(&self) -> Box<dyn Source> {
+        (self.build)()
+    }
 }
 
 /// A configured source. Equal to another of the same kind and options.
@@ -214,9 +220,20 @@ pub struct SourceConfig {
     options: Table,
     configured: Configured,
     tenant: TenantId,
+    common: Common,
 }
 
 impl SourceConfig {
+    /// The same with what every kind may be configured with.
+    pub fn with_common(self, common: Common) -> SourceConfig {
+        SourceConfig { common, ..self }
+    }
+
+    /// What every kind may be configured with.
+    pub fn common(&self) -> &Common {
+        &self.common
+    }
+
     /// The same for the topics of a tenant.
     pub fn of_tenant(self, tenant: TenantId) -> SourceConfig {
         SourceConfig { tenant, ..self }
@@ -244,13 +261,14 @@ impl SourceConfig {
 
     /// Creates the source.
     pub fn build(&self) -> Box<dyn Source> {
-        (self.configured.build)()
+        self.configured.build()
     }
 }
 
 impl PartialEq for SourceConfig {
     fn eq(&self, other: &SourceConfig) -> bool {
-        (self.kind, &self.options, self.tenant) == (other.kind, &other.options, other.tenant)
+        (self.kind, &self.options, self.tenant, &self.common)
+            == (other.kind, &other.options, other.tenant, &other.common)
     }
 }
 

@@ -13,11 +13,15 @@
 //! A full ring is a value, [`Backpressure`], and each source has its own policy for it: the simulator and the ECG drop and
 //! count, the replay waits. (A publishing client is a session: the shard stops reading from it.)
 
+pub mod common;
 pub mod ecg;
 pub mod engine;
+pub mod failover;
 pub mod health;
 #[cfg(feature = "nats")]
 pub mod jetstream;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod kind;
 pub mod limits;
 pub mod mapping;
@@ -35,6 +39,8 @@ pub mod replay;
 mod runner;
 pub mod simulator;
 pub mod sink;
+mod standby;
+pub mod status;
 pub mod tls;
 pub mod websocket;
 
@@ -46,10 +52,13 @@ use std::{
     },
 };
 
-pub use self::runner::{RunningSource, SourceStatus, start};
 use self::{
     health::{Health, Waiting},
     kind::SourceKind,
+};
+pub use self::{
+    runner::{RunningSource, start},
+    status::SourceStatus,
 };
 use tickcast_common::clock;
 pub use tickcast_core::mesh::lanes::{Backpressure, Lanes};
@@ -84,6 +93,8 @@ pub static KINDS: &[SourceKind] = &[
     SourceKind::of::<nats::Options>(),
     #[cfg(feature = "nats")]
     SourceKind::of::<jetstream::Options>(),
+    #[cfg(feature = "kafka")]
+    SourceKind::of::<kafka::Options>(),
     #[cfg(feature = "redis")]
     SourceKind::of::<redis_pubsub::Options>(),
     #[cfg(feature = "redis")]
@@ -148,6 +159,16 @@ impl SourceContext {
         self.stop.is_set()
     }
 
+    /// Counts ticks that were published.
+    pub fn count_ticks(&self, ticks: u64) {
+        self.status.counters().add(Counter::SourceTicks, ticks);
+    }
+
+    /// Notes that the source made or took ticks until now, for its rate and for whether it is silent. Once a batch, not once a tick.
+    pub fn note_heard(&self) {
+        self.status.note_heard(clock::monotonic_ns(), None);
+    }
+
     /// Counts ticks that were dropped because a ring was full, or because they were overdue.
     pub fn count_dropped(&self, ticks: u64) {
         self.status.counters().add(Counter::SourceTicksDropped, ticks);
@@ -190,18 +211,19 @@ impl SourceContext {
 
     /// Stages a tick, which gets the time of arrival. Waits while the ring is full.
     fn stage_waiting(&mut self, mut stage: impl FnMut(&mut Lanes, u64) -> Result<(), Backpressure>) -> bool {
-        let mut waits = false;
+        let mut waiting_since_ns = None;
         loop {
             let published = stage(&mut self.lanes, clock::realtime_ns());
             if published.is_ok() || self.is_stopping() {
-                if waits {
-                    self.set_health(Health::Running);
+                if let Some(since_ns) = waiting_since_ns {
+                    self.end_wait(since_ns);
                 }
+                self.count_ticks(u64::from(published.is_ok()));
                 return published.is_ok();
             }
             if let Err(Backpressure { shard }) = self.lanes.flush() {
-                if !std::mem::replace(&mut waits, true) {
-                    self.begin_wait(shard);
+                if waiting_since_ns.is_none() {
+                    waiting_since_ns = Some(self.begin_wait(shard));
                 }
                 clock::sleep_ns(FULL_NAP_NS);
             }
@@ -213,17 +235,25 @@ impl SourceContext {
         if let Err(Backpressure { shard }) = self.lanes.flush()
             && !self.is_stopping()
         {
-            self.begin_wait(shard);
+            let since_ns = self.begin_wait(shard);
             while self.lanes.flush().is_err() && !self.is_stopping() {
                 clock::sleep_ns(FULL_NAP_NS);
             }
-            self.set_health(Health::Running);
+            self.end_wait(since_ns);
         }
     }
 
-    fn begin_wait(&self, shard: ShardId) {
+    /// Counts and shows a wait. Returns when it began.
+    fn begin_wait(&self, shard: ShardId) -> u64 {
         self.status.counters().add(Counter::SourceWaits, 1);
         self.set_health(Health::Waiting(Waiting::Room(shard)));
+        clock::monotonic_ns()
+    }
+
+    fn end_wait(&self, since_ns: u64) {
+        let waited_ns = clock::monotonic_ns().saturating_sub(since_ns);
+        self.status.counters().add(Counter::SourceWaitNs, waited_ns);
+        self.set_health(Health::Running);
     }
 
     /// Sleeps until `due_ns`, a time of [`clock::monotonic_ns`]. Blocks. Returns `false` if the server stops.

@@ -2,10 +2,18 @@
 
 /// Subjects, streams or channels that one source reads.
 pub const SOURCE_SUBJECTS_MAX: usize = 64;
+/// Partitions that one source of Kafka reads.
+pub const SOURCE_PARTITIONS_MAX: usize = 4_096;
 /// Bytes of a message from an outgoing WebSocket connection.
 pub const SOURCE_MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Addresses of one engine.
 pub const SOURCE_SERVERS_MAX: usize = 16;
+/// Ids of published messages that a failover group remembers, and messages that one of its standbys holds.
+pub const GROUP_IDS_MAX: usize = 65_536;
+/// Bytes of messages that a standby of a failover group holds.
+pub const GROUP_HELD_BYTES_MAX: usize = 8 << 20;
+/// Characters of a source's last error, for operators.
+pub const SOURCE_ERROR_CHARS_MAX: usize = 256;
 /// Bytes of a file with a source's password, token or credentials.
 pub const SOURCE_SECRET_BYTES_MAX: u64 = 64 << 10;
 /// Bytes of the longest line of a replay file.
@@ -28,3 +36,5 @@ pub const SINK_BATCH_MAX: usize = 512;
 pub const SINK_STREAMS_MAX: usize = 64;
 /// Bytes of a sink's name.
 pub const SINK_NAME_BYTES_MAX: usize = 64;
+/// Waves of the simulator.
+pub const SIM_WAVES_MAX: usize = 16;

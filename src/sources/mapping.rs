@@ -4,7 +4,7 @@
 //!  topic = "prices.{2}.{json:/venue}"       {subject}        the subject, stripped
 //!  key   = "{header:Symbol-Id}"             {1} .. {32}      a token of it
 //!  time  = "{json:/ts}"                     {key}            the message's key
-//!                                           {header:NAME}    a header
+//!  id    = "{header:Nats-Msg-Id}"           {header:NAME}    a header
 //!                                           {json:/a/0/b}    a string, number or boolean of the payload (RFC 6901)
 //! ```
 //!
@@ -39,6 +39,8 @@ pub struct MapOptions {
     pub time: String,
     /// What `time` counts in.
     pub time_unit: TimeUnit,
+    /// The message's id, a template: a failover group publishes each id once. Empty: messages have no id.
+    pub id: String,
 }
 
 impl MapOptions {
@@ -63,6 +65,7 @@ impl Default for MapOptions {
             key: String::new(),
             time: String::new(),
             time_unit: TimeUnit::Ms,
+            id: String::new(),
         }
     }
 }
@@ -130,6 +133,8 @@ pub struct Mapped<'a> {
     pub key: u64,
     /// Nanoseconds since 1970; `None`: the message has no time.
     pub producer_time_ns: Option<u64>,
+    /// The same in every source of a failover group; `None`: the message has none.
+    pub id: Option<&'a str>,
 }
 
 /// Why a message is skipped.
@@ -169,9 +174,11 @@ pub struct Mapping {
     key: Option<Template>,
     time: Option<Template>,
     time_unit: TimeUnit,
+    id: Option<Template>,
     payload_bytes_max: usize,
     rendered: String,
     scalar: String,
+    id_rendered: String,
 }
 
 impl Mapping {
@@ -188,6 +195,7 @@ impl Mapping {
         let optional = |text: &str| !text.is_empty();
         let key = optional(&options.key).then(|| compiled("key", &options.key));
         let time = optional(&options.time).then(|| compiled("time", &options.time));
+        let id = optional(&options.id).then(|| compiled("id", &options.id));
         if options.separator.is_empty() {
             checks.refuse("map", "separator is empty: leave it out if tokens are separated by dots");
             return None;
@@ -206,9 +214,11 @@ impl Mapping {
             key: key.map_or(Some(None), |key| key.map(Some))?,
             time: time.map_or(Some(None), |time| time.map(Some))?,
             time_unit: options.time_unit,
+            id: id.map_or(Some(None), |id| id.map(Some))?,
             payload_bytes_max: checks.bounds.payload_bytes_max,
             rendered: String::new(),
             scalar: String::new(),
+            id_rendered: String::new(),
         })
     }
 
@@ -243,6 +253,11 @@ impl Mapping {
                 Some(time_ns(text, self.time_unit).ok_or_else(|| Unmappable::Time(shortened(text)))?)
             }
         };
+        // Without its id, a message may be published twice. That is better than not at all.
+        let id = self.id.as_ref().and_then(|id| {
+            self.id_rendered.clear();
+            id.render_onto(&input, &mut self.id_rendered).ok()
+        });
         let topic = match self.prefix.is_empty() && &*self.separator == "." && self.topic.is_subject() {
             true => subject,
             false => {
@@ -253,7 +268,8 @@ impl Mapping {
             }
         };
         pattern::check_topic(topic.as_bytes()).map_err(|error| Unmappable::Topic(shortened(topic), error))?;
-        Ok(Mapped { topic, key, producer_time_ns })
+        let id = id.map(|()| &*self.id_rendered);
+        Ok(Mapped { topic, key, producer_time_ns, id })
     }
 }
 

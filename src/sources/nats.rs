@@ -83,7 +83,7 @@ struct Nats {
 
 impl Source for Nats {
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
-        engine::run(Options::KIND, context, self.mapping.clone(), self)
+        engine::run(context, self.mapping.clone(), self)
     }
 }
 

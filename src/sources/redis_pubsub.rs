@@ -77,7 +77,7 @@ struct PubSub {
 
 impl Source for PubSub {
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
-        engine::run(Options::KIND, context, self.mapping.clone(), self)
+        engine::run(context, self.mapping.clone(), self)
     }
 }
 

@@ -228,6 +228,11 @@ impl Cursor {
         self.passed.is_some_and(|passed| info.last < self.last || info.added < passed)
     }
 
+    /// Entries of `info` that have not been read.
+    fn behind(&self, info: Info) -> u64 {
+        self.passed.map_or(info.length, |passed| info.added.saturating_sub(passed))
+    }
+
     /// Notes that everything of `info` has been read or is gone, and that `newer` entries beyond it have been read. Returns the
     /// entries lost.
     fn catch_up(&mut self, info: Info, newer: u64) -> u64 {
@@ -240,7 +245,7 @@ impl Cursor {
 
 impl Source for RedisStreams {
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
-        engine::run(Options::KIND, context, self.mapping.clone(), self)
+        engine::run(context, self.mapping.clone(), self)
     }
 }
 
@@ -250,9 +255,9 @@ impl Reader for RedisStreams {
         if self.is_logged {
             return self.read_logged(&mut redis, ingest).await;
         }
-        let (mut keeps_up, mut look_ns) = (true, 0);
+        let mut look_ns = 0;
         loop {
-            let infos = match keeps_up && clock::monotonic_ns() >= look_ns {
+            let infos = match clock::monotonic_ns() >= look_ns {
                 true => {
                     look_ns = clock::monotonic_ns().saturating_add(LOOK_NS);
                     Some(self.look(&mut redis, ingest).await?)
@@ -273,14 +278,21 @@ impl Reader for RedisStreams {
                 read[at].1 = entries.len() >= BATCH_ENTRIES;
             }
             ingest.flush();
-            keeps_up = read.iter().all(|(_, has_more)| !has_more);
+            let (mut lag, has_looked) = (0_u64, infos.is_some());
             for (at, info) in infos.into_iter().flatten().enumerate() {
                 let ((key, cursor), (newer, has_more)) = (&mut self.streams[at], read[at]);
-                let Some(cursor) = cursor.as_mut().filter(|_| !has_more) else { continue };
+                let Some(cursor) = cursor else { continue };
+                if has_more {
+                    lag = lag.saturating_add(cursor.behind(info));
+                    continue;
+                }
                 let lost = cursor.catch_up(info, newer);
                 if lost > 0 {
                     ingest.count_hole(lost, &format!("stream {key} was trimmed before they were read"));
                 }
+            }
+            if has_looked {
+                ingest.set_lag(lag);
             }
         }
     }

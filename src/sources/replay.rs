@@ -27,6 +27,8 @@ use tickcast_proto::{codec::json, pattern};
 
 /// The name that selects standard input.
 const STDIN: &str = "-";
+/// Ticks of a replay at full speed between two readings of the clock for its status.
+const HEARD_TICKS: u64 = 256;
 /// Numbers that many programs write but JSON does not have.
 const NOT_NUMBERS: [&str; 4] = ["NaN", "nan", "Infinity", "-Infinity"];
 
@@ -255,6 +257,9 @@ impl Settings {
                 return Ok(());
             }
             progress.ticks += 1;
+            if progress.ticks.is_multiple_of(HEARD_TICKS) || self.speed.is_some() {
+                context.note_heard();
+            }
         }
     }
 
@@ -358,6 +363,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::common::Common;
     use crate::{
         Lanes, SourceStatus, StopFlag,
         health::{Health, Waiting},
@@ -464,7 +470,7 @@ mod tests {
         // The ring is full from the start: else a first wait would end once a flush has moved what fits.
         (0..100).for_each(|_| lanes.publish("a", 0, 0, b"1").unwrap());
         assert!(lanes.flush().is_err());
-        let (status, stop) = (SourceStatus::new("replay"), StopFlag::default());
+        let (status, stop) = (SourceStatus::new("replay", Common::named("replay")), StopFlag::default());
         let mut context = SourceContext::new(lanes, status.clone(), Vec::new(), stop.clone());
         let mut progress = Progress::default();
         std::thread::scope(|scope| {

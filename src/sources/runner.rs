@@ -3,76 +3,14 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
     thread::{self, JoinHandle},
 };
 
-use super::{
-    Source, SourceContext, SourceError, StopFlag,
-    health::{Health, Waiting},
-};
+use super::{Source, SourceContext, SourceError, StopFlag, health::Health, status::SourceStatus};
 use tickcast_common::{
     fault::{self, Place},
     panics,
 };
-use tickcast_core::metrics::counters::Counters;
-
-/// An operator's view of a source. Clones share the state.
-#[derive(Clone, Debug)]
-pub struct SourceStatus {
-    kind: &'static str,
-    counters: Arc<Counters>,
-    /// Locked for a moment whenever the state changes, never on a tick's path.
-    health: Arc<Mutex<Health>>,
-    /// It reads back the part of its log that a node needs before it is ready.
-    reads_back: Arc<AtomicBool>,
-}
-
-impl SourceStatus {
-    /// Creates the status of a source that has not been started.
-    pub fn new(kind: &'static str) -> SourceStatus {
-        let health = Arc::new(Mutex::new(Health::Waiting(Waiting::Shards)));
-        SourceStatus { kind, counters: Arc::default(), health, reads_back: Arc::default() }
-    }
-
-    /// The kind of the source.
-    pub fn kind(&self) -> &'static str {
-        self.kind
-    }
-
-    /// Its counters. Only its own thread adds to them.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
-    /// Its current state.
-    pub fn health(&self) -> Health {
-        self.lock().clone()
-    }
-
-    /// Sets its state.
-    pub fn set_health(&self, health: Health) {
-        *self.lock() = health;
-    }
-
-    /// Sets whether it still reads back the beginning of its log: the server is not ready until it has.
-    pub fn set_reading_back(&self, reads_back: bool) {
-        self.reads_back.store(reads_back, Relaxed);
-    }
-
-    /// Whether it still reads back the beginning of its log.
-    pub fn is_reading_back(&self) -> bool {
-        self.reads_back.load(Relaxed)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Health> {
-        // A panic leaves the old state or the new one, never a mixture.
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// A source on its thread.
 #[derive(Debug)]
@@ -116,6 +54,7 @@ pub fn start(
 ) -> io::Result<RunningSource> {
     let (status, stop) = (context.status.clone(), context.stop.clone());
     let kind = status.kind();
+    let name = status.name().to_owned();
     let shared = status.clone();
     let run = move || {
         shared.set_health(Health::Running);
@@ -124,14 +63,14 @@ pub fn start(
             source.run(&mut context)
         }));
         let result = ended
-            .unwrap_or_else(|panic| Err(format!("{kind}: panicked: {}", panics::message(&*panic)).into()));
+            .unwrap_or_else(|panic| Err(format!("{name}: panicked: {}", panics::message(&*panic)).into()));
         shared.set_health(match &result {
             Ok(()) => Health::Ended,
             Err(error) => Health::Failed(error.to_string()),
         });
         on_end(kind, result);
     };
-    let thread = thread::Builder::new().name(format!("source {kind}")).spawn(run)?;
+    let thread = thread::Builder::new().name(format!("source {}", status.name())).spawn(run)?;
     Ok(RunningSource { status, stop, thread })
 }
 
@@ -140,7 +79,7 @@ mod tests {
     use std::sync::mpsc::{Receiver, channel};
 
     use super::*;
-    use crate::Lanes;
+    use crate::{Lanes, common::Common, health::Waiting};
 
     struct Scripted<F>(F);
 
@@ -154,7 +93,7 @@ mod tests {
         run: impl FnMut(&mut SourceContext) -> Result<(), SourceError> + Send + 'static,
     ) -> (RunningSource, Receiver<Result<(), String>>) {
         let source = Box::new(Scripted(run));
-        let status = SourceStatus::new("scripted");
+        let status = SourceStatus::new("scripted", Common::named("scripted"));
         assert_eq!(status.health(), Health::Waiting(Waiting::Shards));
         let context =
             SourceContext::new(Lanes::new(std::iter::empty()), status, Vec::new(), StopFlag::default());

@@ -1,16 +1,20 @@
-//! The built-in simulator: producers that each publish at a constant rate, in an open loop. If a ring is full, the tick is
-//! dropped and counted.
+//! The built-in simulator: producers that each publish at a constant rate, or waves of them, each with a load, jitter and loss of its
+//! own. An open loop. If a ring is full, the tick is dropped and counted.
+
+mod load;
+mod wave;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
+use self::wave::{Running, Wave, WaveOptions};
 use super::{
     Source, SourceContext, SourceError,
     kind::{Configured, Flags, OptionChecks, SourceOptions, Starts},
-    payload::Mark,
 };
-use crate::limits;
+use crate::limits::{SIM_SIZE_LOWEST, SIM_WAVES_MAX};
 use tickcast_common::{clock, values::Size};
+use tickcast_core::metrics::counters::Counter;
 
 /// Ticks overdue by more than this, because the process was stopped, are dropped and counted.
 const CATCH_UP_NS: u64 = 1_000_000_000;
@@ -37,11 +41,25 @@ pub struct Options {
     /// Number of topics, sim.0 to sim.N-1 [default: one per producer]
     #[arg(id = "sim_topics", long = "sim-topics", value_name = "N")]
     topics: Option<u32>,
+    /// Start of the random numbers for jitter, loss and noise, to repeat a run; only in a file, like `wave`.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<u64>,
+    /// Waves instead of producers that are all alike.
+    #[arg(skip)]
+    wave: Vec<WaveOptions>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { producers: None, rate: 10, size: Size::new(100), topics: None }
+        Options {
+            producers: None,
+            rate: 10,
+            size: Size::new(100),
+            topics: None,
+            seed: None,
+            wave: Vec::new(),
+        }
     }
 }
 
@@ -64,100 +82,179 @@ impl SourceOptions for Options {
         Some(Flags::of::<Options>(Starts::ByDefault { unless: "no_sim" }, "sim_").with::<WithSwitch>());
 
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
-        let settings = Settings {
-            // A topic without a producer would stay empty.
-            producers: self.producers.unwrap_or(self.topics.unwrap_or_default().max(10)),
-            rate: self.rate,
-            size_bytes: self.size.bytes,
-            topics: self.topics.or(self.producers).unwrap_or(10),
-        };
-        let (lowest, highest) =
-            (Size::new(limits::SIM_SIZE_LOWEST), Size::new(checks.bounds.payload_bytes_max));
-        checks.within("size", self.size, lowest, highest);
-        let topics_max = checks.bounds.topics_max;
-        if settings.topics as usize > topics_max {
-            let text = format!("{}: must be at most {topics_max} (--topics-max)", settings.topics);
-            checks.refuse("topics", text);
+        checks.within("wave", self.wave.len(), 0, SIM_WAVES_MAX);
+        let mut waves = Vec::new();
+        if self.wave.is_empty() {
+            waves.push(self.wave_of(&WaveOptions::default(), "sim".into()));
         }
-        for (key, value) in
-            [("producers", settings.producers), ("rate", settings.rate), ("topics", settings.topics)]
-        {
-            if value == 0 {
-                checks.refuse(key, "0: must be at least 1");
+        for (at, options) in self.wave.iter().enumerate() {
+            options.check(checks);
+            if self.wave[..at].iter().any(|other| other.name == options.name) {
+                checks.refuse("wave", format!("name {:?}: there is such a wave already", options.name));
+            }
+            waves.push(self.wave_of(options, format!("sim.{}", options.name)));
+        }
+        // An error of a wave is named after it; without waves, after the option.
+        let has_waves = !self.wave.is_empty();
+        let (lowest, highest) = (Size::new(SIM_SIZE_LOWEST), Size::new(checks.bounds.payload_bytes_max));
+        let topics_max = checks.bounds.topics_max;
+        let mut refuse = |key: &'static str, wave: &Wave, text: String| match has_waves {
+            true => checks.refuse("wave", format!("{}: {key}: {text}", wave.prefix)),
+            false => checks.refuse(key, text),
+        };
+        for wave in &waves {
+            let size = Size::new(wave.size_bytes);
+            if size < lowest || size > highest {
+                refuse("size", wave, format!("{size}: must be {lowest} to {highest}"));
+            }
+            for (key, value) in [("producers", wave.producers), ("rate", wave.rate), ("topics", wave.topics)]
+            {
+                if value == 0 {
+                    refuse(key, wave, "0: must be at least 1".into());
+                }
+            }
+            if wave.topics > wave.producers {
+                let text =
+                    format!("{}: must be at most one for each of {} producers", wave.topics, wave.producers);
+                refuse("topics", wave, text);
             }
         }
-        if settings.topics > settings.producers {
-            let text = format!(
-                "{}: must be at most one for each of {} producers",
-                settings.topics, settings.producers
-            );
-            checks.refuse("topics", text);
+        let topics: u64 = waves.iter().map(|wave| u64::from(wave.topics)).sum();
+        if topics > topics_max as u64 {
+            let text = format!("{topics}: must be at most {topics_max} (--topics-max)");
+            checks.refuse(if has_waves { "wave" } else { "topics" }, text);
         }
-        Some(Configured::new("sim.>", settings))
+        Some(Configured::new("sim.>", Simulator { waves, seed: self.seed }))
+    }
+}
+
+impl Options {
+    /// A wave with these options, and the simulator's own where they have none.
+    fn wave_of(&self, options: &WaveOptions, prefix: String) -> Wave {
+        let (producers, topics) = (options.producers.or(self.producers), options.topics.or(self.topics));
+        Wave {
+            prefix,
+            // A topic without a producer would stay empty.
+            producers: producers.unwrap_or(topics.unwrap_or_default().max(10)),
+            topics: topics.or(producers).unwrap_or(10),
+            rate: options.rate.unwrap_or(self.rate),
+            size_bytes: options.size.unwrap_or(self.size).bytes,
+            load: options.load,
+            jitter_ns: options.jitter.ns,
+            loss: options.loss,
+            signal: options.signal,
+        }
     }
 }
 
 /// A configured simulator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Settings {
-    /// Number of producers.
-    producers: u32,
-    /// Ticks per second of each producer.
-    rate: u32,
-    /// Bytes of each payload; at least [`crate::limits::SIM_SIZE_LOWEST`].
-    size_bytes: usize,
-    /// Number of topics, `sim.0` to `sim.N-1`, divided among the producers.
-    topics: u32,
+#[derive(Clone, Debug, PartialEq)]
+struct Simulator {
+    waves: Vec<Wave>,
+    seed: Option<u64>,
 }
 
-impl Source for Settings {
-    /// Publishes until the server stops. Producer `p` is offset by `p / producers` of its interval, so that all ticks are
-    /// evenly spaced: the k-th is due at `k / (producers x rate)` seconds, which is its producer time. Above 10,000
+impl Source for Simulator {
+    /// Publishes until the server stops. Producer `p` of a wave is offset by `p / producers` of its interval, so that the ticks of a
+    /// steady wave are evenly spaced: the k-th is due at `k / (producers x rate)` seconds, which is its producer time. Above 10,000
     /// ticks/s it is published up to `NAP_LOWEST_NS` later, which every measured latency includes.
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
-        let per_second = u128::from(self.producers) * u128::from(self.rate);
-        let after_ns = |k: u64| (u128::from(k) * 1_000_000_000 / per_second) as u64;
-        let topics: Vec<String> = (0..self.topics).map(|topic| format!("sim.{topic}")).collect();
+        let seeds = (0..).map(|at| self.seed.map(|seed| seed.wrapping_add(at)));
+        let mut waves: Vec<Running<'_>> =
+            self.waves.iter().zip(seeds).map(|(wave, seed)| Running::new(wave, seed)).collect();
+        let is_dense = waves.iter().any(|wave| wave.spacing_ns() < NAP_LOWEST_NS);
         let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
-        // Ticks published, by topic.
-        let mut published = vec![0; self.topics as usize];
-        let mut payload = Vec::with_capacity(self.size_bytes);
-        let mut k = 0;
+        let mut payload = Vec::new();
         let mut nap_until_ns = 0;
-        while context.sleep_until(start_ns + after_ns(k).max(nap_until_ns)) {
+        loop {
+            let next_ns = waves.iter().map(Running::comes_ns).min().unwrap_or(u64::MAX);
+            if !context.sleep_until(start_ns.saturating_add(next_ns.max(nap_until_ns))) {
+                break;
+            }
             let elapsed_ns = clock::monotonic_ns() - start_ns;
             let ingest_time_ns = clock::realtime_ns();
-            let late_ns = elapsed_ns.saturating_sub(CATCH_UP_NS);
-            let mut dropped = 0;
-            if after_ns(k) < late_ns {
-                let skipped = (u128::from(late_ns - after_ns(k)) * per_second / 1_000_000_000) as u64;
-                dropped += skipped;
-                k += skipped;
-            }
-            let batch_end = k + BATCH_TICKS;
-            while k < batch_end && after_ns(k) <= elapsed_ns {
-                let producer = k % u64::from(self.producers);
-                let topic = (producer % u64::from(self.topics)) as usize;
-                let intended_ns = start_realtime_ns + after_ns(k);
-                let mark = Mark { at_ns: intended_ns, topic: topic as u32, n: published[topic] + 1 };
-                mark.write(&mut payload, self.size_bytes);
-                match context.lanes().publish(&topics[topic], intended_ns, ingest_time_ns, &payload) {
-                    Ok(()) => published[topic] += 1,
-                    Err(_) => dropped += 1,
+            let (mut dropped, mut staged, mut lost) = (0, 0, 0);
+            let mut has_caught_up = true;
+            for wave in &mut waves {
+                dropped += wave.skip_to(elapsed_ns.saturating_sub(CATCH_UP_NS));
+                for _ in 0..BATCH_TICKS {
+                    if wave.comes_ns() > elapsed_ns {
+                        break;
+                    }
+                    let (due_ns, topic) = wave.make(start_realtime_ns, &mut payload);
+                    let Some(topic) = topic else {
+                        lost += 1;
+                        continue;
+                    };
+                    match context.lanes().publish(topic, due_ns, ingest_time_ns, &payload) {
+                        Ok(()) => staged += 1,
+                        Err(_) => {
+                            wave.unmake();
+                            dropped += 1;
+                        }
+                    }
                 }
-                k += 1;
+                has_caught_up &= wave.comes_ns() > elapsed_ns;
             }
             if dropped > 0 {
                 context.count_dropped(dropped);
             }
+            if lost > 0 {
+                context.status.counters().add(Counter::SourceMessagesLost, lost);
+            }
+            context.count_ticks(staged);
+            context.note_heard();
             // Ticks that do not fit into a full ring stay staged for the next round.
             let _ = context.lanes().flush();
-            let caught_up = after_ns(k) > elapsed_ns;
-            if caught_up && after_ns(1) < NAP_LOWEST_NS {
+            if has_caught_up && is_dense {
                 nap_until_ns = elapsed_ns + NAP_LOWEST_NS;
             }
         }
         let _ = context.lanes().flush();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::SourceBounds;
+
+    fn refused(text: &str) -> Vec<(&'static str, String)> {
+        let bounds = SourceBounds { payload_bytes_max: 1 << 10, topics_max: 100, reads_files: true };
+        let mut checks = OptionChecks::new(bounds);
+        let options: Options = toml::from_str(text).unwrap();
+        options.configure(&mut checks);
+        checks.into_refused()
+    }
+
+    #[test]
+    fn waves_are_checked_and_take_what_they_do_not_say_from_the_simulator() {
+        assert_eq!(
+            refused(
+                "rate = 5\n[[wave]]\nname = 'a'\n[[wave]]\nname = 'b'\nload = { kind = 'ramp', over = '9s' }"
+            ),
+            []
+        );
+        let options: Options =
+            toml::from_str("rate = 5\nproducers = 20\n[[wave]]\nname = 'a'\ntopics = 2").unwrap();
+        let wave = options.wave_of(&options.wave[0], "sim.a".into());
+        assert_eq!((wave.producers, wave.topics, wave.rate), (20, 2, 5));
+        for (text, part) in [
+            ("[[wave]]", "name \"\""),
+            ("[[wave]]\nname = 'a'\n[[wave]]\nname = 'a'", "there is such a wave already"),
+            ("[[wave]]\nname = 'a'\nloss = 1.0", "loss = 1"),
+            ("[[wave]]\nname = 'a'\nload = { kind = 'on-off', on = '0', off = '1s' }", "must be 10ms to"),
+            ("[[wave]]\nname = 'a'\nsize = '10B'", "sim.a: size: 10B: must be 80B"),
+            ("[[wave]]\nname = 'a'\nproducers = 101", "101: must be at most 100"),
+        ] {
+            let refused = refused(text);
+            assert!(
+                refused.iter().any(|(key, why)| *key == "wave" && why.contains(part)),
+                "{text}: {refused:?}"
+            );
+        }
+        assert_eq!(refused("rate = 0")[0].0, "rate");
+        assert_eq!(refused("topics = 101")[0].0, "topics");
     }
 }

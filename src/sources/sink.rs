@@ -43,6 +43,7 @@ use futures_util::future::{Either, select};
 pub use self::outlet::{Confirmed, Outlet, Publish, PublishId, SinkLanes, SinkRings};
 use crate::{
     NAP_NS, SourceError, SourceStatus, StopFlag,
+    common::Common,
     engine::{EngineError, RETRY_MS, RETRY_MS_MAX, until_stopped},
 };
 use tickcast_client::Backoff;
@@ -131,7 +132,7 @@ pub struct SinkStatus {
 impl SinkStatus {
     /// Creates the status of a sink that has not been started.
     pub fn new(name: &str, kind: &'static str) -> SinkStatus {
-        SinkStatus { name: name.into(), status: SourceStatus::new(kind) }
+        SinkStatus { name: name.into(), status: SourceStatus::new(kind, Common::named(name)) }
     }
 
     /// Its name in the configuration.

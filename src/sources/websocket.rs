@@ -208,7 +208,7 @@ struct WebSocket {
 
 impl Source for WebSocket {
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
-        engine::run(Options::KIND, context, self.mapping.clone(), self)
+        engine::run(context, self.mapping.clone(), self)
     }
 }
 

@@ -7,6 +7,8 @@ pub mod engines;
 pub mod external;
 pub mod frames;
 pub mod http;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod load_client;
 mod machine;
 pub mod processes;

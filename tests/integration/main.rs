@@ -22,10 +22,13 @@ mod churn;
 mod conflate;
 mod ecg;
 mod echo;
+mod failover;
 mod failures;
 mod heartbeat;
 mod http;
 mod identity;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod limits;
 mod listeners;
 mod load;

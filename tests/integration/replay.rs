@@ -190,7 +190,10 @@ fn a_bad_replay_line_is_skipped_counted_and_named() {
     server.log.wait_for("skip.ndjson line 3 skipped: topic \"a b\"");
     server.log.wait_for("replay done: 3 ticks, 1 lines skipped");
     let metrics = get(server.admin.unwrap(), "/metrics").body;
-    assert!(metrics.contains("tickcast_source_lines_skipped_total{source=\"replay\"} 1\n"), "{metrics}");
+    assert!(
+        metrics.contains("tickcast_source_lines_skipped_total{source=\"replay\",name=\"replay\"} 1\n"),
+        "{metrics}"
+    );
     server.stop_cleanly();
 }
 

@@ -15,11 +15,11 @@ use serde_json::Value;
 use tickcast_client::{Event, SubscribeOptions};
 use tickcast_proto::{WireFormat, subscription::StartPosition};
 
-const FORMATS: [WireFormat; 3] =
+pub const FORMATS: [WireFormat; 3] =
     [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON];
 
 /// Starts a server with these sources.
-fn serve(name: &str, sources: &str) -> Server {
+pub fn serve(name: &str, sources: &str) -> Server {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.toml"));
     fs::write(&file, sources).unwrap();
     let config = file.to_str().unwrap();
@@ -42,25 +42,25 @@ fn serve(name: &str, sources: &str) -> Server {
 }
 
 /// What the admin listener says of the only source.
-fn source(server: &Server) -> Value {
+pub fn source(server: &Server) -> Value {
     get_of_all_shards(server.admin.unwrap(), "/v1/shards").json()["sources"][0].clone()
 }
 
-fn wait_for_state(server: &Server, state: &str) {
+pub fn wait_for_state(server: &Server, state: &str) {
     eventually(&format!("the state {state}"), || source(server)["state"] == state);
 }
 
-fn numbers(numbers: std::ops::Range<u32>) -> impl Iterator<Item = String> {
+pub fn numbers(numbers: std::ops::Range<u32>) -> impl Iterator<Item = String> {
     numbers.map(|number| number.to_string())
 }
 
 /// Ticks of one topic with these numbers as payloads, from sequence 1.
-fn ticks(topic: &str, numbers: impl Iterator<Item = String>) -> ByTopic {
+pub fn ticks(topic: &str, numbers: impl Iterator<Item = String>) -> ByTopic {
     let ticks = (1..).zip(numbers).map(|(sequence, payload)| (sequence, payload.into_bytes())).collect();
     ByTopic::from([(topic.to_owned(), ticks)])
 }
 
-fn payloads(got: &Got, topic: &str) -> Vec<u32> {
+pub fn payloads(got: &Got, topic: &str) -> Vec<u32> {
     let ticks = got.ticks.get(topic).map(Vec::as_slice).unwrap_or_default();
     ticks.iter().map(|(_, payload)| std::str::from_utf8(payload).unwrap().parse().unwrap()).collect()
 }

@@ -130,11 +130,13 @@ counters! {
     SourceTicksDropped = "source_ticks_dropped", "ticks";
     /// Times a source of the server waited, because the ring to a shard was full.
     SourceWaits = "source_waits", "times";
+    /// Time that sources of the server waited, because the ring to a shard was full.
+    SourceWaitNs = "source_wait_ns", "nanoseconds";
     /// Times a topic's last values were evicted, because the memory of all last values was used up.
     LastValuesEvicted = "last_values_evicted", "times";
     /// Lines that a source of the server skipped, because they are not ticks.
     SourceLinesSkipped = "source_lines_skipped", "lines";
-    /// Ticks that sources have published from messages of their engines.
+    /// Ticks that sources have published.
     SourceTicks = "source_ticks", "ticks";
     /// Messages of their engines that sources skipped, because they do not map to a tick.
     SourceMessagesSkipped = "source_messages_skipped", "messages";
@@ -162,6 +164,12 @@ counters! {
     SinkTicksWaiting = "sink_ticks_waiting", "ticks";
     /// Times a sink connected to its engine.
     SinkConnections = "sink_connections", "times";
+    /// Messages that a source of a failover group did not publish, because another of its group publishes.
+    SourceMessagesStandby = "source_messages_standby", "messages";
+    /// Messages of a failover group that were not published again, because a source of the group had published their id.
+    SourceMessagesRepeated = "source_messages_repeated", "messages";
+    /// Times a source took over from another one of its failover group.
+    SourceActivations = "source_activations", "times";
     /// Ticks queued to subscribers.
     TicksDelivered = "ticks_delivered", "ticks";
     /// Ticks evicted from outboxes, to be conflated, dropped or queued again.

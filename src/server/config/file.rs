@@ -31,6 +31,7 @@ use crate::{
     error::Problem,
     sources::{
         KINDS,
+        common::CommonOptions,
         kind::SourceKind,
         sink::{self, kind::SinkKind},
     },
@@ -355,13 +356,17 @@ impl Reader<'_> {
             let is_text = value.is_str();
             return is_text.then_some(value).ok_or_else(|| "must be the name of a tenant, in quotes".into());
         }
+        if CommonOptions::keys().contains(&key) {
+            return lenient(written(&CommonOptions::default()), normalized::<CommonOptions>, &[key], value);
+        }
         let kind = SourceKind::named(kind).ok_or("no such kind")?;
         if kind.keys().contains(&key) {
             return lenient(kind.defaults(), |options| kind.normalized(options), &[key], value);
         }
         let known = kind.keys();
-        if declared::suggestion(key, known.iter().copied()).is_some() {
-            return Err(unknown_key(key, known.iter().copied()));
+        let all = || known.iter().chain(CommonOptions::keys()).copied();
+        if declared::suggestion(key, all()).is_some() {
+            return Err(unknown_key(key, all()));
         }
         let others = KINDS.iter().filter(|other| other.keys().contains(&key));
         let others: Vec<String> = others.map(|other| format!("{:?}", other.name)).collect();

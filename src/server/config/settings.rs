@@ -25,6 +25,7 @@ use crate::{
     error::Problem,
     sources::{
         KINDS,
+        common::CommonOptions,
         kind::{SourceKind, Starts},
         sink::kind::SinkKind,
     },
@@ -60,6 +61,8 @@ pub struct SourceTable {
     pub options: Table,
     /// Tenant of its topics; `None`: the default.
     pub tenant: Option<String>,
+    /// Keys that every kind has.
+    pub common: CommonOptions,
 }
 
 /// The effective options of `tickcast serve`, with their origins.
@@ -183,7 +186,8 @@ impl Settings {
                     }
                     _ => {
                         let keys = SourceKind::named(kind).map_or(&[][..], SourceKind::keys);
-                        ["kind"].iter().chain(keys).copied().chain([TENANT]).collect()
+                        let common = CommonOptions::keys().iter().copied().chain([TENANT]);
+                        ["kind"].iter().chain(keys).copied().chain(common).collect()
                     }
                 };
                 for key in keys {
@@ -517,7 +521,13 @@ impl Item {
         let mut options = self.values.clone();
         options.remove("kind");
         let tenant = options.remove(TENANT).and_then(|name| name.as_str().map(str::to_owned));
-        Some(SourceTable { kind: SourceKind::named(&self.kind)?, options, tenant })
+        let common: Table = CommonOptions::keys()
+            .iter()
+            .filter_map(|key| Some(((*key).to_owned(), options.remove(*key)?)))
+            .collect();
+        // Each value has been checked when the file was read.
+        let common = CommonOptions::deserialize(common).unwrap_or_default();
+        Some(SourceTable { kind: SourceKind::named(&self.kind)?, options, tenant, common })
     }
 
     /// The sink's options; `None` for an unknown kind, which reading the file refused.

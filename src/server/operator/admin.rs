@@ -18,6 +18,7 @@ pub mod process_sample;
 pub mod query;
 pub mod route;
 mod shard_replies;
+mod sources;
 mod stage;
 
 pub use self::stage::Stage;

@@ -407,7 +407,9 @@ fn what_is_printed_is_read_as_the_same_for_every_option() {
     assert_eq!(settings.tree, again.tree, "{printed}");
 
     for kind in KINDS.iter().filter(|kind| kind.flags.is_some()) {
-        for key in kind.keys() {
+        // A key that only a file sets, such as a table of waves, is printed once it is set.
+        let has_flag = |key: &&&str| declared::all().iter().any(|declared| declared.key == **key);
+        for key in kind.keys().iter().filter(has_flag) {
             assert!(printed.contains(&format!("\n{key} = ")), "{key} of {kind:?} in\n{printed}");
         }
     }

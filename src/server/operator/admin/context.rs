@@ -53,7 +53,7 @@ pub(super) struct AdminContext {
     /// When the process started, by the wall clock; computed once, so that all responses agree.
     pub(super) start_seconds: f64,
     /// When the context was created, CLOCK_MONOTONIC, so that steps of the wall clock do not change the uptime.
-    created_ns: u64,
+    pub(super) created_ns: u64,
 }
 
 impl AdminContext {

@@ -18,11 +18,12 @@ use super::{
     host,
     latency::{LatencyView, counts, hgrm},
     metrics::{self, Scrape, ShardSample},
-    overview::{Overview, ShardView, SinkView, SourceView},
+    overview::{Overview, ShardView, SinkView},
     process_sample,
     query::{LatencyFormat, RevocationQuery},
     route::{self, INDEX, RequestError, Route},
     shard_replies::ShardReplies,
+    sources::{self, SourceView},
     stage::Stage,
 };
 use crate::{
@@ -127,17 +128,11 @@ impl AdminContext {
         let stage = self.stage();
         match route {
             Route::Index => Reply::text(INDEX),
-            Route::Health => Reply::json(200, &json!({ "alive": true })),
-            Route::Ready if stage == Stage::Serving && self.is_overloaded() => {
-                Reply::json(503, &json!({ "ready": false, "reason": "overloaded" }))
-            }
-            Route::Ready if stage == Stage::Serving && self.is_reading_back() => {
-                Reply::json(503, &json!({ "ready": false, "reason": "a source reads back its log" }))
-            }
-            Route::Ready if stage == Stage::Serving => Reply::json(200, &json!({ "ready": true })),
-            Route::Ready => Reply::json(503, &json!({ "ready": false, "reason": stage.name() })),
+            Route::Health => Reply::json(200, &json!({ "alive": true, "sources": self.source_states() })),
+            Route::Ready => self.ready(stage),
             Route::Metrics => self.metrics().await,
             Route::Shards => self.shards().await,
+            Route::Sources => Reply::json(200, &json!({ "sources": self.source_views() })),
             Route::Tenants => Reply::json(200, &json!({ "tenants": views(&self.handles.tenants.get()) })),
             // There are no shards to query yet.
             _ if stage == Stage::Starting => Reply::error(&RequestError::new(503, stage.name())),
@@ -147,6 +142,30 @@ impl AdminContext {
             Route::Close(id) => self.close(id, by).await,
             Route::Revoke(query) => self.revoke(query, by).await,
         }
+    }
+
+    /// Whether clients are accepted: the server serves, no shard is overloaded (by option), and every required source is fit.
+    fn ready(&self, stage: Stage) -> Reply {
+        let sources = self.source_states();
+        let missing = sources::missing(&self.handles.sources, clock::monotonic_ns(), self.created_ns);
+        let reason = match stage {
+            Stage::Serving if self.is_overloaded() => "overloaded".to_owned(),
+            Stage::Serving if !missing.is_empty() => format!("required sources: {}", missing.join(", ")),
+            Stage::Serving if self.is_reading_back() => "a source reads back its log".to_owned(),
+            Stage::Serving => return Reply::json(200, &json!({ "ready": true, "sources": sources })),
+            _ => stage.name().to_owned(),
+        };
+        Reply::json(503, &json!({ "ready": false, "reason": reason, "sources": sources }))
+    }
+
+    fn source_states(&self) -> serde_json::Map<String, serde_json::Value> {
+        sources::states(&self.handles.sources, clock::monotonic_ns(), self.created_ns)
+    }
+
+    fn source_views(&self) -> Vec<SourceView> {
+        let now_ns = clock::monotonic_ns();
+        let view = |status| SourceView::new(status, now_ns, self.created_ns);
+        self.handles.sources.iter().map(view).collect()
     }
 
     /// 503 unless all shards replied. While draining, shards end one after the other, so missing replies are not an error.
@@ -181,6 +200,7 @@ impl AdminContext {
             shards: &samples.collect::<Vec<_>>(),
             sources: &self.handles.sources,
             sinks: &self.handles.sinks,
+            watched_since_ns: self.created_ns,
             certificates: &self.handles.certificates.get(),
             process: process_sample::sample(self.start_seconds),
             log_lines_dropped: logging::lines_dropped(),
@@ -199,7 +219,7 @@ impl AdminContext {
         let process = process_sample::sample(self.start_seconds);
         let mut overview = Overview::new(self.stage(), &process, self.uptime_seconds(), views.collect());
         overview.node.clone_from(&self.handles.node);
-        overview.sources = self.handles.sources.iter().map(SourceView::from).collect();
+        overview.sources = self.source_views();
         overview.sinks = self.handles.sinks.iter().map(SinkView::from).collect();
         self.json_of_shards(&overview.unanswered, &overview)
     }

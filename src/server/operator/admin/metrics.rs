@@ -3,6 +3,7 @@
 
 mod auth;
 mod sinks;
+mod sources;
 mod tenants;
 
 use std::fmt::{Display, Write};
@@ -12,7 +13,7 @@ use hdrhistogram::Histogram;
 use super::{process_sample::ProcessSample, stage::Stage};
 use crate::{
     auth::Authority,
-    sources::{KINDS, SourceStatus, health::Health, sink::SinkStatus},
+    sources::{SourceStatus, sink::SinkStatus},
     tls::CertificateStatus,
 };
 use tickcast_core::{
@@ -56,6 +57,8 @@ pub struct Scrape<'a> {
     pub sources: &'a [SourceStatus],
     /// Its sinks.
     pub sinks: &'a [SinkStatus],
+    /// When they began to be watched, CLOCK_MONOTONIC.
+    pub watched_since_ns: u64,
     /// When the certificates in use expire.
     pub certificates: &'a [CertificateStatus],
     /// The process.
@@ -122,20 +125,6 @@ fn series(counter: Counter) -> Series {
 const REFUSED_HELP: &str = "Connections refused, by reason: a limit (clients, source, rate), an overloaded shard (overload), a stopping server (draining), or an io_uring ring \
      out of memory (failed).";
 
-/// Whether sources count it, not shards.
-fn is_counted_by_sources(counter: Counter) -> bool {
-    matches!(
-        counter,
-        Counter::SourceTicksDropped
-            | Counter::SourceWaits
-            | Counter::SourceLinesSkipped
-            | Counter::SourceTicks
-            | Counter::SourceMessagesSkipped
-            | Counter::SourceMessagesLost
-            | Counter::SourceConnections
-    )
-}
-
 /// Writes the text format, family by family.
 struct Writer(String);
 
@@ -200,26 +189,13 @@ fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-fn sources(scrape: &Scrape<'_>, writer: &mut Writer) {
-    const NAME: &str = "tickcast_sources";
-    writer.family(NAME, "gauge", "Sources of the server, by kind and state.");
-    for kind in KINDS.iter().map(|kind| kind.name) {
-        let of_kind: Vec<Health> =
-            scrape.sources.iter().filter(|source| source.kind() == kind).map(SourceStatus::health).collect();
-        for state in Health::STATES {
-            let count = of_kind.iter().filter(|health| health.state() == state).count();
-            writer.sample(NAME, &[("source", &kind), ("state", &state)], count);
-        }
-    }
-}
-
 /// Formats a scrape. Label values are this crate's own words and numbers and need no escaping.
 ///
 /// Cost: about 150 lines and 8 KiB per shard.
 pub fn text(scrape: &Scrape<'_>) -> String {
     let mut writer = Writer(String::with_capacity(16 << 10));
     counters(scrape, &mut writer);
-    sources(scrape, &mut writer);
+    sources::sources(scrape, &mut writer);
     sinks::sinks(scrape, &mut writer);
     certificates(scrape, &mut writer);
     turns(scrape, &mut writer);
@@ -242,12 +218,8 @@ fn counters(scrape: &Scrape<'_>, writer: &mut Writer) {
         for (counter, series) in all.iter().filter(|(_, series)| series.family == *family) {
             let label = series.label.as_ref().map(|(name, value)| (*name, value as &dyn Display));
             let value = |count: u64| count as f64 / series.divisor;
-            if is_counted_by_sources(*counter) {
-                for kind in KINDS.iter().map(|kind| kind.name) {
-                    let of_kind = scrape.sources.iter().filter(|source| source.kind() == kind);
-                    let sum: u64 = of_kind.map(|source| source.counters().value(*counter)).sum();
-                    writer.sample(family, &[("source", &kind)], value(sum));
-                }
+            if sources::count(*counter) {
+                sources::counter(scrape, writer, family, |source| value(source.counters().value(*counter)));
                 continue;
             }
             for shard in scrape.shards {
@@ -435,6 +407,7 @@ fn server(scrape: &Scrape<'_>, writer: &mut Writer) {
 #[cfg(test)]
 pub(in crate::operator) mod tests {
     use super::*;
+    use crate::sources::{common::CommonOptions, health::Health};
     use tickcast_core::metrics::latency::Latency;
 
     /// A state with a different value in each gauge.
@@ -453,12 +426,15 @@ pub(in crate::operator) mod tests {
     }
 
     fn scraped(change: impl FnOnce(&Counters)) -> String {
-        let (one, two, source) = (Counters::default(), Counters::default(), SourceStatus::new("simulator"));
+        let (one, two) = (Counters::default(), Counters::default());
+        let grouped = CommonOptions { group: Some("g".into()), ..CommonOptions::default() };
+        let source = SourceStatus::new("simulator", grouped.resolved("sim"));
         change(&one);
         source.counters().add(Counter::SourceTicksDropped, 5);
         source.set_health(Health::Running);
         let sink = SinkStatus::new("orders", "jetstream");
         sink.status().counters().add(Counter::SinkTicks, 6);
+        source.note_heard(1, Some(2_000_000_000));
         let mut latency = Latency::default();
         for us in [5, 1_000, 1_001, 20_000_000] {
             latency.sequenced(1_000_000_000, 1_000_000_000 + us * 1_000);
@@ -475,6 +451,7 @@ pub(in crate::operator) mod tests {
             shards: &shards,
             sources: &[source],
             sinks: &[sink],
+            watched_since_ns: 0,
             certificates: &[],
             process,
             log_lines_dropped: 3,
@@ -536,10 +513,14 @@ pub(in crate::operator) mod tests {
         has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"clients\"} 0");
         has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
         has(&text, "tickcast_source_lines_skipped_total{source=\"replay\"} 0");
-        has(&text, "tickcast_source_ticks_dropped_total{source=\"simulator\"} 5");
+        has(&text, "tickcast_source_ticks_dropped_total{source=\"simulator\",name=\"sim\"} 5");
         has(&text, "tickcast_source_ticks_dropped_total{source=\"ecg\"} 0");
         has(&text, "tickcast_source_waits_total{source=\"replay\"} 0");
         has(&text, "tickcast_sources{source=\"simulator\",state=\"running\"} 1");
+        has(&text, "tickcast_source_active{source=\"simulator\",name=\"sim\",group=\"g\"} 1");
+        has(&text, "tickcast_source_fit{source=\"simulator\",name=\"sim\",group=\"g\"} 1");
+        has(&text, "tickcast_source_lag_seconds{source=\"simulator\",name=\"sim\",group=\"g\"} 2");
+        assert!(!text.contains("tickcast_source_lag_messages{"), "not known");
         has(&text, "tickcast_sources{source=\"simulator\",state=\"waiting\"} 0");
         has(&text, "tickcast_sink_ticks_total{sink=\"orders\"} 6");
         has(&text, "tickcast_sink_ticks_waiting{sink=\"orders\"} 0");

@@ -17,6 +17,8 @@ pub enum Route {
     Metrics,
     /// Each shard's counters and gauges.
     Shards,
+    /// Each source's state, lag and counters.
+    Sources,
     /// Each tenant's quota and use.
     Tenants,
     /// Topics.
@@ -65,6 +67,7 @@ GET /metrics                       Prometheus text format
 GET /healthz                       200 while the process is alive
 GET /readyz                        200 while clients are accepted
 GET /v1/shards                     each shard's counters and gauges
+GET /v1/sources                    each source's state, lag and counters
 GET /v1/tenants                    each tenant's quota and use
 GET /v1/topics                     ?prefix= &tenant= &sort=ticks|bytes|newest &limit=
 GET /v1/sessions                   ?tenant= &sort=outbox|lag|dropped|conflated|topics|newest &limit=
@@ -102,6 +105,7 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, RequestErro
         "/readyz" => plain(Route::Ready),
         "/metrics" => plain(Route::Metrics),
         "/v1/shards" => plain(Route::Shards),
+        "/v1/sources" => plain(Route::Sources),
         "/v1/tenants" => plain(Route::Tenants),
         "/v1/topics" => query::topics(query).map(Route::Topics),
         "/v1/sessions" => query::sessions(query).map(Route::Sessions),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::responses::{SessionEntry, ShardCounters, ShardEntry, Snapshot, TopicEntry};
+use super::responses::{SessionEntry, ShardCounters, ShardEntry, Snapshot, SourceEntry, TopicEntry};
 use crate::limits::ADMIN_ROWS_MAX;
 
 /// Events per second.
@@ -148,6 +148,8 @@ pub struct Figures {
     pub unanswered: Vec<u16>,
     /// Overloaded shards.
     pub overloaded: Vec<u16>,
+    /// The server's sources.
+    pub sources: Vec<SourceEntry>,
     /// Latencies, or why there are none.
     pub latency: Result<LatencyFigures, String>,
     /// Topics by rate, the highest first, or why there are none.
@@ -203,6 +205,7 @@ impl Figures {
                 .filter(|shard| shard.counters.overloaded > 0)
                 .map(|shard| shard.shard)
                 .collect(),
+            sources: now.server.sources.clone(),
             latency: latency(before, now),
             topics: topics(earlier, now),
             topics_total: sum(|shard| shard.state.map_or(0, |state| state.topics)),
@@ -370,6 +373,7 @@ pub(super) mod tests {
                 descriptors: Some(99),
                 shards: (0..shards).map(shard).collect(),
                 unanswered: Vec::new(),
+                sources: Vec::new(),
             },
             topics: Ok(TopicsResponse {
                 topics: (0..topics.min(ADMIN_ROWS_MAX as u64)).map(topic).collect(),

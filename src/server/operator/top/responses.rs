@@ -3,7 +3,7 @@
 //! Separate from the types that the server writes, so that one version can read another's responses.
 
 use serde::{
-    Deserialize,
+    Deserialize, Deserializer,
     de::{DeserializeOwned, IgnoredAny},
 };
 
@@ -46,6 +46,32 @@ pub struct ServerResponse {
     pub shards: Vec<ShardEntry>,
     /// Shards that did not reply in time.
     pub unanswered: Vec<u16>,
+    /// The server's sources. Empty from versions that say less of them.
+    #[serde(default, deserialize_with = "known_sources")]
+    pub sources: Vec<SourceEntry>,
+}
+
+/// A source.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct SourceEntry {
+    /// Its name.
+    pub name: String,
+    /// What it waits for, or why it has failed.
+    pub reason: Option<String>,
+    /// Why it cannot be relied on.
+    pub unfit: Option<String>,
+    /// Whether it publishes, and not another one of its group.
+    pub active: bool,
+    /// Ticks per second.
+    pub ticks_per_second: f64,
+    /// Messages that its engine holds and it has not taken.
+    pub lag_messages: Option<u64>,
+}
+
+/// The sources with all fields; those of version 0.1 have no name.
+fn known_sources<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SourceEntry>, D::Error> {
+    let sources = Vec::<serde_json::Value>::deserialize(deserializer)?;
+    Ok(sources.into_iter().filter_map(|source| serde_json::from_value(source).ok()).collect())
 }
 
 /// A shard.
@@ -306,7 +332,8 @@ mod tests {
         let overview = Overview::new(Stage::Serving, &ProcessSample::default(), 9.5, Vec::new());
         let mut older = serde_json::to_value(&overview).unwrap();
         older.as_object_mut().unwrap().remove("start_seconds").unwrap();
+        older["sources"] = serde_json::json!([{ "kind": "replay", "state": "running" }]);
         let server: ServerResponse = parse(200, older.to_string().as_bytes()).unwrap();
-        assert_eq!(server.start_seconds, None);
+        assert_eq!((server.start_seconds, server.sources), (None, Vec::new()));
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{
     grid::{Cell, Grid},
     model::{Model, Panel},
-    view,
+    sources, view,
 };
 use crate::limits::TOP_ROWS_ONCE;
 
@@ -20,7 +20,10 @@ pub fn text(model: &Model) -> String {
     for cells in view::header(model, ANY_WIDTH) {
         line(&mut text, cells);
     }
-    if let Some(notice) = view::unanswered_notice(figures) {
+    if let Some(cells) = sources::line(figures, ANY_WIDTH) {
+        line(&mut text, cells);
+    }
+    for notice in view::unanswered_notice(figures).into_iter().chain(sources::notices(figures)) {
         let _ = writeln!(text, "{notice}");
     }
     text.push('\n');

@@ -6,7 +6,7 @@ use std::{
 
 use super::*;
 use crate::operator::admin::access::{AdminAccess, Rule};
-use crate::sources::SourceStatus;
+use crate::sources::{SourceStatus, common::Common};
 use crate::{
     config::listener::SocketBounds,
     limits::ADMIN_SERVED_MAX,
@@ -22,7 +22,7 @@ use tickcast_proto::ids::ShardId;
 const SHARDS: u16 = 2;
 
 fn start(dispatch: impl Fn(Dispatch) + Send + Sync + 'static) -> AdminListener {
-    start_known_as(None, None, &SourceStatus::new("simulator"), dispatch).1
+    start_known_as(None, None, &SourceStatus::new("simulator", Common::named("simulator")), dispatch).1
 }
 
 /// A listener that believes it has the address `known_as`, and its real address.
@@ -110,8 +110,12 @@ fn while_starting_it_is_alive_but_not_ready_and_queries_no_shard() {
 #[test]
 fn a_server_is_not_ready_while_a_shard_is_overloaded_if_the_option_says_so() {
     let counters = Arc::new(Counters::default());
-    let (_, admin) =
-        start_known_as(None, Some((7, counters.clone())), &SourceStatus::new("simulator"), |_| {});
+    let (_, admin) = start_known_as(
+        None,
+        Some((7, counters.clone())),
+        &SourceStatus::new("simulator", Common::named("simulator")),
+        |_| {},
+    );
     admin.set_stage(Stage::Serving);
     assert_eq!(request(&admin, "GET /readyz").0, 200);
     counters.set(Counter::Overloaded, 1);
@@ -124,7 +128,7 @@ fn a_server_is_not_ready_while_a_shard_is_overloaded_if_the_option_says_so() {
 
 #[test]
 fn a_server_is_not_ready_while_a_source_reads_back_its_log() {
-    let source = SourceStatus::new("jetstream");
+    let source = SourceStatus::new("jetstream", Common::named("jetstream"));
     source.set_reading_back(true);
     let (_, admin) = start_known_as(None, None, &source, |_| {});
     admin.set_stage(Stage::Serving);
@@ -138,7 +142,10 @@ fn a_server_is_not_ready_while_a_source_reads_back_its_log() {
 #[test]
 fn readiness_reports_the_stage() {
     let admin = serving(|_, _| {});
-    assert_eq!(request(&admin, "GET /readyz"), (200, "{\"ready\":true}\n".into()));
+    assert_eq!(
+        request(&admin, "GET /readyz"),
+        (200, "{\"ready\":true,\"sources\":{\"simulator\":\"waiting\"}}\n".into())
+    );
     admin.set_stage(Stage::Draining);
     let (status, body) = request(&admin, "GET /readyz");
     assert_eq!(status, 503);
@@ -220,11 +227,16 @@ fn foreign_and_malformed_requests_are_refused() {
 #[test]
 fn off_loopback_any_host_is_accepted_but_no_web_page_closes_a_session() {
     let known_as = Some("192.0.2.1:9490".parse().unwrap());
-    let (address, admin) = start_known_as(known_as, None, &SourceStatus::new("simulator"), |mut dispatch| {
-        if let ShardRequest::Close(7, reply) = (dispatch.request)(ShardId(0)) {
-            reply.send(true);
-        }
-    });
+    let (address, admin) = start_known_as(
+        known_as,
+        None,
+        &SourceStatus::new("simulator", Common::named("simulator")),
+        |mut dispatch| {
+            if let ShardRequest::Close(7, reply) = (dispatch.request)(ShardId(0)) {
+                reply.send(true);
+            }
+        },
+    );
     admin.set_stage(Stage::Serving);
     let close = "DELETE /v1/sessions/0-7 HTTP/1.1\r\nHost: monitor.example\r\n";
     let answer = |request: String| status(&exchange_with(address, request.as_bytes()));

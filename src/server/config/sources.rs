@@ -1,0 +1,86 @@
+//! The sources: options of their kinds, and what every kind has.
+
+use super::{Checks, settings::SourceTable, tenant::TENANT};
+use crate::{
+    limits,
+    sources::{
+        common::Common,
+        kind::{OptionChecks, SourceBounds, SourceConfig},
+    },
+};
+use tickcast_core::tenants::Tenants;
+use tickcast_proto::{
+    frame,
+    records::{TickTimes, WireRecord},
+};
+
+impl Checks<'_> {
+    pub(super) fn source_bounds(&self, reads_files: bool) -> SourceBounds {
+        let limits = &self.settings.tables.limits;
+        let frame_max = limits.frame_max.bytes.max(limits::FRAME_BYTES_MAX_LOWEST);
+        SourceBounds {
+            payload_bytes_max: frame_max - frame::encoded_len(TickTimes::STRIDE, 0) - limits::FRAME_ALIGN,
+            topics_max: limits.topics_max,
+            reads_files,
+        }
+    }
+
+    pub(super) fn sources(&mut self, bounds: SourceBounds, tenants: &Tenants) -> Vec<SourceConfig> {
+        let settings = self.settings;
+        let commons = self.commons();
+        let mut sources = Vec::new();
+        for ((at, table), common) in settings.sources.iter().enumerate().zip(commons) {
+            let path = |key: &str| format!("source[{at}].{key}");
+            let is_same = |other: &SourceTable| (other.kind, &other.tenant) == (table.kind, &table.tenant);
+            if table.kind.is_single && settings.sources[..at].iter().any(is_same) {
+                let text = "there is such a source already, and two would publish on the same topics";
+                self.refuse(&path("kind"), text.into());
+                continue;
+            }
+            let mut checks = OptionChecks::new(bounds);
+            let tenant = self.tenant(&path(TENANT), table.tenant.as_deref(), tenants);
+            let source = table.kind.configure(&table.options, &mut checks);
+            if common.group.is_some() && source.as_ref().is_some_and(SourceConfig::reads_back) {
+                checks.refuse(
+                    "position",
+                    "\"log\": not in a group, because its sources have logs of their own",
+                );
+            }
+            sources.extend(source.map(|source| source.of_tenant(tenant).with_common(common)));
+            checks.into_refused().into_iter().for_each(|(key, text)| self.refuse(&path(key), text));
+        }
+        sources
+    }
+
+    /// What every kind has, for each source in order: names that differ, and groups of one tenant.
+    fn commons(&mut self) -> Vec<Common> {
+        let tables = &self.settings.sources;
+        let given = |name: &str| tables.iter().any(|table| table.common.name.as_deref() == Some(name));
+        let mut names: Vec<String> = Vec::new();
+        for (at, table) in tables.iter().enumerate() {
+            let path = |key: &str| format!("source[{at}].{key}");
+            let mut refused = Vec::new();
+            table.common.check(|key, text| refused.push((key, text)));
+            if let Some(name) = &table.common.name
+                && names.contains(name)
+            {
+                refused.push(("name", format!("{name:?}: there is such a source already")));
+            }
+            let kind = table.kind.name;
+            if table.common.group.is_some() && !table.kind.keys().contains(&"map") {
+                refused.push(("group", format!("a source of kind {kind:?} cannot be in a group")));
+            }
+            let of_group = tables[..at]
+                .iter()
+                .find(|other| table.common.group.is_some() && other.common.group == table.common.group);
+            if of_group.is_some_and(|other| other.tenant != table.tenant) {
+                refused.push(("group", "its sources have different tenants".into()));
+            }
+            refused.into_iter().for_each(|(key, text)| self.refuse(&path(key), text));
+            let mut free = std::iter::once(kind.to_owned()).chain((2..).map(|n| format!("{kind}-{n}")));
+            let default = free.find(|name| !names.contains(name) && !given(name));
+            names.push(table.common.name.clone().or(default).unwrap_or_default());
+        }
+        tables.iter().zip(&names).map(|(table, name)| table.common.resolved(name)).collect()
+    }
+}

@@ -1,0 +1,233 @@
+//! Failover groups: several sources of the same ticks, of which one publishes.
+//!
+//! ```text
+//!  order of the file   source 0 (primary)   source 1      source 2
+//!                            |                  |             |       all connected, all read
+//!                            v                  v             v
+//!                        publishes           standby       standby    what a standby reads is not published
+//!
+//!  the one that publishes is unfit (down, stale, late)        -> the first fit one publishes, at once
+//!  one before it has been fit for its `return_after`          -> that one publishes again
+//!  none is fit                                                -> nothing changes
+//! ```
+//!
+//! A standby reads, because only then is known whether it is fit, and because a switch then takes no connection. What that costs is
+//! the reading.
+//!
+//! The main thread calls [`Failover::turn`]; the sources' threads look at [`SourceStatus::is_standby`].
+
+use std::sync::Arc;
+
+use super::{
+    standby::RecentIds,
+    status::{SourceStatus, Unfit},
+};
+use tickcast_core::metrics::counters::Counter;
+
+/// How often the groups are looked at: a source that falls silent is replaced within `stale_after` and this.
+pub const FAILOVER_TURN_NS: u64 = 100_000_000;
+
+/// All failover groups of a server.
+#[derive(Debug)]
+pub struct Failover {
+    groups: Vec<Group>,
+    due_ns: u64,
+}
+
+/// A group.
+///
+/// Invariant: exactly one member is not a standby, the active one.
+#[derive(Debug)]
+struct Group {
+    name: Box<str>,
+    /// In the order of the file: the first has the highest priority.
+    members: Vec<Member>,
+    active: usize,
+    ids: Arc<RecentIds>,
+}
+
+#[derive(Debug)]
+struct Member {
+    status: SourceStatus,
+    /// Since when it has been fit; `None`: it is not.
+    fit_since_ns: Option<u64>,
+}
+
+impl Failover {
+    /// The groups of these sources. The first of each publishes.
+    pub fn new(statuses: &[SourceStatus]) -> Failover {
+        let mut groups: Vec<Group> = Vec::new();
+        for status in statuses {
+            let Some(name) = &status.common().group else { continue };
+            let member = Member { status: status.clone(), fit_since_ns: None };
+            let at = match groups.iter().position(|group| group.name == *name) {
+                Some(at) => {
+                    status.set_standby(true);
+                    at
+                }
+                None => {
+                    let (name, ids) = (name.clone(), Arc::default());
+                    groups.push(Group { name, members: Vec::new(), active: 0, ids });
+                    groups.len() - 1
+                }
+            };
+            status.join_group(&groups[at].ids);
+            groups[at].members.push(member);
+        }
+        Failover { groups, due_ns: 0 }
+    }
+
+    /// Looks at the groups, and lets other sources publish where they must. Returns the time to the next turn, in nanoseconds;
+    /// `None`: there are no groups. `started_ns`: when the sources were started. Times are of CLOCK_MONOTONIC.
+    pub fn turn(&mut self, now_ns: u64, started_ns: u64) -> Option<u64> {
+        if self.groups.is_empty() {
+            return None;
+        }
+        if now_ns >= self.due_ns {
+            self.due_ns = now_ns.saturating_add(FAILOVER_TURN_NS);
+            self.groups.iter_mut().for_each(|group| group.turn(now_ns, started_ns));
+        }
+        Some(self.due_ns.saturating_sub(now_ns))
+    }
+}
+
+impl Group {
+    fn turn(&mut self, now_ns: u64, started_ns: u64) {
+        let mut unfit = None;
+        for (at, member) in self.members.iter_mut().enumerate() {
+            let why = member.status.unfit(now_ns, started_ns);
+            member.fit_since_ns = match why {
+                None => member.fit_since_ns.or(Some(now_ns)),
+                Some(_) => None,
+            };
+            if at == self.active {
+                unfit = why;
+            }
+        }
+        let next = match unfit {
+            Some(_) => self.members.iter().position(|member| member.fit_since_ns.is_some()),
+            None => self.members[..self.active].iter().position(|member| member.may_return(now_ns)),
+        };
+        if let Some(next) = next.filter(|&next| next != self.active) {
+            self.switch(next, unfit);
+        }
+    }
+
+    fn switch(&mut self, next: usize, unfit: Option<Unfit>) {
+        let (before, after) = (&self.members[self.active].status, &self.members[next].status);
+        // In this order: for a moment none publishes, never both.
+        before.set_standby(true);
+        after.set_standby(false);
+        after.counters().add(Counter::SourceActivations, 1);
+        let (group, before, after) = (&self.name, before.name(), after.name());
+        match unfit {
+            Some(unfit) => {
+                ::log::warn!(
+                    "group {group}: {after} publishes instead of {before}, which is {}",
+                    unfit.name()
+                );
+            }
+            None => ::log::info!("group {group}: {after} publishes again instead of {before}"),
+        }
+        self.active = next;
+    }
+}
+
+impl Member {
+    fn may_return(&self, now_ns: u64) -> bool {
+        let after_ns = self.status.common().return_after_ns;
+        self.fit_since_ns.is_some_and(|since_ns| now_ns.saturating_sub(since_ns) >= after_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        common::{Common, CommonOptions},
+        health::{Health, Waiting},
+    };
+    use tickcast_common::values::Time;
+
+    const MS: u64 = 1_000_000;
+
+    /// Sources of one group that are unfit after a second of silence and return after three.
+    fn group(names: &[&str]) -> (Vec<SourceStatus>, Failover) {
+        let options = CommonOptions {
+            group: Some("g".into()),
+            stale_after: Some(Time::from_ms(1_000)),
+            return_after: Some(Time::from_ms(3_000)),
+            ..CommonOptions::default()
+        };
+        let statuses: Vec<SourceStatus> =
+            names.iter().map(|name| SourceStatus::new("nats", options.resolved(name))).collect();
+        statuses.iter().for_each(|status| status.set_health(Health::Running));
+        let failover = Failover::new(&statuses);
+        (statuses, failover)
+    }
+
+    fn active(statuses: &[SourceStatus]) -> String {
+        let active: Vec<&str> =
+            statuses.iter().filter(|status| !status.is_standby()).map(SourceStatus::name).collect();
+        active.join(" ")
+    }
+
+    /// Runs until `to_ms`; each of these sources takes a message before every turn.
+    fn run(failover: &mut Failover, from_ms: u64, to_ms: u64, heard: &[&SourceStatus]) {
+        for ms in (from_ms..to_ms).step_by(100) {
+            heard.iter().for_each(|status| status.note_heard(ms * MS, None));
+            failover.turn(ms * MS, 0);
+        }
+    }
+
+    #[test]
+    fn a_silent_primary_is_replaced_within_its_time_and_returns_only_once_it_has_lasted() {
+        let (sources, mut failover) = group(&["a", "b"]);
+        let [a, b] = &sources[..] else { panic!() };
+        run(&mut failover, 100, 5_000, &[a, b]);
+        assert_eq!(active(&sources), "a");
+        run(&mut failover, 5_000, 5_900, &[b]);
+        assert_eq!(active(&sources), "a", "silent for less than a second");
+        run(&mut failover, 5_900, 6_100, &[b]);
+        assert_eq!(active(&sources), "b");
+        // It comes and goes: not long enough.
+        run(&mut failover, 6_100, 8_000, &[a, b]);
+        run(&mut failover, 8_000, 9_500, &[b]);
+        run(&mut failover, 9_500, 12_400, &[a, b]);
+        assert_eq!(active(&sources), "b");
+        run(&mut failover, 12_400, 12_700, &[a, b]);
+        assert_eq!(active(&sources), "a");
+        assert_eq!(a.counters().value(Counter::SourceActivations), 1);
+        assert_eq!(b.counters().value(Counter::SourceActivations), 1);
+    }
+
+    #[test]
+    fn a_source_that_is_down_is_replaced_at_once_by_the_first_fit_one() {
+        let (sources, mut failover) = group(&["a", "b", "c"]);
+        let [a, b, c] = &sources[..] else { panic!() };
+        run(&mut failover, 100, 2_000, &[a, c]);
+        a.set_health(Health::Waiting(Waiting::Engine("refused".into())));
+        run(&mut failover, 2_000, 2_100, &[c]);
+        assert_eq!(active(&sources), "c", "b has never been heard");
+        // The fallback fails too: one that has only just become fit is better than none.
+        c.set_health(Health::Failed("gone".into()));
+        run(&mut failover, 2_100, 2_200, &[b]);
+        assert_eq!(active(&sources), "b");
+    }
+
+    #[test]
+    fn a_group_of_which_none_is_fit_stays_as_it_is() {
+        let (sources, mut failover) = group(&["a", "b"]);
+        run(&mut failover, 100, 60_000, &[]);
+        assert_eq!(active(&sources), "a");
+        assert_eq!(sources[1].counters().value(Counter::SourceActivations), 0);
+    }
+
+    #[test]
+    fn sources_without_a_group_are_left_alone() {
+        let status = SourceStatus::new("nats", Common::named("a"));
+        let mut failover = Failover::new(std::slice::from_ref(&status));
+        assert_eq!(failover.turn(1, 0), None);
+        assert!(!status.is_standby());
+    }
+}

@@ -1,0 +1,161 @@
+//! Where a reader is in each partition of its topics. Plain data: no client, no clock.
+
+use super::connection::PartitionEnd;
+
+/// Where reading goes on in a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Where the configuration says: reading has not begun, and the partition was there when the source first looked.
+    Start,
+    /// At the oldest message: the partition came later, so that all of it is new.
+    Beginning,
+    /// At this offset.
+    Next(i64),
+}
+
+/// What the bounds of a partition say about going on at an offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Continuation {
+    /// The offset is within the bounds.
+    Same,
+    /// Retention has passed it: at most this many messages are lost, fewer where offsets are not dense.
+    Passed { lost: u64 },
+    /// It lies beyond the end: the topic was made again, or its log was cut.
+    SetBack,
+}
+
+impl Continuation {
+    /// Going on at `next` in a partition that has the offsets from `low` to before `high`.
+    pub fn of(next: i64, low: i64, high: i64) -> Continuation {
+        match (low.saturating_sub(next), next > high) {
+            (_, true) => Continuation::SetBack,
+            (lost @ 1.., _) => Continuation::Passed { lost: lost.unsigned_abs() },
+            _ => Continuation::Same,
+        }
+    }
+}
+
+/// Every topic that was ever found, with its place in each partition.
+///
+/// Invariant: topics are in the order of their names, so that a message's topic is found by halving.
+#[derive(Clone, Debug, Default)]
+pub struct Positions {
+    topics: Vec<Topic>,
+    /// The topic of the last message: the next one is most likely of the same.
+    last: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Topic {
+    name: String,
+    /// Whether the cluster had it when the source last looked.
+    is_present: bool,
+    places: Vec<Place>,
+}
+
+impl Positions {
+    /// Notes which topics the cluster has, each with its number of partitions. New partitions begin at `place`. Returns whether
+    /// anything has changed.
+    pub fn update(&mut self, found: &[(String, usize)], place: Place) -> bool {
+        let mut has_changed = false;
+        for topic in &mut self.topics {
+            let is_present = found.iter().any(|(name, _)| *name == topic.name);
+            has_changed |= std::mem::replace(&mut topic.is_present, is_present) != is_present;
+        }
+        for (name, partitions) in found {
+            let at = self.topics.binary_search_by(|topic| topic.name.cmp(name)).unwrap_or_else(|at| {
+                self.topics.insert(at, Topic { name: name.clone(), is_present: true, places: Vec::new() });
+                at
+            });
+            let places = &mut self.topics[at].places;
+            has_changed |= places.len() != *partitions;
+            places.resize(*partitions, place);
+        }
+        self.last = 0;
+        has_changed
+    }
+
+    /// Topics and partitions to read, with their places.
+    pub fn present(&mut self) -> impl Iterator<Item = (&str, i32, &mut Place)> {
+        self.topics.iter_mut().filter(|topic| topic.is_present).flat_map(|topic| {
+            let Topic { name, places, .. } = topic;
+            let name = &**name;
+            (0..).zip(places).map(move |(partition, place)| (name, partition, place))
+        })
+    }
+
+    /// The place in a partition; `None`: it is not known.
+    pub fn place(&mut self, topic: &str, partition: i32) -> Option<&mut Place> {
+        if self.topics.get(self.last).is_none_or(|last| last.name != topic) {
+            self.last = self.topics.binary_search_by(|known| (*known.name).cmp(topic)).ok()?;
+        }
+        self.topics[self.last].places.get_mut(usize::try_from(partition).ok()?)
+    }
+
+    /// Messages between the places and these ends. An upper bound: offsets need not be dense.
+    pub fn lag(&mut self, ends: &[PartitionEnd]) -> u64 {
+        let of_partition = |at: &PartitionEnd| match self.place(&at.topic, at.partition) {
+            Some(Place::Next(next)) => at.end.saturating_sub(*next).max(0).unsigned_abs(),
+            _ => 0,
+        };
+        ends.iter().map(of_partition).fold(0, u64::saturating_add)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(topics: &[(&str, usize)]) -> Vec<(String, usize)> {
+        topics.iter().map(|(name, partitions)| ((*name).to_owned(), *partitions)).collect()
+    }
+
+    #[test]
+    fn a_partition_goes_on_where_it_was_unless_its_log_has_no_such_offset() {
+        for (next, low, high, expected) in [
+            (5, 0, 9, Continuation::Same),
+            (9, 0, 9, Continuation::Same),
+            (0, 0, 0, Continuation::Same),
+            (7, 7, 7, Continuation::Same),
+            (5, 7, 9, Continuation::Passed { lost: 2 }),
+            (5, 9, 9, Continuation::Passed { lost: 4 }),
+            (10, 0, 9, Continuation::SetBack),
+            (10, 0, 0, Continuation::SetBack),
+        ] {
+            assert_eq!(Continuation::of(next, low, high), expected, "{next} in {low} to {high}");
+        }
+    }
+
+    #[test]
+    fn partitions_and_topics_that_come_later_are_read_whole_and_those_that_go_keep_their_place() {
+        let mut positions = Positions::default();
+        assert!(positions.update(&found(&[("b", 1), ("a", 2)]), Place::Start));
+        assert!(!positions.update(&found(&[("a", 2), ("b", 1)]), Place::Beginning), "nothing has changed");
+        *positions.place("a", 1).unwrap() = Place::Next(7);
+        assert!(positions.update(&found(&[("a", 3), ("c", 1)]), Place::Beginning));
+        let present: Vec<(String, i32, Place)> =
+            positions.present().map(|(name, at, place)| (name.to_owned(), at, *place)).collect();
+        let expected = [
+            ("a", 0, Place::Start),
+            ("a", 1, Place::Next(7)),
+            ("a", 2, Place::Beginning),
+            ("c", 0, Place::Beginning),
+        ];
+        assert_eq!(present, expected.map(|(name, at, place)| (name.to_owned(), at, place)));
+        assert_eq!(positions.place("b", 0), Some(&mut Place::Start));
+        for (topic, partition) in [("b", 1), ("a", -1), ("x", 0)] {
+            assert_eq!(positions.place(topic, partition), None, "{topic} {partition}");
+        }
+    }
+
+    #[test]
+    fn the_lag_is_what_lies_between_places_and_ends() {
+        let mut positions = Positions::default();
+        positions.update(&found(&[("a", 2), ("b", 1)]), Place::Start);
+        *positions.place("a", 0).unwrap() = Place::Next(4);
+        *positions.place("a", 1).unwrap() = Place::Next(9);
+        let end = |topic: &str, partition, end| PartitionEnd { topic: topic.into(), partition, end };
+        let ends = [end("a", 0, 10), end("a", 1, 8), end("b", 0, 50), end("x", 0, 50)];
+        assert_eq!(positions.lag(&ends), 6, "b is not read yet, x is none of the topics");
+    }
+}
