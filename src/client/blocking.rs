@@ -45,7 +45,7 @@ const INPUT_BYTES_MAX: usize = 4 << 20;
 /// The forms of an address, for errors.
 const ADDRESS_FORMS: &str = "HOST:PORT, tls://HOST:PORT, ws://HOST:PORT/ws, wss://HOST:PORT/ws or unix:/path";
 /// Prefix of a Unix socket's address.
-const UNIX_PREFIX: &str = "unix:";
+pub(crate) const UNIX_PREFIX: &str = "unix:";
 /// The bytes in place of a frame's magic if an HTTP server answers, `HTTP/1.1 400`.
 const HTTP_MAGIC: u16 = u16::from_le_bytes(*b"/1");
 /// The bytes in place of the magic in a TLS alert: the end of the record's length, and the level "fatal".

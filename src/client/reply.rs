@@ -225,9 +225,11 @@ pub(super) fn from_frame(
     }))
 }
 
-/// The number of ticks in a range. If the server does not give it, the number of sequences.
+/// The number of ticks in a range: at most that of its sequences, whatever the server says, so that sums of ranges do not overflow.
+/// If the server does not give it, the number of sequences.
 fn counted(from: u64, to: u64, count: u64) -> u64 {
-    if count == 0 { to.saturating_sub(from) } else { count }
+    let sequences = to.saturating_sub(from);
+    if count == 0 { sequences } else { count.min(sequences) }
 }
 
 /// The fields of all server messages in one struct. Unknown fields are ignored.
@@ -449,4 +451,17 @@ fn tick_from_json(
 
 fn topic_id(topics: &Topics, name: &str) -> Result<u32, ProtocolError> {
     topics.id(name).ok_or_else(|| ProtocolError::UnknownTopic(name.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_is_never_more_than_the_range_holds() {
+        assert_eq!(counted(3, 9, 0), 6, "not given");
+        assert_eq!(counted(3, 9, 4), 4);
+        assert_eq!(counted(3, 9, u64::MAX), 6);
+        assert_eq!(counted(9, 3, 5), 0);
+    }
 }

@@ -1,6 +1,6 @@
 //! Where a reconnecting client connects to: in turn the address that the caller gave, and those that a server has named.
 
-use crate::Address;
+use crate::{Address, blocking::UNIX_PREFIX};
 use tickcast_proto::limits::NODES_MAX;
 
 /// The addresses, and whose turn it is.
@@ -29,18 +29,22 @@ impl Addresses {
         &self.all[self.at]
     }
 
-    /// Replaces the others by those of a server, separated by spaces. Ignores addresses of other transports than the caller's, and
-    /// all beyond [`NODES_MAX`]. The path stays the caller's, because it may hold patterns and the client's identity.
+    /// Replaces the others by those of a server, separated by spaces. Ignores addresses of other transports than the caller's (all,
+    /// if that is a Unix socket: what goes through it may not go over a network), and those beyond [`NODES_MAX`]. The path stays the caller's, because it may hold patterns and the client's identity.
     pub(super) fn set_others(&mut self, named: &str) {
         let current = self.all[self.at].host.clone();
         self.all.truncate(1);
         let Address { host, path, encoding, is_tls } = self.all[0].clone();
+        if host.starts_with(UNIX_PREFIX) {
+            self.at = 0;
+            return;
+        }
         let others = named.split(' ').take(NODES_MAX).filter_map(|text| Address::parse(text).ok());
         let others = others.filter(|other| {
             other.is_tls == is_tls
                 && other.path.is_empty() == path.is_empty()
                 && other.host != host
-                && !other.host.starts_with("unix:")
+                && !other.host.starts_with(UNIX_PREFIX)
         });
         self.all.extend(others.map(|other| Address { path: path.clone(), encoding, ..other }));
         self.at = self.all.iter().position(|address| address.host == current).unwrap_or(0);
@@ -80,6 +84,7 @@ mod tests {
         let named = "b:1 tls://c:1 ws://d:1 wss://e:1/ws ws://f:1/other unix:/g :";
         assert_eq!(turns(addresses("a:1", named), 2), ["b:1", "a:1"]);
         assert_eq!(turns(addresses("tls://a:1", named), 2), ["c:1", "a:1"]);
+        assert_eq!(turns(addresses("unix:/a", named), 2), ["unix:/a", "unix:/a"]);
         assert_eq!(turns(addresses("wss://a:1/ws", named), 2), ["e:1", "a:1"]);
         let mut sockets = addresses("ws://a:1/ws?client=me", named);
         let next = sockets.next();
