@@ -92,6 +92,8 @@ pub struct Limits {
     pub nodes: Nodes,
     /// Topics whose publishes go to other engines.
     pub routes: Arc<Routes>,
+    /// Whether a source gives topics the positions of its log. Then a position in a topic that this node has yet to read can wait.
+    pub is_fed_by_logs: bool,
 }
 
 /// This server among others that serve the same topics, as NODES tells clients.
@@ -201,6 +203,7 @@ impl Default for Limits {
             tenants: Arc::default(),
             nodes: Nodes::default(),
             routes: Arc::default(),
+            is_fed_by_logs: false,
         }
     }
 }

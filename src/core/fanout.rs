@@ -27,6 +27,7 @@ use self::{
     wildcard::{Matching, Wildcards},
 };
 pub use self::{
+    awaited::AwaitedSettings,
     conflation::{CloseBudget, PaceTimer},
     egress_logs::{EgressLogs, LogIndex},
     recovery::HistoryRequest,
@@ -136,7 +137,13 @@ pub struct DeliveryCounts {
 
 impl Fanout {
     /// A fan-out without subscriptions or topics.
-    pub fn new(shard: ShardId, shards: u16, epoch: u64, settings: Settings) -> Fanout {
+    pub fn new(
+        shard: ShardId,
+        shards: u16,
+        epoch: u64,
+        settings: Settings,
+        awaited: AwaitedSettings,
+    ) -> Fanout {
         let (policies, places) = (settings.policies.clone(), Places::new(settings.home_topics_max));
         Fanout {
             shard,
@@ -163,7 +170,7 @@ impl Fanout {
             forgotten_keys: HashMap::new(),
             memberless: Vec::new(),
             pace_timers: Vec::new(),
-            awaited: AwaitedPlaces::default(),
+            awaited: AwaitedPlaces::new(awaited),
             log_sequences_left: LOG_SEQUENCES_MAX,
             tally: DeliveryCounts::default(),
             scratch: Vec::new(),
@@ -181,6 +188,11 @@ impl Fanout {
         }
         (self.settings.policies, self.settings.behind_bytes) = (policies, behind_bytes);
         self.settings.last_values.keys_max = keys_max;
+    }
+
+    /// Replaces the bound on the memory of places in topics that do not exist yet.
+    pub fn set_awaited_bytes_max(&mut self, bytes: usize) {
+        self.awaited.set_memory_bytes_max(bytes);
     }
 
     /// Number of topics open on this shard.
@@ -282,8 +294,6 @@ impl Fanout {
                     topic.join(slot, merged, backlog, sessions, logs);
                     recovering.extend(waits.then_some(slot));
                 }
-                // It has left the pattern for which it gave its place.
-                None if awaited.contains_key(&slot) => {}
                 None => debug_assert!(session.has_partial(), "a member of an entry has the subscription"),
             }
         }
@@ -461,7 +471,7 @@ mod tests {
             home_topics_max: 16,
             exports: Exports::default(),
         };
-        let mut fanout = Fanout::new(OWN, SHARDS, 1, settings);
+        let mut fanout = Fanout::new(OWN, SHARDS, 1, settings, AwaitedSettings::default());
         let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));
         for (home, copies) in [(OWN, 0), (ShardId(1), 3)] {
             let id = TopicId::new(0, home, SHARDS).unwrap();

@@ -205,8 +205,10 @@ pub const HISTORY_AGE_MS_DEFAULT: u64 = 60_000;
 pub const HISTORY_BYTES_MAX_DEFAULT: usize = 256 << 20;
 /// Logs of which a home remembers what it has not kept: 16 bytes each.
 pub const LOGS_UNKEPT_MAX: usize = 256;
-/// Places in topics of logs that a shard keeps until the topics come: about 80 bytes and the topic's name each.
+/// Places in topics of logs that a shard keeps until the topics come: 160 bytes and the topic's name each, of the memory for positions.
 pub const AWAITED_PLACES_MAX: usize = 64 << 10;
+/// Of these, those of one session: 16 sessions with as many fill the table.
+pub const AWAITED_PLACES_PER_SESSION_MAX: usize = 4 << 10;
 /// Ticks of one topic that a log feeds whose sequences a shard remembers, to say how many there are in a range: 8 bytes each.
 pub const LOG_SEQUENCES_PER_TOPIC_MAX: usize = 64 << 10;
 /// Such sequences of all topics on a shard; the tables grow by doubling, and may take twice as much.

@@ -63,7 +63,7 @@ use crate::{
     budgets::Budgets,
     config::Limits,
     fair_queue::FairQueue,
-    fanout::{self, DeliveryCounts, EgressLogs, Fanout, LogIndex},
+    fanout::{self, AwaitedSettings, DeliveryCounts, EgressLogs, Fanout, LogIndex},
     home::{Home, Retention, last_value::LastValuesBudget},
     ids::{SessionId, SlotId, SourceId},
     limits::{
@@ -220,6 +220,12 @@ impl Shard {
             keys_max: limits.keys_per_topic_max,
             bytes_left: limits.last_values_bytes_max / usize::from(shards),
         };
+        let positions_memory = PositionsMemory::default();
+        let awaited = AwaitedSettings {
+            is_fed_by_logs: limits.is_fed_by_logs,
+            memory: positions_memory.clone(),
+            memory_bytes_max: limits.positions_bytes_max / usize::from(shards),
+        };
         Shard {
             id,
             shards,
@@ -249,6 +255,7 @@ impl Shard {
                     home_topics_max: limits.topics_max.div_ceil(usize::from(shards)),
                     exports: limits.tenants.exports().clone(),
                 },
+                awaited,
             ),
             logs: EgressLogs::new(limits.egress_log_bytes),
             sessions: Sessions::new(limits.outbox_bytes_max, limits.behind_bytes),
@@ -272,7 +279,7 @@ impl Shard {
             identities: HashMap::new(),
             budgets: Budgets::new(&limits),
             quotas: Quotas::default(),
-            positions_memory: PositionsMemory::default(),
+            positions_memory,
             kept_places: KeptPlacesTable::default(),
             calls: CallQueues::default(),
             counters,

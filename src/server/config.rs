@@ -172,7 +172,7 @@ impl Checks<'_> {
         let (auth, operators) = (self.auth(), self.operators());
         let bounds = self.source_bounds(reads_files);
         let sinks = self.sinks(bounds);
-        let core_limits = Limits {
+        let mut core_limits = Limits {
             auth: auth.as_ref().map(AuthConfig::limits),
             routes: self.routes(&sinks, &tenants).into(),
             tenants: tenants.into(),
@@ -191,6 +191,7 @@ impl Checks<'_> {
         }
         self.check_rates();
         let sources = self.sources(bounds, &core_limits.tenants);
+        core_limits.is_fed_by_logs = sources.iter().any(SourceConfig::reads_back);
         Config {
             cores,
             shards,
@@ -509,6 +510,7 @@ impl Checks<'_> {
             nodes: self.nodes(),
             tenants: Arc::default(),
             routes: Arc::default(),
+            is_fed_by_logs: false,
         }
     }
 

@@ -147,6 +147,7 @@ impl Node {
             policies: Rules::all(Policy::Keep),
             behind_bytes: 2 << 10,
             ping_interval_ns: u64::MAX,
+            is_fed_by_logs: true,
             ..Limits::default()
         };
         let (shards, mut meshes, bells) = testing::cluster(rng.u16(1..4), &limits, RING_BYTES);

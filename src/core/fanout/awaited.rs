@@ -3,7 +3,10 @@
 //! A client that resumes at a node may know topics that the node has yet to read: it has just started, or they are quiet. If the
 //! place were answered as one in a topic that does not exist, the client would get ticks again that it has.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::{
     Fanout,
@@ -11,58 +14,125 @@ use super::{
 };
 use crate::{
     home::Backfill,
-    ids::{SessionId, SlotId},
-    limits::AWAITED_PLACES_MAX,
-    session::table::Sessions,
+    ids::SlotId,
+    limits::{AWAITED_PLACES_MAX, AWAITED_PLACES_PER_SESSION_MAX},
+    session::{saved_positions::PositionsMemory, table::Sessions},
 };
 use tickcast_proto::{logged::is_log_epoch, subscription::Position};
 
-/// Places in topics that do not exist yet, by key, with the sessions that gave them.
+/// Bytes of a place besides its topic's key: an entry in each of two trees whose nodes may be half empty, and an allocation.
+const PLACE_BYTES: usize = 160;
+/// Units of delivery for keeping a place, or taking it out.
+const PLACE_UNITS: usize = 4;
+
+/// What decides which places are kept.
+#[derive(Clone, Debug, Default)]
+pub struct AwaitedSettings {
+    /// Whether logs feed topics of this server. If none does, no topic of a log will come. Fixed at the start.
+    pub is_fed_by_logs: bool,
+    /// The memory of the positions of the shard's sessions, which these places count against.
+    pub memory: PositionsMemory,
+    /// Bound on that memory.
+    pub memory_bytes_max: usize,
+}
+
+/// Places in topics that do not exist yet, with the subscriptions that gave them. A place goes with its subscription.
 ///
-/// Bound: [`AWAITED_PLACES_MAX`] places. Those of sessions that have ended stay until their topic comes, or the room is needed.
+/// Bound: [`AWAITED_PLACES_MAX`] places, [`AWAITED_PLACES_PER_SESSION_MAX`] of one session, and the memory for positions.
+/// Invariant: each place is once in either tree, and counts once for its session.
 #[derive(Debug, Default)]
 pub(super) struct AwaitedPlaces {
-    by_key: HashMap<Box<str>, Vec<(SessionId, Position)>>,
-    len: usize,
+    settings: AwaitedSettings,
+    /// By key and session: the entry of the subscription, and the position.
+    by_key: BTreeMap<(Arc<str>, SlotId), (u32, Position)>,
+    /// By session and entry.
+    by_subscription: BTreeSet<(SlotId, u32, Arc<str>)>,
+    /// Number of places of each session that has any.
+    of_session: HashMap<SlotId, usize>,
 }
 
 impl AwaitedPlaces {
-    fn retain(&mut self, is_kept: impl Fn(SessionId) -> bool) {
-        self.by_key.retain(|_, places| {
-            places.retain(|&(session, _)| is_kept(session));
-            !places.is_empty()
-        });
-        self.len = self.by_key.values().map(Vec::len).sum();
+    pub(super) fn new(settings: AwaitedSettings) -> AwaitedPlaces {
+        AwaitedPlaces { settings, ..AwaitedPlaces::default() }
+    }
+
+    pub(super) fn set_memory_bytes_max(&mut self, bytes: usize) {
+        self.settings.memory_bytes_max = bytes;
+    }
+
+    /// Keeps a place of a subscription. It replaces one of the same session in the same topic. Returns `false` without room. O(log
+    /// places).
+    fn insert(&mut self, slot: SlotId, entry: u32, key: &str, position: Position) -> bool {
+        let key: Arc<str> = key.into();
+        if let Some((known, at)) = self.by_key.get_mut(&(key.clone(), slot)) {
+            self.by_subscription.remove(&(slot, *known, key.clone()));
+            self.by_subscription.insert((slot, entry, key));
+            (*known, *at) = (entry, position);
+            return true;
+        }
+        let AwaitedSettings { memory, memory_bytes_max, .. } = &self.settings;
+        let of_session = self.of_session.get(&slot).copied().unwrap_or(0);
+        let has_room =
+            self.by_key.len() < AWAITED_PLACES_MAX && of_session < AWAITED_PLACES_PER_SESSION_MAX;
+        if !has_room || !memory.take(PLACE_BYTES + key.len(), *memory_bytes_max) {
+            return false;
+        }
+        self.of_session.insert(slot, of_session + 1);
+        self.by_subscription.insert((slot, entry, key.clone()));
+        self.by_key.insert((key, slot), (entry, position));
+        self.invariants();
+        true
+    }
+
+    fn remove(&mut self, slot: SlotId, key: &Arc<str>) -> Option<Position> {
+        let (entry, position) = self.by_key.remove(&(key.clone(), slot))?;
+        self.by_subscription.remove(&(slot, entry, key.clone()));
+        self.settings.memory.give_back(PLACE_BYTES + key.len());
+        if let Some(count) = self.of_session.get_mut(&slot) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_session.remove(&slot);
+            }
+        }
+        self.invariants();
+        Some(position)
+    }
+
+    /// Takes out the places in a topic, by session. O(places in it * log places).
+    fn take(&mut self, key: &str) -> Vec<(SlotId, Position)> {
+        if self.by_key.is_empty() {
+            return Vec::new();
+        }
+        let key: Arc<str> = key.into();
+        let in_topic = (key.clone(), SlotId(0))..=(key.clone(), SlotId(u32::MAX));
+        let slots: Vec<SlotId> = self.by_key.range(in_topic).map(|((_, slot), _)| *slot).collect();
+        slots.into_iter().filter_map(|slot| Some((slot, self.remove(slot, &key)?))).collect()
+    }
+
+    /// Removes a place of a session, of this subscription or of any. Returns `false` if there is none. O(log places).
+    fn remove_one(&mut self, slot: SlotId, entry: Option<u32>) -> bool {
+        if !self.of_session.contains_key(&slot) {
+            return false;
+        }
+        let (lowest, highest) = entry.map_or((0, u32::MAX), |entry| (entry, entry));
+        let first = self.by_subscription.range((slot, lowest, Arc::default())..).next();
+        let first = first.filter(|(of, entry, _)| *of == slot && *entry <= highest);
+        first.map(|(.., key)| key.clone()).is_some_and(|key| self.remove(slot, &key).is_some())
+    }
+
+    fn invariants(&self) {
+        debug_assert_eq!(self.by_key.len(), self.by_subscription.len(), "each place is once in either tree");
     }
 }
 
 impl Fanout {
-    /// Keeps a session's place in a topic that does not exist, if a log may feed it. Returns `false` if it must be answered now.
-    pub(super) fn await_topic(
-        &mut self,
-        key: &str,
-        position: Position,
-        slot: SlotId,
-        sessions: &Sessions,
-    ) -> bool {
-        let Some(session) = sessions.get(slot).filter(|_| is_log_epoch(position.epoch)) else { return false };
-        if self.awaited.len >= AWAITED_PLACES_MAX {
-            let is_open = |id: SessionId| sessions.get(id.slot()).is_some_and(|open| open.id == id);
-            self.awaited.retain(is_open);
-            self.tally.units += AWAITED_PLACES_MAX / 64;
-        }
-        if self.awaited.len >= AWAITED_PLACES_MAX {
+    /// Keeps a subscription's place in a topic that does not exist, if a log may feed it. Returns `false` if it must be answered now.
+    pub(super) fn await_topic(&mut self, key: &str, position: Position, slot: SlotId, entry: u32) -> bool {
+        if !self.awaited.settings.is_fed_by_logs || !is_log_epoch(position.epoch) {
             return false;
         }
-        let places = self.awaited.by_key.entry(key.into()).or_default();
-        match places.iter_mut().find(|(other, _)| *other == session.id) {
-            Some((_, known)) => *known = position,
-            None => {
-                places.push((session.id, position));
-                self.awaited.len += 1;
-            }
-        }
-        true
+        self.tally.units += PLACE_UNITS;
+        self.awaited.insert(slot, entry, key, position)
     }
 
     /// What sessions wait for of a topic that has come, by slot: they recover from their places.
@@ -71,15 +141,72 @@ impl Fanout {
         topic: &EgressTopic,
         sessions: &Sessions,
     ) -> HashMap<SlotId, Backlog> {
-        let Some(places) = self.awaited.by_key.remove(topic.key()) else { return HashMap::new() };
-        self.awaited.len -= places.len();
-        let open = places.into_iter().filter(|&(id, _)| {
-            sessions.get(id.slot()).is_some_and(|session| session.id == id && session.ending.is_none())
-        });
+        let places = self.awaited.take(topic.key());
+        self.tally.units += PLACE_UNITS * places.len();
+        let is_open = |slot: SlotId| sessions.get(slot).is_some_and(|session| session.ending.is_none());
+        let open = places.into_iter().filter(|&(slot, _)| is_open(slot));
         let backlog = |position: Position| match position.epoch == topic.info.epoch {
             true => Backlog { backfill: Backfill::Position, from: position.sequence.saturating_add(1) },
             false => Backlog { backfill: Backfill::PositionLost, from: 1 },
         };
-        open.map(|(id, position)| (id.slot(), backlog(position))).collect()
+        open.map(|(slot, position)| (slot, backlog(position))).collect()
+    }
+
+    /// Forgets the places of a subscription that ends. Returns their number, at most [`AWAITED_PLACES_PER_SESSION_MAX`].
+    pub(super) fn forget_awaited(&mut self, slot: SlotId, entry: u32) -> usize {
+        let mut count = 0;
+        while self.awaited.remove_one(slot, Some(entry)) {
+            count += 1;
+        }
+        count
+    }
+
+    /// Forgets a place of a session that has ended. Returns `false` if it has none.
+    pub(super) fn forget_one_awaited(&mut self, slot: SlotId) -> bool {
+        self.awaited.remove_one(slot, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLACE: Position = Position { epoch: 1 << 52, sequence: 200 };
+
+    fn places(memory_bytes_max: usize) -> AwaitedPlaces {
+        let memory = PositionsMemory::default();
+        AwaitedPlaces::new(AwaitedSettings { is_fed_by_logs: true, memory, memory_bytes_max })
+    }
+
+    #[test]
+    fn a_full_table_takes_no_place_until_a_session_leaves_room() {
+        let mut places = places(usize::MAX);
+        let sessions = (AWAITED_PLACES_MAX / AWAITED_PLACES_PER_SESSION_MAX) as u32;
+        for slot in 0..sessions {
+            for at in 0..AWAITED_PLACES_PER_SESSION_MAX {
+                assert!(places.insert(SlotId(slot), 1, &format!("t.{at}"), PLACE));
+            }
+            assert!(!places.insert(SlotId(slot), 1, "more", PLACE), "it has as many as a session may have");
+            assert!(places.insert(SlotId(slot), 2, "t.0", PLACE), "in place of another");
+        }
+        assert!(!places.insert(SlotId(sessions), 1, "t.0", PLACE));
+        assert!(places.remove_one(SlotId(0), None));
+        assert!(places.insert(SlotId(sessions), 1, "t.0", PLACE));
+        assert!(!places.insert(SlotId(sessions), 1, "t.1", PLACE));
+    }
+
+    #[test]
+    fn places_count_against_the_memory_for_positions_however_they_go() {
+        let (a, b) = (SlotId(1), SlotId(2));
+        let mut places = places(4 * (PLACE_BYTES + 1));
+        for (slot, entry, key) in [(a, 1, "a"), (a, 2, "b"), (a, 2, "c"), (b, 2, "a")] {
+            assert!(places.insert(slot, entry, key, PLACE));
+        }
+        assert!(!places.insert(b, 2, "b", PLACE));
+        assert_eq!(places.take("a"), [(a, PLACE), (b, PLACE)]);
+        assert!(!places.remove_one(a, Some(1)), "its only place has been taken");
+        assert!(places.remove_one(a, Some(2)) && places.remove_one(a, None));
+        assert!(!places.remove_one(a, None) && !places.remove_one(b, None));
+        assert_eq!((places.settings.memory.bytes(), places.of_session.len()), (0, 0));
     }
 }

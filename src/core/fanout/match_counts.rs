@@ -171,7 +171,7 @@ mod tests {
             home_topics_max: 1 << 20,
             exports: Default::default(),
         };
-        let mut fanout = Fanout::new(ShardId(0), 1, 1, settings);
+        let mut fanout = Fanout::new(ShardId(0), 1, 1, settings, Default::default());
         let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));
         let entry = fanout.subscribe(crate::ids::SlotId(0), crate::ids::SourceId(0), "t.>").entry;
         let counted = |fanout: &Fanout| {

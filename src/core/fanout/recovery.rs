@@ -83,15 +83,17 @@ impl Fanout {
     }
 
     /// Answers positions in topics that do not exist, which no home will answer. Those that the filter of a subscription hides do not
-    /// exist either.
+    /// exist either. Positions in topics that a log may still bring are kept for the subscription.
     pub(super) fn answer_unknown_positions(
         &mut self,
-        pattern: &str,
+        (entry, pattern): (u32, &str),
         start_from: StartFrom,
         filter: Option<&Permissions>,
         slot: SlotId,
         sessions: &mut Sessions,
     ) {
+        let is_permitted =
+            |key: &str| filter.is_none_or(|filter| filter.subscribe.permits(topic_key::name(key)));
         let unknown: Vec<(Box<str>, Position)> = match start_from {
             StartFrom::Live | StartFrom::Latest => return,
             StartFrom::After(position) => {
@@ -116,16 +118,14 @@ impl Fanout {
                     // Joining the matching topics that exist took their positions out.
                     let Some(saved) = lag.saved_positions.as_deref_mut() else { return };
                     let (exports, by_key) = (&self.settings.exports, &self.by_key);
-                    let exists = |key: &str| {
-                        by_key.contains_key(key)
-                            && filter.is_none_or(|filter| filter.subscribe.permits(topic_key::name(key)))
-                    };
+                    let exists = |key: &str| by_key.contains_key(key) && is_permitted(key);
                     saved.take_if(|key| exports.matches(pattern, key) && !exists(key))
                 }
             }
         };
         for (key, position) in unknown {
-            if self.await_topic(&key, position, slot, sessions) {
+            // A topic that is hidden never comes.
+            if is_permitted(&key) && self.await_topic(&key, position, slot, entry) {
                 continue;
             }
             let name = topic_key::name(&key);

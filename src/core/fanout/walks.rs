@@ -213,7 +213,7 @@ impl Fanout {
     ) {
         let pattern = self.pattern(entry);
         let filter = self.filter(entry, slot, sessions);
-        self.answer_unknown_positions(&pattern, start_from, filter.as_deref(), slot, sessions);
+        self.answer_unknown_positions((entry, &pattern), start_from, filter.as_deref(), slot, sessions);
         self.queue_pull(slot, sessions);
         self.evict_overflowing(sessions, logs);
         self.invariants(Some(entry));
@@ -301,8 +301,9 @@ impl Fanout {
         sessions: &mut Sessions,
     ) -> (MembershipWalk, usize) {
         self.leave_members(held, slot, sessions);
+        let forgotten = self.forget_awaited(slot, held.entry);
         let (walk, listed) = self.walk(held.entry, slot, Change::Leave, sessions);
-        (walk, 1 + listed)
+        (walk, 1 + listed + CHANGE_UNITS * forgotten)
     }
 
     /// Begins to change how a pattern's subscription is delivered. `None` if the session does not hold the pattern.
@@ -454,6 +455,10 @@ impl Fanout {
                 if is_member && let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
                     topic.leave(slot, sessions);
                 }
+                continue;
+            }
+            if self.forget_one_awaited(slot) {
+                used += CHANGE_UNITS;
                 continue;
             }
             // Only now: a home closes topics once their patterns are gone, and they must be without members then.

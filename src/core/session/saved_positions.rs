@@ -33,14 +33,14 @@ impl PositionsMemory {
     }
 
     /// Takes bytes, unless that exceeds a bound.
-    pub(super) fn take(&self, bytes: usize, bytes_max: usize) -> bool {
+    pub(crate) fn take(&self, bytes: usize, bytes_max: usize) -> bool {
         let has_room = self.0.load(Relaxed) + bytes <= bytes_max;
         self.0.fetch_add(if has_room { bytes } else { 0 }, Relaxed);
         has_room
     }
 
     /// Gives bytes back.
-    pub(super) fn give_back(&self, bytes: usize) {
+    pub(crate) fn give_back(&self, bytes: usize) {
         self.0.fetch_sub(bytes, Relaxed);
     }
 

@@ -20,6 +20,7 @@ impl Shard {
         self.home.set_idle(limits.topic_idle.clone());
         self.home.set_creation(limits.creation);
         self.fanout.set_policies(limits.policies.clone(), limits.behind_bytes, limits.keys_per_topic_max);
+        self.fanout.set_awaited_bytes_max(limits.positions_bytes_max / usize::from(self.shards));
         self.budgets.set_limits(limits);
         self.sessions.set_bounds(limits.outbox_bytes_max, limits.behind_bytes);
         self.home.set_tenants(self.limits.tenants.clone());

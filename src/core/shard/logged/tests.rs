@@ -2,6 +2,7 @@
 
 use crate::{
     config::Limits,
+    ids::SlotId,
     metrics::counters::Counter,
     shard::ListenerKind,
     testing::{Driver, frame},
@@ -12,7 +13,8 @@ use tickcast_proto::{
     frame::{self, HeaderFields, HelloParts, Kind},
     logged::{self, LogPosition, log_epoch},
     records::{
-        CountedRange, ErrorRecord, LinkedTickTimes, Publish, Recovered, Subscribe, Subscribed, WireRecord,
+        CountedRange, ErrorRecord, LinkedTickTimes, Publish, Recovered, Request, Resume, Subscribe,
+        Subscribed, WireRecord,
     },
     subscription::Policy,
 };
@@ -26,7 +28,11 @@ fn log(position: u64, complete_from: u64) -> LogPosition {
 
 /// A shard with two native clients, one of which has asked for `previous`.
 fn driver() -> Driver {
-    let mut driver = Driver::new(Limits { behind_bytes: 2_000, ..Limits::default() });
+    driver_with(Limits::default())
+}
+
+fn driver_with(limits: Limits) -> Driver {
+    let mut driver = Driver::new(Limits { behind_bytes: 2_000, is_fed_by_logs: true, ..limits });
     for (slot, features) in [(LINKED, Features::PREVIOUS.union(Features::COUNTS)), (PLAIN, Features::COUNTS)]
     {
         let mut bytes = Vec::new();
@@ -232,4 +238,74 @@ fn a_session_keeps_the_format_of_its_first_hello_once_it_has_subscribed() {
     finish(&mut driver);
     assert_eq!(received(&mut driver, PLAIN), ["topic", "50"]);
     assert_eq!(WireFormat::TCP_NATIVE.with(Features::PREVIOUS).name(), "native");
+}
+
+fn from_saved() -> Subscribe {
+    Subscribe { from: 3, ..Subscribe::default() }
+}
+
+/// Gives a position in a topic for the next subscription from saved positions.
+fn resume(driver: &mut Driver, slot: u32, topic: &str, sequence: u64) {
+    let record = Resume { epoch: log(1, 1).epoch, sequence };
+    driver.receive(slot, &frame(Kind::Resume, &record, topic.as_bytes()));
+}
+
+#[test]
+fn an_unsubscribed_place_is_not_used() {
+    let mut driver = driver();
+    subscribe(&mut driver, PLAIN, "t.0", after(200));
+    resume(&mut driver, LINKED, "t.0", 200);
+    for pattern in ["t.*", "*.0"] {
+        subscribe(&mut driver, LINKED, pattern, from_saved());
+    }
+    for (slot, pattern) in [(PLAIN, "t.0"), (LINKED, "t.*")] {
+        driver.receive(slot, &frame(Kind::Unsubscribe, &Request { request: 2, ..Request::default() }, pattern.as_bytes()));
+    }
+    finish(&mut driver);
+    subscribe(&mut driver, PLAIN, "t.0", Subscribe::default());
+    append_all(&mut driver, &[(150, 141), (210, 141)]);
+    finish(&mut driver);
+    assert_eq!(received(&mut driver, PLAIN), ["topic", "150", "210"]);
+    assert_eq!(received(&mut driver, LINKED), ["topic", "150 after 140", "210 after 150"]);
+}
+
+#[test]
+fn a_place_waits_while_the_subscription_that_gave_it_lives() {
+    let mut driver = driver();
+    resume(&mut driver, LINKED, "t.0", 200);
+    for pattern in ["*.0", "t.*"] {
+        subscribe(&mut driver, LINKED, pattern, from_saved());
+    }
+    driver.receive(LINKED, &frame(Kind::Unsubscribe, &Request { request: 2, ..Request::default() }, b"t.*"));
+    finish(&mut driver);
+    for position in [150, 210] {
+        append_all(&mut driver, &[(position, 141)]);
+        finish(&mut driver);
+    }
+    assert_eq!(received(&mut driver, LINKED), ["topic", "recovered 1 at 150", "210 after 150"]);
+}
+
+#[test]
+fn places_beyond_the_memory_for_positions_are_answered_at_once_and_an_ended_session_leaves_room() {
+    let mut driver = driver_with(Limits { positions_bytes_max: 400, ..Limits::default() });
+    for topic in ["t.0", "t.1", "t.2"] {
+        subscribe(&mut driver, LINKED, topic, after(200));
+    }
+    assert_eq!(received(&mut driver, LINKED), ["recovered 0 at 0"], "there is room for two");
+    subscribe(&mut driver, PLAIN, "t.3", after(200));
+    assert_eq!(received(&mut driver, PLAIN), ["recovered 0 at 0"]);
+    driver.shard.handle_error(SlotId(LINKED), 104, driver.now);
+    finish(&mut driver);
+    for topic in ["t.4", "t.5"] {
+        subscribe(&mut driver, PLAIN, topic, after(200));
+    }
+    assert!(received(&mut driver, PLAIN).is_empty());
+}
+
+#[test]
+fn without_a_log_no_place_waits_for_one() {
+    let mut driver = Driver::new(Limits::default());
+    driver.accept(PLAIN, ListenerKind::Native, &crate::testing::hello());
+    subscribe(&mut driver, PLAIN, "t.0", after(200));
+    assert!(received(&mut driver, PLAIN).contains(&"recovered 0 at 0".to_owned()));
 }
