@@ -1,7 +1,7 @@
 //! Topics that durable logs feed, on the egress side: holes in the log, sessions that are ahead of it, and the number of ticks in a
 //! range of positions.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::{DeliveryCounts, EgressLogs, Fanout, conflation::skipped, topic_mut};
 use crate::{
@@ -32,14 +32,14 @@ pub(super) struct LogTopic {
     sequences: VecDeque<u64>,
     /// The last holes in the log, as one range.
     hole: Gap,
-    /// Sessions that wait until the topic reaches what they have. Bound: the topic's members.
-    ahead: Vec<SlotId>,
+    /// Sessions that wait until the topic reaches what they have, by the first sequence that they lack. Bound: the topic's members.
+    ahead: BTreeSet<(u64, SlotId)>,
 }
 
 impl LogTopic {
     /// A topic whose home has had a tick with the sequence `last`; 0: none.
     pub(super) fn new(last: u64) -> LogTopic {
-        LogTopic { linked_to: last, sequences: VecDeque::new(), hole: Gap::NONE, ahead: Vec::new() }
+        LogTopic { linked_to: last, sequences: VecDeque::new(), hole: Gap::NONE, ahead: BTreeSet::new() }
     }
 
     /// Number of sequences it remembers.
@@ -47,11 +47,24 @@ impl LogTopic {
         self.sequences.len()
     }
 
-    /// Lets a session wait until the topic reaches what it has.
-    pub(super) fn wait(&mut self, slot: SlotId) {
-        if !self.ahead.contains(&slot) {
-            self.ahead.push(slot);
-        }
+    /// Lets a session wait for the tick with this sequence, the first that it lacks, or for a later one.
+    pub(super) fn wait(&mut self, from: u64, slot: SlotId) {
+        self.ahead.insert((from, slot));
+    }
+
+    /// Ends the wait of a session that leaves the topic or goes live.
+    pub(super) fn stop_waiting(&mut self, from: u64, slot: SlotId) {
+        self.ahead.remove(&(from, slot));
+    }
+
+    /// Number of sessions that wait.
+    pub(super) fn waiting_len(&self) -> usize {
+        self.ahead.len()
+    }
+
+    /// Takes out a session that the tick with this sequence reaches, and the first sequence that it lacks.
+    fn pop_reached(&mut self, sequence: u64) -> Option<(u64, SlotId)> {
+        self.ahead.first().is_some_and(|&(from, _)| from <= sequence).then(|| self.ahead.pop_first())?
     }
 
     /// Remembers a tick. `left`: sequences that all topics together may still remember; without any, the topic's own oldest make
@@ -179,15 +192,12 @@ impl Fanout {
         let Some(log) = topic.log.as_deref_mut() else { return };
         let (last, from) = (log.linked_to, log.linked_to + 1);
         log.note(sequence, &mut self.log_sequences_left);
-        let waits = !log.ahead.is_empty();
         if last > 0 && previous >= from {
             let (known, to) = (log.hole, Sequence(previous + 1));
             log.hole = Gap { from: if known.is_empty() { Sequence(from) } else { known.from }, to };
             self.announce_hole(id, (from, previous + 1), sessions, logs);
         }
-        if waits {
-            self.let_reached_go_live(id, (previous, sequence), sessions);
-        }
+        self.let_reached_go_live(id, (previous, sequence), sessions);
     }
 
     /// Announces a hole in a topic's log to its live subscribers. The others learn of it when they go on.
@@ -209,34 +219,21 @@ impl Fanout {
         }
     }
 
-    /// Lets sessions go live that have all ticks before the one with this sequence and bound of the preceding sequence.
+    /// Lets sessions go live that have all ticks before the one with this sequence and bound of the preceding sequence. Visits no
+    /// session that still waits.
     fn let_reached_go_live(
         &mut self,
         id: TopicId,
         (previous, sequence): (u64, u64),
         sessions: &mut Sessions,
     ) {
-        let log = topic_mut(&mut self.topics, id, self.shards).and_then(|topic| topic.log.as_deref_mut());
-        let mut waiting = log.map(|log| std::mem::take(&mut log.ahead)).unwrap_or_default();
-        waiting.retain(|&slot| {
-            let membership = sessions.get(slot).and_then(|session| session.memberships.get(id));
-            let Some(membership) = membership.filter(|membership| membership.taking == Taking::Ahead) else {
-                return false;
-            };
-            let from = membership.from;
-            if from > sequence {
-                return true;
-            }
-            if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
-                topic.notices().lose(slot, (from, previous + 1), sessions, &mut self.tally);
-                topic.set_taking(slot, Taking::Live, sessions);
-            }
+        while let Some(topic) = topic_mut(&mut self.topics, id, self.shards)
+            && let Some((from, slot)) = topic.log.as_deref_mut().and_then(|log| log.pop_reached(sequence))
+        {
+            self.tally.units += 1;
+            topic.notices().lose(slot, (from, previous + 1), sessions, &mut self.tally);
+            topic.set_taking(slot, Taking::Live, sessions);
             self.share_again(id, slot, sessions);
-            false
-        });
-        let topic = topic_mut(&mut self.topics, id, self.shards);
-        if let Some(log) = topic.and_then(|topic| topic.log.as_deref_mut()) {
-            log.ahead = waiting;
         }
     }
 }
@@ -244,6 +241,19 @@ impl Fanout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tick_looks_only_at_the_sessions_that_it_reaches() {
+        let mut log = LogTopic::new(0);
+        for (from, slot) in [(80, 1), (70, 2), (90, 3), (75, 4)] {
+            log.wait(from, SlotId(slot));
+        }
+        log.stop_waiting(75, SlotId(4));
+        assert_eq!(log.pop_reached(69), None);
+        let reached: Vec<_> = std::iter::from_fn(|| log.pop_reached(80)).collect();
+        assert_eq!(reached, [(70, SlotId(2)), (80, SlotId(1))]);
+        assert_eq!(log.waiting_len(), 1);
+    }
 
     #[test]
     fn ticks_are_counted_as_far_as_they_are_remembered() {

@@ -308,9 +308,6 @@ impl Fanout {
         membership.from = next;
         if flags & CHUNK_AHEAD != 0 {
             topic.set_taking(slot, Taking::Ahead, sessions);
-            if let Some(log) = topic.log.as_deref_mut() {
-                log.wait(slot);
-            }
         } else if flags & CHUNK_LAST != 0 {
             debug_assert!(topic.last_sequence <= last, "ticks after the chunk arrive after it");
             topic.set_taking(slot, Taking::Live, sessions);

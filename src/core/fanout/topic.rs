@@ -357,6 +357,11 @@ impl EgressTopic {
             debug_assert!(false, "only a member leaves");
             return;
         };
+        if membership.taking == Taking::Ahead
+            && let Some(log) = self.log.as_deref_mut()
+        {
+            log.stop_waiting(membership.from, slot);
+        }
         let changes = session.count_membership(Some(&membership), None);
         self.shared_len -= u32::from(membership.is_shared);
         if let Some(lag) = session.lag.as_deref_mut() {
@@ -393,6 +398,8 @@ impl EgressTopic {
                 !self.is_homed_here || self.last_values.sequence() == 0,
                 "a topic's home keeps its only copy of the last values"
             );
+            let waiting = self.log.as_deref().map_or(0, LogTopic::waiting_len);
+            assert!(waiting <= self.members_len(), "only members wait for a log");
         }
     }
 
@@ -403,7 +410,14 @@ impl EgressTopic {
             debug_assert!(false, "only a member has a state");
             return;
         };
-        membership.taking = taking;
+        let (before, from) = (std::mem::replace(&mut membership.taking, taking), membership.from);
+        if let Some(log) = self.log.as_deref_mut() {
+            match (before == Taking::Ahead, taking == Taking::Ahead) {
+                (false, true) => log.wait(from, slot),
+                (true, false) => log.stop_waiting(from, slot),
+                _ => {}
+            }
+        }
         let (format, position) = (session.format, membership.position);
         self.set_skipped(format, position, taking != Taking::Live);
         self.check_member(slot, sessions);

@@ -309,3 +309,19 @@ fn without_a_log_no_place_waits_for_one() {
     subscribe(&mut driver, PLAIN, "t.0", after(200));
     assert!(received(&mut driver, PLAIN).contains(&"recovered 0 at 0".to_owned()));
 }
+
+#[test]
+fn a_session_that_leaves_a_topic_no_longer_waits_for_it() {
+    let mut driver = driver();
+    append_all(&mut driver, &[(50, 41)]);
+    for sequence in [70, 80, 90] {
+        subscribe(&mut driver, PLAIN, "t.0", after(sequence));
+        driver.receive(PLAIN, &frame(Kind::Unsubscribe, &Request::default(), b"t.0"));
+        finish(&mut driver);
+    }
+    subscribe(&mut driver, PLAIN, "t.0", after(60));
+    driver.sent.clear();
+    append_all(&mut driver, &[(60, 41), (65, 41), (75, 41)]);
+    finish(&mut driver);
+    assert_eq!(received(&mut driver, PLAIN), ["65", "75"]);
+}
