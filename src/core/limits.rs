@@ -213,6 +213,8 @@ pub const AWAITED_PLACES_PER_SESSION_MAX: usize = 4 << 10;
 pub const LOG_SEQUENCES_PER_TOPIC_MAX: usize = 64 << 10;
 /// Such sequences of all topics on a shard; the tables grow by doubling, and may take twice as much.
 pub const LOG_SEQUENCES_MAX: usize = 1 << 20;
+/// Holes in the log of one topic that a shard remembers apart: 16 bytes each. Older ones are taken for one.
+pub const LOG_HOLES_PER_TOPIC_MAX: usize = 8;
 /// Largest chunk of history that a home sends to a shard, unless a single tick is longer.
 pub const HISTORY_CHUNK_BYTES: usize = 32 << 10;
 /// Outbox bytes reserved for a chunk; more than its native frames, because JSON is longer. The smallest configurable outbox: one chunk

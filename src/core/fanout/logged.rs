@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use super::{DeliveryCounts, EgressLogs, Fanout, conflation::skipped, topic_mut};
 use crate::{
     ids::SlotId,
-    limits::LOG_SEQUENCES_PER_TOPIC_MAX,
+    limits::{LOG_HOLES_PER_TOPIC_MAX, LOG_SEQUENCES_PER_TOPIC_MAX},
     session::{
         membership::{Gap, Taking},
         table::Sessions,
@@ -30,8 +30,8 @@ pub(super) struct LogTopic {
     linked_to: u64,
     /// Sequences of the last ticks, to count those in a range. Bound: [`LOG_SEQUENCES_PER_TOPIC_MAX`].
     sequences: VecDeque<u64>,
-    /// The last holes in the log, as one range.
-    hole: Gap,
+    /// The last holes in the log, oldest first. Bound: [`LOG_HOLES_PER_TOPIC_MAX`]; the first stands for all older ones too.
+    holes: VecDeque<Gap>,
     /// Sessions that wait until the topic reaches what they have, by the first sequence that they lack. Bound: the topic's members.
     ahead: BTreeSet<(u64, SlotId)>,
 }
@@ -39,7 +39,7 @@ pub(super) struct LogTopic {
 impl LogTopic {
     /// A topic whose home has had a tick with the sequence `last`; 0: none.
     pub(super) fn new(last: u64) -> LogTopic {
-        LogTopic { linked_to: last, sequences: VecDeque::new(), hole: Gap::NONE, ahead: BTreeSet::new() }
+        LogTopic { linked_to: last, sequences: VecDeque::new(), holes: VecDeque::new(), ahead: BTreeSet::new() }
     }
 
     /// Number of sequences it remembers.
@@ -79,6 +79,17 @@ impl LogTopic {
             *left -= 1;
         }
         self.linked_to = sequence;
+    }
+
+    /// Remembers a hole after all others.
+    fn note_hole(&mut self, hole: Gap) {
+        if self.holes.len() >= LOG_HOLES_PER_TOPIC_MAX
+            && let Some(oldest) = self.holes.pop_front()
+            && let Some(next) = self.holes.front_mut()
+        {
+            next.from = oldest.from;
+        }
+        self.holes.push_back(hole);
     }
 
     fn ticks_in(&self, from: u64, to: u64) -> u64 {
@@ -150,16 +161,17 @@ impl Notices<'_> {
         if by.previous() < from {
             return;
         }
-        let to = by.header.sequence;
-        let hole = self.log.map_or(Gap::NONE, |log| log.hole);
-        let (lost_from, lost_to) = (hole.from.0.max(from), hole.to.0.min(to));
-        if lost_from >= lost_to {
-            return self.conflate(slot, (from, to), sessions, tally);
+        let (mut next, to) = (from, by.header.sequence);
+        for hole in self.log.into_iter().flat_map(|log| &log.holes) {
+            let (lost_from, lost_to) = (hole.from.0.max(next), hole.to.0.min(to));
+            if lost_from < lost_to {
+                self.conflate(slot, (next, lost_from), sessions, tally);
+                self.lose(slot, (lost_from, lost_to), sessions, tally);
+                next = lost_to;
+            }
         }
-        self.conflate(slot, (from, lost_from), sessions, tally);
-        self.lose(slot, (lost_from, lost_to), sessions, tally);
-        if by.previous() >= lost_to {
-            self.conflate(slot, (lost_to, to), sessions, tally);
+        if by.previous() >= next {
+            self.conflate(slot, (next, to), sessions, tally);
         }
     }
 
@@ -193,8 +205,7 @@ impl Fanout {
         let (last, from) = (log.linked_to, log.linked_to + 1);
         log.note(sequence, &mut self.log_sequences_left);
         if last > 0 && previous >= from {
-            let (known, to) = (log.hole, Sequence(previous + 1));
-            log.hole = Gap { from: if known.is_empty() { Sequence(from) } else { known.from }, to };
+            log.note_hole(Gap { from: Sequence(from), to: Sequence(previous + 1) });
             self.announce_hole(id, (from, previous + 1), sessions, logs);
         }
         self.let_reached_go_live(id, (previous, sequence), sessions);
@@ -253,6 +264,16 @@ mod tests {
         let reached: Vec<_> = std::iter::from_fn(|| log.pop_reached(80)).collect();
         assert_eq!(reached, [(70, SlotId(2)), (80, SlotId(1))]);
         assert_eq!(log.waiting_len(), 1);
+    }
+
+    #[test]
+    fn holes_are_remembered_apart_and_the_oldest_ones_as_one() {
+        let gap = |from: u64, to: u64| Gap { from: Sequence(from), to: Sequence(to) };
+        let mut log = LogTopic::new(0);
+        let holes: Vec<Gap> = (0..LOG_HOLES_PER_TOPIC_MAX as u64 + 2).map(|at| gap(10 * at, 10 * at + 5)).collect();
+        holes.iter().for_each(|&hole| log.note_hole(hole));
+        assert_eq!(log.holes[0], gap(0, 25));
+        assert_eq!(log.holes.range(1..).copied().collect::<Vec<_>>(), holes[3..]);
     }
 
     #[test]

@@ -224,6 +224,17 @@ fn what_is_conflated_of_a_log_is_counted_in_ticks_and_holes_are_not_conflated() 
     let texts = received(&mut driver, PLAIN);
     assert_eq!(texts[..2], ["topic", "50"]);
     assert_eq!(texts[2..], ["conflated 60 451: 40", "gap 451 900: 1", "1000"]);
+    // The ticks between two holes have been read, so they are replaced.
+    driver.full.insert(PLAIN);
+    append_all(&mut driver, &[(1_001, 900)]);
+    finish(&mut driver);
+    (0..40).for_each(|at| append(&mut driver, "t.0", log(1_010 + at, 900)));
+    append_all(&mut driver, &[(1_200, 1_100), (1_300, 1_100), (1_500, 1_400), (1_600, 1_400)]);
+    driver.open();
+    finish(&mut driver);
+    let texts = received(&mut driver, PLAIN);
+    let gaps = ["gap 1050 1100: 1", "conflated 1100 1301: 2", "gap 1301 1400: 1", "conflated 1400 1600: 1"];
+    assert_eq!(texts[texts.len() - 5..], [&gaps[..], &["1600"]].concat());
 }
 
 #[test]
