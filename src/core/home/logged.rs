@@ -32,27 +32,31 @@ pub enum LoggedTopic {
 /// Up to which position a home has not kept ticks of a log that it was given: their topics were forgotten or refused. A topic that
 /// is created later must not claim that it has had no ticks before.
 ///
-/// Bound: [`LOGS_UNKEPT_MAX`] logs; the one noted longest ago makes room. It is most likely gone.
+/// Bound: [`LOGS_UNKEPT_MAX`] logs, the one noted last at the end. The first makes room: it is most likely gone.
 #[derive(Debug, Default)]
-pub(super) struct UnkeptPositions(VecDeque<(u64, u64)>);
+pub(super) struct UnkeptPositions {
+    logs: VecDeque<(u64, u64)>,
+    /// A log has made room, so any that is not here may be that one.
+    has_evicted: bool,
+}
 
 impl UnkeptPositions {
     /// Notes that a tick of the log with this epoch is not kept.
     pub(super) fn note(&mut self, epoch: u64, position: u64) {
-        match self.0.iter_mut().find(|(known, _)| *known == epoch) {
-            Some((_, last)) => *last = position.max(*last),
-            None => {
-                if self.0.len() >= LOGS_UNKEPT_MAX {
-                    self.0.pop_front();
-                }
-                self.0.push_back((epoch, position));
-            }
+        let known = self.logs.iter().position(|&(known, _)| known == epoch);
+        let last = known.and_then(|at| self.logs.remove(at)).map_or(0, |(_, last)| last);
+        if self.logs.len() >= LOGS_UNKEPT_MAX {
+            self.logs.pop_front();
+            self.has_evicted = true;
         }
+        self.logs.push_back((epoch, position.max(last)));
     }
 
-    /// The last position of the log that is not kept; 0: none.
-    fn last(&self, epoch: u64) -> u64 {
-        self.0.iter().find(|(known, _)| *known == epoch).map_or(0, |&(_, last)| last)
+    /// The last position of the log that is not kept, as far as is known, below a position that is; 0: none.
+    fn last_before(&self, epoch: u64, position: u64) -> u64 {
+        let known = self.logs.iter().find(|&&(known, _)| known == epoch).map(|&(_, last)| last);
+        let forgotten = if self.has_evicted { u64::MAX } else { 0 };
+        known.unwrap_or(forgotten).min(position - 1)
     }
 }
 
@@ -95,7 +99,7 @@ impl Home {
     pub fn create_logged(&mut self, key: &str, at: &LogPosition, now: Now) -> Result<u32, TopicRefusal> {
         match self.create_fed(key, at, now) {
             Ok(index) => {
-                let unkept = self.unkept_positions.last(at.epoch).min(at.position - 1);
+                let unkept = self.unkept_positions.last_before(at.epoch, at.position);
                 self.topics[index as usize].sequence = Sequence(unkept);
                 Ok(index)
             }
@@ -266,5 +270,18 @@ mod tests {
         assert_eq!(full.create_logged("b", &at(51, 41), NOW), Err(TopicRefusal::Table));
         full.end_life(0, 0, &mut |_| true);
         assert_eq!(append(&mut full, "b", at(60, 41)).unwrap().2, 51, "what was refused is not there");
+    }
+
+    #[test]
+    fn a_log_that_has_made_room_is_taken_for_one_without_any_tick_kept() {
+        let mut unkept = UnkeptPositions::default();
+        assert_eq!(unkept.last_before(1, 60), 0, "no log has made room");
+        unkept.note(1, 50);
+        (2..=LOGS_UNKEPT_MAX as u64).for_each(|epoch| unkept.note(epoch, 10));
+        unkept.note(1, 40);
+        unkept.note(1_000, 10);
+        assert_eq!(unkept.last_before(1, 60), 50, "the log noted last is kept");
+        assert_eq!(unkept.last_before(1, 45), 44);
+        assert_eq!(unkept.last_before(2, 60), 59, "the log noted first has made room");
     }
 }
