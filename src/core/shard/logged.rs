@@ -6,6 +6,7 @@ use crate::{
     limits::{ANSWER_UNITS, NEW_TOPIC_UNITS},
     metrics::counters::Counter,
     now::Now,
+    topic_key,
 };
 use tickcast_proto::{frame::Frame, logged};
 
@@ -24,12 +25,15 @@ impl Shard {
                 self.charge(ANSWER_UNITS);
                 ::log::warn!(
                     target: LOG_TARGET_TOPIC,
-                    "topic {key:?}: a tick of source {} was refused: another source feeds the topic by position",
+                    "topic {:?}{}: a tick of source {} was refused: another source feeds the topic by position",
+                    topic_key::name(key),
+                    self.of_tenant(key),
                     at.source
                 );
                 return;
             }
             LoggedTopic::Absent | LoggedTopic::Ends(_) => {
+                // The next life may be refused at first: it needs a place, which this one frees once all shards have closed it.
                 if let LoggedTopic::Ends(index) = found {
                     self.counters.add(Counter::TopicsReplaced, 1);
                     self.with_home(|home, notify| home.end_life(index, now.monotonic_ns, notify));
@@ -46,7 +50,9 @@ impl Shard {
                         self.charge(ANSWER_UNITS);
                         ::log::warn!(
                             target: LOG_TARGET_TOPIC,
-                            "source {}: a tick was refused: {}",
+                            "topic {:?}{}: a tick of source {} was refused: {}",
+                            topic_key::name(key),
+                            self.of_tenant(key),
                             at.source,
                             refusal.text()
                         );
@@ -56,6 +62,13 @@ impl Shard {
             }
         };
         self.distribute(index, Some(&at), frame.header.flags, frame.header.schema, record, payload, now);
+    }
+
+    /// The tenant of a topic for a log line; empty for the default tenant.
+    fn of_tenant(&self, key: &str) -> String {
+        let (id, _) = topic_key::split(key);
+        let tenant = self.limits.tenants.get(id).filter(|_| topic_key::has_tenant(key));
+        tenant.map_or_else(String::new, |tenant| format!(" of tenant {:?}", tenant.config.name))
     }
 }
 
