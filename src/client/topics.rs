@@ -92,7 +92,7 @@ impl Topic {
 
     /// Ticks in a range of sequences that is not empty: all of them, or at least one if a log feeds the topic.
     fn ticks_in(&self, from: u64, to: u64) -> u64 {
-        if is_log_epoch(self.stats.epoch) { 1 } else { to - from }
+        if is_log_epoch(self.stats.epoch) { 1 } else { to.saturating_sub(from) }
     }
 
     /// Counts the next tick, before which the topic had none after `previous`; `None` when its sequence does not increase.
@@ -396,10 +396,8 @@ impl Topics {
 
     /// Number of ticks in a range that the server has not announced itself.
     pub(super) fn ticks_in(&self, id: u32, from: u64, to: u64) -> u64 {
-        match self.topic(id) {
-            Some(topic) if is_log_epoch(topic.epoch) => 1,
-            _ => to.saturating_sub(from),
-        }
+        let topic = self.index_of(id).and_then(|index| self.all.get(index as usize));
+        topic.map_or(to.saturating_sub(from), |(_, topic)| topic.ticks_in(from, to))
     }
 
     /// Counts an announced range `[from, to)` of `count` ticks; returns the open range that must be announced before it.

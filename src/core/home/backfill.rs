@@ -1,6 +1,6 @@
 //! Chunks of a topic's past, for sessions that recover what they missed or begin with the last values.
 
-use super::Home;
+use super::{Home, HomeTopic};
 use crate::limits::HISTORY_CHUNK_BYTES;
 use tickcast_proto::{
     Step,
@@ -80,11 +80,7 @@ impl Home {
             return HistoryChunk { last: 0, start: from, flags: CHUNK_LAST };
         };
         let last = topic.sequence.0;
-        let oldest = topic.history.oldest(topic.bounds, now_ns).map(first_covered);
-        let last_frame = topic.last_values.last_frame();
-        // Without a history, the last tick is all that is kept.
-        let kept_from =
-            oldest.unwrap_or_else(|| if last_frame.is_empty() { last } else { first_covered(last_frame) });
+        let (oldest, kept_from) = topic.kept_from(now_ns);
         let reaches_back = from > last || oldest.is_some_and(|oldest| oldest <= from);
         let snapshot = backfill != Backfill::Conflated;
         let (mut start, mut flags, mut snapshot_from) = (from, 0, None);
@@ -141,8 +137,21 @@ impl Home {
     }
 }
 
+impl HomeTopic {
+    /// The first sequences that the history covers, if it has a tick, and that anything kept covers: without a history, the last tick
+    /// is all that is kept.
+    pub(super) fn kept_from(&mut self, now_ns: u64) -> (Option<u64>, u64) {
+        let oldest = self.history.oldest(self.bounds, now_ns).map(first_covered);
+        let of_last_tick = || match self.last_values.last_frame() {
+            [] => self.sequence.0 + 1,
+            tick => first_covered(tick),
+        };
+        (oldest, oldest.unwrap_or_else(of_last_tick))
+    }
+}
+
 /// The first sequence that a kept tick and those after it cover: everything since the tick before it.
-pub(super) fn first_covered(tick: &[u8]) -> u64 {
+fn first_covered(tick: &[u8]) -> u64 {
     match frame::decode(tick, usize::MAX) {
         Ok(Step::Complete(_, tick)) => tick.previous() + 1,
         _ => {

@@ -245,17 +245,8 @@ impl Home {
             return Ok(TopicLookup { index, is_new: false });
         }
         self.accounts.admits(creator, now.monotonic_ns)?;
-        if self.tenancy.is_imported(key) {
-            return Err(TopicRefusal::Imported);
-        }
-        if !self.tenancy.take_topic(key) {
-            return Err(TopicRefusal::Tenant);
-        }
-        let created = self.create(key, creator, None, now);
-        if created.is_err() {
-            self.tenancy.give_back_topic(key);
-        }
-        created.map(|index| TopicLookup { index, is_new: true })
+        let index = self.create_of_tenant(key, creator, None, now)?;
+        Ok(TopicLookup { index, is_new: true })
     }
 
     /// Creates the topic of a key that a log feeds from now on. The epoch is the log's.
@@ -263,13 +254,24 @@ impl Home {
     /// # Errors
     /// The limit that the new topic would exceed.
     pub(super) fn create_fed(&mut self, key: &str, at: &LogPosition, now: Now) -> Result<u32, TopicRefusal> {
+        self.create_of_tenant(key, Creator::default(), Some(at), now)
+    }
+
+    /// Creates a topic that its tenant may have.
+    fn create_of_tenant(
+        &mut self,
+        key: &str,
+        creator: Creator,
+        log: Option<&LogPosition>,
+        now: Now,
+    ) -> Result<u32, TopicRefusal> {
         if self.tenancy.is_imported(key) {
             return Err(TopicRefusal::Imported);
         }
         if !self.tenancy.take_topic(key) {
             return Err(TopicRefusal::Tenant);
         }
-        let created = self.create(key, Creator::default(), Some(at), now);
+        let created = self.create(key, creator, log, now);
         if created.is_err() {
             self.tenancy.give_back_topic(key);
         }

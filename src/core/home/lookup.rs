@@ -1,6 +1,6 @@
 //! Topics of a home, read for a request over HTTP: their names, last values or history, a bounded piece at a time.
 
-use super::{Home, backfill::first_covered};
+use super::Home;
 use crate::{
     limits::{HISTORY_CHUNK_BYTES, TURN_SURVEYED},
     tenants::Exports,
@@ -123,10 +123,8 @@ impl Home {
         let topic = &mut self.topics[index as usize];
         let (id, last) = (topic.id, topic.sequence.0);
         let from = if epoch.is_none_or(|epoch| epoch == topic.epoch) { from } else { 1 };
-        let oldest = topic.history.oldest(topic.bounds, now_ns).map(first_covered);
+        let (oldest, kept_from) = topic.kept_from(now_ns);
         let last_frame = topic.last_values.last_frame();
-        let kept_from = oldest
-            .unwrap_or_else(|| if last_frame.is_empty() { last + 1 } else { first_covered(last_frame) });
         let start = from.max(kept_from);
         let (mut taken, mut has_more) = (0, false);
         let mut take = |tick: &[u8]| {
