@@ -2,11 +2,16 @@
 
 use tickcast_proto::ids::ShardId;
 
-/// The shard that sequences `topic`: 64-bit FNV-1a of the name, so that all shards and sources agree without a table.
-pub fn home_shard(topic: &str, shards: u16) -> ShardId {
-    let hash = topic.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+/// 64-bit FNV-1a of a name: the same in every process.
+pub(crate) fn name_hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    })
+}
+
+/// The shard that sequences `topic`, by the hash of its name, so that all shards and sources agree without a table.
+pub fn home_shard(topic: &str, shards: u16) -> ShardId {
+    let hash = name_hash(topic);
     // FNV-1a has poor low bits for short names, so the high half is folded in.
     ShardId(((hash ^ hash >> 32) % u64::from(shards)) as u16)
 }

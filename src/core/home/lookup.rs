@@ -1,8 +1,9 @@
 //! Topics of a home, read for a request over HTTP: their names, last values or history, a bounded piece at a time.
 
-use super::Home;
+use super::{Home, HomeTopic};
 use crate::{
     limits::{HISTORY_CHUNK_BYTES, TURN_SURVEYED},
+    placement,
     tenants::Exports,
 };
 use tickcast_proto::{
@@ -12,15 +13,24 @@ use tickcast_proto::{
     records::Published,
 };
 
+/// Where a page of topics begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageStart {
+    /// The topic's place.
+    pub place: u32,
+    /// The first sequence wanted of that topic.
+    pub sequence: u64,
+    /// The topic and its life: if another is in its place by now, all of that one is wanted. 0 while `sequence` is 0.
+    pub life: u64,
+}
+
 /// What a request looks for, and where it goes on.
 #[derive(Clone, Copy, Debug)]
 pub struct TopicsWanted<'a> {
     /// The [key](crate::topic_key) of a pattern.
     pub pattern: &'a str,
-    /// The topic's place at which to begin.
-    pub place: u32,
-    /// The first sequence wanted of that topic.
-    pub sequence: u64,
+    /// Where to begin.
+    pub from: PageStart,
     /// Most items: last values if they are wanted, else topics.
     pub limit: usize,
     /// Whether last values are wanted.
@@ -30,8 +40,8 @@ pub struct TopicsWanted<'a> {
 /// How far a search has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TopicsFound {
-    /// Place and sequence at which to go on; `None`: there is nothing more.
-    pub next: Option<(u32, u64)>,
+    /// Where to go on; `None`: there is nothing more.
+    pub next: Option<PageStart>,
     /// Topics visited, and values copied.
     pub units: usize,
 }
@@ -51,6 +61,13 @@ pub struct TicksFound {
     pub has_more: bool,
 }
 
+impl HomeTopic {
+    /// Identifies the topic and its life. The topics of one log share an epoch, so the key is a part of it.
+    fn life(&self) -> u64 {
+        placement::name_hash(&self.key) ^ self.epoch
+    }
+}
+
 impl Home {
     /// Appends topics: for each a PUBLISHED frame with its key, epoch and last sequence, then its last values as TICK frames if
     /// those are wanted. Stops after [`TURN_SURVEYED`] units or about [`HISTORY_CHUNK_BYTES`].
@@ -60,21 +77,29 @@ impl Home {
         exports: &Exports,
         out: &mut Vec<u8>,
     ) -> TopicsFound {
-        let TopicsWanted { pattern, place, sequence, mut limit, .. } = *wanted;
+        let TopicsWanted { pattern, from, mut limit, .. } = *wanted;
         let mut found = TopicsFound::default();
         let is_exact = pattern::is_exact(pattern);
         let end = match is_exact {
             true => self.by_key.get(pattern).map_or(0, |index| index + 1),
             false => self.topics.len() as u32,
         };
-        let mut at = if is_exact { end.saturating_sub(1) } else { place };
-        let mut from = sequence;
+        let mut at = if is_exact { end.saturating_sub(1) } else { from.place };
+        let PageStart { mut sequence, life, .. } = from;
         while at < end {
             let topic = &self.topics[at as usize];
             found.units += 1;
+            if sequence > 0 && life != topic.life() {
+                sequence = 0;
+            }
+            let page_start = |sequence: u64| PageStart {
+                place: at,
+                sequence,
+                life: if sequence > 0 { topic.life() } else { 0 },
+            };
             if topic.is_open() && (is_exact || exports.matches(pattern, &topic.key)) {
                 if limit == 0 || out.len() >= HISTORY_CHUNK_BYTES {
-                    found.next = Some((at, from));
+                    found.next = Some(page_start(sequence));
                     break;
                 }
                 let fields = HeaderFields {
@@ -87,9 +112,9 @@ impl Home {
                 if !wanted.wants_values {
                     limit -= 1;
                 } else {
-                    for (sequence, tick) in topic.last_values.since(from) {
+                    for (sequence, tick) in topic.last_values.since(sequence) {
                         if limit == 0 || out.len() >= HISTORY_CHUNK_BYTES {
-                            found.next = Some((at, sequence));
+                            found.next = Some(page_start(sequence));
                             return found;
                         }
                         out.extend_from_slice(tick);
@@ -99,9 +124,9 @@ impl Home {
                 }
             }
             at += 1;
-            from = 0;
+            sequence = 0;
             if found.units >= TURN_SURVEYED && at < end {
-                found.next = Some((at, 0));
+                found.next = Some(PageStart { place: at, ..PageStart::default() });
                 break;
             }
         }
@@ -144,5 +169,43 @@ impl Home {
             take(last_frame);
         }
         Some(TicksFound { id, epoch: topic.epoch, last, start, has_more })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        home::{
+            Creator,
+            tests::{advance, home},
+        },
+        now::Now,
+    };
+
+    const NOW: Now = Now { monotonic_ns: 0, realtime_ns: 0 };
+
+    #[test]
+    fn a_page_goes_on_within_its_topic_but_not_within_another_that_has_come_in_its_place() {
+        let mut home = home(1, 1);
+        let publish = |home: &mut Home, topic: &str, key: u64| {
+            let index = home.find_or_create(topic, Creator::default(), NOW).unwrap().index;
+            advance(home, index, key, b"1");
+        };
+        (1..4).for_each(|key| publish(&mut home, "a", key));
+        let page = |home: &Home, from: PageStart, limit: usize| {
+            let mut out = Vec::new();
+            let wanted = TopicsWanted { pattern: ">", from, limit, wants_values: true };
+            let found = home.find_topics(&wanted, &Exports::default(), &mut out);
+            // Each topic visited is a unit, too.
+            (found.units - 1, found.next)
+        };
+        let (values, next) = page(&home, PageStart::default(), 2);
+        let next = next.unwrap();
+        assert_eq!((values, next.place, next.sequence), (2, 0, 3));
+        assert_eq!(page(&home, next, 10), (1, None));
+        home.end_life(0, 0, &mut |_| true);
+        publish(&mut home, "b", 1);
+        assert_eq!(page(&home, next, 10), (1, None), "its only value comes before the third of the other");
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{fmt::Write as _, sync::Arc};
 
-use crate::{ids::TenantId, limits::HTTP_PAGE_BYTES, principal::Permissions, topic_key};
+use crate::{
+    home::lookup::PageStart, ids::TenantId, limits::HTTP_PAGE_BYTES, principal::Permissions, topic_key,
+};
 use tickcast_proto::{
     ErrorCode, Step,
     codec::{Codec, TopicInfo, json},
@@ -224,7 +226,7 @@ impl Read {
     pub fn take_topics(
         &mut self,
         mut frames: &[u8],
-        next: Option<(u32, u64)>,
+        next: Option<PageStart>,
         homes: std::ops::Range<u16>,
         matches: impl Fn(&str, &str) -> bool,
     ) {
@@ -238,15 +240,13 @@ impl Read {
                 _ => {}
             }
         }
-        match next {
-            Some((place, sequence)) => (self.at.place, self.at.sequence) = (place, sequence),
-            None => {
-                (self.at.place, self.at.sequence) = (0, 0);
-                if self.at.home + 1 < homes.end {
-                    self.at.home += 1;
-                } else {
-                    (self.at.home, self.at.pattern) = (0, self.at.pattern + 1);
-                }
+        let PageStart { place, sequence, life } = next.unwrap_or_default();
+        self.at = Cursor { place, sequence, life, ..self.at };
+        if next.is_none() {
+            if self.at.home + 1 < homes.end {
+                self.at.home += 1;
+            } else {
+                (self.at.home, self.at.pattern) = (0, self.at.pattern + 1);
             }
         }
         let is_last = self.pattern().is_none();

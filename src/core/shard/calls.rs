@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     budgets::Expense,
-    home::lookup::{TicksFound, TopicsFound, TopicsWanted},
+    home::lookup::{PageStart, TicksFound, TopicsFound, TopicsWanted},
     ids::{SessionId, SlotId},
     limits::{CALL_UNITS, TURN_CALL_PIECES},
     metrics::counters::Counter,
@@ -217,10 +217,10 @@ impl Shard {
             true => placement::home_shard(key, shards),
             false => ShardId(read.at.home.min(shards - 1)),
         };
-        let Cursor { place, sequence, .. } = read.at;
+        let Cursor { place, sequence, life, .. } = read.at;
         let (wants, epoch) = match read.what {
-            Readable::Topics => (WANTS_TOPICS, 0),
-            Readable::Latest => (WANTS_VALUES, 0),
+            Readable::Topics => (WANTS_TOPICS, life),
+            Readable::Latest => (WANTS_VALUES, life),
             Readable::History { epoch: None } => (WANTS_TICKS, 0),
             Readable::History { epoch: Some(epoch) } => (WANTS_TICKS_OF_EPOCH, epoch),
         };
@@ -255,10 +255,11 @@ impl Shard {
         let (mut fields, mut found) = (HeaderFields::default(), Found { session, ..Found::default() });
         if wants == WANTS_TOPICS || wants == WANTS_VALUES {
             let wants_values = wants == WANTS_VALUES;
-            let wanted = TopicsWanted { pattern: key, place, sequence, limit, wants_values };
+            let from = PageStart { place, sequence, life: epoch };
+            let wanted = TopicsWanted { pattern: key, from, limit, wants_values };
             let TopicsFound { next, .. } = self.home.find_topics(&wanted, self.limits.tenants.exports(), out);
-            if let Some((place, sequence)) = next {
-                found = Found { flags: FOUND_MORE, place, sequence, ..found };
+            if let Some(PageStart { place, sequence, life }) = next {
+                found = Found { flags: FOUND_MORE, place, sequence, epoch: life, ..found };
             }
             return (fields, found);
         }
@@ -313,7 +314,8 @@ impl Shard {
                 true => pattern == topic,
                 false => exports.matches(pattern, topic),
             };
-            read.take_topics(frames, has_more.then_some((place, sequence)), homes, matches);
+            let next = PageStart { place, sequence, life: epoch };
+            read.take_topics(frames, has_more.then_some(next), homes, matches);
         }
         match self.sessions.open_mut(id.slot()).and_then(|session| session.protocol.call_mut()) {
             Some(call) if call.is_done() => self.calls.done.push(id.slot()),

@@ -83,12 +83,14 @@ pub struct Cursor {
     pub place: u32,
     /// The first sequence wanted of that topic.
     pub sequence: u64,
+    /// Identifies that topic and its life if not all of its sequences are wanted: the place may be another topic's by the next page.
+    pub life: u64,
 }
 
 impl std::fmt::Display for Cursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Cursor { pattern, home, place, sequence } = self;
-        write!(f, "{pattern}.{home}.{place}.{sequence}")
+        let Cursor { pattern, home, place, sequence, life } = self;
+        write!(f, "{pattern}.{home}.{place}.{sequence}.{life}")
     }
 }
 
@@ -103,6 +105,7 @@ impl FromStr for Cursor {
             home: next()?.parse().map_err(drop)?,
             place: next()?.parse().map_err(drop)?,
             sequence: next()?.parse().map_err(drop)?,
+            life: next()?.parse().map_err(drop)?,
         };
         parts.next().map_or(Ok(cursor), |_| Err(()))
     }
