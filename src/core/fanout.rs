@@ -222,6 +222,11 @@ impl Fanout {
         self.patterns.len()
     }
 
+    /// Bytes of the places in topics that do not exist yet, and of the sequences of logs that topics remember.
+    pub fn logged_bytes(&self) -> usize {
+        self.awaited.bytes() + (LOG_SEQUENCES_MAX - self.log_sequences_left) * size_of::<u64>()
+    }
+
     /// Bytes of the wildcard groups.
     pub fn groups_bytes(&self) -> usize {
         self.entries.iter().flatten().map(PatternEntry::groups_bytes).sum()

@@ -214,7 +214,8 @@ impl Mesh {
             || (shard.takes_requests() && !self.requests_are_empty())
     }
 
-    /// Returns whether there is input from other shards that the shard would accept: ticks, or frames that ticks must not delay.
+    /// Returns whether there is input from other shards or from sinks that the shard would accept: ticks, answers, or frames that ticks
+    /// must not delay.
     pub fn has_peer_input(&mut self, shard: &Shard) -> bool {
         let takes = shard.takes_requests();
         self.peers

@@ -548,8 +548,8 @@ impl Shard {
             .min()
     }
 
-    /// Returns the memory that configuration bounds: egress logs, histories, stages, timers, and the sessions with their
-    /// subscriptions and buffers.
+    /// Returns the memory that configuration bounds: egress logs, histories, stages, timers, what topics of logs need, and the sessions
+    /// with their subscriptions and buffers.
     pub fn memory_bytes(&self) -> usize {
         let sessions: usize =
             self.sessions.iter().map(|session| session.buffer_bytes() + size_of::<Session>()).sum();
@@ -563,6 +563,7 @@ impl Shard {
             + sessions
             + memberships
             + self.fanout.groups_bytes()
+            + self.fanout.logged_bytes()
             + self.stages.waiting_bytes()
             + self.routing.heap_bytes()
             + self.timers.heap_bytes()

@@ -49,11 +49,18 @@ pub(super) struct AwaitedPlaces {
     by_subscription: BTreeSet<(SlotId, u32, Arc<str>)>,
     /// Number of places of each session that has any.
     of_session: HashMap<SlotId, usize>,
+    /// Bytes taken of the memory for positions.
+    bytes: usize,
 }
 
 impl AwaitedPlaces {
     pub(super) fn new(settings: AwaitedSettings) -> AwaitedPlaces {
         AwaitedPlaces { settings, ..AwaitedPlaces::default() }
+    }
+
+    /// Bytes of the places.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(super) fn set_memory_bytes_max(&mut self, bytes: usize) {
@@ -72,11 +79,12 @@ impl AwaitedPlaces {
         }
         let AwaitedSettings { memory, memory_bytes_max, .. } = &self.settings;
         let of_session = self.of_session.get(&slot).copied().unwrap_or(0);
-        let has_room =
-            self.by_key.len() < AWAITED_PLACES_MAX && of_session < AWAITED_PLACES_PER_SESSION_MAX;
-        if !has_room || !memory.take(PLACE_BYTES + key.len(), *memory_bytes_max) {
+        let has_room = self.by_key.len() < AWAITED_PLACES_MAX && of_session < AWAITED_PLACES_PER_SESSION_MAX;
+        let bytes = PLACE_BYTES + key.len();
+        if !has_room || !memory.take(bytes, *memory_bytes_max) {
             return false;
         }
+        self.bytes += bytes;
         self.of_session.insert(slot, of_session + 1);
         self.by_subscription.insert((slot, entry, key.clone()));
         self.by_key.insert((key, slot), (entry, position));
@@ -87,7 +95,9 @@ impl AwaitedPlaces {
     fn remove(&mut self, slot: SlotId, key: &Arc<str>) -> Option<Position> {
         let (entry, position) = self.by_key.remove(&(key.clone(), slot))?;
         self.by_subscription.remove(&(slot, entry, key.clone()));
-        self.settings.memory.give_back(PLACE_BYTES + key.len());
+        let bytes = PLACE_BYTES + key.len();
+        self.bytes -= bytes;
+        self.settings.memory.give_back(bytes);
         if let Some(count) = self.of_session.get_mut(&slot) {
             *count -= 1;
             if *count == 0 {
@@ -207,6 +217,6 @@ mod tests {
         assert!(!places.remove_one(a, Some(1)), "its only place has been taken");
         assert!(places.remove_one(a, Some(2)) && places.remove_one(a, None));
         assert!(!places.remove_one(a, None) && !places.remove_one(b, None));
-        assert_eq!((places.settings.memory.bytes(), places.of_session.len()), (0, 0));
+        assert_eq!((places.settings.memory.bytes(), places.bytes(), places.of_session.len()), (0, 0, 0));
     }
 }

@@ -39,7 +39,12 @@ pub(super) struct LogTopic {
 impl LogTopic {
     /// A topic whose home has had a tick with the sequence `last`; 0: none.
     pub(super) fn new(last: u64) -> LogTopic {
-        LogTopic { linked_to: last, sequences: VecDeque::new(), holes: VecDeque::new(), ahead: BTreeSet::new() }
+        LogTopic {
+            linked_to: last,
+            sequences: VecDeque::new(),
+            holes: VecDeque::new(),
+            ahead: BTreeSet::new(),
+        }
     }
 
     /// Number of sequences it remembers.
@@ -270,7 +275,8 @@ mod tests {
     fn holes_are_remembered_apart_and_the_oldest_ones_as_one() {
         let gap = |from: u64, to: u64| Gap { from: Sequence(from), to: Sequence(to) };
         let mut log = LogTopic::new(0);
-        let holes: Vec<Gap> = (0..LOG_HOLES_PER_TOPIC_MAX as u64 + 2).map(|at| gap(10 * at, 10 * at + 5)).collect();
+        let holes: Vec<Gap> =
+            (0..LOG_HOLES_PER_TOPIC_MAX as u64 + 2).map(|at| gap(10 * at, 10 * at + 5)).collect();
         holes.iter().for_each(|&hole| log.note_hole(hole));
         assert_eq!(log.holes[0], gap(0, 25));
         assert_eq!(log.holes.range(1..).copied().collect::<Vec<_>>(), holes[3..]);
