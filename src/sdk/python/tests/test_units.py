@@ -77,6 +77,21 @@ class Decoders(unittest.TestCase):
             with self.assertRaises(ProtocolError):
                 JsonCodec().decode(f'{{"topic":"a","seq":1,"ts":1,"data":{data}}}')
 
+    def test_numbers_that_do_not_fit_their_type_are_refused(self) -> None:
+        too_large, codec = 2**64, JsonCodec()
+        tick_fields = '"topic":"a","seq":1,"ts":1,"data":1'
+        for message in (
+            f'{{"topic":"a","seq":{too_large},"ts":1,"data":1}}',
+            f'{{{tick_fields},"key":{too_large}}}',
+            f'{{{tick_fields},"key":"{too_large}"}}',
+            f'{{"op":"stale","topic":"a","stale":true,"since":{too_large}}}',
+            f'{{"op":"expires","id":0,"expires_in":{2**32}}}',
+        ):
+            with self.assertRaises(ProtocolError, msg=message):
+                codec.decode(message)
+        (largest,) = codec.decode(f'{{{tick_fields},"key":"{too_large - 1}"}}')
+        self.assertEqual(largest.key, too_large - 1)  # type: ignore[union-attr]
+
     def test_messages_of_the_other_type_are_refused(self) -> None:
         with self.assertRaises(ProtocolError):
             JsonCodec().decode(b"{}")

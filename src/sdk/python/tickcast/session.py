@@ -26,6 +26,7 @@ from .close_codes import (
     CLOSE_CUT,
     CLOSE_NORMAL,
     CLOSE_PROTOCOL,
+    ERROR_RATE_LIMITED,
     HANG_UP_MALFORMED,
     HANG_UP_NO_WELCOME,
     HANG_UP_SILENT,
@@ -67,7 +68,6 @@ from .messages import (
     RecoveredMessage,
     ServerMessage,
     Skipped,
-    SourceMessage,
     StaleMessage,
     Start,
     Subscribed,
@@ -84,8 +84,6 @@ from .timers import Timers
 from .tokens import Tokens
 
 MS_NS = 1_000_000
-
-_RATE_LIMITED = 109
 
 
 class Session:
@@ -361,8 +359,8 @@ class Session:
                 self._tokens.handle_expires(expires_in_s, now_ns)
                 if request == 0:
                     self._tokens.refresh()
-            case SourceMessage(source=source, state=state, since_ns=since_ns):
-                self._outbox.emit(SourceChanged(source, state, since_ns))
+            case SourceChanged():
+                self._outbox.emit(message)
 
     def _welcomed(self, connection: Connection, welcome: Welcome, now_ns: int) -> None:
         connection.pending.pop(welcome.request, None)
@@ -404,7 +402,7 @@ class Session:
             case ("subscribe", record):
                 if self._subscriptions.get(record.pattern) is not record:
                     return
-                if error.code == _RATE_LIMITED:
+                if error.code == ERROR_RATE_LIMITED:
                     record.is_sent = False
                     retry_in_ms = record.backoff.next_ms()
                     self._timers.set(("subscribe", record.pattern), now_ns + retry_in_ms * MS_NS)
