@@ -101,7 +101,7 @@ class Connection:
 
     def pong(self, token: int) -> None:
         """Answers a ping of the server."""
-        self._send(Pong(token))
+        self._outbox.act(Send(self._codec.encode(Pong(token)), is_optional=True))
 
     def handle_pong(self, token: int, now_ns: int) -> Latency | None:
         """The server has answered a ping; returns what that says."""

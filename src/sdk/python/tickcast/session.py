@@ -249,10 +249,13 @@ class Session:
         if connection is None:
             return
         connection.is_silent = False
+        pinged: Ping | None = None
         try:
             for each in self._options.codec.decode(message):
                 if isinstance(each, Tick):
                     self._delivery.handle_tick(each, wall_ns)
+                elif isinstance(each, Ping):
+                    pinged = each
                 else:
                     self._answer(connection, each, now_ns)
                 if self._connection is not connection:
@@ -260,6 +263,10 @@ class Session:
                     return
         except ProtocolError as error:
             self._malformed(str(error), now_ns)
+        else:
+            if pinged is not None:
+                # One answer a message: a message has room for many more pings than a server needs.
+                connection.pong(pinged.token)
         if self._delivery.has_moved:
             self._save_later(now_ns)
 
@@ -341,8 +348,6 @@ class Session:
                 latency = connection.handle_pong(token, now_ns)
                 if latency is not None:
                     self._outbox.emit(latency)
-            case Ping(token=token):
-                connection.pong(token)
             case Welcome():
                 self._welcomed(connection, message, now_ns)
             case Subscribed(request=request):
