@@ -58,9 +58,9 @@ class Positions:
             # The position may be ahead of the topic; 0 means that nobody looked.
             self._positions[topic] = Position(known.epoch, min(known.sequence, now.sequence))
 
-    def retain(self, kept: Iterable[str]) -> None:
-        """Forgets all topics but these."""
-        self._positions = {topic: self._positions[topic] for topic in kept if topic in self._positions}
+    def forget(self, topic: str) -> None:
+        """Forgets a topic."""
+        self._positions.pop(topic, None)
 
     def copy(self) -> dict[str, Position]:
         """A copy of all positions."""
