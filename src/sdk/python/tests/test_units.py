@@ -284,6 +284,8 @@ class Views(unittest.TestCase):
         view.handle(tick("b", 1, 10, epoch=2))
         view.handle(Recovered("a", 2, 0, False, "epoch"))
         self.assertEqual(dict(view.items()), {("b", 0): 10})
+        view.handle(Tick("b", 1, 2, 0, 0, 0, 0, False, True, payload=b"{"))
+        self.assertEqual(len(view), 0)
 
     def test_book_is_live_only_between_a_snapshot_and_a_loss(self) -> None:
         view = BookView()
