@@ -195,7 +195,7 @@ class Client:
             if not self._is_loaded and self._store is not None:
                 self._saved = dict(await self._store.load())
                 self._session.load_positions(self._saved)
-                # Not before: `close` saves what was loaded, and would save nothing over it.
+                # Set last: `close` saves positions only if they were loaded, so a failed load leaves the store as it is.
                 self._is_loaded = True
         self._session.connect(time.monotonic_ns())
         self._pump()

@@ -14,8 +14,8 @@ export class Pattern {
     this.isExact = !this.#hasRest && !this.#tokens.includes("*");
   }
 
-  matches(topic: string): boolean {
-    const tokens = topic.split(".");
+  /** Whether it matches the topic with these tokens. */
+  matches(tokens: string[]): boolean {
     const { length } = this.#tokens;
     if (this.#hasRest ? tokens.length <= length : tokens.length !== length) return false;
     return this.#tokens.every((token, at) => token === "*" || token === tokens[at]);
@@ -24,5 +24,5 @@ export class Pattern {
 
 /** Returns whether a pattern matches a topic. */
 export function matches(pattern: string, topic: string): boolean {
-  return new Pattern(pattern).matches(topic);
+  return new Pattern(pattern).matches(topic.split("."));
 }

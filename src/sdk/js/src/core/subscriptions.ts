@@ -58,12 +58,13 @@ class Finder {
   /** Those that match a topic, in their order. */
   *matching(topic: string): IterableIterator<SubscriptionRecord> {
     let exact = this.#exact.get(topic);
+    const tokens = topic.split(".");
     for (const [at, record] of this.#wild.values()) {
       if (exact !== undefined && exact[0] < at) {
         yield exact[1];
         exact = undefined;
       }
-      if (record.matcher.matches(topic)) yield record;
+      if (record.matcher.matches(tokens)) yield record;
     }
     if (exact !== undefined) yield exact[1];
   }
@@ -118,10 +119,9 @@ export class Subscriptions {
   /** The keys of a map, names of topics, that a subscription matches and no other one. */
   onlyOf(record: SubscriptionRecord, map: ReadonlyMap<string, unknown>): string[] {
     const { pattern, matcher } = record;
-    const names = matcher.isExact ? [pattern].filter((name) => map.has(name)) : [...map.keys()];
-    return names.filter(
-      (name) => matcher.matches(name) && this.matching(name).every((other) => other === record),
-    );
+    const isOnly = (name: string) => this.matching(name).every((other) => other === record);
+    if (matcher.isExact) return map.has(pattern) && isOnly(pattern) ? [pattern] : [];
+    return [...map.keys()].filter((name) => matcher.matches(name.split(".")) && isOnly(name));
   }
 
   matching(topic: string): SubscriptionRecord[] {
