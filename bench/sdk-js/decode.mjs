@@ -1,4 +1,6 @@
 // decode.mjs: CPU time of the JavaScript SDK for one native tick of 100 bytes, from the message to the listener. Without a network or a server.
+// Prints the machine, its load, and the times of ROUNDS rounds, each the mean over TICKS ticks.
+import { cpus, loadavg } from "node:os";
 import { Client } from "../../src/sdk/js/bundle/tickcast.js";
 
 const TOPICS = 500;
@@ -39,6 +41,9 @@ function joined(frames) {
 
 const payload = encoder.encode(JSON.stringify({ at: 1_793_322_000_130_000_000, topic: 3, n: 141, pad: ".".repeat(47) }));
 
+const load = loadavg()[0].toFixed(1);
+console.log(`machine  ${cpus().length} x ${cpus()[0].model}, Node ${process.version}, load ${load} before the first round`);
+console.log(`rounds   ${ROUNDS} of ${TICKS} ticks in ${TOPICS} topics`);
 for (const [what, read] of [["envelope", (tick) => tick.sequence], ["with JSON", (tick) => tick.data.n]]) {
   for (const perMessage of [1, 100]) {
     let socket;
@@ -77,6 +82,7 @@ for (const [what, read] of [["envelope", (tick) => tick.sequence], ["with JSON",
     client.disconnect();
     if (!(sum > 0)) throw new Error("no tick arrived");
     times.sort((a, b) => a - b);
-    console.log(`${what}, ${perMessage} a message: median ${times[ROUNDS / 2].toFixed(2)} us a tick`);
+    const us = (at) => times[Math.min(ROUNDS - 1, Math.floor(at * ROUNDS))].toFixed(2);
+    console.log(`${what}, ${perMessage} a message: p50 ${us(0.5)}, p90 ${us(0.9)}, max ${us(1)} us a tick`);
   }
 }

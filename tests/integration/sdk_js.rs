@@ -31,7 +31,13 @@ const SERVER: (&str, &str) = ("TICKCAST_BINARY", env!("CARGO_BIN_EXE_tickcast"))
 #[test]
 fn the_javascript_sdk_does_what_the_transcripts_say() {
     let _machine = beside_others();
-    run("transcripts", &[], 57);
+    run("transcripts", &[], 60);
+}
+
+#[test]
+fn the_javascript_sdk_survives_wrong_values_of_servers_and_applications() {
+    let _machine = beside_others();
+    run("units", &[], 11);
 }
 
 #[test]

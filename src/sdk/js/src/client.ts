@@ -4,7 +4,7 @@ import { Core } from "./core/core.js";
 import type { ClientEvent, ClientState, Published, SubscribeOptions } from "./core/events.js";
 import { exactKey, JSON_CODEC } from "./core/json.js";
 import { NATIVE_CODEC } from "./core/native.js";
-import { CLOSE_NORMAL, CODE_LOST, type Positions, PUBLISH_TIMEOUT_MS } from "./core/protocol.js";
+import { CLOSE_NORMAL, CODE_LOST, OUTPUT_BYTES_MAX, type Positions, PUBLISH_TIMEOUT_MS } from "./core/protocol.js";
 import { Emitter, report } from "./emitter.js";
 import { QUEUE_MAX, Stream } from "./stream.js";
 import { ClosedError, Subscription } from "./subscription.js";
@@ -153,7 +153,8 @@ export class Client extends Emitter<ClientEvent> {
     return new Promise((resolve, reject) => {
       const payload = data instanceof Uint8Array ? data : JSON.stringify(data);
       if (payload === undefined) throw new TypeError("the payload is neither bytes nor JSON");
-      const { schema = 0, timeNs = 0 } = options;
+      const { schema = 0, timeNs = 0, timeoutMs = PUBLISH_TIMEOUT_MS } = options;
+      if (!(timeoutMs >= 0)) throw new RangeError("timeoutMs must be at least 0");
       const key = BigInt(options.key ?? 0);
       // Native frames would cut them off.
       if (BigInt.asUintN(64, key) !== key) throw new RangeError("key must be a whole number below 2^64");
@@ -164,7 +165,7 @@ export class Client extends Emitter<ClientEvent> {
       if (topic.length > TOPIC_LENGTH_MAX) throw new RangeError("the topic is too long");
       const settle = (result: Published | Error) => (result instanceof Error ? reject(result) : resolve(result));
       this.run((core, now) => {
-        const deadline = now + (options.timeoutMs ?? PUBLISH_TIMEOUT_MS);
+        const deadline = now + timeoutMs;
         core.publish(now, { topic, payload, key: exactKey(key), schema, timeNs, deadline, settle });
       });
     });
@@ -204,7 +205,7 @@ export class Client extends Emitter<ClientEvent> {
             this.#dial(action.url, action.protocol);
             break;
           case "send":
-            if (this.#socket?.readyState === 1) this.#socket.send(action.message as string);
+            this.#send(action.message, action.isOptional);
             break;
           case "hangUp":
             this.#hangUp(action.code, action.reason);
@@ -221,6 +222,12 @@ export class Client extends Emitter<ClientEvent> {
         else (record.owner as Subscription).handle(event);
       }
     }
+  }
+
+  #send(message: string | Uint8Array, isOptional: boolean): void {
+    const socket = this.#socket;
+    if (socket?.readyState !== 1 || (isOptional && socket.bufferedAmount > OUTPUT_BYTES_MAX)) return;
+    socket.send(message as string);
   }
 
   #handle(event: ClientEvent): void {
@@ -270,7 +277,8 @@ export class Client extends Emitter<ClientEvent> {
       timer = setTimeout(() => reject(new Error("getToken took too long")), TOKEN_TIMEOUT_MS);
     });
     try {
-      const token = await Promise.race([this.#options.getToken!(why), timeout]);
+      const token: unknown = await Promise.race([this.#options.getToken!(why), timeout]);
+      if (typeof token !== "string" || token === "") throw new TypeError("getToken returned no token");
       this.run((core, now) => core.handleToken(now, token));
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);

@@ -4,7 +4,7 @@ import type { Core } from "./core/core.js";
 import type { SubscriptionEvent, SubscriptionState, Tick } from "./core/events.js";
 import type { Policy } from "./core/protocol.js";
 import type { SubscriptionRecord } from "./core/subscriptions.js";
-import { Emitter } from "./emitter.js";
+import { Emitter, report } from "./emitter.js";
 import { QUEUE_MAX, Stream } from "./stream.js";
 import { type BookParser, BookView, KeyedView, type View } from "./views.js";
 
@@ -103,7 +103,13 @@ export class Subscription extends Emitter<SubscriptionEvent> implements AsyncIte
 
   /** @internal Takes an event of the core. */
   handle(event: SubscriptionEvent): void {
-    for (const view of this.#views) view.handle(event);
+    for (const view of this.#views) {
+      try {
+        view.handle(event);
+      } catch (error) {
+        report(error);
+      }
+    }
     if (event.type === "tick") for (const stream of this.#ticks) stream.push(event);
     for (const stream of this.#all) stream.push(event);
     if (event.type === "subscription" && event.state === "unsubscribed") this.end(event.code, event.reason);

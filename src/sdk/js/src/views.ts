@@ -5,7 +5,9 @@ import type { Key } from "./core/protocol.js";
 
 /** Entries of a keyed view if its options do not say. */
 export const KEYED_ENTRIES_MAX = 65_536;
-/** Levels of one side of a book; the worst go first. */
+/** Books of one view. */
+export const BOOKS_MAX = 65_536;
+/** Levels of one side of a book. A book with more is not live. */
 export const BOOK_LEVELS_MAX = 65_536;
 
 /** Takes a subscription's events before its listeners do. */
@@ -20,8 +22,8 @@ interface Entry {
 }
 
 /**
- * The last payload of each topic and key. A JSON `null`, or an empty payload, removes its key. A topic that starts a new life, or whose position was not
- * recovered, is cleared: all that there is follows.
+ * The last payload of each topic and key. A JSON `null`, an empty payload, or one that does not parse, removes its key. A topic that starts a
+ * new life, or whose position was not recovered, is cleared: all that there is follows.
  */
 export class KeyedView {
   readonly #entriesMax: number;
@@ -57,7 +59,12 @@ export class KeyedView {
     if (event.type !== "tick") return;
     const { topic, epoch, key } = event;
     if (this.#topics.get(topic)?.epoch !== epoch) this.#clear(topic);
-    let data = event.data;
+    let data: unknown = null;
+    try {
+      data = event.data;
+    } catch {
+      // Whatever the value is now, it is not the one before.
+    }
     // A view into a message would keep all of it.
     if (data instanceof Uint8Array) data = data.length === 0 ? null : data.slice();
     const known = this.#topics.get(topic)?.byKey.get(key);
@@ -105,12 +112,21 @@ export interface Book {
   readonly asks: readonly Level[];
 }
 
+/** A finite number, or one in a string: `Number` alone reads an empty string, null and booleans as numbers too. */
+function number(value: unknown): number {
+  const isNumber = typeof value === "number" || (typeof value === "string" && value.trim() !== "");
+  const read = isNumber ? Number(value) : NaN;
+  if (!Number.isFinite(read)) throw new TypeError("a level is a price and a size");
+  return read;
+}
+
 function levels(side: unknown): Level[] {
   if (side === undefined) return [];
   return (side as unknown[]).map((level) => {
-    const [price, size] = (level as unknown[]).map(Number) as Level;
-    if (!(Number.isFinite(price) && size >= 0)) throw new TypeError("a level is a price and a size");
-    return [price, size];
+    const [price, size] = level as unknown[];
+    const read: Level = [number(price), number(size)];
+    if (read[1] < 0) throw new TypeError("a size is negative");
+    return read;
   });
 }
 
@@ -132,13 +148,13 @@ class MutableBook implements Book {
     } else if (!this.live) {
       return;
     }
-    for (const level of bids) set(this.bids, level, -1);
-    for (const level of asks) set(this.asks, level, 1);
+    const fits = bids.every((level) => set(this.bids, level, -1)) && asks.every((level) => set(this.asks, level, 1));
+    if (!fits) this.live = false;
   }
 }
 
-/** Sets a level of a side that is sorted by price times `sign`. */
-function set(side: Level[], [price, size]: Level, sign: number): void {
+/** Sets a level of a side that is sorted by price times `sign`; returns whether all levels fit. */
+function set(side: Level[], [price, size]: Level, sign: number): boolean {
   let [low, high] = [0, side.length];
   while (low < high) {
     const middle = (low + high) >> 1;
@@ -148,7 +164,9 @@ function set(side: Level[], [price, size]: Level, sign: number): void {
   const isKnown = side[low]?.[0] === price;
   if (size > 0) side.splice(low, isKnown ? 1 : 0, [price, size]);
   else if (isKnown) side.splice(low, 1);
-  if (side.length > BOOK_LEVELS_MAX) side.pop();
+  if (side.length <= BOOK_LEVELS_MAX) return true;
+  side.pop();
+  return false;
 }
 
 /**
@@ -158,6 +176,7 @@ function set(side: Level[], [price, size]: Level, sign: number): void {
 export class BookView {
   readonly #parse: BookParser;
   readonly #books = new Map<string, MutableBook>();
+  #notStored = 0;
 
   constructor(options: { parse?: BookParser } = {}) {
     this.#parse = options.parse ?? parseBook;
@@ -172,6 +191,11 @@ export class BookView {
     return [...this.#books.keys()];
   }
 
+  /** Ticks of topics beyond 65,536 books. */
+  get notStored(): number {
+    return this.#notStored;
+  }
+
   /** @internal */
   handle(event: SubscriptionEvent): void {
     if (event.type === "gap" || event.type === "conflated" || (event.type === "recovered" && !event.recovered)) {
@@ -179,8 +203,11 @@ export class BookView {
       if (book !== undefined) book.live = false;
     }
     if (event.type !== "tick") return;
-    const book = this.#books.get(event.topic) ?? new MutableBook();
-    this.#books.set(event.topic, book);
+    let book = this.#books.get(event.topic);
+    if (book === undefined) {
+      if (this.#books.size >= BOOKS_MAX) return void (this.#notStored += 1);
+      this.#books.set(event.topic, (book = new MutableBook()));
+    }
     if (book.epoch !== event.epoch) [book.epoch, book.live] = [event.epoch, false];
     try {
       book.apply(this.#parse(event.data));

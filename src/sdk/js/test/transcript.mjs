@@ -58,7 +58,13 @@ function assertHas(actual, expected, where) {
 
 const CLIENT_EVENTS = ["state", "latency", "expires", "source", "error"];
 const SUBSCRIPTION_EVENTS = ["subscription", "tick", "gap", "conflated", "recovered", "stale", "error", "lagged"];
-const OPTIONS = ["url", "codec", "name", "token", "get_token", "positions", "save_positions", "offline_queue_max"];
+const OPTIONS = ["url", "codec", "name", "token", "get_token", "positions", "many_positions", "save_positions", "offline_queue_max"];
+
+/** Positions in topics named `a.` and their number, padded with zeros. */
+function manyPositions({ count, name_bytes: nameBytes, epoch, sequence } = { count: 0 }) {
+  const name = (number) => `a.${String(number).padStart(nameBytes - 2, "0")}`;
+  return Object.fromEntries(Array.from({ length: count }, (_, number) => [name(number), { epoch, sequence }]));
+}
 
 class Run {
   events = [];
@@ -85,7 +91,7 @@ class Run {
         name: options.name ?? "app",
         token: options.token,
         getToken: options.get_token ? getToken : undefined,
-        positions: options.positions,
+        positions: { ...options.positions, ...manyPositions(options.many_positions) },
         savePositions: options.save_positions ? savePositions : undefined,
         offlineQueueMax: options.offline_queue_max,
       }),

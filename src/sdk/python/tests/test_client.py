@@ -9,11 +9,14 @@ import json
 import unittest
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest import mock
 
 from server import GUARD_S, until
 from websockets.asyncio.server import ServerConnection, serve
 
 import tickcast
+from tickcast.actions import Send
+from tickcast.limits import OUTPUT_BYTES_MAX
 
 FEATURES = ["published", "reasons", "counts", "tokens", "string_keys", "positions"]
 
@@ -139,6 +142,99 @@ class Clients(unittest.IsolatedAsyncioTestCase):
         waited = next(each for each in states if each.code == 3504)
         self.assertIn("503", waited.reason)
         self.assertGreaterEqual(waited.retry_in_ms, 2_000)
+
+    async def test_positions_that_could_not_be_loaded_are_not_saved_over(self) -> None:
+        async def subscribed(server: Scripted) -> None:
+            pass
+
+        class Store:
+            saved = {"a.x": tickcast.Position(10, 7)}
+            failures = 1
+            loads = 0
+
+            async def load(self) -> dict[str, tickcast.Position]:
+                self.loads += 1
+                await asyncio.sleep(0)
+                if self.failures:
+                    self.failures -= 1
+                    raise OSError("the disk is gone")
+                return self.saved
+
+            async def save(self, positions: Any) -> None:
+                self.saved = dict(positions)
+
+        store = Store()
+        client = tickcast.Client(await self.script(subscribed), store=store)
+        with self.assertRaises(OSError):
+            await client.connect()
+        await client.close()
+        self.assertEqual(store.saved, {"a.x": tickcast.Position(10, 7)})
+        await asyncio.gather(client.connect(), client.connect())
+        self.assertEqual((store.loads, client.positions()), (2, store.saved))
+        await client.close()
+
+    async def test_a_client_that_was_closed_while_it_asked_for_a_token_asks_again(self) -> None:
+        async def subscribed(server: Scripted) -> None:
+            pass
+
+        asked = 0
+
+        async def get_token(_: str) -> str:
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                await asyncio.Event().wait()
+            return "token"
+
+        url = await self.script(subscribed)
+        for steps in (0, 3):
+            asked = 1 if steps == 0 else 0
+            client = tickcast.Client(url, get_token=get_token)
+            await client.connect()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            await asyncio.wait_for(client.close(), GUARD_S)
+            await client.connect()
+            await asyncio.wait_for(client.connected(), GUARD_S)
+            await client.close()
+            self.assertEqual(asked, 2)
+
+    async def test_events_of_the_client_end_when_it_is_disconnected(self) -> None:
+        async def subscribed(server: Scripted) -> None:
+            pass
+
+        client = tickcast.Client(await self.script(subscribed))
+        both: list[list[Any]] = [[], []]
+
+        async def read(seen: list[Any], *types: Any) -> None:
+            async for event in client.events(*types):
+                seen.append(event)
+
+        readers = [asyncio.ensure_future(each) for each in (read(both[0]), read(both[1], tickcast.Latency))]
+        await asyncio.sleep(0)
+        await client.connect()
+        await asyncio.wait_for(client.connected(), GUARD_S)
+        await client.close()
+        await asyncio.wait_for(asyncio.gather(*readers), GUARD_S)
+        self.assertEqual(both[0][-1].state.value, "disconnected")
+        self.assertFalse([event for event in both[1] if not isinstance(event, tickcast.Latency)])
+        self.assertEqual(client._event_callbacks, [])
+
+    async def test_optional_messages_are_left_out_while_too_much_waits_for_the_socket(self) -> None:
+        async def subscribed(server: Scripted) -> None:
+            pass
+
+        async with tickcast.Client(await self.script(subscribed)) as client:
+            await asyncio.wait_for(client.connected(), GUARD_S)
+            transport = client._transport
+            assert transport is not None
+            for waiting, sent in ((OUTPUT_BYTES_MAX + 1, 0), (OUTPUT_BYTES_MAX, 1)):
+                transport.output_bytes = waiting
+                with mock.patch.object(transport, "send") as send:
+                    client._session._outbox.act(Send("pong", is_optional=True))
+                    client._pump()
+                self.assertEqual(send.call_count, sent)
+            transport.output_bytes = 0
 
     async def test_a_callback_that_fails_does_not_cost_the_connection(self) -> None:
         async def subscribed(server: Scripted) -> None:

@@ -8,15 +8,19 @@ import tempfile
 import unittest
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tickcast import BookView, FilePositionStore, Gap, KeyedView, Position, ProtocolError, Recovered, Tick, TickcastError
+from tickcast.actions import Send
 from tickcast.json_codec import JsonCodec
-from tickcast.messages import Codec, Hello, Ping, Publish, Subscribe
+from tickcast.messages import Codec, Hello, Ping, Pong, Publish, Subscribe
 from tickcast.native import NativeCodec
 from tickcast.options import SessionOptions
-from tickcast.patterns import matches
+from tickcast.patterns import Pattern, matches
 from tickcast.reader import Reader
+from tickcast.positions import Positions
 from tickcast.session import Session
+from tickcast.subscriptions import SubscriptionRecord, Subscriptions
 from tickcast.timers import Timers
 
 
@@ -77,6 +81,21 @@ class Decoders(unittest.TestCase):
             with self.assertRaises(ProtocolError):
                 JsonCodec().decode(f'{{"topic":"a","seq":1,"ts":1,"data":{data}}}')
 
+    def test_numbers_that_do_not_fit_their_type_are_refused(self) -> None:
+        too_large, codec = 2**64, JsonCodec()
+        tick_fields = '"topic":"a","seq":1,"ts":1,"data":1'
+        for message in (
+            f'{{"topic":"a","seq":{too_large},"ts":1,"data":1}}',
+            f'{{{tick_fields},"key":{too_large}}}',
+            f'{{{tick_fields},"key":"{too_large}"}}',
+            f'{{"op":"stale","topic":"a","stale":true,"since":{too_large}}}',
+            f'{{"op":"expires","id":0,"expires_in":{2**32}}}',
+        ):
+            with self.assertRaises(ProtocolError, msg=message):
+                codec.decode(message)
+        (largest,) = codec.decode(f'{{{tick_fields},"key":"{too_large - 1}"}}')
+        self.assertEqual(largest.key, too_large - 1)  # type: ignore[union-attr]
+
     def test_messages_of_the_other_type_are_refused(self) -> None:
         with self.assertRaises(ProtocolError):
             JsonCodec().decode(b"{}")
@@ -102,8 +121,70 @@ class Patterns(unittest.TestCase):
             ("a.>", "a", False),
             (">", "a", True),
             ("a*", "ab", False),
+            ("a*", "a*", True),
+            ("a.*.c", "a.b.c", True),
+            ("a.*.c", "a.b.d", False),
         ]:
             self.assertEqual(matches(pattern, topic), expected, (pattern, topic))
+
+
+class SubscriptionsTest(unittest.TestCase):
+    @staticmethod
+    def made(*patterns: str) -> tuple[Subscriptions, list[SubscriptionRecord]]:
+        subscriptions = Subscriptions()
+        records = [SubscriptionRecord(pattern, "live", None, None, random.random) for pattern in patterns]
+        for record in records:
+            subscriptions.add(record)
+        return subscriptions, records
+
+    def test_subscriptions_match_in_the_order_in_which_they_were_made(self) -> None:
+        subscriptions, records = self.made("a.>", "a.b", "b.c", "*.b", "a.*")
+        for topic, expected in [("a.b", ["a.>", "a.b", "*.b", "a.*"]), ("b.c", ["b.c"]), ("c.b", ["*.b"]), ("c", [])]:
+            self.assertEqual([each.pattern for each in subscriptions.matching(topic)], expected)
+        subscriptions.remove(records[0], Positions())
+        self.assertEqual([each.pattern for each in subscriptions.matching("a.b")], ["a.b", "*.b", "a.*"])
+
+    def test_removal_forgets_the_positions_that_only_its_pattern_matched(self) -> None:
+        topics = ("a.b", "a.c", "b.b", "c.c")
+        for ended, kept in [("a.*", ["a.b", "b.b", "c.c"]), ("*.b", ["a.b", "a.c", "c.c"]), ("a.b", list(topics))]:
+            subscriptions, records = self.made("a.b", "a.*", "*.b")
+            positions = Positions({topic: Position(1, 1) for topic in topics})
+            subscriptions.remove(next(each for each in records if each.pattern == ended), positions)
+            self.assertEqual(list(positions.copy()), kept, ended)
+
+    def test_a_pattern_without_wildcards_is_compared_with_its_own_topic_only(self) -> None:
+        count = 1_000
+        names = [f"a.{number}" for number in range(count)]
+        subscriptions, records = self.made(*names)
+        positions = Positions({name: Position(1, 1) for name in names})
+        compared = 0
+
+        def matches(_: Pattern, __: Any) -> bool:
+            nonlocal compared
+            compared += 1
+            return False
+
+        with mock.patch.object(Pattern, "matches", matches):
+            for record in records:
+                self.assertEqual(subscriptions.matching(record.pattern), (record,))
+                self.assertEqual(list(subscriptions.positions_of(record, positions)), [record.pattern])
+            self.assertEqual(len(subscriptions.to_resume(positions)), count)
+            for record in records:
+                subscriptions.remove(record, positions)
+        self.assertEqual((compared, positions.copy()), (0, {}))
+
+
+class Pings(unittest.TestCase):
+    def test_answers_to_pings_are_optional(self) -> None:
+        session = Session(SessionOptions("ws://host/ws", NativeCodec()), random.random)
+        session.connect(0)
+        session.handle_open(NativeCodec.subprotocol, 0)
+        while session.poll_action() is not None:
+            pass
+        codec = NativeCodec()
+        session.handle_message(codec.encode(Ping(7)) + codec.encode(Ping(8)), 0, 0)
+        self.assertEqual(session.poll_action(), Send(codec.encode(Pong(8)), is_optional=True))
+        self.assertIsNone(session.poll_action())
 
 
 class TimersTest(unittest.TestCase):
@@ -148,6 +229,23 @@ class Readers(unittest.IsolatedAsyncioTestCase):
         seen = [event async for event in reader]
         self.assertEqual(seen[:2], [Gap("a", 1, 8, 9, 1), Gap("a", 2, 1, 2, 1)])
 
+    async def test_dropped_range_of_a_topic_without_another_event_is_announced_before_waiting_or_ending(self) -> None:
+        for types in ((), (Tick,)):
+            reader: Reader[Any] = Reader(types, 1, lambda: None)
+            for event in (tick("a", 7), tick("a", 8), tick("b", 1), tick("b", 2)):
+                reader.put(event)
+            self.assertEqual((reader.lost, len(reader)), (2, 2))
+            seen = [await anext(reader), await anext(reader)]
+            self.assertEqual([event.topic for event in seen], ["b", "b"])
+            self.assertEqual(reader.lags("a"), (True, None))
+            if not types:
+                self.assertEqual(await anext(reader), Gap("a", 1, 7, 9, 2))
+                self.assertEqual(reader.lags("a"), (True, None))
+            reader.end()
+            with self.assertRaises(StopAsyncIteration):
+                await anext(reader)
+            self.assertEqual((reader.lags("a"), reader.lags("b")), ((False, None), (False, None)))
+
     async def test_reader_ends_with_its_error_after_what_waits(self) -> None:
         reader: Reader[Any] = Reader((Tick,), 10, lambda: None)
         reader.put(tick("a", 1))
@@ -186,6 +284,8 @@ class Views(unittest.TestCase):
         view.handle(tick("b", 1, 10, epoch=2))
         view.handle(Recovered("a", 2, 0, False, "epoch"))
         self.assertEqual(dict(view.items()), {("b", 0): 10})
+        view.handle(Tick("b", 1, 2, 0, 0, 0, 0, False, True, payload=b"{"))
+        self.assertEqual(len(view), 0)
 
     def test_book_is_live_only_between_a_snapshot_and_a_loss(self) -> None:
         view = BookView()
@@ -203,6 +303,9 @@ class Views(unittest.TestCase):
             self.assertTrue(book.live)
             view.handle(tick("a", 7, wrong))
             self.assertFalse(book.live, wrong)
+        view.handle(tick("a", 8, {"type": "snapshot"}))
+        view.handle(Tick("a", 1, 9, 0, 0, 0, 0, False, True, payload=b"{"))
+        self.assertFalse(book.live)
 
 
 class Store(unittest.IsolatedAsyncioTestCase):

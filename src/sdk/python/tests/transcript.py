@@ -96,9 +96,10 @@ class Script:
     def options(options: dict[str, Any]) -> SessionOptions:
         known(
             options,
-            {"url", "codec", "name", "token", "get_token", "positions", "save_positions", "offline_queue_max"},
+            {"url", "codec", "name", "token", "get_token", "positions", "many_positions", "save_positions", "offline_queue_max"},
             "options",
         )
+        positions = positions_of(options.get("positions", {})) | many_positions(**options.get("many_positions", {"count": 0}))
         codecs = {"json": JsonCodec, "native": NativeCodec}
         return SessionOptions(
             options["url"],
@@ -106,7 +107,7 @@ class Script:
             options.get("name", "app"),
             options.get("token"),
             options.get("get_token", False),
-            positions_of(options.get("positions", {})),
+            positions,
             options.get("save_positions", False),
             options.get("offline_queue_max", 64),
         )
@@ -330,6 +331,10 @@ def script_book(book: OrderBook) -> dict[str, Any]:
 
 def positions_of(positions: dict[str, Any]) -> dict[str, Position]:
     return {topic: Position(each["epoch"], each["sequence"]) for topic, each in positions.items()}
+
+
+def many_positions(count: int, name_bytes: int = 0, epoch: int = 0, sequence: int = 0) -> dict[str, Position]:
+    return {f"a.{number:0{name_bytes - 2}}": Position(epoch, sequence) for number in range(count)}
 
 
 def script_positions(positions: Any) -> dict[str, Any]:

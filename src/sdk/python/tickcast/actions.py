@@ -24,6 +24,8 @@ class Send:
     """Send one message: text for JSON, bytes for native frames."""
 
     message: str | bytes
+    is_optional: bool = False
+    """Whether to leave it out while more than `OUTPUT_BYTES_MAX` wait for the socket: the answer to a ping."""
 
 
 @dataclass(frozen=True, slots=True)

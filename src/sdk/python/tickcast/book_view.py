@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from .errors import ProtocolError
 from .events import Conflated, Gap, Recovered, SubscriptionEvent
 from .limits import BOOK_LEVELS_MAX, BOOKS_MAX
 from .tick import Tick
@@ -49,7 +50,10 @@ class OrderBook:
         is_new_life = tick.epoch != self.epoch
         self.epoch, self.sequence = tick.epoch, tick.sequence
         self.live = self.live and not is_new_life
-        message = tick.data
+        try:
+            message = tick.data
+        except ProtocolError:
+            message = None
         if not isinstance(message, dict):
             self.live = False
             return

@@ -144,6 +144,7 @@ class Client:
         self._unsaved: Mapping[str, Position] | None = None
         self._saved: dict[str, Position] = {}
         self._is_loaded = store is None
+        self._loading = asyncio.Lock()
         self._subscriptions: dict[str, Subscription] = {}
         self._publishes: dict[int, asyncio.Future[PublishResult]] = {}
         self._event_callbacks: list[Callable[[ClientEvent], None]] = []
@@ -190,10 +191,12 @@ class Client:
 
     async def connect(self) -> None:
         """Loads the positions and starts to connect; does not wait until connected. Does nothing if it has been called."""
-        if not self._is_loaded and self._store is not None:
-            self._is_loaded = True
-            self._saved = dict(await self._store.load())
-            self._session.load_positions(self._saved)
+        async with self._loading:
+            if not self._is_loaded and self._store is not None:
+                self._saved = dict(await self._store.load())
+                self._session.load_positions(self._saved)
+                # Set last: `close` saves positions only if they were loaded, so a failed load leaves the store as it is.
+                self._is_loaded = True
         self._session.connect(time.monotonic_ns())
         self._pump()
 
@@ -320,12 +323,19 @@ class Client:
     async def events(self, *types: type[Any]) -> AsyncIterator[Any]:
         """An iterator over events of the client of these types, from its first step on; without types, over all.
 
-        They are `StateChanged`, `ErrorEvent`, `Latency`, `SourceChanged`, `TokenExpires`. Beyond `CLIENT_EVENTS_MAX` unread ones, the oldest are dropped and logged.
+        They are `StateChanged`, `ErrorEvent`, `Latency`, `SourceChanged`, `TokenExpires`. Beyond `CLIENT_EVENTS_MAX` unread ones, the oldest
+        are dropped and logged. It ends when the client is disconnected: by `close`, or for good by the server.
         """
         waiting: asyncio.Queue[ClientEvent] = asyncio.Queue()
 
+        def is_wanted(event: ClientEvent) -> bool:
+            return not types or isinstance(event, types)
+
+        def is_last(event: ClientEvent) -> bool:
+            return isinstance(event, StateChanged) and event.state is ClientState.DISCONNECTED
+
         def put(event: ClientEvent) -> None:
-            if not types or isinstance(event, types):
+            if is_wanted(event) or is_last(event):
                 if waiting.qsize() >= CLIENT_EVENTS_MAX:
                     logger.warning("an event of the client is dropped unread: %s", waiting.get_nowait())
                 waiting.put_nowait(event)
@@ -333,7 +343,11 @@ class Client:
         stop = self.listen(put)
         try:
             while True:
-                yield await waiting.get()
+                event = await waiting.get()
+                if is_wanted(event):
+                    yield event
+                if is_last(event):
+                    return
         finally:
             stop()
 
@@ -377,9 +391,11 @@ class Client:
         """Does what the session asks for, hands out its events, and arms its timer."""
         while (action := self._session.poll_action()) is not None:
             match action:
-                case Send(message=message):
+                case Send(message=message, is_optional=is_optional):
                     if self._transport is not None:
-                        self._transport.send(message)
+                        is_busy = self._transport.output_bytes > OUTPUT_BYTES_MAX
+                        if not (is_optional and is_busy):
+                            self._transport.send(message)
                 case Dial(url=url, protocols=protocols):
                     handlers = Handlers(self._handle_open, self._handle_message, self._handle_closed, self._wait_for_room)
                     self._transport = Transport(url, protocols, self._transport_options, handlers)
@@ -389,7 +405,9 @@ class Client:
                         self._transport.hang_up(code)
                         self._transport = None
                 case AskToken(why=why):
-                    self._keep(asyncio.get_running_loop().create_task(self._ask_token(why), name="token"))
+                    asking = asyncio.get_running_loop().create_task(self._ask_token(why), name="token")
+                    asking.add_done_callback(self._handle_asked)
+                    self._keep(asking)
                 case Save(positions=positions):
                     self._unsaved = positions
                     if self._saving is None or self._saving.done():
@@ -507,6 +525,12 @@ class Client:
         else:
             self._session.handle_token(token, time.monotonic_ns())
         self._pump()
+
+    def _handle_asked(self, asking: asyncio.Task[None]) -> None:
+        # A task that is cancelled before its first step does nothing, and the session would wait for its answer for ever.
+        if asking.cancelled():
+            self._session.handle_token_failed("get_token was cancelled", time.monotonic_ns())
+            self._pump()
 
     async def _save_all(self) -> None:
         """Saves the positions, again if others came meanwhile: the store is asked for one thing at a time."""

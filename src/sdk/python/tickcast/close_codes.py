@@ -1,4 +1,4 @@
-"""Close codes, and which allow another attempt (PROTOCOL.md, "Closing")."""
+"""Close codes, which of them allow another attempt, and the error codes that the client acts on (PROTOCOL.md, "Codes")."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ NOT_ADMITTED = 3504
 """Close code with which a server does not admit the client now."""
 TOKEN_EXPIRED = 3005
 """Close code after which a client needs another token."""
+
+ERROR_TOO_LARGE = 107
+"""Error code of a request that is longer than the server accepts."""
+ERROR_RATE_LIMITED = 109
+"""Error code of a request that the server accepts later."""
 
 # Proxies send 1012 and 1013 while they restart or are overloaded (IANA, WebSocket Close Code Number Registry).
 _RETRYABLE = frozenset({0, 1001, 1005, 1006, 1012, 1013, NOT_ADMITTED})

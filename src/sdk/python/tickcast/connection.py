@@ -10,7 +10,7 @@ from .actions import Outbox, Send
 from .clock import ClockEstimate
 from .errors import QueueFullError
 from .events import Latency
-from .limits import FRAME_BYTES_MAX_DEFAULT, REQUESTS_MAX, RESUME_POSITIONS_MAX
+from .limits import FRAME_BYTES_MAX_DEFAULT, REQUESTS_MAX, RESUME_NAMES_BYTES_MAX, RESUME_POSITIONS_MAX
 from .messages import (
     Closing,
     Codec,
@@ -64,11 +64,15 @@ class Connection:
         """The longest message that the server accepts."""
         return self._codec.message_bytes_max(self._frame_bytes_max)
 
+    @property
+    def _next_request(self) -> int:
+        # After 2^32 - 1 comes 1 again: 0 stands for no request.
+        return self._request % 0xFFFF_FFFF + 1
+
     def _next(self, pending: Pending | None) -> int:
         if len(self.pending) >= REQUESTS_MAX:
             raise QueueFullError(f"{REQUESTS_MAX} requests wait for their answers; try again later")
-        # After 2^32 - 1 comes 1 again: 0 stands for no request.
-        self._request = self._request % 0xFFFF_FFFF + 1
+        self._request = self._next_request
         if pending is not None:
             self.pending[self._request] = pending
         return self._request
@@ -97,7 +101,7 @@ class Connection:
 
     def pong(self, token: int) -> None:
         """Answers a ping of the server."""
-        self._send(Pong(token))
+        self._outbox.act(Send(self._codec.encode(Pong(token)), is_optional=True))
 
     def handle_pong(self, token: int, now_ns: int) -> Latency | None:
         """The server has answered a ping; returns what that says."""
@@ -108,11 +112,12 @@ class Connection:
         return Latency(now_ns - pinged_ns, self.clock.offset_ns)
 
     def subscribe(self, record: SubscriptionRecord, start: Start) -> bool:
-        """Sends a subscription; returns false, and sends nothing, if it is too long: it has too many positions."""
-        if isinstance(start, Mapping) and len(start) > RESUME_POSITIONS_MAX:
-            return False
-        request = self._request % 0xFFFF_FFFF + 1
-        subscribe = Subscribe(request, record.pattern, start, record.policy, record.max_rate)
+        """Sends a subscription; returns false, and sends nothing, if it has more positions than the server accepts."""
+        if isinstance(start, Mapping):
+            names_bytes = sum(len(topic.encode()) for topic in start)
+            if len(start) > RESUME_POSITIONS_MAX or names_bytes > RESUME_NAMES_BYTES_MAX:
+                return False
+        subscribe = Subscribe(self._next_request, record.pattern, start, record.policy, record.max_rate)
         messages = self._codec.encode_subscribe(subscribe)
         if isinstance(start, Mapping) and start and self._length(messages[0]) > self.message_bytes_max:
             return False
@@ -139,11 +144,10 @@ class Connection:
 
     def publish(self, publish: Publish) -> int | None:
         """Sends a publish; returns its request number, or `None` if it is longer than the server accepts."""
-        request = self._request % 0xFFFF_FFFF + 1
-        message = self._codec.encode(replace(publish, request=request))
+        message = self._codec.encode(replace(publish, request=self._next_request))
         if self._length(message) > self.message_bytes_max:
             return None
-        self._next(None)
+        request = self._next(None)
         self._outbox.act(Send(message))
         return request
 

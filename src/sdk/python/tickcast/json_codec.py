@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import ProtocolError
+from .events import SourceChanged
 from .limits import JSON_ENVELOPE_BYTES
 from .messages import (
     Closing,
@@ -23,7 +24,6 @@ from .messages import (
     Request,
     ServerMessage,
     Skipped,
-    SourceMessage,
     StaleMessage,
     Start,
     Subscribe,
@@ -37,6 +37,8 @@ from .messages import (
 from .tick import Position, Tick, dumps, loads
 
 _EXACT_MAX = 2**53 - 1
+_U32_MAX = 2**32 - 1
+_U64_MAX = 2**64 - 1
 
 
 class JsonCodec:
@@ -138,11 +140,11 @@ def _publish(publish: Publish) -> str:
     return f'{dumps(fields).decode()[:-1]},"data":{publish.payload.decode()}}}'
 
 
-def _integer(fields: dict[str, Any], name: str, default: int | None = None) -> int:
-    """An unsigned integer. Without a default, the field must be there."""
+def _integer(fields: dict[str, Any], name: str, default: int | None = None, most: int = _U64_MAX) -> int:
+    """An unsigned integer up to `most`. Without a default, the field must be there."""
     value = fields.get(name, default)
-    if type(value) is not int or value < 0:
-        raise ProtocolError(f"{name} of the server's message is not an unsigned integer")
+    if type(value) is not int or not 0 <= value <= most:
+        raise ProtocolError(f"{name} of the server's message is not an unsigned integer up to {most}")
     return value
 
 
@@ -164,7 +166,7 @@ def _boolean(fields: dict[str, Any], name: str) -> bool:
 def _key(fields: dict[str, Any]) -> int:
     value = fields.get("key", 0)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 20:
-        return int(value)
+        return _integer({"key": int(value)}, "key")
     return _integer(fields, "key", 0)
 
 
@@ -243,9 +245,9 @@ def _operation(fields: dict[str, Any], decoded: list[ServerMessage]) -> None:
             after_ms = _integer(fields, "reconnect_after_ms", 0)
             decoded.append(Closing(_integer(fields, "code"), _text(fields, "reason", ""), after_ms))
         case "expires":
-            decoded.append(Expires(number, _integer(fields, "expires_in")))
+            decoded.append(Expires(number, _integer(fields, "expires_in", most=_U32_MAX)))
         case "source":
-            decoded.append(SourceMessage(_text(fields, "source"), _text(fields, "state"), _integer(fields, "since", 0)))
+            decoded.append(SourceChanged(_text(fields, "source"), _text(fields, "state"), _integer(fields, "since", 0)))
         case "stale":
             topic, stale = _text(fields, "topic"), _boolean(fields, "stale")
             decoded.append(StaleMessage(topic, 0, stale, _integer(fields, "since", 0)))

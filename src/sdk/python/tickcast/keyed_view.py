@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from .errors import ProtocolError
 from .events import Recovered, SubscriptionEvent
 from .limits import VIEW_ENTRIES_MAX
 from .tick import Tick
@@ -13,8 +14,8 @@ from .tick import Tick
 class KeyedView:
     """The last payload of each topic and key: the snapshot, kept up to date by live ticks.
 
-    A payload that is `null` or empty removes its key. A new epoch, or a position that was not recovered, clears the topic: what the
-    server has of it follows. Beyond `entries_max` the entry that was set least recently goes, and is counted in `evicted`.
+    A payload that is `null`, empty or does not parse removes its key. A new epoch, or a position that was not recovered, clears the
+    topic: what the server has of it follows. Beyond `entries_max` the entry that was set least recently goes, and is counted in `evicted`.
     """
 
     def __init__(self, entries_max: int = VIEW_ENTRIES_MAX) -> None:
@@ -37,7 +38,12 @@ class KeyedView:
         if keys and next(iter(keys.values())).epoch != tick.epoch:
             self._clear(tick.topic)
         self._remove(tick.topic, tick.key)
-        if tick.data is None or tick.data == b"":
+        try:
+            data = tick.data
+        except ProtocolError:
+            # Whatever the value is now, it is not the one before.
+            return
+        if data is None or data == b"":
             return
         if len(self._entries) >= self._entries_max:
             self.evicted += 1

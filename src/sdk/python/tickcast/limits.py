@@ -13,6 +13,8 @@ RESUME_MESSAGE_BYTES: Final = 64 << 10
 TOKEN_BYTES_MAX: Final = 8 << 10
 RESUME_POSITIONS_MAX: Final = 16_384
 """Positions in one request. A subscription with more of them starts with the last values."""
+RESUME_NAMES_BYTES_MAX: Final = 1 << 20
+"""UTF-8 bytes of the names of these positions."""
 FRAME_BYTES_MAX_DEFAULT: Final = 256 << 10
 """Largest request before the server's welcome says what it accepts."""
 MESSAGE_BYTES_MAX: Final = 32 << 20
@@ -33,8 +35,10 @@ NOT_ADMITTED_DELAY_MS: Final = 1_000
 # What one client holds.
 SUBSCRIPTIONS_MAX: Final = 1_024
 """Subscriptions of one client: the server's default limit for one session."""
-TOPICS_MAX: Final = 65_536
-"""Topics of one connection, and positions kept: the server's default limit of topics."""
+TOPICS_MAX: Final = 1 << 20
+"""Topics of one connection. A server announces no more than its own limit, 65,536 by default."""
+POSITIONS_MAX: Final = 65_536
+"""Topics whose positions the client keeps: the server's default limit of topics."""
 UNACKNOWLEDGED_MAX: Final = 1_024
 """Publishes that wait for their answer."""
 OFFLINE_QUEUE_MAX: Final = 64

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
+from .events import SourceChanged
 from .tick import Position, Tick
 
 FEATURES = (
@@ -212,15 +213,6 @@ class Expires:
 
 
 @dataclass(frozen=True, slots=True)
-class SourceMessage:
-    """The state of a source of the server."""
-
-    source: str
-    state: str
-    since_ns: int
-
-
-@dataclass(frozen=True, slots=True)
 class StaleMessage:
     """A topic's source fell silent, or is back."""
 
@@ -244,7 +236,7 @@ ServerMessage: TypeAlias = (
     | ErrorMessage
     | Closing
     | Expires
-    | SourceMessage
+    | SourceChanged
     | StaleMessage
 )
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from struct import Struct
 
 from .errors import ProtocolError
+from .events import SourceChanged
 from .limits import RESUME_MESSAGE_BYTES
 from .messages import (
     FEATURES,
@@ -30,7 +31,6 @@ from .messages import (
     Request,
     ServerMessage,
     Skipped,
-    SourceMessage,
     StaleMessage,
     Start,
     Subscribe,
@@ -138,7 +138,7 @@ class NativeCodec:
             record_at = at + _HEADER.size
             payload_at = record_at + stride
             end = payload_at + payload_len
-            if frame_len != (end - at + _ALIGN - 1) // _ALIGN * _ALIGN or at + frame_len > len(message):
+            if frame_len != _aligned(end - at) or at + frame_len > len(message):
                 raise ProtocolError("the lengths in the server's frame contradict each other, or exceed its message")
             if kind == _TICK:
                 # The most frequent kind: no slices but the payload, which must not keep the whole message alive.
@@ -244,7 +244,7 @@ def _message(
         return Expires(request, expires_in_s)
     if kind == _SOURCE:
         since_ns, state = _SINCE_RECORD.unpack_from(_need(record, _SINCE_RECORD.size))
-        return SourceMessage(_text(payload), _STATES.get(state, "unknown"), since_ns)
+        return SourceChanged(_text(payload), _STATES.get(state, "unknown"), since_ns)
     if kind == _STALE:
         since_ns, stale = _SINCE_RECORD.unpack_from(_need(record, _SINCE_RECORD.size))
         return StaleMessage("", topic_id, stale != 0, since_ns)

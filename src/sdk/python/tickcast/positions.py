@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .limits import TOPICS_MAX
+from .limits import POSITIONS_MAX
 from .tick import Position
 
 
 class Positions:
     """The position of each topic: its last tick that was received or announced as skipped.
 
-    Bound: `TOPICS_MAX` topics; positions of further ones are counted in `not_stored`, and those topics resume as new ones.
+    Bound: `POSITIONS_MAX` topics; positions of further ones are counted in `not_stored`, and those topics resume as new ones.
     """
 
     def __init__(self, positions: Mapping[str, Position] | None = None) -> None:
@@ -35,7 +35,7 @@ class Positions:
         """
         known = self._positions.get(topic)
         if known is None:
-            if len(self._positions) >= TOPICS_MAX:
+            if len(self._positions) >= POSITIONS_MAX:
                 self.not_stored += 1
             else:
                 self._positions[topic] = Position(epoch, sequence)
@@ -58,9 +58,9 @@ class Positions:
             # The position may be ahead of the topic; 0 means that nobody looked.
             self._positions[topic] = Position(known.epoch, min(known.sequence, now.sequence))
 
-    def retain(self, kept: Iterable[str]) -> None:
-        """Forgets all topics but these."""
-        self._positions = {topic: self._positions[topic] for topic in kept if topic in self._positions}
+    def forget(self, topic: str) -> None:
+        """Forgets a topic."""
+        self._positions.pop(topic, None)
 
     def copy(self) -> dict[str, Position]:
         """A copy of all positions."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from .actions import Outbox
+from .close_codes import ERROR_TOO_LARGE
 from .connection import Connection
 from .events import Outcome, Published, PublishFailed
 from .limits import OFFLINE_QUEUE_BYTES_MAX, UNACKNOWLEDGED_MAX
 from .messages import ErrorMessage, Publish, PublishedMessage
 from .timers import Timers
-
-_TOO_LARGE = 107
 
 
 class Publishes:
@@ -55,7 +54,7 @@ class Publishes:
         request = connection.publish(publish)
         if request is None:
             reason = f"it does not fit into a message; the server accepts {connection.message_bytes_max} bytes"
-            self.fail(handle, Outcome.NOT_SENT, _TOO_LARGE, reason)
+            self.fail(handle, Outcome.NOT_SENT, ERROR_TOO_LARGE, reason)
             return
         self._handles[request] = handle
         self._requests[handle] = request

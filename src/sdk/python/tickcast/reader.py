@@ -20,7 +20,8 @@ class Reader(Generic[E]):
 
     With `events_max` events it is full, and the client stops reading its socket: the server then sees a slow client, and applies
     the subscription's policy. But while the application awaits an answer of the server, the client must read on. A reader with
-    twice `events_max` then drops its oldest tick, and yields a `Gap` in its place before the topic's next event.
+    twice `events_max` then drops its oldest tick, and yields a `Gap` in its place: before the topic's next event, or when no other
+    event waits.
     """
 
     def __init__(self, types: tuple[type, ...], events_max: int, on_room: Callable[[], None]) -> None:
@@ -32,7 +33,7 @@ class Reader(Generic[E]):
         self._kept: deque[E] = deque(maxlen=events_max)
         """Events other than ticks and ranges that were the oldest when one had to be dropped."""
         self._lost: dict[str, list[Gap]] = {}
-        """Dropped ranges by topic, one for each epoch: announced before the topic's next event."""
+        """Dropped ranges by topic, one for each epoch, until they are announced. Each counts as one unread event."""
         self.lost = 0
         """Ticks that were dropped because the application was too slow."""
         self._wake = asyncio.Event()
@@ -82,6 +83,9 @@ class Reader(Generic[E]):
     async def __anext__(self) -> E:
         self._finish()
         while True:
+            if (gap := self._next_lost()) is not None:
+                self._current = gap  # type: ignore[assignment]
+                return gap  # type: ignore[return-value]
             if self._kept or self._events:
                 return self._next()
             if self.has_ended:
@@ -92,22 +96,27 @@ class Reader(Generic[E]):
             await self._wake.wait()
 
     def _next(self) -> E:
-        waiting = self._kept or self._events
-        event = waiting[0]
-        if self._lost:
-            topic = getattr(event, "topic", "")
-            lost = self._lost.get(topic)
-            if lost:
-                gap = lost.pop(0)
-                if not lost:
-                    del self._lost[topic]
-                if not self._types or Gap in self._types:
-                    return gap  # type: ignore[return-value]
         was_full = self.is_full
-        self._current = waiting.popleft()
+        self._current = (self._kept or self._events).popleft()
         if was_full and not self.is_full:
             self._on_room()
         return self._current
+
+    def _next_lost(self) -> Gap | None:
+        """The dropped range to announce now: one of the next event's topic, or any if no event waits."""
+        while self._lost:
+            waiting = self._kept or self._events
+            topic = getattr(waiting[0], "topic", "") if waiting else next(iter(self._lost))
+            lost = self._lost.get(topic)
+            if lost is None:
+                return None
+            gap = lost.pop(0)
+            if not lost:
+                del self._lost[topic]
+            if not self._types or Gap in self._types:
+                return gap
+            self._advance(gap.topic, gap.epoch, gap.to_sequence - 1)
+        return None
 
     def _drop(self) -> None:
         event = self._events.popleft()
@@ -118,16 +127,17 @@ class Reader(Generic[E]):
         else:
             self._kept.append(event)
             return
-        self._count_down(gap.topic)
         self.lost += gap.count
         ranges = self._lost.setdefault(gap.topic, [])
         if ranges and ranges[-1].epoch == gap.epoch:
+            self._count_down(gap.topic)
             last = ranges.pop()
             first, end = min(last.from_sequence, gap.from_sequence), max(last.to_sequence, gap.to_sequence)
             gap = Gap(gap.topic, gap.epoch, first, end, last.count + gap.count)
         ranges.append(gap)
-        # Only a topic that starts over again and again has so many; `lost` has counted them.
-        del ranges[:-_EPOCHS_MAX]
+        if len(ranges) > _EPOCHS_MAX:
+            # Only a topic that starts over again and again has so many; `lost` has counted them.
+            self._count_down(ranges.pop(0).topic)
 
     def _finish(self) -> None:
         """The application has finished the event before, because it asks for the next one."""

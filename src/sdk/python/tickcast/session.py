@@ -26,6 +26,7 @@ from .close_codes import (
     CLOSE_CUT,
     CLOSE_NORMAL,
     CLOSE_PROTOCOL,
+    ERROR_RATE_LIMITED,
     HANG_UP_MALFORMED,
     HANG_UP_NO_WELCOME,
     HANG_UP_SILENT,
@@ -67,7 +68,6 @@ from .messages import (
     RecoveredMessage,
     ServerMessage,
     Skipped,
-    SourceMessage,
     StaleMessage,
     Start,
     Subscribed,
@@ -84,8 +84,6 @@ from .timers import Timers
 from .tokens import Tokens
 
 MS_NS = 1_000_000
-
-_RATE_LIMITED = 109
 
 
 class Session:
@@ -251,10 +249,13 @@ class Session:
         if connection is None:
             return
         connection.is_silent = False
+        pinged: Ping | None = None
         try:
             for each in self._options.codec.decode(message):
                 if isinstance(each, Tick):
                     self._delivery.handle_tick(each, wall_ns)
+                elif isinstance(each, Ping):
+                    pinged = each
                 else:
                     self._answer(connection, each, now_ns)
                 if self._connection is not connection:
@@ -262,6 +263,10 @@ class Session:
                     return
         except ProtocolError as error:
             self._malformed(str(error), now_ns)
+        else:
+            if pinged is not None:
+                # One answer a message: a message has room for many more pings than a server needs.
+                connection.pong(pinged.token)
         if self._delivery.has_moved:
             self._save_later(now_ns)
 
@@ -343,8 +348,6 @@ class Session:
                 latency = connection.handle_pong(token, now_ns)
                 if latency is not None:
                     self._outbox.emit(latency)
-            case Ping(token=token):
-                connection.pong(token)
             case Welcome():
                 self._welcomed(connection, message, now_ns)
             case Subscribed(request=request):
@@ -361,8 +364,8 @@ class Session:
                 self._tokens.handle_expires(expires_in_s, now_ns)
                 if request == 0:
                     self._tokens.refresh()
-            case SourceMessage(source=source, state=state, since_ns=since_ns):
-                self._outbox.emit(SourceChanged(source, state, since_ns))
+            case SourceChanged():
+                self._outbox.emit(message)
 
     def _welcomed(self, connection: Connection, welcome: Welcome, now_ns: int) -> None:
         connection.pending.pop(welcome.request, None)
@@ -404,7 +407,7 @@ class Session:
             case ("subscribe", record):
                 if self._subscriptions.get(record.pattern) is not record:
                     return
-                if error.code == _RATE_LIMITED:
+                if error.code == ERROR_RATE_LIMITED:
                     record.is_sent = False
                     retry_in_ms = record.backoff.next_ms()
                     self._timers.set(("subscribe", record.pattern), now_ns + retry_in_ms * MS_NS)

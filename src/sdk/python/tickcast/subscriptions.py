@@ -9,7 +9,7 @@ from .errors import RequestError
 from .events import SubscriptionState
 from .limits import SUBSCRIPTIONS_MAX, TOPICS_MAX
 from .messages import Policy, Start
-from .patterns import matches
+from .patterns import Pattern
 from .positions import Positions
 from .tick import Position
 
@@ -22,6 +22,7 @@ class SubscriptionRecord:
 
     __slots__ = (
         "pattern",
+        "matcher",
         "since",
         "policy",
         "max_rate",
@@ -41,6 +42,7 @@ class SubscriptionRecord:
         random: Callable[[], float],
     ) -> None:
         self.pattern = pattern
+        self.matcher = Pattern(pattern)
         self.since = since
         self.policy = policy
         self.max_rate = max_rate
@@ -66,6 +68,7 @@ class Subscriptions:
 
     def __init__(self) -> None:
         self._by_pattern: dict[str, SubscriptionRecord] = {}
+        self._finder = _Finder()
         # The subscriptions of each topic that had an event. Bound: `TOPICS_MAX`.
         self._matching: dict[str, tuple[SubscriptionRecord, ...]] = {}
 
@@ -83,14 +86,17 @@ class Subscriptions:
         if len(self._by_pattern) >= SUBSCRIPTIONS_MAX:
             raise RequestError(f"more than {SUBSCRIPTIONS_MAX} subscriptions")
         self._by_pattern[record.pattern] = record
+        self._finder.add(record)
         self._matching.clear()
 
     def remove(self, record: SubscriptionRecord, positions: Positions) -> None:
-        """Removes a subscription, and the positions of topics that no other one matches."""
+        """Removes a subscription, and the positions of topics that only this one matched."""
         del self._by_pattern[record.pattern]
+        self._finder.remove(record)
         self._matching.clear()
-        finder = _Finder(self)
-        positions.retain([topic for topic, _ in positions.items() if finder.first(topic) is not None])
+        for topic in _matched(record, positions):
+            if self._finder.first(topic) is None:
+                positions.forget(topic)
 
     def matching(self, topic: str) -> tuple[SubscriptionRecord, ...]:
         """The subscriptions that match a topic. Costs a look-up after the first time."""
@@ -98,8 +104,7 @@ class Subscriptions:
         if found is None:
             if len(self._matching) >= TOPICS_MAX:
                 self._matching.clear()
-            found = tuple(each for each in self._by_pattern.values() if matches(each.pattern, topic))
-            self._matching[topic] = found
+            found = self._matching[topic] = tuple(self._finder.all(topic))
         return found
 
     def handle_lost(self) -> None:
@@ -114,41 +119,70 @@ class Subscriptions:
         Those that resume come first, so that a topic that a conflating one matches too is resumed.
         """
         order = sorted(self._by_pattern.values(), key=lambda record: record.conflates)
-        planned: list[tuple[SubscriptionRecord, dict[str, Position]]] = [(record, {}) for record in order]
+        planned: dict[str, tuple[SubscriptionRecord, dict[str, Position]]] = {
+            record.pattern: (record, {}) for record in order
+        }
         finder = _Finder(order)
         for topic, position in positions.items():
             if (first := finder.first(topic)) is not None:
-                planned[first][1][topic] = position
-        return planned
+                planned[first.pattern][1][topic] = position
+        return list(planned.values())
 
     def positions_of(self, record: SubscriptionRecord, positions: Positions) -> dict[str, Position]:
         """The positions from which a subscription starts on an open connection: of topics that no older one delivers."""
-        finder = _Finder(each for each in self._by_pattern.values() if each.is_sent)
         return {
             topic: position
-            for topic, position in positions.items()
-            if matches(record.pattern, topic) and finder.first(topic) is None
+            for topic, position in _matched(record, positions).items()
+            if not any(each.is_sent for each in self._finder.all(topic))
         }
 
 
+def _matched(record: SubscriptionRecord, positions: Positions) -> dict[str, Position]:
+    """The positions of the topics that one subscription matches."""
+    if record.matcher.is_exact:
+        position = positions.get(record.pattern)
+        return {} if position is None else {record.pattern: position}
+    matches = record.matcher.matches
+    return {topic: position for topic, position in positions.items() if matches(topic.split("."))}
+
+
 class _Finder:
-    """The first of several subscriptions that matches a topic: a look-up, and a comparison for each pattern with a wildcard."""
+    """Subscriptions by the topics that they match: a look-up, and a comparison for each pattern with a wildcard."""
 
-    def __init__(self, records: Iterable[SubscriptionRecord]) -> None:
-        self._exact: dict[str, int] = {}
-        self._wild: list[tuple[int, str]] = []
-        for number, record in enumerate(records):
-            if "*" in record.pattern or ">" in record.pattern:
-                self._wild.append((number, record.pattern))
-            else:
-                self._exact[record.pattern] = number
+    def __init__(self, records: Iterable[SubscriptionRecord] = ()) -> None:
+        self._added = 0
+        self._exact: dict[str, tuple[int, SubscriptionRecord]] = {}
+        """By pattern, each with its place in the order."""
+        self._wild: dict[str, tuple[int, SubscriptionRecord]] = {}
+        for record in records:
+            self.add(record)
 
-    def first(self, topic: str) -> int | None:
-        """The number of the first subscription that matches; `None` if none does."""
-        exact = self._exact.get(topic)
-        for number, pattern in self._wild:
-            if exact is not None and exact < number:
-                break
-            if matches(pattern, topic):
-                return number
-        return exact
+    def add(self, record: SubscriptionRecord) -> None:
+        """Adds a subscription after all others."""
+        self._added += 1
+        self._with(record)[record.pattern] = (self._added, record)
+
+    def remove(self, record: SubscriptionRecord) -> None:
+        """Removes a subscription."""
+        del self._with(record)[record.pattern]
+
+    def all(self, topic: str) -> Iterator[SubscriptionRecord]:
+        """The subscriptions that match a topic, in their order."""
+        exact_at, exact = self._exact.get(topic, (self._added, None))
+        tokens = topic.split(".")
+        for at, record in self._wild.values():
+            if exact is not None and exact_at < at:
+                yield exact
+                exact = None
+            if record.matcher.matches(tokens):
+                yield record
+        if exact is not None:
+            yield exact
+
+    def first(self, topic: str) -> SubscriptionRecord | None:
+        """The first subscription that matches a topic; `None` if none does."""
+        return next(self.all(topic), None)
+
+    def _with(self, record: SubscriptionRecord) -> dict[str, tuple[int, SubscriptionRecord]]:
+        """Those of the same kind."""
+        return self._exact if record.matcher.is_exact else self._wild

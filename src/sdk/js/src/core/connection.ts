@@ -28,7 +28,8 @@ export class Connection {
   /** Whether anything has arrived since the last ping. */
   hasHeard = false;
   #lastPing = 0;
-  readonly #pings = new Map<number, number>();
+  /** When the last ping was sent; undefined: it is answered. An older pong comes before its answer, or not at all. */
+  #pingedAt: number | undefined;
   #lastRequest = HELLO;
   readonly #requests = new Map<number, Request>();
 
@@ -57,20 +58,21 @@ export class Connection {
   /** Returns the token of a new ping. */
   ping(now: number): number {
     this.#lastPing += 1;
-    this.#pings.set(this.#lastPing, now);
+    this.#pingedAt = now;
     this.hasHeard = false;
     return this.#lastPing;
   }
 
-  /** Returns when a ping was sent. */
+  /** Returns when the ping was sent. */
   pong(token: number): number | undefined {
-    const sentAt = this.#pings.get(token);
-    this.#pings.delete(token);
+    if (token !== this.#lastPing) return undefined;
+    const sentAt = this.#pingedAt;
+    this.forgetPing();
     return sentAt;
   }
 
   /** Round trips across a sleep mean nothing. */
-  forgetPings(): void {
-    this.#pings.clear();
+  forgetPing(): void {
+    this.#pingedAt = undefined;
   }
 }

@@ -15,7 +15,6 @@ import {
   Tick,
 } from "./events.js";
 import type { Action, CoreOptions, Emitted } from "./io.js";
-import { matches } from "./pattern.js";
 import * as protocol from "./protocol.js";
 import { type Codec, type Policy, ProtocolError, type Receiver, type Start } from "./protocol.js";
 import { Publishes, type PublishRecord } from "./publishes.js";
@@ -23,6 +22,8 @@ import { type Resumption, SubscriptionRecord, Subscriptions } from "./subscripti
 import { Timers } from "./timers.js";
 import { Token } from "./tokens.js";
 import { firstLost, type Topic } from "./topics.js";
+
+const encoder = new TextEncoder();
 
 type Phase =
   /** Makes no attempts. */
@@ -51,6 +52,8 @@ export class Core implements Receiver {
   #actions: Action[] = [];
   #events: Emitted[] = [];
   #now = 0;
+  /** Token of the last ping in the message that is decoded; null: none. */
+  #pinged: bigint | null = null;
   #phase: Phase = "idle";
 
   readonly #token: Token;
@@ -178,8 +181,11 @@ export class Core implements Receiver {
   handleMessage(now: number, message: unknown): void {
     this.#now = now;
     this.#connection.hasHeard = true;
+    this.#pinged = null;
     try {
       this.#codec.decode(message, this);
+      // One answer a message: a message has room for many more pings than a server needs.
+      if (this.#pinged !== null) this.#send(this.#codec.pong(this.#pinged), true);
     } catch (error) {
       if (!(error instanceof ProtocolError)) throw error;
       this.#refuse(error.code, error.message);
@@ -257,7 +263,7 @@ export class Core implements Receiver {
 
   unsubscribed(request: number, pattern: string, code: number, text: string): void {
     if (request !== 0) return void this.#connection.answered(request);
-    const record = this.subscriptions.all.find((record) => record.pattern === pattern);
+    const record = this.subscriptions.byPattern.get(pattern);
     if (record !== undefined) this.#remove(record, code, text);
   }
 
@@ -301,7 +307,7 @@ export class Core implements Receiver {
   }
 
   ping(token: bigint): void {
-    this.#send(this.#codec.pong(token));
+    this.#pinged = token;
   }
 
   error(request: number, code: number, reason: string): void {
@@ -431,7 +437,7 @@ export class Core implements Receiver {
     this.#send(this.#codec.ping(this.#connection.ping(this.#now)));
     this.#timers.set("ping", this.#now + protocol.PING_INTERVAL_MS, (_, lateMs) => {
       // The machine was asleep: the server's answer may still wait to be read.
-      if (lateMs > protocol.SUSPENDED_MS) this.#connection.forgetPings();
+      if (lateMs > protocol.SUSPENDED_MS) this.#connection.forgetPing();
       else if (!this.#connection.hasHeard) {
         this.#hangUp(protocol.CLOSE_SILENT, "no answer to a ping");
         return this.#lost(protocol.CODE_LOST, "no answer to a ping");
@@ -440,8 +446,8 @@ export class Core implements Receiver {
     });
   }
 
-  #send(message: string | Uint8Array): void {
-    this.#actions.push({ do: "send", message });
+  #send(message: string | Uint8Array, isOptional = false): void {
+    this.#actions.push({ do: "send", message, isOptional });
   }
 
   // Tokens.
@@ -477,8 +483,10 @@ export class Core implements Receiver {
     if (positions.length === 0 && !record.isAcknowledged) {
       return void send(record.from === "live" || record.from === "latest" ? record.from : []);
     }
-    const isSent =
-      !record.conflates && positions.length <= protocol.POSITIONS_PER_SUBSCRIPTION_MAX && send(positions);
+    const nameBytes = positions.reduce((sum, [topic]) => sum + encoder.encode(topic).length, 0);
+    const fits =
+      positions.length <= protocol.POSITIONS_PER_SUBSCRIPTION_MAX && nameBytes <= protocol.POSITION_NAMES_BYTES_MAX;
+    const isSent = !record.conflates && fits && send(positions);
     for (const [topic, position] of positions) {
       if (isSent) requested.set(topic, position);
       else replaced.set(topic, [position, record.conflates ? "conflated" : "gap"]);
@@ -498,9 +506,10 @@ export class Core implements Receiver {
   #remove(record: SubscriptionRecord, code: number, reason: string): boolean {
     if (!this.subscriptions.remove(record)) return false;
     this.#timers.clear(record);
-    this.subscriptions.forget(record.pattern);
+    this.subscriptions.forget(record);
     this.#watchPositions();
-    this.#connection.topics.leave((name) => matches(record.pattern, name) && !this.subscriptions.isMatched(name));
+    const { topics } = this.#connection;
+    topics.leave(this.subscriptions.onlyOf(record, topics.byName));
     this.#change(record, "unsubscribed", code, reason);
     return true;
   }

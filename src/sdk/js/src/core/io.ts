@@ -7,7 +7,8 @@ import type { SubscriptionRecord } from "./subscriptions.js";
 /** What the driver must do, in order. */
 export type Action =
   | { do: "dial"; url: string; protocol: string }
-  | { do: "send"; message: string | Uint8Array }
+  /** Not `isOptional`, the answer to a ping, while more than `OUTPUT_BYTES_MAX` wait for the socket. */
+  | { do: "send"; message: string | Uint8Array; isOptional: boolean }
   /** Closes the socket and forgets it: the core gets nothing from it any more. */
   | { do: "hangUp"; code: number; reason: string }
   | { do: "askToken"; why: "connect" | "refresh" }

@@ -9,7 +9,6 @@ import {
   type Key,
   type NotRecovered,
   type Policy,
-  POSITION_NAMES_BYTES_MAX,
   ProtocolError,
   type Receiver,
 } from "./protocol.js";
@@ -288,17 +287,13 @@ export const NATIVE_CODEC: Codec = {
 
   subscribe(request, pattern, start, policy, maxRate) {
     if (typeof start === "string") return [subscription(SUBSCRIBE, request, pattern, FROM[start], policy, maxRate)];
-    let nameBytes = 0;
     const frames = start.map(([topic, { epoch, sequence }]) => {
-      const name = encoder.encode(topic);
-      nameBytes += name.length;
       const write = (record: DataView) => {
         record.setBigUint64(0, BigInt(epoch), true);
         record.setBigUint64(8, BigInt(sequence), true);
       };
-      return encode(RESUME, 16, write, [name]);
+      return encode(RESUME, 16, write, [topic]);
     });
-    if (nameBytes > POSITION_NAMES_BYTES_MAX) return [];
     return messages([...frames, subscription(SUBSCRIBE, request, pattern, FROM.positions, policy, maxRate)]);
   },
 

@@ -21,6 +21,8 @@ export const REQUESTS_MAX = 1 << 17;
 export const PUBLISHES_UNANSWERED_MAX = 1_024;
 /** Bytes of payloads that wait for a connection. */
 export const OFFLINE_QUEUE_BYTES_MAX = 256 << 10;
+/** Bytes that wait for the socket before pings are left without an answer. */
+export const OUTPUT_BYTES_MAX = 1 << 20;
 /** Frames of one binary message. */
 export const FRAMES_MESSAGE_BYTES_MAX = 64 << 10;
 
@@ -110,7 +112,7 @@ export interface Receiver {
   skipped(kind: "gap" | "conflated", topic: string | number, from: number, to: number, count: number): void;
   recovered(topic: string, epoch: number, sequence: number, recovered: boolean, reason: NotRecovered | ""): void;
   pong(token: number): void;
-  /** Only native servers outside WebSockets send pings; answering costs nothing. */
+  /** Only native frames have pings of the server. */
   ping(token: bigint): void;
   error(request: number, code: number, text: string): void;
   closing(code: number, reason: string, reconnectAfterMs: number): void;

@@ -2,12 +2,13 @@
 
 import { Backoff } from "./backoff.js";
 import type { SubscribeOptions, SubscriptionState } from "./events.js";
-import { matches } from "./pattern.js";
+import { Pattern } from "./pattern.js";
 import { type From, type Policy, type Position, type Positions, POSITIONS_MAX, SUBSCRIPTIONS_MAX } from "./protocol.js";
 
 /** One subscription. */
 export class SubscriptionRecord {
   readonly pattern: string;
+  readonly matcher: Pattern;
   readonly from: From;
   policy: Policy | null;
   maxRate: number | null;
@@ -21,6 +22,7 @@ export class SubscriptionRecord {
 
   constructor(pattern: string, options: SubscribeOptions, random: () => number) {
     this.pattern = pattern;
+    this.matcher = new Pattern(pattern);
     this.from = options.from ?? "live";
     this.policy = options.policy ?? null;
     this.maxRate = options.maxRate ?? null;
@@ -36,9 +38,42 @@ export class SubscriptionRecord {
 /** A subscription, and the positions that it resumes from. */
 export type Resumption = [SubscriptionRecord, [string, Position][]];
 
+/** Subscriptions by the topics that they match: a look-up, and a comparison for each pattern with a wildcard. */
+class Finder {
+  readonly #exact = new Map<string, [at: number, record: SubscriptionRecord]>();
+  readonly #wild = new Map<string, [at: number, record: SubscriptionRecord]>();
+  #added = 0;
+
+  /** Adds a subscription after all others. */
+  add(record: SubscriptionRecord): void {
+    this.#added += 1;
+    (record.matcher.isExact ? this.#exact : this.#wild).set(record.pattern, [this.#added, record]);
+  }
+
+  remove({ pattern }: SubscriptionRecord): void {
+    this.#exact.delete(pattern);
+    this.#wild.delete(pattern);
+  }
+
+  /** Those that match a topic, in their order. */
+  *matching(topic: string): IterableIterator<SubscriptionRecord> {
+    let exact = this.#exact.get(topic);
+    const tokens = topic.split(".");
+    for (const [at, record] of this.#wild.values()) {
+      if (exact !== undefined && exact[0] < at) {
+        yield exact[1];
+        exact = undefined;
+      }
+      if (record.matcher.matches(tokens)) yield record;
+    }
+    if (exact !== undefined) yield exact[1];
+  }
+}
+
 /** Subscriptions in the order in which they were made, and the positions in their topics. */
 export class Subscriptions {
-  readonly all: SubscriptionRecord[] = [];
+  readonly byPattern = new Map<string, SubscriptionRecord>();
+  readonly #finder = new Finder();
   readonly positions = new Map<string, Position>();
   /** Changes with each subscription made or ended. */
   version = 0;
@@ -49,12 +84,15 @@ export class Subscriptions {
     for (const [topic, position] of Object.entries(positions)) this.positions.set(topic, { ...position });
   }
 
+  get all(): SubscriptionRecord[] {
+    return [...this.byPattern.values()];
+  }
+
   add(record: SubscriptionRecord): void {
-    if (this.all.some(({ pattern }) => pattern === record.pattern)) {
-      throw new Error(`${record.pattern} is subscribed already`);
-    }
-    if (this.all.length >= SUBSCRIPTIONS_MAX) throw new Error("too many subscriptions");
-    this.all.push(record);
+    if (this.byPattern.has(record.pattern)) throw new Error(`${record.pattern} is subscribed already`);
+    if (this.byPattern.size >= SUBSCRIPTIONS_MAX) throw new Error("too many subscriptions");
+    this.byPattern.set(record.pattern, record);
+    this.#finder.add(record);
     this.version += 1;
     if (typeof record.from === "string") return;
     for (const [topic, position] of Object.entries(record.from.positions)) {
@@ -65,46 +103,51 @@ export class Subscriptions {
 
   /** Removes a subscription without its positions, or does nothing. */
   remove(record: SubscriptionRecord): boolean {
-    const at = this.all.indexOf(record);
-    if (at < 0) return false;
-    this.all.splice(at, 1);
+    if (this.byPattern.get(record.pattern) !== record) return false;
+    this.byPattern.delete(record.pattern);
+    this.#finder.remove(record);
     this.version += 1;
     record.state = "unsubscribed";
     return true;
   }
 
-  /** Removes the positions of topics that only this pattern matched. */
-  forget(pattern: string): void {
-    for (const topic of this.positions.keys()) {
-      if (matches(pattern, topic) && !this.isMatched(topic)) this.#delete(topic);
-    }
+  /** Removes the positions of topics that only this subscription matched. */
+  forget(record: SubscriptionRecord): void {
+    for (const topic of this.onlyOf(record, this.positions)) this.#delete(topic);
   }
 
-  isMatched(topic: string): boolean {
-    return this.all.some(({ pattern }) => matches(pattern, topic));
+  /** The keys of a map, names of topics, that a subscription matches and no other one. */
+  onlyOf(record: SubscriptionRecord, map: ReadonlyMap<string, unknown>): string[] {
+    const { pattern, matcher } = record;
+    const isOnly = (name: string) => this.matching(name).every((other) => other === record);
+    if (matcher.isExact) return map.has(pattern) && isOnly(pattern) ? [pattern] : [];
+    return [...map.keys()].filter((name) => matcher.matches(name.split(".")) && isOnly(name));
   }
 
   matching(topic: string): SubscriptionRecord[] {
-    return this.all.filter(({ pattern }) => matches(pattern, topic));
+    return [...this.#finder.matching(topic)];
   }
 
   /** All subscriptions, first those that resume, each topic's position with the first that matches it. */
   resumptions(): Resumption[] {
-    const order = [...this.all.filter((s) => !s.conflates), ...this.all.filter((s) => s.conflates)];
-    const resumptions = order.map((record): Resumption => [record, []]);
-    for (const [topic, position] of this.positions) {
-      const found = resumptions.find(([{ pattern }]) => matches(pattern, topic));
-      found?.[1].push([topic, { ...position }]);
+    const { all } = this;
+    const resumptions = new Map<SubscriptionRecord, Resumption>();
+    const finder = new Finder();
+    for (const record of [...all.filter((s) => !s.conflates), ...all.filter((s) => s.conflates)]) {
+      resumptions.set(record, [record, []]);
+      finder.add(record);
     }
-    return resumptions;
+    for (const [topic, position] of this.positions) {
+      // The first one only: the others are not compared.
+      const [first] = finder.matching(topic);
+      if (first !== undefined) resumptions.get(first)![1].push([topic, { ...position }]);
+    }
+    return [...resumptions.values()];
   }
 
   /** One subscription on an open connection, with the positions of topics that no other one receives. */
   resumption(record: SubscriptionRecord): Resumption {
-    const others = this.all.filter((other) => other !== record);
-    const isOwn = ([topic]: [string, Position]) =>
-      matches(record.pattern, topic) && !others.some(({ pattern }) => matches(pattern, topic));
-    return [record, [...this.positions].filter(isOwn).map(([topic, position]) => [topic, { ...position }])];
+    return [record, this.onlyOf(record, this.positions).map((topic) => [topic, { ...this.positions.get(topic)! }])];
   }
 
   /** Moves a position forward, or to another life of the topic. */

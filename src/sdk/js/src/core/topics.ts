@@ -18,6 +18,8 @@ export class Topic {
   /** Whether a tick, gap or conflated range has arrived. */
   isReceived = false;
   range: OpenRange | null = null;
+  /** Its number on this connection. */
+  id = 0;
 
   constructor(
     readonly name: string,
@@ -49,48 +51,43 @@ export class Topic {
 
 /** All topics of one connection, by name and by number. */
 export class Topics {
-  readonly #byName = new Map<string, Topic>();
+  readonly byName = new Map<string, Topic>();
   readonly #byId = new Map<number, Topic>();
-  readonly #idByName = new Map<string, number>();
   /** Ranges of topics that are not announced yet. Bound: the positions that this connection sent. */
   readonly #ranges = new Map<string, OpenRange>();
 
   /** The topic with a name or number. */
   find(topic: string | number): Topic {
-    const found = typeof topic === "number" ? this.#byId.get(topic) : this.#byName.get(topic);
+    const found = typeof topic === "number" ? this.#byId.get(topic) : this.byName.get(topic);
     if (found === undefined) throw new ProtocolError(`the server did not announce topic ${topic}`);
     return found;
   }
 
-  /** Adds a topic, or a new life of it. */
-  announce(name: string, id: number, epoch: number): Topic {
-    let topic = this.#byName.get(name);
+  /** Adds a topic, or a new life of it. It has one number, the last. */
+  announce(name: string, id: number, epoch: number): void {
+    let topic = this.byName.get(name);
+    if (topic !== undefined) this.#byId.delete(topic.id);
+    else if (this.byName.size >= TOPICS_MAX) throw new ProtocolError("too many topics");
     if (topic?.epoch !== epoch) {
-      if (topic === undefined && this.#byName.size >= TOPICS_MAX) throw new ProtocolError("too many topics");
-      const known = this.#idByName.get(name);
-      if (known !== undefined) this.#byId.delete(known);
       topic = new Topic(name, epoch);
       topic.range = this.#ranges.get(name) ?? null;
       this.#ranges.delete(name);
-      this.#byName.set(name, topic);
+      this.byName.set(name, topic);
     }
+    topic.id = id;
     this.#byId.set(id, topic);
-    this.#idByName.set(name, id);
-    return topic;
   }
 
   /** Opens a range in a topic that this connection does not receive yet. */
   open(name: string, kind: "gap" | "conflated", from: number): void {
-    const topic = this.#byName.get(name);
+    const topic = this.byName.get(name);
     if (topic === undefined) this.#ranges.set(name, { kind, from });
     else if (!topic.isReceived) topic.range = { kind, from };
   }
 
   /** Topics that no subscription matches any more start over. */
-  leave(isLeft: (name: string) => boolean): void {
-    for (const topic of this.#byName.values()) {
-      if (isLeft(topic.name)) [topic.isReceived, topic.range] = [false, null];
-    }
+  leave(names: string[]): void {
+    for (const name of names) Object.assign(this.byName.get(name)!, { isReceived: false, range: null });
   }
 }
 
