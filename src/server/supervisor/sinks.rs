@@ -1,4 +1,5 @@
-//! Starts the sinks before the shards, and stops them after: until its last session has its answers, a shard needs them.
+//! Starts the sinks before the shards, and stops them after the shards: a shard needs them until its last session has its
+//! answers.
 
 use std::{
     io,
@@ -39,7 +40,7 @@ pub(super) fn start(
 }
 
 impl Server {
-    /// Stops the sinks, once no shard needs them, and waits for them a moment: one may be stuck in a name look-up.
+    /// Stops the sinks once no shard needs them. Waits only briefly for them: one may be stuck in a name look-up.
     pub(super) fn stop_sinks(&mut self) {
         self.sinks.iter().for_each(RunningSink::stop);
         let give_up_ns = clock::monotonic_ns() + SOURCES_STOP_MS_MAX * 1_000_000;
