@@ -94,7 +94,7 @@ pub struct Read {
     pub permissions: Option<Arc<Permissions>>,
     /// Whether a home has been asked but has not answered.
     pub is_waiting: bool,
-    /// The answer so far. At most [`HTTP_PAGE_BYTES`], and one piece.
+    /// The answer, as far as it is known. Bound: [`HTTP_PAGE_BYTES`], and one piece.
     out: Vec<u8>,
     /// The topic whose values `out` ends with.
     open: Option<TopicInfo>,
@@ -128,7 +128,7 @@ impl PendingCall {
         }
     }
 
-    /// Whether the answer is complete.
+    /// Whether its answer is known.
     pub fn is_done(&self) -> bool {
         match &self.work {
             Work::Publish(publishes) => publishes.missing == 0,
@@ -168,8 +168,7 @@ impl Publishes {
         self.missing == 0
     }
 
-    /// The status is 200 if anything was published; each publish that failed says why in its place. Otherwise it is the status of
-    /// the first failure.
+    /// 200 if anything was published: what was not says why in its place. Else the status of the first failure.
     fn answer(self) -> (u16, String) {
         let is_published = |result: &Option<Outcome>| matches!(result, Some(Outcome::Published { .. }));
         let any_published = self.results.iter().any(is_published);
@@ -222,7 +221,7 @@ impl Read {
         self.patterns.get(self.at.pattern as usize).map(|pattern| &**pattern)
     }
 
-    /// Takes a piece of a home's topics. Continues at `next`, or with the next home or pattern. `matches` compares the keys of a
+    /// Takes a piece of a home's topics, and goes on at `next`, or at the next home or pattern. `matches` compares the keys of a
     /// pattern and a topic.
     pub fn take_topics(
         &mut self,

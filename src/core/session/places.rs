@@ -37,7 +37,7 @@ pub struct Places {
     by_name: HashMap<Box<str>, u32>,
     /// Total bytes of the prefixes.
     prefix_bytes: usize,
-    /// Ticks since the last id in topics without a place. At most the topics in one SEND.
+    /// Ticks of topics without a place, since the last id. Bound: the topics in one SEND.
     unknown: Vec<(TopicId, u64)>,
     has_advanced: bool,
     /// SENDs so far that ended with an id.
@@ -72,7 +72,7 @@ struct Change {
 const NOWHERE: Position = Position { epoch: 0, sequence: 0 };
 
 impl Places {
-    /// Creates an empty set of places. Their memory counts towards `memory`.
+    /// No places. Those to come count against this memory.
     pub fn new(memory: PositionsMemory) -> Places {
         Places {
             entries: Vec::new(),
@@ -124,7 +124,7 @@ impl Places {
         changes.push_back(Change { number, before, index });
     }
 
-    /// Takes the topics that have advanced but have no place. [`Places::learn`] adds their places.
+    /// Takes the topics that have advanced and have no place, which [`Places::learn`] gives them.
     pub fn take_unknown(&mut self) -> Vec<(TopicId, u64)> {
         std::mem::take(&mut self.unknown)
     }
@@ -208,12 +208,12 @@ impl Places {
         });
     }
 
-    /// Whether the places must be kept for a client that resumes, because ids do not contain them.
+    /// Whether a client could come back to these places: no id has held them.
     pub fn must_be_kept(&self) -> bool {
         self.changes.is_some()
     }
 
-    /// The positions after a SEND, by name; `None` if they are no longer known.
+    /// The positions after a SEND, by name; `None` if they are not known any more.
     pub fn after_send(&self, number: u64) -> Option<HashMap<Box<str>, Position>> {
         let changes = self.changes.as_ref()?;
         if number < self.reaches_back_to || number > self.number {
@@ -245,13 +245,12 @@ impl Drop for Places {
     }
 }
 
-/// The name that clients get for a session's places. `epoch` is the server's, so that names from other runs of the server match
-/// nothing.
+/// How the places of a session are named outside. Names of other runs of the server lead nowhere: `epoch` is that of the server.
 pub fn kept_as(shard: ShardId, epoch: u64, session: SessionId) -> KeptPlaces {
     KeptPlaces { shard: shard.0, key: session.0 ^ epoch.rotate_left(32), number: 0 }
 }
 
-/// The session that [`kept_as`] named, if the name is from this run of the server.
+/// The session that [`kept_as`] has named, if it is of this run of the server.
 pub fn session_of(kept: KeptPlaces, epoch: u64) -> SessionId {
     SessionId(kept.key ^ epoch.rotate_left(32))
 }

@@ -45,8 +45,7 @@ pub struct Stream {
 pub struct HttpSession {
     /// Decodes requests.
     pub connection: http::Connection,
-    /// Whether a request has been answered. The connection may then stay idle, and its next request waits until the last answer
-    /// is sent.
+    /// Whether it has been answered before: it may then stay idle, and its next request waits until the last answer is sent.
     pub is_kept: bool,
     /// Whether the idle deadline is pending. There is at most one.
     pub idle_timer_pending: bool,
@@ -71,7 +70,8 @@ impl Protocol {
         matches!(self, Protocol::Http(_))
     }
 
-    /// Whether the connection is new. Its first request is processed under any load, so that no flood locks new clients out.
+    /// Whether the connection is new: its first request is processed under any load, so that no flood locks new clients
+    /// out.
     pub fn is_new(&self) -> bool {
         self.is_handshake() && !self.is_kept_http()
     }

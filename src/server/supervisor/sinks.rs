@@ -40,7 +40,7 @@ pub(super) fn start(
 }
 
 impl Server {
-    /// Stops the sinks once no shard needs them. Waits only briefly for them: one may be stuck in a name look-up.
+    /// Stops the sinks, once no shard needs them, and waits for them a moment: one may be stuck in a name look-up.
     pub(super) fn stop_sinks(&mut self) {
         self.sinks.iter().for_each(RunningSink::stop);
         let give_up_ns = clock::monotonic_ns() + SOURCES_STOP_MS_MAX * 1_000_000;
