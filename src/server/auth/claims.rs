@@ -77,8 +77,8 @@ impl Claims {
         let expires_s = expires_s.saturating_add(common.leeway_s);
         let issued_at_s = self.time("iat", "its time of issue (iat) is not a number of seconds")?;
         let not_before_s = self.time("nbf", "its begin (nbf) is not a number of seconds")?;
-        // Build the principal before checking the expiry: a client need not retry with a new token if this one is also wrong
-        // otherwise.
+        // Build the principal before checking the expiry: if the token is also wrong otherwise, the client need not retry with a new
+        // one.
         let principal = self.principal(expected, common, expires_s)?;
         if expires_s <= now_s {
             return Err(AuthRefusal::Expired);

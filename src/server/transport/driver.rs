@@ -358,7 +358,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Passes a connection on to the shard that should serve it and admit it. Returns the connection if this shard should.
+    /// Passes a connection on to the shard that should admit and serve it. Returns the connection if that is this shard.
     fn distribute(&mut self, listener: ListenerId, socket: OwnedFd) -> Option<OwnedFd> {
         if self.phase != Phase::Running {
             return Some(socket);
