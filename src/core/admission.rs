@@ -1,4 +1,4 @@
-//! Admission control: limits on connections, and on how fast they are accepted.
+//! Admission control: limits on connections and on the accept rate.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -30,7 +30,7 @@ pub struct Origins {
 }
 
 impl Origins {
-    /// Allows each origin at most `connections_max` connections, and always one.
+    /// Allows each origin at most `connections_max` connections, and always at least one.
     pub fn new(connections_max: u32) -> Origins {
         Origins { connections_max, counts: HashMap::new() }
     }
@@ -64,13 +64,13 @@ impl Origins {
 pub enum Refusal {
     /// The server is at its connection limit.
     Clients,
-    /// Its origin is at its connection limit.
+    /// The client's origin is at its connection limit.
     Source,
-    /// The accept rate limit is used up.
+    /// The accept rate limit is exhausted.
     Rate,
     /// The shard is overloaded.
     Overload,
-    /// Its tenant has used up its quota.
+    /// The client's tenant has used up its quota.
     Tenant,
 }
 

@@ -1,4 +1,4 @@
-//! Abuse budgets: how much of what costs the server work a session, and all sessions of one source, may ask for per second.
+//! Abuse budgets: how much costly work a session, and all sessions of one source, may request per second.
 //!
 //! ```text
 //!  request --> Budgets::spend(payer, costs)   Ok: served; all of its costs are taken from both accounts
@@ -7,8 +7,8 @@
 //!                                             for a while
 //! ```
 //!
-//! Each shard keeps the accounts of the sessions that it serves, and of their sources. Nothing is shared: a source with sessions
-//! on several shards has an account, with the whole limit, on each.
+//! Each shard keeps the accounts of the sessions that it serves and of their sources. Nothing is shared: a source with sessions
+//! on several shards has an account with the full limit on each.
 
 mod accounts;
 
@@ -28,7 +28,7 @@ use tickcast_proto::subscription::StartPosition;
 
 pub use self::accounts::{Accounts, Cost, Expense, Paces};
 
-/// What one owner may ask for per second; 0 is unlimited.
+/// What one owner may request per second; 0 is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rates {
     /// Ticks published.
@@ -43,17 +43,17 @@ pub struct Rates {
     pub last_values: u32,
 }
 
-/// The rates of a session, and of all sessions of one source.
+/// The rates of a session, and of all sessions of one source together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BudgetLimits {
-    /// Of one session.
+    /// Limits on one session.
     pub session: Rates,
-    /// Of all sessions of one source on one shard.
+    /// Limits on all sessions of one source, on one shard.
     pub source: Rates,
 }
 
 impl Default for BudgetLimits {
-    /// Publishing is unlimited: an honest feed publishes as fast as it can when it catches up, and the turns keep it from harming
+    /// Publishing is unlimited: a legitimate feed publishes as fast as it can when it catches up, and turns keep it from harming
     /// others.
     fn default() -> Self {
         let rates = |subscriptions, history| Rates {
@@ -69,14 +69,14 @@ impl Default for BudgetLimits {
     }
 }
 
-/// Bounds on the patterns that sessions hold.
+/// Limits on the patterns that sessions hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PatternLimits {
-    /// Tokens `*` in one pattern.
+    /// Maximum `*` tokens in one pattern.
     pub wildcards_max: usize,
-    /// Bytes of the text of one session's patterns.
+    /// Maximum bytes of text of one session's patterns.
     pub session_bytes_max: usize,
-    /// Memory of the patterns that the sessions of one source have brought to the server, bytes, divided among the shards; 0 is
+    /// Maximum memory, in bytes, of the patterns that the sessions of one source subscribe to, divided among the shards; 0 is
     /// unlimited.
     pub source_bytes_max: usize,
 }
@@ -96,30 +96,30 @@ impl Default for PatternLimits {
 pub struct Payer {
     /// The session.
     pub session: SessionId,
-    /// Where it comes from.
+    /// The session's source.
     pub source: SourceId,
 }
 
-/// Whose budget is used up.
+/// Whose budget is exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// The session's.
+    /// The session.
     Session,
-    /// That of all sessions of its source.
+    /// All sessions of its source together.
     Source,
 }
 
 /// A budget that a request would exceed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overspent {
-    /// What for.
+    /// What the budget is for.
     pub expense: Expense,
-    /// Whose.
+    /// Whose budget it is.
     pub owner: Owner,
 }
 
 impl Overspent {
-    /// The counter of what is refused for it.
+    /// The counter of requests refused because of it.
     pub fn counter(self) -> Counter {
         match (self.expense, self.owner) {
             (Expense::Ticks, Owner::Session) => Counter::TicksRefusedRate,
@@ -136,7 +136,7 @@ impl Overspent {
         }
     }
 
-    /// The text for the client: the limit, and the option that sets it.
+    /// The message for the client: the limit, and the option that sets it.
     pub fn text(self, limits: &BudgetLimits) -> String {
         let (rates, who, suffix) = match self.owner {
             Owner::Session => (&limits.session, "a session", ""),
@@ -166,7 +166,7 @@ impl Overspent {
     }
 }
 
-/// What it costs to subscribe to so many patterns from a position.
+/// The cost of subscribing to this many patterns from a position.
 pub fn subscription_costs(patterns: usize, from: &StartPosition) -> [Cost; 2] {
     let past = match from {
         StartPosition::Live => (Expense::History, 0),
@@ -181,15 +181,15 @@ pub fn subscription_costs(patterns: usize, from: &StartPosition) -> [Cost; 2] {
 /// The accounts of a shard's sessions, and of their sources.
 #[derive(Debug)]
 pub struct Budgets {
-    /// Bound: one for each open session.
+    /// At most one per open session.
     sessions: Accounts<SessionId>,
-    /// Bound: [`SOURCE_ACCOUNTS_MAX`].
+    /// At most [`SOURCE_ACCOUNTS_MAX`].
     sources: Accounts<SourceId>,
     limits_publishing: bool,
 }
 
 impl Budgets {
-    /// Empty accounts.
+    /// Creates budgets without accounts.
     pub fn new(limits: &Limits) -> Budgets {
         let mut budgets = Budgets {
             sessions: Accounts::new(CLIENTS_MAX_HIGHEST),
@@ -200,7 +200,7 @@ impl Budgets {
         budgets
     }
 
-    /// Changes the limits from now on. What has been spent stays spent.
+    /// Changes the limits from now on. What has been spent remains spent.
     pub fn set_limits(&mut self, limits: &Limits) {
         let requests = SUBSCRIPTIONS_BURST.saturating_mul(limits.subscriptions_per_session_max as u64);
         let paces = |rates: &Rates, burst_s: u64, refusals: u32| {
@@ -210,7 +210,7 @@ impl Budgets {
             };
             Paces::new(|expense| match expense {
                 Expense::Ticks => Pace::new(rates.ticks, 1),
-                // The longest tick fits.
+                // The burst is at least the longest tick.
                 Expense::TickBytes => Pace::with_burst(rates.tick_bytes, 1, limits.frame_bytes_max as u64),
                 Expense::Subscriptions => requests(rates.subscriptions),
                 Expense::History => requests(rates.history),
@@ -225,16 +225,16 @@ impl Budgets {
         self.limits_publishing = limits_publishing(session) || limits_publishing(source);
     }
 
-    /// Whether a tick costs anything. If not, publishing needs no payer.
+    /// Whether ticks cost anything. If not, publishing needs no payer.
     #[inline]
     pub fn limits_publishing(&self) -> bool {
         self.limits_publishing
     }
 
-    /// Takes what a request costs from the accounts of who pays for it. `now_ns`: CLOCK_MONOTONIC.
+    /// Charges a request to the payer's accounts. `now_ns`: CLOCK_MONOTONIC.
     ///
     /// # Errors
-    /// The first budget that does not have it. Nothing is taken then.
+    /// The first budget that would be exceeded. Nothing is charged then.
     pub fn spend(&mut self, payer: Payer, costs: &[Cost], now_ns: u64) -> Result<(), Overspent> {
         let overspent = |owner| move |expense| Overspent { expense, owner };
         self.sessions.admits(payer.session, costs, now_ns).map_err(overspent(Owner::Session))?;
@@ -246,7 +246,7 @@ impl Budgets {
         Ok(())
     }
 
-    /// Counts a refused request of a session. Returns whether it may have another one refused now.
+    /// Counts a refused request of a session. Returns whether another may be refused now.
     pub fn note_refusal(&mut self, session: SessionId, now_ns: u64) -> bool {
         let refusal = [(Expense::Refusals, 1)];
         self.sessions.spend(session, &refusal, now_ns);

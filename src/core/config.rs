@@ -19,17 +19,17 @@ use tickcast_proto::{
 /// The configured bounds and policies of the core.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Largest frame or message accepted from a peer, bytes.
+    /// Maximum length of a frame or message from a peer, in bytes.
     pub frame_bytes_max: usize,
-    /// Largest HTTP request head, bytes.
+    /// Maximum length of an HTTP request head, in bytes.
     pub http_head_bytes_max: usize,
-    /// Networks of the proxies that may name their clients' addresses.
+    /// Networks of the proxies that may report their clients' addresses.
     pub trusted_proxies: Networks,
     /// Web pages and host names that may use the HTTP listeners.
     pub http_access: Access,
     /// Whether `/healthz` is served on the HTTP listeners.
     pub http_health: bool,
-    /// Time that an HTTP connection may be silent between two requests, nanoseconds; 0: each carries one request.
+    /// Time that an HTTP connection may be idle between two requests, nanoseconds; 0: one request per connection.
     pub http_idle_ns: u64,
     /// Time from accept to the end of the handshake, and from an HTTP request's first byte to its last, nanoseconds.
     pub handshake_deadline_ns: u64,
@@ -39,17 +39,17 @@ pub struct Limits {
     pub ping_interval_ns: u64,
     /// Time from a ping until a silent peer is closed, nanoseconds.
     pub ping_timeout_ns: u64,
-    /// Window over which reconnecting clients are spread when the server stops, milliseconds.
+    /// Window over which clients' reconnects are spread when the server stops, milliseconds.
     pub reconnect_spread_ms: u32,
-    /// Patterns per session.
+    /// Maximum patterns per session.
     pub subscriptions_per_session_max: usize,
-    /// Time without a tick after which a topic is forgotten if no client names it exactly, by topic, nanoseconds; 0: never.
+    /// Time without a tick after which a topic is forgotten unless a client names it exactly, by topic, nanoseconds; 0: never.
     pub topic_idle: Rules<u64>,
-    /// Topics on the whole server.
+    /// Maximum topics on the whole server.
     pub topics_max: usize,
     /// Limits on the topics that clients may create.
     pub creation: CreationLimits,
-    /// One egress log (shard x wire format in use), bytes.
+    /// Size of one egress log in bytes. Each shard has one per wire format in use.
     pub egress_log_bytes: usize,
     /// Bytes that may wait for a session before it is closed as a slow consumer.
     pub outbox_bytes_max: usize,
@@ -63,70 +63,72 @@ pub struct Limits {
     pub policies: Rules<Policy>,
     /// Bounds of the history, by topic.
     pub history: Rules<HistoryBounds>,
-    /// Bytes of all histories on the whole server.
+    /// Maximum bytes of all histories on the whole server.
     pub history_bytes_max: usize,
-    /// Keys per topic whose last value is kept.
+    /// Maximum keys per topic whose last value is kept.
     pub keys_per_topic_max: usize,
-    /// Bytes of the last values on the whole server: at their homes, and as many again for copies on other shards with
+    /// Maximum bytes of last values on the whole server: at their homes, and the same again for copies on other shards with
     /// subscribers.
     pub last_values_bytes_max: usize,
-    /// What sessions and sources may ask for per second.
+    /// What sessions and sources may request per second.
     pub budgets: BudgetLimits,
-    /// Patterns that sessions may hold.
+    /// Limits on the patterns that sessions hold.
     pub patterns: PatternLimits,
-    /// Bytes of unfinished frames and messages of all clients on the whole server.
+    /// Maximum bytes of unfinished frames and messages of all clients on the whole server.
     pub unfinished_bytes_max: usize,
-    /// Bytes that the patterns of all sessions of the server may take, divided among the shards.
+    /// Maximum bytes of the patterns of all sessions of the server, divided among the shards.
     pub patterns_bytes_max: usize,
-    /// Bytes that the positions named by all sessions of the server may take, divided among the shards.
+    /// Maximum bytes of the positions given by all sessions of the server, divided among the shards.
     pub positions_bytes_max: usize,
     /// Whether a second connection with the same identity replaces the first.
     pub identity_replaces: bool,
-    /// Authentication of clients; `None`: no client needs it, and everyone may do everything.
+    /// Authentication of clients; `None`: clients need none and may do everything.
     pub auth: Option<AuthLimits>,
     /// Whether `/echo` is served.
     pub debug_echo: bool,
     /// Namespaces of topics.
     pub tenants: Arc<Tenants>,
-    /// This server among others that serve the same topics.
+    /// This server, and the others that serve the same topics.
     pub nodes: Nodes,
-    /// Topics whose publishes go to other engines.
+    /// Topics whose publishes are sent to other engines.
     pub routes: Arc<Routes>,
-    /// Whether a source gives topics the positions of its log. Then a position in a topic that this node has yet to read can wait.
+    /// Whether a source gives topics the positions of its log. If so, a subscription may wait for a position that this node has
+    /// yet to read.
     pub is_fed_by_logs: bool,
 }
 
-/// This server among others that serve the same topics, as NODES tells clients.
+/// This server and the others that serve the same topics, as NODES describes them to clients.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Nodes {
     /// Id of this node: at most [`limits::NODE_BYTES_MAX`] bytes.
     pub id: Box<str>,
-    /// Addresses that clients may connect to: at most [`limits::NODES_MAX`], each of at most [`limits::NODE_BYTES_MAX`] bytes without
-    /// spaces.
+    /// Addresses that clients may connect to: at most [`limits::NODES_MAX`], each of at most [`limits::NODE_BYTES_MAX`] bytes and
+    /// without spaces.
     pub addresses: Vec<Box<str>>,
 }
 
 impl Nodes {
-    /// Whether this server is on its own: it grants no feature `nodes`.
+    /// Whether this server is the only node. It then grants no feature `nodes`.
     pub fn is_alone(&self) -> bool {
         self.id.is_empty() && self.addresses.is_empty()
     }
 }
 
-/// The core's part of authentication. The verifier has the keys.
+/// The core's part of authentication. The verifiers have the keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthLimits {
-    /// What clients without credentials may do; `None`: nothing, they are refused.
+    /// What clients without credentials may do; `None`: they are refused.
     pub anonymous: Option<Arc<Principal>>,
-    /// Whether `?token=` is accepted in the target of `/ws`, which proxies and others log.
+    /// Whether `?token=` is accepted in the target of `/ws`. Proxies and others may log targets.
     pub query_token: bool,
-    /// Whether a subscription to a pattern that is only partly allowed stands, for the topics that are allowed. If not, it is refused.
+    /// Whether to accept a subscription to a pattern that is only partly allowed, limited to the allowed topics. If not, it is
+    /// refused.
     pub filters_patterns: bool,
-    /// Time before the expiry of a token at which its client is told, nanoseconds.
+    /// Time before a token's expiry at which its client is warned, nanoseconds.
     pub warning_ns: u64,
     /// Time that a session stays open after its token has expired, nanoseconds.
     pub grace_ns: u64,
-    /// Credentials of one shard that may wait for their verdicts.
+    /// Maximum credentials of one shard that await their verdicts.
     pub waiting_max: usize,
 }
 
@@ -144,7 +146,7 @@ impl Default for AuthLimits {
 }
 
 impl Limits {
-    /// Largest WebSocket message, bytes: JSON carries the longest payload as base64, 4 bytes for 3.
+    /// Maximum length of a WebSocket message, in bytes: JSON carries the longest payload as base64, 4 bytes for 3.
     pub fn message_bytes_max(&self) -> usize {
         message_bytes_max(self.frame_bytes_max)
     }
@@ -155,7 +157,7 @@ impl Limits {
     }
 }
 
-/// Largest WebSocket message for a given `frame_bytes_max`: see [`Limits::message_bytes_max`].
+/// Maximum length of a WebSocket message for a given `frame_bytes_max`: see [`Limits::message_bytes_max`].
 pub fn message_bytes_max(frame_bytes_max: usize) -> usize {
     frame_bytes_max / 3 * 4 + limits::JSON_ENVELOPE_BYTES
 }
@@ -209,7 +211,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// These limits with the reloadable ones of `other`, clamped to fit those that need a restart.
+    /// These limits with the reloadable ones from `other`, clamped to fit those that need a restart.
     pub fn with_reloadable_from(&self, other: &Limits) -> Limits {
         let outbox_bytes_max = other.outbox_bytes_max.clamp(self.message_bytes_max(), self.egress_log_bytes);
         let mut history = other.history.clone();
@@ -227,7 +229,7 @@ impl Limits {
             history,
             history_bytes_max: other.history_bytes_max,
             http_head_bytes_max: other.http_head_bytes_max,
-            // The listeners stay.
+            // The listeners do not change.
             http_access: Access { is_local: self.http_access.is_local, ..other.http_access.clone() },
             http_health: other.http_health,
             http_idle_ns: other.http_idle_ns,
@@ -243,7 +245,7 @@ impl Limits {
             positions_bytes_max: other.positions_bytes_max,
             tenants: self.reloaded_tenants(other),
             nodes: Nodes { id: self.nodes.id.clone(), addresses: other.nodes.addresses.clone() },
-            // Sessions from before have no principal.
+            // Existing sessions have no principal.
             auth: match (&self.auth, &other.auth) {
                 (Some(_), Some(auth)) => Some(auth.clone()),
                 (auth, _) => auth.clone(),
@@ -252,8 +254,8 @@ impl Limits {
         }
     }
 
-    /// The tenants of `other`, with the ids and exports of these. Sessions from before the first tenant have claims that nobody has
-    /// checked, so the first needs a restart.
+    /// The tenants of `other`, with the ids and exports of these. If there were no tenants, adding the first needs a restart: the
+    /// claims of existing sessions have not been checked.
     fn reloaded_tenants(&self, other: &Limits) -> Arc<Tenants> {
         let now = &self.tenants;
         match now.is_configured().then(|| now.reloaded(&other.tenants)) {
@@ -262,7 +264,7 @@ impl Limits {
         }
     }
 
-    /// Log lines about limits in `new` that apply fully only after a restart.
+    /// Log lines about limits in `new` that take full effect only after a restart.
     pub fn changes_needing_restart(&self, new: &Limits) -> Vec<String> {
         let mut lines = Vec::new();
         let mut report = |key: &str, current: usize, wanted: usize| {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-/// A circular buffer of whole frames, addressed by positions that only grow, with an index of its frames.
+/// A circular buffer of whole frames and their index, addressed by positions that only grow.
 ///
 /// ```text
 ///              oldest readable                head
@@ -10,14 +10,14 @@ use std::collections::VecDeque;
 ///  memory      position % capacity; a frame never wraps: bytes left over before the end are skipped
 ///  frames         [start, len, topic, sequence] of each readable frame
 /// ```
-/// A session whose ranges begin before the oldest readable position was too slow: its frames have been overwritten, and it
-/// must be told of the loss.
+/// A session with a range before the oldest readable position was too slow: its frames have been overwritten, and the loss must
+/// be announced to it.
 ///
-/// Memory: `capacity` bytes, touched as they are first used, and 24 bytes for each readable frame, of which there are
-/// at most `capacity / FRAME_BYTES_EXPECTED`. While all sessions keep up, the log keeps starting over at its beginning, so
-/// the shard works in a few warm pages.
+/// Memory: `capacity` bytes, touched as they are first used, and 24 bytes per readable frame, of which there are at most
+/// `capacity / FRAME_BYTES_EXPECTED`. While all sessions keep up, the log keeps restarting at the beginning of the buffer, so the
+/// shard works in a few warm pages.
 ///
-/// Invariant: `frames` is sorted, without overlap, and holds exactly the readable frames.
+/// Invariant: `frames` is sorted, does not overlap, and contains exactly the readable frames.
 #[derive(Debug)]
 pub struct EgressLog {
     buffer: Box<[u8]>,
@@ -26,11 +26,11 @@ pub struct EgressLog {
     lap_start: u64,
     frames: VecDeque<Frame>,
     frames_max: usize,
-    /// The head at the last sweep over the waiting sessions.
+    /// The head at the last sweep over waiting sessions.
     swept: u64,
-    /// Frames appended since then.
+    /// Frames appended since the last sweep.
     swept_frames: usize,
-    /// Positions of the head over the last seconds, one about every [`TIMES_INTERVAL_NS`].
+    /// Positions of the head over the last seconds, about one per [`TIMES_INTERVAL_NS`].
     times: VecDeque<HeadAt>,
 }
 
@@ -39,7 +39,7 @@ pub struct EgressLog {
 pub struct Range {
     /// Position of the first byte.
     pub start: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u32,
 }
 
@@ -51,7 +51,7 @@ impl Range {
     }
 }
 
-/// Identity of a frame: enough to announce a loss when the frame is evicted.
+/// Identity of a frame, sufficient to announce a loss if the frame is evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameInfo {
     /// The topic's id.
@@ -72,7 +72,7 @@ struct HeadAt {
 pub struct Cut {
     /// Bytes before the cut.
     pub len: u32,
-    /// Bytes after the cut that belong to a frame that begins before it; 0: the cut is between two frames.
+    /// Bytes after the cut that belong to a frame begun before it; 0: the cut is between two frames.
     pub frame_rest: u32,
 }
 
@@ -84,13 +84,13 @@ struct Frame {
     topic: u32,
 }
 
-/// Log bytes for each index entry. Frames shorter than this fill the index first, and are overwritten earlier.
+/// Log bytes per index entry. Shorter frames fill the index first, and are overwritten earlier.
 const FRAME_BYTES_EXPECTED: usize = 64;
-/// Resolution at which the age of frames is known.
+/// Resolution of the known age of frames.
 const TIMES_INTERVAL_NS: u64 = 20_000_000;
 /// Entries kept in `times`: about ten seconds.
 const TIMES_MAX: usize = 512;
-/// A sweep over the waiting sessions is due each time this fraction of the log has been appended.
+/// A sweep over waiting sessions is due each time this fraction of the log has been appended.
 const SWEEP_PARTS: u64 = 8;
 
 impl EgressLog {
@@ -108,7 +108,7 @@ impl EgressLog {
         }
     }
 
-    /// Records where the head is now, for [`EgressLog::head_at`].
+    /// Records the current position of the head, for [`EgressLog::head_at`].
     pub fn note_time(&mut self, now_ns: u64) {
         if self.times.back().is_some_and(|last| now_ns < last.time_ns + TIMES_INTERVAL_NS) {
             return;
@@ -119,13 +119,13 @@ impl EgressLog {
         self.times.push_back(HeadAt { time_ns: now_ns, head: self.head });
     }
 
-    /// A position before which everything was appended before `time_ns`; 0 if that is too long ago to be known.
+    /// A position such that all bytes before it were appended before `time_ns`; 0 if that is too long ago.
     pub fn head_at(&self, time_ns: u64) -> u64 {
         let after = self.times.partition_point(|noted| noted.time_ns <= time_ns);
         after.checked_sub(1).map_or(0, |at| self.times[at].head)
     }
 
-    /// Whether the frame at a position was appended at least `ns` before the last noted time.
+    /// Whether the frame at a position was appended at least `ns` before the last recorded time.
     pub fn has_waited(&self, position: u64, ns: u64) -> bool {
         self.times.back().is_some_and(|last| position < self.head_at(last.time_ns.saturating_sub(ns)))
     }
@@ -135,7 +135,7 @@ impl EgressLog {
         self.append_parts(info, frame, &[])
     }
 
-    /// Appends one frame, given as a header and a body. Returns `None` if it is longer than the log.
+    /// Appends one frame from a header and a body. Returns `None` if it is longer than the log.
     pub fn append_parts(&mut self, info: FrameInfo, header: &[u8], body: &[u8]) -> Option<Range> {
         let capacity = self.buffer.len();
         let len = header.len() + body.len();
@@ -182,13 +182,13 @@ impl EgressLog {
         position < self.oldest()
     }
 
-    /// Whether `position` is in the newer half, so that it cannot be overwritten before the next sweep.
+    /// Whether `position` is in the newer half of the log, so that it cannot be overwritten before the next sweep.
     pub fn is_fresh(&self, position: u64) -> bool {
         self.is_newer(position, 2)
     }
 
     /// Whether the frame at `position` may be queued to another session. Only frames in the newest quarter may: otherwise an old
-    /// frame could wait behind fresh ones, and a sweep, which checks only the first queued frame, would miss it.
+    /// frame could be queued after fresh ones, where a sweep, which checks only the first queued frame, would miss it.
     pub fn is_shareable(&self, position: u64) -> bool {
         self.is_newer(position, 4)
     }
@@ -200,8 +200,8 @@ impl EgressLog {
             && self.frames.get(newer).is_some_and(|frame| position >= frame.start)
     }
 
-    /// Whether so much has been appended since this last returned `true` that waiting sessions may hold frames that are no
-    /// longer fresh. The caller must then sweep these sessions before half the log's capacity is appended.
+    /// Whether so much has been appended since this last returned `true` that waiting sessions may hold frames that are no longer
+    /// fresh. If so, the caller must sweep these sessions before half the log's capacity is appended.
     pub fn take_sweep(&mut self) -> bool {
         let due = self.head - self.swept > self.buffer.len() as u64 / SWEEP_PARTS
             || self.swept_frames > self.frames_max / SWEEP_PARTS as usize;
@@ -211,14 +211,14 @@ impl EgressLog {
         due
     }
 
-    /// Whether `next` also follows `range` in memory, so that one SEND can carry both. Readable frames span at most one
-    /// capacity, so `lap_start` is the only readable position at the beginning of the buffer that may follow another frame.
+    /// Whether `next` also follows `range` in memory, so that one SEND can carry both. Readable frames span at most one capacity,
+    /// so `lap_start` is the only readable position at the beginning of the buffer that may follow another frame.
     #[inline]
     pub fn continues(&self, range: Range, next: Range) -> bool {
         range.end() == next.start && next.start != self.lap_start
     }
 
-    /// The bytes of a range that has not been overwritten.
+    /// The bytes of a range, which must not have been overwritten.
     #[inline]
     pub fn bytes(&self, range: Range) -> &[u8] {
         debug_assert!(!self.is_overwritten(range.start), "an overwritten range is never sent");
@@ -226,13 +226,13 @@ impl EgressLog {
         &self.buffer[offset..offset + range.len as usize]
     }
 
-    /// Index of the frame that begins at or covers `position`.
+    /// Index of the frame that begins at or contains `position`.
     fn find(&self, position: u64) -> Option<usize> {
         let after = self.frames.partition_point(|frame| frame.start <= position);
         after.checked_sub(1)
     }
 
-    /// The frame that begins at or covers a position that has not been overwritten. O(log frames).
+    /// The frame that begins at or contains a position, which must not have been overwritten. O(log frames).
     pub fn frame_at(&self, position: u64) -> Option<FrameInfo> {
         self.find(position).and_then(|at| self.frames.get(at)).map(|frame| frame.info())
     }
@@ -246,7 +246,7 @@ impl EgressLog {
             .map(|frame| (frame.range(), frame.info()))
     }
 
-    /// Where to cut a range that is longer than `bytes_max`: between two frames if a boundary is within reach.
+    /// Where to cut a range longer than `bytes_max`: between two frames if a boundary is within reach.
     pub fn cut(&self, range: Range, bytes_max: usize) -> Cut {
         let limit = range.start + bytes_max as u64;
         let len = bytes_max as u32;
@@ -272,17 +272,17 @@ impl EgressLog {
         self.frames.get(index).map(|frame| (frame.range(), frame.info()))
     }
 
-    /// Index of the first readable frame whose sequence is `sequence` or above, in a log of one topic.
+    /// Index of the first readable frame whose sequence is at least `sequence`, in a log of one topic.
     pub fn first_of_sequence(&self, sequence: u64) -> usize {
         self.frames.partition_point(|frame| frame.sequence < sequence)
     }
 
-    /// How many frames are readable.
+    /// Number of readable frames.
     pub fn len(&self) -> usize {
         self.frames.len()
     }
 
-    /// Whether no frame is readable.
+    /// Whether there are no readable frames.
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
@@ -300,7 +300,7 @@ impl EgressLog {
         self.frames.len() >= self.frames_max || self.oldest() < (start + len as u64).saturating_sub(capacity)
     }
 
-    /// Starts over at the beginning of the buffer. Only while no session has a range queued.
+    /// Restarts at the beginning of the buffer. Call it only while no session has a range queued.
     pub fn rewind(&mut self) {
         let capacity = self.buffer.len() as u64;
         self.head = self.head.next_multiple_of(capacity);

@@ -1,4 +1,4 @@
-//! Fair turns for sessions that share a budget of work.
+//! Fair turns for sessions that share a work budget.
 
 use std::collections::VecDeque;
 
@@ -6,12 +6,12 @@ use crate::ids::SlotId;
 
 /// A queue of sessions that take turns by deficit round robin (Shreedhar and Varghese, "Efficient Fair Queueing Using
 /// Deficit Round-Robin", 1995), new sessions first (RFC 8290, section 4.2, new flows).
-/// In its turn, a session may use one quantum of work. Work beyond that is debt, and the session waits one more round
-/// for each quantum of debt. So a session that occasionally needs less than a quantum goes ahead of any number of sessions
-/// that always have work. These share the rest equally, whatever their pieces of work cost. A session that runs out of
-/// work stays for one more round, and counts as new only after that.
+/// In its turn, a session may use one quantum of work. Work beyond that is debt, and the session waits one more round per quantum
+/// of debt. So a session that occasionally needs less than a quantum goes ahead of any number of sessions that always have work.
+/// Those share the rest equally, whatever their pieces of work cost. A session that runs out of work stays for one more round,
+/// and counts as new only after that.
 ///
-/// Invariant: a session is in at most one of the two queues, and only once. 8 bytes a slot, and 4 for each queued session.
+/// Invariant: a session is in at most one of the two queues, and at most once. 8 bytes per slot, and 4 per queued session.
 #[derive(Debug)]
 pub struct FairQueue {
     quantum: i32,
@@ -22,7 +22,7 @@ pub struct FairQueue {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Flow {
-    /// Work that the session may still do in its turn; negative: its debt.
+    /// Work left in the session's turn; negative: debt.
     credit: i32,
     state: FlowState,
 }
@@ -33,18 +33,18 @@ enum FlowState {
     Absent,
     New,
     Old,
-    /// Whether its turn has begun.
+    /// The session's turn has begun.
     Serving,
 }
 
 impl FairQueue {
-    /// Creates an empty queue in which a turn has `quantum` units of work.
+    /// Creates an empty queue whose turns have `quantum` units of work each.
     pub fn new(quantum: u32) -> FairQueue {
         let quantum = i32::try_from(quantum).unwrap_or(i32::MAX).max(1);
         FairQueue { quantum, flows: Vec::new(), new: VecDeque::new(), old: VecDeque::new() }
     }
 
-    /// Adds a session that has work, unless it is in the queue.
+    /// Queues a session that has work, unless it is queued already.
     pub fn push(&mut self, slot: SlotId) {
         let quantum = self.quantum;
         let flow = self.flow_mut(slot);
@@ -61,14 +61,14 @@ impl FairQueue {
         }
     }
 
-    /// Begins the next session's turn, until [`FairQueue::end_turn`]. Returns the session and the units it may use.
+    /// Begins the next session's turn; end it with [`FairQueue::end_turn`]. Returns the session and the units it may use.
     pub fn begin_turn(&mut self) -> Option<(SlotId, usize)> {
         loop {
             let slot = self.new.pop_front().or_else(|| self.old.pop_front())?;
             let quantum = self.quantum;
             let flow = self.flow_mut(slot);
             if flow.credit <= 0 {
-                // At most one round per quantum of debt; the cost of one piece of work bounds the debt.
+                // At most one round per quantum of debt. The cost of one piece of work bounds the debt.
                 flow.credit += quantum;
                 if flow.credit <= 0 {
                     flow.state = FlowState::Old;
@@ -81,7 +81,7 @@ impl FairQueue {
         }
     }
 
-    /// Ends a turn in which the session used `units`; 0 if it had no work after all. `has_more`: whether it has work left.
+    /// Ends a turn in which the session used `units`; 0 if it had no work. `has_more`: whether it has work left.
     pub fn end_turn(&mut self, slot: SlotId, units: usize, has_more: bool) {
         let flow = self.flow_mut(slot);
         debug_assert!(flow.state == FlowState::Serving, "a turn ends after it has begun");
@@ -129,7 +129,7 @@ impl FairQueue {
 mod tests {
     use super::*;
 
-    /// Serves turns until `units` are used; each session's work comes in pieces of `piece(slot)`.
+    /// Serves turns until `units` are used. Each session's work comes in pieces of `piece(slot)`.
     fn serve(queue: &mut FairQueue, units: usize, piece: impl Fn(u32) -> usize) -> Vec<(u32, usize)> {
         let (mut served, mut left) = (Vec::new(), units);
         while left > 0

@@ -51,10 +51,10 @@ use tickcast_proto::{
     subscription::{Policy, Rules},
 };
 
-/// The subscriptions of one shard: patterns, topics and their members. The names of both are [keys](crate::topic_key), except in
-/// what clients are sent.
+/// The subscriptions of one shard: patterns, topics and their members. Names of both are [keys](crate::topic_key), except in what
+/// is sent to clients.
 ///
-/// Invariant: a session receives a topic once while any of its live patterns matches the topic: through a membership, or
+/// Invariant: a session receives a topic exactly once while any of its live patterns matches the topic: through a membership, or
 /// through the wildcard groups of those patterns.
 /// Invariant: a session goes live with at most one subscription at a time.
 #[derive(Debug)]
@@ -67,37 +67,37 @@ pub struct Fanout {
     /// Bound: sessions x `subscriptions_per_session_max`.
     entries: Vec<Option<PatternEntry>>,
     free: Vec<u32>,
-    /// Patterns whose homes are not ready, by request.
+    /// Patterns whose homes are not ready yet, by request.
     pending: HashMap<u32, PendingEntry>,
-    /// Bytes that this shard's patterns take beside the trie and their entries: at the homes, and in the boxes of wildcards.
+    /// Bytes of this shard's patterns in addition to the trie and their entries: at the homes, and in the boxes of wildcards.
     patterns_other_bytes: usize,
-    /// Bytes of the patterns that each source has brought, here and at the homes. Bound: each has at least one pattern.
+    /// Bytes of the patterns that each source subscribes to, here and at the homes. Bounded: each has at least one pattern.
     source_bytes: HashMap<SourceId, usize>,
-    /// Bytes of the long wildcards that the homes know. Bound: [`crate::limits::LONG_WILDCARDS_BYTES`].
+    /// Bytes of the long wildcards stored at the homes. Bound: [`crate::limits::LONG_WILDCARDS_BYTES`].
     long_wildcards_bytes: usize,
     next_request: u32,
-    /// The highest tenant of a pattern so far.
+    /// The highest tenant with a pattern so far.
     tenant_highest: TenantId,
-    /// Sessions that waited for a pattern whose homes are ready now. Bound: the subscriptions of the shard's sessions.
+    /// Sessions that waited for a pattern whose homes are now ready. Bound: the subscriptions of the shard's sessions.
     woken: VecDeque<SlotId>,
     wildcards: Wildcards,
     /// Subscriptions that are going live. Bound: [`crate::limits::JOINS_ACTIVE_MAX`].
     joining: Vec<Joining>,
     topics: Topics,
     by_key: HashMap<Box<str>, TopicId>,
-    /// Sessions with room for another chunk of history. Bound: one entry a session.
+    /// Sessions with room for another chunk of history. At most one entry per session.
     pulls: VecDeque<SlotId>,
     match_counts: MatchCounts,
-    /// Topics that their homes have forgotten, and whose members must leave. Bound: `topics_max`.
+    /// Topics forgotten by their homes, whose members must leave. Bound: `topics_max`.
     forgotten: VecDeque<TopicId>,
-    /// The forgotten topics by key, until they are dropped or live again. Bound: `topics_max`.
+    /// The forgotten topics by key, until they are dropped or revived. Bound: `topics_max`.
     forgotten_keys: HashMap<Box<str>, TopicId>,
     /// Forgotten topics whose members have left. Bound: [`crate::limits::TURN_TOPICS_DROPPED`].
     memberless: Vec<TopicId>,
-    /// Timers to set for paced ticks. Bound: one entry a paced membership, until taken.
+    /// Timers to set for paced ticks. At most one entry per paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
     awaited: AwaitedPlaces,
-    /// Sequences of logs that topics may still remember.
+    /// Sequences of logs that topics may still store.
     log_sequences_left: usize,
     tally: DeliveryCounts,
     scratch: Vec<u8>,
@@ -112,9 +112,9 @@ pub struct Settings {
     pub last_values: LastValuesBudget,
     /// Bytes that may wait for a session before frames are evicted from its outbox.
     pub behind_bytes: usize,
-    /// Topics of each home. Fixed at the start.
+    /// Maximum topics per home. Fixed at the start.
     pub home_topics_max: usize,
-    /// What tenants export to others. Fixed at the start.
+    /// Exports between tenants. Fixed at the start.
     pub exports: Exports,
 }
 
@@ -131,12 +131,12 @@ pub struct DeliveryCounts {
     pub dropped: u64,
     /// Holes in logs.
     pub holes: u64,
-    /// Units of delivery for what queued nothing: patterns looked up, and sessions of wildcards visited.
+    /// Units of delivery that queued nothing: patterns looked up, and sessions of wildcards visited.
     pub units: usize,
 }
 
 impl Fanout {
-    /// A fan-out without subscriptions or topics.
+    /// Creates a fan-out without subscriptions or topics.
     pub fn new(
         shard: ShardId,
         shards: u16,
@@ -200,7 +200,7 @@ impl Fanout {
         self.by_key.len()
     }
 
-    /// The name of a topic, as clients see it, and its epoch. `None` if it is not open on this shard.
+    /// The name of a topic as clients see it, and its epoch. `None` if the topic is not open on this shard.
     pub fn name_and_epoch(&self, id: TopicId) -> Option<(&str, u64)> {
         topic_ref(&self.topics, id, self.shards).map(|topic| (&*topic.info.name, topic.info.epoch))
     }
@@ -210,8 +210,8 @@ impl Fanout {
         std::mem::take(&mut self.tally)
     }
 
-    /// Bytes that the patterns subscribed to on this shard take, here and at the homes. The tables grow by doubling, and may
-    /// hold twice as much.
+    /// Bytes of the patterns subscribed to on this shard, here and at the homes. The tables grow by doubling, and may take twice
+    /// as much.
     pub fn patterns_bytes(&self) -> usize {
         let entries = self.patterns.len() * size_of::<Option<PatternEntry>>();
         self.patterns.used_bytes() + entries + self.patterns_other_bytes
@@ -222,7 +222,7 @@ impl Fanout {
         self.patterns.len()
     }
 
-    /// Bytes of the places in topics that do not exist yet, and of the sequences of logs that topics remember.
+    /// Bytes of the places in topics that do not exist yet, and of the log sequences stored by topics.
     pub fn logged_bytes(&self) -> usize {
         self.awaited.bytes() + (LOG_SEQUENCES_MAX - self.log_sequences_left) * size_of::<u64>()
     }
@@ -232,7 +232,7 @@ impl Fanout {
         self.entries.iter().flatten().map(PatternEntry::groups_bytes).sum()
     }
 
-    /// Opens the topic of a key, whose ticks its home sends from now on, after the one with the sequence `last`; 0: from the first on.
+    /// Opens the topic with this key. Its home sends its ticks from now on: those after the sequence `last`; 0: from the first.
     /// Sessions whose subscription needs a membership join.
     pub fn handle_open(
         &mut self,
@@ -271,7 +271,7 @@ impl Fanout {
             };
             slots.extend_from_slice(&entry.members);
         };
-        // A look at all patterns only if a wildcard has members: a home may open thousands of topics in one turn.
+        // Check all patterns only if a wildcard has members: a home may open thousands of topics in one turn.
         match self.wildcards.has_members() {
             false => exact.into_iter().for_each(add),
             true => {
@@ -280,7 +280,7 @@ impl Fanout {
             }
         }
         let mut recovering = Vec::new();
-        // Several of a session's patterns may match.
+        // Several patterns of a session may match.
         slots.sort_unstable();
         slots.dedup();
         for slot in slots {
@@ -313,7 +313,7 @@ impl Fanout {
         self.invariants(None);
     }
 
-    /// Closes a topic after its home stopped sending ticks, at this shard's request.
+    /// Closes a topic after its home has stopped sending ticks, at this shard's request.
     pub fn handle_close(&mut self, id: TopicId) {
         let Some((home, place)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
@@ -339,7 +339,7 @@ impl Fanout {
         self.invariants(None);
     }
 
-    /// Appends a tick once for each wire format in use by its members, and queues it to every member that is live.
+    /// Appends a tick once per wire format used by its members, and queues it to every live member.
     pub fn deliver(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) {
         let id = TopicId(tick.header.topic_id);
         if !self.joining.is_empty() {
@@ -360,7 +360,7 @@ impl Fanout {
         if !topic.is_homed_here {
             let (budget, len) = (&mut self.settings.last_values, tick.bytes.len());
             let write = |out: &mut Vec<u8>| out.extend_from_slice(tick.bytes);
-            // Without room for the copy, sessions that need it ask the home.
+            // If there is no room for the copy, sessions that need it ask the home.
             let _ = topic.last_values.store(sequence, tick.key(), len, budget, write);
         }
         for Group { format, members, latest, .. } in &mut topic.groups {
@@ -398,8 +398,7 @@ impl Fanout {
         self.evict_overflowing(sessions, logs);
     }
 
-    /// Checks the tables against each other, and the entry that has just changed. O(1), as it runs in every debug
-    /// build.
+    /// Checks the tables against each other, and the entry that has just changed. O(1), because it runs in every debug build.
     fn invariants(&self, changed: Option<u32>) {
         if cfg!(debug_assertions) {
             let used = self.entries.len() - self.free.len();
@@ -445,7 +444,7 @@ fn topic_ref(topics: &Topics, id: TopicId, shards: u16) -> Option<&EgressTopic> 
     topics.at(topics.place(id, shards)?).filter(|topic| topic.info.id == id)
 }
 
-/// The homes of the topics that a pattern may match: one for an exact name, else all.
+/// The homes of the topics that a pattern may match: one for an exact name, otherwise all.
 pub fn homes(pattern: &str, exact: bool, shards: u16) -> std::ops::Range<u16> {
     match exact {
         true => {

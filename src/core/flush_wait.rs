@@ -1,8 +1,8 @@
-//! The latency budget and its controller: how long a shard waits between two rounds of SENDs, so that ticks leave together.
+//! The latency budget and its controller: how long a shard waits between rounds of SENDs, so that ticks are sent together.
 //!
-//! A SEND costs a few microseconds however little it carries, so under load a shard that sends less often does the same work
-//! in less time. [`AutoWait`] finds the smallest wait that keeps the shard's busy share under [`BUSY_SHARE_PERMILLE`]. It
-//! measures windows of [`WINDOW_NS`]:
+//! A SEND costs a few microseconds however little it carries, so under load a shard that sends less often does the same work in
+//! less time. [`AutoWait`] finds the shortest wait that keeps the shard's busy share below [`BUSY_SHARE_PERMILLE`]. It measures
+//! windows of [`WINDOW_NS`]:
 //!
 //! ```text
 //! busy share   wait for the next window
@@ -10,43 +10,43 @@
 //! 40 to 45 %   the same
 //! < 40 %       shorter in proportion, by an eighth at most; below SHORTEST_WAIT_NS none
 //! ```
-//! The wait shrinks slowly, so that the shard is prepared for the next burst of a source that paused for a moment.
-//! A proportional change does not overshoot. With a cost `f` per round and a period `p`, the share is `f/p + c`; the new period
-//! `p * share / aim` gives a share between the old one and the aim for every `c`. So the wait settles, and stays in the band.
+//! The wait shrinks slowly, so that the shard is prepared for the next burst of a source that paused briefly. A proportional
+//! change does not overshoot: with a cost `f` per round and a period `p`, the share is `f/p + c`, and the new period `p * share /
+//! aim` gives a share between the old one and the aim for every `c`. So the wait converges and stays within the band.
 
-/// The busy share of a shard above which ticks wait for each other, in thousandths.
+/// The busy share of a shard above which ticks are batched for longer, in thousandths.
 ///
-/// Measured with S1 (5,000 ticks/s to 100 clients): the share is 98 % without a wait, 66 % with 0.6 ms and 40 to 50 % with
-/// 1 ms, and p99 is lowest with 1 to 1.2 ms: with shorter waits, ticks queue behind SENDs. 500 ticks/s to 100 clients keep a
-/// shard 20 % busy; there a wait would only add latency. Above 50 %, a burst of twice the load queues.
+/// Measured with S1 (5,000 ticks/s to 100 clients): the share is 98 % without a wait, 66 % with 0.6 ms and 40 to 50 % with 1 ms.
+/// p99 is lowest with 1 to 1.2 ms; with shorter waits, ticks queue behind SENDs. 500 ticks/s to 100 clients keep a shard 20 %
+/// busy, where a wait would only add latency. Above 50 %, a burst of twice the load queues.
 pub const BUSY_SHARE_PERMILLE: u64 = 450;
-/// The busy share below which the wait becomes shorter, in thousandths. The band between is wider than the noise of a window.
+/// The busy share below which the wait is shortened, in thousandths. The band between the two is wider than a window's noise.
 pub const BUSY_SHARE_LOW_PERMILLE: u64 = 400;
 /// The busy share that a change aims for: the middle of the band.
 const AIM_PERMILLE: u64 = (BUSY_SHARE_PERMILLE + BUSY_SHARE_LOW_PERMILLE) / 2;
 /// The busy share below which a wait of [`SHORTEST_WAIT_NS`] ends, in thousandths. A turn with one SEND takes over 2.5 us, so a
-/// shard that sends every 10 us is busier: below, the wait no longer decides how often it sends.
+/// shard that sends every 10 us is busier than this. Below it, the wait no longer determines how often the shard sends.
 const RELEASE_PERMILLE: u64 = 250;
 /// The share of elapsed time above which a shard that gets too little of its core counts as busy, in thousandths.
 const STARVED_PERMILLE: u64 = 900;
-/// Time over which the busy share is measured. The longest wait is reached from 0 within 7 windows.
+/// Window over which the busy share is measured. The wait grows from 0 to the longest within 7 windows.
 pub const WINDOW_NS: u64 = 4_000_000;
 /// The first wait of a shard that becomes busy.
 const FIRST_WAIT_NS: u64 = 64_000;
-/// The shortest wait: going to sleep and waking up takes about as long.
+/// The shortest wait: falling asleep and waking up take about as long.
 pub const SHORTEST_WAIT_NS: u64 = 10_000;
-/// The longest wait unless the operator chooses another.
+/// The longest wait, unless the operator sets another.
 pub const AUTO_WAIT_MAX_NS: u64 = 1_000_000;
-/// Windows for which one long turn counts.
+/// Maximum windows that one long turn counts for.
 const STEPS_MAX: u64 = 16;
-/// A window of this length, because the shard slept, means that no wait is needed.
+/// If a window lasts this long because the shard slept, no wait is needed.
 const IDLE_NS: u64 = STEPS_MAX * WINDOW_NS;
 
 const _: () =
     assert!(BUSY_SHARE_LOW_PERMILLE < BUSY_SHARE_PERMILLE && BUSY_SHARE_PERMILLE < STARVED_PERMILLE);
 const _: () = assert!(RELEASE_PERMILLE < BUSY_SHARE_LOW_PERMILLE && SHORTEST_WAIT_NS < FIRST_WAIT_NS);
 
-/// How long a tick may wait under load to be sent together with others.
+/// How long a tick may be held under load, to be sent together with others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LatencyBudget {
     /// Always this long, nanoseconds; 0: every turn sends.
@@ -88,8 +88,8 @@ struct Window {
     busy_ns: u64,
 }
 
-/// The controller of one shard's wait. The caller reports every turn with [`AutoWait::record`]; when that returns `true`, it
-/// reads the thread's CPU time and calls [`AutoWait::end_window`]. A few instructions a turn.
+/// Controls one shard's wait. The caller reports every turn with [`AutoWait::record`]; if that returns `true`, it reads the
+/// thread's CPU time and calls [`AutoWait::end_window`]. Costs a few instructions per turn.
 ///
 /// Invariant: `wait_ns` is 0, or at least the lesser of `SHORTEST_WAIT_NS` and `max_ns`, and at most `max_ns`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,13 +107,13 @@ impl AutoWait {
         AutoWait { max_ns, wait_ns: 0, window: Window::default(), share_permille: 0 }
     }
 
-    /// How long the next round of SENDs waits after the start of the last one, nanoseconds.
+    /// Time from the start of one round of SENDs to the next, in nanoseconds.
     pub fn wait_ns(&self) -> u64 {
         self.wait_ns
     }
 
-    /// Records a turn that worked for `busy_ns`, sleep not counted, and ended at `now_ns` (CLOCK_MONOTONIC). Returns whether the
-    /// window is over.
+    /// Records a turn that worked for `busy_ns`, excluding sleep, and ended at `now_ns` (CLOCK_MONOTONIC). Returns whether the
+    /// window is complete.
     pub fn record(&mut self, busy_ns: u64, now_ns: u64) -> bool {
         self.window.busy_ns += busy_ns;
         now_ns.saturating_sub(self.window.began_ns) >= WINDOW_NS
@@ -121,7 +121,7 @@ impl AutoWait {
 
     /// Ends the window and sets the wait. `cpu_ns`: the thread's CPU time so far, nanoseconds.
     /// The share counts CPU time, so that a neighbour on the shard's core does not look like load. But if the shard has hardly
-    /// slept, it lacks CPU, and fewer SENDs help, whoever uses the rest of the core.
+    /// slept, it lacks CPU time, and fewer SENDs help, whoever uses the rest of the core.
     pub fn end_window(&mut self, now_ns: u64, cpu_ns: u64) {
         let next = Window { began_ns: now_ns, cpu_began_ns: cpu_ns, busy_ns: 0 };
         let Window { began_ns, cpu_began_ns, busy_ns } = std::mem::replace(&mut self.window, next);
@@ -202,7 +202,7 @@ mod tests {
             self.waits_ns.push(self.auto.wait_ns());
         }
 
-        /// Serves a load for a time. Rounds begin when a tick has come and the wait since the last round is over.
+        /// Serves a load for a time. A round begins when a tick has arrived and the wait since the last round is over.
         fn serve(&mut self, load: &Load, for_ns: u64, mut jitter: impl FnMut(u64) -> u64) {
             let (ends_ns, interval_ns) = (self.now_ns + for_ns, 1_000_000_000 / load.ticks_per_s);
             let mut last_tick_ns = self.now_ns;
@@ -314,10 +314,10 @@ mod tests {
     #[test]
     fn a_neighbour_on_the_core_is_not_load_unless_the_shard_starves() {
         let mut shard = Simulated::new();
-        // 60 % of the time passes in turns, a third of it on the core.
+        // 60 % of the time passes in turns, which get a third of the core.
         (0..1_000).for_each(|_| shard.work(600_000, 333, 400_000));
         assert_eq!(shard.auto.wait_ns(), 0);
-        // It never sleeps, and gets a fifth of the core, as under a CPU quota.
+        // The shard never sleeps, and gets a fifth of the core, as under a CPU quota.
         (0..1_000).for_each(|_| shard.work(1_000_000, 200, 0));
         assert_eq!(shard.auto.wait_ns(), AUTO_WAIT_MAX_NS);
     }

@@ -49,9 +49,9 @@ use tickcast_proto::{
 /// How much of each topic's past a home keeps.
 #[derive(Clone, Debug)]
 pub struct Retention {
-    /// Bounds of each topic's history, by topic.
+    /// Bounds of histories, by topic.
     pub history: Rules<HistoryBounds>,
-    /// Bytes of the histories of all topics of the home.
+    /// Maximum bytes of the histories of all topics of the home.
     pub history_bytes_max: usize,
     /// Budget of the last values of all topics of the home.
     pub last_values: LastValuesBudget,
@@ -66,11 +66,11 @@ pub struct HomeTopic {
     pub key: Box<str>,
     /// Id on the wire.
     pub id: TopicId,
-    /// Whom it counts for.
+    /// The creator that it is counted for.
     creator: Creator,
     /// Epoch of this life of the topic: see [`Home::find_or_create`].
     pub epoch: u64,
-    /// The source whose log feeds it, by its number; `None`: clients and other sources publish to it, and the home counts.
+    /// Number of the source whose log feeds it; `None`: clients and other sources publish to it, and the home assigns sequences.
     fed_by: Option<u32>,
     /// Sequence of the last tick; 0 before the first.
     pub sequence: Sequence,
@@ -80,7 +80,7 @@ pub struct HomeTopic {
     bounds: HistoryBounds,
     /// Shards with a subscriber.
     pub interested: ShardSet,
-    /// The home knows of no earlier life since the server started.
+    /// Whether the home knows of no earlier life since the server started.
     is_first_life: bool,
     place: PlaceState,
     last_seen: LastSeen,
@@ -92,7 +92,7 @@ impl HomeTopic {
         topic_key::name(&self.key)
     }
 
-    /// Whose topic it is.
+    /// The tenant that it belongs to.
     pub fn tenant(&self) -> TenantId {
         topic_key::split(&self.key).0
     }
@@ -102,12 +102,12 @@ impl HomeTopic {
         &self.history
     }
 
-    /// Whether a log feeds it: its sequences are positions of the log.
+    /// Whether a log feeds it, so that its sequences are positions in the log.
     pub fn is_logged(&self) -> bool {
         self.fed_by.is_some()
     }
 
-    /// Whether it takes ticks: not if it has been forgotten.
+    /// Whether it accepts ticks. A forgotten topic does not.
     pub fn is_open(&self) -> bool {
         self.place == PlaceState::Open
     }
@@ -125,20 +125,20 @@ pub struct Sequenced<'a> {
 /// A message to a shard that registered interest in a pattern.
 #[derive(Debug)]
 pub enum InterestEvent<'a> {
-    /// The shard now gets this topic's ticks.
+    /// The shard receives this topic's ticks from now on.
     Open(ShardId, &'a HomeTopic),
-    /// The shard no longer gets this topic's ticks.
+    /// The shard no longer receives this topic's ticks.
     Close(ShardId, &'a HomeTopic),
-    /// The home has forgotten this topic; the shard answers once it has too: see [`Home::handle_forgotten`].
+    /// The home has forgotten this topic. The shard answers once it has forgotten it too: see [`Home::handle_forgotten`].
     Forget(ShardId, &'a HomeTopic),
-    /// Every topic that matched when the shard registered has been opened. Holds the request's number.
+    /// Every topic that matched when the shard registered has been opened. Contains the request's number.
     Ready(ShardId, u32),
 }
 
-/// What forgetting a topic costs, in units of the walk: freeing its history, and a message to each shard that knows it.
+/// Cost of forgetting a topic, in units of the walk: frees its history, and sends a message to each shard that knows it.
 const FORGET_UNITS: usize = 32;
 
-/// Number of topics whose interest [`Home::invariants`] checks: all in most tests, and cheap with many topics.
+/// Number of topics whose interest [`Home::invariants`] checks: all in most tests, and still cheap with many topics.
 const TOPICS_CHECKED: usize = 16;
 
 /// All topics that one shard sequences.
@@ -154,15 +154,15 @@ pub struct Home {
     topics_max: usize,
     places: Places,
     retention: Retention,
-    /// Bytes the histories may still grow by; negative after the bound was lowered: bytes they must return.
+    /// Bytes by which the histories may still grow. Negative after the bound was lowered: bytes that they must free.
     history_left_bytes: isize,
-    /// Next topic whose history must be trimmed to lowered bounds; `None` when no trim is pending.
+    /// Next topic whose history must be trimmed to lowered bounds; `None` if no trim is pending.
     trim_next: Option<usize>,
-    /// Index of the topic whose last values are the next to make room for others.
+    /// Index of the topic whose last values are evicted next to make room for others.
     evict_next: usize,
-    /// Topics whose last values were evicted, since this was taken.
+    /// Topics whose last values were evicted since the count was last taken.
     last_values_evicted: u64,
-    /// The frame of a tick whose topic has no room for it.
+    /// The frame of a tick for which its topic has no room.
     unkept: Vec<u8>,
     topics: Vec<HomeTopic>,
     by_key: HashMap<Box<str>, u32>,
@@ -175,8 +175,8 @@ pub struct Home {
 }
 
 impl Home {
-    /// An empty home that sequences at most `topics_max` topics. `server_epoch`: microseconds since 1970 when the server
-    /// started. All names of topics and patterns that it is given are [keys](crate::topic_key).
+    /// Creates an empty home that sequences at most `topics_max` topics. `server_epoch`: microseconds since 1970 when the server
+    /// started. All names of topics and patterns passed to it are [keys](crate::topic_key).
     pub fn new(
         shard: ShardId,
         shards: u16,
@@ -230,7 +230,7 @@ impl Home {
         self.invariants();
     }
 
-    /// Changes the tenants' quotas. What they use already stays; what they export cannot change.
+    /// Changes the tenants' quotas. Existing usage remains; exports cannot change.
     pub fn set_tenants(&mut self, tenants: Arc<Tenants>) {
         self.tenancy.set_tenants(tenants);
     }
@@ -240,7 +240,7 @@ impl Home {
         self.trim_next.is_some()
     }
 
-    /// Trims histories to their bounds and to the common budget, silent topics included. Bounded: stops after
+    /// Trims histories, including those of silent topics, to their bounds and to the common budget. Stops after
     /// [`TURN_TRIM_BYTES`] were copied or [`TURN_TRIM_TOPICS`] visited. Returns the number of topics visited.
     pub fn trim(&mut self, now_ns: u64) -> usize {
         let Some(first) = self.trim_next else { return 0 };
@@ -273,15 +273,15 @@ impl Home {
         self.topics.get(at).filter(|topic| topic.id == id).map(|topic| &topic.last_values)
     }
 
-    /// Assigns a tick the next sequence and encodes it as the topic's last value, once for all shards. Once the buffers
-    /// have grown to the topic's largest tick, only keys allocate.
+    /// Assigns the next sequence to a tick and encodes it as the topic's last value, once for all shards. Once the buffers have
+    /// grown to the topic's largest tick, only keys allocate.
     pub fn sequence(&mut self, index: u32, tick: &TickParts<'_>, now_ns: u64) -> Sequenced<'_> {
         let HomeTopic { id, sequence: Sequence(last), .. } = self.topics[index as usize];
         let (len, sequence) = (frame::tick_len(tick.key, tick.payload.len()), Sequence(last + 1));
         self.keep(index, sequence, (tick.key, len), now_ns, |out| frame::encode_tick(out, id, sequence, tick))
     }
 
-    /// Keeps a tick with this sequence, key and length of its frame, which `encode` appends.
+    /// Keeps a tick with this sequence, key and frame length. `encode` appends the frame.
     #[inline(always)]
     fn keep(
         &mut self,
@@ -316,8 +316,8 @@ impl Home {
         Sequenced { tick, interested: topic.interested }
     }
 
-    /// Evicts last values of the topics updated longest ago, so that those of the topic at `index` may take `wanted` bytes.
-    /// Looks at no more than [`LAST_VALUES_LOOKS_MAX`] topics, and spares those so small that as many would not make room.
+    /// Evicts last values of the topics updated longest ago, to make room for `wanted` bytes of the topic at `index`. Checks at
+    /// most [`LAST_VALUES_LOOKS_MAX`] topics, and spares those so small that evicting that many would not make room.
     #[cold]
     fn evict_last_values(&mut self, index: u32, wanted: usize) {
         let budget = &mut self.retention.last_values;
@@ -338,12 +338,12 @@ impl Home {
         }
     }
 
-    /// Takes the number of topics whose last values were evicted since the last call.
+    /// Returns the number of topics whose last values were evicted since the last call.
     pub fn take_last_values_evicted(&mut self) -> u64 {
         std::mem::take(&mut self.last_values_evicted)
     }
 
-    /// Memory of the topics' histories and last values, and of the accounts of who created them, bytes.
+    /// Memory of the topics' histories and last values, and of the accounts of their creators, in bytes.
     pub fn memory_bytes(&self) -> usize {
         let kept = |topic: &HomeTopic| topic.history.memory_bytes() + topic.last_values.memory_bytes();
         self.topics.iter().map(kept).sum::<usize>() + self.accounts.memory_bytes()
@@ -354,7 +354,7 @@ impl Home {
         self.by_key.len()
     }
 
-    /// Number of places for topics, from index 0 on. Some may be vacant.
+    /// Number of places for topics, from index 0. Some may be vacant.
     pub fn places(&self) -> usize {
         self.topics.len()
     }
@@ -369,9 +369,9 @@ impl Home {
         self.by_key.is_empty()
     }
 
-    /// Registers a shard's first subscriber of `pattern`. Topics created from now on are opened to it at once, existing
-    /// ones as [`Home::advance_walk`] reaches them; then the shard gets `Ready`. A pattern without wildcards is one
-    /// look-up, answered at once.
+    /// Registers a shard's first subscriber of `pattern`. New topics are opened to the shard at once, existing ones as
+    /// [`Home::advance_walk`] reaches them; then the shard gets `Ready`. A pattern without wildcards takes one look-up and is
+    /// answered at once.
     pub fn add_interest(
         &mut self,
         shard: ShardId,
@@ -394,7 +394,7 @@ impl Home {
         self.invariants();
     }
 
-    /// Removes a shard's interest after its last subscriber of `pattern` left. The topics of a wildcard are closed as
+    /// Removes a shard's interest after its last subscriber of `pattern` has left. The topics of a wildcard are closed as
     /// [`Home::advance_walk`] reaches them.
     pub fn remove_interest(
         &mut self,
@@ -415,13 +415,13 @@ impl Home {
         self.invariants();
     }
 
-    /// Returns whether existing topics do not follow all changes of interest yet.
+    /// Returns whether existing topics have yet to follow a change of interest.
     pub fn is_walking(&self) -> bool {
         self.interest.has_work()
     }
 
-    /// Brings existing topics in line with changed interest, for about `units` of [`limits::TURN_INTEREST_UNITS`].
-    /// `notify` gets the messages for the shards in order, and returns whether they take more. Returns the units used.
+    /// Updates existing topics to changed interest, for about `units` of [`limits::TURN_INTEREST_UNITS`]. `notify` gets the
+    /// messages for the shards in order, and returns whether they accept more. Returns the units used.
     ///
     /// [`limits::TURN_INTEREST_UNITS`]: crate::limits::TURN_INTEREST_UNITS
     pub fn advance_walk(&mut self, units: usize, notify: &mut dyn FnMut(InterestEvent<'_>) -> bool) -> usize {

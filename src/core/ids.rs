@@ -17,8 +17,8 @@ impl SlotId {
     }
 }
 
-/// A session's address as limits count it: a hash of its [`Origin`](crate::admission::Origin) with a key of this process, so
-/// that nobody can choose an address with the same hash. 0: a source without limits, such as a proxy.
+/// A session's address for the purpose of limits: a hash of its [`Origin`](crate::admission::Origin), keyed per process so that
+/// nobody can choose an address with the same hash. 0: a source without limits, such as a proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SourceId(pub u32);
 
@@ -37,7 +37,7 @@ impl SourceId {
 pub struct TenantId(pub u16);
 
 impl TenantId {
-    /// The tenant of sessions and sources that have no other. It has no name.
+    /// The tenant of sessions and sources that belong to no other. It has no name.
     pub const DEFAULT: TenantId = TenantId(0);
 
     /// Returns the index into tables by tenant.

@@ -1,26 +1,26 @@
-//! Ticks that wait for an engine's answer, in the order of their deadlines.
+//! Ticks that await an engine's answer, ordered by deadline.
 
 use crate::ids::SessionId;
 
 /// No entry.
 const NONE: u32 = u32::MAX;
 
-/// A publish that waits.
+/// A publish that awaits its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
-    /// The session that gets the answer.
+    /// The session that receives the answer.
     pub session: SessionId,
-    /// When it is answered whatever the engine does, CLOCK_MONOTONIC nanoseconds.
+    /// When it is answered regardless of the engine, CLOCK_MONOTONIC nanoseconds.
     pub deadline_ns: u64,
     /// Request id of the PUBLISH; 0: none.
     pub request: u32,
     /// Length of the topic's key, bytes.
     pub key_len: u16,
-    /// Whether a success is answered too.
+    /// Whether a success is also answered.
     pub is_answered: bool,
 }
 
-/// Names a publish in a table. Never used again for another, until 2^32 have used its place.
+/// Identifies a publish in a table. A slot's tickets repeat only after 2^32 publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u64);
 
@@ -28,14 +28,14 @@ pub struct Ticket(pub u64);
 struct Slot {
     waiting: Option<Waiting>,
     generation: u32,
-    /// Neighbours in the list of waiting publishes; of a free slot, `next` is the next free one.
+    /// Neighbours in the list of waiting publishes. In a free slot, `next` is the next free slot.
     previous: u32,
     next: u32,
 }
 
-/// A table of publishes. All operations are O(1); memory grows to the most that have waited at once.
+/// A table of publishes. All operations are O(1). Memory grows to the maximum ever waiting at once.
 ///
-/// Invariant: the list from `first` to `last` has exactly the slots with a publish, by ascending deadline.
+/// Invariant: the list from `first` to `last` contains exactly the slots with a publish, by ascending deadline.
 #[derive(Debug)]
 pub struct InFlight {
     slots: Vec<Slot>,
@@ -52,17 +52,17 @@ impl Default for InFlight {
 }
 
 impl InFlight {
-    /// Number of publishes that wait.
+    /// Number of waiting publishes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether none waits.
+    /// Whether no publish is waiting.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Adds a publish. Its deadline must not be earlier than those before it.
+    /// Adds a publish. Its deadline must not be earlier than those of publishes added before.
     pub fn insert(&mut self, waiting: Waiting) -> Ticket {
         let index = match self.free {
             NONE => {
@@ -93,7 +93,7 @@ impl InFlight {
         ticket
     }
 
-    /// Takes out a publish; `None` if it has been taken out before.
+    /// Removes a publish; `None` if it has already been removed.
     pub fn remove(&mut self, Ticket(ticket): Ticket) -> Option<Waiting> {
         let (index, generation) = (ticket as u32, (ticket >> 32) as u32);
         let slot = self.slots.get_mut(index as usize).filter(|slot| slot.generation == generation)?;
@@ -119,7 +119,7 @@ impl InFlight {
         self.slots.get(self.first as usize)?.waiting.map(|waiting| waiting.deadline_ns)
     }
 
-    /// Takes out the publish with the earliest deadline, if that is at or before `now_ns`.
+    /// Removes the publish with the earliest deadline, if that is at or before `now_ns`.
     pub fn pop_due(&mut self, now_ns: u64) -> Option<Waiting> {
         let slot = self.slots.get(self.first as usize)?;
         slot.waiting.filter(|waiting| waiting.deadline_ns <= now_ns)?;
@@ -131,7 +131,7 @@ impl InFlight {
         self.slots.capacity() * size_of::<Slot>()
     }
 
-    /// Asserts what is cheap of the invariant, in debug builds after each change.
+    /// Checks the cheap parts of the invariant after each change, in debug builds.
     fn invariants(&self) {
         debug_assert_eq!(self.first == NONE, self.len == 0, "the list begins with a publish that waits");
         debug_assert_eq!(self.last == NONE, self.len == 0, "the list ends with a publish that waits");
@@ -162,7 +162,7 @@ mod tests {
             assert_eq!(in_flight.remove(tickets[at]), None, "once");
         }
         assert_eq!((in_flight.len(), in_flight.first_deadline_ns()), (2, Some(1)));
-        // The places are used again, under other tickets.
+        // Slots are reused with other tickets.
         let again = in_flight.insert(waiting(9));
         assert!(!tickets.contains(&again));
         assert_eq!(in_flight.pop_due(8), Some(waiting(1)));

@@ -1,5 +1,5 @@
-//! The core of tickcast as plain state machines: bytes and the time go in, bytes and actions come out. It knows no socket,
-//! clock, runtime or thread.
+//! The core of tickcast as plain state machines: bytes and the time in, bytes and actions out. It knows no socket, clock, runtime
+//! or thread.
 
 pub mod admission;
 pub mod budgets;

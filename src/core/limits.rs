@@ -2,24 +2,24 @@
 
 pub use tickcast_proto::limits::*;
 
-/// Most shards in a server: a topic's interested shards are the bits of one `u128`.
+/// Maximum shards in a server: the shards interested in a topic are the bits of one `u128`.
 pub const SHARDS_MAX: usize = 128;
 
-/// Most tokens in a topic name or pattern: each is at least one byte long, and a dot lies between two.
+/// Maximum tokens in a topic name or pattern: each is at least one byte long, with a dot between two.
 pub const NAME_TOKENS_MAX: usize = TOPIC_BYTES_MAX.div_ceil(2);
 
-/// Most tenants, the default one and those removed since the server started included.
+/// Maximum tenants, including the default tenant and those removed since the server started.
 pub const TENANTS_MAX: usize = 1_024;
-/// Leases into which a tenant's quota is divided, for each shard: so many that what shards have to spare is little.
+/// Leases into which a tenant's quota is divided, per shard: enough that shards have little unused.
 pub const LEASES_PER_SHARD: u64 = 16;
-/// Largest lease of connections, subscriptions or topics.
+/// Maximum lease of connections, subscriptions or topics.
 pub const LEASE_UNITS_MAX: u64 = 64;
-/// Largest lease of bytes of history.
+/// Maximum lease of history, in bytes.
 pub const LEASE_BYTES_MAX: u64 = 1 << 20;
-/// How long a shard keeps what it has leased of a tenant's rate.
+/// How long a shard keeps its lease of a tenant's rate.
 pub const RATE_WINDOW_NS: u64 = 100_000_000;
 
-/// Largest message that `/echo` returns, as WebSocket conformance suites require.
+/// Maximum length of a message that `/echo` returns, as WebSocket conformance suites require.
 pub const ECHO_BYTES_MAX: usize = 16 << 20;
 
 /// Default time from accept to the end of the handshake (native HELLO, or the HTTP upgrade).
@@ -28,28 +28,28 @@ pub const HANDSHAKE_DEADLINE_MS_DEFAULT: u64 = 5_000;
 pub const TOKEN_WARNING_MS_DEFAULT: u64 = 30_000;
 /// Default time that a session stays open after its token has expired, milliseconds: a refresh may be on its way.
 pub const TOKEN_GRACE_MS_DEFAULT: u64 = 5_000;
-/// Default number of credentials that may wait for their verdicts, on each shard: a tenth of a second's work of one verifier, which
-/// takes 30 to 100 us for each.
+/// Default number of credentials per shard that may await their verdicts: a tenth of a second's work of one verifier, which takes
+/// 30 to 100 us for each.
 pub const CREDENTIALS_WAITING_MAX_DEFAULT: usize = 1 << 10;
-/// New tokens that a session may give at once, by REFRESH or by a hello once it is open: each costs a verification. An honest client
-/// gives one for each token that expires.
+/// Burst of new tokens that a session may give, by REFRESH or by a hello once it is open: each costs a verification. A legitimate
+/// client gives one for each token that expires.
 pub const NEW_TOKENS_BURST: u32 = 5;
-/// New tokens per second that a session may give after that burst.
+/// New tokens per second that a session may give after its burst.
 pub const NEW_TOKENS_PER_S: u32 = 1;
-/// Verdicts that a shard takes in one turn: as many as it accepts connections.
+/// Verdicts that a shard handles in one turn: as many as the connections that it accepts.
 pub const TURN_VERDICTS: usize = 64;
-/// Most patterns of each kind, allowed or denied, in a set of rules. One is compared with a topic in some 50 ns.
+/// Maximum patterns of each kind, allowed or denied, in a set of rules. Comparing one with a topic takes about 50 ns.
 pub const PERMISSION_PATTERNS_MAX: usize = 256;
-/// Decisions on the topics of publishes that a shard remembers, 56 bytes and the topic's name each.
+/// Decisions on publishing that a shard caches. Each takes 56 bytes plus the topic's name.
 pub const PUBLISH_DECISIONS_MAX: usize = 8 << 10;
-/// Revocations that a shard remembers for verdicts that are on their way.
+/// Revocations that a shard remembers for verdicts still in transit.
 pub const REVOCATIONS_RECENT_MAX: usize = 1 << 10;
-/// Longest time between two checks of a token's expiry, nanoseconds: the system clock, which defines it, may be set.
+/// Maximum time between two checks of a token's expiry, nanoseconds: expiry depends on the system clock, which may be set.
 pub const EXPIRY_LOOK_NS: u64 = 3_600_000_000_000;
 /// Units of control work to compare a subscription with a session's new permissions: at most 512 patterns, 50 ns each.
 pub const REVIEW_UNITS: usize = 32;
-/// Default time that an HTTP connection may be silent between two requests: longer than load balancers keep theirs (60 s), so
-/// that they do not send a request to a connection that is being closed.
+/// Default time that an HTTP connection may be idle between two requests. Longer than load balancers keep theirs (60 s), so that
+/// they do not send a request on a connection that is being closed.
 pub const HTTP_IDLE_MS_DEFAULT: u64 = 75_000;
 /// Default time from a frame's or message's first byte to its last: 256 KiB at 70 kbit/s.
 pub const FRAME_DEADLINE_MS_DEFAULT: u64 = 30_000;
@@ -58,7 +58,7 @@ pub const FRAME_DEADLINE_MS_DEFAULT: u64 = 30_000;
 pub const PING_INTERVAL_MS_DEFAULT: u64 = 25_000;
 /// Default time within which a pinged peer must send anything at all.
 pub const PING_TIMEOUT_MS_DEFAULT: u64 = 10_000;
-/// Lowest ping interval and timeout: a busy machine delays answers by more than shorter ones allow.
+/// Lowest ping interval and timeout: a busy machine delays answers by more than a shorter one allows.
 pub const PING_MS_LOWEST: u64 = 100;
 /// Highest ping interval and timeout: sessions store idle time in 32 bits of milliseconds.
 pub const PING_MS_HIGHEST: u64 = 86_400_000;
@@ -66,38 +66,39 @@ pub const PING_MS_HIGHEST: u64 = 86_400_000;
 pub const PING_LOOKS_PER_INTERVAL: u64 = 256;
 /// The CLOSING code for a connection that a limit refuses.
 pub const CLOSE_REFUSED: u16 = 3504;
-/// Time over which a full socket makes its session slow, milliseconds: longer than a client's pause, shorter than the backlog
-/// of most feeds.
+/// Time over which a full socket makes its session slow, milliseconds: longer than a client's pause, shorter than most feeds take
+/// to fill the backlog.
 pub const FULLNESS_MS: u32 = 2_000;
 /// Time that one SEND must be incomplete for its session to be slow while the shard is saturated, milliseconds.
 pub const STUCK_MS: u32 = 1_000;
-/// If a lost tick had waited this long at a session whose socket has room, the shard is overloaded, milliseconds: a burst
-/// is sent within a few turns.
+/// If a tick lost by a session whose socket has room had waited this long, the shard is overloaded, milliseconds: a burst is sent
+/// within a few turns.
 pub const OVERLOAD_WAIT_MS: u64 = 100;
-/// Time without a session that loses ticks after which a shard is no longer overloaded, milliseconds.
+/// A shard is no longer overloaded after this time without a session that loses ticks, milliseconds.
 pub const OVERLOAD_QUIET_MS: u64 = 5_000;
 /// Time a closing session has to receive its last bytes and answer before the socket is closed regardless.
 pub const LINGER_DEADLINE_MS: u64 = 1_000;
-/// Most timers of closed sessions that a shard keeps beyond those its open sessions may have: 32 bytes each.
+/// Maximum timers of closed sessions that a shard keeps beyond those its open sessions may have: 32 bytes each.
 pub const TIMERS_GONE_MAX: usize = 4 << 10;
 /// Default window over which clients reconnect when the server stops: each gets a different delay within it.
 pub const RECONNECT_SPREAD_MS_DEFAULT: u32 = 5_000;
 
 /// Default bytes of unfinished frames and messages of all clients together; divided over the shards.
 pub const UNFINISHED_BYTES_MAX_DEFAULT: usize = 64 << 20;
-/// Default bound on the memory of the patterns that sessions subscribe to, all shards together: room for 80,000 patterns of
-/// 255 bytes.
+/// Default bound on the memory of the patterns that sessions subscribe to, over all shards: room for 80,000 patterns of 255
+/// bytes.
 pub const PATTERNS_BYTES_MAX_DEFAULT: usize = 64 << 20;
-/// Default bound on the memory of the positions that sessions have named and not joined yet, all shards together: room for the
-/// positions of 13,000 clients that come back at once, 100 topics each.
+/// Default bound on the memory of the positions that sessions have given but not joined yet, over all shards: room for the
+/// positions of 13,000 clients that reconnect at once, 100 topics each.
 pub const POSITIONS_BYTES_MAX_DEFAULT: usize = 256 << 20;
 /// Longest wildcard that homes always store individually, bytes.
 pub const LONG_WILDCARD_BYTES: usize = 48;
-/// Bytes of longer wildcards that the homes know of each shard. Every home holds them, so beyond that the shard takes all topics
-/// instead: a long wildcard beside 2,000 others of 64 bytes costs some ticks that nobody on its shard receives, and no memory.
+/// Maximum bytes of longer wildcards that the homes store for each shard. Every home stores them all, so beyond this the shard
+/// receives all topics instead: a long wildcard beside 2,000 others of 64 bytes costs some ticks that nobody on its shard
+/// receives, but no memory.
 pub const LONG_WILDCARDS_BYTES: usize = 128 << 10;
-/// Longest messages that a shard's share of [`UNFINISHED_BYTES_MAX_DEFAULT`] holds at least: one that has arrived, whose
-/// buffer may be twice as long, and one that is growing.
+/// Minimum number of messages of maximum length that fit into a shard's share of [`UNFINISHED_BYTES_MAX_DEFAULT`]: one that has
+/// arrived, whose buffer may be twice as long, and one that is growing.
 pub const UNFINISHED_MESSAGES_LOWEST: usize = 4;
 /// Unfinished messages to check for the oldest when one grows: 26 us if each misses the cache (100 ns).
 pub const UNFINISHED_LOOKS_MAX: usize = 256;
@@ -112,58 +113,56 @@ pub const SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT: usize = 1_024;
 pub const BURST_NS: u64 = 1_000_000_000;
 /// Highest rate limit, per second; above it a nanosecond is too coarse.
 pub const RATE_HIGHEST: u32 = 10_000_000;
-/// Default number of patterns per second that a session may subscribe to or change, once it has used up its burst. A client that
-/// replaces each of its 1,024 subscriptions every second is slower; at up to 10 us a pattern, a shard needs one per cent of its
-/// time for one such session.
+/// Default number of patterns per second that a session may subscribe to or change after its burst. A client that replaces each
+/// of its 1,024 subscriptions every second is slower. At up to 10 us a pattern, one such session takes one per cent of a shard's
+/// time.
 pub const SUBSCRIBE_RATE_DEFAULT: u32 = 1_000;
-/// Default number of patterns per second that a session may ask for the history of, and as many for the last values: a dashboard
-/// that polls 500 widgets every second instead of staying subscribed is slower.
+/// Default number of patterns per second for which a session may request history, and the same for last values. A dashboard that
+/// polls 500 widgets every second instead of staying subscribed is slower.
 pub const HISTORY_RATE_DEFAULT: u32 = 500;
-/// Default of the same for all sessions of one source, on each shard. With the burst, 10,000 clients behind one address may come
-/// back at once, with 100 subscriptions each.
+/// Default subscribe rate for all sessions of one source, on each shard. With the burst, 10,000 clients behind one address may
+/// reconnect at once with 100 subscriptions each.
 pub const SUBSCRIBE_RATE_PER_SOURCE_DEFAULT: u32 = 100_000;
-/// Default number of patterns per second that the sessions of one source may ask for the history of, and as many for the last
-/// values.
+/// Default number of patterns per second for which the sessions of one source may request history, and the same for last values.
 pub const HISTORY_RATE_PER_SOURCE_DEFAULT: u32 = 50_000;
-/// Burst of a session's requests for subscriptions, as a multiple of the subscriptions that it may hold: it may subscribe to all of
-/// them and change all of them, and do both again after unsubscribing.
+/// Burst of a session's subscribe requests, as a multiple of the subscriptions that it may hold: it may subscribe to all of them
+/// and change all of them, and do both again after unsubscribing.
 pub const SUBSCRIPTIONS_BURST: u64 = 4;
-/// A source's burst of such requests, in seconds of its rate: all its clients may come back at once.
+/// Burst of a source's subscribe requests, in seconds of its rate: all its clients may reconnect at once.
 pub const SOURCE_BURST_S: u64 = 10;
-/// Requests beyond its budgets that a session may have refused per second, and at once. Beyond that it is not read from for a
-/// while: a refusal costs as much as a request that is served.
+/// Refused requests per second that a session may have, and their burst. Beyond that it is not read from for a while: a refusal
+/// costs as much as serving a request.
 pub const REFUSALS_RATE: u32 = 1_000;
-/// How long a session is not read from then, milliseconds.
+/// How long the server then stops reading from the session, milliseconds.
 pub const THROTTLE_MS: u64 = 100;
-/// Sources with an account on one shard: about 120 bytes each. An account exists only while a bucket is not full.
+/// Maximum sources with an account on one shard, about 120 bytes each. An account exists only while a bucket is not full.
 pub const SOURCE_ACCOUNTS_MAX: usize = 16 << 10;
-/// Accounts that a new one looks at, to drop those whose buckets are full: 2 us if each misses the cache (100 ns).
+/// Accounts checked when one is added, to drop those whose buckets are full: 2 us if each misses the cache (100 ns).
 pub const ACCOUNT_LOOKS: usize = 16;
-/// Accounts whose buckets are full again that a shard drops in one turn: 0.1 ms if each misses the cache.
+/// Accounts with full buckets that a shard drops in one turn: 0.1 ms if each misses the cache.
 pub const TURN_ACCOUNTS_DROPPED: usize = 1_024;
-/// Default of the most `*` in a pattern. Topics rarely have more than ten levels.
+/// Default maximum of `*` tokens in a pattern. Topics rarely have more than ten levels.
 pub const PATTERN_WILDCARDS_MAX_DEFAULT: usize = 16;
-/// Default bytes of text for each pattern that a session may hold, on average: half of the longest.
+/// Default average bytes of text per pattern that a session may hold: half of the longest.
 pub const PATTERN_BYTES_DEFAULT: usize = 128;
 /// Default number of topics on the whole server; each home shard sequences its share.
 pub const TOPICS_MAX_DEFAULT: usize = 65_536;
-/// Default number of existing topics that one session may have created: half of the table, so that no client fills it.
+/// Default number of existing topics that one session may have created: half of the table, so that no client can fill it.
 pub const TOPICS_PER_SESSION_MAX_DEFAULT: u32 = 32_768;
 /// Default number of existing topics that the sessions of one source may have created.
 pub const TOPICS_PER_SOURCE_MAX_DEFAULT: u32 = 32_768;
-/// Default number of topics per second that one session, or the sessions of one source, may create after their burst. When all
-/// of their topics are gone, they may create a whole burst again. At 5.5 us a topic, one such client takes less than one per
-/// cent of a shard's time.
+/// Default number of topics per second that one session, or the sessions of one source, may create after their burst. Once all of
+/// their topics are gone, they may create a whole burst again. At 5.5 us a topic, one such client takes less than one per cent of
+/// a shard's time.
 pub const NEW_TOPICS_RATE_DEFAULT: u32 = 1_000;
 
-/// Default size of one wire format's egress log on one shard. A session that falls further behind loses its position in
-/// it.
+/// Default size of one wire format's egress log on one shard. A session that falls further behind loses its position in the log.
 pub const EGRESS_LOG_BYTES_DEFAULT: usize = 16 << 20;
-/// Smallest egress log: one chunk of history must not overwrite frames that were fresh before it.
+/// Minimum size of an egress log: one chunk of history must not overwrite frames that were fresh before it.
 pub const EGRESS_LOG_BYTES_LOWEST: usize = 4 * HISTORY_CHUNK_BYTES;
 /// Default bytes that may wait for a session before it is closed as a slow consumer.
 pub const OUTBOX_BYTES_MAX_DEFAULT: usize = 8 << 20;
-/// Most log ranges that may wait for a session: 24 bytes each, 1.5 MiB at the bound.
+/// Maximum log ranges that may wait for a session: 24 bytes each, 1.5 MiB at the bound.
 pub const OUTBOX_RANGES_MAX: usize = 64 << 10;
 
 /// Default bytes that may wait for a session before frames (conflate, drop, paced) are evicted from its outbox.
@@ -179,21 +178,20 @@ pub const KEYS_PER_TOPIC_MAX_DEFAULT: usize = 1_024;
 pub const LAST_VALUES_BYTES_MAX_DEFAULT: usize = 256 << 20;
 /// Topics to check for eviction when one needs room for its last values: 6 us if each misses the cache (100 ns).
 pub const LAST_VALUES_LOOKS_MAX: usize = 64;
-/// Most bytes of topic names in one session's saved positions.
+/// Maximum bytes of topic names in one session's saved positions.
 pub const RESUME_BYTES_MAX: usize = 1 << 20;
 /// Changes of an event stream's places that a shard remembers, if an id cannot hold the places: 32 bytes each. A client that
 /// reconnects may have missed as many.
 pub const PLACE_CHANGES_MAX: usize = 4 << 10;
-/// How long a shard keeps such places after their stream has ended, milliseconds: as long as the history that they lead to, by
+/// How long a shard keeps places after their stream has ended, milliseconds: as long as the history that they refer to, by
 /// default.
 pub const RESUME_WINDOW_MS: u64 = HISTORY_AGE_MS_DEFAULT;
-/// Bytes of topics and ticks after which an answer over HTTP ends, and the next page begins: what may wait for a session that does
-/// not read.
+/// Bytes of topics and ticks after which a page of an HTTP answer ends: as much as may wait for a session that does not read.
 pub const HTTP_PAGE_BYTES: usize = REPLY_BYTES_MAX;
 /// Pieces of topics that a shard requests in one turn for HTTP requests.
 pub const TURN_CALL_PIECES: usize = 8;
-/// Units of delivery for a piece, at its home and at the shard that has requested it: up to [`TURN_SURVEYED`] topics visited, or 32
-/// KiB copied and encoded. Not measured: as estimated for a survey, and for a chunk of history in JSON.
+/// Units of delivery for a piece, at its home and at the shard that requested it: up to [`TURN_SURVEYED`] topics visited, or 32
+/// KiB copied and encoded. Not measured: estimated as for a survey, and for a chunk of history in JSON.
 pub const CALL_UNITS: usize = 1 << 10;
 /// Default number of ticks in a topic's history.
 pub const HISTORY_TICKS_DEFAULT: usize = 256;
@@ -203,62 +201,63 @@ pub const HISTORY_BYTES_DEFAULT: usize = 64 << 10;
 pub const HISTORY_AGE_MS_DEFAULT: u64 = 60_000;
 /// Default bytes of all topics' histories together; divided over the shards.
 pub const HISTORY_BYTES_MAX_DEFAULT: usize = 256 << 20;
-/// Logs of which a home remembers what it has not kept: 16 bytes each.
+/// Maximum logs per home for which it remembers what it has not kept: 16 bytes each.
 pub const LOGS_UNKEPT_MAX: usize = 256;
-/// Places in topics of logs that a shard keeps until the topics come: 160 bytes and the topic's name each, of the memory for positions.
+/// Places in topics of logs that a shard keeps until the topics appear: 160 bytes plus the topic's name each, taken from the
+/// memory for positions.
 pub const AWAITED_PLACES_MAX: usize = 64 << 10;
-/// Of these, those of one session: 16 sessions with as many fill the table.
+/// Maximum of these per session: 16 sessions with as many fill the table.
 pub const AWAITED_PLACES_PER_SESSION_MAX: usize = 4 << 10;
-/// Ticks of one topic that a log feeds whose sequences a shard remembers, to say how many there are in a range: 8 bytes each.
+/// Maximum sequences that a shard remembers of one topic fed by a log, to count the ticks in a range: 8 bytes each.
 pub const LOG_SEQUENCES_PER_TOPIC_MAX: usize = 64 << 10;
-/// Such sequences of all topics on a shard; the tables grow by doubling, and may take twice as much.
+/// Maximum of these over all topics on a shard. The tables grow by doubling, and may take twice as much.
 pub const LOG_SEQUENCES_MAX: usize = 1 << 20;
-/// Holes in the log of one topic that a shard remembers apart: 16 bytes each. Older ones are taken for one.
+/// Holes in the log of one topic that a shard remembers separately: 16 bytes each. Older ones are merged into one.
 pub const LOG_HOLES_PER_TOPIC_MAX: usize = 8;
-/// Largest chunk of history that a home sends to a shard, unless a single tick is longer.
+/// Maximum chunk of history that a home sends to a shard, unless a single tick is longer.
 pub const HISTORY_CHUNK_BYTES: usize = 32 << 10;
-/// Outbox bytes reserved for a chunk; more than its native frames, because JSON is longer. The smallest configurable outbox: one chunk
-/// is requested at a time if there is no room for two.
+/// Outbox bytes reserved for a chunk: more than its native frames, because JSON is longer. Also the smallest configurable outbox:
+/// one chunk is requested at a time if there is no room for two.
 pub const HISTORY_CHUNK_OUTBOX_BYTES: usize = HISTORY_CHUNK_BYTES / 2 * 3;
-/// Most chunks of history that a session has requested at once.
+/// Maximum chunks of history that a session has requested at once.
 pub const HISTORY_CHUNKS_IN_FLIGHT_MAX: u32 = 2;
 /// Chunks of history that a shard requests in one turn.
 pub const TURN_HISTORY_CHUNKS: usize = 256;
 
-/// Bytes of replies (acknowledgements, pongs, errors) that may wait for a session, and of answers to its publishes that other
-/// shards owe it. Beyond it the session's input pauses: the server does not read from a peer that does not read.
+/// Maximum bytes of replies (acknowledgements, pongs, errors) waiting for a session, including answers to its publishes that
+/// other shards owe it. Beyond that, the session's input pauses: the server does not read from a peer that does not read.
 pub const REPLY_BYTES_MAX: usize = 64 << 10;
 
-/// Units of delivery for the answer to a publish: a reply of some 100 bytes, at its home and at its session's shard.
+/// Units of delivery for the answer to a publish: a reply of about 100 bytes, at its home and at its session's shard.
 pub const ANSWER_UNITS: usize = 4;
 
-/// Most bytes of the answer to a publish, in any format: in JSON, each byte of the topic's name may take two.
+/// Maximum bytes of the answer to a publish in any format: in JSON, each byte of the topic's name may take two.
 pub const fn answer_bytes_max(topic_bytes: usize) -> usize {
     128 + 2 * topic_bytes
 }
 
-/// Ticks of one shard that wait for one sink's engine. Beyond it, publishes are refused: a sink that does not answer makes no other
-/// session wait. At 40 bytes each, 640 KiB. A session has far fewer, because the room for their answers counts like replies
-/// ([`REPLY_BYTES_MAX`]).
+/// Maximum ticks of one shard that wait for one sink's engine. Beyond that, publishes are refused, so that a sink that does not
+/// answer makes no other session wait. At 40 bytes each, 640 KiB. A session has far fewer, because the room for their answers
+/// counts as replies ([`REPLY_BYTES_MAX`]).
 pub const SINK_IN_FLIGHT_MAX: usize = 16 << 10;
-/// Bytes of ticks staged for the ring to one sink, beyond which publishes are refused. Beside them, the ring may be full.
+/// Maximum bytes of ticks staged for the ring to one sink; beyond that, publishes are refused. The ring itself may also be full.
 pub const SINK_STAGE_BYTES_MAX: usize = 1 << 20;
-/// Ticks without a confirmation in time that a shard answers in one turn for each sink.
+/// Ticks not confirmed in time that a shard answers in one turn, for each sink.
 pub const TURN_SINK_EXPIRED: usize = 1_024;
-/// Topics whose sinks a shard remembers, 40 bytes and the topic's name each.
+/// Topics whose sinks a shard caches. Each takes 40 bytes plus the topic's name.
 pub const ROUTE_DECISIONS_MAX: usize = 8 << 10;
-/// Most routes. A topic that is not remembered is compared with each, in some 50 ns.
+/// Maximum routes. A topic that is not cached is compared with each, in about 50 ns.
 pub const ROUTES_MAX: usize = 256;
-/// Most sinks: each has a thread, and two rings to every shard.
+/// Maximum sinks: each has a thread, and two rings to every shard.
 pub const SINKS_MAX: usize = 16;
-/// Default time from a publish to a sink's topic until its session is told that the engine has not confirmed it, milliseconds.
+/// Default time after which a publish to a sink's topic is reported as unconfirmed by the engine, milliseconds.
 pub const SINK_ACK_TIMEOUT_MS_DEFAULT: u64 = 5_000;
-/// Bounds of that time, milliseconds.
+/// Lowest configurable value of that time, milliseconds.
 pub const SINK_ACK_TIMEOUT_MS_LOWEST: u64 = 10;
-/// See [`SINK_ACK_TIMEOUT_MS_LOWEST`].
+/// Highest configurable value of that time, milliseconds.
 pub const SINK_ACK_TIMEOUT_MS_HIGHEST: u64 = 600_000;
 
-/// Most bytes handed to the kernel in one SEND, and so the most that a slow session's parked SEND pins.
+/// Maximum bytes handed to the kernel in one SEND, and therefore pinned by a slow session's parked SEND.
 ///
 /// A longer SEND finds its socket full more often, and parked bytes are copied. Measured on loopback with 10 KB ticks
 /// to 100 sockets at saturation, 3 interleaved runs each: 4.3 GB/s with 32 KiB, 3.8 with 64 KiB, 1.9 with 20 KiB (one
@@ -270,56 +269,57 @@ pub const SEND_DIRECT_BYTES: usize = 16 << 10;
 pub const SENDS_PER_SUBMIT: usize = 128;
 /// Scratch bytes in which a batch of SENDs gathers scattered frames.
 pub const GATHER_BYTES: usize = 1 << 20;
-/// Bytes that wait in a mesh ring before its producer keeps frames staged: what the other shard takes in one turn. Ticks wait behind
-/// those of a publisher that floods both shards: p99 12 ms instead of 37, as many ticks a second (bench/abuse, `flood`).
+/// Bytes that wait in a mesh ring before its producer keeps frames staged: what the other shard handles in one turn. Otherwise
+/// ticks would wait behind those of a publisher that floods both shards: this lowers p99 from 37 to 12 ms at the same tick rate
+/// (bench/abuse, `flood`).
 pub const MESH_WAITING_BYTES: usize = TURN_RING_BYTES;
-/// Connections in transit from one shard to another: about 80 bytes each, plus what the client has sent. Further ones wait on
-/// the shard that accepted them.
+/// Connections in transit from one shard to another: about 80 bytes each, plus what the client has sent. Further ones wait on the
+/// shard that accepted them.
 pub const HANDOVERS_PER_LANE: usize = 64;
 /// Bytes staged for a full mesh ring before the shard stops accepting work that would add to them.
 pub const MESH_STAGE_BYTES: usize = 64 << 10;
 /// Bytes of mesh frames a shard handles from one ring in one turn.
 pub const TURN_RING_BYTES: usize = 128 << 10;
-/// Half-closed sessions to check in one turn for whether they have their answers: 26 us if each misses the caches.
+/// Half-closed sessions checked in one turn for whether they have their answers: 26 us if each misses the caches.
 pub const TURN_HALF_CLOSED: usize = 256;
 /// Timers a shard handles in one turn.
 pub const TURN_TIMERS: usize = 1_024;
 /// Topics whose histories are trimmed in one turn.
 pub const TURN_TRIM_TOPICS: usize = 4_096;
-/// Topics that a home checks in one turn for idle ones; forgetting one counts for 32 more. About 0.2 ms.
+/// Topics that a home checks for idleness in one turn; forgetting one counts as 32 more. About 0.2 ms.
 pub const TURN_IDLE_UNITS: usize = 8 << 10;
-/// Sessions that leave forgotten topics, or topics that are dropped then, in one turn.
+/// Units of forgetting topics in one turn: sessions that leave them, and topics then dropped.
 pub const TURN_FORGET_UNITS: usize = 1 << 10;
 /// Forgotten topics that a shard drops in one turn, with one scan of the waiting frames for all of them.
 pub const TURN_TOPICS_DROPPED: usize = 256;
-/// A topic is forgotten at most this fraction of its idle time late.
+/// A topic is forgotten late by at most this fraction of its idle time.
 pub const IDLE_ROUNDS: u64 = 8;
-/// Longest time between two searches for idle topics, nanoseconds.
+/// Maximum time between two searches for idle topics, nanoseconds.
 pub const IDLE_ROUND_NS_HIGHEST: u64 = 60_000_000_000;
-/// Shortest configurable `topic_idle`, nanoseconds: a round over all topics takes a few turns.
+/// Minimum configurable `topic_idle`, nanoseconds: a round over all topics takes a few turns.
 pub const TOPIC_IDLE_NS_LOWEST: u64 = 100_000_000;
 /// Default of `topic_idle`, nanoseconds.
 pub const TOPIC_IDLE_NS_DEFAULT: u64 = 3_600_000_000_000;
 /// Bytes of waiting input that a shard processes for its sessions in one turn.
 pub const TURN_INPUT_BYTES: usize = 128 << 10;
-/// Bytes of waiting input that one session has processed before the next has its turn: some hundred ticks.
+/// Bytes of input that one session may have processed before the next session's turn: some hundred ticks.
 pub const INPUT_QUANTUM_BYTES: u32 = 16 << 10;
-/// Units of control work (subscriptions that go live, change or end) that a shard does for its sessions in one turn. A unit
-/// is one topic or membership visited; a topic joined or left takes 32 more. 0.2 ms beside 1,000 topics, which the caches hold
-/// (bench/micro/control.rs); 2.4 ms beside 20,000, where a visit misses them (bench/abuse, `overlapping`).
+/// Units of control work (subscriptions that go live, change or end) that a shard does for its sessions in one turn. A unit is
+/// one topic or membership visited; joining or leaving a topic takes 32 more. 0.2 ms with 1,000 topics, which fit into the caches
+/// (bench/micro/control.rs); 2.4 ms with 20,000, where each visit misses them (bench/abuse, `overlapping`).
 pub const TURN_CONTROL_UNITS: usize = 8 << 10;
-/// Units of control work that one session does before the next has its turn.
+/// Units of control work that one session may use before the next session's turn.
 pub const CONTROL_QUANTUM_UNITS: u32 = 2 << 10;
-/// Subscriptions to wildcards that go live at the same time: each tick looks at all of them.
+/// Maximum wildcard subscriptions that go live at the same time: each tick checks all of them.
 pub const JOINS_ACTIVE_MAX: usize = 16;
-/// Units of delivery that a turn does for ticks from other shards before it takes in more of them, and as many for the requests
-/// that it takes in: about 1.5 ms each. A unit is a tick queued to a session, or four sessions of a wildcard visited. One tick
-/// may exceed it, by the number of its subscribers.
+/// Units of delivery that a turn spends on ticks from other shards, and again on the requests that it handles: about 1.5 ms each.
+/// A unit is a tick queued to a session, or four sessions of a wildcard visited. One tick may exceed it, by the number of its
+/// subscribers.
 pub const TURN_DELIVERY_UNITS: usize = 16 << 10;
-/// Units of these that the kind of request preferred in a turn gets at least.
+/// Minimum units of these for the kind of request preferred in a turn.
 pub const TURN_DELIVERY_UNITS_PREFERRED: usize = 4 << 10;
-/// Waiting frames to check for one unit when those of forgotten topics are dropped. Not measured: a check is a few comparisons
-/// of adjacent memory, a unit 0.3 us.
+/// Waiting frames checked per unit when those of forgotten topics are dropped. Not measured: a check is a few comparisons of
+/// adjacent memory, a unit takes 0.3 us.
 pub const FRAMES_PER_UNIT: usize = 16;
 /// Units of delivery for a topic that is new to a shard: 5.5 us, half of it page faults (bench/abuse, `crowd`).
 pub const NEW_TOPIC_UNITS: usize = 64;
@@ -328,16 +328,16 @@ pub const NEW_TOPIC_UNITS: usize = 64;
 pub const PATTERN_REQUEST_UNITS: usize = 128;
 /// Units of delivery for a subscription to a pattern that the shard knows.
 pub const KNOWN_PATTERN_UNITS: usize = 4;
-/// Units of counting the topics that wildcards match in one turn: 0.3 ms if each misses the caches.
+/// Units of counting the topics matched by wildcards in one turn: 0.3 ms if each misses the caches.
 pub const TURN_COUNT_UNITS: usize = 1 << 10;
-/// Units of work for sessions that have ended and leave their topics, in one turn.
+/// Units of work in one turn for ended sessions that leave their topics.
 pub const TURN_DEPARTURE_UNITS: usize = 1 << 10;
-/// Units of work that a home's interest walk does in one turn: one for each topic, one for each node of the pattern trie
-/// that a topic is compared with. About 0.15 ms (bench/micro/control.rs).
+/// Units of work that a home's interest walk does in one turn: one per topic, and one per node of the pattern trie that a topic
+/// is compared with. About 0.15 ms (bench/micro/control.rs).
 pub const TURN_INTEREST_UNITS: usize = 4 << 10;
-/// Units of the walk for a topic that it opens or closes to a shard, for each other home, which may do the same. So all homes
-/// together open at most 128 topics to a shard in a turn, half of what it takes in ([`NEW_TOPIC_UNITS`]): ticks would wait behind
-/// the rest in the rings.
+/// Units of the walk for opening a topic to a shard or closing it, for each other home, which may do the same. So all homes
+/// together open at most 128 topics to a shard in a turn, half of what it can handle ([`NEW_TOPIC_UNITS`]): otherwise ticks would
+/// wait behind the rest in the rings.
 pub const INTEREST_CHANGE_UNITS: usize = 32;
 /// Changed patterns that an interest walk remembers, to skip the topics that match none of them.
 pub const INTEREST_RECENT_MAX: usize = 8;
@@ -346,10 +346,10 @@ pub const TURN_TRIM_BYTES: usize = 256 << 10;
 
 /// Timer resolution: a timer fires at most this late. A power of two, so that dividing by it is a shift.
 pub const TIMER_GRANULE_NS: u64 = 1 << 22;
-/// Levels of the timer wheel, 64 slots each: timers up to 19.5 h away have a slot of their own.
+/// Levels of the timer wheel, 64 slots each: timers up to 19.5 h away have their own slot.
 pub const TIMER_LEVELS: usize = 4;
-/// Timers that one call moves down a level of the timer wheel: 3 us if they were inserted in sequence, some 60 us if
-/// each misses the cache.
+/// Timers that one call moves down a level of the timer wheel: 3 us if they were inserted in sequence, about 60 us if each misses
+/// the cache.
 pub const TIMER_MOVES_PER_POP: usize = 1_024;
 /// Highest configurable number of connections: the kernel's bound on a ring's registered files
 /// (io_uring/rsrc.h, IORING_MAX_FIXED_FILES).

@@ -42,18 +42,18 @@ pub struct Mesh {
     peers: Vec<Peer>,
     sources: Vec<FrameConsumer>,
     sinks: Vec<SinkLane>,
-    /// Index of the peer whose requests are taken first.
+    /// Index of the peer whose requests are handled first.
     first: usize,
 }
 
 /// The rings between this shard and one sink.
 #[derive(Debug)]
 pub struct SinkLane {
-    /// Ticks to it.
+    /// Ticks to the sink.
     pub ticks_out: FrameProducer,
-    /// Its answers.
+    /// The sink's answers.
     pub answers_in: FrameConsumer,
-    /// Wakes its thread.
+    /// Wakes the sink's thread.
     pub wake: SinkWake,
 }
 
@@ -121,7 +121,7 @@ impl Mesh {
     /// only while the shard has room for what they add. Returns whether there were any.
     pub fn take_in(&mut self, shard: &mut Shard, now: Now) -> bool {
         let mut bytes = 0;
-        // The first peer finds the most room, so the peers take turns at being first.
+        // The first peer finds the most room, so peers take turns at being first.
         self.first = (self.first + 1) % self.peers.len().max(1);
         let (last, first) = self.peers.split_at_mut(self.first);
         for peer in first.iter_mut().chain(last) {
@@ -201,21 +201,21 @@ impl Mesh {
         any
     }
 
-    /// Checks again before sleep, with the doorbell armed, whether there is work after all. Pushes staged frames once more,
-    /// because a consumer that made room earlier rang while this shard was still awake.
+    /// Checks for work once more before sleeping, with the doorbell armed. Pushes staged frames again, because a consumer that
+    /// made room earlier rang while this shard was still awake.
     pub fn look_again(&mut self, shard: &mut Shard) -> bool {
         self.push_out(shard) || self.has_input(shard)
     }
 
-    /// Returns whether there is input the shard would accept, so that it must not sleep.
+    /// Returns whether there is input that the shard would accept. If so, it must not sleep.
     pub fn has_input(&mut self, shard: &Shard) -> bool {
         !self.deliveries_are_empty()
             || self.has_answers()
             || (shard.takes_requests() && !self.requests_are_empty())
     }
 
-    /// Returns whether there is input from other shards or from sinks that the shard would accept: ticks, answers, or frames that ticks
-    /// must not delay.
+    /// Returns whether there is input from other shards or sinks that the shard would accept: ticks, answers, or frames that
+    /// ticks must not delay.
     pub fn has_peer_input(&mut self, shard: &Shard) -> bool {
         let takes = shard.takes_requests();
         self.peers
@@ -294,7 +294,7 @@ mod tests {
             fill(&mut shard);
             own.push_out(&mut shard);
             assert_eq!(full(&shard), times);
-            // The ring has room now and then, and fills again at once.
+            // The ring has room now and then, and fills up again at once.
             while !shard.requests_flushed() {
                 own.push_out(&mut shard);
                 assert_eq!(full(&shard), times);

@@ -1,4 +1,4 @@
-//! Networks of IP addresses, as the operator writes them.
+//! Networks of IP addresses, in the operator's notation.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 

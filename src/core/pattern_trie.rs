@@ -1,4 +1,4 @@
-//! A trie of patterns, which finds all patterns that match a topic without trying each.
+//! A trie of patterns that finds all patterns matching a topic without trying each.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -11,22 +11,22 @@ use crate::{
 
 /// Index of the root.
 const ROOT: u32 = 0;
-/// Index of no child.
+/// Marks the absence of a child: the root's index, because the root is nobody's child.
 const NONE: u32 = 0;
-/// Tokens of a node to compare for one unit of work.
+/// Tokens compared per unit of work.
 const TOKENS_PER_UNIT: usize = 8;
-/// Tokens of a key: a tenant's begins with one of its own.
+/// Maximum tokens of a key: a tenant's key begins with one extra token.
 const TOKENS_MAX: usize = NAME_TOKENS_MAX + 1;
-/// What an allocation takes beyond the bytes asked for.
+/// Overhead of a heap allocation, in bytes.
 pub(crate) const ALLOCATION_BYTES: usize = 16;
 
-/// A trie of patterns by token, each with a value. Patterns and topics are [keys](crate::topic_key): the tenant is the first step,
-/// and no wildcard of the default tenant takes it.
+/// A trie of patterns by token, each with a value. Patterns and topics are [keys](crate::topic_key): the tenant is the first
+/// step, and no wildcard of the default tenant matches it.
 ///
-/// Nodes lie in one slab. A node holds the tokens that lead to it from its parent as one text, so a pattern takes at most two
-/// nodes, of 48 bytes each, and its text once, however many tokens it has. Nothing else needs to keep a pattern's text:
-/// [`PatternTrie::with_pattern`] reads it back. A match hashes the topic's tokens once, and then visits a node in about 5 ns
-/// (bench/micro/control.rs): at most two for each node of the level above. 1,024 patterns that all match a topic take 10 us.
+/// Nodes lie in one slab. A node stores the tokens that lead to it from its parent as one text. So a pattern takes at most two
+/// nodes of 48 bytes each, and its text once, however many tokens it has. Nothing else needs to store a pattern's text:
+/// [`PatternTrie::with_pattern`] reads it back. A match hashes the topic's tokens once, then visits each node in about 5 ns
+/// (bench/micro/control.rs), at most two per node of the level above. 1,024 patterns that all match a topic take 10 us.
 ///
 /// Invariant: every node but the root is reachable by exactly one path, and holds a value or at least two children. The root
 /// has index 0, no text, and is nobody's child.
@@ -34,9 +34,9 @@ pub(crate) const ALLOCATION_BYTES: usize = 16;
 pub struct PatternTrie<V> {
     nodes: Vec<Node<V>>,
     free_nodes: Vec<u32>,
-    /// Children by their parent and the first token of their text, wildcards excepted.
+    /// Children by their parent and the first token of their text, except wildcards.
     edges: HashTable<u32>,
-    /// Keyed, so that no client can choose tokens whose hashes collide.
+    /// Keyed, so that clients cannot choose tokens whose hashes collide.
     hasher: RandomState,
     /// Bytes of the nodes' texts.
     text_bytes: usize,
@@ -55,9 +55,9 @@ struct Node<V> {
     any: u32,
     /// The child for `>`.
     rest: u32,
-    /// Children of all kinds.
+    /// Number of children of all kinds.
     children: u32,
-    /// All children's indices, combined by exclusive or: with one child, its index.
+    /// The exclusive or of all children's indices: with one child, its index.
     children_xor: u32,
 }
 
@@ -101,12 +101,12 @@ impl<V> Default for PatternTrie<V> {
     }
 }
 
-/// Splits the first token off a text: the token, and what follows it.
+/// Splits a text into its first token and the rest.
 fn split_first(text: &str) -> (&str, &str) {
     text.split_once('.').unwrap_or((text, ""))
 }
 
-/// Length of the longest common beginning of whole tokens, in bytes, without a dot after it.
+/// Length of the longest common prefix of whole tokens in bytes, excluding the dot after it.
 fn common_len(text: &str, pattern: &str) -> usize {
     let mut common = 0;
     for (token, other) in text.split('.').zip(pattern.split('.')) {
@@ -118,21 +118,21 @@ fn common_len(text: &str, pattern: &str) -> usize {
     common
 }
 
-/// What follows the first `len` bytes and a dot.
+/// The text after the first `len` bytes and a dot.
 fn after(text: &str, len: usize) -> &str {
     let rest = &text[len..];
     rest.strip_prefix('.').unwrap_or(rest)
 }
 
-/// Hash of an edge. The hash of the token is keyed already.
+/// Hash of an edge. The token's hash is already keyed.
 fn edge_hash(parent: u32, token_hash: u32) -> u64 {
     let edge = u64::from(parent) << 32 | u64::from(token_hash);
-    // The table takes its bits from both ends.
+    // The table uses bits from both ends.
     edge.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32)
 }
 
 impl<V> PatternTrie<V> {
-    /// Bytes that a pattern of this length takes if it shares its beginning with no other.
+    /// Bytes of a pattern of this length that shares its beginning with no other.
     pub const fn bytes_of(pattern_len: usize) -> usize {
         size_of::<Node<V>>() + size_of::<u32>() + 1 + pattern_len + ALLOCATION_BYTES
     }
@@ -147,13 +147,13 @@ impl<V> PatternTrie<V> {
         self.len == 0
     }
 
-    /// Bytes that its patterns take. The tables grow by doubling, and may hold twice as much.
+    /// Bytes of its patterns. The tables grow by doubling, and may take twice as much.
     pub fn used_bytes(&self) -> usize {
         let nodes = self.nodes.len() - self.free_nodes.len();
         nodes * Self::bytes_of(0) + self.text_bytes
     }
 
-    /// The value at exactly this pattern.
+    /// The mutable value of exactly this pattern.
     pub fn get_mut(&mut self, pattern: &str) -> Option<&mut V> {
         let node = self.find(pattern)?;
         self.nodes[node as usize].value.as_mut()
@@ -164,7 +164,7 @@ impl<V> PatternTrie<V> {
         self.find(pattern).filter(|&node| self.nodes[node as usize].value.is_some())
     }
 
-    /// Calls `read` with the pattern of a node. A copy from the node and those above it.
+    /// Calls `read` with the pattern of a node, copied from the node and its ancestors.
     pub fn with_pattern<R>(&self, mut node: u32, read: impl FnOnce(&str) -> R) -> R {
         let mut bytes = [0; KEY_BYTES_MAX];
         let mut start = bytes.len();
@@ -221,7 +221,7 @@ impl<V> PatternTrie<V> {
         found.copied()
     }
 
-    /// The value at exactly this pattern, inserted by `make` if absent.
+    /// The mutable value of exactly this pattern, inserted by `make` if absent.
     pub fn get_or_insert_with(&mut self, pattern: &str, make: impl FnOnce() -> V) -> &mut V {
         debug_assert!(pattern.len() <= KEY_BYTES_MAX, "patterns are checked where they come in");
         let (mut node, mut left) = (ROOT, pattern);
@@ -280,7 +280,7 @@ impl<V> PatternTrie<V> {
         self.nodes[node as usize].text = text.into();
     }
 
-    /// Makes a node a child of its parent, by the first token of its text.
+    /// Links a node to its parent, by the first token of its text.
     fn link(&mut self, child: u32) {
         let Node { parent, token_hash, .. } = self.nodes[child as usize];
         self.count_child(child, true);
@@ -320,8 +320,8 @@ impl<V> PatternTrie<V> {
         *children_xor ^= child;
     }
 
-    /// Puts a node between a child and its parent, after the first `len` bytes of the child's text. The child keeps its
-    /// index, and so its own edges.
+    /// Inserts a node between a child and its parent, after the first `len` bytes of the child's text. The child keeps its index,
+    /// and so its own edges.
     fn split(&mut self, child: u32, len: usize) -> u32 {
         self.unlink(child);
         let text = std::mem::take(&mut self.nodes[child as usize].text);
@@ -332,7 +332,7 @@ impl<V> PatternTrie<V> {
         upper
     }
 
-    /// Joins a node without a value to its only child, which takes its place.
+    /// Merges a node without a value into its only child, which takes its place.
     fn join_to_child(&mut self, node: u32) {
         let child = self.nodes[node as usize].children_xor;
         let text = format!("{}.{}", self.nodes[node as usize].text, self.nodes[child as usize].text);
@@ -357,7 +357,7 @@ impl<V> PatternTrie<V> {
         let removed = self.nodes[node as usize].value.take()?;
         self.len -= 1;
         if self.len == 0 {
-            // Gives the memory back.
+            // Frees the memory.
             *self = PatternTrie::default();
             return Some(removed);
         }
@@ -377,8 +377,8 @@ impl<V> PatternTrie<V> {
         Some(removed)
     }
 
-    /// Calls `found` with the value of every pattern that matches `topic`. Returns the work done: one unit for each node
-    /// visited, and one for every eight tokens compared in it.
+    /// Calls `found` with the value of every pattern that matches `topic`. Returns the work done: one unit per node visited, and
+    /// one for every eight tokens compared.
     pub fn for_each_match(&self, topic: &str, mut found: impl FnMut(&V)) -> usize {
         if self.len == 0 {
             return 1;
@@ -398,7 +398,8 @@ impl<V> PatternTrie<V> {
         self.visit(ROOT, "", &tokens, 0, &mut found)
     }
 
-    /// Visits a node whose text has matched the topic up to its token `at`, all but `run`.
+    /// Visits a node. Its text has matched the topic up to token `at`, except for its last part `run`, which is yet to be
+    /// compared.
     fn visit(
         &self,
         node: u32,
@@ -433,7 +434,7 @@ impl<V> PatternTrie<V> {
             return visited;
         }
         let token = tokens.text(at).unwrap_or_default();
-        // The wildcards at the root are the default tenant's.
+        // Wildcards at the root belong to the default tenant.
         let takes_wildcards = at > 0 || !topic_key::has_tenant(token);
         if *rest != NONE && takes_wildcards {
             self.nodes[*rest as usize].value.iter().for_each(&mut *found);
@@ -461,7 +462,7 @@ mod tests {
             self.nodes.iter().filter_map(|node| node.value.as_ref()).for_each(visit);
         }
 
-        /// Checks the invariants, by a walk from the root.
+        /// Checks the invariants by walking from the root.
         fn check(&self) {
             let (mut reached, mut text, mut edges) = (0, 0, 0);
             let mut open = vec![ROOT];
@@ -539,7 +540,7 @@ mod tests {
     #[test]
     fn a_pattern_takes_little_more_than_its_text() {
         let mut trie = PatternTrie::default();
-        // Pairs that differ only at their end, and alternate words and wildcards.
+        // Pairs that differ only at their end, with alternating words and wildcards.
         for pair in 0..512 {
             for end in ["x", "y"] {
                 let mut pattern = format!("{pair:x}");

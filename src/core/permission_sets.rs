@@ -9,17 +9,17 @@ use crate::{
     principal::{Permissions, Principal},
 };
 
-/// The permission sets of a shard, and a cache of the topics to which they allow publishing. Sessions with equal permissions
-/// share one set, so the cache identifies it by its address.
+/// The permission sets of a shard, and a cache of its decisions on publishing. Sessions with equal permissions share one set, so
+/// the cache identifies a set by its address.
 ///
-/// Invariant: a set that has decisions is among `sets`, so it is alive and no other has its address.
-/// Invariant: `decisions_len` counts the decisions.
-/// Bound: one set for each session with a principal, [`PUBLISH_DECISIONS_MAX`] decisions.
+/// Invariant: a set with cached decisions is among `sets`, so it is alive and no other set has its address.
+/// Invariant: `decisions_len` is the number of cached decisions.
+/// Bound: one set per session with a principal, and [`PUBLISH_DECISIONS_MAX`] decisions.
 #[derive(Debug, Default)]
 pub struct PermissionSets {
-    /// Each set, and how many sessions have it.
+    /// Each set, and the number of sessions that share it.
     sets: HashMap<Arc<Permissions>, usize>,
-    /// By the address of a set and the topic. Peers choose the topics, so their hash has a key.
+    /// By the address of a set, and the topic. Topics are hashed with a key, because peers choose them.
     decisions: HashMap<usize, HashMap<Box<str>, bool>, FxBuildHasher>,
     decisions_len: usize,
 }
@@ -29,8 +29,7 @@ fn address(permissions: &Arc<Permissions>) -> usize {
 }
 
 impl PermissionSets {
-    /// Returns a session's principal with permissions that it shares with the other sessions of this shard, until
-    /// [`PermissionSets::release`].
+    /// Returns a session's principal with permissions shared by the shard's other sessions, until [`PermissionSets::release`].
     pub fn share(&mut self, principal: Arc<Principal>) -> Arc<Principal> {
         let Some((known, _)) = self.sets.get_key_value(&principal.permissions) else {
             self.sets.insert(principal.permissions.clone(), 1);
@@ -45,7 +44,7 @@ impl PermissionSets {
     }
 
     /// Records that a session no longer has a principal from [`PermissionSets::share`]. Drops its permissions if no other session
-    /// has them.
+    /// shares them.
     pub fn release(&mut self, principal: &Principal) {
         let Some(sessions) = self.sets.get_mut(&principal.permissions) else {
             return debug_assert!(false, "a session's permissions are shared");
@@ -58,8 +57,8 @@ impl PermissionSets {
         }
     }
 
-    /// Whether permissions from [`PermissionSets::share`] allow publishing to a topic. Compares patterns, and allocates, only if
-    /// the decision is not cached.
+    /// Whether permissions from [`PermissionSets::share`] allow publishing to a topic. Only if the decision is not cached,
+    /// compares patterns and allocates.
     pub fn may_publish(&mut self, permissions: &Arc<Permissions>, topic: &str) -> bool {
         let rules = &permissions.publish;
         if rules.is_all() {
@@ -88,7 +87,7 @@ impl PermissionSets {
         self.sets.is_empty()
     }
 
-    /// Heap memory in bytes, without the permissions themselves: an estimate for topic names of 32 bytes.
+    /// Heap memory in bytes, excluding the permissions themselves. An estimate for topic names of 32 bytes.
     pub fn heap_bytes(&self) -> usize {
         self.decisions_len * (size_of::<(Box<str>, bool)>() + 32)
             + self.sets.capacity() * size_of::<(Arc<Permissions>, usize)>()

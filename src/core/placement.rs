@@ -1,4 +1,4 @@
-//! Placement: topics on their home shard, client identities on the shard that serves them.
+//! Placement: which shard is the home of a topic, and which serves a client identity.
 
 use tickcast_proto::ids::ShardId;
 
@@ -9,14 +9,14 @@ pub(crate) fn name_hash(name: &str) -> u64 {
     })
 }
 
-/// The shard that sequences `topic`, by the hash of its name, so that all shards and sources agree without a table.
+/// The shard that sequences `topic`. Depends only on the hash of its name, so that all shards and sources agree without a table.
 pub fn home_shard(topic: &str, shards: u16) -> ShardId {
     let hash = name_hash(topic);
-    // FNV-1a has poor low bits for short names, so the high half is folded in.
+    // FNV-1a has poor low bits for short names, so fold in the high half.
     ShardId(((hash ^ hash >> 32) % u64::from(shards)) as u16)
 }
 
-/// The shard that serves a client identity, by the same hash as topics.
+/// The shard that serves a client identity, by the same hash as for topics.
 pub fn serving_shard(identity: &str, shards: u16) -> ShardId {
     home_shard(identity, shards)
 }

@@ -17,15 +17,15 @@ use tickcast_proto::{
     pattern::{self, NameError},
 };
 
-/// Who a session is and what it may do. Sessions of a shard that may do the same share their permissions.
+/// Who a session is and what it may do. Sessions of a shard with equal permissions share them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Principal {
     /// Who it is: 1 to 255 bytes that [`identity::check`](tickcast_proto::identity::check) accepts. For an anonymous principal, a
-    /// name for the operator, which identifies nobody.
+    /// name shown to operators, which identifies nobody.
     pub subject: Box<str>,
-    /// The namespace that the subject belongs to, under the same rule; empty: none.
+    /// The namespace that the subject belongs to, under the same rule; empty if there is none.
     pub tenant: Box<str>,
-    /// Identifies its token (`jti`), for revocation.
+    /// Id of its token (`jti`), for revocation.
     pub token_id: Option<Box<str>>,
     /// When its credentials expire, seconds since 1970; `None`: never.
     pub expires_at_s: Option<u64>,
@@ -37,7 +37,7 @@ pub struct Principal {
 const IDENTITY_SEPARATOR: char = '\u{1f}';
 
 impl Principal {
-    /// The identity of its sessions: the subject, and the tenant if there is one, so that the same name in two tenants is two
+    /// The identity of its sessions: the subject, plus the tenant if there is one, so that the same name in two tenants makes two
     /// identities.
     pub fn identity(&self) -> Cow<'_, str> {
         match &*self.tenant {
@@ -46,30 +46,30 @@ impl Principal {
         }
     }
 
-    /// Whether another principal is the same client, with other credentials.
+    /// Whether another principal is the same client with other credentials.
     pub fn is_same_client(&self, other: &Principal) -> bool {
         (&self.subject, &self.tenant) == (&other.subject, &other.tenant)
     }
 }
 
-/// What a principal may do. Without rules, nothing.
+/// What a principal may do. Without rules, it may do nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Permissions {
-    /// Patterns that clients with these permissions may subscribe to. They cover history and last values too.
+    /// Patterns that clients with these permissions may subscribe to, including history and last values.
     pub subscribe: Rules,
-    /// Topics that clients with these permissions may publish.
+    /// Topics that clients with these permissions may publish to.
     pub publish: Rules,
 }
 
 impl Permissions {
-    /// Everything.
+    /// Permission to do everything.
     pub fn all() -> Permissions {
         Permissions { subscribe: Rules::all(), publish: Rules::all() }
     }
 }
 
-/// A set of topics: those that a pattern of `allow` matches and none of `deny`. Sorted and without duplicates, so that two sets
-/// with the same patterns are equal.
+/// A set of topics: those that some pattern in `allow` matches and no pattern in `deny`. Sorted and without duplicates, so that
+/// sets with the same patterns are equal.
 ///
 /// Bound: [`PERMISSION_PATTERNS_MAX`] patterns of each kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -101,18 +101,18 @@ impl fmt::Display for RulesError {
 impl std::error::Error for RulesError {}
 
 impl Rules {
-    /// No topic.
+    /// The empty set.
     pub const NONE: Rules = Rules { allow: Vec::new(), deny: Vec::new() };
 
-    /// Every topic.
+    /// The set of all topics.
     pub fn all() -> Rules {
         Rules { allow: vec![Box::from(">")], deny: Vec::new() }
     }
 
-    /// The topics that a pattern of `allow` matches and none of `deny`.
+    /// The topics that some pattern in `allow` matches and no pattern in `deny`.
     ///
     /// # Errors
-    /// The first invalid pattern, or too many patterns. Stops at the first pattern too many.
+    /// The first invalid pattern, or too many patterns. Stops at the first pattern beyond the limit.
     pub fn new<A, D>(allow: A, deny: D) -> Result<Rules, RulesError>
     where
         A: IntoIterator<Item: Into<Box<str>>>,
@@ -120,23 +120,23 @@ impl Rules {
     {
         let mut allow = patterns(allow)?;
         if allow.iter().any(|pattern| &**pattern == ">") {
-            // It covers the others.
+            // `>` covers all others.
             allow = vec![Box::from(">")];
         }
         Ok(Rules { allow, deny: patterns(deny)? })
     }
 
-    /// The patterns allowed, sorted.
+    /// The allowed patterns, sorted.
     pub fn allow(&self) -> &[Box<str>] {
         &self.allow
     }
 
-    /// The patterns denied, which win, sorted.
+    /// The denied patterns, which take precedence, sorted.
     pub fn deny(&self) -> &[Box<str>] {
         &self.deny
     }
 
-    /// Whether it is every topic.
+    /// Whether the set contains every topic.
     pub fn is_all(&self) -> bool {
         self.deny.is_empty() && self.allow.first().is_some_and(|pattern| &**pattern == ">")
     }
@@ -144,22 +144,22 @@ impl Rules {
     /// Whether a pattern lies wholly within the set: one allowed pattern covers it, and no denied pattern overlaps it. Compares
     /// each pattern at most once; does not allocate.
     ///
-    /// Conservative: a pattern that only several of `allow` cover together is not covered.
+    /// Conservative: a pattern covered only by several patterns of `allow` together does not count as covered.
     pub fn covers(&self, pattern: &str) -> bool {
         self.allow.iter().any(|allowed| pattern::covers(allowed, pattern))
             && !self.deny.iter().any(|denied| pattern::overlaps(denied, pattern))
     }
 
-    /// Whether the set may have topics that a pattern matches: one pattern allowed overlaps it, and none denied covers it. One look at
-    /// each pattern at most; does not allocate.
+    /// Whether the set may contain topics that a pattern matches: some allowed pattern overlaps it, and no denied pattern covers
+    /// it. Compares each pattern at most once; does not allocate.
     ///
-    /// Conservative: a pattern that only several of `deny` cover together still overlaps.
+    /// Conservative: a pattern covered only by several patterns of `deny` together still counts as overlapping.
     pub fn overlaps(&self, pattern: &str) -> bool {
         self.allow.iter().any(|allowed| pattern::overlaps(allowed, pattern))
             && !self.deny.iter().any(|denied| pattern::covers(denied, pattern))
     }
 
-    /// Whether a topic belongs to the set. One look at each pattern at most; does not allocate.
+    /// Whether the set contains a topic. Compares each pattern at most once; does not allocate.
     pub fn permits(&self, topic: &str) -> bool {
         self.allow.iter().any(|allowed| pattern::matches(allowed, topic))
             && !self.deny.iter().any(|denied| pattern::matches(denied, topic))
@@ -192,7 +192,7 @@ pub struct Credentials {
     pub certificate_name: Option<Box<str>>,
 }
 
-/// Without the token, which is a secret.
+/// Omits the token, which is a secret.
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
@@ -203,7 +203,7 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    /// Credentials from a client's token.
+    /// Creates credentials from a client's token.
     ///
     /// # Errors
     /// [`AuthRefusal::Invalid`] if it is empty, too long, or not UTF-8.
@@ -226,13 +226,13 @@ impl Credentials {
     }
 }
 
-/// Why a client's credentials are refused. No text contains its token.
+/// Why a client's credentials are refused. No text contains any part of the token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthRefusal {
-    /// It has given no credentials that mean anything here: none, or a certificate whose name is not listed. Refused unless
-    /// anonymous clients are allowed.
+    /// The client has given no usable credentials: none, or a certificate whose name is not listed. Refused unless anonymous
+    /// clients are allowed.
     Missing,
-    /// The credentials are invalid. Contains the reason, for people.
+    /// The credentials are invalid. Contains the reason for humans.
     Invalid(Box<str>),
     /// The token has expired.
     Expired,
@@ -240,14 +240,15 @@ pub enum AuthRefusal {
     NotYetValid,
     /// The token has been revoked.
     Revoked,
-    /// Its tenant: there is no such tenant, or two of its listener, its host name and its token name different ones. Why, for people.
+    /// The tenant does not exist, or the listener, the host name and the token name different ones. Contains the reason for
+    /// humans.
     Tenant(Box<str>),
-    /// Too many credentials wait to be verified, or they took too long.
+    /// Too many credentials are waiting for verification, or verification took too long.
     Busy,
 }
 
 impl AuthRefusal {
-    /// The code in CLOSING: 3500 unless the client may succeed later, with a new token (3005) or with the same (3504).
+    /// The code in CLOSING: 3500, unless the client may succeed later with a new token (3005) or with the same one (3504).
     pub fn close_code(&self) -> u16 {
         match self {
             AuthRefusal::Missing
@@ -259,7 +260,7 @@ impl AuthRefusal {
         }
     }
 
-    /// The counter of sessions that ended for it.
+    /// The counter of sessions that ended for this reason.
     pub fn counter(&self) -> Counter {
         match self {
             AuthRefusal::Missing | AuthRefusal::Invalid(_) | AuthRefusal::Tenant(_) => {
@@ -271,7 +272,7 @@ impl AuthRefusal {
         }
     }
 
-    /// The status of the answer to a plain HTTP request.
+    /// The status of the response to a plain HTTP request.
     pub fn status(&self) -> u16 {
         match self {
             AuthRefusal::Busy => 503,
@@ -299,14 +300,14 @@ impl std::error::Error for AuthRefusal {}
 /// Selects the sessions to close.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Revocation {
-    /// The sessions of a subject, whatever their tokens.
+    /// All sessions of a subject, whatever their tokens.
     Subject {
-        /// The subject's tenant; empty: none.
+        /// The subject's tenant; empty if there is none.
         tenant: Box<str>,
         /// The subject.
         subject: Box<str>,
     },
-    /// The sessions with this token.
+    /// All sessions with this token.
     TokenId(Box<str>),
 }
 
@@ -338,7 +339,7 @@ mod tests {
         names
     }
 
-    /// Every pattern of two tokens over an alphabet, with `c` for all tokens that are not in it.
+    /// Every pattern of two tokens over an alphabet, where `c` stands for all tokens that are not in it.
     fn patterns() -> Vec<String> {
         let all = names(&["a", "b", "*", ">"], 2);
         all.into_iter().filter(|pattern| pattern::check_pattern(pattern.as_bytes()).is_ok()).collect()
@@ -359,7 +360,7 @@ mod tests {
                 }
                 for pattern in &patterns {
                     let matched = || topics.iter().filter(|topic| pattern::matches(pattern, topic));
-                    // With one pattern allowed, it is covered exactly if it matches nothing else.
+                    // With one allowed pattern, a pattern is covered exactly if it matches nothing else.
                     let expected = matched().all(|topic| rules.permits(topic));
                     assert_eq!(rules.covers(pattern), expected, "{rules:?} {pattern}");
                     covered += usize::from(expected);

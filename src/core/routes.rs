@@ -1,4 +1,4 @@
-//! Routes: topics whose publishes go to another engine instead of their home, and the sinks that pass them on.
+//! Routes: topics whose publishes are sent to another engine instead of their home, and the sinks that send them.
 //!
 //! ```text
 //!  session -- publish --> shard: a route matches? -- no --> home
@@ -9,7 +9,7 @@
 //!                           +-- answer+
 //! ```
 //!
-//! The first route that matches a topic decides. Routes are fixed at the start: a reload does not change them.
+//! The first route that matches a topic applies. Routes are fixed at startup; a reload does not change them.
 
 use std::collections::HashMap;
 
@@ -21,43 +21,43 @@ use tickcast_proto::{ErrorCode, pattern};
 pub struct SinkId(pub u16);
 
 impl SinkId {
-    /// As an index.
+    /// Returns the sink's index.
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
 }
 
-/// What shards know of a sink.
+/// What shards know about a sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkConfig {
     /// Its name in the configuration.
     pub name: Box<str>,
-    /// Time from a publish to its answer, nanoseconds.
+    /// Maximum time from a publish to its answer, nanoseconds.
     pub ack_timeout_ns: u64,
 }
 
-/// Topics of a tenant that go to a sink.
+/// A tenant's topics that are sent to a sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The tenant.
     pub tenant: TenantId,
     /// A pattern of topic names.
     pub topics: Box<str>,
-    /// Where they go.
+    /// The sink that they are sent to.
     pub sink: SinkId,
 }
 
 /// The routes of a server and their sinks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Routes {
-    /// In order: the first that matches decides.
+    /// In order of precedence: the first that matches applies.
     pub routes: Vec<Route>,
     /// By [`SinkId`].
     pub sinks: Vec<SinkConfig>,
 }
 
 impl Routes {
-    /// The sink of a topic, by its key; `None`: the topic's home takes its ticks. Compares patterns, up to 50 ns each.
+    /// The sink of a topic, by its key; `None`: the topic's home receives its ticks. Compares patterns, up to 50 ns each.
     fn find(&self, key: &str) -> Option<SinkId> {
         self.routes.iter().find(|route| route.matches(key)).map(|route| route.sink)
     }
@@ -70,17 +70,17 @@ impl Route {
     }
 }
 
-/// The sinks of topics that have been published to, so that a publish costs one look-up instead of a comparison with each route.
+/// A cache of topics' sinks, so that a publish costs one look-up instead of a comparison with each route.
 ///
-/// Bound: [`ROUTE_DECISIONS_MAX`] topics; then it begins anew.
+/// Bound: [`ROUTE_DECISIONS_MAX`] topics; then the cache is cleared.
 #[derive(Debug, Default)]
 pub struct RouteCache {
-    // Peers choose the topics, so their hash has a key.
+    // Hashed with a key, because peers choose the topics.
     decisions: HashMap<Box<str>, Option<SinkId>>,
 }
 
 impl RouteCache {
-    /// The sink of a topic, by its key. Allocates only for a topic that is not remembered.
+    /// The sink of a topic, by its key. Allocates only for a topic that is not cached.
     pub fn sink_of(&mut self, routes: &Routes, key: &str) -> Option<SinkId> {
         if let Some(&decision) = self.decisions.get(key) {
             return decision;
@@ -93,30 +93,30 @@ impl RouteCache {
         decision
     }
 
-    /// Bytes of the remembered topics.
+    /// Bytes of the cached topics.
     pub fn heap_bytes(&self) -> usize {
         let names: usize = self.decisions.keys().map(|key| key.len()).sum();
         names + self.decisions.capacity() * size_of::<(Box<str>, Option<SinkId>)>()
     }
 }
 
-/// What has become of a tick that left for an engine.
+/// What became of a tick sent to an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Outcome {
-    /// The engine has it.
+    /// The engine has accepted it.
     Confirmed = 0,
     /// Not published: the engine cannot be reached.
     Away = 1,
-    /// Not published: too many ticks wait for the engine.
+    /// Not published: too many ticks are waiting for the engine.
     Full = 2,
-    /// Not published: the engine refuses it.
+    /// Not published: the engine has refused it.
     Refused = 3,
-    /// Not published: no stream of the engine takes the subject.
+    /// Not published: no stream of the engine accepts the subject.
     NoStream = 4,
-    /// Not published: the topic is a name that the engine keeps for itself.
+    /// Not published: the topic is a name that the engine reserves.
     Reserved = 5,
-    /// The engine has not confirmed it. It may have it.
+    /// The engine has not confirmed it, but may have it.
     Unconfirmed = 6,
 }
 
@@ -132,13 +132,13 @@ impl Outcome {
         Outcome::Unconfirmed,
     ];
 
-    /// Converts a number of an answer; an unknown one is [`Outcome::Unconfirmed`].
+    /// Converts the number in an answer; an unknown one is [`Outcome::Unconfirmed`].
     pub fn from_number(number: u16) -> Outcome {
         Outcome::ALL.into_iter().find(|known| *known as u16 == number).unwrap_or(Outcome::Unconfirmed)
     }
 
-    /// The code and the text of the ERROR that tells it; `None` if it is a success. Short enough for the room that
-    /// [`answer_bytes_max`](crate::limits::answer_bytes_max) keeps.
+    /// The code and text of the ERROR to send; `None` for a success. Short enough for the room that
+    /// [`answer_bytes_max`](crate::limits::answer_bytes_max) reserves.
     pub fn error(self) -> Option<(ErrorCode, &'static str)> {
         let text = match self {
             Outcome::Confirmed => return None,

@@ -1,4 +1,4 @@
-//! The state of one client connection: its protocol, input, subscriptions, outbox and end.
+//! The state of one client connection: its protocol stage, input, subscriptions, outbox and end.
 
 mod batch;
 mod call;
@@ -53,21 +53,22 @@ use tickcast_proto::{
     framing::{Decoder, websocket::Fragments},
 };
 
-/// The heartbeat's view of a peer. Unless unwatched, exactly one heartbeat timer is pending, or the handshake's in its place.
+/// The heartbeat's view of a peer. Unless the peer is unwatched, exactly one heartbeat timer is pending, or the handshake timer
+/// in its place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pulse {
     /// No heartbeat: the handshake is under way, or heartbeats are off.
     #[default]
     Unwatched,
-    /// As far as known, the peer sent something within the ping interval.
+    /// The peer sent something within the ping interval, as far as known.
     Quiet,
-    /// Pinged, and silent since.
+    /// Pinged, and silent since then.
     Pinged,
-    /// Still silent after half the time-out.
+    /// Still silent after half the timeout.
     Late,
 }
 
-/// Most memberships that debug builds check each turn: each check searches the session's lag lists.
+/// Maximum memberships that debug builds check each turn: each check searches the session's lag lists.
 const MEMBERSHIPS_CHECKED_MAX: usize = 64;
 
 /// A session's state on the way to its next SEND.
@@ -84,24 +85,23 @@ pub enum SendState {
     Refilled,
     /// The transport has a SEND; the next one waits for its outcome.
     Sending,
-    /// The socket was full, and the rest of the SEND waits for room in it: see
-    /// [`Sessions::full_ns`](table::Sessions::full_ns).
+    /// The socket was full, and the rest of the SEND waits for room: see [`Sessions::full_ns`](table::Sessions::full_ns).
     Parked,
-    /// Its tenant has used up its egress quota: it waits for more as for a full socket.
+    /// Its tenant has used up its egress quota: the session waits for more as it would for a full socket.
     Throttled,
 }
 
-/// How a session's principal is known.
+/// How a session's principal was determined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Proof {
-    /// The client has given no credentials: it needs none, or may still give them.
+    /// The client has given no credentials: it needs none, or may still send them.
     #[default]
     None,
-    /// Its credentials wait for their verdict, and its input waits for that.
+    /// Its credentials await their verdict, and its input waits for that.
     Pending,
-    /// It gave no credentials, and has the anonymous principal.
+    /// The client gave no credentials and has the anonymous principal.
     Anonymous,
-    /// By its credentials.
+    /// By the client's credentials.
     Credentials,
 }
 
@@ -109,11 +109,11 @@ pub enum Proof {
 /// falls behind. A subscription whose topics have several policies counts for each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Yielding {
-    /// Those whose ticks may be evicted from the outbox.
+    /// Memberships whose ticks may be evicted from the outbox.
     pub memberships: u32,
-    /// Those of them that keep the last tick.
+    /// Of these, the ones that keep the last tick.
     pub conflating: u32,
-    /// Those that lose no tick.
+    /// Memberships that lose no ticks.
     pub keeping: u32,
 }
 
@@ -131,7 +131,7 @@ impl Yielding {
     }
 }
 
-/// The kind of listener that accepted a connection. It decides only how the handshake begins.
+/// The kind of listener that accepted a connection. It only determines how the handshake begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerKind {
     /// Native TCP: HELLO opens a session.
@@ -140,25 +140,25 @@ pub enum ListenerKind {
     Http,
 }
 
-/// How the address of the client is known.
+/// How the client's address is determined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientAddress {
     /// It is the peer's address.
     #[default]
     Peer,
-    /// The peer is a proxy, which sends it in a PROXY protocol header before anything else.
+    /// The peer is a proxy, which sends the address in a PROXY protocol header before anything else.
     ProxyHeader,
-    /// The peer is a proxy, which adds it to `X-Forwarded-For`.
+    /// The peer is a proxy, which appends the address to `X-Forwarded-For`.
     ForwardedFor,
 }
 
 const _: () = assert!(size_of::<Session>() <= 240, "the docs of Session say how large it is");
 
-/// One client connection. At most 240 bytes, plus what its fields point to: for an idle session with one subscription, nothing,
-/// or 64 bytes if the topic has ticks. State that few sessions need is boxed.
+/// One client connection. At most 240 bytes, plus what its fields point to: for an idle session with one subscription nothing, or
+/// 64 bytes if the topic has ticks. State that few sessions need is boxed.
 ///
 /// Invariant, between turns: `yielding` counts the memberships, and the subscriptions in wildcard groups.
-/// Invariant, between turns: a membership that is held, recovering or unannounced is on the list of `lag` that says so.
+/// Invariant, between turns: a membership that is held, recovering or unannounced is on the matching list of `lag`.
 #[derive(Debug)]
 pub struct Session {
     /// Unique for the life of the shard.
@@ -169,74 +169,74 @@ pub struct Session {
     pub listener: ListenerKind,
     /// Its wire format: the listener's default until the handshake negotiates another.
     pub format: WireFormat,
-    /// Features of the protocol that it has been granted.
+    /// Protocol features granted to the client.
     pub features: Features,
-    /// Who it is and what it may do. `None`: not known yet; without authentication, everything.
+    /// Who the client is and what it may do. `None`: not known yet or, without authentication, everything is allowed.
     pub principal: Option<Arc<Principal>>,
     /// How its principal is known.
     pub proof: Proof,
-    /// Whose topics it uses. Settled before it may subscribe or publish.
+    /// The tenant whose topics it uses. Fixed before it may subscribe or publish.
     pub tenant: TenantId,
-    /// It counts as a connection of its tenant.
+    /// Whether it counts as a connection of its tenant.
     pub is_counted: bool,
-    /// Its listener takes no ticks.
+    /// Whether its listener accepts no ticks.
     pub is_read_only: bool,
     /// Its stage in the protocol.
     pub protocol: Protocol,
-    /// Input that has been received and not processed.
+    /// Received input that has not been processed.
     input: Option<Box<WaitingInput>>,
     /// What its input waits for.
     pub input_state: InputState,
-    /// Too many of its requests were refused: its input waits until a timer ends that.
+    /// Whether too many of its requests were refused. Its input then waits until a timer expires.
     pub is_throttled: bool,
-    /// A frame deadline is pending: one at a time, however often frames begin.
+    /// Whether a frame deadline is pending. There is at most one, however often frames begin.
     pub frame_timer_pending: bool,
-    /// It is on the shard's list of unfinished messages: once, however often messages begin.
+    /// Whether it is on the shard's list of unfinished messages. It is listed once, however often messages begin.
     pub unfinished_listed: bool,
-    /// Bytes of its unfinished message that count against the shard's bound.
+    /// Bytes of its unfinished message that count towards the shard's bound.
     pub unfinished_bytes: u32,
     /// The heartbeat's view of its peer.
     pub pulse: Pulse,
-    /// The timer of its handshake is pending, and begins the heartbeat if it is complete by then.
+    /// Whether its handshake timer is pending. When it fires after the handshake, it starts the heartbeat.
     pub handshake_timer_pending: bool,
-    /// When `pulse` last changed or the peer was last heard: the low 32 bits of CLOCK_MONOTONIC milliseconds.
+    /// When `pulse` last changed or the peer last sent something: the low 32 bits of CLOCK_MONOTONIC milliseconds.
     pub pulse_ms: u32,
-    /// Its full socket has drained since the last heartbeat: the peer reads.
+    /// Whether its full socket has drained since the last heartbeat, which shows that the peer reads.
     pub drained_since_heartbeat: bool,
     /// Its state on the way to its next SEND.
     pub send_state: SendState,
-    /// Subscription changes that wait for their turn. Later requests wait for them.
+    /// Pending subscription changes. Later requests wait for them.
     pub changes_pending: u32,
-    /// Most bytes of answers that other shards still owe it for its publishes. They count like waiting replies: see
+    /// Maximum bytes of answers that other shards still owe it for its publishes. They count as waiting replies: see
     /// [`Session::takes_requests`].
     pub answers_bytes: u32,
-    /// Whether it is behind: ticks of memberships that conflate are held back.
+    /// Whether it is behind: ticks of memberships that conflate are held.
     pub behind: bool,
-    /// Its bounds were raised, or it is behind: to be settled once its outbox is empty.
+    /// Whether its bounds were raised or it is behind: it must be settled once its outbox is empty.
     pub is_unsettled: bool,
     /// Whether it is queued for eviction because more than `yield_bytes` waits.
     pub over_queued: bool,
-    /// A stall deadline is pending: one at a time, however often the socket fills.
+    /// Whether a stall deadline is pending. There is at most one, however often the socket fills.
     pub stall_timer_pending: bool,
-    /// Frame bytes that may wait before something must yield.
+    /// Frame bytes that may wait before the session must yield.
     pub yield_bytes: usize,
-    /// How many of its memberships yield.
+    /// How many of its memberships may yield.
     pub yielding: Yielding,
     /// State that only sessions need that are behind, paced or recovering.
     pub lag: Option<Box<Lag>>,
     /// Its subscriptions. Bound: `subscriptions_per_session_max`.
     pub subscriptions: Subscriptions,
-    /// Bytes of the text of their patterns.
+    /// Bytes of its patterns' text.
     pub pattern_bytes: u32,
-    /// A subscription has gone live: it is counted as subscribed.
+    /// Whether a subscription has gone live, so that the session is counted as subscribed.
     pub subscribed: bool,
-    /// Topics for which it has state: all that its subscriptions match, except those that wildcard groups serve.
+    /// Topics for which it has state: all that its subscriptions match, except those served by wildcard groups.
     pub memberships: Memberships,
     /// Memberships that wildcard groups will serve again.
     pub shared_memberships: u32,
-    /// Number of the last tick that it was offered by several of its patterns; 0: none.
+    /// Number of the last tick that several of its patterns have offered to it; 0: none.
     pub tick_offered: u32,
-    /// Set once it is ending: it accepts no more input and gets no more ticks.
+    /// Set once the session is ending: it accepts no more input and receives no more ticks.
     pub ending: Option<Box<Ending>>,
     /// Its outbox. Change it with [`Sessions::with_outbox`](table::Sessions::with_outbox), which keeps the shard's queues
     /// consistent.
@@ -244,8 +244,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Grants features that the client asks for in its hello; `None`: it asks for none. String keys and `previous` have wire formats
-    /// of their own, and the format must not change once topics may list the session by it.
+    /// Grants the features that the client requests in its hello; `None`: it requests none. String keys and `previous` have their
+    /// own wire formats, and the format must not change once topics may list the session by it.
     pub fn grant(&mut self, asked: Option<Features>) -> Option<Features> {
         let granted = asked.map(|asked| asked.intersection(Features::GRANTED));
         self.features = granted.unwrap_or_default();
@@ -253,13 +253,13 @@ impl Session {
         if !has_subscribed {
             self.format = self.format.with(self.features);
         }
-        // What another encoding of the same messages has.
+        // Features that another encoding of the same messages has.
         let possible = self.format.with(Features::GRANTED).codec.features();
         self.features = self.features.without(possible.without(self.format.codec.features()));
         granted.map(|_| self.features)
     }
 
-    /// Creates the session of a new connection. The caller sets the timer of its handshake.
+    /// Creates the session of a new connection. The caller sets its handshake timer.
     pub fn new(id: SessionId, listener: ListenerKind) -> Session {
         let format = match listener {
             ListenerKind::Native => WireFormat::TCP_NATIVE,
@@ -310,7 +310,7 @@ impl Session {
         session
     }
 
-    /// Begins to wait for the handshake of its kind of listener.
+    /// Starts the handshake that its kind of listener expects.
     pub fn begin_handshake(&mut self) {
         self.protocol = match self.listener {
             ListenerKind::Native => Protocol::Hello(Decoder::new(self.format.framing)),
@@ -324,12 +324,12 @@ impl Session {
         self.outbox.bytes()
     }
 
-    /// Bytes of topics' frames waiting to be sent, shared or private.
+    /// Bytes of topics' frames waiting to be sent, shared and private.
     pub fn frame_bytes(&self) -> usize {
         self.outbox.frame_bytes()
     }
 
-    /// Bytes it holds on the heap for input, output and lag.
+    /// Heap bytes of its input, output and lag.
     pub fn buffer_bytes(&self) -> usize {
         let lag = self.lag.as_deref().map_or(0, Lag::memory_bytes);
         let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
@@ -352,7 +352,7 @@ impl Session {
             || self.lag.as_deref().is_some_and(|lag| !lag.held.is_empty() || !lag.unannounced.is_empty())
     }
 
-    /// Whether replies are not sent yet, or replies or requested history have not arrived from the topics' homes.
+    /// Whether replies have not been sent, or replies or requested history have not arrived from the topics' homes.
     pub fn awaits_answers(&self) -> bool {
         let recovers = |lag: &Lag| lag.chunks_in_flight > 0 || !lag.recovering.is_empty();
         self.outbox.reply_bytes() > 0
@@ -374,12 +374,12 @@ impl Session {
         self.input_state == InputState::Paused
     }
 
-    /// Whether its handshake is complete, but the credentials that it needs may still come.
+    /// Whether its handshake is complete but the credentials it needs may still arrive.
     pub fn lacks_credentials(&self) -> bool {
         self.proof == Proof::None && matches!(self.protocol, Protocol::Open(_))
     }
 
-    /// Whether its credentials are being verified: until then its requests wait.
+    /// Whether its credentials are being verified. Its requests wait until then.
     pub fn awaits_verdict(&self) -> bool {
         self.proof == Proof::Pending
     }
@@ -389,7 +389,7 @@ impl Session {
         self.yielding.memberships > 0
     }
 
-    /// Counts a membership that is added, removed or changed. Returns whether [`Session::yields`] has changed.
+    /// Updates the counts for a membership that was added, removed or changed. Returns whether [`Session::yields`] has changed.
     pub fn count_membership(&mut self, before: Option<&Membership>, after: Option<&Membership>) -> bool {
         self.shared_memberships += u32::from(after.is_some_and(|after| after.is_shared));
         self.shared_memberships -= u32::from(before.is_some_and(|before| before.is_shared));
@@ -398,8 +398,7 @@ impl Session {
         self.count_yielding(yielding(after), yielding(before))
     }
 
-    /// Counts what is added to its memberships and subscriptions, and what is removed. Returns whether [`Session::yields`] has
-    /// changed.
+    /// Adds and subtracts counts of memberships and subscriptions that yield. Returns whether [`Session::yields`] has changed.
     pub fn count_yielding(&mut self, added: Yielding, removed: Yielding) -> bool {
         let yielded = self.yields();
         self.yielding.add(added);
@@ -407,7 +406,7 @@ impl Session {
         yielded != self.yields()
     }
 
-    /// Whether few enough replies wait for the peer. If not, the peer does not read.
+    /// Whether there is room for more replies. If not, the peer is not reading.
     pub fn replies_have_room(&self) -> bool {
         self.outbox.reply_bytes() <= REPLY_BYTES_MAX
     }
@@ -419,32 +418,32 @@ impl Session {
 
     /// Whether its own state allows more of its input to be processed. If not, receiving is paused.
     pub fn takes_input(&self) -> bool {
-        // One HTTP answer at a time, however many requests a client sends at once.
+        // Answer one HTTP request at a time, however many a client sends at once.
         let is_answering = self.protocol.is_kept_http() && (self.has_work() || self.is_sending());
         self.takes_requests() && !self.must_wait() && !is_answering
     }
 
-    /// Whether later requests wait for the effects of earlier ones: of changes, of a new token, of a request of `/v1`, or of too many
-    /// that were refused.
+    /// Whether later requests wait for earlier ones: for subscription changes, a new token, a request of `/v1`, or the penalty
+    /// for too many refused requests.
     pub fn must_wait(&self) -> bool {
         self.changes_pending > 0 || self.awaits_verdict() || self.is_throttled || self.protocol.has_call()
     }
 
-    /// Takes the subscription to an entry's pattern out. `pattern` is the pattern's key.
+    /// Removes the subscription to an entry's pattern. `pattern` is the pattern's key.
     pub fn unsubscribe(&mut self, entry: u32, pattern: &str) -> Option<Subscription> {
         let held = self.subscriptions.take(entry)?;
         self.pattern_bytes -= topic_key::name(pattern).len() as u32;
         Some(held)
     }
 
-    /// Queues shared frames. Returns `false` when so much waits that something must yield.
+    /// Queues shared frames. Returns `false` when so much is waiting that the session must yield.
     #[inline]
     pub fn push_range(&mut self, log: &EgressLog, range: Range) -> bool {
         self.outbox.push_range(log, range);
         self.is_within_bounds()
     }
 
-    /// Queues a frame of a topic that only this session gets. Returns `false` when so much waits that something must yield.
+    /// Queues a frame of a topic for this session only. Returns `false` when so much is waiting that the session must yield.
     pub fn push_private(&mut self, content: Content, write: impl FnOnce(&mut Vec<u8>)) -> bool {
         self.outbox.push_private(content, write);
         self.is_within_bounds()
@@ -455,7 +454,7 @@ impl Session {
         self.outbox.frame_bytes() <= self.yield_bytes && !self.outbox.has_too_many_ranges()
     }
 
-    /// Drops everything that waits. Unless nothing is sent afterwards, only between frames.
+    /// Drops everything that is waiting. Call it only between frames, unless nothing will be sent afterwards.
     pub fn clear_outbox(&mut self) {
         self.outbox = Outbox::default();
         self.lag = None;
@@ -484,7 +483,7 @@ impl Session {
         })
     }
 
-    /// Checks the session, including each membership, between turns in debug builds.
+    /// Checks the session and its memberships between turns in debug builds.
     fn invariants(&self) {
         if !cfg!(debug_assertions) {
             return;

@@ -1,5 +1,5 @@
-//! One shard: the topics it is home of, the sessions it serves, and the rings that connect it to the other shards. A plain
-//! state machine.
+//! One shard: the topics that it is the home of, the sessions that it serves, and the rings that connect it to other shards. A
+//! plain state machine.
 //!
 //! ```text
 //!                    handle_request                       handle_bytes, handle_eof
@@ -94,7 +94,7 @@ pub use self::{
 };
 pub use crate::session::{ClientAddress, ListenerKind};
 
-/// Origin of ticks from a source. Refused ones are counted; there is no session to answer.
+/// Origin of ticks from a source. Refused ticks are counted; there is no session to answer.
 pub const ORIGIN_SOURCE: u64 = u64::MAX;
 
 /// [`Shard::invariants`] visits every session up to this many slots, so that turns stay cheap in tests with thousands.
@@ -111,8 +111,8 @@ pub enum Action {
     ShutdownWrite(SlotId),
     /// The handshake is complete: the socket stays with this shard.
     HandshakeDone(SlotId),
-    /// Apply the limits of this address, the client's, then call [`Shard::handle_admitted`] or [`Shard::handle_refused`]. Port 0
-    /// is unknown.
+    /// Apply the limits of the client's address, given here, then call [`Shard::handle_admitted`] or [`Shard::handle_refused`].
+    /// Port 0 means unknown.
     Admit(SlotId, SocketAddr),
     /// Stop all I/O on the socket, then call [`Shard::handle_detached`]: another shard will serve it.
     HandOver(SlotId),
@@ -132,15 +132,15 @@ pub struct Send {
 /// A tick without a sequence yet: the parts of a PUBLISH.
 #[derive(Clone, Copy, Debug)]
 struct Unsequenced<'a> {
-    /// The publishing session, which gets the answer, or [`ORIGIN_SOURCE`].
+    /// The publishing session, which receives the answer, or [`ORIGIN_SOURCE`].
     origin: u64,
-    /// Where that session comes from.
+    /// The source of that session.
     source: SourceId,
-    /// `FLAG_*`: JSON, and whether an answer is wanted although the tick is sequenced.
+    /// `FLAG_*`: whether the payload is JSON, and whether success is answered too.
     flags: u8,
     schema: u32,
     record: Publish,
-    /// The key of a valid topic: checked by whoever received it.
+    /// The key of a valid topic; the receiver of the request has checked it.
     key: &'a str,
     payload: &'a [u8],
 }
@@ -157,49 +157,49 @@ pub struct Shard {
     logs: EgressLogs,
     sessions: Sessions,
     stages: Stages,
-    /// Publishes that go to other engines.
+    /// Publishes sent to other engines.
     routing: Routing,
     actions: VecDeque<Action>,
-    /// Slots whose input waits for the session itself: for room in its outbox, or for its changes. Entries of ended sessions
-    /// stay until the next attempt to resume. Bound: one entry per pause since the last attempt.
+    /// Slots whose input waits for the session itself: for room in its outbox, or for its changes. Entries of ended sessions stay
+    /// until the next attempt to resume. At most one entry per pause since the last attempt.
     paused: Vec<SlotId>,
-    /// Sessions whose paused input waits for the shard's room, in fair turns.
+    /// Sessions whose paused input waits for room in the shard, in fair turns.
     input_queue: FairQueue,
     /// The kind of requests that may fill the delivery stages in this turn.
     preferred_intake: IntakeKind,
-    /// Units of delivery that this turn may still do for ticks from other shards, and for the requests that it takes in.
+    /// Units of delivery that this turn may still spend on ticks from other shards, and on the requests that it handles.
     mesh_units_left: usize,
     intake_units_left: usize,
     timers: Wheel<Timer>,
-    /// Sessions whose peer has sent FIN before its requests were answered. Bound: one entry a session, for
-    /// [`limits::LINGER_DEADLINE_MS`](crate::limits::LINGER_DEADLINE_MS), and one for each that has gone since the last turn.
+    /// Sessions whose peer has sent FIN before its requests were answered. At most one entry per session, for
+    /// [`limits::LINGER_DEADLINE_MS`](crate::limits::LINGER_DEADLINE_MS), plus one for each that has ended since the last turn.
     half_closed: VecDeque<SessionId>,
-    /// What it knows of its sessions' credentials.
+    /// The authentication state of its sessions.
     authentication: Authentication,
     /// Sessions with an unfinished message.
     unfinished: Unfinished,
-    /// Number of timers at which stale ones are dropped.
+    /// Number of timers above which stale ones are dropped.
     timers_max: usize,
     generation: u32,
     /// Set when the server stops: input from clients is no longer processed.
     input_stopped: bool,
-    /// Set when the server drains: the deadline for the sessions' last bytes.
+    /// Set when the server drains: the deadline for sending the sessions' last bytes.
     draining: Option<u64>,
     /// The session that holds each identity; empty unless `identity_replaces` is set.
     holders: Holders,
-    /// The identity that each session's client gave, by slot. Shown to the operator.
+    /// The identity that each session's client has given, by slot. Shown to operators.
     identities: HashMap<SlotId, Box<str>>,
     budgets: Budgets,
     quotas: Quotas,
     positions_memory: PositionsMemory,
     /// Places of event streams that have ended.
     kept_places: KeptPlacesTable,
-    /// Requests of `/v1`.
+    /// `/v1` requests.
     calls: CallQueues,
     counters: Arc<Counters>,
     latency: Latency,
     control: Control,
-    /// While the shard is overloaded: when it no longer is if no session loses ticks before, CLOCK_MONOTONIC nanoseconds.
+    /// While the shard is overloaded: when that ends unless a session loses ticks before then, CLOCK_MONOTONIC nanoseconds.
     overloaded_until_ns: Option<u64>,
     /// Bytes that a drain may still append to the egress logs.
     drain_left_bytes: u64,
@@ -305,7 +305,7 @@ impl Shard {
         self.id
     }
 
-    /// Returns the number of sessions, ending ones included.
+    /// Returns the number of sessions, including ending ones.
     pub fn sessions_len(&self) -> usize {
         self.sessions.len()
     }
@@ -315,7 +315,7 @@ impl Shard {
         (self.fanout.patterns_len(), self.fanout.topics_len())
     }
 
-    /// Calls `visit` with the key, the epoch and the sequence of each topic of this home that takes ticks.
+    /// Calls `visit` with the key, epoch and sequence of each open topic of this home.
     #[cfg(any(test, feature = "testing"))]
     pub fn visit_lives(&self, mut visit: impl FnMut(&str, u64, u64)) {
         for topic in (0..self.home.places() as u32).map(|index| self.home.topic(index)) {
@@ -335,63 +335,64 @@ impl Shard {
         &mut self.latency
     }
 
-    /// Notes whether the shard's thread was busy most of the time lately, so that sessions may be behind through no fault of theirs.
+    /// Sets whether the shard's thread was busy most of the time recently, so that sessions may be behind through no fault of
+    /// their own.
     pub fn set_saturated(&mut self, is_saturated: bool) {
         self.sessions.set_saturated(is_saturated);
     }
 
-    /// Makes ticks wait for the latency budget: until [`Shard::release_ticks`], only sessions that have a reply to send get a
-    /// SEND, with the ticks before it.
+    /// Holds ticks for the latency budget: until [`Shard::release_ticks`], only sessions with a reply to send get a SEND,
+    /// including the ticks before the reply.
     pub fn hold_ticks(&mut self) {
         self.sessions.hold();
     }
 
-    /// Ends the wait of [`Shard::hold_ticks`].
+    /// Stops holding ticks.
     pub fn release_ticks(&mut self) {
         self.sessions.release();
     }
 
-    /// Returns whether so many sessions were served out of turn that ticks must wait no longer.
+    /// Returns whether so many sessions were served out of turn that ticks must no longer be held.
     pub fn must_release_ticks(&self) -> bool {
         self.sessions.is_crowded()
     }
 
-    /// Returns how many bytes of frames may wait in [`Shard::hold_ticks`]: what one SEND carries, and less than what makes a
-    /// session fall behind.
+    /// Returns the maximum bytes of frames that may be held: as many as one SEND carries, and fewer than make a session fall
+    /// behind.
     pub fn held_bytes_max(&self) -> u64 {
         SEND_BYTES_MAX.min(self.limits.behind_bytes / 2) as u64
     }
 
-    /// Returns the bytes of all frames appended to the egress logs so far, with what was skipped at the ends of the logs.
+    /// Returns the bytes of all frames appended to the egress logs so far, including those skipped at the ends of the logs.
     pub fn appended_bytes(&self) -> u64 {
         self.logs.appended_bytes()
     }
 
-    /// Returns the number of sessions ready for a SEND, lagging ones included.
+    /// Returns the number of sessions ready for a SEND, including lagging ones.
     pub fn ready_or_lagging_len(&self) -> usize {
         self.sessions.ready_or_lagging_len()
     }
 
-    /// Returns whether the shard accepts requests: every delivery stage has room for what one more may add.
+    /// Returns whether the shard accepts requests: every delivery stage has room for what one more request may add.
     ///
-    /// Requests add deliveries, never requests. So a shard accepts them while its request stages are full, and
-    /// no two shards wait for each other.
+    /// Requests add deliveries but never requests. So a shard accepts requests even while its own request stages are full, and no
+    /// two shards wait for each other.
     pub fn takes_requests(&self) -> bool {
         self.stages.deliveries_have_room()
     }
 
-    /// Returns whether this turn may take in more ticks from other shards. If not, the next one may: a turn with many
-    /// subscribers must end before others wait too long.
+    /// Returns whether this turn may handle more ticks from other shards. If not, the next one may: a turn with many subscribers
+    /// must end before others have waited too long.
     pub fn takes_deliveries(&self) -> bool {
         self.mesh_units_left > 0
     }
 
-    /// Returns whether this turn or a later one may process sessions' input. Input adds requests too.
+    /// Returns whether this turn or a later one may process sessions' input, which also adds requests.
     fn has_input_room(&self) -> bool {
         !self.input_stopped && self.takes_requests() && self.stages.requests_have_room()
     }
 
-    /// Does the work that is due: the interest walk, control work, paused input, timers. Returns whether there was anything.
+    /// Does the work that is due: the interest walk, control work, paused input, timers. Returns whether there was any.
     pub fn turn(&mut self, now: Now) -> bool {
         let mut worked = false;
         if self.stages.deliveries_are_half_empty() {
@@ -421,8 +422,8 @@ impl Shard {
         worked
     }
 
-    /// Asserts the invariants after every turn, in debug builds. Checks that visit every session run only while there are few,
-    /// as in the simulation.
+    /// Checks the invariants after every turn in debug builds. Checks that visit every session run only while there are few, as
+    /// in the simulation.
     fn invariants(&self) {
         if !cfg!(debug_assertions) {
             return;
@@ -473,7 +474,7 @@ impl Shard {
         }
     }
 
-    /// Adds what the fan-out has counted since the last call to the counters.
+    /// Adds the fan-out's counts since the last call to the counters.
     fn count_ticks(&mut self) {
         let tally = self.fanout.take_counts();
         if tally == DeliveryCounts::default() {
@@ -487,7 +488,7 @@ impl Shard {
         self.counters.add(Counter::LogHoles, tally.holes);
     }
 
-    /// Charges units of delivery to the turn's budget of the kind of input that is being processed.
+    /// Charges units of delivery to the turn's budget for the kind of input being processed.
     fn charge(&mut self, units: usize) {
         self.intake_units_left = self.intake_units_left.saturating_sub(units);
     }
@@ -502,7 +503,7 @@ impl Shard {
         self.stages.with(shard, take)
     }
 
-    /// Ends the turn: no SEND refers to bytes of the egress logs any more.
+    /// Ends the turn: no SEND refers to bytes of the egress logs any longer.
     pub fn end_turn(&mut self) {
         (self.mesh_units_left, self.intake_units_left) = (TURN_DELIVERY_UNITS, TURN_DELIVERY_UNITS);
         if self.sessions.waiting() == 0 {
@@ -548,8 +549,8 @@ impl Shard {
             .min()
     }
 
-    /// Returns the memory that configuration bounds: egress logs, histories, stages, timers, what topics of logs need, and the sessions
-    /// with their subscriptions and buffers.
+    /// Returns the memory bounded by the configuration: egress logs, histories, stages, timers, state of topics fed by logs, and
+    /// the sessions with their subscriptions and buffers.
     pub fn memory_bytes(&self) -> usize {
         let sessions: usize =
             self.sessions.iter().map(|session| session.buffer_bytes() + size_of::<Session>()).sum();

@@ -1,7 +1,7 @@
-//! Tenants: namespaces of topics with quotas of their own, and what one exports to others.
+//! Tenants: namespaces of topics, each with its own quotas, and what they export to each other.
 //!
-//! The table is configuration: the same on every shard, replaced as a whole by a reload. An id never changes its tenant while the
-//! server runs, so a tenant that is removed and comes back finds its topics.
+//! The table is configuration: the same on every shard, and replaced as a whole by a reload. While the server runs, an id always
+//! means the same tenant, so a tenant that is removed and added again finds its topics.
 
 mod account;
 mod exports;
@@ -15,23 +15,23 @@ use std::{collections::HashMap, sync::Arc};
 
 use crate::{ids::TenantId, limits::TENANTS_MAX};
 
-/// A tenant as it is configured.
+/// A tenant's configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TenantConfig {
-    /// Name, as in the tokens of its clients. Not empty.
+    /// Name, as it appears in its clients' tokens. Not empty.
     pub name: Box<str>,
-    /// Host names of its clients' requests and TLS connections, in lower case, without a port.
+    /// Host names that its clients use in requests and TLS connections, in lower case, without a port.
     pub hosts: Vec<Box<str>>,
-    /// What it may use.
+    /// Its quota.
     pub quota: Quota,
 }
 
-/// One tenant. Equal to another with the same configuration.
+/// One tenant. Two are equal if their configurations are.
 #[derive(Clone, Debug)]
 pub struct Tenant {
     /// Its configuration. The name of the default tenant is empty.
     pub config: TenantConfig,
-    /// It is no longer configured: it takes no sessions.
+    /// Whether it is no longer configured. It then accepts no sessions.
     pub is_removed: bool,
     /// What it uses.
     pub account: Arc<Account>,
@@ -45,25 +45,25 @@ impl PartialEq for Tenant {
 
 impl Eq for Tenant {}
 
-/// All tenants of the server. The first is the default tenant, of sessions and sources that have no other.
+/// All tenants of the server. The first is the default tenant, of sessions and sources that belong to no other.
 ///
-/// Bound: [`TENANTS_MAX`], those that were removed while the server runs included.
+/// Bound: [`TENANTS_MAX`], including tenants removed while the server runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tenants {
-    /// Those that have been configured, from id 1 on.
+    /// Configured tenants, including removed ones, from id 1 on.
     named: Vec<Tenant>,
     exports: Exports,
     shards: u16,
 }
 
-/// Why there is no such table.
+/// Why a table cannot be created.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TenantsError {
-    /// More than [`TENANTS_MAX`], the default and those removed since the start included.
+    /// There are more than [`TENANTS_MAX`], including the default tenant and those removed since the start.
     TooMany,
-    /// Two tenants have this name.
+    /// Two tenants have the same name.
     Name(Box<str>),
-    /// Two tenants have this host name.
+    /// Two tenants have the same host name.
     Host(Box<str>),
 }
 
@@ -84,18 +84,20 @@ impl std::fmt::Display for TenantsError {
 impl std::error::Error for TenantsError {}
 
 impl Tenants {
-    /// A table of these tenants, for so many shards. Exports name them by [`Tenants::by_name`] of a table without exports.
+    /// Creates a table of these tenants for this many shards. Exports refer to tenants by the ids that [`Tenants::by_name`]
+    /// returns in a table without exports.
     ///
     /// # Errors
-    /// Two of them cannot be told apart, or there are too many.
+    /// Two tenants cannot be told apart, or there are too many.
     pub fn new(configs: Vec<TenantConfig>, exports: Exports, shards: u16) -> Result<Tenants, TenantsError> {
         Tenants { shards, ..Tenants::default() }.with(configs, exports)
     }
 
-    /// This table with other tenants: those of the same name keep their ids, those that are missing are removed. The exports stay.
+    /// Replaces the tenants of this table. Those with the same name keep their ids; missing ones are marked as removed. The
+    /// exports stay.
     ///
     /// # Errors
-    /// As [`Tenants::new`].
+    /// See [`Tenants::new`].
     pub fn reloaded(&self, new: &Tenants) -> Result<Tenants, TenantsError> {
         let configured = new.named.iter().filter(|tenant| !tenant.is_removed);
         self.with(configured.map(|tenant| tenant.config.clone()).collect(), self.exports.clone())
@@ -133,12 +135,12 @@ impl Tenants {
         Ok(Tenants { named, exports, shards: self.shards })
     }
 
-    /// Whether tenants are configured, or were. If not, every session belongs to the default tenant, whatever its token claims.
+    /// Whether tenants are or were configured. If not, every session belongs to the default tenant, whatever its token claims.
     pub fn is_configured(&self) -> bool {
         !self.named.is_empty()
     }
 
-    /// Number of ids, the default tenant's and those of removed tenants included.
+    /// Number of ids, including those of the default tenant and of removed tenants.
     pub fn len(&self) -> usize {
         self.named.len() + 1
     }
@@ -148,7 +150,7 @@ impl Tenants {
         self.named.is_empty()
     }
 
-    /// All tenants but the default, with their ids.
+    /// All tenants except the default, with their ids.
     pub fn iter(&self) -> impl Iterator<Item = (TenantId, &Tenant)> {
         self.named.iter().enumerate().map(|(at, tenant)| (TenantId(at as u16 + 1), tenant))
     }
@@ -158,7 +160,7 @@ impl Tenants {
         &self.exports
     }
 
-    /// A tenant; `None` for the default, and for an id that is not in use.
+    /// A tenant; `None` for the default, and for unused ids.
     pub fn get(&self, id: TenantId) -> Option<&Tenant> {
         self.named.get(id.index().checked_sub(1)?)
     }
@@ -168,17 +170,17 @@ impl Tenants {
         self.get(id).map_or("", |tenant| &tenant.config.name)
     }
 
-    /// Whether a tenant takes sessions.
+    /// Whether a tenant accepts sessions.
     pub fn is_open(&self, id: TenantId) -> bool {
         id == TenantId::DEFAULT || self.get(id).is_some_and(|tenant| !tenant.is_removed)
     }
 
-    /// The tenant of a name that is configured. A look at each.
+    /// The configured tenant with this name. Compares with each.
     pub fn by_name(&self, name: &str) -> Option<TenantId> {
         self.iter().find(|(_, tenant)| !tenant.is_removed && &*tenant.config.name == name).map(|(id, _)| id)
     }
 
-    /// The tenant of a host name, with or without a port, in any case. A look at each.
+    /// The tenant with this host name, with or without a port, in any case. Compares with each.
     pub fn by_host(&self, host: &str) -> Option<TenantId> {
         let host = without_port(host);
         let has = |tenant: &Tenant| tenant.config.hosts.iter().any(|own| own.eq_ignore_ascii_case(host));
@@ -186,7 +188,7 @@ impl Tenants {
     }
 }
 
-/// A host without the port behind it, and without the dot that ends a full name.
+/// A host without its port, and without the trailing dot of a fully qualified name.
 fn without_port(host: &str) -> &str {
     let host = match host.rsplit_once(':') {
         Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => host,

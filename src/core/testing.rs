@@ -1,7 +1,7 @@
-//! The driver loop that tests, the simulation and the benchmarks share: shards on simulated time, bytes in, bytes out. It
-//! knows no socket, no thread and no clock.
+//! The driver loop shared by tests, the simulation and the benchmarks: shards on simulated time, bytes in, bytes out. It knows no
+//! socket, thread or clock.
 //!
-//! Built for tests only: feature `testing`.
+//! Only built with the feature `testing`.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -43,7 +43,7 @@ pub fn cluster(
 pub struct TurnLoop {
     /// Reused from turn to turn, as in the server.
     gather: Vec<u8>,
-    /// The shard holds ticks: only sessions with a reply are served.
+    /// Whether the shard holds ticks: only sessions with a reply are served.
     pub is_holding: bool,
 }
 
@@ -161,7 +161,7 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The opcodes and payloads of a server's WebSocket frames, which must be whole.
+/// The opcodes and payloads of a server's WebSocket frames, which must be complete.
 pub fn messages(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
     let mut messages = Vec::new();
     while let [first, second, ..] = *bytes {
@@ -185,9 +185,9 @@ pub struct Driver {
     pub now: Now,
     /// Slots of full sockets: SENDs to them stay parked until [`Driver::open`].
     pub full: BTreeSet<u32>,
-    /// SENDs that a turn has time for.
+    /// Maximum SENDs in a turn.
     pub sends_max: usize,
-    /// Slot and bytes of each SEND in order, since the last [`Driver::take_sent`].
+    /// Slot and bytes of each SEND since the last [`Driver::take_sent`], in order.
     pub sent: Vec<(u32, Vec<u8>)>,
     /// Actions of all turns, until a test takes them.
     pub actions: Vec<Action>,

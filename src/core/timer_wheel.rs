@@ -24,17 +24,17 @@ const NONE: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug)]
 struct Node<T> {
-    /// The granule at whose beginning the entry is due.
+    /// The granule at whose start the entry is due.
     granule: u64,
     entry: T,
     /// The next node in its slot or in the free list.
     next: u32,
 }
 
-/// Entries with due times. There is no cancellation: whoever pops an entry checks whether it still matters.
+/// Entries with due times. Entries cannot be cancelled: the caller that pops one checks whether it still matters.
 ///
 /// Entries are never early, and late by less than one granule plus the caller's own delay. Entries of one granule come in
-/// no particular order.
+/// arbitrary order.
 ///
 /// Invariant: every node is in one slot, in `moving` or in the free list.
 /// Invariant: an entry at level `l` shares the digits above `l` with `reached`, and its digit at `l` is higher; at the last
@@ -87,7 +87,7 @@ impl<T: Copy> Wheel<T> {
 
     /// Drops the entries for which `keep` returns `false`, and frees their memory. O(entries).
     ///
-    /// `keep` gets an entry and its granule: `when_ns` divided by [`TIMER_GRANULE_NS`], rounded up.
+    /// `keep` gets an entry's granule (`when_ns` divided by [`TIMER_GRANULE_NS`], rounded up) and the entry.
     pub fn retain(&mut self, mut keep: impl FnMut(u64, &T) -> bool) {
         let Wheel { nodes, slots, moving, .. } =
             std::mem::replace(self, Wheel { reached: self.reached, ..Wheel::new() });
@@ -128,11 +128,11 @@ impl<T: Copy> Wheel<T> {
         self.link(index);
     }
 
-    /// Pops an entry that is due, if there is one. The caller bounds how many it pops a turn.
+    /// Pops an entry that is due, if any. The caller bounds how many it pops per turn.
     ///
-    /// A call moves at most [`TIMER_MOVES_PER_POP`] entries to lower levels. It may therefore return `None` while more
-    /// entries are due; [`Wheel::next_due_ns`] is then not after `now_ns`. Takes 2 ns if nothing is due, and with a million
-    /// entries 200 ns per entry, moves included.
+    /// A call moves at most [`TIMER_MOVES_PER_POP`] entries to lower levels. It may therefore return `None` while more entries
+    /// are due; [`Wheel::next_due_ns`] is then not after `now_ns`. Takes 2 ns if nothing is due; with a million entries, 200 ns
+    /// per entry, including moves.
     pub fn pop_due(&mut self, now_ns: u64) -> Option<T> {
         let now = now_ns / TIMER_GRANULE_NS;
         let mut moves_left = TIMER_MOVES_PER_POP;
@@ -155,8 +155,8 @@ impl<T: Copy> Wheel<T> {
         None
     }
 
-    /// When [`Wheel::pop_due`] next has work: an entry to pop, or entries to move to a lower level. Never after the first
-    /// entry's due time, rounded up to a granule. `None` if the wheel is empty. About 2 ns.
+    /// When [`Wheel::pop_due`] next has work: an entry to pop, or entries to move to a lower level. Never after the first entry's
+    /// due time, rounded up to a granule. `None` if the wheel is empty. About 2 ns.
     pub fn next_due_ns(&self) -> Option<u64> {
         let granule = match self.moving {
             NONE => self.next_slot()?.2,
@@ -256,7 +256,7 @@ mod tests {
         }
     }
 
-    /// Deadlines at every distance, and time jumps of every length.
+    /// Tests deadlines at every distance, and time jumps of every length.
     #[test]
     fn the_wheel_agrees_with_a_heap_however_time_jumps() {
         for seed in 0..200 {
@@ -335,7 +335,7 @@ mod tests {
         let mut wheel = Wheel::new();
         let count = 3 * TIMER_MOVES_PER_POP as u32;
         (0..count).for_each(|entry| wheel.insert(100 * G, entry));
-        // The wheel reaches the slot at level 1, and nothing in it is due yet.
+        // The wheel reaches the slot at level 1, in which nothing is due yet.
         assert_eq!(wheel.pop_due(64 * G), None);
         assert!(wheel.next_due_ns() <= Some(64 * G), "there is more to move");
         assert!(drain(&mut wheel, 64 * G).is_empty());

@@ -1,27 +1,28 @@
-//! Token buckets: limits on how much of something happens per second.
+//! Token buckets: rate limits.
 
 use crate::limits::BURST_NS;
 
-/// A rate limit: tokens per second, and how many may be taken at once after a pause.
+/// A rate limit: tokens per second, and the maximum burst after a pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
     /// At least 1.
     per_second: u64,
-    /// A second, times the number of equal parts that the limit is divided into.
+    /// One second, multiplied by the number of equal shares of the limit.
     second_ns: u64,
-    /// Time in which an empty bucket fills.
+    /// Time that an empty bucket takes to fill.
     burst_ns: u64,
 }
 
 impl Pace {
     /// The pace of one of `shares` equal parts of `per_second`, with a burst of one second's tokens, at least one; `None` for 0,
-    /// which means no limit. The time for one token is rounded to a whole nanosecond: at a million a second the rate is exact
+    /// which means no limit. The time per token is rounded to a whole nanosecond: at a million per second the rate is exact to
+    /// 0.1 %.
     /// to 0.1 %.
     pub fn new(per_second: u32, shares: u16) -> Option<Pace> {
         Pace::with_burst(per_second.into(), shares, 0)
     }
 
-    /// The same with a burst of `burst` tokens, but no less than one second's.
+    /// Like [`Pace::new`], with a burst of `burst` tokens, but at least one second's.
     pub fn with_burst(per_second: u64, shares: u16, burst: u64) -> Option<Pace> {
         (per_second > 0).then(|| {
             let pace =
@@ -30,23 +31,23 @@ impl Pace {
         })
     }
 
-    /// The time in which so many tokens come, nanoseconds; 1 at least.
+    /// Time in which this many tokens accumulate, nanoseconds; at least 1.
     fn time_ns(self, tokens: u64) -> u64 {
         let half = self.per_second / 2;
         let time_ns = match tokens.checked_mul(self.second_ns).and_then(|product| product.checked_add(half)) {
             Some(product) => product / self.per_second,
-            // Beyond any burst that a client could use up.
+            // More than any burst that a client could use up.
             None => u64::MAX / 2,
         };
         time_ns.max(1)
     }
 }
 
-/// A token bucket. 8 bytes, no timer. A default one is full.
+/// A token bucket. 8 bytes, no timer. The default bucket is full.
 ///
-/// The generic cell rate algorithm (ITU-T I.371, annex A): instead of a number of tokens it stores the time at which the
-/// bucket will be full again. Times are of CLOCK_MONOTONIC: one that goes back gives no tokens, one that jumps ahead gives a
-/// burst at most.
+/// The generic cell rate algorithm (ITU-T I.371, annex A): instead of a number of tokens, it stores the time at which the bucket
+/// will be full again. Times are CLOCK_MONOTONIC: a time that goes back gives no tokens, and one that jumps ahead gives at most a
+/// burst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Bucket {
     full_again_ns: u64,
@@ -62,30 +63,30 @@ impl Bucket {
         takes
     }
 
-    /// Whether a bucket of `burst` tokens, whatever the burst of its pace, has one.
+    /// Whether the bucket has a token if its burst is `burst` tokens instead of its pace's.
     pub fn has_token(&self, pace: Pace, burst: u32, now_ns: u64) -> bool {
         self.has_room(pace.time_ns(1), pace.time_ns(burst.into()), now_ns)
     }
 
-    /// Whether the bucket has so many tokens. A full one always has enough: what takes more than a burst leaves a debt, which is
-    /// paid at the pace.
+    /// Whether the bucket has this many tokens. A full bucket always has enough: taking more than a burst leaves a debt, which is
+    /// paid off at the pace.
     pub fn has_tokens(&self, pace: Pace, tokens: u64, now_ns: u64) -> bool {
         tokens == 0 || self.has_room(pace.time_ns(tokens), pace.burst_ns, now_ns)
     }
 
-    /// Takes a token that is there.
+    /// Takes a token, which must be available.
     pub fn spend(&mut self, pace: Pace, now_ns: u64) {
         self.spend_tokens(pace, 1, now_ns);
     }
 
-    /// Takes so many tokens that are there.
+    /// Takes this many tokens, which must be available.
     pub fn spend_tokens(&mut self, pace: Pace, tokens: u64, now_ns: u64) {
         if tokens > 0 {
             self.full_again_ns = self.full_again_ns.max(now_ns).saturating_add(pace.time_ns(tokens));
         }
     }
 
-    /// When the bucket will be full again, if nobody takes a token; in the past if it is full.
+    /// When the bucket will be full again if nobody takes a token; in the past if it is full.
     pub fn full_again_ns(&self) -> u64 {
         self.full_again_ns
     }
@@ -103,7 +104,7 @@ mod tests {
 
     const SECOND: u64 = 1_000_000_000;
 
-    /// Tokens taken one by one until there is none, at most `most`.
+    /// Number of tokens taken one by one until there is none, at most `most`.
     fn taken(bucket: &mut Bucket, pace: Pace, now_ns: u64, most: usize) -> usize {
         (0..most).take_while(|_| bucket.take(pace, now_ns)).count()
     }
@@ -115,7 +116,7 @@ mod tests {
             let (pace, mut bucket) = (Pace::new(per_second, shares).unwrap(), Bucket::default());
             let start = 5 * SECOND;
             assert_eq!((0..2_000).filter(|_| bucket.take(pace, start)).count(), burst, "{per_second}");
-            // Asked a thousand times a second for ten seconds, it gives its rate and no more.
+            // Asked a thousand times a second for ten seconds, it gives exactly its rate.
             let taken = (1..=10_000).filter(|n| bucket.take(pace, start + n * SECOND / 1_000)).count() as u64;
             let expected = 10 * u64::from(per_second) / u64::from(shares);
             assert!((expected.saturating_sub(1)..=expected + 1).contains(&taken), "{taken} of {expected}");
@@ -152,7 +153,7 @@ mod tests {
         assert_eq!(Pace::with_burst(0, 1, 5), None);
         let pace = Pace::new(RATE_HIGHEST, 1).unwrap();
         assert_eq!(SECOND / pace.time_ns(1), u64::from(RATE_HIGHEST));
-        // Bytes come faster than one per nanosecond.
+        // Bytes accumulate faster than one per nanosecond.
         let pace = Pace::with_burst(40_000_000_000, 1, 0).unwrap();
         assert_eq!(pace.time_ns(400_000), 10_000);
         let (mut bucket, mut bytes) = (Bucket::default(), 0);

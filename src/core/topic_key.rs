@@ -1,19 +1,18 @@
-//! Keys of topics and of patterns: a tenant and a name, as one text.
+//! Keys of topics and patterns: a tenant and a name in one text.
 //!
 //! ```text
 //!  default tenant    prices.eu
 //!  tenant 3          ^A U+0103 . prices.eu
 //! ```
 //!
-//! Two tenants may use the same names, so every table that finds a topic needs both. One text carries both through all of them: the
-//! hash that finds the home, the tables of topics, the pattern tries (where the tenant is the first step), positions, and the
-//! frames between shards. So nothing there knows of tenants, no table can forget to compare them, and the default tenant, whose
-//! keys are the names themselves, costs nothing. Clients only ever see the name.
+//! Two tenants may use the same names, so every table that finds a topic needs both. One text carries both everywhere: the hash
+//! that finds the home, the tables of topics, the pattern tries (where the tenant is the first step), positions, and the frames
+//! between shards. So nothing there knows about tenants, no table can forget to compare them, and the default tenant, whose keys
+//! are the names themselves, costs nothing. Clients only ever see the name.
 //!
-//! No client can write the key of another tenant: names and patterns that clients send contain no control character
-//! ([`pattern::check_topic`]). No wildcard reaches into another tenant: a pattern of a tenant
-//! begins with the tenant, and those of the default tenant match no token that begins with the mark
-//! ([`crate::pattern_trie`], [`matches()`]).
+//! No client can write another tenant's key: names and patterns from clients contain no control characters
+//! ([`pattern::check_topic`]). No wildcard reaches into another tenant: a tenant's patterns begin with the tenant, and the
+//! default tenant's patterns match no token that begins with the mark ([`crate::pattern_trie`], [`matches()`]).
 
 use std::borrow::Cow;
 
@@ -23,18 +22,18 @@ use crate::{
 };
 use tickcast_proto::pattern;
 
-/// Begins the key of a topic that is not the default tenant's.
+/// First byte of a topic's key, except the default tenant's.
 const MARK: u8 = 1;
 
-/// The character of tenant 0. All characters of tenants take two bytes, and none is a control character or whitespace.
+/// The character of tenant 0. Every tenant's character takes two bytes, and none is a control character or whitespace.
 const TENANT_FIRST: u32 = 0x100;
 
 const _: () = assert!(TENANT_FIRST as usize + TENANTS_MAX <= 0x800, "a tenant's character takes two bytes");
 
-/// Bytes before the name, unless the tenant is the default.
+/// Bytes before the name, except for the default tenant.
 pub const PREFIX_BYTES: usize = 4;
 
-/// Longest key, bytes.
+/// Maximum length of a key, in bytes.
 pub const KEY_BYTES_MAX: usize = PREFIX_BYTES + TOPIC_BYTES_MAX;
 
 /// Returns the key of a topic or pattern. Allocates unless the tenant is the default.
@@ -47,7 +46,7 @@ pub fn of(tenant: TenantId, name: &str) -> Cow<'_, str> {
     Cow::Owned(key)
 }
 
-/// Room for the key of one topic on the stack: the path of a published tick does not allocate.
+/// Stack space for the key of one topic, so that publishing a tick does not allocate.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct KeyBuffer(Option<[u8; KEY_BYTES_MAX]>);
 
@@ -67,7 +66,7 @@ impl KeyBuffer {
     }
 }
 
-/// What comes before the name.
+/// The prefix before the name.
 fn prefix_of(TenantId(tenant): TenantId) -> [u8; PREFIX_BYTES] {
     let character = TENANT_FIRST as u16 + tenant;
     [MARK, 0xc0 | (character >> 6) as u8, 0x80 | (character & 0x3f) as u8, b'.']
@@ -83,7 +82,7 @@ pub fn push(out: &mut String, tenant: TenantId, name: &str) {
     out.push_str(name);
 }
 
-/// Whether a key, or the first token of one, is not of the default tenant.
+/// Whether a key, or its first token, belongs to a tenant other than the default.
 #[inline]
 pub fn has_tenant(key: &str) -> bool {
     key.as_bytes().first() == Some(&MARK)

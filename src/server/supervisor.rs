@@ -160,7 +160,7 @@ pub fn run(
     let sink_status = |sink: &SinkConfig| SinkStatus::new(sink.name(), sink.kind().name);
     let sinks: Vec<SinkStatus> = config.sinks.iter().map(sink_status).collect();
     let (event_sender, events) = channel();
-    // Before any socket is opened, so that a bad certificate leaves nothing behind.
+    // Before opening any socket, so that a bad certificate leaves nothing behind.
     let (certificates, configs) =
         Certificates::load(&config.listeners, times()).map_err(StartupError::Tls)?;
     let (admin_tls, client_tls) = certificates.by_use(configs);
@@ -183,7 +183,7 @@ pub fn run(
     };
     let is_local = |(kind, address): &(Kind, Address)| *kind != Kind::Http || address.is_local();
     let mut limits = config.limits.clone();
-    // From the sockets in use: the service manager may have passed other ones than the configuration names.
+    // Use the sockets' addresses: the service manager may have passed others than the configuration names.
     limits.http_access.is_local = addresses.iter().all(is_local);
     let reloader = Reloader::new(reload, limits, authority.clone(), config.log.clone())
         .with_tls(certificates, admin_tls)
@@ -199,7 +199,7 @@ pub fn run(
         addresses.iter().filter(|(kind, _)| *kind != Kind::Admin).cloned().collect();
     let on_ready = || systemd::ready(&listening::words(&client_addresses, config.shards));
     let on_drain = move || {
-        // While the sockets still listen: after that, another server may take their paths.
+        // While the sockets still listen: afterwards, another server may take their paths.
         drop(files);
         set_stage(Stage::Draining);
         systemd::stopping(config.drain_deadline_ns);
@@ -380,7 +380,7 @@ impl Server {
         on_drain();
         self.stop_sources();
         let drain_ns = match outcome {
-            // Without all shards, not everything can be drained: the others get a bounded time.
+            // Without all shards, the drain cannot complete: bound the others' time.
             Err(StartupError::Shard(_)) => config.drain_deadline_ns.min(FAILED_DRAIN_MS_MAX * 1_000_000),
             _ => config.drain_deadline_ns,
         };
@@ -514,7 +514,7 @@ impl Server {
     fn wait_for_shards(&mut self) -> (Latencies, Result<(), StartupError>) {
         let mut last: Latencies = self.shards.iter().map(|_| None).collect();
         let mut outcome = Ok(());
-        // Time past the drain that this thread spent waiting. Time in which the process was suspended does not count.
+        // Time past the drain that this thread spent waiting. Excludes time while the process was suspended.
         let mut late_ns = 0;
         while let Some(stuck) = self.shards_ended.iter().position(|has_ended| !has_ended) {
             let from_ns = clock::monotonic_ns();

@@ -21,19 +21,19 @@ use crate::{
 };
 
 const DAY_S: u64 = 86_400;
-/// Interval at which random ticket keys change.
+/// Rotation interval of random ticket keys.
 pub const TICKET_ROTATION_NS: u64 = TICKET_LIFETIME_S as u64 * 1_000_000_000;
-/// Interval at which the server warns again about certificates that expire soon.
+/// Interval between warnings about certificates that expire soon.
 pub const WARNING_INTERVAL_NS: u64 = DAY_S * 1_000_000_000;
 
 /// When a listener's certificate expires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateStatus {
-    /// The listener: its kind and place in the configuration, such as `http 1`.
+    /// The listener: its kind and index in the configuration, such as `http 1`.
     pub listener: String,
-    /// First name of the certificate, or its file.
+    /// The certificate's first name, or its file.
     pub name: String,
-    /// Seconds since 1970.
+    /// When it expires, in seconds since 1970.
     pub ends_s: u64,
 }
 
@@ -52,7 +52,7 @@ impl CertificateStatuses {
     }
 }
 
-/// The TLS configuration of each listener, by its place in the configuration; `None`: no TLS.
+/// The TLS configuration of each listener, in the order of the configuration; `None`: no TLS.
 pub type TlsConfigs = Vec<Option<Arc<ServerConfig>>>;
 
 /// The certificates of the listeners, read again on SIGHUP.
@@ -69,7 +69,7 @@ impl Certificates {
     /// Reads the certificates of all listeners that have TLS.
     ///
     /// # Errors
-    /// What is wrong with each file that cannot be used.
+    /// One message for each file that cannot be used.
     pub fn load(listeners: &[Listener], now: (u64, u64)) -> Result<(Certificates, TlsConfigs), Vec<String>> {
         let shared = TicketKeys::random(clock::realtime_s)
             .map_err(|_| vec!["the system has no random numbers".to_owned()])?;
@@ -90,7 +90,7 @@ impl Certificates {
         Ok((certificates, configs))
     }
 
-    /// When the certificates in use expire.
+    /// Shared expiry times of the certificates in use.
     pub fn statuses(&self) -> CertificateStatuses {
         self.statuses.clone()
     }
@@ -115,19 +115,19 @@ impl Certificates {
     /// Reads all files again. Nothing changes if one of them cannot be used.
     ///
     /// # Errors
-    /// As [`Certificates::load`].
+    /// See [`Certificates::load`].
     pub fn reload(&mut self, now_s: u64) -> Result<TlsConfigs, Vec<String>> {
         let configs = self.read()?;
         log_all(self.expiring(now_s));
         Ok(configs)
     }
 
-    /// Rotates ticket keys and repeats warnings when it is time. Call it from time to time.
+    /// Rotates ticket keys and repeats warnings when they are due. Call it regularly.
     pub fn turn(&mut self, now: (u64, u64)) {
         log_all(self.advance(now));
     }
 
-    /// [`Certificates::turn`]; returns the warnings.
+    /// Does what [`Certificates::turn`] does, and returns the warnings.
     fn advance(&mut self, (monotonic_ns, now_s): (u64, u64)) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.is_empty() {
@@ -206,10 +206,10 @@ fn log_all(warnings: Vec<String>) {
 /// A listener's TLS configuration, the expiry of its certificates by name, and its ticket keys if a file has them.
 type ListenerTls = (Arc<ServerConfig>, BTreeMap<String, u64>, Option<Vec<TicketKey>>);
 
-/// Reads the certificates of a listener with their keys. Returns when they end too, by name: seconds since 1970.
+/// Reads a listener's certificates and keys. Also returns when each certificate expires, by name, in seconds since 1970.
 ///
 /// # Errors
-/// Which file cannot be used, and why.
+/// Names the file that cannot be used, and why.
 pub fn identities(tls: &TlsTable) -> Result<(Vec<Identity>, BTreeMap<String, u64>), String> {
     let (mut identities, mut ends) = (Vec::new(), BTreeMap::new());
     for (cert, key) in tls.cert.files().iter().zip(tls.key.files()) {
@@ -235,7 +235,7 @@ fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> R
         Kind::Native => &[ALPN_NATIVE],
         Kind::Http | Kind::Admin => &[ALPN_HTTP],
     };
-    // Only clients that may begin a session may resume one.
+    // A client may only resume a session that it may also begin.
     let context = [
         listener.kind.name().as_bytes(),
         &[u8::from(wanted == ClientCertificates::Required)],

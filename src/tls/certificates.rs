@@ -1,4 +1,4 @@
-//! Certificates, keys, and the rustls configurations made of them. Reads no files: the caller does.
+//! Certificates, private keys, and the rustls configurations built from them. Reads no files; the caller does.
 
 use std::{fmt, sync::Arc};
 
@@ -21,7 +21,7 @@ use crate::{
 pub const ALPN_NATIVE: &[u8] = b"tickcast";
 /// The application protocol of HTTP and WebSocket connections.
 pub const ALPN_HTTP: &[u8] = b"http/1.1";
-/// Certificates of one chain, and authorities of one file.
+/// Maximum certificates in one chain, and authorities in one file.
 pub const CERTIFICATES_MAX: usize = 1_024;
 
 /// Why certificates or keys cannot be used.
@@ -33,11 +33,11 @@ pub enum CertificateError {
     NoKey,
     /// More certificates than [`CERTIFICATES_MAX`].
     TooMany,
-    /// Not PEM, or not what its label says.
+    /// The text is not PEM, or a block is not what its label says.
     Malformed(String),
     /// The key does not belong to the first certificate.
     NotAPair,
-    /// rustls refuses it.
+    /// rustls rejects it.
     Refused(String),
 }
 
@@ -71,17 +71,17 @@ impl std::error::Error for CertificateError {}
 #[derive(Clone, Debug)]
 pub struct Identity {
     certified: Arc<CertifiedKey>,
-    /// The DNS names that it is valid for, in lower case; `*.` stands for one label.
+    /// DNS names that the certificate is valid for, in lower case; a leading `*.` matches one label.
     names: Vec<String>,
-    /// When it begins and ceases to be valid, seconds since 1970.
+    /// Start and end of validity, in seconds since 1970.
     pub valid_s: (u64, u64),
 }
 
 impl Identity {
-    /// Reads a chain, the server's own certificate first, and its key.
+    /// Reads a certificate chain, the server's own certificate first, and its private key.
     ///
     /// # Errors
-    /// What is wrong with them.
+    /// A [`CertificateError`] with the reason.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Identity, CertificateError> {
         let chain = certificates(chain)?;
         let first = chain.first().ok_or(CertificateError::NoCertificate)?;
@@ -94,7 +94,7 @@ impl Identity {
         Ok(Identity { certified: Arc::new(certified), names, valid_s })
     }
 
-    /// The DNS names that it is valid for.
+    /// DNS names that the certificate is valid for.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -107,7 +107,7 @@ impl Identity {
     fn is_for(&self, name: &str) -> bool {
         self.names.iter().any(|pattern| match pattern.strip_prefix('*') {
             None => pattern == name,
-            // The wildcard stands for exactly one label (RFC 6125, section 6.4.3).
+            // A wildcard matches exactly one label (RFC 6125, section 6.4.3).
             Some(suffix) => {
                 name.strip_suffix(suffix).is_some_and(|label| !label.is_empty() && !label.contains('.'))
             }
@@ -115,41 +115,41 @@ impl Identity {
     }
 }
 
-/// Whether clients have to show a certificate of one of the authorities.
+/// Whether clients must present a certificate signed by one of the authorities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientCertificates {
-    /// They may; one of another authority is refused.
+    /// A client may present none, but one signed by another authority is rejected.
     Optional,
-    /// They must.
+    /// Every client must present one.
     #[default]
     Required,
 }
 
-/// How a server shakes hands.
+/// Settings of a server's handshakes.
 #[derive(Clone, Debug)]
 pub struct ServerSettings<'a> {
-    /// Its certificates; the first is shown to clients that name no server or an unknown one.
+    /// The server's certificates; the first is for clients that name no server or an unknown one.
     pub identities: &'a [Identity],
-    /// Authorities of client certificates, PEM; `None`: no client certificate is asked for.
+    /// Authorities of client certificates, PEM; `None`: clients are not asked for a certificate.
     pub client_authorities: Option<(&'a [u8], ClientCertificates)>,
-    /// Whether TLS 1.2 is refused.
+    /// Whether to refuse TLS 1.2.
     pub only_tls13: bool,
-    /// Names of application protocols, in the order of preference. A client that offers others only is refused.
+    /// Application protocols in order of preference. A client that offers only others is refused.
     pub protocols: &'a [&'a [u8]],
-    /// Makes and accepts session tickets.
+    /// Issues and accepts session tickets.
     pub tickets: Tickets,
-    /// Whether [`ServerHandshake`](crate::handshake::ServerHandshake) shakes the hands, and a record layer of ours follows. Otherwise
-    /// rustls keeps the connection.
+    /// Whether [`ServerHandshake`](crate::handshake::ServerHandshake) performs the handshake and our record layer takes over. If
+    /// not, rustls keeps the connection.
     pub hands_over: bool,
 }
 
-/// The configuration of a server's handshakes.
+/// Creates the configuration of a server's handshakes.
 ///
-/// The order of ciphers is the server's, AES-128 first: it costs the least where AES has instructions, and a server seals for
-/// thousands. There is no early data.
+/// The server's cipher order applies, AES-128 first: with AES instructions it is the cheapest, and a server encrypts for
+/// thousands of clients. Early data is disabled.
 ///
 /// # Errors
-/// What is wrong with the settings.
+/// A [`CertificateError`] that says which setting is wrong.
 pub fn server_config(settings: &ServerSettings<'_>) -> Result<Arc<ServerConfig>, CertificateError> {
     let provider = Arc::new(provider());
     let refused = |error: rustls::Error| CertificateError::Refused(error.to_string());
@@ -188,33 +188,33 @@ pub fn server_config(settings: &ServerSettings<'_>) -> Result<Arc<ServerConfig>,
     Ok(Arc::new(config))
 }
 
-/// Which servers a client believes.
+/// Which servers a client trusts.
 #[derive(Clone, Debug)]
 pub enum ServerTrust {
-    /// Those whose certificate an authority of these has signed for the name that the client asks for.
+    /// Servers whose certificate for the requested name is signed by one of these authorities.
     Authorities(RootCertStore),
-    /// Anyone. The connection is encrypted, but whoever is in between can read and change everything.
+    /// Any server. The connection is encrypted, but an attacker in the middle can read and change everything.
     Anyone,
 }
 
-/// How a client shakes hands.
+/// Settings of a client's handshakes.
 #[derive(Clone, Debug)]
 pub struct ClientSettings<'a> {
-    /// Which servers it believes.
+    /// Which servers the client trusts.
     pub trust: ServerTrust,
-    /// The certificate that it shows to a server that asks for one.
+    /// The certificate to present if the server asks for one.
     pub identity: Option<&'a Identity>,
-    /// Names of application protocols, in the order of preference.
+    /// Application protocols in order of preference.
     pub protocols: &'a [&'a [u8]],
-    /// Whether [`ClientHandshake`](crate::handshake::ClientHandshake) shakes the hands, and a record layer of ours follows. Otherwise
-    /// rustls keeps the connection.
+    /// Whether [`ClientHandshake`](crate::handshake::ClientHandshake) performs the handshake and our record layer takes over. If
+    /// not, rustls keeps the connection.
     pub hands_over: bool,
 }
 
-/// The configuration of a client's handshakes. Sessions are resumed between connections that share it.
+/// Creates the configuration of a client's handshakes. Connections that share it resume each other's sessions.
 ///
 /// # Errors
-/// What is wrong with the settings.
+/// A [`CertificateError`] that says which setting is wrong.
 pub fn client_config(settings: ClientSettings<'_>) -> Result<Arc<ClientConfig>, CertificateError> {
     let provider = Arc::new(provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -240,7 +240,7 @@ pub fn client_config(settings: ClientSettings<'_>) -> Result<Arc<ClientConfig>, 
     Ok(Arc::new(config))
 }
 
-/// Believes every certificate. The server still proves that it has its key.
+/// Accepts every certificate. The server must still prove that it has the private key.
 #[derive(Debug)]
 struct AnyServer(Arc<CryptoProvider>);
 
@@ -279,10 +279,10 @@ impl ServerCertVerifier for AnyServer {
     }
 }
 
-/// The cryptography of every handshake: ring's, with AES-128 before AES-256.
+/// The cryptography of every handshake: ring, with AES-128 before AES-256.
 pub fn provider() -> CryptoProvider {
     let mut provider = provider::default_provider();
-    // Within one version the order of preference; a stable sort keeps TLS 1.3 in front.
+    // The order of preference within a version. The sort is stable, so TLS 1.3 stays first.
     provider.cipher_suites.sort_by_key(|suite| {
         let is_tls12 = suite.tls13().is_none();
         let name = format!("{:?}", suite.suite());
@@ -291,10 +291,10 @@ pub fn provider() -> CryptoProvider {
     provider
 }
 
-/// Reads certificates.
+/// Reads the certificates in a PEM text.
 ///
 /// # Errors
-/// What is wrong with them; none is an error too.
+/// A [`CertificateError`] with the reason; a text without certificates is an error too.
 pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let malformed = |error: rustls::pki_types::pem::Error| CertificateError::Malformed(error.to_string());
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).take(CERTIFICATES_MAX + 1).collect();
@@ -313,10 +313,10 @@ fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, CertificateError> {
     })
 }
 
-/// The authorities in a PEM text.
+/// Reads the authorities in a PEM text.
 ///
 /// # Errors
-/// What is wrong with one of them.
+/// A [`CertificateError`] that says what is wrong with one of them.
 pub fn root_store(pem: &[u8]) -> Result<RootCertStore, CertificateError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem)? {
@@ -338,8 +338,8 @@ fn validity_s(certificate: &CertificateDer<'_>) -> Result<(u64, u64), Certificat
     Ok((validity.not_before.to_unix_duration().as_secs(), validity.not_after.to_unix_duration().as_secs()))
 }
 
-/// Chooses a certificate by the name that a client asks for, else the first. (The resolver of rustls refuses clients that name no
-/// server, because they connect by address, and those that name an unknown one.)
+/// Chooses a certificate by the name that the client asks for, or the first if none matches. (The rustls resolver refuses clients
+/// that name an unknown server, and those that name none because they connect by address.)
 #[derive(Debug)]
 struct ByName(Vec<Identity>);
 
@@ -351,7 +351,7 @@ impl ResolvesServerCert for ByName {
         let exact = |identity: &Identity| name.as_ref().is_some_and(|name| identity.names.contains(name));
         let matching = |identity: &Identity| name.as_ref().is_some_and(|name| identity.is_for(name));
         let schemes = hello.signature_schemes();
-        // A name may have certificates of two kinds, such as ECDSA and RSA.
+        // A name may have two certificates, such as ECDSA and RSA.
         let usable = |identity: &Identity| identity.certified.key.choose_scheme(schemes).is_some();
         let find = |wanted: &dyn Fn(&Identity) -> bool| {
             let usable = self.0.iter().find(|identity| wanted(identity) && usable(identity));

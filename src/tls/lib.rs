@@ -1,8 +1,8 @@
-//! TLS as plain state machines: bytes go in, bytes come out. No socket, no clock, no runtime.
+//! TLS as plain state machines: bytes in, bytes out. No socket, no clock, no runtime.
 //!
-//! rustls does the handshake over the caller's buffers. Then a [`RecordLayer`](record::RecordLayer) of plain data takes over,
-//! because a fan-out server seals the same plaintext for thousands of connections, once for each SEND and as the last step:
-//! 232 bytes a connection, where a buffered rustls connection takes 7.6 KB.
+//! rustls performs the handshake over the caller's buffers. Then a [`RecordLayer`](record::RecordLayer) of plain data takes over,
+//! because a fan-out server encrypts the same plaintext for thousands of connections, as the last step of each SEND. A record
+//! layer takes 232 bytes per connection; a buffered rustls connection takes 7.6 KB.
 //!
 //! ```text
 //!  bytes --> ServerHandshake --> Established { records, unopened, .. }

@@ -1,22 +1,22 @@
-//! Opens records that arrive in pieces.
+//! Decrypts records that arrive in pieces.
 
 use crate::record::{Outcome, RecordLayer};
 
-/// The record of a connection that has not arrived completely. Empty, and without memory, most of the time.
+/// The incomplete record of a connection. Usually empty and without memory.
 #[derive(Debug, Default)]
 pub struct Opener {
-    /// Bound: the longest record.
+    /// At most one record of maximum length.
     partial: Vec<u8>,
 }
 
 impl Opener {
-    /// Opens the records that `buffer`, received bytes, completes. Leaves their plaintext in it, and nothing else.
+    /// Decrypts the records that `buffer`, the received bytes, completes. Leaves only their plaintext in it.
     ///
-    /// After any [`Outcome`] but [`Outcome::Open`], do not call it again. Cost beside [`RecordLayer::open`]: a copy of the record that
-    /// has arrived in part, if there is one.
+    /// Do not call it again after any [`Outcome`] but [`Outcome::Open`]. Cost in addition to [`RecordLayer::open`]: copies the
+    /// incomplete record, if there is one.
     pub fn open(&mut self, records: &mut RecordLayer, buffer: &mut Vec<u8>) -> Outcome {
         let outcome = if self.partial.is_empty() {
-            // Most often every record is whole, and no buffer of the connection is needed.
+            // Usually every record is complete, and the connection needs no buffer.
             let opened = records.open(buffer);
             self.partial = buffer[opened.used..].to_vec();
             buffer.truncate(opened.plaintext);
@@ -35,7 +35,7 @@ impl Opener {
         outcome
     }
 
-    /// Bytes that it keeps, spare ones included.
+    /// Bytes of memory, including spare capacity.
     pub fn memory_bytes(&self) -> usize {
         self.partial.capacity()
     }

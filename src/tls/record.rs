@@ -1,7 +1,7 @@
-//! The record layer after the handshake: [`RecordLayer::seal`] makes records of plaintext, [`RecordLayer::open`] opens
-//! received ones in place. TLS 1.3 (RFC 8446), and the AEAD suites of TLS 1.2 (RFC 5246, 5288, 7905).
-//! A sealed record has used its sequence number, so it must be sent whole and in order. The bytes that a full socket did not
-//! accept must be kept as ciphertext, and nothing can be removed from them.
+//! The record layer after the handshake: [`RecordLayer::seal`] encrypts plaintext into records, [`RecordLayer::open`] decrypts
+//! received records in place. Supports TLS 1.3 (RFC 8446), and the AEAD suites of TLS 1.2 (RFC 5246, 5288, 7905).
+//! A sealed record has used a sequence number, so it must be sent whole and in order. Bytes that a full socket did not accept
+//! must be kept as ciphertext, and none of them may be dropped.
 
 use ring::{
     aead::{self, Aad, LessSafeKey, Nonce, UnboundKey},
@@ -9,45 +9,46 @@ use ring::{
 };
 use zeroize::Zeroize;
 
-/// Most plaintext in one record.
+/// Maximum plaintext of a record, in bytes.
 pub const PLAINTEXT_BYTES_MAX: usize = 1 << 14;
-/// Bytes of a record's header.
+/// Length of a record's header, in bytes.
 pub const HEADER_BYTES: usize = 5;
-/// Bytes of an AEAD tag, the same in all suites.
+/// Length of an AEAD tag in bytes, the same in all suites.
 const TAG_BYTES: usize = 16;
-/// Bytes of the part of a nonce that a TLS 1.2 GCM record carries.
+/// Length of the explicit part of the nonce in a TLS 1.2 GCM record, in bytes.
 const EXPLICIT_NONCE_BYTES: usize = 8;
-/// What one record adds to its plaintext at most: 22 bytes in TLS 1.3; in TLS 1.2, 29 bytes, or 21 with ChaCha20.
+/// Maximum bytes that a record adds to its plaintext: 22 in TLS 1.3; in TLS 1.2, 29, or 21 with ChaCha20.
 pub const RECORD_OVERHEAD_BYTES_MAX: usize = HEADER_BYTES + EXPLICIT_NONCE_BYTES + TAG_BYTES;
-/// What the protected part of a record may add to its plaintext (RFC 8446, section 5.2; RFC 5246, section 6.2.3).
+/// Maximum bytes that encryption may add to a plaintext (RFC 8446, section 5.2; RFC 5246, section 6.2.3).
 const EXPANSION_BYTES_MAX_TLS13: usize = 256;
 const EXPANSION_BYTES_MAX_TLS12: usize = 2_048;
-/// Bytes of a record with a KeyUpdate.
+/// Length of a record that contains a KeyUpdate, in bytes.
 const KEY_UPDATE_RECORD_BYTES: usize = HEADER_BYTES + KEY_UPDATE_BYTES + 1 + TAG_BYTES;
-/// Bytes of a KeyUpdate message: its header and one byte.
+/// Length of a KeyUpdate message in bytes: its header and one byte.
 const KEY_UPDATE_BYTES: usize = 5;
-/// Bytes of the header of a handshake message.
+/// Length of a handshake message's header, in bytes.
 const MESSAGE_HEADER_BYTES: usize = 4;
-/// Longest NewSessionTicket that a client skips.
+/// Maximum length of a NewSessionTicket that a client skips, in bytes.
 const TICKET_MESSAGE_BYTES_MAX: usize = 16 << 10;
 
-/// Records sealed under one key. AES-GCM stays safe up to 2^24.5 full ones (RFC 8446, section 5.5): the rest is for goodbyes.
+/// Records sealed under one key. AES-GCM is safe up to 2^24.5 full records (RFC 8446, section 5.5); the margin leaves room for
+/// closing messages.
 const RECORDS_PER_KEY_MAX: u64 = 1 << 24;
 /// Records after which a TLS 1.2 connection, whose key cannot change, seals nothing more.
 const RECORDS_PER_KEY_END: u64 = RECORDS_PER_KEY_MAX + (1 << 20);
-/// Records in a row that bring the application nothing: empty ones, key updates and warnings cost time and help nobody.
+/// Records in a row without application data: empty records, key updates and warnings cost CPU time for nothing.
 const FRUITLESS_RECORDS_MAX: u8 = 32;
-/// KeyUpdates that a peer may send at once. Each costs about as much as opening a record of 4 KiB.
+/// KeyUpdates that a peer may send in a burst. Each costs about as much as decrypting a record of 4 KiB.
 const KEY_UPDATES_BURST: u16 = 16;
-/// Bytes that a peer must send for one more KeyUpdate.
+/// Bytes that a peer must send before it may send one more KeyUpdate.
 const BYTES_PER_KEY_UPDATE: u32 = 64 << 10;
 
-/// Bytes that sealing `len` bytes adds at most, a KeyUpdate before the first record included.
+/// Maximum bytes that sealing `len` bytes adds, including a KeyUpdate before the first record.
 pub const fn overhead_bytes_max(len: usize) -> usize {
     len.div_ceil(PLAINTEXT_BYTES_MAX) * (RECORD_OVERHEAD_BYTES_MAX + KEY_UPDATE_RECORD_BYTES)
 }
 
-/// The description of a fatal alert (RFC 8446, section 6), after which a connection is over.
+/// The description of a fatal alert (RFC 8446, section 6), which ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Alert(pub u8);
 
@@ -67,7 +68,7 @@ impl Alert {
     const CLOSE_NOTIFY: u8 = 0;
     const USER_CANCELED: u8 = 90;
 
-    /// Its name in RFC 8446, or `alert`.
+    /// The alert's name in RFC 8446, or `alert`.
     pub fn name(self) -> &'static str {
         match self.0 {
             10 => "unexpected_message",
@@ -111,7 +112,7 @@ impl ContentType {
 const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
 
-/// The cipher of a connection. TLS 1.3 hashes with SHA-384 in the suite of AES-256, else with SHA-256.
+/// The cipher of a connection. In TLS 1.3, the AES-256 suite hashes with SHA-384, the others with SHA-256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cipher {
     /// AES-128-GCM
@@ -155,7 +156,7 @@ pub enum Version {
 /// Which side of a connection this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The side that connected. Servers send it session tickets after the handshake; it skips them.
+    /// The side that connected. It skips the session tickets that servers send after the handshake.
     Client,
     /// The side that accepted.
     Server,
@@ -163,11 +164,11 @@ pub enum Role {
 
 /// The keys of one direction: 104 bytes, cleared when dropped.
 pub struct Keys {
-    /// Number of the next record under this key.
+    /// Sequence number of the next record under this key.
     pub(crate) sequence: u64,
     pub(crate) key: [u8; 32],
     pub(crate) iv: [u8; 12],
-    /// TLS 1.3: the traffic secret that the next KeyUpdate derives its keys from; 32 or 48 bytes.
+    /// TLS 1.3: the traffic secret from which the next KeyUpdate derives its keys; 32 or 48 bytes.
     pub(crate) secret: [u8; 48],
 }
 
@@ -180,7 +181,7 @@ impl Drop for Keys {
 }
 
 impl Keys {
-    /// The next generation of a TLS 1.3 direction (RFC 8446, section 7.2).
+    /// Derives the next keys of a TLS 1.3 direction (RFC 8446, section 7.2).
     fn update(&mut self, cipher: Cipher) {
         let (algorithm, hash_bytes) = cipher.hash();
         let mut before = self.secret;
@@ -192,8 +193,9 @@ impl Keys {
         self.sequence = 0;
     }
 
-    /// The key in the form that the cipher works with. Costs 156 ns for AES, 35 ns for ChaCha20. It is made anew for each SEND:
-    /// over 20,000 connections a kept one was cold, and cost 391 ns a SEND of 500 bytes instead of 447, for 560 bytes more.
+    /// Expands the key for the cipher. Costs 156 ns for AES, 35 ns for ChaCha20. Done again for each SEND: with 20,000
+    /// connections an expanded key kept in memory was cold. It reduced a SEND of 500 bytes only from 447 to 391 ns, and took 560
+    /// bytes more.
     fn expand(&self, cipher: Cipher) -> LessSafeKey {
         let key = UnboundKey::new(cipher.algorithm(), &self.key[..cipher.key_bytes()]);
         let key =
@@ -226,36 +228,36 @@ fn expand_label(algorithm: hkdf::Algorithm, secret: &[u8], label: &[u8], out: &m
     filled.unwrap_or_else(|_| unreachable!("the output is shorter than 255 hashes"));
 }
 
-/// How the opening of records ended.
+/// How decrypting ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Every whole record has been opened.
+    /// Every complete record has been decrypted.
     Open,
-    /// The peer closes its side with close_notify: nothing follows. What waits here may still be sent.
+    /// The peer sent close_notify and will send nothing more. We may still send.
     Closed,
-    /// The peer has given up with this alert. Nothing may be sent any more.
+    /// The peer sent this fatal alert. Send nothing more.
     Failed(Alert),
-    /// A record was wrong: this alert is to be sent, after which the connection is over.
+    /// A record is invalid: send this alert, then close the connection.
     Broken(Alert),
 }
 
-/// What [`RecordLayer::open`] has done.
+/// The result of [`RecordLayer::open`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// Bytes of plaintext, now at the front.
+    /// Bytes of plaintext, now at the front of the buffer.
     pub plaintext: usize,
-    /// Where the first record begins that has not arrived completely.
+    /// Offset of the first incomplete record.
     pub used: usize,
-    /// Whether more may follow. The plaintext is valid in any case.
+    /// Whether more may follow. The plaintext is valid in every case.
     pub outcome: Outcome,
 }
 
-/// A handshake message that has arrived in part.
+/// An incomplete handshake message.
 #[derive(Clone, Copy, Debug, Default)]
 struct PartialMessage {
     bytes: [u8; KEY_UPDATE_BYTES],
     len: u8,
-    /// Bytes that a client still skips: the rest of a NewSessionTicket.
+    /// Bytes that a client has yet to skip: the rest of a NewSessionTicket.
     skip: u16,
 }
 
@@ -265,34 +267,34 @@ impl PartialMessage {
     }
 }
 
-/// A connection after its handshake. Plain data: it can be moved to another thread between any two calls.
+/// A connection after its handshake. Plain data: it may move to another thread between any two calls.
 pub struct RecordLayer {
     tx: Keys,
     rx: Keys,
     cipher: Cipher,
     version: Version,
     role: Role,
-    /// The peer has asked for a KeyUpdate of ours. It goes before the next record, once however often it asked.
+    /// The peer has requested a KeyUpdate. One is sent before the next record, even if it asked several times.
     owes_key_update: bool,
     fruitless: u8,
     partial: PartialMessage,
     /// KeyUpdates that the peer may still send.
     key_updates_left: u16,
-    /// Bytes received towards the next one.
+    /// Bytes received towards the peer's next KeyUpdate.
     bytes_received: u32,
 }
 
 const _: () = assert!(size_of::<RecordLayer>() <= 232, "the docs of the crate say how large it is");
 
 impl std::fmt::Debug for RecordLayer {
-    /// Without the keys.
+    /// Omits the keys.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "RecordLayer({:?}, {:?}, {:?})", self.version, self.cipher, self.role)
     }
 }
 
 impl RecordLayer {
-    /// The record layer of a connection whose handshake is over. `tx` seals, `rx` opens.
+    /// Creates the record layer of a connection whose handshake is complete. `tx` encrypts, `rx` decrypts.
     pub(crate) fn new(role: Role, version: Version, cipher: Cipher, tx: Keys, rx: Keys) -> RecordLayer {
         RecordLayer {
             tx,
@@ -308,24 +310,24 @@ impl RecordLayer {
         }
     }
 
-    /// The version that the handshake chose.
+    /// The negotiated version.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// The cipher that the handshake chose.
+    /// The negotiated cipher.
     pub fn cipher(&self) -> Cipher {
         self.cipher
     }
 
-    /// Whether the connection has to end: TLS 1.2 cannot change a key that has sealed as much as it may. Room for goodbyes is
-    /// left. At ten SENDs a second this takes 19 days.
+    /// Whether the connection must end: TLS 1.2 cannot replace a key that has sealed its maximum. Closing messages still fit. At
+    /// ten SENDs a second this takes 19 days.
     pub fn is_used_up(&self) -> bool {
         self.version == Version::Tls12 && self.tx.sequence >= RECORDS_PER_KEY_MAX
     }
 
-    /// Appends records with all of `plaintext` to `out`: at most [`overhead_bytes_max`] more bytes than it has. Copies each
-    /// byte once. Appends nothing when the key has sealed so much that not even a goodbye may follow; see
+    /// Appends records with all of `plaintext` to `out`: at most [`overhead_bytes_max`] bytes more than the plaintext. Copies
+    /// each byte once. Appends nothing if the key is so exhausted that not even a closing message may follow; see
     /// [`RecordLayer::is_used_up`].
     ///
     /// Cost, AES-128 with AES-NI: 290 ns for 100 bytes, 393 ns for 1 KiB, 4.3 us for 32 KiB.
@@ -342,12 +344,12 @@ impl RecordLayer {
         }
     }
 
-    /// Appends close_notify: nothing may be sealed afterwards.
+    /// Appends close_notify. Do not seal anything afterwards.
     pub fn close_notify(&mut self, out: &mut Vec<u8>) {
         self.alert(1, Alert::CLOSE_NOTIFY, out);
     }
 
-    /// Appends a fatal alert: nothing may be sealed afterwards.
+    /// Appends a fatal alert. Do not seal anything afterwards.
     pub fn fatal_alert(&mut self, alert: Alert, out: &mut Vec<u8>) {
         self.alert(2, alert.0, out);
     }
@@ -357,7 +359,7 @@ impl RecordLayer {
         self.seal_record(&key, ContentType::ALERT, &[level, description], out);
     }
 
-    /// Appends a KeyUpdate of ours, which asks for none in return, under the old key. Returns the new key.
+    /// Appends a KeyUpdate under the old key, without requesting one in return. Returns the new key.
     fn update_tx(&mut self, key: &LessSafeKey, out: &mut Vec<u8>) -> LessSafeKey {
         self.seal_record(key, ContentType::HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 0], out);
         self.tx.update(self.cipher);
@@ -385,8 +387,8 @@ impl RecordLayer {
         };
         let len = explicit + content.len() + inner.iter().len() + TAG_BYTES;
         out.extend_from_slice(&[outer.0, 3, 3, (len >> 8) as u8, len as u8]);
-        // In TLS 1.2, rustls has sealed Finished under the same key with the explicit nonce of sequence 0. To continue its
-        // scheme, IV xor sequence, is to repeat none.
+        // In TLS 1.2, rustls has sealed Finished under the same key with the explicit nonce of sequence 0. Continuing its scheme,
+        // IV xor sequence, never repeats a nonce.
         out.extend_from_slice(&nonce[nonce.len() - explicit..]);
         out.extend_from_slice(content);
         out.extend(inner);
@@ -404,9 +406,9 @@ impl RecordLayer {
         self.tx.sequence += 1;
     }
 
-    /// Opens the whole records in `bytes`, and moves their plaintext to the front.
+    /// Decrypts the complete records in `bytes`, and moves their plaintext to the front.
     ///
-    /// After any [`Outcome`] but [`Outcome::Open`], do not call it again.
+    /// Do not call it again after any [`Outcome`] but [`Outcome::Open`].
     ///
     /// Cost, AES-128 with AES-NI: 289 ns for 100 bytes, 398 ns for 1 KiB.
     pub fn open(&mut self, bytes: &mut [u8]) -> Opened {
@@ -422,7 +424,7 @@ impl RecordLayer {
         opened
     }
 
-    /// Opens the record at `opened.used`. Returns whether it was there completely.
+    /// Decrypts the record at `opened.used`. Returns false if it is incomplete.
     fn open_record(
         &mut self,
         bytes: &mut [u8],
@@ -437,11 +439,11 @@ impl RecordLayer {
             Version::Tls12 => EXPANSION_BYTES_MAX_TLS12,
             Version::Tls13 => EXPANSION_BYTES_MAX_TLS13,
         };
-        // The header alone refuses it: nobody waits for a record that is too long, or stores it.
+        // Refuse it by its header: a record that is too long is neither awaited nor stored.
         if len > PLAINTEXT_BYTES_MAX + expansion {
             return Err(Alert::RECORD_OVERFLOW);
         }
-        // After the handshake, TLS 1.3 has neither change_cipher_spec nor alerts in the clear.
+        // After the handshake, TLS 1.3 has no change_cipher_spec and no unencrypted alerts.
         let is_protected = self.version == Version::Tls12 || outer == ContentType::APPLICATION_DATA.0;
         if major != 3 || !is_protected {
             return Err(Alert::UNEXPECTED_MESSAGE);
@@ -472,7 +474,7 @@ impl RecordLayer {
         let (kind, content) = match self.version {
             Version::Tls12 => (ContentType(outer), &content[..]),
             Version::Tls13 => {
-                // Zeros after the type are padding. A record of nothing but zeros has no type.
+                // Zeros after the type are padding. A record of zeros only has no type.
                 let last = content.iter().rposition(|&byte| byte != 0).ok_or(Alert::UNEXPECTED_MESSAGE)?;
                 (ContentType(content[last]), &content[..last])
             }
@@ -496,7 +498,7 @@ impl RecordLayer {
         Ok(true)
     }
 
-    /// Counts a record towards the bounds on those that bring nothing.
+    /// Counts a record towards the limits on records without application data.
     fn count_received(&mut self, len: usize, is_data: bool) -> Result<(), Alert> {
         self.fruitless = if is_data { 0 } else { self.fruitless + 1 };
         if self.fruitless > FRUITLESS_RECORDS_MAX {
@@ -522,10 +524,10 @@ impl RecordLayer {
         })
     }
 
-    /// Takes in a piece of the peer's handshake messages. Returns whether the key of what follows has changed.
+    /// Processes a fragment of the peer's handshake messages. Returns whether the key for what follows has changed.
     fn received_handshake(&mut self, mut content: &[u8]) -> Result<bool, Alert> {
         if self.version == Version::Tls12 {
-            // A ClientHello or HelloRequest: renegotiation is refused.
+            // A ClientHello or HelloRequest: we refuse renegotiation.
             return Err(Alert::HANDSHAKE_FAILURE);
         }
         if content.is_empty() {
@@ -544,7 +546,7 @@ impl RecordLayer {
             content = &content[1..];
             match (self.partial.bytes[0], held + 1) {
                 (KEY_UPDATE, KEY_UPDATE_BYTES) => {
-                    // Nothing may follow it under the old key, not even in its own record.
+                    // Nothing may follow it under the old key, not even in the same record.
                     if !content.is_empty() {
                         return Err(Alert::UNEXPECTED_MESSAGE);
                     }

@@ -1,14 +1,14 @@
-//! Captures values that rustls reveals only during the handshake: the TLS 1.3 traffic secrets, and the requested server name.
-//! rustls hands over keys and IVs, but not the secrets from which the next KeyUpdate derives its keys. Only a key log receives
-//! them. rustls calls it when it creates the server's flight, on the same thread, and other handshakes run in between. So the
-//! secrets go through a thread-local slot, which each step of a handshake empties at once.
+//! Captures values that rustls reveals only during the handshake: the TLS 1.3 traffic secrets and the requested server name.
+//! rustls exports keys and IVs, but not the secrets from which the next KeyUpdate derives its keys. Only a key log receives
+//! those. rustls calls it on the same thread when it creates the server's flight, and handshakes of other connections run in
+//! between. So the secrets pass through a thread-local slot, which each step of a handshake empties immediately.
 
 use std::cell::RefCell;
 
 use rustls::KeyLog;
 use zeroize::Zeroize;
 
-/// Longest secret: that of SHA-384.
+/// Maximum length of a secret, that of SHA-384, in bytes.
 const SECRET_BYTES_MAX: usize = 48;
 
 /// The first traffic secrets of a connection, cleared when dropped.
@@ -33,7 +33,7 @@ impl Drop for Secret {
     }
 }
 
-/// What a step of a handshake has revealed.
+/// Values revealed by a handshake step.
 #[derive(Default)]
 pub struct Revealed {
     pub secrets: Option<Box<TrafficSecrets>>,
@@ -41,7 +41,7 @@ pub struct Revealed {
 }
 
 impl Revealed {
-    /// Adds what a later step has revealed.
+    /// Adds the values that a later step has revealed.
     pub fn add(&mut self, later: Revealed) {
         if later.secrets.is_some() {
             self.secrets = later.secrets;
@@ -53,16 +53,16 @@ impl Revealed {
 }
 
 thread_local! {
-    /// Of the step that this thread is in.
+    /// Values revealed by this thread's current step.
     static REVEALED: RefCell<Revealed> = const { RefCell::new(Revealed { secrets: None, server_name: None }) };
 }
 
-/// Takes what the last step on this thread has revealed.
+/// Takes the values that the last step on this thread has revealed.
 pub fn take() -> Revealed {
     REVEALED.take()
 }
 
-/// Notes the name in a ClientHello: an unbuffered connection does not show it.
+/// Stores the name from a ClientHello, which an unbuffered connection does not expose.
 pub fn note_server_name(name: Option<&str>) {
     REVEALED.with_borrow_mut(|revealed| revealed.server_name = name.map(Into::into));
 }
@@ -80,7 +80,7 @@ impl KeyLog for SecretsLog {
     }
 
     fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
-        // In TLS 1.2 rustls logs the master secret without asking `will_log`.
+        // In TLS 1.2, rustls logs the master secret without calling `will_log`.
         if !self.will_log(label) || secret.len() > SECRET_BYTES_MAX {
             return;
         }

@@ -1,4 +1,5 @@
-//! What tests of TLS share: an authority with what it signs, and both ends of a handshake. Built for tests only: feature `testing`.
+//! Shared by TLS tests: an authority, the certificates that it signs, and both ends of a handshake. Only built with the feature
+//! `testing`.
 
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use crate::{
     tickets::TicketKeys,
 };
 
-/// The name that the certificate of [`configs`] is for.
+/// Name in the certificate of [`configs`].
 pub const NAME: &str = "a.test";
 
 /// A certificate and its private key, PEM.
@@ -28,15 +29,15 @@ pub struct Signed {
     pub key: String,
 }
 
-/// An authority. Its keys are ECDSA with P-256, as are those of all that it signs, and valid until the year 4096.
+/// An authority. All keys are ECDSA P-256; all certificates are valid until the year 4096.
 pub struct Authority {
-    /// Its own certificate, which is for `localhost` too, and its key.
+    /// Its own certificate, which is also valid for `localhost`, and its key.
     pub own: Signed,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    /// An authority of this name. Those of one name have different keys.
+    /// Creates an authority. Two with the same name have different keys.
     pub fn new(name: &str) -> Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["localhost".into()]).unwrap();
@@ -47,12 +48,12 @@ impl Authority {
         Authority { own, issuer: Issuer::new(params, key) }
     }
 
-    /// Signs a certificate for these names (hosts, IP addresses, and URIs, which have a `:`).
+    /// Signs a certificate for these names: hosts, IP addresses, or URIs (anything with a `:`).
     pub fn sign(&self, names: &[&str]) -> Signed {
         self.sign_params(params(names))
     }
 
-    /// Signs a certificate that has expired long ago.
+    /// Signs a certificate that expired long ago.
     pub fn sign_expired(&self, names: &[&str]) -> Signed {
         let mut params = params(names);
         params.not_before = rcgen::date_time_ymd(2001, 1, 1);
@@ -65,7 +66,7 @@ impl Authority {
         Signed { cert: params.signed_by(&key, &self.issuer).unwrap().pem(), key: key.serialize_pem() }
     }
 
-    /// What [`Authority::sign`] signs, as an identity.
+    /// Signs a certificate as [`Authority::sign`] does, and returns it as an identity.
     pub fn identity(&self, names: &[&str]) -> Identity {
         let Signed { cert, key } = self.sign(names);
         Identity::from_pem(cert.as_bytes(), key.as_bytes()).unwrap()
@@ -85,7 +86,7 @@ fn params(names: &[&str]) -> CertificateParams {
     params
 }
 
-/// The configuration of a server for [`NAME`] that hands over, and that of its clients.
+/// Configurations of a server for [`NAME`] and of its clients, both with `hands_over`.
 pub fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     let authority = Authority::new("authority");
     let server = server_config(&ServerSettings {
@@ -105,14 +106,14 @@ pub fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     (server.unwrap(), client.unwrap())
 }
 
-/// Begins the handshake of a client of [`configs`]. Returns its hello too.
+/// Begins the handshake of a client of [`configs`]. Also returns its ClientHello.
 pub fn hello(client: &Arc<ClientConfig>) -> (ClientHandshake, Vec<u8>) {
     let mut out = Vec::new();
     let name = ServerName::try_from(NAME).unwrap();
     (ClientHandshake::new(client.clone(), name, &mut out).unwrap(), out)
 }
 
-/// Both ends of a connection, server first: our handshakes on either side.
+/// Connects both ends with our own handshakes, and returns them, server first.
 pub fn connect((server, client): &(Arc<ServerConfig>, Arc<ClientConfig>)) -> [Box<Established>; 2] {
     let (mut client, hello) = hello(client);
     let (mut flight, mut finished, mut ticket) = (Vec::new(), Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! What the tests share: certificates, and a client of rustls against a handshake of ours.
+//! Shared by the tests: certificates, and a rustls client that connects to our handshake.
 
 use std::{
     cell::Cell,
@@ -18,7 +18,7 @@ use crate::{
     tickets::{TICKET_KEY_BYTES, TicketKeys},
 };
 
-/// A suite of each cipher, in both versions.
+/// Every cipher, in both versions.
 pub const SUITES: [SupportedCipherSuite; 6] = [
     cipher_suite::TLS13_AES_128_GCM_SHA256,
     cipher_suite::TLS13_AES_256_GCM_SHA384,
@@ -29,7 +29,7 @@ pub const SUITES: [SupportedCipherSuite; 6] = [
 ];
 
 thread_local! {
-    /// The time of the servers on this thread, seconds since 1970.
+    /// Current time of the servers on this thread, in seconds since 1970.
     pub static NOW_S: Cell<u64> = const { Cell::new(1_900_000_000) };
 }
 
@@ -37,7 +37,7 @@ fn now_s() -> u64 {
     NOW_S.get()
 }
 
-/// A server's configuration with ticket keys of `seed`.
+/// A server configuration with ticket keys made from `seed`.
 pub fn server_config(
     identities: &[Identity],
     client_authorities: Option<(&[u8], ClientCertificates)>,
@@ -56,7 +56,7 @@ pub fn server_config(
     .unwrap()
 }
 
-/// The configuration of a client of rustls that offers one suite.
+/// The configuration of a rustls client that offers one suite.
 pub fn client_config(
     authority: &Authority,
     suite: SupportedCipherSuite,
@@ -79,16 +79,16 @@ pub fn client_config(
     config
 }
 
-/// A client of rustls, and our end of its connection.
+/// A rustls client, and our end of its connection.
 pub struct Pair {
     pub client: ClientConnection,
     pub server: Established,
-    /// From the client, not opened yet.
+    /// Bytes from the client, still encrypted.
     pub sealed: Vec<u8>,
 }
 
-/// Shakes hands with a client that writes `early` before, so that it comes right behind its Finished; `step` bytes at a time.
-/// Returns both ends' errors if that fails.
+/// Performs a handshake, `step` bytes at a time, with a client that writes `early` first, so that it arrives directly after its
+/// Finished. Returns both ends' errors if it fails.
 pub fn connect(
     server: &Arc<ServerConfig>,
     client: &Arc<ClientConfig>,
@@ -123,7 +123,7 @@ pub fn connect(
     }
 }
 
-/// What a client of rustls wants to send.
+/// Takes the bytes that a rustls client wants to send.
 pub fn take_from(client: &mut ClientConnection) -> Vec<u8> {
     let mut sent = Vec::new();
     while client.wants_write() {
@@ -132,7 +132,7 @@ pub fn take_from(client: &mut ClientConnection) -> Vec<u8> {
     sent
 }
 
-/// Hands bytes to a client of rustls.
+/// Delivers bytes to a rustls client.
 pub fn deliver(client: &mut ClientConnection, mut bytes: &[u8]) -> Result<(), rustls::Error> {
     while !bytes.is_empty() {
         client.read_tls(&mut bytes).unwrap();
@@ -148,7 +148,7 @@ impl Pair {
         connect(&server, &Arc::new(client_config(&authority, suite, None)), "a.test", b"", 1 << 20).unwrap()
     }
 
-    /// Seals bytes for the client, checks that it reads them, and returns how many records' bytes that took.
+    /// Encrypts bytes for the client, checks that it reads them, and returns the length of the records.
     pub fn send_to_client(&mut self, plaintext: &[u8]) -> usize {
         let mut out = Vec::new();
         self.server.records.seal(plaintext, &mut out);
@@ -163,7 +163,7 @@ impl Pair {
         out.len()
     }
 
-    /// Takes in what the client wants to send, and returns the plaintext and the outcome.
+    /// Delivers what the client wants to send, and returns the plaintext and the outcome.
     pub fn send_to_server(&mut self, plaintext: &[u8]) -> (Vec<u8>, crate::record::Outcome) {
         self.client.writer().write_all(plaintext).unwrap();
         self.sealed.extend(take_from(&mut self.client));

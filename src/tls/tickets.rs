@@ -1,12 +1,12 @@
-//! Session tickets under keys that are plain data, so that all shards, and a restarted server, accept each other's.
+//! Session tickets under keys that are plain data, so that all shards, and a restarted server, accept each other's tickets.
 //!
 //! ```text
 //! ticket:  | name of its key, 16 | nonce, 12 | sealed: | seconds since 1970, 8 | state of the session | | tag, 16 |
 //! ```
 //!
-//! A resumed session does not show its client certificate again, nor are the authorities asked. So each context, such as a listener
-//! with its authorities, has keys of its own, derived from those of the server: a ticket of one is worth nothing in another. And a
-//! ticket is worth nothing after [`TICKET_LIFETIME_S`], however long its key lives: rustls does not look at the age.
+//! A resumed session does not present its client certificate again, and the authorities are not checked. So each context, such as
+//! a listener with its authorities, derives its own keys from the server's, and a ticket of one context is invalid in another.
+//! rustls does not check a ticket's age, so we reject those older than [`TICKET_LIFETIME_S`], however long the key lives.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -18,20 +18,20 @@ use ring::{
 use rustls::server::ProducesTickets;
 use zeroize::Zeroizing;
 
-/// Bytes of a ticket key: a name and an AEAD key.
+/// Length of a ticket key in bytes: a name and an AEAD key.
 pub const TICKET_KEY_BYTES: usize = NAME_BYTES + 32;
-/// Keys in use: the first seals new tickets, all of them open old ones.
+/// Maximum keys in use: the first seals new tickets; all of them open tickets.
 pub const TICKET_KEYS_MAX: usize = 4;
-/// How long a ticket is accepted. The keys should be rotated as often.
+/// How long a ticket is accepted. Rotate the keys at the same interval.
 pub const TICKET_LIFETIME_S: u32 = 12 * 3_600;
-/// How far the clock of another server with the same keys may be ahead.
+/// How far the clock of another server with the same keys may be ahead of ours.
 const CLOCK_SKEW_S: u64 = 60;
 const NAME_BYTES: usize = 16;
 const NONCE_BYTES: usize = 12;
-/// Bytes of the time of issue.
+/// Length of the time of issue, in bytes.
 const TIME_BYTES: usize = 8;
 
-/// Tells the time in seconds since 1970: a clock of the caller.
+/// The caller's clock: returns seconds since 1970.
 pub type ClockS = fn() -> u64;
 
 /// A ticket key, cleared when dropped.
@@ -51,7 +51,7 @@ impl hkdf::KeyType for KeyLength {
 }
 
 impl Key {
-    /// The key of a context, derived from one of the server's (RFC 5869).
+    /// Derives a context's key from a server's key (RFC 5869).
     fn derived(key: &TicketKey, context: &[u8]) -> Option<Key> {
         let mut bytes = Zeroizing::new([0; TICKET_KEY_BYTES]);
         let secret = hkdf::Salt::new(hkdf::HKDF_SHA256, b"tickcast session tickets").extract(&**key);
@@ -76,38 +76,39 @@ impl std::fmt::Debug for TicketKeys {
 }
 
 impl TicketKeys {
-    /// Keys that someone else keeps, newest first: at most [`TICKET_KEYS_MAX`]; later ones are ignored.
+    /// Uses existing keys, newest first: at most [`TICKET_KEYS_MAX`]; further ones are ignored.
     pub fn new(keys: &[TicketKey], now_s: ClockS) -> TicketKeys {
         let tickets = TicketKeys { keys: Arc::default(), now_s };
         tickets.replace(keys);
         tickets
     }
 
-    /// A random key of this process.
+    /// Creates a random key for this process.
     ///
     /// # Errors
-    /// The system has no random numbers.
+    /// The system cannot provide random numbers.
     pub fn random(now_s: ClockS) -> Result<TicketKeys, ring::error::Unspecified> {
         Ok(TicketKeys::new(&[random_key()?], now_s))
     }
 
-    /// Reads the keys of a file: [`TICKET_KEY_BYTES`] each, newest first. `None` if it is empty, or has a part of a key or too many.
+    /// Reads keys from a file's bytes: [`TICKET_KEY_BYTES`] each, newest first. `None` if it is empty, has too many, or ends
+    /// within a key.
     pub fn read(bytes: &[u8]) -> Option<Vec<TicketKey>> {
         let (keys, rest) = bytes.as_chunks::<TICKET_KEY_BYTES>();
         let is_whole = rest.is_empty() && (1..=TICKET_KEYS_MAX).contains(&keys.len());
         is_whole.then(|| keys.iter().map(|key| Zeroizing::new(*key)).collect())
     }
 
-    /// Replaces all keys: no older ticket is accepted, unless its key is among these.
+    /// Replaces all keys. Tickets under other keys are no longer accepted.
     pub fn replace(&self, keys: &[TicketKey]) {
         let keys = keys.iter().take(TICKET_KEYS_MAX).cloned().collect();
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 
-    /// Seals new tickets under a new random key, and forgets the key before the last.
+    /// Creates a random key that seals new tickets, and drops the key before the previous one.
     ///
     /// # Errors
-    /// The system has no random numbers. The old key stays.
+    /// The system cannot provide random numbers. The old key remains.
     pub fn rotate(&self) -> Result<(), ring::error::Unspecified> {
         let key = random_key()?;
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
@@ -116,13 +117,14 @@ impl TicketKeys {
         Ok(())
     }
 
-    /// The tickets of a context, which are worth nothing in another.
+    /// Creates the tickets of a context, which are invalid in any other.
     pub fn for_context(&self, context: &[u8]) -> Tickets {
         Tickets { keys: self.clone(), context: context.into() }
     }
 }
 
-/// Makes and accepts the tickets of one context. Takes a lock and derives a key for each, 2 us beside the 80 us of a handshake.
+/// Issues and accepts the tickets of one context. Each takes a lock and derives a key: 2 us in addition to the 80 us of a
+/// handshake.
 #[derive(Clone, Debug)]
 pub struct Tickets {
     keys: TicketKeys,
@@ -237,7 +239,7 @@ mod tests {
         let lifetime_s = u64::from(TICKET_LIFETIME_S);
         assert!(is_accepted_at(issued_s) && is_accepted_at(issued_s + lifetime_s));
         assert!(!is_accepted_at(issued_s + lifetime_s + 1) && !is_accepted_at(u64::MAX));
-        // The clock of the server that has issued it may be somewhat ahead.
+        // The clock of the issuing server may be slightly ahead.
         assert!(is_accepted_at(issued_s - CLOCK_SKEW_S));
         assert!(!is_accepted_at(issued_s - CLOCK_SKEW_S - 1) && !is_accepted_at(0));
     }

@@ -1,5 +1,5 @@
-//! SENDs whose header is written when they are gathered: frames wait without headers, and those that leave together form
-//! one message.
+//! SENDs whose header is written when they are gathered: frames are queued without headers, and those of one SEND form one
+//! message.
 
 use super::outbox::{NextSend, Outbox, Segment, SendSource};
 use crate::{
@@ -11,9 +11,9 @@ use tickcast_proto::{WireFormat, framing::SEND_HEADER_BYTES_MAX};
 /// The contents of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Batch {
-    /// Bytes at the front of the outbox that go with this SEND.
+    /// Bytes at the front of the outbox that this SEND takes.
     taken: u32,
-    /// Bytes after them that end a frame, for the next SENDs.
+    /// Bytes after them that belong to the same frame, for the next SENDs.
     cut_rest: u32,
 }
 
@@ -44,7 +44,7 @@ impl Outbox {
                         false => return NextSend::Overwritten,
                     }
                 }
-                // The rest of a message whose header has left.
+                // The rest of a message whose header has been sent.
                 Segment::Shared(_) | Segment::Private { .. } | Segment::Notice { .. }
                     if self.cut_rest > 0 =>
                 {
@@ -56,7 +56,7 @@ impl Outbox {
                 }
                 Segment::Shared(_) | Segment::Private { .. } | Segment::Notice { .. } => {
                     let batch = self.next_batch(log, left.saturating_sub(SEND_HEADER_BYTES_MAX));
-                    // Not worth a cut: the gathered frames leave, this one comes next.
+                    // Not worth a cut: send the gathered frames first, then this one.
                     if batch.taken == 0 || (batch.cut_rest > 0 && gather.len() > start) {
                         break;
                     }
@@ -72,7 +72,7 @@ impl Outbox {
         }
     }
 
-    /// The frames at the front of the outbox that fit into `room`, or the beginning of a longer one.
+    /// The frames at the front of the outbox that fit into `room`, or the beginning of a frame that is longer.
     fn next_batch(&self, log: Option<&EgressLog>, room: usize) -> Batch {
         let mut taken = 0;
         let segments = self.backlog.as_deref().map(|backlog| &backlog.segments);
@@ -120,7 +120,7 @@ impl Outbox {
         }
     }
 
-    /// Takes bytes of the first segment; `cut_rest` of it are then the rest of a frame that was begun.
+    /// Takes bytes of the first segment. After that, `cut_rest` of its bytes are the rest of a partly sent frame.
     pub(super) fn take_front(
         &mut self,
         log: Option<&EgressLog>,
@@ -178,7 +178,7 @@ mod tests {
         session.push_range(log, range);
     }
 
-    /// The next SEND's bytes; `None` when nothing waits.
+    /// The bytes of the next SEND; `None` if nothing is waiting.
     fn send(session: &mut Session, log: &EgressLog) -> Option<Vec<u8>> {
         let mut gather = b"another's".to_vec();
         match session.take_send(Some(log), &mut gather) {

@@ -1,4 +1,4 @@
-//! A request of `/v1` that is being carried out: what has been found or answered so far, and the answer to the client.
+//! A `/v1` request in progress: the results so far, and the answer to the client.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -15,43 +15,43 @@ use tickcast_proto::{
     reply::Reply,
 };
 
-/// What a connection's requests of `/v1` leave on it.
+/// State that `/v1` requests leave on a connection.
 #[derive(Debug, Default)]
 pub struct Calls {
-    /// Who has sent the last request.
+    /// The client that sent the last request.
     pub caller: Option<Caller>,
-    /// The request that is being carried out: one at a time.
+    /// The request in progress; at most one.
     pub pending: Option<PendingCall>,
 }
 
-/// Whose credentials a connection has. A proxy may send the requests of many clients over one connection.
+/// Whose credentials a connection uses. A proxy may send the requests of many clients over one connection.
 #[derive(Debug)]
 pub struct Caller {
     /// The token of the last request.
     pub token: Option<Box<[u8]>>,
-    /// The connection's tenant, whatever a token says.
+    /// The connection's tenant, whatever its tokens say.
     pub tenant: TenantId,
 }
 
-/// A request that is being carried out.
+/// A request in progress.
 #[derive(Debug)]
 pub struct PendingCall {
-    /// How it is answered.
+    /// How to answer it.
     pub exchange: Exchange,
-    /// What it does.
+    /// The work that it requests.
     pub work: Work,
 }
 
-/// What a request does.
+/// The work of a request.
 #[derive(Debug)]
 pub enum Work {
-    /// It publishes.
+    /// A publish.
     Publish(Publishes),
-    /// It reads.
+    /// A read.
     Read(Box<Read>),
 }
 
-/// Publishes that wait for their answers. Their request ids are their places, from 1.
+/// Publishes that await their answers. Their request ids are their positions, from 1.
 #[derive(Debug)]
 pub struct Publishes {
     results: Vec<Option<Outcome>>,
@@ -65,38 +65,38 @@ enum Outcome {
     Failed { code: ErrorCode, text: Box<str> },
 }
 
-/// What a request reads.
+/// What a read request reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readable {
     /// Last values of topics.
     Latest,
     /// Names of topics.
     Topics,
-    /// Ticks of one topic, in this epoch if one is given.
+    /// Ticks of one topic, of a given epoch if there is one.
     History {
-        /// The epoch of the first sequence wanted.
+        /// The epoch of the first requested sequence.
         epoch: Option<u64>,
     },
 }
 
-/// Reads topics from their homes, one piece after the other.
+/// Reads topics from their homes, piece by piece.
 #[derive(Debug)]
 pub struct Read {
-    /// What is read.
+    /// What to read.
     pub what: Readable,
     /// Keys of the patterns, or of the topic.
     pub patterns: Vec<Box<str>>,
-    /// Where it goes on. For a history, `sequence` is the first one wanted.
+    /// Where to continue. For a history, `sequence` is the first one requested.
     pub at: Cursor,
-    /// Items that the answer may still have.
+    /// Items that the answer still has room for.
     pub left: usize,
-    /// Filters topics; `None`: all.
+    /// Filters topics; `None`: allows all.
     pub permissions: Option<Arc<Permissions>>,
-    /// Whether a home has been asked and has not answered.
+    /// Whether a home has been asked but has not answered.
     pub is_waiting: bool,
     /// The answer, as far as it is known. Bound: [`HTTP_PAGE_BYTES`], and one piece.
     out: Vec<u8>,
-    /// The topic whose values come last in `out`.
+    /// The topic whose values `out` ends with.
     open: Option<TopicInfo>,
     state: ReadState,
 }
@@ -109,7 +109,7 @@ enum ReadState {
 }
 
 impl PendingCall {
-    /// Notes an answer to one of its parts. Returns whether it was the last one that was missing.
+    /// Records the answer to one of its parts. Returns whether that completes the request.
     pub fn note(&mut self, reply: &Reply<'_>) -> bool {
         let (request, outcome) = match *reply {
             Reply::Published { request, name, epoch, sequence, .. } => {
@@ -136,7 +136,7 @@ impl PendingCall {
         }
     }
 
-    /// Its answer: the status, and the content as JSON.
+    /// The answer: its status, and its content as JSON.
     pub fn answer(self) -> (u16, String) {
         match self.work {
             Work::Publish(publishes) => publishes.answer(),
@@ -144,7 +144,7 @@ impl PendingCall {
         }
     }
 
-    /// Bytes it occupies.
+    /// Bytes of memory.
     pub fn memory_bytes(&self) -> usize {
         size_of::<PendingCall>()
             + match &self.work {
@@ -155,7 +155,7 @@ impl PendingCall {
 }
 
 impl Publishes {
-    /// So many publishes without an answer.
+    /// Creates this many unanswered publishes.
     pub fn new(count: usize, is_single: bool) -> Publishes {
         Publishes { results: (0..count).map(|_| None).collect(), missing: count, is_single }
     }
@@ -196,7 +196,7 @@ impl Publishes {
 }
 
 impl Read {
-    /// Reads these patterns from a place on.
+    /// Creates a read of these patterns, starting at a cursor.
     pub fn new(what: Readable, patterns: Vec<Box<str>>, at: Cursor, limit: usize) -> Read {
         Read {
             what,
@@ -211,12 +211,12 @@ impl Read {
         }
     }
 
-    /// Ends it with an error.
+    /// Ends the read with an error.
     pub fn fail(&mut self, status: u16, code: ErrorCode, text: String) {
         self.state = ReadState::Failed(status, code, text);
     }
 
-    /// The key of the pattern that is read now; `None` if there is no more.
+    /// The key of the pattern being read; `None` after the last.
     pub fn pattern(&self) -> Option<&str> {
         self.patterns.get(self.at.pattern as usize).map(|pattern| &**pattern)
     }
@@ -259,7 +259,7 @@ impl Read {
         }
     }
 
-    /// Begins a topic in the answer. Returns whether the client wants it and may read it.
+    /// Starts a topic in the answer. Returns whether the client requested it and may read it.
     fn open_topic(&mut self, frame: &Frame<'_>, matches: impl Fn(&str, &str) -> bool) -> bool {
         let (Ok(Published { epoch, .. }), Ok(key)) = (frame.record::<Published>(), frame.text()) else {
             debug_assert!(false, "this process encoded the frame");
@@ -312,8 +312,8 @@ impl Read {
         self.left = self.left.saturating_sub(1);
     }
 
-    /// Takes the ticks of a topic, which ends the request. `found`: the topic's epoch, its last sequence, and the first one kept of
-    /// those wanted; `None`: there is no such topic.
+    /// Takes the ticks of a topic, which completes the request. `found`: the topic's epoch, its last sequence, and the first
+    /// requested one that is kept; `None`: there is no such topic.
     pub fn take_ticks(
         &mut self,
         id: TopicId,

@@ -30,15 +30,15 @@ pub enum CloseReason {
     Http(u16),
     /// An HTTP connection sent no further request in time.
     HttpIdle,
-    /// A limit refuses the client's address, which became known only after the accept.
+    /// A limit refuses the client's address, which became known only after accepting.
     Refused(Refusal),
-    /// The client's credentials were refused, or are no longer valid.
+    /// The client's credentials were refused or are no longer valid.
     Unauthorized(AuthRefusal),
-    /// A trusted proxy sent no valid PROXY protocol header.
+    /// A trusted proxy did not send a valid PROXY protocol header.
     Proxy(ProxyError),
-    /// TLS failed, in its handshake or later.
+    /// TLS failed, during the handshake or later.
     Tls(String),
-    /// The keys of a TLS 1.2 connection are used up, and cannot be changed.
+    /// The keys of a TLS 1.2 connection are exhausted and cannot be changed.
     TlsKeysUsedUp,
     /// A request failed, and the session's format has no error reply.
     BadRequest(String),
@@ -216,14 +216,14 @@ pub struct Ending {
     pub reason: CloseReason,
     /// Whether the write side is shut down: the session then waits for the peer's FIN or the deadline.
     pub half_closed: bool,
-    /// Whether the peer sends no more: it has sent FIN, or closed the WebSocket.
+    /// Whether the peer will send nothing more: it has sent FIN, or closed the WebSocket.
     pub peer_closed: bool,
     /// Progress of leaving its topics and patterns.
     pub departure: DepartureState,
 }
 
 impl Ending {
-    /// Begins an end.
+    /// Begins a session's end.
     pub fn new(reason: CloseReason) -> Ending {
         let peer_closed = reason == CloseReason::Peer;
         Ending { reason, half_closed: false, peer_closed, departure: DepartureState::Done }

@@ -8,16 +8,16 @@ use crate::egress_log::{EgressLog, FrameInfo, Range};
 pub enum Verdict {
     /// Keep it.
     Keep,
-    /// Keep it and everything behind it.
+    /// Keep it and everything after it.
     KeepRest,
-    /// Evict it; the caller announces the loss to the session.
+    /// Evict it. The caller announces the loss to the session.
     Evict,
 }
 
 impl Outbox {
-    /// Removes the topics' frames that `judge` evicts from the outbox, from the oldest to the first [`Verdict::KeepRest`].
-    /// `judge` gets the frame's identity, its length, and its range if it is shared. A frame whose beginning has been sent is
-    /// kept: its rest becomes private bytes. O(frames judged), and a copy of the private bytes.
+    /// Removes frames of topics from the outbox, starting with the oldest: those for which `judge` says evict, up to the first
+    /// [`Verdict::KeepRest`]. `judge` gets the frame's identity, its length, and its range if it is shared. A partly sent frame
+    /// is kept; its rest becomes private bytes. O(frames judged), plus a copy of the private bytes.
     pub fn evict(&mut self, log: &EgressLog, mut judge: impl FnMut(Content, u32, Option<Range>) -> Verdict) {
         self.seal();
         let Backlog { segments, private: old, private_start } = std::mem::take(self.backlog_mut());
@@ -32,7 +32,7 @@ impl Outbox {
                         let rest = Range { start: range.start, len: self.cut_rest };
                         let kept = self.backlog_mut();
                         kept.private.extend_from_slice(log.bytes(rest));
-                        // Partly sent, so never judged again: its identity does not matter.
+                        // Partly sent, so never judged again: its identity is irrelevant.
                         let (sequence, topic, len) = (0, 0, rest.len);
                         kept.segments.push_back(Segment::Private { sequence, topic, len });
                         range = Range { start: rest.end(), len: range.len - rest.len };
@@ -68,9 +68,9 @@ impl Outbox {
         self.invariants();
     }
 
-    /// Drops the topics' waiting frames, and keeps the replies in their order. A frame whose beginning has been sent is
-    /// kept: its rest becomes private bytes. If that rest has been overwritten, drops everything and returns `false`; then
-    /// nothing may follow. Copies the private bytes and the rest of one frame.
+    /// Drops the topics' waiting frames, and keeps the replies in order. A partly sent frame is kept; its rest becomes private
+    /// bytes. If that rest has been overwritten, drops everything and returns `false`; then nothing may follow. Copies the
+    /// private bytes and the rest of one frame.
     pub fn keep_replies(&mut self, log: Option<&EgressLog>) -> bool {
         self.seal();
         let mut old = std::mem::take(self);
@@ -103,7 +103,7 @@ impl Outbox {
         true
     }
 
-    /// Evicts from one range. Returns whether everything behind it is kept.
+    /// Evicts from one range. Returns whether everything after it is kept.
     fn evict_range(
         &mut self,
         log: &EgressLog,
@@ -113,7 +113,7 @@ impl Outbox {
         let mut judged_to = range.start;
         let mut rest_kept = false;
         for (frame, info) in log.frames(range) {
-            // Overwritten frames are kept: `take_send` finds them and reports the session as too slow.
+            // Keep overwritten frames: `take_send` finds them and reports the session as too slow.
             self.keep(log, judged_to, frame.start);
             judged_to = frame.start;
             match judge(info.into(), frame.len, Some(frame)) {

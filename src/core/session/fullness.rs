@@ -1,16 +1,16 @@
-//! How much of the time a session's socket is full: distinguishes a slow client from a server that lacks CPU time.
+//! Measures how much of the time a session's socket is full, to distinguish a slow client from a server that lacks CPU time.
 
 use crate::limits::{FULLNESS_MS, OVERLOAD_WAIT_MS, STUCK_MS};
 
-/// While the shard is saturated, a session is slow if its socket was full this many times as long as it had room.
+/// While the shard is saturated, a session is slow only if its socket was full this many times as long as it had room.
 const SATURATED_FULL_SHARE: u32 = 9;
 
-/// How long a socket was full and had room, since it first became full; older times count less. 16 bytes.
+/// How long a socket was full and how long it had room, since it first became full. Older times count less. 16 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fullness {
     full_ms: u32,
     free_ms: u32,
-    /// When it last changed: the low 32 bits of CLOCK_MONOTONIC milliseconds.
+    /// When the socket last changed: the low 32 bits of CLOCK_MONOTONIC milliseconds.
     changed_ms: u32,
     is_full: bool,
     has_been_full: bool,
@@ -34,9 +34,9 @@ impl Fullness {
         if self.is_full { now_ms.wrapping_sub(self.changed_ms) } else { 0 }
     }
 
-    /// Whether the socket was full for most of the time up to `now_ms`, or is full for as long as a tick waits before its loss means
-    /// an overload. `is_saturated`: the shard is so busy that even a fast client may not keep up. Then a session is slow only if its
-    /// socket has not taken all of one SEND for [`STUCK_MS`], or was full nearly all the time.
+    /// Whether the socket was full for most of the time up to `now_ms`, or has been full for as long as a tick may wait before
+    /// its loss is blamed on overload. `is_saturated`: the shard is so busy that even a fast client may not keep up. Then a
+    /// session is slow only if its socket has not taken all of one SEND for [`STUCK_MS`], or was full nearly all the time.
     pub fn is_slow(&self, now_ms: u32, is_saturated: bool) -> bool {
         if !self.has_been_full {
             return false;
@@ -57,7 +57,7 @@ impl Fullness {
     }
 
     fn times(&self, now_ms: u32) -> (u32, u32) {
-        // A long time in one state outweighs everything before.
+        // A long time in one state outweighs everything before it.
         let since_ms = now_ms.wrapping_sub(self.changed_ms).min(2 * FULLNESS_MS);
         match self.is_full {
             true => (self.full_ms + since_ms, self.free_ms),

@@ -14,8 +14,8 @@ pub struct Holders {
 }
 
 impl Holders {
-    /// Gives an identity to a slot that holds none, and returns the slot that held it before. Allocates once, unless the
-    /// identity was held.
+    /// Gives an identity to a slot that holds none. Returns the slot that held it before. Allocates once, unless the identity was
+    /// held.
     pub fn enter(&mut self, slot: SlotId, identity: &str) -> Option<SlotId> {
         debug_assert!(!self.by_slot.contains_key(&slot), "a session names its identity once");
         let (identity, before) = match self.by_identity.get_key_value(identity) {

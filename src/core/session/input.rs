@@ -1,4 +1,4 @@
-//! Input that a session has received and not processed yet.
+//! Input that a session has received but not processed.
 
 use super::Session;
 use crate::limits::INPUT_SPARE_BYTES;
@@ -19,9 +19,9 @@ pub enum InputState {
 /// Waiting input. Stored separately from the session, because most sessions have none most of the time.
 #[derive(Debug, Default)]
 pub struct WaitingInput {
-    /// Received, not yet decoded. Bound: the longest frame, and what was in flight when receiving was paused.
+    /// Received but not decoded. At most the longest frame, plus what was in flight when receiving was paused.
     bytes: Vec<u8>,
-    /// Frames of a WebSocket message that wait for the changes before them.
+    /// Frames of a WebSocket message that wait for pending changes.
     message_rest: Vec<u8>,
     /// When the first of `bytes` arrived, CLOCK_MONOTONIC nanoseconds.
     began_ns: u64,
@@ -51,7 +51,7 @@ impl Session {
         has_room
     }
 
-    /// Keeps the rest of the bytes from [`Session::take_input`] after `used` of them were processed. Frees a buffer that is much
+    /// Keeps the rest of the bytes from [`Session::take_input`], of which `used` have been processed. Frees a buffer that is much
     /// larger than the rest.
     pub fn keep_rest(&mut self, mut bytes: Vec<u8>, used: usize) {
         if used >= bytes.len() {
@@ -64,18 +64,17 @@ impl Session {
         self.input.get_or_insert_default().bytes = bytes;
     }
 
-    /// Whether frames of a WebSocket message wait for the changes before them.
+    /// Whether frames of a WebSocket message wait for pending changes.
     pub fn has_message_rest(&self) -> bool {
         self.input.as_deref().is_some_and(|input| !input.message_rest.is_empty())
     }
 
-    /// Takes out the frames of a WebSocket message that wait.
+    /// Takes the waiting frames of a WebSocket message.
     pub fn take_message_rest(&mut self) -> Vec<u8> {
         self.input.as_deref_mut().map(|input| std::mem::take(&mut input.message_rest)).unwrap_or_default()
     }
 
-    /// Keeps the frames of a WebSocket message that wait for the changes before them. Returns `false` if there is no memory for
-    /// them.
+    /// Keeps the frames of a WebSocket message that wait for pending changes. Returns `false` if there is no memory for them.
     pub fn keep_message_rest(&mut self, frames: &[u8]) -> bool {
         let rest = &mut self.input.get_or_insert_default().message_rest;
         let has_room = rest.try_reserve_exact(frames.len()).is_ok();
@@ -85,8 +84,8 @@ impl Session {
         has_room
     }
 
-    /// When the first byte of an incomplete frame or message arrived, CLOCK_MONOTONIC nanoseconds. The frame's bytes may have
-    /// become fragments since.
+    /// When the first byte of an incomplete frame or message arrived, CLOCK_MONOTONIC nanoseconds. The bytes may have become
+    /// fragments since then.
     pub fn partial_since_ns(&self) -> Option<u64> {
         let since_ns = self.protocol.fragments().and_then(|fragments| fragments.since_ns);
         match self.input_state {
@@ -95,7 +94,7 @@ impl Session {
         }
     }
 
-    /// Records when the waiting input began, after some has been processed. Frees its memory if there is none.
+    /// Records when the remaining input began, after some has been processed. Frees its memory if none remains.
     pub fn note_began(&mut self, began_ns: u64) {
         match self.input.as_deref_mut() {
             Some(input) if !input.bytes.is_empty() || !input.message_rest.is_empty() => {
@@ -106,8 +105,8 @@ impl Session {
         }
     }
 
-    /// Bytes it holds for a frame or message whose rest the peer has not sent, or that waits for the verdict on its credentials:
-    /// whoever sends tokens chooses how many wait. Input that waits for room does not count: the shard keeps it waiting.
+    /// Bytes held for a frame or message that the peer has not completed, or that awaits the verdict on its credentials, because
+    /// clients control how much of both accumulates. Input that waits for room does not count: the shard itself makes it wait.
     pub fn held_unfinished_bytes(&self) -> usize {
         let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
         let input = self.input.as_deref().map_or(0, |input| match self.awaits_verdict() {
@@ -117,7 +116,8 @@ impl Session {
         fragments + if self.is_paused() && !self.awaits_verdict() { 0 } else { input }
     }
 
-    /// When the first byte of its unfinished frame or message arrived, or of what waits for a verdict, CLOCK_MONOTONIC nanoseconds.
+    /// When the first byte of the unfinished frame or message, or of the input that awaits a verdict, arrived, CLOCK_MONOTONIC
+    /// nanoseconds.
     pub fn unfinished_since_ns(&self) -> Option<u64> {
         match (self.protocol.fragments(), self.input_state) {
             (Some(fragments), _) => fragments.since_ns,

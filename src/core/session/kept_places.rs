@@ -1,4 +1,4 @@
-//! Places of event streams that have ended, for clients that come back.
+//! Places of event streams that have ended, kept for clients that resume.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -6,14 +6,14 @@ use super::places::Places;
 use crate::{ids::SessionId, limits::RESUME_WINDOW_MS};
 use tickcast_proto::subscription::Position;
 
-/// The places that no event id could hold, by session. Kept for [`RESUME_WINDOW_MS`]. Their memory counts against that of the
-/// shard's saved positions, which bounds their number.
+/// The places that no event id could hold, by session. Kept for [`RESUME_WINDOW_MS`]. Their memory counts towards the shard's
+/// saved positions, which bounds their number.
 ///
 /// Invariant: each session in `by_session` is in `expiries`.
 #[derive(Debug, Default)]
 pub struct KeptPlacesTable {
     by_session: HashMap<SessionId, Places>,
-    /// When each expires, CLOCK_MONOTONIC nanoseconds, the earliest first.
+    /// When each expires, CLOCK_MONOTONIC nanoseconds, earliest first.
     expiries: VecDeque<(u64, SessionId)>,
     /// The time of the turn, CLOCK_MONOTONIC nanoseconds.
     now_ns: u64,
@@ -31,7 +31,7 @@ impl KeptPlacesTable {
         self.by_session.get(&session)?.after_send(number)
     }
 
-    /// Sets the time of the turn, and forgets places that nobody came back to in time. O(those).
+    /// Sets the time of the turn, and drops expired places. O(places dropped).
     pub fn expire(&mut self, now_ns: u64) {
         self.now_ns = now_ns;
         while let Some((due_ns, session)) = self.expiries.front().copied()
@@ -42,7 +42,7 @@ impl KeptPlacesTable {
         }
     }
 
-    /// Bytes it occupies.
+    /// Bytes of memory.
     pub fn memory_bytes(&self) -> usize {
         let places: usize = self.by_session.values().map(Places::memory_bytes).sum();
         places + self.expiries.capacity() * size_of::<(u64, SessionId)>()

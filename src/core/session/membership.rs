@@ -9,53 +9,55 @@ use tickcast_proto::{
     subscription::{Policy, Position},
 };
 
-/// What a session currently receives of a topic.
+/// What a session currently receives from a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Taking {
     /// Every tick as it arrives.
     Live,
-    /// Nothing until the socket has room, then the last tick since `from`.
+    /// Nothing until the socket has room; then the last tick since `from`.
     Held,
-    /// Nothing until the rate limit allows it, then the last tick since `from`.
+    /// Nothing until the rate limit allows it; then the last tick since `from`.
     Paced,
-    /// The ticks it missed, from `from` on, in chunks from the topic's home.
+    /// The ticks it has missed since `from`, in chunks from the topic's home.
     Recovering,
-    /// Nothing until the topic, which a log feeds, reaches `from`: the session comes from a node that had read more of the log.
+    /// Nothing until the topic, which is fed by a log, reaches `from`: the session comes from a node that had read further in the
+    /// log.
     Ahead,
 }
 
-/// Sequences of a topic from `from` up to, not including, `to`.
+/// Sequences of a topic from `from` up to but excluding `to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
-    /// The first.
+    /// The first sequence.
     pub from: Sequence,
-    /// The one after the last.
+    /// The sequence after the last.
     pub to: Sequence,
 }
 
 impl Gap {
-    /// No sequence.
+    /// The empty gap.
     pub const NONE: Gap = Gap { from: Sequence(0), to: Sequence(0) };
 
-    /// Whether there is no sequence in it.
+    /// Whether it contains no sequence.
     pub fn is_empty(self) -> bool {
         self.from >= self.to
     }
 }
 
-/// A session's membership in a topic. 48 bytes and the topic's id in the session's [`Memberships`], and 4 bytes in the topic's member list.
+/// A session's membership in a topic. 48 bytes and the topic's id in the session's [`Memberships`], and 4 bytes in the topic's
+/// member list.
 #[derive(Clone, Copy, Debug)]
 pub struct Membership {
-    /// Unless live: the first sequence that has been neither delivered nor announced as skipped.
+    /// Unless live: the first sequence that has neither been delivered nor announced as skipped.
     pub from: u64,
     /// If paced: when the next tick may be delivered, CLOCK_MONOTONIC nanoseconds.
     pub due_ns: u64,
-    /// Ticks dropped and not yet announced.
+    /// Ticks dropped but not yet announced.
     pub gap: Gap,
     /// The session's index in the topic's member list.
     pub position: u32,
-    /// Shortest time between two ticks, microseconds; 0: no pace.
+    /// Minimum time between two ticks, in microseconds; 0: no limit.
     pub interval_us: u32,
     /// What happens to its ticks while the session is behind.
     pub policy: Policy,
@@ -65,12 +67,12 @@ pub struct Membership {
     pub wanted: Backfill,
     /// Whether the topic has been announced to the session.
     pub announced: bool,
-    /// Whether wildcard groups serve all of the session's patterns that match the topic: once live, it needs no membership.
+    /// Whether wildcard groups serve all of the session's patterns that match the topic. Once live, it then needs no membership.
     pub is_shared: bool,
 }
 
 impl Membership {
-    /// Whether its announcement or gap must still be sent. If so, it is listed in [`Lag::unannounced`].
+    /// Whether its announcement or gap has yet to be sent. If so, it is listed in [`Lag::unannounced`].
     pub fn is_unannounced(&self) -> bool {
         !self.announced || !self.gap.is_empty()
     }
@@ -97,7 +99,7 @@ impl Membership {
         self.policy == Policy::Conflate || self.interval_us > 0
     }
 
-    /// Its contribution to the session's count.
+    /// Its contribution to the session's counts.
     pub(super) fn yielding(&self) -> Yielding {
         Yielding {
             memberships: self.yields().into(),
@@ -130,16 +132,16 @@ pub struct Lag {
     pub unannounced: Vec<TopicId>,
     /// Topics whose next chunk of history has yet to be requested.
     pub recovering: VecDeque<TopicId>,
-    /// Chunks requested and not yet received.
+    /// Chunks requested but not yet received.
     pub chunks_in_flight: u32,
     /// Whether the session is in the shard's queue of sessions that request chunks.
     pub pull_queued: bool,
-    /// Positions that the client has named.
+    /// Positions given by the client.
     pub saved_positions: Option<Box<SavedPositions>>,
 }
 
 impl Lag {
-    /// Whether it holds nothing, and can be dropped.
+    /// Whether it holds nothing and can be dropped.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
             && self.unannounced.is_empty()
@@ -149,7 +151,7 @@ impl Lag {
             && !self.pull_queued
     }
 
-    /// Takes out the saved position of a topic.
+    /// Takes the saved position in a topic.
     pub fn take_position(&mut self, topic: &str) -> Option<Position> {
         self.saved_positions.as_deref_mut()?.take(topic)
     }
@@ -168,7 +170,7 @@ impl Lag {
         }
     }
 
-    /// Bytes it occupies.
+    /// Bytes of memory.
     pub fn memory_bytes(&self) -> usize {
         let topics = self.held.capacity() + self.unannounced.capacity() + self.recovering.capacity();
         let saved_positions = self.saved_positions.as_deref().map_or(0, SavedPositions::memory_bytes);

@@ -3,14 +3,14 @@
 use super::membership::{Membership, TopicMap};
 use tickcast_proto::ids::TopicId;
 
-/// A session's memberships. 8 bytes, 64 more for the first, and some 57 to 114 for each of several. Frees its memory when the
-/// last one is removed.
+/// A session's memberships. 8 bytes, plus 64 for the first; with several, 57 to 114 for each. Frees its memory when the last one
+/// is removed.
 #[derive(Debug, Default)]
 pub struct Memberships(Option<Box<Inner>>);
 
 #[derive(Debug)]
 enum Inner {
-    /// Most sessions have one, and a map takes 260 bytes for it.
+    /// Most sessions have one membership, for which a map would take 260 bytes.
     One(TopicId, Membership),
     Many(TopicMap<Membership>),
 }
@@ -18,7 +18,7 @@ enum Inner {
 const _: () = assert!(size_of::<Inner>() == 56, "the docs of Memberships say how large it is");
 
 impl Memberships {
-    /// How many there are.
+    /// Number of memberships.
     pub fn len(&self) -> usize {
         match self.0.as_deref() {
             None => 0,
@@ -27,7 +27,7 @@ impl Memberships {
         }
     }
 
-    /// Whether there are none.
+    /// Whether there are no memberships.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.0.is_none()
@@ -42,7 +42,7 @@ impl Memberships {
         }
     }
 
-    /// The membership of a topic, to change.
+    /// The mutable membership of a topic.
     #[inline]
     pub fn get_mut(&mut self, id: TopicId) -> Option<&mut Membership> {
         match self.0.as_deref_mut()? {
@@ -51,13 +51,13 @@ impl Memberships {
         }
     }
 
-    /// Whether there is one of a topic.
+    /// Whether a topic has a membership.
     #[inline]
     pub fn contains(&self, id: TopicId) -> bool {
         self.get(id).is_some()
     }
 
-    /// Adds a membership, or replaces that of its topic. Returns the one before.
+    /// Adds a membership, replacing any in the same topic. Returns the replaced one.
     pub fn insert(&mut self, id: TopicId, membership: Membership) -> Option<Membership> {
         match self.0.as_deref_mut() {
             None => {
@@ -85,7 +85,7 @@ impl Memberships {
         removed
     }
 
-    /// All memberships with their topics, in no order.
+    /// All memberships with their topics, in arbitrary order.
     pub fn iter(&self) -> impl Iterator<Item = (TopicId, &Membership)> {
         let (one, many) = match self.0.as_deref() {
             None => (None, None),
@@ -95,17 +95,17 @@ impl Memberships {
         one.into_iter().chain(many.into_iter().flatten())
     }
 
-    /// The topics, in no order.
+    /// The topics, in arbitrary order.
     pub fn topics(&self) -> impl Iterator<Item = TopicId> {
         self.iter().map(|(id, _)| id)
     }
 
-    /// Bytes it holds on the heap.
+    /// Bytes of heap memory.
     pub fn heap_bytes(&self) -> usize {
         let map = match self.0.as_deref() {
             None => return 0,
             Some(Inner::One(..)) => 0,
-            // An eighth of the buckets stays empty. Each has a byte of control.
+            // An eighth of the buckets stay empty. Each has a control byte.
             Some(Inner::Many(many)) => many.capacity() * 8 / 7 * (size_of::<(TopicId, Membership)>() + 1),
         };
         size_of::<Inner>() + map

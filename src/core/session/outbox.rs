@@ -1,4 +1,4 @@
-//! The outbox of one session: ranges of a shared log, and bytes that only this session gets.
+//! The outbox of one session: ranges of a shared log, and bytes for this session only.
 
 use std::collections::VecDeque;
 
@@ -15,15 +15,15 @@ use tickcast_proto::WireFormat;
 pub(super) enum Segment {
     /// Shared frames, in the egress log of the session's wire format.
     Shared(Range),
-    /// The next so many of the private bytes: replies, whole when queued.
+    /// The next bytes of `private`, this many: replies, whole when queued.
     Reply(u32),
-    /// The next `len` of the private bytes: one frame of a topic, an announcement or a recovered tick.
+    /// The next `len` private bytes: one frame of a topic, an announcement or a recovered tick.
     Private { sequence: u64, topic: u32, len: u32 },
-    /// The next `len` of the private bytes: a notice that the ticks `[from, to)` of a topic were skipped.
+    /// The next `len` private bytes: a notice that the ticks `[from, to)` of a topic were skipped.
     Notice { from: u64, to: u64, topic: u32, len: u16 },
 }
 
-/// Identity of a waiting frame: enough to announce a loss when it is evicted.
+/// Identity of a waiting frame, sufficient to announce a loss if it is evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     /// A tick or an announcement.
@@ -32,7 +32,7 @@ pub enum Content {
     Notice {
         /// The topic's id.
         topic: u32,
-        /// The ticks.
+        /// The skipped ticks.
         skipped: Gap,
     },
 }
@@ -61,7 +61,7 @@ impl Content {
         matches!(self, Content::Frame(FrameInfo { sequence: 1.., .. }))
     }
 
-    /// The ticks that it accounts for; none for an announcement.
+    /// The ticks that it accounts for; empty for an announcement.
     pub fn ticks(self) -> Gap {
         match self {
             Content::Notice { skipped, .. } => skipped,
@@ -74,7 +74,7 @@ impl Content {
 }
 
 impl Segment {
-    /// Its identity; `None` for replies, and for shared frames, which their log identifies.
+    /// Its identity; `None` for replies, and for shared frames, which the log identifies.
     pub(super) fn content(&self) -> Option<Content> {
         match *self {
             Segment::Shared(_) | Segment::Reply(_) => None,
@@ -97,17 +97,17 @@ impl Segment {
 const _: () = assert!(size_of::<Segment>() == 24, "limits.rs says what a full outbox holds");
 const _: () = assert!(size_of::<Outbox>() == 40, "the docs of Outbox say how large it is");
 
-/// Segments for which an empty outbox keeps room; the memory of more is freed.
+/// Segments whose memory an empty outbox keeps. A larger queue is freed.
 const SEGMENTS_KEPT: usize = 8;
 
 /// The outbox's contents before the newest shared frames.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
-    /// Bound: [`OUTBOX_RANGES_MAX`], past which the session is a slow consumer.
+    /// At most [`OUTBOX_RANGES_MAX`]; beyond that, the session is a slow consumer.
     pub(super) segments: VecDeque<Segment>,
-    /// The bytes of all segments but [`Segment::Shared`], in order.
+    /// The bytes of all segments except [`Segment::Shared`], in order.
     pub(super) private: Vec<u8>,
-    /// Bytes at the front of `private` that have been taken.
+    /// Bytes at the front of `private` that have already been taken.
     pub(super) private_start: usize,
 }
 
@@ -132,7 +132,7 @@ impl Backlog {
         }
     }
 }
-/// Segments of an outbox that debug builds check after each change; longer ones are not checked.
+/// Maximum length of an outbox, in segments, that debug builds check after each change.
 const SEGMENTS_CHECKED_MAX: usize = 64;
 
 /// Where the bytes of one SEND are.
@@ -144,7 +144,7 @@ pub enum SendSource {
     Gathered {
         /// Offset of the first byte.
         start: usize,
-        /// Bytes.
+        /// Length in bytes.
         len: usize,
     },
 }
@@ -152,30 +152,30 @@ pub enum SendSource {
 /// The next SEND, or why there is none.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NextSend {
-    /// These bytes; the session is sending until the outcome is reported.
+    /// Send these bytes. The session is sending until the outcome is reported.
     Send(SendSource),
-    /// Nothing waits.
+    /// Nothing is waiting.
     Idle,
-    /// The waiting frames have been overwritten in the log: the session was too slow.
+    /// Waiting frames have been overwritten in the log: the session was too slow.
     Overwritten,
 }
 
-/// The bytes that wait to be sent to one session, in order: the segments of `backlog`, then `newest`. 40 bytes.
+/// Bytes waiting to be sent to one session, in order: the segments of `backlog`, then `newest`. 40 bytes.
 ///
-/// Invariant: `bytes` is the sum of the lengths of `newest` and the segments, none of which is 0.
+/// Invariant: `bytes` is the total length of `newest` and the segments, none of which is empty.
 /// Invariant: the reply and private segments add up to the backlog's private bytes; `reply_bytes` of them belong to reply
 /// segments.
 /// Invariant: `cut_rest` is at most the length of the first segment.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    /// Allocated when first needed, and given back with the last reply: most sessions need it during their handshake only.
+    /// Allocated when first needed, and freed with the last reply: most sessions need it only during their handshake.
     pub(super) backlog: Option<Box<Backlog>>,
-    /// The shared frames behind all segments; none if its length is 0. A session that keeps up has nothing else, and needs no
+    /// The shared frames after all segments; none if its length is 0. A session that keeps up has nothing else, and needs no
     /// allocation.
     pub(super) newest: Range,
     pub(super) bytes: usize,
     pub(super) reply_bytes: u32,
-    /// Bytes at the front that end a frame whose beginning has been taken.
+    /// Bytes at the front that end a partly sent frame.
     pub(super) cut_rest: u32,
 }
 
@@ -186,7 +186,7 @@ impl Outbox {
         self.bytes
     }
 
-    /// Bytes of topics' frames waiting, shared or private. Replies have a bound of their own.
+    /// Bytes of topics' frames waiting, shared or private. Replies have their own bound.
     #[inline]
     pub fn frame_bytes(&self) -> usize {
         self.bytes - self.reply_bytes as usize
@@ -203,7 +203,7 @@ impl Outbox {
         self.segments().map_or(0, VecDeque::len) + usize::from(self.newest.len > 0)
     }
 
-    /// Whether so many segments wait that something must yield.
+    /// Whether so many segments are waiting that the session must yield.
     #[inline]
     pub fn has_too_many_ranges(&self) -> bool {
         self.segments().is_some_and(|segments| segments.len() >= OUTBOX_RANGES_MAX)
@@ -220,12 +220,12 @@ impl Outbox {
         self.segments()?.front().copied()
     }
 
-    /// The outbox's contents before the newest shared frames, to change.
+    /// The mutable contents before the newest shared frames.
     pub(super) fn backlog_mut(&mut self) -> &mut Backlog {
         self.backlog.get_or_insert_default()
     }
 
-    /// Whether the next byte is in the middle of a frame: nothing else may be sent before that frame's end.
+    /// Whether the next byte is in the middle of a frame, which must be completed before anything else is sent.
     pub fn is_mid_frame(&self) -> bool {
         self.cut_rest > 0
     }
@@ -237,7 +237,7 @@ impl Outbox {
             && self.backlog.as_deref().is_some_and(|backlog| backlog.private_bytes().starts_with(start))
     }
 
-    /// Bytes it holds on the heap.
+    /// Bytes of heap memory.
     pub fn heap_bytes(&self) -> usize {
         self.backlog.as_deref().map_or(0, |backlog| {
             let segments = backlog.segments.capacity() * size_of::<Segment>();
@@ -245,7 +245,7 @@ impl Outbox {
         })
     }
 
-    /// Position in the log of the oldest shared frame that waits.
+    /// Position in the log of the oldest waiting shared frame.
     pub fn oldest_shared(&self) -> Option<u64> {
         let first = self.segments().into_iter().flatten().find_map(|segment| match segment {
             Segment::Shared(range) => Some(range.start),
@@ -254,7 +254,7 @@ impl Outbox {
         first.or((self.newest.len > 0).then_some(self.newest.start))
     }
 
-    /// Queues shared frames. 24 bytes at most, none when the range continues the last one.
+    /// Queues shared frames. Takes at most 24 bytes, none if the range continues the last one.
     #[inline]
     pub fn push_range(&mut self, log: &EgressLog, range: Range) {
         self.bytes += range.len as usize;
@@ -272,7 +272,7 @@ impl Outbox {
         self.invariants();
     }
 
-    /// Makes the newest shared frames a segment, so that the segments hold everything.
+    /// Turns the newest shared frames into a segment, so that the segments hold everything.
     pub(super) fn seal(&mut self) {
         let newest = std::mem::take(&mut self.newest);
         if newest.len > 0 {
@@ -280,7 +280,7 @@ impl Outbox {
         }
     }
 
-    /// Queues replies: whole frames.
+    /// Queues replies, which are whole frames.
     pub fn push_reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let len = self.write_private(write);
         self.reply_bytes += len;
@@ -293,7 +293,7 @@ impl Outbox {
         self.invariants();
     }
 
-    /// Queues one frame of a topic that only this session gets. Bound: the history requested at once, and one SEND.
+    /// Queues one frame of a topic for this session only. Bounded by the history requested at once, and one SEND.
     pub fn push_private(&mut self, content: Content, write: impl FnOnce(&mut Vec<u8>)) {
         let len = self.write_private(write);
         if len > 0 {
@@ -321,8 +321,8 @@ impl Outbox {
         len as u32
     }
 
-    /// Queues replies, which are whole frames, before the first waiting frame of a topic. Costs a step per reply before them, of
-    /// which there are few, and a move of the private bytes.
+    /// Queues replies, which are whole frames, before the first waiting frame of a topic. Costs one step per reply before them,
+    /// of which there are few, and a move of the private bytes.
     pub fn insert_before_frames(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -330,7 +330,7 @@ impl Outbox {
         self.seal();
         let (cut_rest, mut before, mut at) = (self.cut_rest, 0, 0);
         let Backlog { segments, private, private_start } = self.backlog_mut();
-        // A frame whose beginning has been sent must end first.
+        // A partly sent frame must be completed first.
         if cut_rest > 0 {
             match segments.front().copied() {
                 Some(Segment::Shared(range)) => {
@@ -362,9 +362,9 @@ impl Outbox {
         self.invariants();
     }
 
-    /// Takes the next SEND: a long range straight from the log, else as many segments as fit, copied to the end of
-    /// `gather`, which must have room for [`SEND_BYTES_MAX`]. Cuts fall between frames if a boundary is within reach.
-    /// `notices_pending`: notices must be queued before any frame that has not begun, so only what precedes them leaves.
+    /// Takes the next SEND: a long range directly from the log, otherwise as many segments as fit, copied to the end of `gather`,
+    /// which must have room for [`SEND_BYTES_MAX`]. Cuts between frames if a boundary is within reach. `notices_pending`: notices
+    /// must be queued before any frame that has not begun, so only what precedes them is sent.
     #[inline]
     pub fn take_send(
         &mut self,
@@ -376,7 +376,7 @@ impl Outbox {
         if format.framing.has_send_headers() {
             return self.take_batch(log, format, notices_pending, gather);
         }
-        // Most SENDs: the session keeps up, and what its topics got since its last SEND is one range.
+        // Most SENDs: the session keeps up, and its new frames since its last SEND are one range.
         let newest = self.newest;
         if self.segments().is_none_or(VecDeque::is_empty)
             && (1..=SEND_BYTES_MAX).contains(&(newest.len as usize))
@@ -415,12 +415,12 @@ impl Outbox {
                     let taken = (len as usize).min(left);
                     self.reply_bytes -= if let Segment::Reply(_) = segment { taken as u32 } else { 0 };
                     backlog.take_private(taken, gather);
-                    // A reply segment does not say where its frames end: it counts as one.
+                    // A reply segment does not say where its frames end, so it counts as one frame.
                     self.advance_front(Cut { len: taken as u32, frame_rest: len - taken as u32 });
                     left -= taken;
                 }
                 (Segment::Shared(_), None) => return NextSend::Overwritten,
-                // The bytes gathered before it leave first: they may end a frame that was cut.
+                // Send the bytes gathered so far first: they may complete a partly sent frame.
                 (Segment::Shared(range), Some(log)) if log.is_overwritten(range.start) => {
                     match gather.len() > start {
                         true => break,
@@ -432,7 +432,7 @@ impl Outbox {
                         && (range.len as usize >= SEND_DIRECT_BYTES || backlog.segments.len() == 1);
                     let cut = match range.len as usize {
                         len if len <= left => Cut { len: range.len, frame_rest: 0 },
-                        // Not worth a cut: the gathered bytes leave first.
+                        // Not worth a cut: send the gathered bytes first.
                         _ if gather.len() > start => break,
                         _ => log.cut(range, left),
                     };
@@ -456,7 +456,7 @@ impl Outbox {
         }
     }
 
-    /// Takes bytes off the first segment.
+    /// Removes bytes from the first segment.
     pub(super) fn advance_front(&mut self, cut: Cut) {
         let Cut { len, frame_rest } = cut;
         self.bytes -= len as usize;
@@ -485,11 +485,11 @@ impl Outbox {
         }
     }
 
-    /// Gives back the memory of private bytes that have been taken, and of a queue that was long and is empty.
+    /// Frees the memory of private bytes that have been taken, and of a queue that was long and is now empty.
     pub(super) fn give_back(&mut self) {
         let Some(backlog) = self.backlog.as_deref_mut() else { return };
         let had_private = backlog.private.capacity() > 0;
-        // Otherwise a peer that always leaves a few bytes unread would keep everything that was ever sent to it in memory.
+        // Otherwise, a peer that always leaves a few bytes unread would keep everything ever sent to it in memory.
         if backlog.private_start > REPLY_BYTES_MAX {
             backlog.private.drain(..backlog.private_start);
             backlog.private_start = 0;
@@ -498,14 +498,14 @@ impl Outbox {
             backlog.private = Vec::new();
             backlog.private_start = 0;
         }
-        // Most sessions get replies only during their handshake: 10,000 of them would keep 180 bytes each. One whose topics
-        // are not neighbours in the log has several segments for each SEND, and keeps them.
+        // Most sessions get replies only during their handshake; 10,000 of them would keep 180 bytes each. A session whose topics
+        // are not adjacent in the log has several segments per SEND, and keeps their memory.
         if backlog.segments.is_empty() && (had_private || backlog.segments.capacity() > SEGMENTS_KEPT) {
             self.backlog = None;
         }
     }
 
-    /// Checks the outbox in debug builds, unless it is so long that tests would crawl.
+    /// Checks the outbox in debug builds, unless it is so long that tests would take too long.
     pub(super) fn invariants(&self) {
         if !cfg!(debug_assertions) || self.segments_len() >= SEGMENTS_CHECKED_MAX {
             return;

@@ -1,12 +1,12 @@
-//! What the client of an event stream has received, for the id that each SEND ends with.
+//! What the client of an event stream has received, for the id that ends each SEND.
 //!
 //! ```text
 //!  SEND -> advance(topic, sequence) for each whole tick in it -> end_send() -> the id: a place for each topic
 //!                                                                  |
 //!                                     too long for an id: the places stay here, and the id names them and the SEND
 //! ```
-//! A client that reconnects may not have received the last SENDs. An id with all places says so by itself. For places that stay
-//! here, a log of the latest changes takes them back to the SEND that the client names.
+//! A client that reconnects may not have received the last SENDs. An id that contains all places states what it has received. For
+//! places kept here, a log of the latest changes restores them as of the SEND that the client names.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -19,14 +19,14 @@ use tickcast_proto::{
     subscription::Position,
 };
 
-/// Most digits of a sequence, and the separator before the next place.
+/// Maximum length of a sequence in digits, plus the separator before the next place.
 const SEQUENCE_BYTES_MAX: usize = 21;
-/// Memory of a place besides the text of its topic: entries in three tables that may be half empty, and two allocations.
+/// Memory of a place apart from its topic's name: entries in three tables that may be half empty, and two allocations.
 const PLACE_BYTES: usize = 192;
 
-/// The places of one event stream. Their memory counts against that of the shard's saved positions.
+/// The places of one event stream. Their memory counts towards the shard's saved positions.
 ///
-/// Memory: 192 bytes and twice the name for each topic. If they stay here, 32 bytes more for each of the last
+/// Memory: 192 bytes plus twice the name for each topic. If they are kept here, 32 bytes more for each of the last
 /// [`PLACE_CHANGES_MAX`] changes.
 ///
 /// Invariant: `by_name` has an entry for each place; `by_topic` has one for each that has advanced in this connection.
@@ -35,18 +35,18 @@ pub struct Places {
     entries: Vec<Place>,
     by_topic: TopicMap<u32>,
     by_name: HashMap<Box<str>, u32>,
-    /// Bytes of the prefixes.
+    /// Total bytes of the prefixes.
     prefix_bytes: usize,
     /// Ticks of topics without a place, since the last id. Bound: the topics in one SEND.
     unknown: Vec<(TopicId, u64)>,
     has_advanced: bool,
-    /// SENDs that ended with an id.
+    /// SENDs so far that ended with an id.
     number: u64,
-    /// The latest changes, once an id cannot hold the places.
+    /// The latest changes; kept once an id cannot hold the places.
     changes: Option<VecDeque<Change>>,
-    /// The first SEND to which the changes reach back.
+    /// The first SEND that the changes reach back to.
     reaches_back_to: u64,
-    /// There was no memory for more places, so they are gone, and a client cannot go on from them.
+    /// Whether memory for more places was lacking. The places are then gone, and a client cannot resume from them.
     is_lost: bool,
     memory: PositionsMemory,
     memory_bytes: usize,
@@ -54,7 +54,7 @@ pub struct Places {
 
 #[derive(Debug)]
 struct Place {
-    /// `a.b=EPOCH.`: what precedes the sequence in an id.
+    /// `a.b=EPOCH.`: the part of an id before the sequence.
     prefix: Box<[u8]>,
     epoch: u64,
     sequence: u64,
@@ -68,7 +68,7 @@ struct Change {
     index: u32,
 }
 
-/// What a position is before its topic has one.
+/// The position in a topic before it has a place.
 const NOWHERE: Position = Position { epoch: 0, sequence: 0 };
 
 impl Places {
@@ -90,7 +90,7 @@ impl Places {
         }
     }
 
-    /// Notes that the client has received a tick, or an announcement of ticks up to this one. Ticks of a topic come in order.
+    /// Records that the client has received a tick, or an announcement of ticks up to this one. Ticks of a topic arrive in order.
     #[inline]
     pub fn advance(&mut self, topic: TopicId, sequence: u64) {
         self.has_advanced = true;
@@ -112,7 +112,7 @@ impl Places {
         place.epoch = epoch.unwrap_or(place.epoch);
         let Some(changes) = &mut self.changes else { return };
         let number = self.number + 1;
-        // Several ticks of one SEND are one change.
+        // Several ticks in one SEND count as one change.
         if changes.back().is_some_and(|last| (last.number, last.index) == (number, index)) {
             return;
         }
@@ -129,8 +129,8 @@ impl Places {
         std::mem::take(&mut self.unknown)
     }
 
-    /// Sets the place of a topic that is new to this connection: by its id too, if it is known. `bytes_max`: the shard's memory for
-    /// positions.
+    /// Sets the place of a topic that is new to this connection, also under its id if that is known. `bytes_max`: the shard's
+    /// memory for positions.
     pub fn learn(&mut self, topic: Option<TopicId>, name: &str, position: Position, bytes_max: usize) {
         if self.is_lost {
             return;
@@ -139,7 +139,7 @@ impl Places {
         let mut prefix = Vec::new();
         event_stream::encode_place_prefix(&mut prefix, name, epoch);
         let index = match self.by_name.get(name) {
-            // Another life of the topic.
+            // A new life of the topic.
             Some(&index) => {
                 if let Some(place) = self.entries.get_mut(index as usize)
                     && place.epoch != epoch
@@ -176,13 +176,13 @@ impl Places {
                 return self.lose();
             }
             self.memory_bytes += bytes;
-            // Earlier ids hold their places themselves.
+            // Earlier ids contain their places.
             self.reaches_back_to = self.number + 1;
             self.changes = Some(VecDeque::new());
         }
     }
 
-    /// Forgets all places: a client that comes back is told that its position is lost.
+    /// Forgets all places. A client that resumes from them learns that its position is lost.
     fn lose(&mut self) {
         self.memory.give_back(std::mem::take(&mut self.memory_bytes));
         let mut lost = Places::new(self.memory.clone());
@@ -190,8 +190,8 @@ impl Places {
         *self = lost;
     }
 
-    /// Ends a SEND that ends with a whole message: appends the event with the client's id, unless nothing has advanced. `kept_as`:
-    /// how the client names the places if they stay here.
+    /// Ends a SEND that ends with a whole message. Appends the event with the client's id, unless nothing has advanced.
+    /// `kept_as`: the client's name for places kept here.
     pub fn end_send(&mut self, kept_as: KeptPlaces, out: &mut Vec<u8>) {
         if !std::mem::take(&mut self.has_advanced) {
             return;
@@ -219,7 +219,7 @@ impl Places {
         if number < self.reaches_back_to || number > self.number {
             return None;
         }
-        // The earliest change of each place since then, which is the last to be inserted.
+        // For each place, its earliest change since then: `collect` keeps the last one inserted.
         let since = changes.iter().rev().take_while(|change| change.number > number);
         let earlier: HashMap<u32, Position> = since.map(|change| (change.index, change.before)).collect();
         let positions = self.by_name.iter().filter_map(|(name, index)| {
@@ -231,7 +231,7 @@ impl Places {
         Some(positions.collect())
     }
 
-    /// Bytes it occupies.
+    /// Bytes of memory.
     pub fn memory_bytes(&self) -> usize {
         self.memory_bytes
     }

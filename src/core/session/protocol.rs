@@ -15,7 +15,7 @@ use tickcast_proto::{
 pub enum Protocol {
     /// The input begins with a PROXY protocol header.
     ProxyHeader,
-    /// The transport decides whether to admit the client, whose address has become known. Its input is kept.
+    /// The transport is deciding whether to admit the client, whose address has just become known. Its input is kept.
     Admitting,
     /// The input is HTTP requests.
     Http(HttpSession),
@@ -25,7 +25,7 @@ pub enum Protocol {
     Leaving(ShardId),
     /// The input is messages in the session's wire format.
     Open(Decoder),
-    /// The input is WebSocket messages to send back: `/echo`.
+    /// The input is WebSocket messages to be echoed: `/echo`.
     Echo(Decoder),
     /// No input: the client of `/sse` only reads.
     Streaming(Box<Stream>),
@@ -34,24 +34,24 @@ pub enum Protocol {
 /// A one-way stream.
 #[derive(Debug)]
 pub struct Stream {
-    /// Its decoder, which takes nothing but line breaks.
+    /// The stream's decoder, which accepts only line breaks.
     pub decoder: Decoder,
-    /// What the client has received, if its framing says so.
+    /// What the client has received, if its framing reports that.
     pub places: Option<Places>,
 }
 
 /// An HTTP connection that has not become a WebSocket.
 #[derive(Debug, Default)]
 pub struct HttpSession {
-    /// The decoder of its requests.
+    /// Decodes requests.
     pub connection: http::Connection,
     /// Whether it has been answered before: it may then stay idle, and its next request waits until the last answer is sent.
     pub is_kept: bool,
-    /// The deadline of an idle connection is pending: one at a time.
+    /// Whether the idle deadline is pending. There is at most one.
     pub idle_timer_pending: bool,
-    /// The client's address is in `X-Forwarded-For`, and the client has not been admitted by it.
+    /// Whether the client's address is in `X-Forwarded-For` and the client has not been admitted by it yet.
     pub is_forwarded: bool,
-    /// What requests of `/v1` leave; `None` before the first.
+    /// State of `/v1` requests; `None` before the first.
     pub calls: Option<Box<Calls>>,
 }
 
@@ -109,7 +109,7 @@ impl Protocol {
         }
     }
 
-    /// The request of `/v1` that is being carried out.
+    /// The `/v1` request in progress.
     pub fn call_mut(&mut self) -> Option<&mut PendingCall> {
         match self {
             Protocol::Http(http) => http.calls.as_deref_mut()?.pending.as_mut(),
@@ -117,13 +117,13 @@ impl Protocol {
         }
     }
 
-    /// Whether a request of `/v1` is being carried out.
+    /// Whether a `/v1` request is in progress.
     #[inline]
     pub fn has_call(&self) -> bool {
         matches!(self, Protocol::Http(http) if http.calls.as_deref().is_some_and(|calls| calls.pending.is_some()))
     }
 
-    /// Bytes that a stream's places or a request of `/v1` occupy.
+    /// Heap bytes of a stream's places or a `/v1` request.
     pub fn heap_bytes(&self) -> usize {
         match self {
             Protocol::Streaming(stream) => {

@@ -8,43 +8,44 @@ use crate::{
     session::{SendState, Session},
 };
 
-/// When the queues for SENDs exceed two entries per session by this many, ticks stop waiting for the latency budget.
+/// When the queues for SENDs exceed two entries per session by this many, ticks are no longer held for the latency budget.
 pub(super) const QUEUE_SPARE: usize = 64;
 
-/// The queues of a shard's sessions that have work in their outboxes.
+/// The queues of a shard's sessions with work in their outboxes.
 #[derive(Debug, Default)]
 pub(super) struct Queues {
-    /// How many sessions have bytes in their outbox.
+    /// Number of sessions with bytes in their outbox.
     pub(super) waiting: usize,
-    /// Sessions with more waiting than their `yield_bytes`. Bound: one entry a session.
+    /// Sessions with more bytes waiting than their `yield_bytes`. At most one entry per session.
     pub(super) over: Vec<SlotId>,
-    /// Sessions queued for a SEND. Bound: one entry a session, one for each that has gone since it was queued, and one for each
-    /// SEND out of turn while ticks wait: as many as there are sessions, and [`QUEUE_SPARE`].
+    /// Sessions queued for a SEND. At most one entry per session, one for each that has ended since it was queued, and one for
+    /// each SEND out of turn while ticks are held: as many as there are sessions, plus [`QUEUE_SPARE`].
     pub(super) ready: VecDeque<SlotId>,
-    /// Sessions to refill before their next SEND. Bound: as `ready`.
+    /// Sessions to refill before their next SEND. Same bound as `ready`.
     pub(super) lagging: VecDeque<SlotId>,
-    /// Whether ticks wait for the latency budget: only the sessions in `urgent` are served then.
+    /// Whether ticks are held for the latency budget. Only the sessions in `urgent` are served then.
     pub(super) is_holding: bool,
-    /// While ticks wait: queued sessions with a reply in their outbox. Those that had nothing else are in no other queue. Bound: one
-    /// entry a session, and one for each that has gone since it was queued: a session is added when it gets its first reply.
+    /// While ticks are held: queued sessions with a reply in their outbox. Those that had nothing else are in no other queue. At
+    /// most one entry per session, plus one for each that has ended since it was queued: a session is added with its first reply.
     pub(super) urgent: VecDeque<SlotId>,
     /// Sessions at the front of `lagging` that are urgent.
     pub(super) urgent_lagging: usize,
-    /// Tenants that have used up their egress quotas. Bound: the tenants.
+    /// Tenants that have used up their egress quotas. At most one entry per tenant.
     pub(super) throttled: Vec<TenantId>,
-    /// Sessions that have begun to wait for that, until they are taken. Bound: one entry a session.
+    /// Sessions that have started to wait for their tenant's quota, until they are taken. At most one entry per session.
     pub(super) newly_throttled: Vec<SlotId>,
 }
 
 impl Queues {
-    /// Whether a session must wait with its SEND because its tenant has used up its egress quota. One that ends need not.
+    /// Whether a session's SEND must wait because its tenant has used up its egress quota. A session that is ending need not
+    /// wait.
     #[inline]
     pub(super) fn throttles(&self, session: &Session) -> bool {
         !self.throttled.is_empty() && self.throttled.contains(&session.tenant) && session.ending.is_none()
     }
 
-    /// Queues shared frames to a session, and the session for a SEND. Always inlined: a call takes 14 of 117 instructions per
-    /// delivery.
+    /// Queues shared frames to a session, and the session for a SEND. Always inlined: a call would take 14 of 117 instructions
+    /// per delivery.
     #[inline(always)]
     pub(super) fn push_range(&mut self, session: &mut Session, slot: SlotId, log: &EgressLog, range: Range) {
         self.waiting += usize::from(session.outbox_bytes() == 0);
@@ -56,7 +57,7 @@ impl Queues {
         }
     }
 
-    /// Queues a session that exceeds its bounds, once.
+    /// Queues a session that exceeds its bounds, at most once.
     #[cold]
     pub(super) fn note_over(&mut self, session: &mut Session, slot: SlotId) {
         if !std::mem::replace(&mut session.over_queued, true) {
@@ -89,14 +90,14 @@ impl Queues {
         }
     }
 
-    /// Lists a queued session that has a reply to send while ticks wait.
+    /// Lists a queued session that has a reply to send while ticks are held.
     pub(super) fn note_urgent(&mut self, session: &Session, slot: SlotId) {
         if self.is_holding && session.outbox.reply_bytes() > 0 {
             self.urgent.push_back(slot);
         }
     }
 
-    /// Moves an urgent session to the front of those to refill.
+    /// Moves an urgent session to the front of the refill queue.
     pub(super) fn refill_urgent(&mut self, slot: SlotId) {
         self.lagging.push_front(slot);
         self.urgent_lagging += 1;

@@ -1,4 +1,4 @@
-//! Positions that clients have given, until the session joins their topics.
+//! Positions that clients have given, kept until the session joins their topics.
 
 use std::{
     collections::HashMap,
@@ -11,10 +11,10 @@ use std::{
 use crate::limits::{RESUME_BYTES_MAX, RESUME_POSITIONS_MAX};
 use tickcast_proto::subscription::Position;
 
-/// Bytes of a position besides its topic's name: its entry in a table that may be half empty, and two allocations.
+/// Bytes of a position in addition to its topic's name: an entry in a table that may be half empty, and two allocations.
 const POSITION_BYTES: usize = 96;
 
-/// The positions of one session, by the [key](crate::topic_key) of the topic. Their memory counts against that of the shard.
+/// The positions of one session, by the [key](crate::topic_key) of the topic. Their memory counts towards the shard's.
 #[derive(Debug, Default)]
 pub struct SavedPositions {
     by_topic: HashMap<Box<str>, Position>,
@@ -22,17 +22,17 @@ pub struct SavedPositions {
     memory: PositionsMemory,
 }
 
-/// The memory of the positions of all sessions of a shard.
+/// The memory used by the positions of all sessions of a shard.
 #[derive(Clone, Debug, Default)]
 pub struct PositionsMemory(Arc<AtomicUsize>);
 
 impl PositionsMemory {
-    /// Whether this number of positions, with this many bytes of names, fits a bound.
+    /// Whether this many positions, with this many bytes of names, fit within a bound.
     pub fn has_room(&self, count: usize, names_bytes: usize, bytes_max: usize) -> bool {
         self.0.load(Relaxed) + bytes(count, names_bytes) <= bytes_max
     }
 
-    /// Takes bytes, unless that exceeds a bound.
+    /// Takes bytes, unless that would exceed a bound.
     pub(crate) fn take(&self, bytes: usize, bytes_max: usize) -> bool {
         let has_room = self.0.load(Relaxed) + bytes <= bytes_max;
         self.0.fetch_add(if has_room { bytes } else { 0 }, Relaxed);
@@ -55,18 +55,18 @@ fn bytes(count: usize, names_bytes: usize) -> usize {
 }
 
 impl SavedPositions {
-    /// An empty set, whose positions count against this memory.
+    /// Creates an empty set, whose positions count towards this memory.
     pub fn new(memory: PositionsMemory) -> SavedPositions {
         SavedPositions { by_topic: HashMap::new(), names_bytes: 0, memory }
     }
 
-    /// Whether this number of further positions, with this many bytes of names, is within the bounds of a session.
+    /// Whether this many more positions, with this many bytes of names, are within a session's bounds.
     pub fn has_room(&self, count: usize, names_bytes: usize) -> bool {
         self.by_topic.len() + count <= RESUME_POSITIONS_MAX
             && self.names_bytes + names_bytes <= RESUME_BYTES_MAX
     }
 
-    /// Whether there is none.
+    /// Whether there are no positions.
     pub fn is_empty(&self) -> bool {
         self.by_topic.is_empty()
     }
@@ -79,14 +79,14 @@ impl SavedPositions {
         }
     }
 
-    /// Takes out the position in a topic.
+    /// Takes the position in a topic.
     pub fn take(&mut self, topic: &str) -> Option<Position> {
         let position = self.by_topic.remove(topic)?;
         self.give_back(topic);
         Some(position)
     }
 
-    /// Takes out the positions in the topics that `takes` selects.
+    /// Takes the positions in the topics that `takes` selects.
     pub fn take_if(&mut self, mut takes: impl FnMut(&str) -> bool) -> Vec<(Box<str>, Position)> {
         let taken: Vec<_> = self.by_topic.extract_if(|topic, _| takes(topic)).collect();
         taken.iter().for_each(|(topic, _)| self.give_back(topic));
@@ -101,7 +101,7 @@ impl SavedPositions {
         }
     }
 
-    /// Bytes it occupies.
+    /// Bytes of memory.
     pub fn memory_bytes(&self) -> usize {
         bytes(self.by_topic.len(), self.names_bytes)
     }

@@ -40,7 +40,7 @@ impl Subscriptions {
         self.get(at)
     }
 
-    /// The subscription to an entry's pattern, to change. O(log subscriptions).
+    /// The mutable subscription to an entry's pattern. O(log subscriptions).
     pub fn to_mut(&mut self, entry: u32) -> Option<&mut Subscription> {
         let at = self.at(entry).ok()?;
         match &mut self.0 {
@@ -49,7 +49,7 @@ impl Subscriptions {
         }
     }
 
-    /// Adds a subscription to a pattern that the session does not hold.
+    /// Adds a subscription to a pattern that the session is not subscribed to.
     pub fn add(&mut self, subscription: Subscription) {
         let at = self.at(subscription.entry);
         debug_assert!(at.is_err(), "a session holds a pattern once");
@@ -86,7 +86,7 @@ impl Subscriptions {
         }
     }
 
-    /// Bytes it holds on the heap.
+    /// Bytes of heap memory.
     pub fn heap_bytes(&self) -> usize {
         match &self.0 {
             Inner::One(_) => 0,
@@ -94,7 +94,7 @@ impl Subscriptions {
         }
     }
 
-    /// Where the subscription to an entry's pattern is, or belongs.
+    /// Index of the subscription to an entry's pattern, or where to insert it.
     fn at(&self, entry: u32) -> Result<usize, usize> {
         self.binary_search_by_key(&entry, |held| held.entry)
     }

@@ -18,16 +18,16 @@ use tickcast_proto::{WireFormat, ids::TopicId};
 pub enum Offered {
     /// The frames are queued.
     Queued,
-    /// The session is behind, and nothing was queued: the subscription decides what happens.
+    /// The session is behind, and nothing was queued. Its subscription determines what happens.
     Behind,
     /// The session has ended or is ending.
     Gone,
 }
 
-/// Slots of a table whose sessions debug builds check each turn.
+/// Slots whose sessions debug builds check each turn.
 const SLOTS_CHECKED_MAX: usize = 64;
 
-/// Counts of the ticks that a session's notices have announced as skipped. 16 bytes.
+/// Counts of ticks that a session's notices have announced as skipped. 16 bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SkippedTicks {
     /// Replaced by a newer tick.
@@ -48,7 +48,7 @@ pub struct Sessions {
     outbox_bytes_max: usize,
     behind_bytes: usize,
     pub(super) queues: Queues,
-    /// Sessions found to be too far behind while others were served; they are closed afterwards.
+    /// Sessions found too far behind while others were served; closed afterwards.
     too_far_behind: Vec<SlotId>,
     /// By slot, up to the highest slot whose socket was ever full.
     fullness: Vec<Fullness>,
@@ -56,14 +56,14 @@ pub struct Sessions {
     is_saturated: bool,
     /// When the turn began: the low 32 bits of CLOCK_MONOTONIC milliseconds.
     now_ms: u32,
-    /// Sessions that lost something to an overload of the server and are not reported yet.
+    /// Sessions that lost something because the server is overloaded and have not been reported yet.
     overloads: u64,
     /// By slot, up to the highest slot that ever skipped a tick.
     skipped: Vec<SkippedTicks>,
 }
 
 impl Sessions {
-    /// Creates an empty table. A session may have `outbox_bytes_max` waiting, and `behind_bytes` if it yields.
+    /// Creates an empty table. A session may have `outbox_bytes_max` waiting; one that yields, `behind_bytes`.
     pub fn new(outbox_bytes_max: usize, behind_bytes: usize) -> Sessions {
         Sessions {
             slots: Vec::new(),
@@ -92,7 +92,7 @@ impl Sessions {
         }
     }
 
-    /// How many sessions there are, ending ones included.
+    /// Number of sessions, including ending ones.
     pub fn len(&self) -> usize {
         self.open
     }
@@ -102,12 +102,12 @@ impl Sessions {
         self.open == 0
     }
 
-    /// How many sessions have bytes in their outbox.
+    /// Number of sessions with bytes in their outbox.
     pub fn waiting(&self) -> usize {
         self.queues.waiting
     }
 
-    /// One more than the highest slot ever in use.
+    /// One more than the highest slot used so far.
     pub fn slots_len(&self) -> u32 {
         self.slots.len() as u32
     }
@@ -135,7 +135,7 @@ impl Sessions {
         &mut self.skipped[index]
     }
 
-    /// Bytes of what is kept by slot about skipped ticks and full sockets.
+    /// Bytes of the tables by slot of skipped ticks and full sockets.
     pub fn by_slot_bytes(&self) -> usize {
         self.skipped.capacity() * size_of::<SkippedTicks>() + self.fullness.capacity() * size_of::<Fullness>()
     }
@@ -176,7 +176,7 @@ impl Sessions {
         Some(session)
     }
 
-    /// Counts the bytes of a session's unfinished message after it has changed.
+    /// Updates the byte count of a session's unfinished message.
     pub fn count_unfinished(&mut self, slot: SlotId) {
         let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
         let held = u32::try_from(session.held_unfinished_bytes()).unwrap_or(u32::MAX);
@@ -224,8 +224,8 @@ impl Sessions {
         self.get(slot).is_some_and(|session| session.ending.is_none() && !session.memberships.contains(topic))
     }
 
-    /// As [`Sessions::offer`], for a session in a wildcard group: it is gone if it has a membership of its own in the topic, or
-    /// has been offered the tick of this number already.
+    /// Like [`Sessions::offer`], for a session in a wildcard group. Treats it as gone if it has its own membership in the topic,
+    /// or has already been offered the tick with this number.
     #[inline]
     pub fn offer_to_group(
         &mut self,
@@ -252,19 +252,20 @@ impl Sessions {
         }
     }
 
-    /// Forgets the numbers of the ticks that sessions were offered. O(sessions).
+    /// Forgets the numbers of ticks offered to sessions. O(sessions).
     pub fn forget_ticks(&mut self) {
         self.slots.iter_mut().flatten().for_each(|session| session.tick_offered = 0);
     }
 
-    /// Counts what is added to a session's memberships and subscriptions, and what is removed.
+    /// Adds and subtracts counts of a session's memberships and subscriptions that yield.
     pub fn count_yielding(&mut self, slot: SlotId, added: Yielding, removed: Yielding) {
         if self.any_mut(slot).is_some_and(|session| session.count_yielding(added, removed)) {
             self.set_yield_bytes(slot);
         }
     }
 
-    /// Queues shared frames to an open session, behind or not. If it exceeds its bounds, [`Sessions::pop_over`] returns it.
+    /// Queues shared frames to an open session, behind or not. If the session then exceeds its bounds, [`Sessions::pop_over`]
+    /// returns it.
     pub fn push_range(&mut self, slot: SlotId, log: &EgressLog, range: Range) {
         if let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut)
             && session.ending.is_none()
@@ -273,7 +274,7 @@ impl Sessions {
         }
     }
 
-    /// Queues a frame of a topic that only this session gets; otherwise as [`Sessions::push_range`].
+    /// Queues a frame of a topic for one session only; otherwise like [`Sessions::push_range`].
     pub fn push_private(
         &mut self,
         slot: SlotId,
@@ -298,7 +299,7 @@ impl Sessions {
         Some(slot)
     }
 
-    /// Sets how much may wait before something must yield. Called when [`Session::yields`] changes, and when the outbox is
+    /// Sets how much may wait before the session must yield. Called when [`Session::yields`] changes, and when the outbox is
     /// empty after [`Sessions::raise_yield_bytes`].
     pub fn set_yield_bytes(&mut self, slot: SlotId) {
         let (outbox_bytes_max, behind_bytes) = (self.outbox_bytes_max, self.behind_bytes);
@@ -306,7 +307,7 @@ impl Sessions {
         session.yield_bytes = if session.yields() { behind_bytes } else { outbox_bytes_max };
     }
 
-    /// Raises the bound to twice what waits after an eviction, so that the outbox is not searched again for every tick.
+    /// Raises the bound to twice what remains after an eviction, so that the outbox is not searched again for every tick.
     pub fn raise_yield_bytes(&mut self, slot: SlotId) {
         self.set_yield_bytes(slot);
         let (outbox_bytes_max, behind_bytes) = (self.outbox_bytes_max, self.behind_bytes);
@@ -315,15 +316,15 @@ impl Sessions {
         session.is_unsettled |= session.yields() && session.yield_bytes != behind_bytes;
     }
 
-    /// Whether a session's backlog exceeds the bound of every session.
+    /// Whether a session's backlog exceeds the bound that applies to all sessions.
     pub fn has_too_much(&self, slot: SlotId) -> bool {
         self.get(slot).is_some_and(|session| {
             session.frame_bytes() > self.outbox_bytes_max || session.outbox.has_too_many_ranges()
         })
     }
 
-    /// A session's maximum backlog after an eviction because of overload: small enough that the next eviction is not due soon.
-    /// 0 if the backlog has too many pieces, not too many bytes.
+    /// Maximum backlog of a session after an eviction due to overload: small enough that the next eviction is not due soon. 0 if
+    /// the backlog has too many pieces rather than too many bytes.
     pub fn overload_target_bytes(&self, slot: SlotId) -> usize {
         let has_too_many_ranges = self.get(slot).is_some_and(|session| session.outbox.has_too_many_ranges());
         if has_too_many_ranges { 0 } else { self.outbox_bytes_max / 2 }
@@ -349,15 +350,16 @@ impl Sessions {
         self.fullness[index].change(is_full, self.now_ms);
     }
 
-    /// Time since a session's socket became full, nanoseconds, in whole milliseconds; 0 if it has room. Correct for up to 49 days.
+    /// Time since a session's socket became full, in nanoseconds, rounded to milliseconds; 0 if it has room. Correct for up to 49
+    /// days.
     pub fn full_ns(&self, slot: SlotId, now: Now) -> u64 {
         let fullness = self.fullness.get(slot.index());
         fullness.map_or(0, |fullness| u64::from(fullness.full_ms(now.low_ms())) * 1_000_000)
     }
 
-    /// Whether a session is behind because its socket has no room, and not because the server lacks CPU time: lately the socket
-    /// was full for most of the time or, while the shard is saturated, has taken nothing for long. A session whose socket has
-    /// always taken everything at once is never slow.
+    /// Whether a session is behind because its socket has no room, not because the server lacks CPU time: recently the socket was
+    /// full most of the time or, while the shard is saturated, has taken nothing for long. A session whose socket has always
+    /// taken everything at once is never slow.
     pub fn is_slow(&self, slot: SlotId) -> bool {
         self.fullness
             .get(slot.index())
@@ -381,7 +383,7 @@ impl Sessions {
         }
     }
 
-    /// Changes a session's outbox, and keeps the queues and counts right.
+    /// Changes a session's outbox, and keeps the queues and counts consistent.
     pub fn with_outbox(&mut self, slot: SlotId, change: impl FnOnce(&mut Session)) {
         let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
         self.queues.waiting -= usize::from(session.outbox_bytes() > 0);
@@ -397,8 +399,7 @@ impl Sessions {
         }
     }
 
-    /// Makes ticks wait: until [`Sessions::release`], only sessions that have a reply to send are served. O(sessions that wait for
-    /// a SEND).
+    /// Holds ticks: until [`Sessions::release`], only sessions with a reply to send are served. O(sessions that wait for a SEND).
     pub fn hold(&mut self) {
         self.queues.is_holding = true;
         let queued = self.queues.ready.iter().chain(&self.queues.lagging).copied();
@@ -411,17 +412,17 @@ impl Sessions {
         self.queues.urgent = urgent.collect();
     }
 
-    /// Ends the wait: every session is served in turn.
+    /// Stops holding ticks: all sessions are served in turn.
     pub fn release(&mut self) {
         self.queues.is_holding = false;
-        // Replies that have not been sent yet go first.
+        // Unsent replies go first.
         for slot in std::mem::take(&mut self.queues.urgent).into_iter().rev() {
             self.queues.ready.push_front(slot);
         }
         self.queues.urgent_lagging = 0;
     }
 
-    /// Whether the queues hold more entries of sessions that were served out of turn than there are sessions: the wait must end.
+    /// Whether sessions served out of turn have left more entries in the queues than there are sessions. The wait must then end.
     pub fn is_crowded(&self) -> bool {
         self.ready_or_lagging_len() > 2 * self.open + QUEUE_SPARE
     }
@@ -443,13 +444,13 @@ impl Sessions {
         session.ending.is_some() || session.lag.is_some() || session.is_unsettled
     }
 
-    /// Marks a session as too far behind, to be closed once the others have been served.
+    /// Marks a session as too far behind. It is closed once the others have been served.
     pub fn mark_too_far_behind(&mut self, slot: SlotId) {
         self.too_far_behind.push(slot);
     }
 
-    /// Marks a session as too far behind if its waiting announcements of lost ticks exceed their bound. (Replies to its requests
-    /// stop its input at [`REPLY_BYTES_MAX`]; announcements may take as much as its frames.)
+    /// Marks a session as too far behind if its waiting announcements of lost ticks exceed their bound. (Replies pause its input
+    /// at [`REPLY_BYTES_MAX`]; announcements may take as much as its frames.)
     pub fn mark_if_announcements_pile_up(&mut self, slot: SlotId) {
         let bytes_max = REPLY_BYTES_MAX.saturating_add(self.outbox_bytes_max);
         if self.get(slot).is_some_and(|session| session.outbox.reply_bytes() > bytes_max) {
@@ -462,8 +463,8 @@ impl Sessions {
         self.too_far_behind.pop()
     }
 
-    /// Takes the next SEND of the session that has been ready for longest: its slot, its wire format, and the SEND or why
-    /// there is none. `URGENT`: of those that have a reply to send, after [`Sessions::hold`].
+    /// Takes the next SEND of the session that has been ready longest: its slot, its wire format, and the SEND or why there is
+    /// none. `URGENT`: only sessions with a reply to send, after [`Sessions::hold`].
     #[inline]
     pub fn take_send<'a, const URGENT: bool>(
         &mut self,
@@ -496,7 +497,7 @@ impl Sessions {
                     continue;
                 }
                 SendState::Ready | SendState::Refilled => session.send_state = SendState::Idle,
-                // A stale entry: the slot has been vacated since, and filled again.
+                // A stale entry: the slot has been vacated and filled again.
                 SendState::Idle
                 | SendState::Lagging
                 | SendState::Sending
@@ -531,12 +532,12 @@ impl Sessions {
         None
     }
 
-    /// Sessions that wait for a SEND.
+    /// Number of sessions waiting for a SEND.
     pub fn ready_or_lagging_len(&self) -> usize {
         self.queues.ready.len() + self.queues.lagging.len()
     }
 
-    /// Sessions that may have a SEND now and need no refill before it.
+    /// Number of sessions that may have a SEND now and need no refill before it.
     pub fn ready_len(&self) -> usize {
         if self.queues.is_holding { self.queues.urgent.len() } else { self.queues.ready.len() }
     }
@@ -549,8 +550,7 @@ impl Sessions {
         }
     }
 
-    /// Checks the table and its sessions between turns in debug builds. Tables that are too large for a look at each session
-    /// a turn are not checked.
+    /// Checks the table and its sessions between turns in debug builds. Skips tables too large to check every session each turn.
     pub fn invariants(&self) {
         if !cfg!(debug_assertions) || self.slots.len() > SLOTS_CHECKED_MAX {
             return;

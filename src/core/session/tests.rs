@@ -81,10 +81,10 @@ fn an_outbox_past_its_bound_reports_it() {
     assert!(!session.push_range(&log, range));
 }
 
-/// What is queued, in order: whether it is a reply, and its bytes.
+/// Queued messages in order: whether each is a reply, and its bytes.
 type Queued = Vec<(bool, Vec<u8>)>;
 
-/// Bytes that stay after `sent` of them have left: replies, and the rest of a frame that was begun.
+/// Bytes that remain after `sent` of them have been sent: replies, and the rest of a partly sent frame.
 fn replies_after(queued: &Queued, sent: usize) -> Vec<u8> {
     let (mut at, mut kept) = (0, Vec::new());
     for (is_reply, bytes) in queued {
@@ -147,7 +147,7 @@ fn nothing_follows_a_frame_that_was_begun_and_is_overwritten() {
     }
     assert!(!session.outbox.keep_replies(Some(&log)));
     assert_eq!(session.outbox_bytes(), 0);
-    // One that was not begun is dropped like any other.
+    // A frame that was not begun is dropped like any other.
     session.push_range(&log, range);
     session.outbox.push_reply(|out| out.extend_from_slice(b"reply"));
     assert!(session.outbox.keep_replies(Some(&log)));

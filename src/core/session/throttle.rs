@@ -1,5 +1,5 @@
-//! Sessions whose tenant has used up its egress quota: they wait with their SENDs as for a full socket, so that their policies
-//! decide what they lose.
+//! Sessions whose tenant has used up its egress quota. Their SENDs wait as for a full socket, so that their policies determine
+//! what they lose.
 
 use super::{SendState, table::Sessions};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
 };
 
 impl Sessions {
-    /// Makes the sessions of a tenant wait with their next SENDs, or no longer.
+    /// Makes the sessions of a tenant wait with their next SENDs, or stops that.
     pub fn throttle(&mut self, tenant: TenantId, throttles: bool) {
         self.queues.throttled.retain(|throttled| *throttled != tenant);
         if throttles {
@@ -16,20 +16,20 @@ impl Sessions {
         }
     }
 
-    /// The next session that has begun to wait since it was last asked.
+    /// The next session that has started to wait since the last call.
     #[inline]
     pub fn pop_newly_throttled(&mut self) -> Option<SlotId> {
         self.queues.newly_throttled.pop()
     }
 
-    /// Lets a session go on that waits for its tenant's quota. Returns whether it did: the caller then serves it as after a SEND.
+    /// Resumes a session that waits for its tenant's quota. Returns whether it did; the caller then treats it as after a SEND.
     pub fn release_throttled(&mut self, slot: SlotId, now: Now) -> bool {
         let Some(session) = self.any_mut(slot).filter(|session| session.send_state == SendState::Throttled)
         else {
             return false;
         };
         session.send_state = SendState::Idle;
-        // It could not be pinged meanwhile.
+        // It could not be pinged in the meantime.
         session.drained_since_heartbeat = true;
         self.note_fullness(slot, false, now);
         true

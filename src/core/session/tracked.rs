@@ -1,5 +1,5 @@
-//! SENDs of event streams: everything is copied, and each whole tick in it is noted, because the SEND ends with what the client has
-//! then.
+//! SENDs of event streams: everything is copied, and each whole tick is recorded, because the SEND ends with the client's new
+//! place.
 
 use super::outbox::{Content, NextSend, Outbox, Segment, SendSource};
 use crate::{
@@ -8,7 +8,7 @@ use crate::{
 };
 use tickcast_proto::{framing::event_stream::PLACE_EVENT_BYTES, limits::LAST_EVENT_ID_BYTES_MAX};
 
-/// Most bytes of a SEND before its place.
+/// Maximum bytes of a SEND before the place.
 const TRACKED_BYTES_MAX: usize = SEND_BYTES_MAX - LAST_EVENT_ID_BYTES_MAX - PLACE_EVENT_BYTES;
 
 impl Outbox {
@@ -91,7 +91,7 @@ mod tests {
 
     const NOTHING: FrameInfo = FrameInfo { topic: 9, sequence: 1 };
 
-    /// The bytes and the identities of all SENDs.
+    /// The bytes and frame identities of all SENDs.
     fn drain(outbox: &mut Outbox, log: &EgressLog) -> Vec<(Vec<u8>, Vec<u64>)> {
         let mut sends = Vec::new();
         loop {

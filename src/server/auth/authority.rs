@@ -1,4 +1,4 @@
-//! What verifiers, fetcher, operator and reload share: the policy in force, the revocations, and the counters.
+//! State shared by verifiers, the fetcher, operators and reloads: the current policy, the revocations, and the counters.
 
 use std::{
     sync::{
@@ -11,31 +11,31 @@ use std::{
 use super::{policy::Policy, revocations::Revocations};
 use tickcast_core::principal::{AuthRefusal, Principal};
 
-/// Results of verifications, in the order of [`RESULTS`].
+/// Number of verification results; see [`RESULTS`].
 const RESULT_COUNT: usize = 7;
 /// Values of the label `result` in metrics.
 pub const RESULTS: [&str; RESULT_COUNT] =
     ["valid", "missing", "invalid", "expired", "not_yet_valid", "revoked", "busy"];
 
-/// The state of authentication of a server.
+/// The authentication state of a server.
 #[derive(Debug)]
 pub struct Authority {
     policy: Mutex<Arc<Policy>>,
-    /// What was revoked.
+    /// Revoked subjects and tokens.
     pub revocations: Revocations,
-    /// By [`RESULTS`].
+    /// Counts, in the order of [`RESULTS`].
     results: [AtomicU64; RESULT_COUNT],
-    /// Credentials handed to the verifiers and not verified yet.
+    /// Credentials handed to the verifiers but not verified yet.
     waiting: AtomicU64,
-    /// Revocations that the operator has made.
+    /// Revocations by operators.
     revoked: AtomicU64,
-    /// Something has changed what the fetcher waits for.
+    /// Whether the fetcher must look again: a set is due earlier, or the policy has changed.
     is_changed: Mutex<bool>,
     changed: Condvar,
 }
 
 impl Authority {
-    /// Begins with a policy.
+    /// Starts with a policy.
     pub fn new(policy: Arc<Policy>) -> Authority {
         Authority {
             policy: Mutex::new(policy),
@@ -48,12 +48,12 @@ impl Authority {
         }
     }
 
-    /// The policy in force.
+    /// The current policy.
     pub fn policy(&self) -> Arc<Policy> {
         lock(&self.policy).clone()
     }
 
-    /// Replaces the policy. Keys that were fetched stay, with the sets that have not changed.
+    /// Replaces the policy. Key sets that have not changed keep their fetched keys.
     pub fn replace(&self, policy: &Policy) {
         let policy = policy.clone().inheriting(&self.policy());
         *lock(&self.policy) = Arc::new(policy);
@@ -65,7 +65,7 @@ impl Authority {
         let at = match verdict {
             Ok(_) => 0,
             Err(AuthRefusal::Missing) => 1,
-            // The shards decide about tenants, once the verdict is there.
+            // The shards check tenants after the verdict.
             Err(AuthRefusal::Invalid(_) | AuthRefusal::Tenant(_)) => 2,
             Err(AuthRefusal::Expired) => 3,
             Err(AuthRefusal::NotYetValid) => 4,
@@ -75,22 +75,22 @@ impl Authority {
         self.results[at].fetch_add(1, Relaxed);
     }
 
-    /// Verdicts by [`RESULTS`].
+    /// Counts of verdicts by result; see [`RESULTS`].
     pub fn results(&self) -> impl Iterator<Item = (&'static str, u64)> {
         RESULTS.into_iter().zip(self.results.iter().map(|count| count.load(Relaxed)))
     }
 
-    /// Counts credentials that begin to wait.
+    /// Counts credentials that start to wait.
     pub(super) fn begin_waiting(&self) {
         self.waiting.fetch_add(1, Relaxed);
     }
 
-    /// Counts credentials that do not wait any longer.
+    /// Counts credentials that no longer wait.
     pub(super) fn end_waiting(&self) {
         self.waiting.fetch_sub(1, Relaxed);
     }
 
-    /// Credentials that wait for a verifier or for the keys of their issuer.
+    /// Credentials that wait for a verifier or for their issuer's keys.
     pub fn waiting(&self) -> u64 {
         self.waiting.load(Relaxed)
     }
@@ -100,7 +100,7 @@ impl Authority {
         self.revoked.fetch_add(1, Relaxed);
     }
 
-    /// Revocations made.
+    /// Revocations counted.
     pub fn revoked(&self) -> u64 {
         self.revoked.load(Relaxed)
     }
@@ -111,7 +111,7 @@ impl Authority {
         self.changed.notify_all();
     }
 
-    /// Sleeps until the time is up or [`Authority::wake_fetcher`] is called.
+    /// Sleeps for this time, or until [`Authority::wake_fetcher`] is called.
     pub(super) fn sleep(&self, duration_ns: u64) {
         let guard = lock(&self.is_changed);
         let waited =
@@ -120,7 +120,7 @@ impl Authority {
     }
 }
 
-/// Locks. What a panicking thread left is whole: each value is replaced in one assignment.
+/// Locks, ignoring poison: each value is replaced in one assignment, so a panicking thread leaves nothing half-changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

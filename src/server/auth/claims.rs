@@ -1,4 +1,4 @@
-//! Claims of a JSON Web Token (RFC 7519, section 4.1), checked one by one: what has the wrong type is refused, never ignored.
+//! Checks the claims of a JSON Web Token (RFC 7519, section 4.1). A claim of the wrong type is refused, never ignored.
 
 use std::sync::Arc;
 
@@ -8,25 +8,25 @@ use super::permissions::{PermissionsTable, Templates};
 use tickcast_core::principal::{AuthRefusal, Principal};
 use tickcast_proto::{identity, limits::IDENTITY_BYTES_MAX};
 
-/// What a token must say for its key.
+/// What a token's claims must be, depending on its key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Expectations {
     /// Required `iss`; `None`: any.
     pub issuer: Option<Box<str>>,
-    /// Required in `aud`; `None`: the token must have none.
+    /// Required in `aud`; `None`: the token must not have the claim.
     pub audience: Option<Box<str>>,
-    /// Permissions of a token without the claim.
+    /// Permissions of a token without a permissions claim.
     pub permissions: PermissionsTable,
 }
 
-/// What applies to all tokens.
+/// Settings that apply to all tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Common {
-    /// Claim that holds the permissions.
+    /// Name of the claim that holds the permissions.
     pub claim: Box<str>,
-    /// Tolerated difference of clocks, seconds.
+    /// Tolerated clock difference in seconds.
     pub leeway_s: u64,
-    /// Longest time from now until a token expires, seconds; `None`: no limit.
+    /// Maximum seconds from now until a token expires; `None`: no limit.
     pub ttl_max_s: Option<u64>,
 }
 
@@ -36,9 +36,9 @@ pub struct Claims(pub Map<String, Value>);
 /// A principal, and when its token was issued (`iat`).
 #[derive(Debug, PartialEq, Eq)]
 pub struct Identified {
-    /// Who it is.
+    /// Who the client is.
     pub principal: Principal,
-    /// Seconds since 1970, if the token says.
+    /// Seconds since 1970, if the token contains it.
     pub issued_at_s: Option<u64>,
 }
 
@@ -55,7 +55,7 @@ impl Claims {
     /// Checks every claim. `now_s`: seconds since 1970.
     ///
     /// # Errors
-    /// The first claim that is missing, malformed or not as expected.
+    /// Names the first claim that is missing, malformed or not as expected.
     pub fn identify(
         &self,
         expected: &Expectations,
@@ -77,7 +77,8 @@ impl Claims {
         let expires_s = expires_s.saturating_add(common.leeway_s);
         let issued_at_s = self.time("iat", "its time of issue (iat) is not a number of seconds")?;
         let not_before_s = self.time("nbf", "its begin (nbf) is not a number of seconds")?;
-        // The principal last, so that an expired token that is wrong too is not worth another try.
+        // Build the principal before checking the expiry: if the token is also wrong otherwise, the client need not retry with a new
+        // one.
         let principal = self.principal(expected, common, expires_s)?;
         if expires_s <= now_s {
             return Err(AuthRefusal::Expired);
@@ -123,7 +124,7 @@ impl Claims {
         })
     }
 
-    /// A token for others must not be accepted (RFC 7519, section 4.1.3).
+    /// A token for another audience must not be accepted (RFC 7519, section 4.1.3).
     fn audience(&self, expected: Option<&str>) -> Result<(), AuthRefusal> {
         let is_malformed = || invalid("its audience (aud) is neither a text nor a list of texts");
         let named: Vec<&str> = match self.0.get("aud") {
@@ -156,7 +157,7 @@ impl Claims {
         if let Some(seconds) = value.as_u64() {
             return Ok(Some(seconds));
         }
-        // Casts saturate.
+        // The cast saturates.
         let seconds = value.as_f64().filter(|seconds| seconds.is_finite() && *seconds >= 0.0);
         seconds.map(|seconds| Some(seconds as u64)).ok_or_else(|| invalid(is_wrong))
     }

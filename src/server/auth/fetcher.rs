@@ -1,4 +1,4 @@
-//! Fetches the key sets of issuers, on a thread of its own.
+//! Fetches issuers' key sets, on its own thread.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use crate::{
     limits::{JWKS_BYTES_MAX, JWKS_FETCH_MS, JWKS_REFRESH_MS_HIGHEST},
 };
 
-/// The client of all issuers. Follows no redirect, which could lead into a private network, and takes no proxy from the
-/// environment. Trusts the certificates that the system trusts.
+/// The HTTP client for all issuers. Follows no redirects, which could lead into a private network, and ignores proxies in the
+/// environment. Trusts the system's certificates.
 struct Client(Agent);
 
 impl Client {
-    /// A fetch takes at most `fetch_ms`.
+    /// Creates a client whose fetches take at most `fetch_ms`.
     fn new(fetch_ms: u64) -> Client {
         let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
         let config = Agent::config_builder()
@@ -36,7 +36,7 @@ impl Client {
         Client(Agent::new_with_config(config))
     }
 
-    /// Whatever its content type says, it must be JSON.
+    /// Fetches a set. The response must be JSON, whatever its content type says.
     fn fetch(&self, set: &KeySet) -> Result<Keys, String> {
         let mut response = self.0.get(set.url()).call().map_err(|error| error.to_string())?;
         match response.status().as_u16() {
@@ -51,8 +51,8 @@ impl Client {
     }
 }
 
-/// Fetches every set when it is due, for as long as the process runs. `resume` is called after each attempt, and whenever
-/// something has changed.
+/// Fetches every set when it is due, for as long as the process runs. Calls `resume` after each attempt, and whenever something
+/// has changed.
 pub(super) fn run(authority: &Authority, resume: impl Fn()) {
     let client = Client::new(JWKS_FETCH_MS);
     loop {
@@ -72,7 +72,7 @@ pub(super) fn run(authority: &Authority, resume: impl Fn()) {
 fn fetch(client: &Client, set: &KeySet) {
     set.begin(clock::monotonic_ns());
     let fetched = client.fetch(set);
-    // Not the URL, which may hold a secret.
+    // Log the issuer, not the URL, which may contain a secret.
     let issuer = set.issuer();
     match (&fetched, set.fetched_ns()) {
         (Ok(_), None) => ::log::info!("auth: fetched the keys of {issuer}"),

@@ -1,7 +1,7 @@
 //! Keys of JSON Web Tokens, from files and from JSON Web Key Sets.
 //!
-//! A key belongs to one algorithm for good: a token whose header names another one is not even tried with it. So the public key
-//! of RS256 is never taken for a secret of HS256, and there is no algorithm `none`.
+//! A key is bound to one algorithm: a token whose header names another is not even tried with it. So an RS256 public key can
+//! never serve as an HS256 secret, and the algorithm `none` does not exist.
 
 use std::fmt;
 
@@ -15,13 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{KEY_FILE_BYTES_MAX, SECRET_BYTES_LOWEST};
 
-/// Shortest modulus of an RSA key, bits (RFC 7518, section 3.3).
+/// Minimum modulus of an RSA key, in bits (RFC 7518, section 3.3).
 const RSA_BITS_LOWEST: usize = 2_048;
-/// Longest modulus of an RSA key, bits; what ring verifies.
+/// Maximum modulus of an RSA key, in bits: the largest that ring verifies.
 const RSA_BITS_HIGHEST: usize = 8_192;
-/// Bytes of an uncompressed point of P-256 (SEC 1, section 2.3.3).
+/// Length of an uncompressed P-256 point, in bytes (SEC 1, section 2.3.3).
 const P256_POINT_BYTES: usize = 65;
-/// Bytes of a coordinate of P-256, and of an Ed25519 public key.
+/// Length of a P-256 coordinate, and of an Ed25519 public key, in bytes.
 const COORDINATE_BYTES: usize = 32;
 
 /// 1.2.840.113549.1.1.1, rsaEncryption (RFC 8017, appendix C).
@@ -42,7 +42,7 @@ const DER_SEQUENCE: u8 = 0x30;
 /// How a token is signed (RFC 7518, section 3.1; RFC 8037, section 3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum, Serialize, Deserialize)]
 pub enum Algorithm {
-    /// HMAC with SHA-256: issuer and server share a secret.
+    /// HMAC with SHA-256. Issuer and server share a secret.
     #[value(name = "HS256")]
     #[serde(rename = "HS256")]
     Hs256,
@@ -61,7 +61,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The algorithm of a token's header; `None` if no key can have it.
+    /// The algorithm named by a token's header; `None` if no key can have it.
     pub fn of_header(named: jsonwebtoken::Algorithm) -> Option<Algorithm> {
         match named {
             jsonwebtoken::Algorithm::HS256 => Some(Algorithm::Hs256),
@@ -72,7 +72,7 @@ impl Algorithm {
         }
     }
 
-    /// Its value in a token's header.
+    /// The algorithm's value in a token's header.
     pub fn in_header(self) -> jsonwebtoken::Algorithm {
         match self {
             Algorithm::Hs256 => jsonwebtoken::Algorithm::HS256,
@@ -82,7 +82,7 @@ impl Algorithm {
         }
     }
 
-    /// Its name in `alg`.
+    /// The algorithm's name, as in `alg`.
     pub fn name(self) -> &'static str {
         match self {
             Algorithm::Hs256 => "HS256",
@@ -92,7 +92,7 @@ impl Algorithm {
         }
     }
 
-    /// The kind of key it takes.
+    /// The kind of key that the algorithm uses.
     fn key_name(self) -> &'static str {
         match self {
             Algorithm::Hs256 => "a secret",
@@ -124,10 +124,10 @@ impl fmt::Debug for VerifyingKey {
 }
 
 impl VerifyingKey {
-    /// Reads the content of a key file: a secret for HS256, a public key in PEM otherwise.
+    /// Reads the contents of a key file: a secret for HS256, otherwise a public key in PEM.
     ///
     /// # Errors
-    /// What is wrong with the key and what to do.
+    /// Says what is wrong with the key and what to do.
     pub fn from_file(algorithm: Algorithm, content: &[u8]) -> Result<VerifyingKey, String> {
         if algorithm == Algorithm::Hs256 {
             let secret = secret(content)?;
@@ -170,8 +170,8 @@ impl VerifyingKey {
         Ok(VerifyingKey { algorithm, key })
     }
 
-    /// Reads a JSON Web Key (RFC 7517) that fits the algorithm; `None` if it has another type, curve, algorithm or use, or is
-    /// malformed. Never a secret: those are not published.
+    /// Reads a JSON Web Key (RFC 7517) for the algorithm. `None` if it has another type, curve, algorithm or use, or is
+    /// malformed. Never reads a secret: issuers do not publish those.
     pub fn from_jwk(algorithm: Algorithm, jwk: &Jwk) -> Option<VerifyingKey> {
         let is_for_signatures = jwk.usage.as_deref().is_none_or(|usage| usage == "sig");
         if !is_for_signatures || jwk.algorithm.as_deref().is_some_and(|named| named != algorithm.name()) {
@@ -205,29 +205,29 @@ impl VerifyingKey {
         Ok(VerifyingKey { algorithm: Algorithm::Rs256, key })
     }
 
-    /// The only algorithm that it is used with.
+    /// The only algorithm that the key is used with.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The key as the library takes it.
+    /// The key in `jsonwebtoken`'s form.
     pub fn decoding(&self) -> &DecodingKey {
         &self.key
     }
 }
 
-/// One key of a JSON Web Key Set, with the members that matter here.
+/// One key of a JSON Web Key Set. Contains only the members that we use.
 #[derive(Debug, Deserialize)]
 pub struct Jwk {
-    /// Type.
+    /// Key type.
     #[serde(rename = "kty")]
     pub kind: String,
     /// Key id.
     pub kid: Option<String>,
-    /// What it is for: `sig`, or `enc`.
+    /// Intended use: `sig` or `enc`.
     #[serde(rename = "use")]
     pub usage: Option<String>,
-    /// Algorithm that it is for.
+    /// Intended algorithm.
     #[serde(rename = "alg")]
     pub algorithm: Option<String>,
     /// Curve.
@@ -237,16 +237,16 @@ pub struct Jwk {
     pub n: Option<String>,
     /// RSA exponent.
     pub e: Option<String>,
-    /// First coordinate.
+    /// The x coordinate.
     pub x: Option<String>,
-    /// Second coordinate.
+    /// The y coordinate.
     pub y: Option<String>,
 }
 
-/// A key that signs tokens, for `tickcast token`, and its algorithm.
+/// Reads a signing key for `tickcast token`, and determines its algorithm.
 ///
 /// # Errors
-/// What is wrong with the file's content and what to do.
+/// Says what is wrong with the file's contents and what to do.
 pub fn signing_key(wanted: Option<Algorithm>, content: &[u8]) -> Result<(Algorithm, EncodingKey), String> {
     let Some((label, der)) = pem(content).filter(|_| wanted != Some(Algorithm::Hs256)) else {
         return match wanted {
@@ -275,7 +275,7 @@ pub fn signing_key(wanted: Option<Algorithm>, content: &[u8]) -> Result<(Algorit
     Ok((found, key))
 }
 
-/// A secret without the newline at its end.
+/// A secret without its trailing newline.
 fn secret(content: &[u8]) -> Result<&[u8], String> {
     let secret = content.strip_suffix(b"\n").unwrap_or(content);
     let secret = secret.strip_suffix(b"\r").unwrap_or(secret);
@@ -291,7 +291,7 @@ fn secret(content: &[u8]) -> Result<&[u8], String> {
     Ok(secret)
 }
 
-/// Label and content of the first PEM block (RFC 7468); `None` if there is none, or it is malformed.
+/// Label and contents of the first PEM block (RFC 7468); `None` if there is none or it is malformed.
 fn pem(content: &[u8]) -> Option<(String, Vec<u8>)> {
     let text = std::str::from_utf8(content).ok().filter(|text| text.len() <= KEY_FILE_BYTES_MAX)?;
     let (_, block) = text.split_once("-----BEGIN ")?;
@@ -301,7 +301,7 @@ fn pem(content: &[u8]) -> Option<(String, Vec<u8>)> {
     Some((label.to_owned(), STANDARD.decode(body).ok()?))
 }
 
-/// Algorithm and key of a SubjectPublicKeyInfo (RFC 5280, section 4.1.2.7), in the form that ring takes.
+/// Algorithm and key of a SubjectPublicKeyInfo (RFC 5280, section 4.1.2.7), in the form that ring expects.
 fn public_key(der: &[u8]) -> Option<(Algorithm, Vec<u8>)> {
     let (info, []) = element(der, DER_SEQUENCE)? else { return None };
     let (identifier, rest) = element(info, DER_SEQUENCE)?;
@@ -326,7 +326,7 @@ fn private_key_algorithm(der: &[u8]) -> Option<Algorithm> {
     algorithm_of(identifier)
 }
 
-/// The algorithm of an AlgorithmIdentifier's content.
+/// The algorithm in the contents of an AlgorithmIdentifier.
 fn algorithm_of(identifier: &[u8]) -> Option<Algorithm> {
     let (oid, parameters) = element(identifier, DER_OID)?;
     match oid {
@@ -337,7 +337,7 @@ fn algorithm_of(identifier: &[u8]) -> Option<Algorithm> {
     }
 }
 
-/// Modulus and exponent of an RSAPublicKey (RFC 8017, appendix A.1.1), without leading zeros.
+/// The modulus and exponent of an RSAPublicKey (RFC 8017, appendix A.1.1), without leading zeros.
 fn rsa_components(der: &[u8]) -> Option<(&[u8], &[u8])> {
     let (key, []) = element(der, DER_SEQUENCE)? else { return None };
     let (modulus, rest) = element(key, DER_INTEGER)?;
@@ -349,7 +349,8 @@ fn unsigned(integer: &[u8]) -> &[u8] {
     &integer[integer.iter().take_while(|byte| **byte == 0).count()..]
 }
 
-/// Content of the DER element with this tag at the start, and what follows it (X.690, section 8.1). Lengths up to 64 KiB.
+/// Contents of the leading DER element, if it has this tag, and the bytes after it (X.690, section 8.1). Supports lengths up to
+/// 64 KiB.
 fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (&found, rest) = der.split_first()?;
     let (&first, rest) = rest.split_first()?;

@@ -1,4 +1,4 @@
-//! A JSON Web Key Set (RFC 7517, section 5): the last good keys of one issuer, and when to fetch them again.
+//! A JSON Web Key Set (RFC 7517, section 5): one issuer's last good keys, and when to fetch them again.
 //!
 //! ```text
 //!  verifiers --keys()--> the last good set     unknown key id --request()--> fetched sooner, at a bounded rate
@@ -19,12 +19,12 @@ use serde_json::Value;
 use super::key::{Algorithm, Jwk, VerifyingKey};
 use crate::limits::{JWKS_KEYS_MAX, JWKS_REQUESTED_MS_LOWEST, JWKS_RETRY_MS, KEYS_TRIED_MAX};
 
-/// Keys with their ids, at most [`JWKS_KEYS_MAX`]. Replaced as a whole.
+/// Keys with their ids, at most [`JWKS_KEYS_MAX`]. Always replaced as a whole.
 #[derive(Debug, Default)]
 pub struct Keys(Vec<(Option<Box<str>>, VerifyingKey)>);
 
 impl Keys {
-    /// Keys for a token with this key id: those that have it. Without an id, all, if they are so few that each can be tried.
+    /// The keys with this key id. Without an id: all keys, if they are few enough to try each.
     pub fn with_id<'a>(&'a self, kid: Option<&'a str>) -> impl Iterator<Item = &'a VerifyingKey> {
         let all_fit = self.0.len() <= KEYS_TRIED_MAX;
         let fits = move |has: &Option<Box<str>>| match kid {
@@ -34,10 +34,10 @@ impl Keys {
         self.0.iter().filter(move |(has, _)| fits(has)).map(|(_, key)| key)
     }
 
-    /// Reads a set. Skips keys that do not fit the algorithm: sets hold keys of several kinds.
+    /// Reads a set. Skips keys that do not fit the algorithm, because sets may contain keys of several kinds.
     ///
     /// # Errors
-    /// It is no set, has too many keys, or none that fits.
+    /// The text is not a set, or the set has too many keys, or none that fits.
     pub fn parse(algorithm: Algorithm, json: &[u8]) -> Result<Keys, String> {
         #[derive(Deserialize)]
         struct Set {
@@ -59,33 +59,33 @@ impl Keys {
     }
 }
 
-/// When a set was and will be fetched, CLOCK_MONOTONIC.
+/// When the set was last fetched and will be fetched next, CLOCK_MONOTONIC.
 #[derive(Clone, Copy, Debug, Default)]
 struct Schedule {
     /// When the last attempt began; 0: never.
     attempted_ns: u64,
-    /// When the next one is due.
+    /// When the next attempt is due.
     due_ns: u64,
     /// Whether the last attempt succeeded.
     has_succeeded: bool,
-    /// Whether one is under way.
+    /// Whether an attempt is under way.
     is_under_way: bool,
-    /// Attempts that failed since the last success.
+    /// Failed attempts since the last success.
     failed: u32,
 }
 
-/// What a verifier does about an unknown key id.
+/// What a verifier does when a token names an unknown key id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Wait for the fetch that is due or under way.
     Wait,
-    /// Refuse: the set was fetched just now and does not have it.
+    /// Refuse: the set has just been fetched and does not contain the key.
     Unknown,
-    /// Refuse for now: the issuer does not answer.
+    /// Refuse for now: the issuer does not respond.
     Unreachable,
 }
 
-/// The keys of one issuer.
+/// One issuer's keys.
 pub struct KeySet {
     url: Box<str>,
     issuer: Box<str>,
@@ -109,7 +109,7 @@ impl fmt::Debug for KeySet {
 }
 
 impl KeySet {
-    /// A set that has not been fetched.
+    /// Creates a set that has not been fetched.
     pub fn new(url: &str, issuer: &str, algorithm: Algorithm, refresh_ns: u64) -> KeySet {
         KeySet {
             url: url.into(),
@@ -124,43 +124,43 @@ impl KeySet {
         }
     }
 
-    /// Where it is fetched from.
+    /// Where the set is fetched from.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Whose keys they are.
+    /// The issuer that the keys belong to.
     pub fn issuer(&self) -> &str {
         &self.issuer
     }
 
-    /// The algorithm of its keys.
+    /// The algorithm of the keys.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// When its keys were fetched, CLOCK_MONOTONIC; `None`: never.
+    /// When the keys were last fetched, CLOCK_MONOTONIC; `None`: never.
     pub fn fetched_ns(&self) -> Option<u64> {
         Some(self.fetched_ns.load(Relaxed)).filter(|ns| *ns > 0)
     }
 
-    /// Attempts to fetch it, and how many of them failed.
+    /// Attempts to fetch the set, and how many of them failed.
     pub fn attempts(&self) -> (u64, u64) {
         (self.fetches.load(Relaxed), self.failures.load(Relaxed))
     }
 
-    /// Whether another set comes from the same place.
+    /// Whether another set comes from the same URL, issuer and algorithm.
     pub fn is_same_source(&self, other: &KeySet) -> bool {
         (&self.url, &self.issuer, self.algorithm) == (&other.url, &other.issuer, other.algorithm)
     }
 
-    /// Whether another set is configured in the same way.
+    /// Whether another set has the same configuration.
     pub fn is_same(&self, other: &KeySet) -> bool {
         self.is_same_source(other) && self.refresh_ns == other.refresh_ns
     }
 
-    /// Takes over the keys of a set from the same place. They are fetched again when they would have been, or after this set's own
-    /// interval if that is sooner.
+    /// Takes over the keys of a set from the same source. They are fetched again at the time already scheduled, or after this
+    /// set's own interval if that is sooner.
     pub fn inherit(&self, other: &KeySet) {
         *lock(&self.keys) = other.keys();
         let inherited = *lock(&other.schedule);
@@ -172,17 +172,17 @@ impl KeySet {
         self.failures.store(failures, Relaxed);
     }
 
-    /// The last good keys; none before the first fetch.
+    /// The last good keys; empty before the first fetch.
     pub fn keys(&self) -> Arc<Keys> {
         lock(&self.keys).clone()
     }
 
-    /// Whether its keys are still those that a verifier has tried.
+    /// Whether the keys are still the ones that a verifier has tried.
     pub fn has_keys(&self, tried: &Arc<Keys>) -> bool {
         Arc::ptr_eq(&*lock(&self.keys), tried)
     }
 
-    /// Asks for a fetch because a token has an unknown key id. At most one a [`JWKS_REQUESTED_MS_LOWEST`] is made for that.
+    /// Requests a fetch because a token names an unknown key id. Such fetches are at least [`JWKS_REQUESTED_MS_LOWEST`] apart.
     pub fn request(&self, now_ns: u64) -> Request {
         let mut schedule = lock(&self.schedule);
         let again_ns = schedule.attempted_ns + JWKS_REQUESTED_MS_LOWEST * 1_000_000;
@@ -209,21 +209,21 @@ impl KeySet {
         schedule.is_under_way || schedule.due_ns <= now_ns
     }
 
-    /// Begins a fetch.
+    /// Marks a fetch as begun.
     pub fn begin(&self, now_ns: u64) {
         let mut schedule = lock(&self.schedule);
         (schedule.attempted_ns, schedule.is_under_way) = (now_ns, true);
         self.fetches.fetch_add(1, Relaxed);
     }
 
-    /// Ends a fetch: replaces the keys, or keeps the last good ones and tries again sooner than usual.
+    /// Ends a fetch. Replaces the keys; after a failure, keeps the last good ones and retries sooner than usual.
     pub fn finish(&self, fetched: Option<Keys>, now_ns: u64) {
         let mut schedule = lock(&self.schedule);
         (schedule.is_under_way, schedule.has_succeeded) = (false, fetched.is_some());
         schedule.due_ns = now_ns
             + match fetched.is_some() {
                 true => self.refresh_ns,
-                // Twice as long after each failure.
+                // The delay doubles after each failure.
                 false => ((JWKS_RETRY_MS * 1_000_000) << schedule.failed.min(16)).min(self.refresh_ns),
             };
         match fetched {
@@ -240,7 +240,7 @@ impl KeySet {
     }
 }
 
-/// Locks. What a panicking thread left is whole: each value is replaced in one assignment.
+/// Locks, ignoring poison: each value is replaced in one assignment, so a panicking thread leaves nothing half-changed.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,13 +12,13 @@ use tickcast_proto::{identity, limits::TOKEN_BYTES_MAX};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Look: metrics, topics, sessions.
+    /// Read only: metrics, topics, sessions.
     Read,
-    /// Everything: also close sessions and revoke tokens.
+    /// Everything, including closing sessions and revoking tokens.
     Operate,
 }
 
-/// An `[[auth.operator]]`.
+/// An `[[auth.operator]]` table.
 #[derive(Clone, PartialEq)]
 pub struct Operator {
     /// Name, for the log.
@@ -30,7 +30,7 @@ pub struct Operator {
 }
 
 impl fmt::Debug for Operator {
-    /// Without the hash of its token.
+    /// Omits the hash of the operator's token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Operator { name, role, certificate, .. } = self;
         f.debug_struct("Operator")
@@ -46,11 +46,10 @@ impl fmt::Debug for Operator {
 pub struct Operators(Vec<Operator>);
 
 impl Operators {
-    /// Checks the tables. `is_whole`: whether no value was left out because it could not be read; if one was, nothing is reported
-    /// missing.
+    /// Checks the tables. `is_whole`: whether every value could be read. If not, nothing is reported as missing.
     ///
     /// # Errors
-    /// Everything that is wrong, each with its path, such as `auth.operator[0].sha256`.
+    /// All problems, each with its path, such as `auth.operator[0].sha256`.
     pub fn build(tables: &[OperatorTable], is_whole: bool) -> Result<Operators, Vec<(String, String)>> {
         let mut builder = Builder::default();
         for (at, table) in tables.iter().enumerate() {
@@ -67,8 +66,7 @@ impl Operators {
         }
     }
 
-    /// The operator with this token. The time it takes depends on the number of operators alone: every hash is compared, to its
-    /// last byte.
+    /// The operator with this token. Takes the same time for every token: always compares all hashes to the last byte.
     pub fn with_token(&self, token: &[u8]) -> Option<&Operator> {
         if token.len() > TOKEN_BYTES_MAX {
             return None;
@@ -83,13 +81,13 @@ impl Operators {
         found
     }
 
-    /// The operator with a verified certificate of this name.
+    /// The operator whose verified certificate has this name.
     pub fn with_certificate(&self, name: &str) -> Option<&Operator> {
         self.0.iter().find(|operator| operator.certificate.as_deref() == Some(name))
     }
 }
 
-/// Compares all bytes, wherever the first difference is.
+/// Compares all bytes, wherever they first differ.
 fn is_same(one: &Hash, other: &Hash) -> bool {
     let difference = one.iter().zip(other).fold(0, |bits, (one, other)| black_box(bits | (one ^ other)));
     difference == 0
@@ -98,7 +96,7 @@ fn is_same(one: &Hash, other: &Hash) -> bool {
 #[derive(Default)]
 struct Builder {
     operators: Vec<Operator>,
-    /// Path in the file and what is wrong.
+    /// Each problem's path in the file, and what is wrong.
     problems: Vec<(String, String)>,
 }
 

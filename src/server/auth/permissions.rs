@@ -1,4 +1,4 @@
-//! Permissions as a claim and the configuration file have them, and their templates.
+//! Permissions as they appear in a claim or the configuration file, and their templates.
 //!
 //! ```text
 //! {"sub":{"allow":["market.>","user.{sub}.>"],"deny":["market.internal.>"]},"pub":{"allow":[],"deny":[]}}
@@ -13,7 +13,7 @@ use tickcast_core::{
 };
 use tickcast_proto::pattern::check_pattern;
 
-/// Permissions before their templates are expanded. What is left out is not allowed; an unknown key is refused, because a
+/// Permissions before their templates are expanded. What is not listed is not allowed. Unknown keys are refused, because a
 /// misspelt `deny` would allow too much.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -25,13 +25,13 @@ pub struct PermissionsTable {
     pub publish: RulesTable,
 }
 
-/// Patterns that are allowed, and exceptions from them.
+/// Allowed patterns, and exceptions to them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RulesTable {
     /// Allowed patterns.
     pub allow: Vec<String>,
-    /// Denied patterns; they take precedence.
+    /// Denied patterns, which take precedence.
     pub deny: Vec<String>,
 }
 
@@ -40,25 +40,25 @@ pub struct RulesTable {
 pub struct Templates<'a> {
     /// `{sub}`.
     pub sub: &'a str,
-    /// `{tenant}`; empty: none.
+    /// `{tenant}`; empty if there is none.
     pub tenant: &'a str,
 }
 
 /// Why permissions cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PermissionsError {
-    /// More than [`PERMISSION_PATTERNS_MAX`] patterns in a list.
+    /// A list contains more than [`PERMISSION_PATTERNS_MAX`] patterns.
     TooMany,
     /// Not a valid pattern.
     Pattern,
-    /// A brace that belongs to no known template.
+    /// A brace that is not part of a known template.
     Template,
-    /// The value of a template is not a single literal token.
+    /// A template's value is not a single literal token.
     NotAToken,
 }
 
 impl PermissionsError {
-    /// The reason. Never holds a part of a token.
+    /// The reason. Never contains any part of a token.
     pub fn text(self) -> &'static str {
         match self {
             PermissionsError::TooMany => "a list of permissions has more than 256 patterns",
@@ -76,13 +76,13 @@ impl PermissionsError {
 const _: () = assert!(PERMISSION_PATTERNS_MAX == 256, "the text of TooMany names it");
 
 impl PermissionsTable {
-    /// Permissions in a claim; `None` if it is malformed. Objects only: serde takes a list for a struct too.
+    /// Reads permissions from a claim; `None` if it is malformed. Accepts only objects: serde would read a list as a struct too.
     pub fn of_claim(claim: &Value) -> Option<PermissionsTable> {
         let rules = claim.as_object()?.values();
         rules.into_iter().all(Value::is_object).then(|| PermissionsTable::deserialize(claim).ok())?
     }
 
-    /// The permissions of one principal.
+    /// The permissions of one principal, with templates expanded.
     ///
     /// # Errors
     /// The first pattern or template that cannot be used.
@@ -97,10 +97,10 @@ impl PermissionsTable {
         Ok(Permissions { subscribe: rules(&self.sub)?, publish: rules(&self.publish)? })
     }
 
-    /// Checks the permissions of a file, whose templates have no values yet.
+    /// Checks permissions in a file, whose templates have no values yet.
     ///
     /// # Errors
-    /// As [`PermissionsTable::expand`], with the pattern.
+    /// See [`PermissionsTable::expand`]; includes the pattern.
     pub fn check(&self) -> Result<(), String> {
         let any = Templates { sub: "sub", tenant: "tenant" };
         for list in [&self.sub.allow, &self.sub.deny, &self.publish.allow, &self.publish.deny] {
@@ -122,7 +122,7 @@ fn list(patterns: &[String], templates: Templates<'_>) -> Result<Vec<Box<str>>, 
     patterns.iter().map(|pattern| expanded(pattern, templates)).collect()
 }
 
-/// A pattern with the values of its templates. The values are not searched for templates again.
+/// Expands the templates in a pattern. Values are not searched for further templates.
 fn expanded(pattern: &str, templates: Templates<'_>) -> Result<Box<str>, PermissionsError> {
     let mut text = String::new();
     let mut rest = pattern;
@@ -148,7 +148,7 @@ fn expanded(pattern: &str, templates: Templates<'_>) -> Result<Box<str>, Permiss
     Ok(text.into())
 }
 
-/// Whether a text is one token of a topic that no pattern reads as something else.
+/// Whether a text is a single topic token that has no special meaning in patterns.
 fn is_literal_token(text: &str) -> bool {
     let is_odd = |c: char| c.is_whitespace() || c.is_control() || ['.', '*', '>', '{', '}'].contains(&c);
     !text.is_empty() && !text.contains(is_odd)

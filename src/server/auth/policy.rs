@@ -1,4 +1,4 @@
-//! Everything that `[auth]` says about clients, and the verification of credentials against it. Reads no clock and no socket.
+//! The `[auth]` configuration of clients, and the verification of credentials against it. Reads no clock and no socket.
 
 use std::{collections::HashMap, fs, io::Read, path::Path, sync::Arc};
 
@@ -25,10 +25,10 @@ use tickcast_core::principal::{AuthRefusal, Credentials, Principal};
 use tickcast_proto::{identity, limits::TOKEN_BYTES_MAX};
 
 const NS_PER_S: u64 = 1_000_000_000;
-/// Subject of anonymous clients, for the operator.
+/// Subject of anonymous clients, shown to operators.
 const ANONYMOUS: &str = "anonymous";
 
-/// A SHA-256.
+/// A SHA-256 hash.
 pub(super) type Hash = [u8; digest::SHA256_OUTPUT_LEN];
 
 /// Who may use the server. Shared by all verifiers; a reload replaces it as a whole.
@@ -41,7 +41,7 @@ pub struct Policy {
     common: Common,
 }
 
-/// An `[[auth.key]]`.
+/// An `[[auth.key]]` table.
 #[derive(Clone, Debug)]
 struct Entry {
     algorithm: Algorithm,
@@ -49,21 +49,21 @@ struct Entry {
     expected: Expectations,
 }
 
-/// Where the keys of an entry come from.
+/// Where an entry's keys come from.
 #[derive(Clone, Debug)]
 enum KeySource {
-    /// A file: one key, and the only key id that it is for.
+    /// A file: one key, and the only key id that it accepts.
     File(VerifyingKey, Option<Box<str>>),
     /// A JSON Web Key Set.
     Set(Arc<KeySet>),
 }
 
-/// What has come of a verification.
+/// The outcome of a verification.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It is decided.
+    /// The verification is complete.
     Verdict(Result<Arc<Principal>, AuthRefusal>),
-    /// The token names a key that this set does not have: it may once it has been fetched again. With the keys that were tried.
+    /// The token names a key that this set does not contain. Fetching the set again may help. Includes the keys that were tried.
     UnknownKey(Arc<KeySet>, Arc<Keys>),
 }
 
@@ -78,7 +78,7 @@ fn invalid(text: &'static str) -> AuthRefusal {
 }
 
 impl Policy {
-    /// What clients without credentials may do; `None`: there are none.
+    /// The principal of clients without credentials; `None`: they are not allowed.
     pub fn anonymous(&self) -> Option<&Arc<Principal>> {
         self.anonymous.as_ref()
     }
@@ -91,8 +91,8 @@ impl Policy {
         })
     }
 
-    /// The same policy with the keys that a previous one has fetched, so that a reload needs no issuer. A key set that has not changed
-    /// is the previous one itself, so that a fetch under way and the tokens that wait for it are not lost.
+    /// Takes over the keys that a previous policy has fetched, so that a reload does not depend on issuers. An unchanged key set
+    /// is reused itself, which preserves a fetch under way and the tokens that wait for it.
     pub fn inheriting(mut self, previous: &Policy) -> Policy {
         for entry in &mut self.keys {
             let KeySource::Set(set) = &mut entry.source else { continue };
@@ -105,7 +105,7 @@ impl Policy {
         self
     }
 
-    /// Verifies credentials. `now_s`: seconds since 1970. Cost: up to [`KEYS_TRIED_MAX`] signatures; no system call.
+    /// Verifies credentials. `now_s`: seconds since 1970. Cost: at most [`KEYS_TRIED_MAX`] signature checks, no system call.
     pub fn verify(&self, credentials: &Credentials, now_s: u64, revocations: &Revocations) -> Outcome {
         let (principal, issued_at_s) = match (&credentials.token, &credentials.certificate_name) {
             (Some(token), _) => match self.static_token(token) {
@@ -117,7 +117,7 @@ impl Policy {
             },
             (None, Some(name)) => match self.certificates.get(name) {
                 Some(principal) => (principal.clone(), None),
-                // It proves nothing here: the client is one without credentials, which the shard knows what to do with.
+                // The certificate proves nothing here: treat the client as one without credentials, and let the shard decide.
                 None => return Outcome::Verdict(Err(AuthRefusal::Missing)),
             },
             (None, None) => return Outcome::Verdict(Err(AuthRefusal::Missing)),
@@ -132,7 +132,7 @@ impl Policy {
         if self.tokens.is_empty() {
             return None;
         }
-        // Comparing hashes tells nothing about the token, however long it takes.
+        // This comparison is not constant-time, but its timing depends on the hash and reveals nothing about the token.
         self.tokens.get(&sha256(token.as_bytes()))
     }
 
@@ -182,7 +182,7 @@ impl Policy {
                 }
             }
         }
-        // Nobody has vouched for this claim, so it only chooses which set may be fetched, at the set's own rate.
+        // The claim is not verified. It only chooses which set may be fetched, at the set's own rate.
         let claimed = |entry: &Entry| {
             let claims = dangerous::insecure_decode::<Map<String, Value>>(token);
             claims.is_ok_and(|data| Claims(data.claims).is_from(entry.expected.issuer.as_deref()))
@@ -194,7 +194,7 @@ impl Policy {
     }
 }
 
-/// The keys of an entry that a token may be signed with.
+/// The keys of an entry that may have signed a token.
 struct Candidates<'a> {
     file: Option<&'a VerifyingKey>,
     set: Option<Arc<Keys>>,
@@ -224,10 +224,10 @@ impl Entry {
     }
 }
 
-/// The claims of a token that this key has signed.
+/// Returns the token's claims if this key has signed it.
 fn verified(token: &str, key: &VerifyingKey) -> Result<Claims, NotVerified> {
     let mut validation = Validation::new(key.algorithm().in_header());
-    // [`Claims`] checks all of them, against a time that it is given, and refuses those of a wrong type.
+    // [`Claims`] checks every claim against the given time, and refuses claims of the wrong type.
     validation.required_spec_claims.clear();
     (validation.validate_exp, validation.validate_nbf, validation.validate_aud) = (false, false, false);
     match decode::<Map<String, Value>>(token, key.decoding(), &validation) {
@@ -243,7 +243,7 @@ pub(super) fn sha256(bytes: &[u8]) -> Hash {
     hash
 }
 
-/// The hash of a static token as the file has it: 64 hexadecimal digits.
+/// Hash of a static token as it appears in the file: 64 hexadecimal digits.
 pub fn token_hash(token: &str) -> String {
     sha256(token.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -263,16 +263,15 @@ pub(super) fn parsed_hash(text: &str) -> Option<Hash> {
 /// Checks `[auth]` and reads its key files.
 pub struct Builder<'a> {
     tables: &'a AuthTables,
-    /// Path in the file and what is wrong.
+    /// Each problem's path in the file, and what is wrong.
     problems: Vec<(String, String)>,
 }
 
 impl<'a> Builder<'a> {
-    /// Makes a policy. `is_whole`: whether no value was left out because it could not be read; if one was, nothing is reported
-    /// missing.
+    /// Builds a policy. `is_whole`: whether every value could be read. If not, nothing is reported as missing.
     ///
     /// # Errors
-    /// Everything that is wrong, each with its path, such as `auth.key[0].file`.
+    /// All problems, each with its path, such as `auth.key[0].file`.
     pub fn build(tables: &'a AuthTables, is_whole: bool) -> Result<Policy, Vec<(String, String)>> {
         let mut builder = Builder { tables, problems: Vec::new() };
         let policy = builder.policy();
@@ -480,10 +479,10 @@ fn principal(name: &str, tenant: &str, permissions: tickcast_core::principal::Pe
     })
 }
 
-/// Reads a key file of at most [`KEY_FILE_BYTES_MAX`].
+/// Reads a key file of at most [`KEY_FILE_BYTES_MAX`] bytes.
 ///
 /// # Errors
-/// Why it cannot be read.
+/// Says why it cannot be read.
 pub fn read_bounded(file: &Path) -> Result<Vec<u8>, String> {
     let mut content = Vec::new();
     let open = fs::File::open(file).map_err(|error| error.to_string())?;
@@ -495,7 +494,7 @@ pub fn read_bounded(file: &Path) -> Result<Vec<u8>, String> {
     Ok(content)
 }
 
-/// Refuses a URL that keys cannot be trusted from.
+/// Refuses a URL from which keys cannot be trusted.
 fn check_url(url: &str) -> Result<(), String> {
     let parsed: http::Uri = url.parse().map_err(|_| "not a URL".to_owned())?;
     let host = parsed.host().unwrap_or_default();

@@ -1,6 +1,6 @@
-//! Signs and verifies with ring, the library that TLS uses too. `jsonwebtoken` calls it as its provider of cryptography.
+//! Signs and verifies with ring, which TLS uses too. `jsonwebtoken` calls it as its crypto provider.
 //!
-//! ring compares HMACs in constant time, and checks every public key and signature for its form.
+//! ring compares HMACs in constant time, and checks the form of every public key and signature.
 
 use std::sync::Once;
 
@@ -16,14 +16,14 @@ use ring::{
     signature::{self, EcdsaKeyPair, Ed25519KeyPair, RsaKeyPair, RsaPublicKeyComponents, UnparsedPublicKey},
 };
 
-/// What `jsonwebtoken` calls. Of its key utilities, which make JSON Web Keys, none is used.
+/// The provider that `jsonwebtoken` calls. Its key utilities, which create JSON Web Keys, are not used.
 static RING: CryptoProvider = CryptoProvider {
     signer_factory: signer,
     verifier_factory: verifier,
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Makes ring the provider of this process. Without one, `jsonwebtoken` panics at its first use.
+/// Makes ring the crypto provider of this process. Without a provider, `jsonwebtoken` panics when first used.
 pub(super) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -32,7 +32,7 @@ pub(super) fn install() {
     });
 }
 
-/// A key pair that signs.
+/// A key pair for signing.
 enum Signing {
     Hmac(hmac::Key),
     Rsa(Box<RsaKeyPair>),
@@ -40,7 +40,7 @@ enum Signing {
     Ed25519(Ed25519KeyPair),
 }
 
-/// A key that verifies.
+/// A key for verifying.
 enum Verifying {
     Hmac(hmac::Key),
     Rsa(RsaPublicKeyComponents<Vec<u8>>),
@@ -66,7 +66,7 @@ fn signer(algorithm: &Algorithm, key: &EncodingKey) -> Result<Box<dyn JwtSigner>
             let pair = EcdsaKeyPair::from_pkcs8(signing, bytes, &SystemRandom::new());
             Signing::Ecdsa(pair.map_err(|_| ErrorKind::InvalidEcdsaKey)?)
         }
-        // OpenSSL writes such keys without their public half, which ring then computes.
+        // OpenSSL writes such keys without the public half; ring then computes it.
         Algorithm::EdDSA => Signing::Ed25519(
             Ed25519KeyPair::from_pkcs8_maybe_unchecked(bytes).map_err(|_| ErrorKind::InvalidEddsaKey)?,
         ),
@@ -76,7 +76,7 @@ fn signer(algorithm: &Algorithm, key: &EncodingKey) -> Result<Box<dyn JwtSigner>
 }
 
 fn verifier(algorithm: &Algorithm, key: &DecodingKey) -> Result<Box<dyn JwtVerifier>, Error> {
-    // A public key is no secret of HMAC, whatever the header says.
+    // A public key is never an HMAC secret, whatever the header says.
     if algorithm.family() != key.family() {
         return Err(ErrorKind::InvalidAlgorithm.into());
     }

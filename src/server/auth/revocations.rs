@@ -1,4 +1,4 @@
-//! Revoked subjects and tokens, in memory until the tokens have expired anyway.
+//! Revoked subjects and tokens, kept in memory until the tokens have expired anyway.
 
 use std::{
     collections::HashMap,
@@ -8,19 +8,19 @@ use std::{
 use crate::limits::REVOCATIONS_MAX;
 use tickcast_core::principal::{Principal, Revocation};
 
-/// What was revoked. Shared by all verifiers and the admin listener.
+/// Revoked subjects and tokens. Shared by all verifiers and the admin listener.
 #[derive(Debug, Default)]
 pub struct Revocations(Mutex<Table>);
 
 #[derive(Debug, Default)]
 struct Table {
-    /// By tenant and subject. Tokens issued later are valid.
+    /// By tenant and subject. Tokens issued after the revocation are valid.
     subjects: HashMap<(Box<str>, Box<str>), Revoked>,
     /// By `jti`.
     token_ids: HashMap<Box<str>, Revoked>,
 }
 
-/// Seconds since 1970.
+/// Times in seconds since 1970.
 #[derive(Clone, Copy, Debug)]
 struct Revoked {
     /// When it was revoked.
@@ -29,15 +29,15 @@ struct Revoked {
     until_s: u64,
 }
 
-/// There is no room for another revocation.
+/// The table of revocations is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
 impl Revocations {
-    /// Revokes until `until_s`. Cost: O(1), unless the table is full: then it forgets what has run out.
+    /// Revokes until `until_s`. Cost: O(1), unless the table is full: then expired revocations are removed first.
     ///
     /// # Errors
-    /// [`Full`] if [`REVOCATIONS_MAX`] others have not run out.
+    /// [`Full`] if [`REVOCATIONS_MAX`] revocations have not expired.
     pub fn add(&self, revocation: &Revocation, now_s: u64, until_s: u64) -> Result<(), Full> {
         let mut table = self.lock();
         if table.len() >= REVOCATIONS_MAX {
@@ -64,7 +64,8 @@ impl Revocations {
         Ok(())
     }
 
-    /// Whether a principal's token is revoked. `issued_at_s`: when it was issued; without, a revoked subject has no valid token.
+    /// Whether a principal's token is revoked. `issued_at_s`: when the token was issued; without it, every token of a revoked
+    /// subject is revoked.
     pub fn is_revoked(&self, principal: &Principal, issued_at_s: Option<u64>, now_s: u64) -> bool {
         let table = self.lock();
         let holds = |revoked: &&Revoked| revoked.until_s > now_s;
@@ -77,7 +78,7 @@ impl Revocations {
         of_subject || of_token.filter(holds).is_some()
     }
 
-    /// Revocations in memory, and some that have run out.
+    /// Revocations in memory. May include expired ones.
     pub fn len(&self) -> usize {
         self.lock().len()
     }
@@ -88,7 +89,7 @@ impl Revocations {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        // Each change is one insertion, so what a panicking thread left is whole.
+        // Ignore poison: each change is one insertion, so a panicking thread leaves nothing half-changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

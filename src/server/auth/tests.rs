@@ -1,5 +1,5 @@
-//! Shared by the tests of authentication: keys, signed tokens, verdicts, and an issuer, which is an HTTP server on this machine that
-//! gives each request the answer that the test has set.
+//! Shared by the tests of authentication: keys, signed tokens, verdicts, and an issuer: a local HTTP server that answers each
+//! request as the test has set.
 
 use std::{
     fs,
@@ -24,10 +24,10 @@ use super::{
 };
 use tickcast_core::principal::{AuthRefusal, Credentials, Principal};
 
-/// When the tests verify, seconds since 1970.
+/// Time at which the tests verify, in seconds since 1970.
 pub const NOW_S: u64 = 2_000_000_000;
 
-/// Each algorithm, and the file of a key that signs with it.
+/// Each algorithm, with the file of a signing key.
 pub const SIGNERS: [(Algorithm, &str); 4] = [
     (Algorithm::Hs256, "hs256.txt"),
     (Algorithm::Rs256, "rsa.pem"),
@@ -35,24 +35,24 @@ pub const SIGNERS: [(Algorithm, &str); 4] = [
     (Algorithm::EdDsa, "ed25519.pem"),
 ];
 
-/// A file of `tests/data/auth`.
+/// The path of a file in `tests/data/auth`.
 pub fn data(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data/auth").join(name)
 }
 
-/// A token with these claims.
+/// Signs a token with these claims.
 pub fn signed(algorithm: Algorithm, kid: Option<&str>, claims: &Value) -> String {
     let file = SIGNERS.iter().find(|(signer, _)| *signer == algorithm).unwrap().1;
     let (_, key) = key::signing_key(Some(algorithm), &fs::read(data(file)).unwrap()).unwrap();
     sign(algorithm, &key, kid.map(Into::into), claims.as_object().unwrap()).unwrap()
 }
 
-/// Credentials that are only a token.
+/// Credentials that consist of a token only.
 pub fn with_token(token: &str) -> Credentials {
     Credentials { token: Some(token.into()), certificate_name: None }
 }
 
-/// The verdict of a policy without key sets, and without revocations.
+/// The verdict of a policy without key sets or revocations.
 pub fn verdict_at(
     policy: &Policy,
     credentials: &Credentials,
@@ -64,21 +64,21 @@ pub fn verdict_at(
     }
 }
 
-/// A JWK of Ed25519 with this id.
+/// An Ed25519 JWK with this id.
 pub fn ed25519_jwk(kid: &str) -> Value {
     serde_json::json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"})
 }
 
-/// Keys of Ed25519 with these ids.
+/// Ed25519 keys with these ids.
 pub fn ed25519_keys(ids: &[&str]) -> Keys {
     let keys: Vec<Value> = ids.iter().map(|kid| ed25519_jwk(kid)).collect();
     Keys::parse(Algorithm::EdDsa, serde_json::json!({ "keys": keys }).to_string().as_bytes()).unwrap()
 }
 
-/// What it answers with: the bytes of a response, after which it closes the connection. `None`: nothing, and it keeps the connection.
+/// The bytes of a response, after which the issuer closes the connection. `None`: it sends nothing and keeps the connection open.
 pub type Answer = Option<Vec<u8>>;
 
-/// A server. Its thread ends with the process.
+/// A running issuer. Its thread ends with the process.
 pub struct Issuer {
     /// Where it listens.
     pub address: SocketAddr,
@@ -87,7 +87,7 @@ pub struct Issuer {
 }
 
 impl Issuer {
-    /// Starts a server that answers every request in the same way.
+    /// Starts an issuer that gives every request this answer.
     pub fn start(answer: Answer) -> Issuer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let issuer = Issuer {
@@ -104,7 +104,7 @@ impl Issuer {
                 while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
                 requests.fetch_add(1, SeqCst);
                 match answer.lock().unwrap().as_deref() {
-                    // A client that has had enough closes early.
+                    // A client that has read enough may close early.
                     Some(bytes) => drop(stream.write_all(bytes)),
                     None => kept.push(stream),
                 }
@@ -118,18 +118,18 @@ impl Issuer {
         *self.answer.lock().unwrap() = answer;
     }
 
-    /// Requests so far.
+    /// Requests received so far.
     pub fn requests(&self) -> u64 {
         self.requests.load(SeqCst)
     }
 
-    /// The URL of its keys.
+    /// The URL of the issuer's keys.
     pub fn url(&self) -> String {
         format!("http://{}/jwks", self.address)
     }
 }
 
-/// A response with this status line, content type and body.
+/// Builds a response with this status line, content type and body.
 pub fn response(status: &str, content_type: &str, body: &str) -> Answer {
     let len = body.len();
     let head = format!(
@@ -138,7 +138,7 @@ pub fn response(status: &str, content_type: &str, body: &str) -> Answer {
     Some((head + body).into_bytes())
 }
 
-/// A key set with one Ed25519 key, of `tests/data/auth/ed25519.pem`, under this id.
+/// A key set with one Ed25519 key, from `tests/data/auth/ed25519.pem`, under this id.
 pub fn key_set(kid: &str) -> Answer {
     let der = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/auth/ed25519.pub.pem"));
     let body: String = der.lines().filter(|line| !line.starts_with("-----")).collect();

@@ -7,7 +7,7 @@
 //!    +---- one SPSC ring per (thread, shard), then its doorbell
 //! ```
 //!
-//! No shard waits for a lock that a thread of lower priority holds: it sends without blocking, and receives from rings.
+//! A shard never waits for a lock that a thread of lower priority holds: it sends without blocking, and receives from rings.
 
 use std::{
     io,
@@ -36,18 +36,19 @@ use tickcast_core::{
     principal::{AuthRefusal, Credentials, Principal},
 };
 
-/// Times that a token is verified while its issuer's keys change.
+/// Maximum attempts to verify a token while its issuer's keys change.
 const KEY_SET_LOOKS: usize = 3;
 
-/// Whether a client is who it says.
+/// The result of verifying a client's credentials.
 pub type Verdict = Result<Arc<Principal>, AuthRefusal>;
 
-/// Credentials of a session of a shard.
+/// Credentials of a session to be verified.
 struct Job {
     shard: usize,
     session: SessionId,
     credentials: Credentials,
-    /// The key set that it has waited for: not again for the same one. A reload may have replaced it meanwhile.
+    /// The key set that the job has already waited for; it does not wait for the same one again. A reload may have replaced it
+    /// since.
     waited_for: Option<Arc<KeySet>>,
 }
 
@@ -57,7 +58,7 @@ impl Job {
     }
 }
 
-/// A shard's end.
+/// A shard's ends of the lanes.
 pub struct VerifierLane {
     shard: usize,
     jobs: SyncSender<Job>,
@@ -69,7 +70,7 @@ impl VerifierLane {
     /// Hands credentials to the verifiers without blocking.
     ///
     /// # Errors
-    /// [`AuthRefusal::Busy`] if too many wait.
+    /// [`AuthRefusal::Busy`] if too many are waiting.
     pub fn submit(&self, session: SessionId, credentials: Credentials) -> Result<(), AuthRefusal> {
         self.authority.begin_waiting();
         let sent = self.jobs.try_send(Job { shard: self.shard, session, credentials, waited_for: None });
@@ -85,17 +86,17 @@ impl VerifierLane {
         self.verdicts.iter_mut().find_map(|ring| ring.pop().ok())
     }
 
-    /// Whether a verdict waits. Cost: a load for each verifier.
+    /// Whether a verdict is waiting. Cost: one load per verifier.
     pub fn has_verdicts(&self) -> bool {
         self.verdicts.iter().any(|ring| !ring.is_empty())
     }
 }
 
-/// What the threads share.
+/// State shared by the threads.
 struct Shared {
     authority: Arc<Authority>,
     jobs: Mutex<Receiver<Job>>,
-    /// Jobs that wait until their set has been fetched. Bound: [`JWKS_TOKENS_WAITING_MAX`].
+    /// Jobs that wait for their set to be fetched. At most [`JWKS_TOKENS_WAITING_MAX`].
     parked: Mutex<Vec<(Arc<KeySet>, Job)>>,
 }
 
@@ -104,11 +105,11 @@ struct Replies(Vec<(VerdictSender, Arc<Doorbell>)>);
 
 type VerdictSender = rtrb::Producer<(SessionId, Verdict)>;
 
-/// Starts the verifiers and the fetcher. `shard_cores`: cores that they avoid, if the process may use others. `on_failure` is called
-/// with the reason when one of them ends.
+/// Starts the verifiers and the fetcher. They avoid `shard_cores` if the process may use other cores. Calls `on_failure` with the
+/// reason when one of the threads ends.
 ///
-/// `waiting_max`: credentials of one shard that may be without a verdict. The shard keeps to it, so each of its rings has room
-/// for all of them.
+/// `waiting_max`: maximum credentials of one shard without a verdict. The shard enforces it, so each of its rings has room for
+/// all verdicts.
 ///
 /// # Errors
 /// A thread cannot be started.
@@ -149,7 +150,7 @@ pub fn start(
     Ok(lanes)
 }
 
-/// The cores of this process without a shard; `None` if there are none.
+/// The cores that this process may use and that have no shard; `None` if there are none.
 fn spare_cores(shard_cores: &[usize]) -> Option<CoreSet> {
     let allowed = CoreSet::allowed().ok()?;
     let spare: Vec<usize> = allowed.cores().filter(|core| !shard_cores.contains(core)).collect();
@@ -164,7 +165,7 @@ fn spawn(
 ) -> io::Result<()> {
     let run = move || {
         let placed = cores.map_or(Ok(()), |cores| cores.apply());
-        // 0 is the calling thread (setpriority(2), "C library/kernel differences").
+        // 0 means the calling thread (setpriority(2), "C library/kernel differences").
         let nice = rustix::process::setpriority_process(None, VERIFIER_NICENESS);
         if let Some(error) = placed.err().or(nice.err().map(Into::into)) {
             ::log::debug!("auth: cannot place a verifier: {error}");
@@ -184,7 +185,7 @@ impl Shared {
         let Ok(job) = lock(&self.jobs).recv() else { return false };
         let now_s = clock::realtime_ns() / 1_000_000_000;
         let mut verdict = Err(AuthRefusal::Busy);
-        // A set may have been fetched between the look at its keys and the wait for it; then its new keys are tried.
+        // The set may be fetched between trying its keys and waiting for it. Then try its new keys.
         for _ in 0..KEY_SET_LOOKS {
             let outcome =
                 self.authority.policy().verify(&job.credentials, now_s, &self.authority.revocations);
@@ -210,7 +211,7 @@ impl Shared {
                     }
                 }
                 Request::Unknown => verdict = Err(AuthRefusal::Invalid("its issuer has no such key".into())),
-                // The issuer may have the key: the client should try again.
+                // The issuer may have the key, so the client should retry.
                 Request::Wait | Request::Unreachable => {}
             }
             break;
@@ -221,7 +222,7 @@ impl Shared {
         true
     }
 
-    /// Verifies the credentials again whose set has been fetched, or could not be, or is no longer used.
+    /// Verifies credentials again if their set has been fetched, could not be fetched, or is no longer used.
     fn resume(&self, jobs: &SyncSender<Job>) {
         let policy = self.authority.policy();
         let now_ns = clock::monotonic_ns();
@@ -235,7 +236,7 @@ impl Shared {
             ready
         };
         for (set, job) in ready {
-            // Blocks while the queue is full: only the fetcher waits.
+            // Blocks while the queue is full. Only the fetcher waits.
             let _ = jobs.send(Job { waited_for: Some(set), ..job });
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     transport::listener::{self, Listening, SocketFile},
 };
 
-/// The listeners of a server.
+/// The open listeners.
 pub(super) struct Opened {
     /// The admin listener.
     pub(super) admin: Option<Listening>,

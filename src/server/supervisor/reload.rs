@@ -76,7 +76,7 @@ impl Reloader {
         Reloader { access, ..self }
     }
 
-    /// Also tells the admin listener of the tenants.
+    /// Also gives the admin listener the tenants.
     pub fn with_tenants(self, tenants: SharedTenants) -> Reloader {
         Reloader { tenants, ..self }
     }
@@ -149,7 +149,7 @@ impl Reloader {
         self.log.clone_from(&config.log);
         self.reload_certificates(control);
         match (&self.authority, &config.auth) {
-            // Its key files may have changed, whether its text has or not.
+            // Its key files may have changed even if the text has not.
             (Some(authority), Some(auth)) => authority.replace(&auth.policy),
             (None, None) => {}
             (Some(_), None) => {

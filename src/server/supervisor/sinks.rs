@@ -1,4 +1,5 @@
-//! Starts the sinks before the shards, and stops them after: until its last session has its answers, a shard needs them.
+//! Starts the sinks before the shards, and stops them after the shards: a shard needs them until its last session has its
+//! answers.
 
 use std::{
     io,

@@ -7,10 +7,10 @@ use tickcast_tls::testing::Authority;
 use super::*;
 use crate::config::listener::{Address, OneOrMore, SocketBounds};
 
-/// Seconds since 1970 at which the certificates of tests end: the year 4096 begins.
+/// When test certificates expire, in seconds since 1970: the start of the year 4096.
 const ENDS_S: u64 = 67_090_118_400;
 
-/// Two listeners with a certificate each, the second with a file of ticket keys, all in a directory that is removed on drop.
+/// Two listeners with a certificate each, the second with a file of ticket keys, in a directory that is removed on drop.
 struct Files {
     directory: PathBuf,
     listeners: Vec<Listener>,
@@ -69,7 +69,7 @@ fn random_ticket_keys_change_every_lifetime_of_a_ticket_and_those_of_a_file_do_n
     let accepted = || [random.decrypt(&tickets[0]).is_some(), of_file.decrypt(&tickets[1]).is_some()];
     for (turns_ns, is_accepted) in [
         (TICKET_ROTATION_NS - 1, [true, true]),
-        // The first rotation: the key before is still accepted.
+        // The first rotation: the previous key is still accepted.
         (TICKET_ROTATION_NS, [true, true]),
         (2 * TICKET_ROTATION_NS - 1, [true, true]),
         (2 * TICKET_ROTATION_NS, [false, true]),
@@ -77,7 +77,7 @@ fn random_ticket_keys_change_every_lifetime_of_a_ticket_and_those_of_a_file_do_n
         let before = random.encrypt(b"").unwrap();
         certificates.turn((start_ns + turns_ns, 0));
         assert_eq!(accepted(), is_accepted, "after {turns_ns} ns");
-        // The name of the key comes first.
+        // A ticket begins with the name of its key.
         let has_changed = before[..16] != random.encrypt(b"").unwrap()[..16];
         assert_eq!(has_changed, turns_ns % TICKET_ROTATION_NS == 0, "after {turns_ns} ns");
     }

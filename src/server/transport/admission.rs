@@ -1,8 +1,8 @@
-//! Admission control: counts connections, and refuses those beyond a limit. A refused connection gets an answer with the reason, and
-//! no slot.
+//! Admission control: counts connections, and refuses those beyond a limit. A refused connection gets a response with the reason,
+//! but no slot.
 //!
-//! Shards share the number of connections, and a locked table of connections by address. They use both only when a connection opens
-//! or closes, never on a tick's path.
+//! Shards share the number of connections and a locked table of connections by address. They access both only when a connection
+//! opens or closes, never on a tick's path.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::RandomState},
@@ -38,7 +38,7 @@ const DISCARD_BYTES: usize = 4 << 10;
 /// Reads per refused socket in one sweep.
 const DISCARDS_MAX: usize = 16;
 
-/// A fatal alert in the clear, internal_error (RFC 8446, section 6.2): TLS has none for a server that is full.
+/// A fatal alert in the clear: internal_error (RFC 8446, section 6.2), because TLS has no alert for a full server.
 const TLS_REFUSED: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
 /// The connection counts that all shards share.
@@ -52,18 +52,18 @@ pub struct ConnectionCounts {
     source_key: RandomState,
     /// Addresses without a limit, such as those of proxies, which all their clients share.
     unlimited: Arc<Networks>,
-    /// Trusted proxies: no limit for their own addresses, and what they say about their clients' is believed.
+    /// Trusted proxies: their own addresses have no limit, and the client addresses that they report are trusted.
     proxies: Arc<Networks>,
 }
 
-/// What an admitted connection counts towards, and where its client is.
+/// What an admitted connection counts towards, and its client's address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Admitted {
-    /// The origin that it is counted in; `None` if that has no limit.
+    /// The origin that the connection is counted for; `None` if that has no limit.
     pub origin: Option<Origin>,
     /// The source that other limits per address apply to, such as that on topics.
     pub source: SourceId,
-    /// The client's address, if a proxy has given it. Port 0 means unknown.
+    /// The client's address as reported by a proxy. Port 0 means unknown.
     pub client: Option<SocketAddr>,
 }
 
@@ -90,7 +90,7 @@ impl ConnectionCounts {
     }
 }
 
-/// A refused socket whose peer may not have read the answer yet.
+/// A refused socket whose peer may not have read the response yet.
 #[derive(Debug)]
 struct Lingering {
     socket: OwnedFd,
@@ -125,14 +125,14 @@ impl Admission {
         }
     }
 
-    /// Whether the peer is believed about its client's address: if it is a trusted proxy, or connects through a Unix socket, whose
-    /// mode decides who can. Costs one getpeername(2).
+    /// Whether to trust the peer about its client's address. True for trusted proxies and for peers on a Unix socket, whose mode
+    /// decides who can connect. Costs one getpeername(2).
     pub fn is_proxy(&self, socket: &OwnedFd) -> bool {
         match SockRef::from(socket).peer_addr() {
             Ok(address) => {
                 address.as_socket().is_none_or(|address| self.counts.proxies.contain(address.ip()))
             }
-            // The peer is gone: its first receive fails.
+            // The peer is gone; the first receive will fail.
             Err(_) => false,
         }
     }
@@ -140,7 +140,7 @@ impl Admission {
     /// Admits and counts a new connection. Costs one getpeername(2).
     ///
     /// # Errors
-    /// The limit that the connection would exceed. It is not counted then.
+    /// The limit that the connection would exceed. The connection is not counted then.
     pub fn admit(&mut self, socket: &OwnedFd, now_ns: u64) -> Result<Admitted, Refusal> {
         if let Some(pace) = self.pace
             && !self.bucket.take(pace, now_ns)
@@ -151,7 +151,7 @@ impl Admission {
             self.counts.connections.fetch_sub(1, SeqCst);
             return Err(Refusal::Clients);
         }
-        // A peer that is gone already has no address; its first receive fails.
+        // A peer that is gone has no address; its first receive fails.
         let address = SockRef::from(socket).peer_addr().ok();
         let address = address.and_then(|address| address.as_socket()).map(|address| address.ip());
         match self.enter(address) {
@@ -163,7 +163,7 @@ impl Admission {
         }
     }
 
-    /// Counts the connection in a slot for the client's address, which its proxy has given. Until then it counts for no address.
+    /// Counts the connection in a slot for its client's address, as reported by the proxy. Until then it counts for no address.
     /// Returns its source.
     ///
     /// # Errors
@@ -181,7 +181,7 @@ impl Admission {
         entered.map(|(_, source)| source)
     }
 
-    /// Counts a connection for an address. Returns its origin if that has a limit, and its source.
+    /// Counts a connection for an address. Returns its source, and its origin if that has a limit.
     fn enter(&self, address: Option<IpAddr>) -> Result<(Option<Origin>, SourceId), Refusal> {
         let is_limited = |address: &IpAddr| {
             !self.counts.unlimited.contain(*address) && !self.counts.proxies.contain(*address)
@@ -189,7 +189,7 @@ impl Admission {
         let Some(origin) = address.filter(is_limited).map(Origin::of) else {
             return Ok((None, SourceId::default()));
         };
-        // 0 stands for no limit.
+        // 0 means no limit.
         let source = SourceId(self.counts.source_key.hash_one(origin) as u32 | 1);
         match self.origin_counts() {
             None => Ok((None, source)),
@@ -199,14 +199,14 @@ impl Admission {
         }
     }
 
-    /// Assigns a slot to a connection that this shard or another has admitted.
+    /// Assigns a slot to a connection admitted by this or another shard.
     pub fn assign(&mut self, slot: u32, admitted: Admitted) {
         if admitted != Admitted::default() {
             self.admitted.insert(slot, admitted);
         }
     }
 
-    /// The address of the client in a slot, if a proxy has given it.
+    /// The client's address, if a proxy has reported it.
     pub fn client(&self, slot: u32) -> Option<SocketAddr> {
         self.admitted.get(&slot)?.client
     }
@@ -231,16 +231,17 @@ impl Admission {
     }
 
     fn origin_counts(&self) -> Option<MutexGuard<'_, Origins>> {
-        // A panic leaves no count half changed: each changes in one step.
+        // Ignore poison: each count changes in one step, so a panic leaves none half-changed.
         self.counts.origins.as_ref().map(|origins| origins.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Answers a refused connection with the reason. Does not wait: what the socket does not accept at once is lost.
+    /// Sends a refused connection the reason. Does not wait: bytes that the socket does not accept at once are lost.
     ///
-    /// The socket lingers for [`REFUSED_LINGER_MS`] or until the peer closes, because closing it with unread input would reset the
-    /// connection, and the peer might lose the answer. Beyond the bound on lingering sockets, the oldest is closed.
+    /// The socket lingers for [`REFUSED_LINGER_MS`] or until the peer closes. Closing it with unread input would reset the
+    /// connection, and the peer might lose the response. When too many sockets linger, the oldest is closed.
     ///
-    /// `kind`: `None` for a listener with TLS, whose handshake would take longer than the refusal saves. The answer is an alert.
+    /// `kind`: `None` for a listener with TLS. The response is then an alert, because a handshake would cost more than the
+    /// refusal saves.
     pub fn refuse(&mut self, socket: OwnedFd, kind: Option<ListenerKind>, refusal: Refusal, now_ns: u64) {
         let mut answer = Vec::new();
         match kind {
@@ -266,12 +267,12 @@ impl Admission {
         self.lingering.push_back(Lingering { socket, until_ns });
     }
 
-    /// Whether refused sockets linger. If so, call [`Admission::turn`] from time to time.
+    /// Whether refused sockets linger. If so, call [`Admission::turn`] regularly.
     pub fn lingers(&self) -> bool {
         !self.lingering.is_empty()
     }
 
-    /// Closes lingering sockets every 50 ms; otherwise costs nothing.
+    /// Closes lingering sockets every 50 ms; free in between.
     pub fn turn(&mut self, now_ns: u64) {
         if self.lingers() && self.sweep_next_ns <= now_ns {
             self.sweep_next_ns = now_ns + SWEEP_NS;
@@ -279,13 +280,13 @@ impl Admission {
         }
     }
 
-    /// Closes the refused sockets whose peer has closed or whose time is up. At most [`DISCARDS_MAX`] reads each.
+    /// Closes the refused sockets whose peer has closed or whose time is up. Reads each at most [`DISCARDS_MAX`] times.
     fn sweep(&mut self, now_ns: u64) {
         self.lingering.retain(|kept| kept.until_ns > now_ns && !has_ended(&kept.socket));
     }
 }
 
-/// Discards what a refused peer has sent. Returns whether it has closed.
+/// Discards bytes from a refused peer. Returns whether the peer has closed.
 fn has_ended(socket: &OwnedFd) -> bool {
     let mut discarded = [0; DISCARD_BYTES];
     for _ in 0..DISCARDS_MAX {

@@ -1,4 +1,4 @@
-//! A shard's handling of control requests: most are answered at once, surveys proceed by a bounded piece per turn.
+//! A shard's handling of control requests: most are answered at once; surveys advance by a bounded piece per turn.
 
 use std::{collections::VecDeque, io};
 
@@ -27,7 +27,7 @@ pub struct ControlQueue {
 enum Survey {
     /// Selects sessions.
     Sessions(SessionSurvey, ReplySender<Vec<SessionView>>),
-    /// Looks up the sockets of the selected sessions; the views so far are those of the first ones.
+    /// Looks up the sockets of the selected sessions. The views so far belong to the first of them.
     Sockets(Vec<SessionSummary>, Vec<SessionView>, ReplySender<Vec<SessionView>>),
     /// Selects topics.
     Topics(TopicSurvey, ReplySender<Vec<TopicView>>),
@@ -67,7 +67,7 @@ impl Driver {
             let Some(request) = self.control.receiver.try_recv() else { break };
             self.shard.counters().add(Counter::ControlRequests, 1);
             let survey = self.begin(request, now);
-            // Dropping a survey beyond the bound tells its requester.
+            // Dropping a survey beyond the limit notifies its requester.
             if let Some(survey) = survey.filter(|_| self.control.surveys.len() < SURVEYS_PER_SHARD) {
                 self.control.surveys.push_back(survey);
             }
@@ -107,7 +107,7 @@ impl Driver {
         ShardState { mesh_ring_bytes, source_ring_bytes, ..self.shard.state() }
     }
 
-    /// Advances a survey by one piece. Returns the rest of it.
+    /// Advances a survey by one piece. Returns what remains of it.
     fn advance(&mut self, survey: Survey, now: Now) -> io::Result<Option<Survey>> {
         Ok(match survey {
             Survey::Sessions(mut survey, reply) => Some(match self.shard.survey_sessions(&mut survey, now) {

@@ -65,10 +65,10 @@ enum Phase {
 pub struct ClientListener {
     /// The protocol of its connections.
     pub kind: ListenerKind,
-    /// How a trusted proxy tells the address of its client.
+    /// How a trusted proxy reports its client's address.
     pub client: ClientAddress,
-    /// The listener has one socket for all shards: the shard that accepts distributes its connections. If not, each shard has a
-    /// socket of its own.
+    /// The listener has one socket for all shards; the shard that accepts distributes its connections. If false, each shard has
+    /// its own socket.
     pub is_distributed: bool,
     /// Its clients may only subscribe.
     pub is_read_only: bool,
@@ -120,20 +120,20 @@ pub struct Driver {
     pub distribution: Distribution,
     /// Requests of operators and of the main thread.
     pub control: ControlQueue,
-    /// Verifies credentials; `None`: nobody has to prove who it is.
+    /// Verifies credentials; `None`: clients need none.
     pub verifiers: Option<VerifierLane>,
     /// SENDs made so far.
     sends: u64,
-    /// When the shard went to sleep in this iteration of its loop; 0: it did not.
+    /// When the shard went to sleep in this iteration of its loop; 0: it did not sleep.
     asleep_since_ns: u64,
     watch: TurnWatch,
     waits: Waits,
-    /// Start of the current spin; 0: the shard does not spin.
+    /// Start of the current spin; 0: the shard is not spinning.
     spins_since_ns: u64,
     gather: Vec<u8>,
-    /// The connections that have TLS.
+    /// The TLS connections.
     pub tls: TlsConnections,
-    /// The records of a batch of SENDs.
+    /// Encrypted records of a batch of SENDs.
     sealed: Vec<u8>,
     phase: Phase,
 }
@@ -337,7 +337,7 @@ impl Driver {
                 Event::Detached(slot) => self.detached(slot)?,
                 Event::Timer => {}
             }
-            // Before the next event, so that no event of a socket that was closed just now is handled.
+            // Before the next event, so that no event of a socket just closed is handled.
             self.actions()?;
         }
         if handled > 0 {
@@ -358,8 +358,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Passes a connection on to the shard that should serve it; that shard admits it. Returns the connection if that is this
-    /// shard.
+    /// Passes a connection on to the shard that should admit and serve it. Returns the connection if that is this shard.
     fn distribute(&mut self, listener: ListenerId, socket: OwnedFd) -> Option<OwnedFd> {
         if self.phase != Phase::Running {
             return Some(socket);
@@ -555,7 +554,7 @@ impl Driver {
                 if self.shard.deliveries_flushed() {
                     self.stop.arrive(self.shard.id(), Barrier::Deliveries);
                 }
-                // Each publish that a sink has been given is answered while there is time.
+                // While time remains, wait for the answer to every publish given to a sink.
                 let is_settled = self.shard.routed_are_settled();
                 if late || is_settled && self.stop.is_passed(Barrier::Deliveries, &mut self.mesh) {
                     self.phase = Phase::Sessions;

@@ -1,4 +1,4 @@
-//! What the transport moves between shards: connections.
+//! Connections that the transport moves between shards.
 
 use std::os::fd::OwnedFd;
 
@@ -16,9 +16,9 @@ pub struct Handover {
     pub socket: OwnedFd,
     /// The target shard, and the bytes received so far.
     pub departure: DetachedSession,
-    /// The limits that it counts against.
+    /// The limits that the connection counts towards.
     pub admitted: Admitted,
-    /// Its TLS, if it has any. Nothing waits to be sent on its behalf.
+    /// Its TLS state, if any. No TLS bytes are waiting to be sent.
     pub tls: Option<Box<TlsConnection>>,
 }
 

@@ -33,9 +33,9 @@ const LISTEN_RETRY_NS: u64 = 50_000_000;
 /// One listener's sockets.
 #[derive(Debug)]
 pub struct Listening {
-    /// What it serves.
+    /// The kind of the listener.
     pub kind: Kind,
-    /// How a trusted proxy gives the address of its client.
+    /// How a trusted proxy reports its client's address.
     pub client: ClientAddress,
     /// Whether its clients may only subscribe.
     pub is_read_only: bool,
@@ -45,12 +45,12 @@ pub struct Listening {
     pub address: Address,
     /// By shard. Shards without a socket get their connections from the one that has it.
     pub sockets: Vec<Option<OwnedFd>>,
-    /// The file of a Unix socket, removed when this is dropped.
+    /// The file of a Unix socket; removed when this is dropped.
     file: Option<SocketFile>,
 }
 
 impl Listening {
-    /// Whether one shard accepts for all.
+    /// Whether one shard accepts for all shards.
     pub fn is_dealt(&self) -> bool {
         self.sockets.iter().any(Option::is_none)
     }
@@ -61,9 +61,9 @@ impl Listening {
     }
 }
 
-/// The file of a Unix socket that this process created. Dropping this removes the file, unless another one has replaced it.
+/// The file of a Unix socket that this process created. Dropping this removes the file, unless another has replaced it.
 ///
-/// Drop it before the socket stops listening: until then no other server can take the path, and the inode is not reused.
+/// Drop it before the socket stops listening: until then, no other server can take the path, and the inode is not reused.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -88,7 +88,7 @@ fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// Opens a listener for `shards`: on the socket passed by the service manager if there is one, else on its address.
+/// Opens a listener for `shards`: on the passed socket if there is one, otherwise on its address.
 ///
 /// # Errors
 /// [`StartupError::Listen`]; [`StartupError::Passed`] if an option cannot be set on a passed socket.
@@ -169,8 +169,8 @@ fn listen_tcp(
     bounds: SocketBounds,
 ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
     if address.port() != 0 {
-        // The probe listens, because beside a listener that allows reuse, binding alone would succeed. For port 0 the
-        // kernel picks an unused port.
+        // The probe also listens: next to a listener that allows reuse, binding alone would succeed. For port 0 the kernel picks
+        // an unused port.
         let mut attempts_left = LISTEN_ATTEMPTS_MAX;
         while let Err(error) = bind(address, false, bounds).and_then(|probe| probe.listen(1)) {
             attempts_left -= 1;
@@ -211,7 +211,7 @@ fn listen_unix(path: &Path, mode: u32) -> io::Result<(OwnedFd, SocketFile)> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.cloexec(), None)?;
     socket.bind(&SockAddr::unix(path)?)?;
     let file = SocketFile::of(path)?;
-    // Set before it listens, because until then nobody can connect.
+    // Set the mode before listening; until then nobody can connect.
     fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     socket.listen(LISTEN_BACKLOG)?;
     Ok((socket.into(), file))

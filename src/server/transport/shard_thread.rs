@@ -43,9 +43,9 @@ use tickcast_core::{
 const EXECUTOR_MEMORY_BYTES: usize = 64 << 10;
 /// Depth of glommio's own rings.
 const EXECUTOR_RING_DEPTH: usize = 256;
-/// glommio's preemption timer, set so that it never fires. If it fired between the executor's I/O poll and its check of the
-/// run queue, glommio 0.9 would park although the driver is runnable. It is enough that the thread is off its core for that
-/// long (seen at 500 us after 1,000 to 30,000 parks, and at 10 ms). The driver is the executor's only task and needs no
+/// glommio's preemption timer, set so that it never fires. If it fired between the executor's I/O poll and its check of the run
+/// queue, glommio 0.9 would park although the driver is runnable. For that, the thread need only be off its core for the timer's
+/// period (seen at 500 us after 1,000 to 30,000 parks, and at 10 ms). The driver is the executor's only task and needs no
 /// preemption.
 const PREEMPT_TIMER: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How long a shard retries to create its rings, all of them together, while the kernel is out of memory.
@@ -59,13 +59,13 @@ pub struct ShardParts {
     pub mesh: Mesh,
     /// Wakes the shard.
     pub bell: Arc<Doorbell>,
-    /// The doorbell writes to it.
+    /// The eventfd that the doorbell writes to.
     pub eventfd: OwnedFd,
     /// The listening sockets by [`ListenerId`]; `None` where another shard accepts.
     pub sockets: Vec<Option<OwnedFd>>,
     /// The listeners by [`ListenerId`].
     pub listeners: Vec<ClientListener>,
-    /// How the connections of each listener begin, by [`ListenerId`].
+    /// The TLS configurations by [`ListenerId`].
     pub tls: TlsConfigs,
     /// Slots of the data ring.
     pub clients_max: usize,
@@ -73,7 +73,7 @@ pub struct ShardParts {
     pub stop: Arc<Stop>,
     /// Admits or refuses connections.
     pub admission: Admission,
-    /// Whether it refuses connections while the shard is overloaded.
+    /// Whether to refuse connections while the shard is overloaded.
     pub overload_refuses: bool,
     /// Connections that move to or from other shards.
     pub handovers: HandoverLanes,
@@ -127,8 +127,8 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// Starts a shard's thread on a core. Calls `on_start` from it once the shard listens, and `on_end` when it has ended: with
-/// its latencies if the server stopped it, with the failure otherwise.
+/// Starts a shard's thread on a core. The thread calls `on_start` once the shard listens, and `on_end` when it has ended: with
+/// its latencies if the server stopped it, otherwise with the failure.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -140,7 +140,7 @@ pub fn start(
 ) -> io::Result<JoinHandle<()>> {
     let name = format!("shard-{}", parts.shard.id().0);
     let run = move || {
-        // Nothing of the shard outlives the panic.
+        // Nothing that the shard owns outlives the panic.
         let ended = catch_unwind(AssertUnwindSafe(|| run(parts, core, on_start)));
         on_end(ended.unwrap_or_else(|panic| Err(ShardFailure::Panic(panics::message(&*panic).to_owned()))));
     };

@@ -1,4 +1,4 @@
-//! TLS between the data ring and the shard: which connections have it, how far they are, and the bytes that wait on its behalf.
+//! TLS between the data ring and the shard: which connections have TLS, their state, and the bytes that TLS has yet to send.
 //! Plain state, without sockets.
 //!
 //! ```text
@@ -6,9 +6,9 @@
 //!  shard --> SEND ------> TlsConnections::seal ----> records ----> ring
 //! ```
 //!
-//! The shard knows nothing of it: it accepts a connection at once, so that its limits and deadlines count handshakes too, and
-//! receives the first bytes once the handshake is over. A SEND is sealed last, when it is certain to leave: a sealed record cannot
-//! be taken back.
+//! The shard knows nothing about TLS. It accepts a connection at once, so that its limits and deadlines include handshakes, and
+//! receives the first bytes after the handshake. A SEND is encrypted last, when it is certain to be sent, because a sealed record
+//! cannot be withdrawn.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -25,25 +25,25 @@ use tickcast_tls::{
 
 const _: () = assert!(TLS_HANDSHAKE_WAITING_BYTES >= HANDSHAKE_BYTES_MAX);
 
-/// How far a connection is.
+/// The state of a TLS connection.
 #[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
     reason = "the large one is that of a connection for all but its first moments"
 )]
 enum State {
-    /// A PROXY protocol header comes before the handshake, in the clear.
+    /// Waiting for a PROXY protocol header, which precedes the handshake and is not encrypted.
     ProxyHeader(Vec<u8>, Arc<ServerConfig>),
     /// The handshake is under way.
     Handshake(Box<Handshake>),
-    /// Established.
+    /// The connection is established.
     Open {
         records: RecordLayer,
         opener: Opener,
         /// The peer has sent close_notify.
         peer_closed: bool,
     },
-    /// Nothing more is opened or sealed.
+    /// Nothing more is encrypted or decrypted.
     Ended,
 }
 
@@ -51,47 +51,47 @@ enum State {
 struct Handshake {
     inner: ServerHandshake,
     config: Arc<ServerConfig>,
-    /// It waits for its turn in [`TlsConnections::ready`].
+    /// Whether the handshake is waiting in [`TlsConnections::ready`].
     is_queued: bool,
-    /// Receiving is paused, because so much waits.
+    /// Whether receiving is paused because too many bytes are waiting.
     is_paused: bool,
-    /// The peer has sent FIN behind what waits.
+    /// Whether the peer has sent FIN after the waiting bytes.
     has_eof: bool,
 }
 
-/// A connection with TLS. At most 304 bytes once it is established.
+/// A connection with TLS. At most 304 bytes once established.
 #[derive(Debug)]
 pub struct TlsConnection {
     state: State,
-    /// What is to be sent on behalf of TLS, and what the shard has sent behind it. Empty but for moments: a handshake's flight, an
-    /// alert or close_notify that finds the socket full.
+    /// Bytes that TLS has yet to send, followed by the shard's own. Usually empty: holds a handshake's flight, or an alert or
+    /// close_notify while the socket is full.
     pub waiting: Vec<u8>,
-    /// The ring sends bytes that came from `waiting`; [`Event::Writable`](super::uring::data_ring::Event) tells when it has.
+    /// Whether the ring is sending bytes from `waiting`. [`Event::Writable`](super::uring::data_ring::Event) follows when it has.
     pub is_sending_own: bool,
-    /// The shard's SEND is parked in the ring.
+    /// Whether the shard's SEND is parked in the ring.
     pub is_shard_parked: bool,
-    /// The shard's SEND is in `waiting` or in the ring behind it: it learns that its socket is full.
+    /// Whether the shard's SEND is in `waiting`, or in the ring after it. To the shard, its socket is full.
     pub is_shard_waiting: bool,
-    /// What follows once nothing waits any more.
+    /// The action once nothing is waiting.
     pub then: Then,
 }
 
 const _: () = assert!(size_of::<TlsConnection>() <= 304, "the docs say how large it is");
 
-/// What follows when everything has been sent.
+/// The action once everything has been sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Then {
-    /// Nothing.
+    /// No action.
     #[default]
     Stay,
-    /// The write side is shut down.
+    /// Shut down the write side.
     ShutdownWrite,
-    /// The socket leaves the ring.
+    /// Take the socket out of the ring.
     Detach,
 }
 
 impl TlsConnection {
-    /// Whether bytes wait on behalf of TLS.
+    /// Whether TLS has yet to send bytes.
     pub fn is_busy(&self) -> bool {
         self.is_sending_own || !self.waiting.is_empty()
     }
@@ -101,7 +101,7 @@ impl TlsConnection {
         matches!(self.state, State::Open { peer_closed: true, .. })
     }
 
-    /// Remembers a FIN, if what the peer has sent before waits for the handshake's turn. Returns whether it does; if so,
+    /// Remembers a FIN if earlier bytes from the peer wait for the handshake's turn. Returns whether it did; if so,
     /// [`HandshakeTurn::has_eof`] repeats the FIN.
     pub fn postpone_eof(&mut self) -> bool {
         match &mut self.state {
@@ -114,7 +114,7 @@ impl TlsConnection {
     }
 
     /// Whether the socket may leave the ring at once. If not, it leaves once everything has been sent, unless
-    /// [`TlsConnection::cancel_detach`] comes before.
+    /// [`TlsConnection::cancel_detach`] is called first.
     pub fn begin_detach(&mut self) -> bool {
         let is_busy = self.is_busy();
         if is_busy {
@@ -123,14 +123,14 @@ impl TlsConnection {
         !is_busy
     }
 
-    /// Keeps the socket in the ring, if it has not left yet.
+    /// Keeps the socket in the ring if it has not left yet.
     pub fn cancel_detach(&mut self) {
         if self.then == Then::Detach {
             self.then = Then::Stay;
         }
     }
 
-    /// Ends the sending: close_notify goes to `waiting`, unless the connection has failed or was never established.
+    /// Ends sending: appends close_notify to `waiting`, unless the connection has failed or was never established.
     pub fn say_goodbye(&mut self) {
         if let State::Open { records, .. } = &mut self.state {
             records.close_notify(&mut self.waiting);
@@ -139,81 +139,81 @@ impl TlsConnection {
     }
 }
 
-/// What received bytes have come to.
+/// The result of receiving bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
-    /// So many bytes at the front of [`TlsConnections::opened`] are for the shard.
+    /// This many bytes at the front of [`TlsConnections::opened`] are for the shard.
     Plaintext(usize),
-    /// As above, and the peer has closed its side.
+    /// As [`Received::Plaintext`]; then the peer has closed its side.
     Closed(usize),
-    /// As the first, then the connection has failed: why. An alert may wait.
+    /// As [`Received::Plaintext`]; then the connection has failed with this reason. An alert may be waiting to be sent.
     Failed(usize, String),
-    /// The handshake waits for its turn. `true`: so much waits that receiving must be paused.
+    /// The handshake waits for its turn. `true`: too many bytes are waiting, so pause receiving.
     Handshake(bool),
 }
 
-/// What a SEND of the shard has come to.
+/// The result of sealing a SEND from the shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sealed {
     /// The connection has no TLS.
     Plain,
-    /// Its records were appended to the buffer.
+    /// The records were appended to the buffer.
     Appended,
-    /// They wait behind others: the socket is full.
+    /// The records wait behind others because the socket is full.
     Waiting,
-    /// Nobody can read it: the handshake is not over, or the connection has failed.
+    /// Dropped: the handshake is incomplete or the connection has failed, so nobody could read it.
     Discarded,
 }
 
-/// What a step of a handshake has come to.
+/// The result of a handshake step.
 #[derive(Debug)]
 pub enum Shaken {
-    /// The peer has to go on.
+    /// Waiting for the peer.
     Waiting,
-    /// The handshake is over. What the peer has sent behind it is to be received next.
+    /// The handshake is complete. Receive what the peer has sent after it next.
     Done {
-        /// Whether a ticket replaced most of it.
+        /// Whether the connection resumed a session.
         is_resumed: bool,
         /// The name in the client's certificate.
         peer_name: Option<Box<str>>,
-        /// The name of the server that the client has asked for.
+        /// The server name that the client asked for.
         server_name: Option<Box<str>>,
-        /// Received, not opened yet.
+        /// Bytes received but not decrypted yet.
         unopened: Vec<u8>,
     },
-    /// It has failed.
+    /// The handshake has failed.
     Failed(HandshakeError),
 }
 
-/// A turn of a handshake.
+/// The result of a handshake's turn.
 #[derive(Debug)]
 pub struct HandshakeTurn {
-    /// What it has come to.
+    /// The result of the step.
     pub shaken: Shaken,
-    /// Receiving was paused, and may be resumed.
+    /// Whether receiving was paused and may be resumed.
     pub resumes: bool,
-    /// The peer has sent FIN behind everything that waited: it is to be handled after `shaken`.
+    /// Whether the peer has sent FIN after everything that was waiting. Handle it after `shaken`.
     pub has_eof: bool,
 }
 
-/// The connections of a shard that have TLS.
+/// A shard's TLS connections.
 #[derive(Debug, Default)]
 pub struct TlsConnections {
-    /// By listener; `None`: it is plain. Empty if all are.
+    /// By listener; `None`: the listener has no TLS. Empty if none has.
     configs: Vec<Option<Arc<ServerConfig>>>,
     /// By slot. Empty if no listener has TLS.
     connections: Vec<Option<Box<TlsConnection>>>,
-    /// Slots whose handshake can go on, in the order in which they could. A slot may have ended since, and serve another connection,
-    /// which then has its place. Bound: one entry for each slot.
+    /// Slots whose handshake can advance, in the order in which they became able to. The connection in a slot may have ended
+    /// since; the next one in the slot then inherits its place. At most one entry per slot.
     ready: VecDeque<u32>,
-    /// By slot: whether it is in `ready`.
+    /// By slot: whether the slot is in `ready`.
     is_listed: Vec<bool>,
-    /// Scratch buffer: what [`TlsConnections::receive`] has opened.
+    /// Scratch buffer: plaintext that [`TlsConnections::receive`] has decrypted.
     opened: Vec<u8>,
 }
 
 impl TlsConnections {
-    /// Sets how each listener shakes hands, for connections from now on.
+    /// Sets the listeners' TLS configurations for connections from now on.
     pub fn set_configs(&mut self, configs: Vec<Option<Arc<ServerConfig>>>) {
         self.configs = configs;
     }
@@ -223,7 +223,7 @@ impl TlsConnections {
         self.connections.is_empty()
     }
 
-    /// Whether a handshake can go on.
+    /// Whether a handshake can advance.
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
@@ -233,7 +233,7 @@ impl TlsConnections {
         matches!(self.configs.get(listener), Some(Some(_)))
     }
 
-    /// Begins a connection of a listener, unless that is plain.
+    /// Adds a connection accepted by a listener, if the listener has TLS.
     pub fn accept(&mut self, slot: u32, listener: usize, client: ClientAddress) {
         let Some(Some(config)) = self.configs.get(listener) else { return };
         let config = config.clone();
@@ -246,7 +246,7 @@ impl TlsConnections {
         self.insert(slot, Box::new(TlsConnection::new(state)));
     }
 
-    /// Takes in a connection of another shard.
+    /// Adds a connection from another shard.
     pub fn insert(&mut self, slot: u32, connection: Box<TlsConnection>) {
         let at = slot as usize;
         if self.connections.len() <= at {
@@ -256,7 +256,7 @@ impl TlsConnections {
         self.connections[at] = Some(connection);
     }
 
-    /// The connection in a slot; `None`: it has no TLS.
+    /// The connection in a slot; `None` if it has no TLS.
     pub fn get_mut(&mut self, slot: u32) -> Option<&mut TlsConnection> {
         self.connections.get_mut(slot as usize)?.as_deref_mut()
     }
@@ -266,7 +266,7 @@ impl TlsConnections {
         self.connections.get_mut(slot as usize)?.take()
     }
 
-    /// The plaintext that [`TlsConnections::receive`] has opened.
+    /// The plaintext that [`TlsConnections::receive`] has decrypted.
     pub fn opened(&self) -> &[u8] {
         &self.opened
     }
@@ -285,7 +285,7 @@ impl TlsConnections {
                 let used = match proxy::step(header) {
                     Ok(Step::Partial) => return Received::Plaintext(0),
                     Ok(Step::Complete(used, _)) => used,
-                    // The shard finds the same error.
+                    // The shard will find the same error.
                     Err(_) => header.len(),
                 };
                 let mut handshake = Handshake::new(config.clone());
@@ -323,7 +323,7 @@ impl TlsConnections {
         }
     }
 
-    /// Queues a handshake that can go on.
+    /// Queues the slot if its handshake can advance.
     fn queue(&mut self, slot: u32) {
         if let Some(TlsConnection { state: State::Handshake(handshake), .. }) = self.get_mut(slot)
             && (handshake.is_paused || handshake.inner.can_advance())
@@ -335,8 +335,8 @@ impl TlsConnections {
         }
     }
 
-    /// The next slot whose handshake can go on. Call it at most [`TURN_TLS_HANDSHAKES`](crate::limits::TURN_TLS_HANDSHAKES) times a
-    /// turn. Skips those that have ended, however many: each has cost the turn in which it came more than this.
+    /// The next slot whose handshake can advance. Call it at most [`TURN_TLS_HANDSHAKES`](crate::limits::TURN_TLS_HANDSHAKES)
+    /// times a turn. Skips any number of connections that have ended: skipping one costs less than it cost to queue it.
     pub fn next_ready(&mut self) -> Option<u32> {
         while let Some(slot) = self.ready.pop_front() {
             self.is_listed[slot as usize] = false;
@@ -349,7 +349,7 @@ impl TlsConnections {
         None
     }
 
-    /// Takes the next step of a handshake. What is to be sent goes to its connection's `waiting`.
+    /// Advances a handshake by one step. Bytes to send are appended to the connection's `waiting`.
     pub fn shake_hands(&mut self, slot: u32) -> HandshakeTurn {
         let Some(connection) = self.get_mut(slot) else { return HandshakeTurn::NONE };
         let TlsConnection { state: State::Handshake(handshake), waiting, .. } = connection else {
@@ -373,7 +373,7 @@ impl TlsConnections {
         HandshakeTurn { shaken, resumes, has_eof }
     }
 
-    /// Seals a SEND of the shard and appends it to `out`, or does with it what [`Sealed`] says.
+    /// Seals a SEND from the shard and appends it to `out`. [`Sealed`] lists the other outcomes.
     pub fn seal(&mut self, slot: u32, plaintext: &[u8], out: &mut Vec<u8>) -> Sealed {
         let Some(connection) = self.get_mut(slot) else { return Sealed::Plain };
         let State::Open { records, .. } = &mut connection.state else { return Sealed::Discarded };
@@ -386,7 +386,7 @@ impl TlsConnections {
         Sealed::Appended
     }
 
-    /// Whether the connection in a slot has to end, because its keys have sealed as much as they may.
+    /// Whether the connection in a slot must end because its keys have sealed their maximum.
     pub fn is_used_up(&mut self, slot: u32) -> bool {
         self.get_mut(slot).is_some_and(
             |connection| matches!(&connection.state, State::Open { records, .. } if records.is_used_up()),
@@ -422,7 +422,7 @@ impl TlsConnection {
         }
     }
 
-    /// Ends a connection with an alert to the peer. Returns why.
+    /// Ends a connection with an alert to the peer. Returns the reason.
     fn refuse(&mut self, alert: Alert) -> String {
         if let State::Open { records, .. } = &mut self.state {
             records.fatal_alert(alert, &mut self.waiting);

@@ -10,7 +10,7 @@ fn what_is_wrong_with_a_pair_is_named() {
     let identity = read(&cert, &key).unwrap();
     assert_eq!(identity.names(), ["a.test"]);
     assert!(identity.valid_s.0 < identity.valid_s.1);
-    // A chain may follow, in the right order only.
+    // The rest of the chain may follow, in the right order only.
     assert!(read(&format!("{cert}{}", authority.own.cert), &key).is_ok());
     assert_eq!(read(&format!("{}{cert}", authority.own.cert), &key).unwrap_err(), CertificateError::NotAPair);
     assert_eq!(read(&other, &key).unwrap_err(), CertificateError::NotAPair);

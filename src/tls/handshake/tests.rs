@@ -65,7 +65,7 @@ fn an_old_ticket_leads_to_a_full_handshake_although_its_key_is_in_use_after_a_re
             let client = client();
             connect(&server_config(&identities, None, 1), &client, "a.test", b"", 1 << 20).unwrap();
             NOW_S.set(start_s + age_s);
-            // Another configuration with the keys of the same file.
+            // Another configuration with keys from the same file.
             let restarted = server_config(&identities, None, 1);
             let mut pair = connect(&restarted, &client, "a.test", b"", 1 << 20).unwrap();
             assert_eq!(pair.server.is_resumed, is_resumed, "{suite:?} {age_s}");
@@ -103,7 +103,7 @@ fn a_client_certificate_gives_the_name_and_one_of_another_authority_is_refused()
         ] {
             let (_, heard) = *connect(&required, &client, "a.test", b"", 1 << 20).err().unwrap();
             let alert = match (suite == SUITES[0], refused) {
-                // TLS 1.2 has no alert of its own for it (RFC 5246, section 7.4.6).
+                // TLS 1.2 has no specific alert for it (RFC 5246, section 7.4.6).
                 (false, AlertDescription::CertificateRequired) => AlertDescription::HandshakeFailure,
                 (_, refused) => refused,
             };
@@ -113,7 +113,7 @@ fn a_client_certificate_gives_the_name_and_one_of_another_authority_is_refused()
                 "{heard:?}"
             );
         }
-        // A ticket vouches for the certificate: it is worth nothing where other authorities are accepted.
+        // A ticket vouches for the certificate: it is invalid where other authorities are accepted.
         let client = with(Some(&desk));
         connect(&required, &client, "a.test", b"", 1 << 20).unwrap();
         assert!(connect(&required, &client, "a.test", b"", 1 << 20).unwrap().server.is_resumed);
@@ -147,7 +147,7 @@ fn the_name_chooses_the_certificate_and_the_first_serves_everybody_else() {
         let shown = &pair.client.peer_certificates().unwrap()[0];
         assert_eq!(*shown, identities[at].certified().cert[0], "{name}");
     }
-    // It does not stand for two labels, nor for none: the first certificate is shown, which the client refuses.
+    // A wildcard matches neither two labels nor none: the server presents its first certificate, which the client rejects.
     for name in ["z.y.b.test", "b.test"] {
         let client = Arc::new(client_config(&authority, SUITES[0], None));
         assert!(connect(&server, &client, name, b"", 1 << 20).is_err(), "{name}");
@@ -185,7 +185,7 @@ fn our_client_and_our_server_understand_each_other_and_tickets_are_skipped() {
     let mut early = server.unopened;
     let opened = server.records.open(&mut early);
     assert_eq!((&early[..opened.plaintext], opened.outcome), (&b"hello"[..], Outcome::Open));
-    // The ticket leaves before the first tick.
+    // The ticket is sent before the first tick.
     assert!(!to_client.is_empty());
     server.records.seal(b"tick", &mut to_client);
     let opened = client.records.open(&mut to_client);
@@ -213,16 +213,16 @@ fn bad_beginnings_are_refused_for_what_they_are() {
         Err((HandshakeError::NotTls, NOT_TLS_RECORD.to_vec())),
         "a native frame"
     );
-    // A hello of SSL 2.
+    // An SSL 2 ClientHello.
     assert_eq!(feed(b"\x80\x2e\x01\x03\x01", 1), Err((HandshakeError::NotTls, NOT_TLS_RECORD.to_vec())));
-    // A hello of more than 8 KiB, by its header alone.
+    // A ClientHello of more than 8 KiB, refused by its header alone.
     let (error, out) = feed(&[22, 3, 1, 0x20, 0], 1).unwrap_err();
     assert_eq!((error, &out[..]), (HandshakeError::TooLong, &RECORD_OVERFLOW_RECORD[..]));
-    // One that never ends, record after record.
+    // A ClientHello that never ends, record after record.
     let begins = [&[22, 3, 1, 0x1f, 0xf0, 1, 0, 0xff, 0xff][..], &[0; 0x1fec]].concat();
     let goes_on = [&[22, 3, 1, 0x1f, 0xf0][..], &[0; 0x1ff0]].concat().repeat(8);
     assert!(feed(&[begins, goes_on].concat(), 1_000).is_err());
-    // Nonsense in its place, and TLS 1.1.
+    // Garbage instead of a ClientHello, and TLS 1.1.
     let nonsense = [22, 3, 1, 0, 6, 1, 0, 0, 2, 9, 9];
     let mut tls11 = vec![22, 3, 1, 0, 45, 1, 0, 0, 41, 3, 2];
     tls11.extend_from_slice(&[5; 32]);
@@ -267,7 +267,7 @@ fn no_mutation_of_a_clients_bytes_panics_or_completes_a_handshake() {
         }
     }
     assert!(refused > 100);
-    // Certificates and Finished in records of 64 bytes, with more behind them than a handshake may have.
+    // Certificates and Finished in records of 64 bytes, followed by more bytes than a handshake may have.
     for step in [1, 50, 1 << 20] {
         let mut pair = connect(&server, &config, "a.test", &[5; 60_000], step).unwrap();
         let (early, outcome) = pair.open();
@@ -281,7 +281,7 @@ fn a_handshake_waits_for_a_whole_record_only() {
     pair.client.writer().write_all(b"x").unwrap();
     let hello = take_from(&mut pair.client);
     let mut handshake = ServerHandshake::default();
-    // Application data is no beginning: it is refused at once.
+    // Application data cannot begin a handshake: it is refused at once.
     handshake.push(&hello[..1]);
     assert!(handshake.can_advance());
     let mut handshake = ServerHandshake::default();

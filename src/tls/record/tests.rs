@@ -16,7 +16,7 @@ impl Keys {
     }
 }
 
-/// A server's record layer and its peer's, which makes records of any kind.
+/// A server's record layer, and that of its peer, which can make records of any kind.
 fn ends(suite: rustls::SupportedCipherSuite) -> (RecordLayer, RecordLayer) {
     let server = Pair::new(suite).server.records;
     let (tx, rx) = (server.rx.copy(), server.tx.copy());
@@ -25,19 +25,19 @@ fn ends(suite: rustls::SupportedCipherSuite) -> (RecordLayer, RecordLayer) {
 }
 
 impl RecordLayer {
-    /// A record of any type, with zeros after the type.
+    /// Seals a record of any type, with zeros after the type.
     fn forge(&mut self, kind: u8, content: &[u8], padding: usize, out: &mut Vec<u8>) {
         let key = self.tx.expand(self.cipher);
         if padding == 0 {
             return self.seal_record(&key, ContentType(kind), content, out);
         }
-        // The type that the layer adds is the last of the zeros.
+        // The type that the layer appends takes the place of the last zero.
         let mut padded = [content, &[kind]].concat();
         padded.resize(content.len() + padding, 0);
         self.seal_record(&key, ContentType(0), &padded, out);
     }
 
-    /// What it opens of these bytes.
+    /// Decrypts these bytes, and returns the plaintext and the outcome.
     fn opened(&mut self, bytes: &mut [u8]) -> (Vec<u8>, Outcome) {
         let opened = self.open(bytes);
         (bytes[..opened.plaintext].to_vec(), opened.outcome)
@@ -81,13 +81,13 @@ fn key_updates_of_both_sides_are_followed() {
             pair.send_to_client(b"our KeyUpdate goes first");
             assert!(!pair.server.records.owes_key_update && pair.server.records.tx.sequence == 1);
         }
-        // Asked twice before it sends, it answers once.
+        // Even if asked twice before it sends, it answers once.
         pair.client.refresh_traffic_keys().unwrap();
         pair.client.refresh_traffic_keys().unwrap();
         assert_eq!(pair.send_to_server(b""), (vec![], Outcome::Open));
         pair.send_to_client(b"once");
         assert_eq!(pair.server.records.tx.sequence, 1);
-        // Of its own accord when a key has sealed as much as it may, within one call if need be.
+        // The server updates by itself when a key has sealed its maximum, even within one call.
         pair.server.records.tx.sequence = RECORDS_PER_KEY_MAX - 1;
         let (mut client, mut out) = (ends(*suite).1, Vec::new());
         client.rx = pair.server.records.tx.copy();
@@ -124,7 +124,7 @@ fn each_kind_of_record_has_its_outcome() {
         (&[(DATA, b"", 0), (DATA, b"a", 300), (DATA, b"", 5), (DATA, b"b", 0)], b"ab", Open),
         (&[(DATA, &long[1..], 0)], &long[1..], Open),
         (&[(DATA, &long, 0)], b"", Broken(Alert::RECORD_OVERFLOW)),
-        // 2^14 + 1 + 239 + 16 bytes are the most; one more is refused by the header.
+        // The maximum is 2^14 + 1 + 239 + 16 bytes; one more is refused by the header.
         (&[(DATA, &long[1..], 239)], &long[1..], Open),
         (&[(DATA, &long[1..], 240)], b"", Broken(Alert::RECORD_OVERFLOW)),
         (&[(0, b"", 40)], b"", Broken(Alert::UNEXPECTED_MESSAGE)),
@@ -135,7 +135,7 @@ fn each_kind_of_record_has_its_outcome() {
         (&[(ALERT, &[1], 0)], b"", Broken(Alert::DECODE_ERROR)),
         (&[(ALERT, &[1, 0, 1, 0], 0)], b"", Broken(Alert::DECODE_ERROR)),
         (&[(HANDSHAKE, b"", 0)], b"", Broken(Alert::UNEXPECTED_MESSAGE)),
-        // A ClientHello, and a ticket, which only servers send.
+        // A ClientHello, and a ticket, which only servers may send.
         (&[(HANDSHAKE, &[1, 0, 0, 0], 0)], b"", Broken(Alert::UNEXPECTED_MESSAGE)),
         (&[(HANDSHAKE, &[4, 0, 0, 0], 0)], b"", Broken(Alert::UNEXPECTED_MESSAGE)),
         (&[(HANDSHAKE, &[24, 0, 0, 1, 2], 0)], b"", Broken(Alert::ILLEGAL_PARAMETER)),
@@ -164,12 +164,12 @@ fn each_kind_of_record_has_its_outcome() {
 fn what_is_not_protected_is_refused() {
     for suite in &SUITES[..3] {
         for (bytes, alert) in [
-            // close_notify and change_cipher_spec in the clear, a ClientHello, HTTP.
+            // Unencrypted close_notify and change_cipher_spec, a ClientHello, HTTP.
             (&[21, 3, 3, 0, 2, 1, 0][..], Alert::UNEXPECTED_MESSAGE),
             (&[20, 3, 3, 0, 1, 1], Alert::UNEXPECTED_MESSAGE),
             (&[22, 3, 1, 0, 200, 1], Alert::UNEXPECTED_MESSAGE),
             (b"GET / HTTP/1.1\r\n", Alert::UNEXPECTED_MESSAGE),
-            // 2^14 + 257: before it has arrived.
+            // 2^14 + 257, refused before it has arrived.
             (&[23, 3, 3, 0x41, 1], Alert::RECORD_OVERFLOW),
             (&[23, 3, 3, 0, 0], Alert::BAD_RECORD_MAC),
         ] {
@@ -234,7 +234,7 @@ fn a_client_skips_tickets_whole_or_in_pieces() {
     for piece in ticket.chunks(3) {
         server.forge(HANDSHAKE, piece, 0, &mut bytes);
     }
-    // More than 32 pieces in a row bring nothing.
+    // More than 32 fragments in a row without application data.
     assert_eq!(client.opened(&mut bytes).1, Outcome::Broken(Alert::UNEXPECTED_MESSAGE));
     let ((mut server, mut client), mut bytes) = (ends(SUITES[0]), Vec::new());
     for piece in ticket.chunks(50) {

@@ -69,7 +69,7 @@ fn an_issuer_that_does_not_answer_is_given_up() {
 
 #[test]
 fn the_client_can_make_a_tls_connection() {
-    // To a server that speaks no TLS: the failure is the peer's, not that of a missing provider or missing certificates.
+    // The server does not speak TLS: the error must blame the peer, not a missing provider or missing certificates.
     let issuer = Issuer::start(key_set("1"));
     let url = issuer.url().replace("http://", "https://");
     let error = Client::new(JWKS_FETCH_MS).fetch(&set(&url)).unwrap_err();

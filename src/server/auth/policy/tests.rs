@@ -32,7 +32,7 @@ fn key_table(algorithm: Algorithm, file: &str) -> KeyTable {
     }
 }
 
-/// A key of each algorithm; none may be taken for another.
+/// One key of each algorithm. None may pass for another.
 fn tables() -> AuthTables {
     AuthTables {
         keys: vec![
@@ -64,7 +64,7 @@ fn verdict(policy: &Policy, token: &str) -> Result<Arc<Principal>, AuthRefusal> 
     verdict_at(policy, &with_token(token), NOW_S)
 }
 
-/// The refusal's text, which must not hold any part of the token.
+/// The refusal's text, which must not contain any part of the token.
 fn invalid_text(policy: &Policy, token: &str) -> String {
     match verdict(policy, token) {
         Err(AuthRefusal::Invalid(text)) => {
@@ -124,7 +124,7 @@ fn an_unsigned_token_is_refused() {
 
 #[test]
 fn an_hmac_with_a_public_key_as_its_secret_is_refused() {
-    // The attack: the header says HS256, and the secret is the text of the public key that the server has for RS256.
+    // The attack: the header says HS256, and the secret is the text of the server's RS256 public key.
     let mut tables = tables();
     tables.keys.remove(0);
     for policy in [Builder::build(&tables, true).unwrap(), Builder::build(&self::tables(), true).unwrap()] {
@@ -251,7 +251,7 @@ fn machines_certificates_and_anonymous_clients_have_the_permissions_of_the_file(
     tables.anonymous = Some(AnonymousTable { permissions: allowed("public.>") });
     let policy = Builder::build(&tables, true).unwrap();
     assert_eq!(&*policy.anonymous().unwrap().subject, "anonymous");
-    // The shard admits anonymous clients: nothing is proven, so there is no verdict that says who they are.
+    // The shard admits anonymous clients. Nothing has been proven, so no verdict says who they are.
     assert_eq!(of(&policy, None, None), Err(AuthRefusal::Missing));
     assert_eq!(of(&policy, None, Some("other")), Err(AuthRefusal::Missing));
     assert!(of(&policy, Some("wrong"), None).is_err());
@@ -259,7 +259,7 @@ fn machines_certificates_and_anonymous_clients_have_the_permissions_of_the_file(
 
 #[test]
 fn the_token_of_rfc_7515_is_verified() {
-    // Appendix A.3: its key as a JWK, and a token that expired in 2011.
+    // Appendix A.3: the key as a JWK, and a token that expired in 2011.
     let jwks = json!({"keys": [{"kty": "EC", "crv": "P-256", "x": "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
         "y": "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]});
     let token = "eyJhbGciOiJFUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0\
@@ -308,7 +308,7 @@ fn a_reload_keeps_the_keys_that_were_fetched() {
         |id: &str| -> Vec<_> { second.key_sets().map(|set| set.keys().with_id(Some(id)).count()).collect() };
     assert_eq!(known("1"), [0, 1]);
     assert_eq!(second.key_sets().last().unwrap().request(8), Request::Unknown, "and is not fetched again");
-    // A fetch that began before the reload counts after it.
+    // A fetch that began before the reload still counts after it.
     set.begin(9);
     set.finish(Some(ed25519_keys(&["2"])), 9);
     assert_eq!(known("2"), [0, 1]);

@@ -11,7 +11,7 @@ use crate::{
     config::auth::{AuthTables, KeyTable},
 };
 
-/// Longest wait for a verdict before the test fails as hung.
+/// Maximum wait for a verdict before the test fails as hung.
 const GUARD_NS: u64 = 60_000_000_000;
 
 fn token(kid: &str) -> Credentials {
@@ -106,7 +106,7 @@ fn a_reload_takes_effect_for_the_next_token_and_answers_those_that_wait() {
     let authority = authority(&issuer);
     let mut lanes = started(&authority, 1);
     lanes[0].submit(SessionId(0), token("1")).unwrap();
-    // The fetch hangs, so the token waits until it is given up or the policy is another.
+    // The fetch hangs, so the token waits until the fetch times out or the policy changes.
     let good = Issuer::start(key_set("1"));
     authority.replace(&self::authority(&good).policy());
     assert!(next(&mut lanes[0]).1.is_ok());

@@ -34,7 +34,7 @@ impl Driver {
         Ok(any)
     }
 
-    /// Whether a verdict waits.
+    /// Whether a verdict is waiting.
     pub(super) fn has_verdicts(&self) -> bool {
         self.verifiers.as_ref().is_some_and(|lane| lane.has_verdicts())
     }

@@ -1,7 +1,7 @@
 //! Chooses the shard that serves an accepted connection.
-//! The kernel spreads connections over the shards' listening sockets by hash, and not evenly: one shard may get six of eight
-//! connections, and each of these clients a sixth of that shard. So a shard that has clearly more sessions than another passes
-//! new connections on. That costs a wake-up of the other shard. Sessions do not move later.
+//! The kernel spreads connections over the shards' listening sockets by hash, which is uneven: one shard may get six of eight
+//! connections, so that each of these clients gets a sixth of that shard. Therefore a shard with clearly more sessions than
+//! another passes new connections on. That costs a wake-up of the other shard. Sessions do not move later.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ const SURPLUS_DIVISOR: u64 = 8;
 pub struct Distribution {
     own: usize,
     shards: Vec<Arc<Counters>>,
-    /// The next shard in turn, for listeners with one socket for all shards.
+    /// The next shard in round-robin order, for listeners with one socket for all shards.
     next: usize,
 }
 
@@ -27,7 +27,7 @@ impl Distribution {
         Distribution { own: usize::from(own.0), shards, next: 0 }
     }
 
-    /// The shard for a connection of a listener with one socket for all shards, such as a passed one: each shard in turn.
+    /// The shard for a connection from a listener with one socket for all shards, such as a passed one: round-robin.
     pub(super) fn next_in_turn(&mut self) -> ShardId {
         let shard = self.next;
         self.next = (shard + 1) % self.shards.len().max(1);
@@ -36,7 +36,7 @@ impl Distribution {
 
     /// The shard for a connection that this shard's own socket accepted: this shard, unless another has clearly fewer sessions.
     ///
-    /// `under_way`: how many connections this shard has passed on to another that has not counted them yet. Called O(shards) times.
+    /// `under_way`: how many connections this shard has passed to another that does not count them yet. Called O(shards) times.
     pub(super) fn least_loaded(&self, under_way: impl Fn(ShardId) -> usize) -> ShardId {
         let id = |shard: usize| ShardId(shard as u16);
         let sessions = |shard: usize| {
@@ -69,7 +69,7 @@ mod tests {
         let (distribution, counters) = shards(&[0, 0, 0]);
         let mut given = [0; 3];
         for _ in 0..9 {
-            // The other shards have not counted theirs yet.
+            // The other shards do not count theirs yet.
             let shard =
                 distribution.least_loaded(|shard| if shard.0 == 0 { 0 } else { given[usize::from(shard.0)] });
             given[usize::from(shard.0)] += 1;

@@ -1,4 +1,4 @@
-//! A turn's SENDs: batches of one for each ready session, sealed last where a connection has TLS.
+//! A turn's SENDs: batches with one SEND per ready session, encrypted last if the connection has TLS.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use tickcast_core::{
 #[derive(Clone, Copy, Debug)]
 struct Seal {
     sealed: Sealed,
-    /// Where its records are in the buffer.
+    /// Where the records begin in the buffer.
     start: usize,
     end: usize,
 }
@@ -29,8 +29,8 @@ impl Default for Seal {
 }
 
 impl Driver {
-    /// Makes one SEND for every ready session, in batches, within the turn's budget of SENDs; while ticks wait, for those that
-    /// have a reply to send.
+    /// Makes one SEND for every ready session, in batches, within the turn's budget. While ticks are held, only for sessions with
+    /// a reply to send.
     pub(super) fn flush(&mut self, now: Now) -> io::Result<bool> {
         let mut sends: [Option<Send>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
         let mut seals = [Seal::default(); SENDS_PER_SUBMIT];
@@ -60,7 +60,7 @@ impl Driver {
             }
             done += len;
             let mut batch: [(u32, &[u8]); SENDS_PER_SUBMIT] = [(0, &[]); SENDS_PER_SUBMIT];
-            // By position in the batch: the SEND that it is.
+            // `submitted` maps positions in the batch to SENDs.
             let (mut submitted, mut batched) = ([0; SENDS_PER_SUBMIT], 0);
             let mut outcomes = [(0, Sent::Whole); SENDS_PER_SUBMIT];
             for (at, send) in sends.iter().flatten().take(len).enumerate() {

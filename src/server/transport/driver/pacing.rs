@@ -9,10 +9,10 @@ use tickcast_core::{
     metrics::counters::Counter,
 };
 
-/// Time over which the shard decides whether it is saturated: shorter than it takes a session to fall too far behind.
+/// Window over which the shard decides whether it is saturated: shorter than a session takes to fall too far behind.
 const LOAD_WINDOW_NS: u64 = 50_000_000;
-/// The share of its time that a saturated shard works, in thousandths. Even a saturated shard sleeps a little, when every
-/// socket is full for a moment.
+/// Busy share of a saturated shard, in thousandths. Even a saturated shard sleeps a little, when every socket is full for a
+/// moment.
 const SATURATED_PERMILLE: u64 = 750;
 /// How long a shard still counts as saturated afterwards, because backlogs from that time remain.
 const SATURATED_NS: u64 = 1_000_000_000;
@@ -20,21 +20,21 @@ const SATURATED_NS: u64 = 1_000_000_000;
 /// How long a shard batches under load, and spins when idle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pacing {
-    /// Longest wait of a tick under load, to be sent together with others.
+    /// Maximum time that a tick is held under load, to be sent together with others.
     pub latency_budget: LatencyBudget,
-    /// Busy-polls this long before sleeping, nanoseconds.
+    /// Busy-poll this long before sleeping, in nanoseconds.
     pub spin_ns: u64,
 }
 
-/// The waits between a shard's rounds of SENDs.
+/// The pauses between a shard's rounds of SENDs.
 #[derive(Debug)]
 pub(super) struct Waits {
-    /// `None`: they have a fixed length.
+    /// `None`: the wait has a fixed length.
     auto: Option<AutoWait>,
     wait_ns: u64,
     /// The current round of SENDs.
     round: Option<Round>,
-    /// Ticks counted as delivered when the last round ended: a round with only replies makes no tick wait.
+    /// Ticks counted as delivered when the last round ended. After a round with only replies, no tick is held.
     delivered: u64,
     /// The wait under way.
     hold: Option<Hold>,
@@ -50,7 +50,7 @@ pub(super) struct Waits {
 struct Hold {
     /// CLOCK_MONOTONIC nanoseconds.
     ends_ns: u64,
-    /// Bytes of frames appended to the egress logs when it began.
+    /// Bytes of frames appended to the egress logs when the wait began.
     appended: u64,
 }
 
@@ -72,12 +72,12 @@ impl Waits {
         }
     }
 
-    /// How long the next round of SENDs waits after the start of the last one, nanoseconds.
+    /// Time from the start of one round of SENDs to the next, in nanoseconds.
     pub(super) fn wait_ns(&self) -> u64 {
         self.wait_ns
     }
 
-    /// Whether ticks wait.
+    /// Whether ticks are being held.
     pub(super) fn is_holding(&self) -> bool {
         self.hold.is_some()
     }
@@ -124,8 +124,9 @@ impl Driver {
         now_ns
     }
 
-    /// Begins a wait once a round is complete, until the latency budget since its start is used up, so that ticks that arrive
-    /// meanwhile leave together. Replies, handshakes and everything else continue. The first tick after a pause is not delayed.
+    /// Starts a wait once a round is complete, until the latency budget, counted from the round's start, is used up. Ticks that
+    /// arrive in the meantime are sent together. Replies, handshakes and everything else continue. The first tick after a pause
+    /// is not delayed.
     pub(super) fn pace(&mut self, began_ns: u64, now_ns: u64, sends: usize) {
         if self.phase != Phase::Running || self.waits.wait_ns == 0 {
             self.waits.round = None;
@@ -147,7 +148,7 @@ impl Driver {
         }
     }
 
-    /// Ends the wait when its time is up, the server stops, or as many frames wait as a SEND carries.
+    /// Ends the wait when its time is up, the server stops, or enough frames for a full SEND have accumulated.
     pub(super) fn end_wait(&mut self, now_ns: u64) {
         if let Some(hold) = self.waits.hold
             && (hold.ends_ns <= now_ns
@@ -185,7 +186,7 @@ impl Driver {
         })
     }
 
-    /// Unless the wait is fixed, sets the next one from the shard's busy share; tells the shard whether it is saturated.
+    /// Derives the next wait from the shard's busy share, unless it is fixed. Tells the shard whether it is saturated.
     fn adapt(&mut self, busy_ns: u64, now_ns: u64) {
         self.waits.load_busy_ns += busy_ns;
         let elapsed_ns = now_ns - self.waits.load_since_ns;
@@ -230,7 +231,7 @@ mod tests {
     fn a_round_ends_when_all_sessions_that_were_ready_have_had_a_send() {
         let (round, ends) = Round::after(None, 7, 1_024, 3_976);
         assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 3_976 }), false));
-        // Meanwhile all have ticks again: they queue behind the round, which does not wait for them.
+        // By now all sessions have ticks again. They queue behind the round, which does not wait for them.
         let (round, ends) = Round::after(round, 8, 1_024, 5_000);
         assert_eq!((round, ends), (Some(Round { since_ns: 7, left: 2_952 }), false));
         let (round, ends) = Round::after(round, 9, 2_952, 5_000);

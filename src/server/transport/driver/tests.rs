@@ -26,10 +26,10 @@ use tickcast_core::{
 };
 use tickcast_proto::{Step, frame, ids::ShardId, records::Publish};
 
-/// Turns after which what a test waits for does not come any more.
+/// Maximum turns in which a test's condition must become true.
 const TURNS_MAX: usize = 1_000_000;
 
-/// The first of two shards, with one listener for native clients over TLS, and a client of it.
+/// The first of two shards, with one listener for native clients over TLS, and a connected client.
 struct Bench {
     driver: Driver,
     /// The lanes of the other shard.
@@ -40,7 +40,8 @@ struct Bench {
 }
 
 impl Bench {
-    /// Accepts a connection and shakes hands, up to the client's Finished. Returns that too: it has not been sent.
+    /// Accepts a connection and performs the handshake up to the client's Finished. Also returns the Finished, which has not been
+    /// sent.
     fn connect() -> (Bench, Vec<u8>) {
         let (server, config): (_, Arc<ClientConfig>) = testing::configs();
         let bells: Vec<_> = (0..2).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
@@ -79,7 +80,7 @@ impl Bench {
         panic!("the server's flight has not come");
     }
 
-    /// Runs turns until it holds.
+    /// Runs turns until the condition holds.
     fn turns_until(&mut self, what: &str, mut holds: impl FnMut(&mut Bench) -> bool) {
         for _ in 0..TURNS_MAX {
             self.driver.turn().unwrap();
@@ -90,7 +91,7 @@ impl Bench {
         panic!("{what}");
     }
 
-    /// What the client reads until the server closes its side.
+    /// Reads from the server until it closes its side.
     fn read_to_close(&mut self) -> Vec<u8> {
         let (mut sealed, mut read) = (Vec::new(), Vec::new());
         self.turns_until("the server closes its side", |bench| {
@@ -114,7 +115,7 @@ impl Bench {
     }
 }
 
-/// What has arrived.
+/// Bytes that have arrived.
 fn received(socket: &mut TcpStream) -> Vec<u8> {
     let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
     loop {
@@ -136,7 +137,7 @@ fn kinds(mut bytes: &[u8]) -> Vec<frame::Kind> {
     kinds
 }
 
-/// The HELLO of a client that the other shard serves.
+/// A HELLO from a client that the other shard must serve.
 fn hello_elsewhere() -> Vec<u8> {
     let names = (0..).map(|n| format!("client-{n}"));
     hello_as(&names.into_iter().find(|name| placement::serving_shard(name, 2) == ShardId(1)).unwrap())
@@ -149,7 +150,7 @@ fn what_waits_for_the_turn_of_a_handshake_is_handled_before_the_fin_behind_it() 
     let topics = (0..).map(|n| format!("t{n}"));
     let topic = topics.into_iter().find(|topic| placement::home_shard(topic, 2) == ShardId(0)).unwrap();
     frame::encode_publish(&mut frames, 0, 0, 0, Publish::default(), &topic, b"1");
-    // All of it and FIN have arrived before the server looks.
+    // Everything, including FIN, arrives before the server looks.
     let sent = [finished, bench.seal(&frames)].concat();
     bench.socket.write_all(&sent).unwrap();
     bench.socket.shutdown(Shutdown::Write).unwrap();
@@ -164,7 +165,7 @@ fn a_connection_that_is_to_move_is_not_received_from_any_more_although_it_still_
     let (mut bench, finished) = Bench::connect();
     let hello = hello_elsewhere();
     let sent = [finished, bench.seal(&hello)].concat();
-    // As if an alert or a ticket waited for room in the socket.
+    // As if an alert or a ticket were waiting for room in the socket.
     bench.driver.tls.get_mut(bench.slot).unwrap().is_sending_own = true;
     bench.socket.write_all(&sent).unwrap();
     let slot = bench.slot;

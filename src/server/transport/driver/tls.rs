@@ -1,4 +1,5 @@
-//! The driver's part of TLS: received records to the shard, handshakes within a turn's budget, and what TLS itself has to send.
+//! The driver's part of TLS: passes received plaintext to the shard, runs handshakes within a turn's budget, and sends TLS's own
+//! bytes.
 
 use std::io;
 
@@ -15,11 +16,11 @@ use tickcast_core::{ids::SlotId, metrics::counters::Counter, now::Now};
 use tickcast_proto::http;
 use tickcast_tls::handshake::HandshakeError;
 
-/// What a client reads that speaks plain HTTP on a port for TLS.
+/// Response to a client that speaks plain HTTP on a TLS port.
 const PLAIN_HTTP_TEXT: &str = "this port speaks TLS: use https:// or wss://";
 
 impl Driver {
-    /// Passes on what bytes from the peer of a slot that has TLS have come to.
+    /// Passes on the result of receiving bytes on a TLS connection.
     pub(super) fn received_tls(&mut self, slot: u32, received: Received, now: Now) -> io::Result<()> {
         let (plaintext, is_closed, failure) = match received {
             Received::Handshake(false) => return Ok(()),
@@ -41,10 +42,10 @@ impl Driver {
         Ok(())
     }
 
-    /// Handles the FIN of a peer, after everything that it has sent before.
+    /// Handles a peer's FIN after everything that the peer sent before it.
     pub(super) fn received_eof(&mut self, slot: u32, now: Now) {
         if let Some(connection) = self.tls.get_mut(slot)
-            // The peer may have said so before, with close_notify.
+            // The peer may have announced it with close_notify.
             && (connection.peer_closed() || connection.postpone_eof())
         {
             return;
@@ -52,7 +53,7 @@ impl Driver {
         self.shard.handle_eof(SlotId(slot), now);
     }
 
-    /// Goes on with handshakes that can, after the SENDs to connections that are open: at most [`TURN_TLS_HANDSHAKES`] of them,
+    /// Advances the handshakes that can advance, after the SENDs to open connections: at most [`TURN_TLS_HANDSHAKES`] of them,
     /// and none after [`TURN_TLS_HANDSHAKES_NS`]. Returns whether there were any.
     pub(super) fn shake_hands(&mut self, now: Now) -> io::Result<bool> {
         if !self.tls.has_ready() {
@@ -109,7 +110,7 @@ impl Driver {
         }
     }
 
-    /// Notes the outcome of a SEND that was sealed. Ends a session whose keys are used up: its goodbye still fits.
+    /// Records the outcome of an encrypted SEND. Ends a session whose keys are exhausted, while its closing messages still fit.
     pub(super) fn sent_sealed(&mut self, slot: SlotId, sent: Sent, now: Now) {
         let Some(connection) = self.tls.get_mut(slot.0) else { return };
         connection.is_shard_parked = sent == Sent::Parked;
@@ -118,7 +119,8 @@ impl Driver {
         }
     }
 
-    /// Sends what waits on behalf of TLS, unless a SEND on the socket is in the way, and does what was to follow it.
+    /// Sends the bytes that TLS has waiting, unless another SEND occupies the socket. Then performs the connection's pending
+    /// action.
     fn send_waiting(&mut self, slot: u32, now: Now) -> io::Result<()> {
         let Some(connection) = self.tls.get_mut(slot) else { return Ok(()) };
         if connection.is_shard_parked || connection.is_sending_own {
@@ -143,7 +145,7 @@ impl Driver {
         self.all_sent(slot, now)
     }
 
-    /// Nothing waits on behalf of TLS any more.
+    /// Called once TLS has nothing left to send.
     fn all_sent(&mut self, slot: u32, now: Now) -> io::Result<()> {
         let Some(connection) = self.tls.get_mut(slot) else { return Ok(()) };
         let was_waiting = std::mem::take(&mut connection.is_shard_waiting);
@@ -158,7 +160,7 @@ impl Driver {
         }
     }
 
-    /// The parked SEND of a slot is over.
+    /// Handles the completion of a slot's parked SEND.
     pub(super) fn writable(&mut self, slot: u32, now: Now) -> io::Result<()> {
         let Some(connection) = self.tls.get_mut(slot) else {
             self.shard.handle_writable(SlotId(slot), now);
@@ -173,7 +175,7 @@ impl Driver {
         self.send_waiting(slot, now)
     }
 
-    /// Shuts down the write side once everything has been sent, close_notify included.
+    /// Shuts down the write side once everything, including close_notify, has been sent.
     pub(super) fn shutdown_write(&mut self, slot: u32) -> io::Result<()> {
         let Some(connection) = self.tls.get_mut(slot) else { return self.ring.shutdown_write(slot) };
         connection.say_goodbye();
@@ -181,17 +183,17 @@ impl Driver {
         self.send_waiting(slot, clock::now())
     }
 
-    /// Stops I/O on a socket that another shard will serve: receiving at once, the rest when everything has been sent.
+    /// Stops I/O on a socket that another shard will serve: receiving at once, sending once everything has been sent.
     pub(super) fn hand_over(&mut self, slot: u32) -> io::Result<()> {
         let leaves = self.tls.get_mut(slot).is_none_or(|connection| connection.begin_detach());
         match leaves {
             true => self.ring.detach(slot),
-            // The shard keeps all that is received for the other one, so nothing more may be.
+            // The shard keeps all received bytes for the other shard, so nothing more may arrive.
             false => self.ring.pause_receive(slot),
         }
     }
 
-    /// Says goodbye on a socket that is about to be closed, if it takes it at once.
+    /// Sends close_notify on a socket that is about to be closed, if the socket takes it at once.
     pub(super) fn close_tls(&mut self, slot: u32) -> io::Result<()> {
         if let Some(mut connection) = self.tls.remove(slot)
             && !connection.is_shard_parked
@@ -205,13 +207,13 @@ impl Driver {
         Ok(())
     }
 
-    /// Receives again from a slot, which therefore stays on this shard.
+    /// Resumes receiving from a slot, which therefore stays on this shard.
     pub(super) fn resume_receive(&mut self, slot: SlotId) -> io::Result<()> {
         if let Some(connection) = self.tls.get_mut(slot.0) {
             connection.cancel_detach();
         }
         self.ring.resume_receive(slot.0)?;
-        // The shard forgets a FIN while it is paused, and TLS tells it once.
+        // The shard forgets a FIN while it is paused, and TLS reports it only once.
         if self.tls.get_mut(slot.0).is_some_and(|connection| connection.peer_closed()) {
             self.shard.handle_eof(slot, clock::now());
         }

@@ -10,11 +10,11 @@ use tickcast_core::metrics::{
 };
 use tickcast_proto::ids::ShardId;
 
-/// Time worked after which the thread's CPU time is read again: reading it takes a system call.
+/// Time worked between readings of the thread's CPU time, each of which takes a system call.
 const CPU_READ_NS: u64 = 1_000_000;
 /// CPU time above which a turn that was not slow is logged at debug level: far more than a turn's budgets allow.
 const LONG_CPU_NS: u64 = 10_000_000;
-/// Log lines about slow turns, per shard, and as many about turns with much CPU time.
+/// Log lines per second and shard about slow turns, and as many about turns with much CPU time.
 const LINES_PER_SECOND: u32 = 1;
 /// Counters whose changes in a slow turn are logged. Each costs a load and a store per turn.
 const REPORTED: [Counter; 14] = [
@@ -129,7 +129,7 @@ impl TurnWatch {
     /// The histogram counts the others.
     fn debug_line(&mut self, turn: Turn, now_ns: u64, counters: &Counters) -> Option<String> {
         let is_long = turn.busy_ns <= SLOW_NS && turn.cpu_ns > LONG_CPU_NS;
-        // What was not logged is not reported: the next second starts anew.
+        // Suppressed lines are not reported here: every second starts anew.
         let _ = self.debug_limiter.poll_suppressed(now_ns);
         (is_long && self.debug_limiter.admit(0, now_ns)).then(|| self.described(turn, counters))
     }

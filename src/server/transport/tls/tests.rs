@@ -10,7 +10,7 @@ const SLOT: u32 = 3;
 const PLAIN: usize = 0;
 const TLS: usize = 1;
 
-/// A shard's connections, and a client of one of them.
+/// A shard's connections, and the client of one of them.
 struct Bench {
     shard: TlsConnections,
     config: Arc<ClientConfig>,
@@ -32,7 +32,7 @@ impl Bench {
         testing::hello(&self.config)
     }
 
-    /// Takes the next step of the handshake that is first in the queue.
+    /// Takes the next step of the first handshake in the queue.
     fn step(&mut self) -> (u32, Shaken) {
         let slot = self.shard.next_ready().expect("a handshake can go on");
         (slot, self.shard.shake_hands(slot).shaken)
@@ -42,7 +42,7 @@ impl Bench {
         std::mem::take(&mut self.shard.get_mut(slot).unwrap().waiting)
     }
 
-    /// Shakes hands in [`SLOT`].
+    /// Performs the handshake in [`SLOT`].
     fn establish(&mut self) -> Box<Established> {
         self.accept(SLOT);
         let (mut client, hello) = self.hello();
@@ -59,7 +59,7 @@ impl Bench {
         client
     }
 
-    /// What the client reads of these records.
+    /// Decrypts these records as the client.
     fn read(client: &mut Established, mut bytes: Vec<u8>) -> (Vec<u8>, Outcome) {
         let opened = client.records.open(&mut bytes);
         bytes.truncate(opened.plaintext);
@@ -179,10 +179,10 @@ fn handshakes_take_turns_in_the_order_in_which_they_can_go_on() {
     }
     for (slot, hello) in hellos.iter().enumerate().rev() {
         bench.shard.receive(slot as u32, &hello[40..]);
-        // More of it does not queue it twice.
+        // More bytes do not queue it twice.
         bench.shard.receive(slot as u32, &[20, 3, 3, 0, 1, 1]);
     }
-    // Two have gone; their slots are vacant or serve others.
+    // Two connections have ended; one slot is vacant, the other serves a new connection.
     bench.shard.remove(7);
     bench.accept(6);
     for expected in (0..6).rev() {
@@ -200,7 +200,7 @@ fn handshakes_that_have_ended_hold_nobody_up_and_take_no_room_in_the_queue() {
         bench.shard.receive(slot, &hello);
         bench.shard.remove(slot);
     }
-    // The same slot again and again, for connections that end before their turn.
+    // One slot, reused for connections that end before their turn.
     for _ in 0..1_000 {
         bench.accept(SLOT);
         bench.shard.receive(SLOT, &hello);
@@ -259,7 +259,7 @@ fn bytes_that_wait_for_a_handshake_have_a_bound() {
     bench.accept(SLOT);
     let mut received = 0;
     loop {
-        // Records of a handshake, empty, which nobody has looked at yet.
+        // Empty handshake records that have not been processed yet.
         match bench.shard.receive(SLOT, &[22, 3, 3, 0, 1, 0].repeat(700)) {
             Received::Handshake(is_full) if !is_full => received += 1,
             Received::Handshake(_) => break,

@@ -1,5 +1,5 @@
-//! The provided-buffer ring: the buffers that all sockets of a shard receive into. The kernel fills them, and gets them
-//! back once their bytes were handled.
+//! The provided-buffer ring: the buffers that all sockets of a shard receive into. The kernel fills them, and gets them back once
+//! their bytes have been handled.
 
 use std::{
     io,
@@ -19,8 +19,8 @@ pub(super) const GROUP: u16 = 0;
 /// data:    count x buffer_bytes, page-aligned, so every buffer is 16-aligned
 /// ```
 ///
-/// Invariant: a buffer belongs to the kernel exactly while its number of holders is 0. Its bytes can be read only while
-/// somebody holds it, and it is provided again when the last holder releases it.
+/// Invariant: a buffer belongs to the kernel exactly while it has no holders. Its bytes can be read only while it is held, and it
+/// is provided again when its last holder releases it.
 #[derive(Debug)]
 pub(super) struct BufferRing {
     memory: Memory,
@@ -36,7 +36,7 @@ pub(super) struct BufferRing {
 #[derive(Debug)]
 pub(super) struct Hold(u16);
 
-/// An anonymous private mapping.
+/// A private anonymous mapping.
 #[derive(Debug)]
 struct Memory {
     start: NonNull<u8>,
@@ -69,8 +69,8 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            // SAFETY: start and bytes are those of our mapping. Nobody borrows from it any more, and the kernel no longer
-            // writes to it, by the contract of `BufferRing::new`.
+            // SAFETY: start and bytes are those of our mapping. Nothing borrows from it any more, and the kernel no longer writes
+            // to it, by the contract of `BufferRing::new`.
             unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
         }
     }
@@ -105,7 +105,7 @@ impl BufferRing {
         Ok(buffers)
     }
 
-    /// Takes a buffer that a completion names.
+    /// Takes the buffer that a completion names.
     ///
     /// Panics if the kernel does not have that buffer: two owners must never exist.
     pub(super) fn take(&mut self, id: u16) -> Hold {
@@ -115,13 +115,13 @@ impl BufferRing {
         Hold(id)
     }
 
-    /// Holds a buffer once more, for another part of its bytes.
+    /// Adds a hold on a buffer, for another part of its bytes.
     pub(super) fn hold_again(&mut self, hold: &Hold) -> Hold {
         self.holders[usize::from(hold.0)] += 1;
         Hold(hold.0)
     }
 
-    /// Releases a hold. The last one provides the buffer to the kernel again.
+    /// Releases a hold. Releasing the last one provides the buffer to the kernel again.
     pub(super) fn release(&mut self, hold: Hold) {
         let holders = &mut self.holders[usize::from(hold.0)];
         assert!(*holders > 0, "a hold of this ring");
@@ -147,7 +147,7 @@ impl BufferRing {
         self.memory.bytes = 0;
     }
 
-    /// Provides a buffer that nobody holds.
+    /// Provides a buffer that has no holders.
     fn provide(&mut self, id: u16) {
         let offset = self.entries_bytes + usize::from(id) * self.buffer_bytes;
         let at = usize::from(self.tail) & (self.holders.len() - 1);
@@ -169,7 +169,7 @@ impl BufferRing {
 mod tests {
     use super::*;
 
-    /// With a ring that outlives the buffers, and is closed before they are dropped.
+    /// Runs a test with a ring that outlives the buffers, and is closed before they are dropped.
     fn with_buffers(test: impl FnOnce(&mut BufferRing)) {
         let ring = IoUring::new(4).unwrap();
         // SAFETY: unregistered below; leaked if the test panics.

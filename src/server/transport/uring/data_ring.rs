@@ -101,21 +101,21 @@ const _: () = assert!(size_of::<Slot>() == 24, "the docs of Slot say how large i
 /// parked SENDs, shutdowns, accepts, the timer and the doorbell.
 /// Invariant: outside `send_batch` no SEND of a batch is queued or in flight, unless the ring is poisoned.
 pub struct DataRing<S: Shim = Direct> {
-    // Closed before the buffers are freed; before either, `Drop` has ended what the kernel does with them.
+    // Closed before the buffers are freed. Before both, `Drop` ends the kernel's use of the buffers.
     ring: IoUring,
     buffers: BufferRing,
     doorbell: OwnedFd,
-    /// Those that have been in use. Bound: `slots_max`.
+    /// Slots that have been used. At most `slots_max`.
     slots: Vec<Slot>,
     slots_max: u32,
-    /// Those of them that are vacant.
+    /// Vacant entries of `slots`.
     free: Vec<u32>,
-    /// Receives that ended for lack of buffers: armed again once the waiting events are handled.
+    /// Slots whose receive ended for lack of buffers; armed again once the waiting events have been handled.
     starved: Vec<u32>,
     /// Events with the generation of their slot. Bound: the completion queue, plus what the shim splits.
     events: VecDeque<(u32, Event)>,
     in_flight: usize,
-    /// By [`ListenerId`]; `None` for one that another ring accepts on, and once accepting has stopped.
+    /// By [`ListenerId`]; `None` if another ring accepts for it, or once accepting has stopped.
     listeners: Vec<Option<OwnedFd>>,
     timer: Box<Timespec>,
     /// When the timer fires, CLOCK_MONOTONIC nanoseconds; `None` while it is not armed.
@@ -123,17 +123,17 @@ pub struct DataRing<S: Shim = Direct> {
     /// The target of the doorbell's READ.
     rung: Box<u64>,
     doorbell_armed: bool,
-    /// The answer to the last request for a descriptor.
+    /// The response to the last request for a descriptor.
     installed: Option<Installed>,
-    /// SENDs so far that found their socket full.
+    /// SENDs so far that found the socket full.
     sends_full: u64,
     /// The ring has failed, or a batch of SENDs was abandoned. Queued entries may point to freed memory, so the ring submits
     /// nothing more.
     is_poisoned: bool,
-    /// Flags of an enter that waits: without NO_IOWAIT the kernel counts an idle shard's core as waiting for a disk.
+    /// Flags for waiting: without NO_IOWAIT, the kernel counts the core of an idle shard as waiting for a disk.
     wait_flags: EnterFlags,
     shim: S,
-    /// SINGLE_ISSUER: the ring belongs to the thread that made it.
+    /// SINGLE_ISSUER: the ring belongs to the thread that created it.
     not_send: PhantomData<Rc<()>>,
 }
 
@@ -159,7 +159,7 @@ impl<S: Shim> DataRing<S> {
             // Without it submit() never asks for deferred completions.
             .setup_taskrun_flag()
             .setup_submit_all()
-            // Until it is restricted.
+            // Disabled until it is restricted.
             .setup_r_disabled()
             .setup_cqsize(DATA_RING_COMPLETIONS)
             .setup_clamp()
@@ -202,7 +202,7 @@ impl<S: Shim> DataRing<S> {
         &mut self.shim
     }
 
-    /// Whether a core whose shard sleeps here counts as idle, and not as waiting for a disk.
+    /// Whether the core of a shard that sleeps here counts as idle, not as waiting for a disk.
     pub fn waits_as_idle(&self) -> bool {
         self.wait_flags.contains(EnterFlags::NO_IOWAIT)
     }
@@ -222,7 +222,7 @@ impl<S: Shim> DataRing<S> {
         self.rearm_accept(id)
     }
 
-    /// Accepts again after [`Event::AcceptFailed`]. Call it after a pause: at EMFILE the kernel answers at once.
+    /// Resumes accepting after [`Event::AcceptFailed`]. Call it after a pause: at EMFILE the kernel responds at once.
     pub fn rearm_accept(&mut self, id: ListenerId) -> io::Result<()> {
         let Some(Some(listener)) = self.listeners.get(id.0 as usize) else { return Ok(()) };
         if let Verdict::Fail(errno) = self.shim.decide(Operation::Accept) {
@@ -237,7 +237,7 @@ impl<S: Shim> DataRing<S> {
         self.push(accept)
     }
 
-    /// Closes the listeners. Connections already accepted still come as events.
+    /// Closes the listeners. Events for connections already accepted still follow.
     pub fn stop_accepting(&mut self) -> io::Result<()> {
         for id in 0..self.listeners.len() {
             if self.listeners[id].take().is_some() {
@@ -270,7 +270,7 @@ impl<S: Shim> DataRing<S> {
         Ok(slot)
     }
 
-    /// Stops receiving from a slot. Events of bytes received before still follow.
+    /// Stops receiving from a slot. Events for bytes already received still follow.
     pub fn pause_receive(&mut self, slot: u32) -> io::Result<()> {
         let entry = &mut self.slots[slot as usize];
         entry.receive_paused = true;
@@ -299,7 +299,7 @@ impl<S: Shim> DataRing<S> {
         self.push(shutdown.user_data(self.of_slot(SHUTDOWN, slot)))
     }
 
-    /// Closes a socket, which causes no further events. The slot becomes vacant once nothing of it is in flight.
+    /// Closes a socket, which causes no further events. The slot becomes vacant once none of its operations is in flight.
     pub fn close(&mut self, slot: u32) -> io::Result<()> {
         let entry = &mut self.slots[slot as usize];
         if entry.state != State::Open {
@@ -338,7 +338,7 @@ impl<S: Shim> DataRing<S> {
         self.push(opcode::Timeout::new(timer).build().user_data(name))
     }
 
-    /// Submits queued operations and handles completions, until there are none of either.
+    /// Submits queued operations and handles completions, until there are none left.
     ///
     /// # Errors
     /// Only when the ring has failed for good.
@@ -385,7 +385,7 @@ impl<S: Shim> DataRing<S> {
         Ok(())
     }
 
-    /// The next event. Skips events of sockets that were closed since, even if their slot is in use again.
+    /// The next event. Skips events of sockets closed in the meantime, even if their slot is in use again.
     pub fn next_event(&mut self) -> Option<Event> {
         while let Some((generation, event)) = self.events.pop_front() {
             let (Event::Received(Received { slot, .. })
@@ -411,7 +411,7 @@ impl<S: Shim> DataRing<S> {
         self.events.push_back((self.slots[slot as usize].generation, event));
     }
 
-    /// Whether events wait.
+    /// Whether events are waiting.
     pub fn has_events(&self) -> bool {
         !self.events.is_empty() || !self.starved.is_empty()
     }
@@ -427,12 +427,11 @@ impl<S: Shim> DataRing<S> {
         self.buffers.release(received.hold);
     }
 
-    /// Submits and reaps until nothing is left to do.
+    /// Submits and reaps until nothing is left.
     ///
-    /// The kernel's task-run flag is only a hint. It is set after work was queued, so a thread that ran the work in between
-    /// finds the flag set with nothing to run, until more work is queued (on Linux 6.18 a shard looped here for good).
-    /// Therefore one enter that yields nothing ends the loop. If work is queued after it, [`DataRing::wait`] returns at
-    /// once.
+    /// The kernel's task-run flag is only a hint. It is set after work was queued. So a thread that ran the work in between finds
+    /// the flag set but nothing to run, until more work is queued (on Linux 6.18 a shard looped here forever). Therefore an enter
+    /// that yields nothing ends the loop. If work is queued after it, [`DataRing::wait`] returns at once.
     fn drive(&mut self, short: &mut [Option<i32>]) -> io::Result<()> {
         let mut batch = [(0u64, 0i32, 0u32); REAP_BATCH];
         loop {
@@ -484,8 +483,7 @@ impl<S: Shim> DataRing<S> {
         Err(io::Error::from_raw_os_error(libc::EAGAIN))
     }
 
-    /// As the crate's function of this name, which has no way to pass flags. (The kernel wakes an SQPOLL thread only with
-    /// SQ_WAKEUP: this ring has none.)
+    /// Like the crate's function of this name, which cannot pass flags. (No SQ_WAKEUP: this ring has no SQPOLL thread.)
     fn submit_and_wait(&mut self, wanted: usize, timeout: Option<&Timespec>) -> io::Result<usize> {
         let (queued, flags) = (self.ring.submission().len(), self.wait_flags.bits());
         if let Some(timeout) = timeout {

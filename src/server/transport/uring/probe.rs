@@ -37,7 +37,7 @@ pub fn shard_ring() -> io::Result<bool> {
     Ok(ring.waits_as_idle())
 }
 
-/// Whether a registered file can be turned back into a descriptor, to ask the kernel about its socket.
+/// Whether the kernel can turn a registered file back into a descriptor, to query its socket.
 pub fn installs_descriptors() -> bool {
     let mut probe = Probe::new();
     let probed = IoUring::new(1).and_then(|ring| ring.submitter().register_probe(&mut probe));

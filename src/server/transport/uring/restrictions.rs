@@ -1,13 +1,13 @@
-//! What a data ring may do, fixed before it takes its first entry: whoever gets hold of it cannot open a file, connect, or write to
-//! a file.
+//! Restricts a data ring's operations before it takes its first entry: an attacker who controls the ring cannot use it to open a
+//! file, connect, or write to a file.
 //!
-//! It still could use the process's other descriptors. To require that each operation names a registered file
-//! (IORING_RESTRICTION_SQE_FLAGS_REQUIRED with IOSQE_FIXED_FILE) is to require that of every entry, and the kernel refuses the flag,
-//! with EINVAL, in the update of a timeout, which moves the ring's timer (io_timeout_remove_prep(); seen on Linux 6.18). Listeners
-//! and the doorbell are not registered either.
+//! The ring can still use the process's other descriptors. Requiring that operations name registered files
+//! (IORING_RESTRICTION_SQE_FLAGS_REQUIRED with IOSQE_FIXED_FILE) would apply to every entry, and the kernel refuses the flag with
+//! EINVAL in the timeout update that moves the ring's timer (io_timeout_remove_prep(); seen on Linux 6.18). Besides, listeners
+//! and the doorbell are not registered.
 //!
-//! The ring begins disabled (IORING_SETUP_R_DISABLED). After this the kernel answers anything else with EACCES, for the ring's
-//! whole life (io_uring_register(2), IORING_REGISTER_RESTRICTIONS; Linux 5.10).
+//! The ring starts disabled (IORING_SETUP_R_DISABLED). Once restricted, the kernel answers any other operation with EACCES for
+//! the ring's whole life (io_uring_register(2), IORING_REGISTER_RESTRICTIONS; Linux 5.10).
 
 use std::io;
 
@@ -24,7 +24,7 @@ const OPERATIONS: [u8; 9] = [
     opcode::TimeoutUpdate::CODE,
     // The doorbell.
     opcode::Read::CODE,
-    // Linux 6.8: a descriptor for operators' questions.
+    // Linux 6.8: gets a descriptor to answer operators' requests.
     opcode::FixedFdInstall::CODE,
 ];
 
@@ -32,10 +32,10 @@ const OPERATIONS: [u8; 9] = [
 const REGISTER_FILES_UPDATE: u8 = 6;
 const UNREGISTER_PBUF_RING: u8 = 23;
 const REGISTER_SYNC_CANCEL: u8 = 24;
-/// What the ring registers and unregisters once it is enabled.
+/// Registrations that the ring changes once it is enabled.
 const REGISTRATIONS: [u8; 3] = [REGISTER_FILES_UPDATE, UNREGISTER_PBUF_RING, REGISTER_SYNC_CANCEL];
 
-/// Restricts a disabled ring to what this server does with it, and enables it.
+/// Restricts a disabled ring to the operations that this server uses, and enables it.
 ///
 /// # Errors
 /// Those of io_uring_register(2).

@@ -1,4 +1,4 @@
-//! Retries while the kernel is out of memory: it releases the locked memory of an exited server late.
+//! Retries while the kernel is out of memory: the kernel releases the locked memory of an exited server with a delay.
 
 use std::io;
 

@@ -21,11 +21,11 @@ pub enum Operation {
 /// The fate of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is submitted unchanged.
+    /// Submit it unchanged.
     Pass,
-    /// It is submitted with only so many of its bytes, at least 1, and completes short.
+    /// Submit it with at most this many bytes, at least 1, so that it completes short.
     Truncate(usize),
-    /// It is not submitted and completes with this errno.
+    /// Do not submit it; complete it with this errno.
     Fail(i32),
 }
 

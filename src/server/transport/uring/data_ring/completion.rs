@@ -1,4 +1,4 @@
-//! Handling of completions: the state of slots, the events they cause, and what is armed again.
+//! Handles completions: updates slots, emits events, and arms operations again.
 
 use std::{
     io,
@@ -117,10 +117,10 @@ impl<S: Shim> DataRing<S> {
         match (entry.state, result) {
             (State::Open, _) if entry.detaching => self.queue(slot, Event::Detached(slot)),
             (State::Open, _) if entry.receive_paused => {}
-            // A multishot receive may end after bytes. A resume may have overtaken the cancellation.
+            // A multishot receive may end after it delivered bytes. A resume may have overtaken the cancellation.
             (State::Open, 1..) => return self.arm_receive(slot),
             (State::Open, result) if result == -libc::ECANCELED => return self.arm_receive(slot),
-            // Out of buffers: the next poll arms it again, after the waiting events have returned theirs.
+            // Out of buffers: the next poll arms it again, after the waiting events have returned their buffers.
             (State::Open, result) if result == -libc::ENOBUFS => self.starved.push(slot),
             (State::Open, 0) => self.queue(slot, Event::Eof(slot)),
             (State::Open, result) => self.queue(slot, Event::Failed(slot, -result)),

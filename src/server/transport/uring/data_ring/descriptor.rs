@@ -1,4 +1,4 @@
-//! The peer address and round trip of a socket, for operators. Both need a descriptor.
+//! A socket's peer address and round-trip time, for operators. Both require a descriptor.
 //! After the handshake a socket is only a registered file. Since Linux 6.8 the ring can return a descriptor of it
 //! (IORING_OP_FIXED_FD_INSTALL). This module requests one, reads the values and closes it, so that a client costs no
 //! descriptor. On older kernels these values are unknown after the handshake.
@@ -16,7 +16,7 @@ use socket2::SockRef;
 use super::{DataRing, INSTALL, State};
 use crate::transport::uring::shim::Shim;
 
-/// The kernel's answer to IORING_OP_FIXED_FD_INSTALL.
+/// The kernel's response to IORING_OP_FIXED_FD_INSTALL.
 #[derive(Debug)]
 pub(super) struct Installed {
     pub(super) slot: u32,
@@ -29,12 +29,12 @@ pub(super) struct Installed {
 pub struct SocketView {
     /// The peer's address.
     pub address: Option<SocketAddr>,
-    /// TCP's smoothed round trip, microseconds.
+    /// TCP's smoothed round-trip time, in microseconds.
     pub rtt_us: Option<u32>,
 }
 
-/// The beginning of `struct tcp_info` (linux/tcp.h), which never changes. The kernel fills as much as there is room for; of
-/// libc's whole struct an older kernel fills less than nix requires.
+/// The beginning of `struct tcp_info` (linux/tcp.h), whose layout never changes. The kernel fills as much as there is room for.
+/// An older kernel fills less than libc's whole struct, which nix would reject.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct TcpInfoHead {
@@ -68,8 +68,8 @@ impl SocketView {
 }
 
 impl<S: Shim> DataRing<S> {
-    /// Reads a socket's address and round trip: four system calls, two during its handshake. The fields are `None` where
-    /// the kernel returns no descriptor.
+    /// Reads a socket's address and round-trip time: four system calls, or two during its handshake. The fields are `None` if the
+    /// kernel returns no descriptor.
     ///
     /// # Errors
     /// Only when the ring has failed for good.
@@ -92,12 +92,12 @@ impl<S: Shim> DataRing<S> {
         Ok(socket.map_or_else(SocketView::default, |socket| SocketView::of(socket.as_fd())))
     }
 
-    /// Whether [`DataRing::add`] finds a slot. A closed socket frees its slot only once its receive has ended.
+    /// Whether [`DataRing::add`] would find a slot. A closed socket frees its slot only once its receive has ended.
     pub fn has_room(&self) -> bool {
         !self.free.is_empty() || self.slots.len() < self.slots_max as usize
     }
 
-    /// SENDs so far that found their socket full: it took nothing.
+    /// SENDs so far that found the socket full and sent nothing.
     pub fn sends_full(&self) -> u64 {
         self.sends_full
     }

@@ -1,4 +1,4 @@
-//! Moving an open socket out of a ring, to another shard's.
+//! Moves an open socket out of a ring, to another shard's ring.
 //! Only since Linux 6.8 can io_uring turn a registered file back into a descriptor (IORING_OP_FIXED_FD_INSTALL). Therefore the
 //! ring keeps the descriptor from the accept while the socket may still move, that is, during the handshake. A process has
 //! enough descriptors for that, and a client costs none afterwards.
@@ -32,7 +32,7 @@ impl<S: Shim> DataRing<S> {
         }
     }
 
-    /// Takes a socket out after [`Event::Detached`]. Nothing of it is in flight here, and the slot becomes vacant. Returns
+    /// Takes a socket out after [`Event::Detached`]. None of its operations is in flight, and the slot becomes vacant. Returns
     /// `None`, and keeps the socket, if it was settled or never detached.
     pub fn take(&mut self, slot: u32) -> io::Result<Option<OwnedFd>> {
         let entry = &mut self.slots[slot as usize];

@@ -26,7 +26,7 @@ pub enum Event {
     Failed(u32, i32),
     /// The parked SEND is complete.
     Writable(u32),
-    /// Nothing is in flight on a detached socket any more: `DataRing::take` removes it.
+    /// A detached socket has no operations in flight: `DataRing::take` removes it.
     Detached(u32),
     /// The timer has fired.
     Timer,
@@ -56,7 +56,7 @@ pub enum Sent {
 /// Sizes of a data ring; tests make small ones.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Most sockets at once; RLIMIT_NOFILE or less.
+    /// Maximum sockets at once; at most RLIMIT_NOFILE.
     pub slots: u32,
     /// Receive buffers; a power of two.
     pub receive_buffers: u16,

@@ -17,8 +17,8 @@ pub(super) struct Parked {
     pub(super) sent: usize,
 }
 
-/// A batch whose SENDs may be queued with pointers into its caller's memory. Dropped before [`Batch::complete`], by an error
-/// or a panic, it poisons the ring: those entries must never be submitted.
+/// A batch whose SENDs may be queued with pointers into its caller's memory. If an error or a panic drops it before
+/// [`Batch::complete`], it poisons the ring: those entries must never be submitted.
 struct Batch<'a, S: Shim> {
     ring: &'a mut DataRing<S>,
 }
@@ -30,7 +30,7 @@ impl<S: Shim> Drop for Batch<'_, S> {
 }
 
 impl<S: Shim> Batch<'_, S> {
-    /// Ends the batch after the kernel has handled every SEND of it.
+    /// Ends the batch after the kernel has handled all of its SENDs.
     fn complete(self) {
         std::mem::forget(self);
     }
@@ -48,7 +48,7 @@ impl<S: Shim> DataRing<S> {
         mut outcome: impl FnMut(usize, Sent),
     ) -> io::Result<()> {
         assert!(sends.len() <= SENDS_PER_SUBMIT, "the index fits 24 bits and the batch the queue");
-        // By index: the result of a SEND that did not send everything.
+        // By index: the results of SENDs that did not send everything.
         let mut short: [Option<i32>; SENDS_PER_SUBMIT] = [None; SENDS_PER_SUBMIT];
         let batch = Batch { ring: self };
         batch.ring.queue_sends(sends, &mut short)?;
@@ -66,7 +66,7 @@ impl<S: Shim> DataRing<S> {
             debug_assert!(self.slots[slot as usize].parked.is_none(), "never two SENDs on one socket");
             let (len, flags) = match self.shim.decide(Operation::Send(bytes.len())) {
                 Verdict::Pass => (bytes.len(), Flags::SKIP_SUCCESS),
-                // A truncated SEND must report its success.
+                // A truncated SEND must report success.
                 Verdict::Truncate(len) => (len.clamp(1, bytes.len()), Flags::empty()),
                 Verdict::Fail(errno) => {
                     short[index] = Some(-errno);
