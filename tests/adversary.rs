@@ -30,7 +30,7 @@ const SEEDS: u64 = 1_000;
 const SHARDS: u16 = 2;
 /// Hostile sessions of each shard; slot 0 belongs to the healthy pair.
 const HOSTILE: u32 = 12;
-const STEPS: usize = 20;
+const STEPS: usize = 12;
 /// One seed in this many has a long run, with thousands of topics.
 const LONG_RUN_EVERY: u64 = 50;
 const LONG_STEPS: usize = 100;

@@ -148,6 +148,9 @@ impl Node {
             behind_bytes: 2 << 10,
             ping_interval_ns: u64::MAX,
             is_fed_by_logs: true,
+            // More than a run has. The default is cleared for each connection's format, which took half of the time.
+            egress_log_bytes: 1 << 20,
+            outbox_bytes_max: 1 << 19,
             ..Limits::default()
         };
         let (shards, mut meshes, bells) = testing::cluster(rng.u16(1..4), &limits, RING_BYTES);

@@ -48,7 +48,7 @@ const IMPORTER: TenantId = TenantId(2);
 const CLIENTS_MAX: usize = 24;
 const SETTLE_TURNS_MAX: usize = 10_000;
 /// More than a run publishes: with logs and outboxes of this size no client can be too slow.
-const ROOMY_BYTES: usize = 16 << 20;
+const ROOMY_BYTES: usize = 4 << 20;
 const HISTORY_BYTES_MAX: usize = 1 << 20;
 /// Simulated time for which a shard has no time to send.
 const STARVED_NS: u64 = 50_000_000;
