@@ -18,6 +18,8 @@ import urllib.request
 TOPICS = 8
 # Longest wait for anything.
 GUARD_S = 60
+# What is read of a client's file to see its last ticks.
+TAIL_BYTES = 1 << 16
 # Time under load before, between and after the two losses.
 PHASE_S = 4
 
@@ -178,21 +180,37 @@ class Feed(threading.Thread):
 
     def __init__(self, engine, rate):
         super().__init__(daemon=True)
-        self.engine, self.rate, self.published, self.stopped = engine, rate, 0, False
+        self.engine, self.rate, self.stopped = engine, rate, False
+        # Ticks of which the engine may have some already, and those that it has.
+        self.begun, self.published = 0, 0
+        # What has ended it, if not stop(). SystemExit, which fail() raises, would end only this thread.
+        self.error = None
 
     def run(self):
+        try:
+            self.feed()
+        except (Exception, SystemExit) as error:
+            self.error = error
+
+    def feed(self):
         start = time.monotonic()
         while not self.stopped:
             due = int((time.monotonic() - start) * self.rate)
             ticks = [(b"ticks.%d" % (number % TOPICS), b"%d" % (number // TOPICS)) for number in range(self.published, due)]
             if ticks:
+                self.begun = due
                 self.engine.publish(ticks)
                 self.published = due
             time.sleep(0.005)
 
+    def check(self):
+        if self.error:
+            raise self.error
+
     def stop(self):
         self.stopped = True
         self.join()
+        self.check()
         return self.published
 
 
@@ -213,6 +231,17 @@ def account(file):
     return ticks, faults
 
 
+def has_later(file, wanted):
+    """Whether a client has a tick that was published after so many others, within the end of its file."""
+    with open(file, "rb") as input:
+        input.seek(max(0, file.stat().st_size - TAIL_BYTES))
+        lines = input.read().splitlines()
+    # The first and the last may be parts of lines.
+    ticks = [json.loads(line) for line in lines[1:-1]]
+    numbers = [tick["data"] * TOPICS + int(tick["topic"].split(".")[1]) for tick in ticks if "seq" in tick]
+    return max(numbers, default=0) >= wanted
+
+
 def run(options, folder, processes):
     engine = {"jetstream": JetStream, "redis": Redis}[options.engine](folder, processes)
     nodes = [Node(name, folder, processes, options.binary, engine.source()) for name in ("a", "b")]
@@ -228,12 +257,16 @@ def run(options, folder, processes):
         time.sleep(PHASE_S)
         lost = time.monotonic()
         node.lose(how)
-        before = [file.stat().st_size for file in files]
-        eventually("ticks at the other node", lambda: all(file.stat().st_size > size for file, size in zip(files, before)))
+        wanted = feed.begun
+        # The lost node cannot have sent what is published from here on.
+        eventually("ticks at the other node", lambda: feed.check() or all(has_later(file, wanted) for file in files))
         say(f"node {node.name} lost by {how.name}: every client has ticks of the other {time.monotonic() - lost:.2f} s later")
         node.start()
     time.sleep(PHASE_S)
     published = feed.stop()
+    # A third of what is due.
+    if published < options.rate * PHASE_S:
+        fail(f"only {published} ticks were published")
     eventually("every tick at every client", lambda: all(account(file)[0] >= published for file in files))
     faults = [fault for file in files for fault in account(file)[1]]
     if faults:

@@ -21,10 +21,11 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::select;
+use futures_util::future::{Either, select};
 
 use super::{
     NAP_NS, SourceContext, SourceError, StopFlag,
+    failover::FAILOVER_TURN_NS,
     health::{Health, Waiting},
     mapping::{Mapped, Mapping, Message},
     standby::{Admission, Standby},
@@ -37,6 +38,8 @@ use tickcast_proto::logged::LogPosition;
 
 /// Messages taken before the rings are pushed, if more are at hand: one wake-up per shard for as many, as in the simulator.
 const BATCH_MESSAGES: u32 = 256;
+/// How often a reader that waits looks whether it has taken over from another source.
+const TICK: Duration = Duration::from_nanos(FAILOVER_TURN_NS);
 /// Longest first wait before another attempt to reach an engine, milliseconds.
 pub(crate) const RETRY_MS: u64 = 100;
 /// Longest wait before another attempt: reading goes on within 5 s of the engine's return, an attempt and a heartbeat included.
@@ -154,6 +157,7 @@ pub struct Ingest<'a> {
 
 impl<'a> Ingest<'a> {
     fn new(context: &'a mut SourceContext, mapping: Mapping) -> Ingest<'a> {
+        context.set_health(Health::Waiting(Waiting::Connecting));
         Ingest {
             context,
             mapping,
@@ -276,6 +280,32 @@ impl<'a> Ingest<'a> {
             true => Ok(()),
             false => Err(Stopped),
         }
+    }
+
+    /// Awaits a message, or anything else that may take long. If the source takes over meanwhile from another one of its group, it says so
+    /// and publishes what it has held back.
+    pub async fn waiting<T>(&mut self, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        loop {
+            if self.tick().is_err() {
+                return pending().await;
+            }
+            match select(future, pin!(tokio::time::sleep(TICK))).await {
+                Either::Left((done, _)) => return done,
+                Either::Right((_, rest)) => future = rest,
+            }
+        }
+    }
+
+    /// What [`Ingest::waiting`] does from time to time, for a reader without a runtime.
+    ///
+    /// # Errors
+    /// [`Stopped`], if the server stops while a ring is full.
+    pub fn tick(&mut self) -> Result<(), Stopped> {
+        if self.standby.take_over(self.context).ok_or(Stopped)? {
+            self.context.flush_waiting();
+        }
+        Ok(())
     }
 
     /// Notes how many messages the engine holds that were not taken yet, where it tells.

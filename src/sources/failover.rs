@@ -9,6 +9,7 @@
 //!  the one that publishes is unfit (down, stale, late)        -> the first fit one publishes, at once
 //!  one before it has been fit for its `return_after`          -> that one publishes again
 //!  none is fit                                                -> nothing changes
+//!  the one that publishes has just been started, and connects -> nothing changes
 //! ```
 //!
 //! A standby reads, because only then is known whether it is fit, and because a switch then takes no connection. What that costs is
@@ -26,6 +27,9 @@ use tickcast_core::metrics::counters::Counter;
 
 /// How often the groups are looked at: a source that falls silent is replaced within `stale_after` and this.
 pub const FAILOVER_TURN_NS: u64 = 100_000_000;
+
+/// Time from the start for which a source that still connects is not replaced: the first in the file need not connect first.
+const START_NS: u64 = 3_000_000_000;
 
 /// All failover groups of a server.
 #[derive(Debug)]
@@ -104,7 +108,10 @@ impl Group {
                 unfit = why;
             }
         }
+        let active = &self.members[self.active].status;
+        let is_starting = active.is_starting() && now_ns.saturating_sub(started_ns) < START_NS;
         let next = match unfit {
+            Some(_) if is_starting => None,
             Some(_) => self.members.iter().position(|member| member.fit_since_ns.is_some()),
             None => self.members[..self.active].iter().position(|member| member.may_return(now_ns)),
         };
@@ -213,6 +220,21 @@ mod tests {
         c.set_health(Health::Failed("gone".into()));
         run(&mut failover, 2_100, 2_200, &[b]);
         assert_eq!(active(&sources), "b");
+    }
+
+    #[test]
+    fn a_primary_that_connects_at_the_start_is_not_replaced_by_a_faster_fallback() {
+        let (sources, mut failover) = group(&["a", "b"]);
+        let [a, b] = &sources[..] else { panic!() };
+        a.set_health(Health::Waiting(Waiting::Connecting));
+        run(&mut failover, 100, 2_900, &[b]);
+        assert_eq!(active(&sources), "a");
+        run(&mut failover, 2_900, 3_100, &[b]);
+        assert_eq!(active(&sources), "b", "it takes too long");
+        let (sources, mut failover) = group(&["a", "b"]);
+        sources[0].set_health(Health::Waiting(Waiting::Engine("refused".into())));
+        run(&mut failover, 100, 200, &[&sources[1]]);
+        assert_eq!(active(&sources), "b", "its first attempt has failed");
     }
 
     #[test]

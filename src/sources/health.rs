@@ -28,6 +28,8 @@ pub enum Waiting {
     Room(ShardId),
     /// The next line of a capture, for more than a minute.
     Line,
+    /// The first attempt to reach the engine that it reads.
+    Connecting,
     /// The engine that it reads; why it cannot be read.
     Engine(Box<str>),
 }
@@ -64,6 +66,7 @@ impl fmt::Display for Waiting {
             Waiting::Subscribers(sessions) => write!(f, "for {sessions} subscribed sessions"),
             Waiting::Room(shard) => write!(f, "for room in the ring to shard {}", shard.0),
             Waiting::Line => write!(f, "for the next line"),
+            Waiting::Connecting => write!(f, "for its engine: connecting"),
             Waiting::Engine(why) => write!(f, "for its engine: {why}"),
         }
     }

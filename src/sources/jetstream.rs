@@ -273,7 +273,7 @@ impl Reader for JetStream {
         }
         let failure = loop {
             // An error after two heartbeats missed, at the latest.
-            let mut next = Some(messages.next().await);
+            let mut next = Some(ingest.waiting(messages.next()).await);
             let failure = loop {
                 match next {
                     Some(Some(Ok(message))) => self.take(created_ns, &message, ingest).await,

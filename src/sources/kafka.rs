@@ -223,7 +223,6 @@ impl SourceOptions for Options {
             start: self.start,
             mapping,
             positions: Positions::default(),
-            has_looked: false,
             missing: Vec::new(),
         };
         Some(Configured::new(pattern, source))
@@ -238,8 +237,6 @@ struct Kafka {
     start: Start,
     mapping: Mapping,
     positions: Positions,
-    /// Whether the topics have been looked at before: what is found later is read from its beginning.
-    has_looked: bool,
     /// Topics that the cluster did not have at the last look.
     missing: Vec<String>,
 }
@@ -259,6 +256,9 @@ impl BlockingReader for Kafka {
         ingest.connected(&self.connection.to_string());
         let mut looked_ns = clock::monotonic_ns();
         while !ingest.is_stopping() {
+            if ingest.tick().is_err() {
+                return Ok(Stopped);
+            }
             let mut polled = consumer.poll(WAIT);
             for _ in 0..BATCH_MESSAGES {
                 match polled {
@@ -336,17 +336,23 @@ impl Fault {
                 | Code::MessageSizeTooLarge
                 | Code::Underflow,
             ) => Fault::Message,
-            Some(Code::UnknownPartition | Code::UnknownTopic | Code::UnknownTopicOrPartition) => Fault::Topic,
+            Some(Code::UnknownPartition) => Fault::Topic,
+            Some(code) if is_unknown(code) => Fault::Topic,
             _ => Fault::Passing,
         }
     }
+}
+
+/// Whether an error says that there is no such topic. Others hide one that is there.
+fn is_unknown(code: Code) -> bool {
+    matches!(code, Code::UnknownTopic | Code::UnknownTopicOrPartition)
 }
 
 impl Kafka {
     /// Looks at the topics of the cluster. Returns whether there are other partitions than before.
     fn look(&mut self, consumer: &Consumer, ingest: &Ingest<'_>) -> Result<bool, EngineError> {
         let mut found: Vec<(String, usize)> = Vec::new();
-        let mut missing = Vec::new();
+        let (mut missing, mut unreadable) = (Vec::new(), Vec::new());
         for wanted in &self.wanted {
             let name = match wanted {
                 Wanted::Name(name) => Some(&**name),
@@ -354,11 +360,17 @@ impl Kafka {
             };
             let metadata = consumer.fetch_metadata(name, ANSWER);
             let metadata = metadata.map_err(|error| self.failed(consumer, "look at the topics", &error))?;
-            let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
             let before = found.len();
-            for topic in there.filter(|topic| wanted.matches(topic.name()) && !topic.partitions().is_empty())
-            {
-                if !found[..before].iter().any(|(known, _)| known == topic.name()) {
+            for topic in metadata.topics().iter().filter(|topic| wanted.matches(topic.name())) {
+                if let Some(error) = topic.error() {
+                    if !is_unknown(error.into()) {
+                        unreadable.push(topic.name().to_owned());
+                    }
+                    continue;
+                }
+                if !topic.partitions().is_empty()
+                    && !found[..before].iter().any(|(known, _)| known == topic.name())
+                {
                     found.push((topic.name().to_owned(), topic.partitions().len()));
                 }
             }
@@ -379,15 +391,14 @@ impl Kafka {
                 "the topics have {partitions} partitions, more than {SOURCE_PARTITIONS_MAX}: read fewer topics, or divide them among sources"
             )));
         }
+        let has_changed = self.positions.update(&found, unreadable);
         if found.is_empty() {
             return Err(EngineError(match &*self.missing {
                 [] => "no topic matches".into(),
                 missing => format!("there is no topic {}", missing.join(", ")),
             }));
         }
-        let place = if self.has_looked { Place::Beginning } else { Place::Start };
-        self.has_looked = true;
-        Ok(self.positions.update(&found, place))
+        Ok(has_changed)
     }
 
     /// Finds the place in each partition, counts what is lost before it, and lets the client read from there.

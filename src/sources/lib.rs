@@ -57,7 +57,7 @@ use self::{
     kind::SourceKind,
 };
 pub use self::{
-    runner::{RunningSource, start},
+    runner::{Running, RunningSource, start},
     status::SourceStatus,
 };
 use tickcast_common::clock;

@@ -103,18 +103,19 @@ impl Reader for Nats {
         ingest.connected(&self.connection.to_string());
         let (mut messages, mut connections) = (select_all(subscriptions), 1);
         loop {
-            let is_quiet = match select(messages.next(), pin!(tokio::time::sleep(WATCH))).await {
-                Either::Left((Some(message), _)) => {
-                    take(ingest, &message).await;
-                    while let Some(Some(message)) = messages.next().now_or_never() {
+            let is_quiet =
+                match ingest.waiting(select(messages.next(), pin!(tokio::time::sleep(WATCH)))).await {
+                    Either::Left((Some(message), _)) => {
                         take(ingest, &message).await;
+                        while let Some(Some(message)) = messages.next().now_or_never() {
+                            take(ingest, &message).await;
+                        }
+                        ingest.flush();
+                        false
                     }
-                    ingest.flush();
-                    false
-                }
-                Either::Left((None, _)) => return Err(EngineError("the client has ended".into())),
-                Either::Right(_) => true,
-            };
+                    Either::Left((None, _)) => return Err(EngineError("the client has ended".into())),
+                    Either::Right(_) => true,
+                };
             let lost = events.take_slow();
             if lost > 0 {
                 ingest.count_hole(lost, "they came faster than the rings to the shards took them");

@@ -1,6 +1,6 @@
-//! Connects to Redis: address, credentials, TLS.
+//! Connects to Redis: address, credentials, TLS. And what its sources and sinks share of streams: ids, positions, generations.
 
-use std::{fmt, fs, path::PathBuf, time::Duration};
+use std::{fmt, fs, path::PathBuf, str::FromStr, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, TlsCertificates,
@@ -18,6 +18,13 @@ use super::{
 const CONNECT: Duration = Duration::from_secs(3);
 /// Time for an answer, beside what a blocking command may wait. A server that is stopped gives none.
 pub const ANSWER: Duration = Duration::from_secs(2);
+
+/// 2025-01-01, milliseconds since 1970.
+pub const BASE_MS: u64 = 1_735_689_600_000;
+/// Bits of the number within a millisecond. Redis gives some 2,000 at most.
+pub const NUMBER_BITS: u32 = 13;
+/// Bound of positions, so that a JavaScript number holds them.
+const POSITION_MAX: u64 = 1 << 53;
 
 /// The table `auth`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -114,6 +121,47 @@ impl Server {
     }
 }
 
+/// The id of an entry: milliseconds since 1970, and a number within them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Id {
+    /// Milliseconds since 1970.
+    pub ms: u64,
+    /// The number within the millisecond.
+    pub n: u64,
+}
+
+impl FromStr for Id {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Id, ()> {
+        let (ms, n) = text.split_once('-').ok_or(())?;
+        Ok(Id { ms: ms.parse().map_err(|_| ())?, n: n.parse().map_err(|_| ())? })
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ms, self.n)
+    }
+}
+
+impl Id {
+    /// The position of an entry, from 1: `(milliseconds since 2025-01-01) * 2^13 + number`; `None` if it does not fit.
+    pub fn position(self) -> Option<u64> {
+        let ms = self.ms.checked_sub(BASE_MS)?;
+        let fits = self.n < 1 << NUMBER_BITS && ms < POSITION_MAX >> NUMBER_BITS;
+        let position = fits.then(|| (ms << NUMBER_BITS) + self.n)?;
+        (position > 0).then_some(position)
+    }
+
+    /// The last position that an entry with this id or a smaller one may have.
+    pub fn highest_position(self) -> u64 {
+        let number = self.n.min((1 << NUMBER_BITS) - 1);
+        let ms = self.ms.checked_sub(BASE_MS);
+        ms.map_or(0, |ms| (ms.min((POSITION_MAX >> NUMBER_BITS) - 1) << NUMBER_BITS) + number)
+    }
+}
+
 /// The key with the generation of a stream, in the same slot of a Redis cluster: `{STREAM}:gen`, without the braces if the name has
 /// some of its own.
 pub fn generation_key(stream: &str) -> String {
@@ -126,6 +174,27 @@ pub fn generation_key(stream: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const fn id(ms: u64, n: u64) -> Id {
+        Id { ms: BASE_MS + ms, n }
+    }
+
+    #[test]
+    fn ids_are_positions_that_increase_and_others_do_not_fit() {
+        assert_eq!(
+            [id(0, 1), id(1, 0), id(1, 8_191), id(2, 0)].map(Id::position),
+            [1, 8_192, 16_383, 16_384].map(Some)
+        );
+        let last = id((1 << 40) - 1, 8_191);
+        assert_eq!((last.position(), last.highest_position()), (Some((1 << 53) - 1), (1 << 53) - 1));
+        for unfit in
+            [id(0, 0), id(1, 8_192), id(1 << 40, 0), Id { ms: BASE_MS - 1, n: 0 }, Id { ms: 5, n: 1 }]
+        {
+            assert_eq!(unfit.position(), None, "{unfit}");
+        }
+        assert_eq!(id(1, u64::MAX).highest_position(), 16_383);
+        assert_eq!(Id::default().highest_position(), 0);
+    }
 
     #[test]
     fn a_generation_is_in_the_slot_of_its_stream() {

@@ -95,7 +95,7 @@ impl Reader for PubSub {
         }
         ingest.connected(&self.server.to_string());
         loop {
-            match select(messages.next(), pin!(sleep(PING))).await {
+            match ingest.waiting(select(messages.next(), pin!(sleep(PING)))).await {
                 Either::Left((Some(message), _)) => {
                     take(ingest, &message).await;
                     // The client has no bound for what it has read but not given: it reads no more while this thread is here.

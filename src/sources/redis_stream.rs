@@ -29,7 +29,7 @@ use super::{
     kind::{Configured, OptionChecks, SourceOptions},
     mapping::{Headers, MapOptions, Mapping, Message},
     position::PositionKind,
-    redis::{ANSWER, Auth, Server},
+    redis::{ANSWER, Auth, Id, Server},
     tls::Tls,
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
@@ -77,28 +77,6 @@ impl Default for Options {
             tls: Tls::default(),
             map: MapOptions::default(),
         }
-    }
-}
-
-/// The id of an entry: milliseconds since 1970, and a number within them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-struct Id {
-    ms: u64,
-    n: u64,
-}
-
-impl FromStr for Id {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Id, ()> {
-        let (ms, n) = text.split_once('-').ok_or(())?;
-        Ok(Id { ms: ms.parse().map_err(|_| ())?, n: n.parse().map_err(|_| ())? })
-    }
-}
-
-impl fmt::Display for Id {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.ms, self.n)
     }
 }
 
@@ -233,6 +211,11 @@ impl Cursor {
         self.passed.map_or(info.length, |passed| info.added.saturating_sub(passed))
     }
 
+    /// As [`Cursor::behind`], but nothing once the last entry of `info` has been read: for a reader that looks after each read.
+    fn left(&self, info: Info) -> u64 {
+        if info.last <= self.last { 0 } else { self.behind(info) }
+    }
+
     /// Notes that everything of `info` has been read or is gone, and that `newer` entries beyond it have been read. Returns the
     /// entries lost.
     fn catch_up(&mut self, info: Info, newer: u64) -> u64 {
@@ -264,7 +247,7 @@ impl Reader for RedisStreams {
                 }
                 false => None,
             };
-            let reply = self.xread(&mut redis).await?;
+            let reply = ingest.waiting(self.xread(&mut redis)).await?;
             ingest.connected(&self.server.to_string());
             // By stream: entries read that are newer than its info, and whether there may be more.
             let mut read = vec![(0_u64, false); self.streams.len()];
@@ -374,7 +357,9 @@ impl RedisStreams {
 /// What XINFO STREAM tells of a stream, which may not exist.
 async fn info(redis: &mut MultiplexedConnection, server: &Server, key: &str) -> Result<Info, EngineError> {
     match cmd("XINFO").arg("STREAM").arg(key).query_async::<HashMap<String, Value>>(redis).await {
-        Ok(fields) => Ok(info_of(&fields)),
+        Ok(fields) => info_of(&fields).ok_or_else(|| {
+            EngineError(format!("{server}: XINFO STREAM has no entries-added: Redis 7.0 or later is needed"))
+        }),
         Err(error) if error.code() == Some("ERR") && error.to_string().contains("no such key") => {
             Ok(Info::default())
         }
@@ -418,19 +403,20 @@ fn entry_of(entry: &Value) -> Option<(Id, &[Value])> {
     }
 }
 
-fn info_of(fields: &HashMap<String, Value>) -> Info {
+/// Reads a reply of XINFO STREAM; `None` if Redis is too old to count the entries added.
+fn info_of(fields: &HashMap<String, Value>) -> Option<Info> {
     let number = |name: &str| match fields.get(name) {
-        Some(Value::Int(number)) => u64::try_from(*number).unwrap_or_default(),
-        _ => 0,
+        Some(Value::Int(number)) => u64::try_from(*number).ok(),
+        _ => None,
     };
     let id =
         |name: &str| fields.get(name).and_then(text_of).and_then(|id| id.parse().ok()).unwrap_or_default();
-    Info {
+    Some(Info {
         first: id("recorded-first-entry-id"),
         last: id("last-generated-id"),
-        added: number("entries-added"),
-        length: number("length"),
-    }
+        added: number("entries-added")?,
+        length: number("length")?,
+    })
 }
 
 fn bytes_of(value: &Value) -> Option<&[u8]> {
@@ -490,6 +476,18 @@ mod tests {
     }
 
     #[test]
+    fn redis_that_does_not_count_the_entries_added_is_too_old() {
+        let mut fields = HashMap::from([
+            ("length".to_owned(), Value::Int(2)),
+            ("last-generated-id".to_owned(), Value::BulkString(b"7-1".into())),
+        ]);
+        assert_eq!(info_of(&fields), None, "Redis 6");
+        fields.insert("entries-added".into(), Value::Int(9));
+        let info = Info { first: Id::default(), last: id(7, 1), added: 9, length: 2 };
+        assert_eq!(info_of(&fields), Some(info));
+    }
+
+    #[test]
     fn entries_that_were_trimmed_before_they_were_read_are_counted_once() {
         let info = |last, added, length| Info { first: Id::default(), last, added, length };
         let mut cursor = Cursor::at_start(Start::New, info(id(5, 0), 100, 10), 0);
@@ -508,6 +506,15 @@ mod tests {
         let mut cursor = Cursor::at_start(Start::Window(2_000_000), info(id(5, 0), 100, 10), 10);
         assert_eq!(cursor, Cursor { last: id(7, u64::MAX), passed: None });
         assert_eq!((cursor.catch_up(info(id(9, 0), 130, 0), 2), cursor.passed), (0, Some(132)));
+    }
+
+    #[test]
+    fn entries_left_are_those_added_and_not_passed_until_the_last_one_was_read() {
+        let info = Info { first: id(1, 0), last: id(9, 0), added: 130, length: 40 };
+        let cursor = |last, passed| Cursor { last, passed };
+        assert_eq!(cursor(id(5, 0), Some(120)).left(info), 10);
+        assert_eq!(cursor(id(5, 0), None).left(info), 40, "all that there are, at most");
+        assert_eq!(cursor(id(9, 0), None).left(info), 0);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Runs a source of any kind on its own thread: start, stop, health, counters, and its end.
+//! Runs a source of any kind on its own thread: start, stop, health, counters, and its end. Sinks share the thread's handle.
 
 use std::{
     io,
@@ -12,21 +12,35 @@ use tickcast_common::{
     panics,
 };
 
-/// A source on its thread.
+/// A source or a sink on its thread.
 #[derive(Debug)]
-pub struct RunningSource {
-    status: SourceStatus,
+pub struct Running<S> {
+    status: S,
     stop: StopFlag,
     thread: JoinHandle<()>,
 }
 
-impl RunningSource {
-    /// Health and counters.
-    pub fn status(&self) -> &SourceStatus {
+/// A source on its thread.
+pub type RunningSource = Running<SourceStatus>;
+
+impl<S> Running<S> {
+    /// Starts a thread that ends after `stop`.
+    pub(crate) fn start(
+        thread_name: String,
+        (status, stop): (S, StopFlag),
+        run: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Running<S>> {
+        let thread = thread::Builder::new().name(thread_name).spawn(run)?;
+        Ok(Running { status, stop, thread })
+    }
+
+    /// Name, health and counters.
+    pub fn status(&self) -> &S {
         &self.status
     }
 
-    /// Tells the source to stop, without waiting for it. The source then flushes only what fits into the rings.
+    /// Tells it to stop, without waiting for it. A source then flushes only what fits into the rings. For a sink, no shard may have
+    /// anything left.
     pub fn stop(&self) {
         self.stop.set();
     }
@@ -38,7 +52,7 @@ impl RunningSource {
 
     /// Waits for the thread to end.
     pub fn join(self) {
-        // A panic of the source is caught and reported as its failure.
+        // A panic is caught on the thread, and reported as a failure.
         let _ = self.thread.join();
     }
 }
@@ -70,8 +84,7 @@ pub fn start(
         });
         on_end(kind, result);
     };
-    let thread = thread::Builder::new().name(format!("source {}", status.name())).spawn(run)?;
-    Ok(RunningSource { status, stop, thread })
+    Running::start(format!("source {}", status.name()), (status, stop), run)
 }
 
 #[cfg(test)]

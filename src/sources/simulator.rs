@@ -176,7 +176,7 @@ impl Source for Simulator {
             let (mut dropped, mut staged, mut lost) = (0, 0, 0);
             let mut has_caught_up = true;
             for wave in &mut waves {
-                dropped += wave.skip_to(elapsed_ns.saturating_sub(CATCH_UP_NS));
+                dropped += wave.skip_overdue(elapsed_ns, CATCH_UP_NS);
                 for _ in 0..BATCH_TICKS {
                     if wave.comes_ns() > elapsed_ns {
                         break;

@@ -34,7 +34,6 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::Arc,
-    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -45,6 +44,7 @@ use crate::{
     NAP_NS, SourceError, SourceStatus, StopFlag,
     common::Common,
     engine::{EngineError, RETRY_MS, RETRY_MS_MAX, until_stopped},
+    runner::Running,
 };
 use tickcast_client::Backoff;
 use tickcast_common::{clock, panics};
@@ -147,35 +147,7 @@ impl SinkStatus {
 }
 
 /// A sink on its thread.
-#[derive(Debug)]
-pub struct RunningSink {
-    status: SinkStatus,
-    stop: StopFlag,
-    thread: JoinHandle<()>,
-}
-
-impl RunningSink {
-    /// Name, health and counters.
-    pub fn status(&self) -> &SinkStatus {
-        &self.status
-    }
-
-    /// Tells the sink to stop, without waiting for it. Call it once no shard has anything for it.
-    pub fn stop(&self) {
-        self.stop.set();
-    }
-
-    /// Whether the thread has ended.
-    pub fn has_ended(&self) -> bool {
-        self.thread.is_finished()
-    }
-
-    /// Waits for the thread to end.
-    pub fn join(self) {
-        // A panic of the sink is caught and reported as its failure.
-        let _ = self.thread.join();
-    }
-}
+pub type RunningSink = Running<SinkStatus>;
 
 /// Starts a sink on its own thread. Calls `on_end` from that thread when the sink has failed or panicked.
 ///
@@ -198,8 +170,7 @@ pub fn start(
             Err(format!("sink {name}: panicked: {}", panics::message(&*panic)).into())
         }));
     };
-    let thread = thread::Builder::new().name(format!("sink {}", status.name())).spawn(run)?;
-    Ok(RunningSink { status, stop, thread })
+    Running::start(format!("sink {}", status.name()), (status, stop), run)
 }
 
 #[cfg(test)]

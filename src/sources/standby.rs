@@ -121,7 +121,7 @@ impl Standby {
             return Admission::Pass;
         }
         let Some(ids) = ids else { return Admission::Publish };
-        if !self.announce(context) || !self.held.is_empty() && !self.publish_held(&ids, context) {
+        if self.take_over(context).is_none() {
             return Admission::Stopped;
         }
         match id.is_none_or(|id| ids.insert(id)) {
@@ -131,6 +131,20 @@ impl Standby {
                 Admission::Pass
             }
         }
+    }
+
+    /// Says that this source publishes, and publishes what was held back, if it has taken over since the last call. Returns whether it has;
+    /// `None` if the server stops. Blocks while a ring is full.
+    pub fn take_over(&mut self, context: &mut SourceContext) -> Option<bool> {
+        let Some(ids) = context.status.group_ids().cloned() else { return Some(false) };
+        if context.status.is_standby() {
+            self.is_announced = false;
+            return Some(false);
+        }
+        let has_taken_over = !self.is_announced;
+        let is_held_published =
+            self.announce(context) && (self.held.is_empty() || self.publish_held(&ids, context));
+        is_held_published.then_some(has_taken_over)
     }
 
     /// Says on the status topic, once, that this source publishes now. Returns `false` if the server stops.
@@ -229,6 +243,14 @@ mod tests {
         assert_eq!(admit(&mut second, &mut of_b, Some("3")), Admission::Pass);
         assert_eq!(admit(&mut second, &mut of_b, None), Admission::Publish);
         assert_eq!(b.counters().value(Counter::SourceMessagesRepeated), 1);
+        // No message need come for it to take over.
+        b.set_standby(true);
+        assert_eq!(admit(&mut second, &mut of_b, Some("8")), Admission::Pass);
+        assert_eq!(second.take_over(&mut of_b), Some(false));
+        b.set_standby(false);
+        assert_eq!(second.take_over(&mut of_b), Some(true));
+        assert_eq!((second.take_over(&mut of_b), second.held.len()), (Some(false), 0));
+        assert_eq!(b.counters().value(Counter::SourceTicks), 3, "and 8");
         assert_eq!(admit(&mut first, &mut of_a, Some("7")), Admission::Pass, "it stands by now");
     }
 

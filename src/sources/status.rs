@@ -202,10 +202,16 @@ impl SourceStatus {
         self.0.group_ids.get_or_init(|| ids.clone());
     }
 
+    /// Whether it has not finished its first attempt to reach its engine.
+    pub(super) fn is_starting(&self) -> bool {
+        matches!(*locked(&self.0.health), Health::Waiting(Waiting::Shards | Waiting::Connecting))
+    }
+
     /// Why the source cannot be relied on; `None`: it is fit. `since_ns`: when it began to be watched, if it has not been heard yet.
     pub fn unfit(&self, now_ns: u64, since_ns: u64) -> Option<Unfit> {
         match &*locked(&self.0.health) {
-            Health::Waiting(Waiting::Shards | Waiting::Engine(_)) | Health::Failed(_) => {
+            Health::Waiting(Waiting::Shards | Waiting::Connecting | Waiting::Engine(_))
+            | Health::Failed(_) => {
                 return Some(Unfit::Down);
             }
             // A capture that was replayed to its end is no fault, unless somebody relies on the source.

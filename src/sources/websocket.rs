@@ -305,7 +305,8 @@ impl WebSocket {
             let idle_ns = heard_ns.saturating_add(self.idle_ns);
             let wake_ns = [ping_ns, renew_ns].into_iter().flatten().fold(idle_ns, u64::min);
             let wait_ns = wake_ns.saturating_sub(clock::monotonic_ns());
-            match select(socket.next(), pin!(sleep(Duration::from_nanos(wait_ns)))).await {
+            let pause = pin!(sleep(Duration::from_nanos(wait_ns)));
+            match ingest.waiting(select(socket.next(), pause)).await {
                 Either::Left((message, _)) => {
                     heard_ns = clock::monotonic_ns();
                     let mut next = Some(message);

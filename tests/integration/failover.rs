@@ -11,7 +11,7 @@ use crate::{
         eventually,
         http::{get, request},
     },
-    sources::{FORMATS, payloads, serve},
+    sources::{FORMATS, numbers, payloads, serve},
 };
 
 fn config(primary: &Nats, fallback: &Nats, keys: &str) -> String {
@@ -74,7 +74,7 @@ fn a_silent_primary_is_replaced_and_returns_with_every_message_once_and_no_clien
         let mut ids = payloads(&got, "t.a");
         // The two sources have rings of their own: at a switch their ticks may pass each other.
         ids.sort_unstable();
-        assert_eq!(ids, expected, "{}", collector_name(&got));
+        assert_eq!(ids, expected, "{} ticks", got.count);
     }
     status.wait_for(2);
     let told = status.finish().ticks.remove("status.feed").unwrap();
@@ -91,10 +91,6 @@ fn a_silent_primary_is_replaced_and_returns_with_every_message_once_and_no_clien
     ] {
         assert!(stopped.log.contains(part), "{part}: {}", stopped.log);
     }
-}
-
-fn collector_name(got: &crate::harness::collector::Got) -> String {
-    format!("{} ticks", got.count)
 }
 
 #[test]
@@ -125,5 +121,23 @@ fn a_primary_that_ends_is_replaced_at_once_and_readiness_depends_on_the_group() 
     primary.publish("t.a", ["3".to_owned()].into_iter());
     collector.wait_for(3);
     assert_eq!(payloads(&collector.finish(), "t.a"), [1, 2, 3]);
+    server.stop_cleanly();
+}
+
+#[test]
+fn what_a_standby_holds_is_published_when_it_takes_over_without_another_message() {
+    let _machine = beside_others();
+    let (mut primary, fallback) =
+        (Nats::start("failover-held-primary", &[]), Nats::start("failover-held-fallback", &[]));
+    let keys = "stale_after = '1h'\nreturn_after = '1s'\nmap = { id = '{json:}' }";
+    let server = serve("failover-held", &config(&primary, &fallback, keys));
+    wait_until_both_run(&server);
+    eventually("the primary publishes", || source(&server, "primary")["active"] == true);
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["t.>"]);
+    fallback.publish("t.a", numbers(0..10));
+    eventually("held", || source(&server, "fallback")["messages_standby"] == 10);
+    primary.kill();
+    collector.wait_for(10);
+    assert_eq!(payloads(&collector.finish(), "t.a"), (0..10).collect::<Vec<_>>());
     server.stop_cleanly();
 }

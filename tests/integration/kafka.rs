@@ -95,6 +95,20 @@ fn a_topic_that_is_missing_is_named_and_read_from_its_beginning_once_it_is_there
     let kafka = Kafka::start();
     kafka.make_topic("t.a", 1);
     kafka.store("t.a", 0, numbers(0..10));
+    // None is there at first.
+    let server = serve(
+        "kafka-none",
+        &format!("[[source]]\nkind = 'kafka'\ntopics = ['t.c']\nstart = 'new'\n{}\n", kafka.servers()),
+    );
+    eventually("the reason", || {
+        source(&server)["reason"].as_str().is_some_and(|why| why.contains("there is no topic t.c"))
+    });
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["t.>"]);
+    kafka.make_topic("t.c", 1);
+    kafka.store("t.c", 0, numbers(0..20));
+    collector.wait_for(20);
+    assert_eq!(payloads(&collector.finish(), "t.c"), (0..20).collect::<Vec<_>>());
+    server.stop_cleanly();
     let server = serve(
         "kafka-missing",
         &format!("[[source]]\nkind = 'kafka'\ntopics = ['t.a', 't.b']\nstart = 'new'\n{}\n", kafka.servers()),
@@ -164,13 +178,13 @@ fn messages_that_retention_deleted_before_they_were_read_are_counted_as_lost() {
     let lost = source(&server)["messages_lost"].as_u64().unwrap();
     assert!(lost > 500, "{lost}");
     kafka.store("t.a", 0, numbers(count..count + 5));
-    eventually("the next ones", || payloads_len(&server) + lost == u64::from(count) + 5);
+    eventually("the next ones", || ticks_published(&server) + lost == u64::from(count) + 5);
     let stopped = server.stop_cleanly();
     assert!(stopped.log.contains("no longer has offsets"), "{}", stopped.log);
     drop(collector.finish());
 }
 
-fn payloads_len(server: &crate::harness::Server) -> u64 {
+fn ticks_published(server: &crate::harness::Server) -> u64 {
     source(server)["ticks"].as_u64().unwrap()
 }
 

@@ -324,6 +324,11 @@ fn a_routed_publish_is_acknowledged_with_the_position_of_the_tick_that_comes_bac
         eventually("a sink that runs", sink_runs);
         let [acknowledged, received] = acknowledged_and_received(&server);
         assert_eq!(acknowledged, received, "{name}");
+        let lag = || {
+            get_of_all_shards(server.admin.unwrap(), "/v1/shards").json()["sources"][0]["lag_messages"]
+                .as_u64()
+        };
+        eventually("no lag", || lag() == Some(0));
         server.stop_cleanly();
     }
 }

@@ -214,12 +214,42 @@ fn nats_without_streams_confirms_what_it_has_taken_and_names_what_it_refuses() {
         let accepted = publish(&mut client, "orders.a", b"1");
         assert_eq!(accepted, Ok(Position { epoch: 0, sequence: 0 }), "NATS has no positions");
         assert!(is_unavailable(publish(&mut client, "other.A", b"1")));
+        assert!(is_unavailable(publish(&mut client, "other.\"B\\", b"1")), "NATS quotes it in its error");
         publish(&mut client, "orders.b", b"2").unwrap();
     }
     collector.wait_for(6);
     assert_eq!(collector.finish().ticks["orders.b"].len(), 3);
     let stopped = server.stop_cleanly();
     assert!(stopped.log.contains("NATS does not permit to publish on \"other.A\""), "{}", stopped.log);
+}
+
+#[test]
+fn ticks_are_acknowledged_without_a_position_where_nats_does_not_permit_to_ask_for_it() {
+    let _machine = beside_others();
+    let config = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sink-no-info.conf");
+    fs::write(
+        &config,
+        "authorization { users = [\n\
+         { user: feed, password: \"feed\", permissions: { publish: \"orders.>\", subscribe: \"_INBOX.>\" } }\n\
+         { user: all, password: \"all\" }\n] }\nno_auth_user: all\n",
+    )
+    .unwrap();
+    let nats = Nats::start("sink-no-info", &["-c", config.to_str().unwrap()]);
+    nats.make_stream("ORDERS", "orders.>");
+    let password = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sink-no-info-password");
+    fs::write(&password, "feed").unwrap();
+    let auth = format!("auth = {{ user = 'feed', password_file = '{}' }}", password.display());
+    let options = format!("kind = 'jetstream'\nack_timeout = '10m'\n{}\n{auth}", nats.servers());
+    let server = serve("sink-no-info", &options, "");
+    wait_for_state(&server, "running");
+    let mut client = publisher(&server, WireFormat::TCP_NATIVE);
+    for number in 0..20 {
+        let stored = publish(&mut client, "orders.a", number.to_string().as_bytes());
+        assert_eq!(stored, Ok(Position { epoch: 0, sequence: 0 }));
+    }
+    let sink = sink(&server);
+    assert_eq!((&sink["ticks"], &sink["ticks_unconfirmed"]), (&20.into(), &0.into()), "{sink}");
+    server.stop_cleanly();
 }
 
 #[test]

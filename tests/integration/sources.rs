@@ -1,6 +1,6 @@
 //! Sources that read other engines: real servers, started, stopped and killed by the tests.
 
-use std::{fs, path::Path, process::Stdio};
+use std::{fs, net::TcpListener, path::Path, process::Stdio};
 
 use crate::harness::{
     GUARD, Server, beside_others,
@@ -8,7 +8,7 @@ use crate::harness::{
     engines::{Nats, Redis},
     eventually,
     external::{External, Library},
-    http::get_of_all_shards,
+    http::{get_of_all_shards, request},
     tickcast,
 };
 use serde_json::Value;
@@ -150,6 +150,28 @@ fn an_engine_that_is_absent_at_the_start_is_read_once_it_is_there() {
     collector.wait_for(100);
     assert_same("json", &collector.finish().ticks, &ticks("t.a", numbers(0..100)));
     server.stop_cleanly();
+}
+
+#[test]
+fn a_source_that_has_not_reached_its_engine_yet_is_waiting_and_the_server_not_ready() {
+    let _machine = beside_others();
+    for kind in [
+        "kind = 'nats'\nservers = ['nats://ENGINE']\nsubjects = ['t.>']",
+        "kind = 'redis-stream'\nserver = 'redis://ENGINE'\nstreams = ['t']",
+        "kind = 'websocket'\nurl = 'ws://ENGINE/'\nmap = { topic = 't' }",
+    ] {
+        // It accepts, and says nothing.
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        let engine = kind.replace("ENGINE", &silent.local_addr().unwrap().to_string());
+        let server = serve("never-reached", &format!("[[source]]\nrequired = true\n{engine}\n"));
+        let connection = silent.accept().unwrap();
+        let source = source(&server);
+        assert_eq!(source["state"], "waiting", "{kind}: {source}");
+        assert!(source["reason"].as_str().unwrap().starts_with("for its engine"), "{source}");
+        assert_eq!(request(server.admin.unwrap(), "GET", "/readyz").status, 503, "{kind}");
+        drop(connection);
+        server.stop_cleanly();
+    }
 }
 
 #[test]

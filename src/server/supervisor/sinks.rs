@@ -6,17 +6,12 @@ use std::{
     sync::{Arc, mpsc::Sender},
 };
 
-use super::{Event, Server};
+use super::{Event, Server, sources::stop_all};
 use crate::{
-    clock,
     config::Config,
-    limits::SOURCES_STOP_MS_MAX,
     sources::sink::{self, RunningSink, SinkRings, SinkStatus, kind::SinkConfig},
 };
 use tickcast_core::mesh::{Mesh, ring::Doorbell};
-
-/// Interval at which a stopping server checks whether its sinks have ended.
-const SINKS_POLL_NS: u64 = 1_000_000;
 
 /// Starts the sinks, and gives each shard its ends of their rings.
 pub(super) fn start(
@@ -40,20 +35,8 @@ pub(super) fn start(
 }
 
 impl Server {
-    /// Stops the sinks, once no shard needs them, and waits for them a moment: one may be stuck in a name look-up.
+    /// Stops the sinks, once no shard needs them. One may be stuck in a name look-up.
     pub(super) fn stop_sinks(&mut self) {
-        self.sinks.iter().for_each(RunningSink::stop);
-        let give_up_ns = clock::monotonic_ns() + SOURCES_STOP_MS_MAX * 1_000_000;
-        while clock::monotonic_ns() < give_up_ns && !self.sinks.iter().all(RunningSink::has_ended) {
-            clock::sleep_ns(SINKS_POLL_NS);
-        }
-        for sink in self.sinks.drain(..) {
-            match sink.has_ended() {
-                true => sink.join(),
-                false => {
-                    ::log::warn!("sink {} does not end: it ends with the process", sink.status().name())
-                }
-            }
-        }
+        stop_all(&mut self.sinks, |sink| format!("sink {}", sink.name()));
     }
 }

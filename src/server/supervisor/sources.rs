@@ -6,29 +6,31 @@ use crate::{
     config::Config,
     error::StartupError,
     limits::SOURCES_STOP_MS_MAX,
-    sources::{self, Lanes, RunningSource, SourceContext, StopFlag},
+    sources::{self, Lanes, Running, SourceContext, StopFlag},
 };
 
-/// Interval at which a stopping server checks whether its sources have ended.
-const SOURCES_POLL_NS: u64 = 1_000_000;
+/// Interval at which a stopping server checks whether its sources and sinks have ended.
+const POLL_NS: u64 = 1_000_000;
+
+/// Stops sources or sinks, and waits for them at most [`SOURCES_STOP_MS_MAX`]. Says which have not ended by then.
+pub(super) fn stop_all<S>(running: &mut Vec<Running<S>>, name: impl Fn(&S) -> String) {
+    running.iter().for_each(Running::stop);
+    let give_up_ns = clock::monotonic_ns() + SOURCES_STOP_MS_MAX * 1_000_000;
+    while clock::monotonic_ns() < give_up_ns && !running.iter().all(Running::has_ended) {
+        clock::sleep_ns(POLL_NS);
+    }
+    for one in running.drain(..) {
+        match one.has_ended() {
+            true => one.join(),
+            false => ::log::warn!("{} does not end: it ends with the process", name(one.status())),
+        }
+    }
+}
 
 impl Server {
-    /// Stops the sources, and waits for them at most [`SOURCES_STOP_MS_MAX`]: one may be stuck in a system call, such as a
-    /// read from a file system that has gone away.
+    /// Stops the sources. One may be stuck in a system call, such as a read from a file system that has gone away.
     pub(super) fn stop_sources(&mut self) {
-        self.sources.iter().for_each(RunningSource::stop);
-        let give_up_ns = clock::monotonic_ns() + SOURCES_STOP_MS_MAX * 1_000_000;
-        while clock::monotonic_ns() < give_up_ns && !self.sources.iter().all(RunningSource::has_ended) {
-            clock::sleep_ns(SOURCES_POLL_NS);
-        }
-        for source in self.sources.drain(..) {
-            match source.has_ended() {
-                true => source.join(),
-                false => {
-                    ::log::warn!("source {} does not end: it ends with the process", source.status().name())
-                }
-            }
-        }
+        stop_all(&mut self.sources, |source| format!("source {}", source.name()));
     }
 
     pub(super) fn start_sources(&mut self, config: &Config, lanes: Vec<Lanes>) -> Result<(), StartupError> {

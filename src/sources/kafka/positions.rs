@@ -1,11 +1,14 @@
 //! Where a reader is in each partition of its topics. Plain data: no client, no clock.
 
+use std::mem;
+
 use super::connection::PartitionEnd;
+use crate::limits::SOURCE_PARTITIONS_MAX;
 
 /// Where reading goes on in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Where the configuration says: reading has not begun, and the partition was there when the source first looked.
+    /// Where the configuration says: reading has not begun, and the partition was there when the source first looked, or may have been.
     Start,
     /// At the oldest message: the partition came later, so that all of it is new.
     Beginning,
@@ -35,12 +38,17 @@ impl Continuation {
     }
 }
 
-/// Every topic that was ever found, with its place in each partition.
+/// The topics that were found, with the place in each partition. Those that are gone keep their places, as far as all have at most
+/// [`SOURCE_PARTITIONS_MAX`].
 ///
 /// Invariant: topics are in the order of their names, so that a message's topic is found by halving.
 #[derive(Clone, Debug, Default)]
 pub struct Positions {
     topics: Vec<Topic>,
+    /// Whether there was a look before: what it has not seen came later.
+    has_looked: bool,
+    /// Topics that have been there since the first look, but could not be read yet: an error stood in the place of their partitions.
+    unreadable: Vec<String>,
     /// The topic of the last message: the next one is most likely of the same.
     last: usize,
 }
@@ -54,23 +62,38 @@ struct Topic {
 }
 
 impl Positions {
-    /// Notes which topics the cluster has, each with its number of partitions. New partitions begin at `place`. Returns whether
-    /// anything has changed.
-    pub fn update(&mut self, found: &[(String, usize)], place: Place) -> bool {
+    /// Notes which topics the cluster has, each with its number of partitions, and which it has but does not let be read. What came after
+    /// the first look begins with its oldest message. Returns whether anything has changed.
+    pub fn update(&mut self, found: &[(String, usize)], unreadable: Vec<String>) -> bool {
         let mut has_changed = false;
+        let has_looked = mem::replace(&mut self.has_looked, true);
+        let before = mem::replace(&mut self.unreadable, unreadable);
+        // A topic that is being made has no leader at first.
+        self.unreadable.retain(|name| !has_looked || before.contains(name));
         for topic in &mut self.topics {
             let is_present = found.iter().any(|(name, _)| *name == topic.name);
-            has_changed |= std::mem::replace(&mut topic.is_present, is_present) != is_present;
+            has_changed |= mem::replace(&mut topic.is_present, is_present) != is_present;
         }
         for (name, partitions) in found {
-            let at = self.topics.binary_search_by(|topic| topic.name.cmp(name)).unwrap_or_else(|at| {
-                self.topics.insert(at, Topic { name: name.clone(), is_present: true, places: Vec::new() });
-                at
-            });
+            let (at, place) = match self.topics.binary_search_by(|topic| topic.name.cmp(name)) {
+                Ok(at) => (at, Place::Beginning),
+                Err(at) => {
+                    let topic = Topic { name: name.clone(), is_present: true, places: Vec::new() };
+                    self.topics.insert(at, topic);
+                    let is_new = has_looked && !before.contains(name);
+                    (at, if is_new { Place::Beginning } else { Place::Start })
+                }
+            };
             let places = &mut self.topics[at].places;
             has_changed |= places.len() != *partitions;
             places.resize(*partitions, place);
         }
+        let mut kept: usize = found.iter().map(|(_, partitions)| partitions).sum();
+        self.topics.retain(|topic| {
+            let is_kept = topic.is_present || kept + topic.places.len() <= SOURCE_PARTITIONS_MAX;
+            kept += if topic.is_present || !is_kept { 0 } else { topic.places.len() };
+            is_kept
+        });
         self.last = 0;
         has_changed
     }
@@ -129,10 +152,10 @@ mod tests {
     #[test]
     fn partitions_and_topics_that_come_later_are_read_whole_and_those_that_go_keep_their_place() {
         let mut positions = Positions::default();
-        assert!(positions.update(&found(&[("b", 1), ("a", 2)]), Place::Start));
-        assert!(!positions.update(&found(&[("a", 2), ("b", 1)]), Place::Beginning), "nothing has changed");
+        assert!(positions.update(&found(&[("b", 1), ("a", 2)]), Vec::new()));
+        assert!(!positions.update(&found(&[("a", 2), ("b", 1)]), Vec::new()), "nothing has changed");
         *positions.place("a", 1).unwrap() = Place::Next(7);
-        assert!(positions.update(&found(&[("a", 3), ("c", 1)]), Place::Beginning));
+        assert!(positions.update(&found(&[("a", 3), ("c", 1)]), Vec::new()));
         let present: Vec<(String, i32, Place)> =
             positions.present().map(|(name, at, place)| (name.to_owned(), at, *place)).collect();
         let expected = [
@@ -149,9 +172,30 @@ mod tests {
     }
 
     #[test]
+    fn only_a_topic_that_was_not_there_before_is_read_from_its_beginning() {
+        let mut positions = Positions::default();
+        assert!(!positions.update(&[], vec!["denied".into()]), "nothing can be read yet");
+        positions.update(&[], vec!["denied".into(), "later".into()]);
+        assert!(positions.update(&found(&[("denied", 1), ("later", 1)]), Vec::new()));
+        assert_eq!(positions.place("denied", 0), Some(&mut Place::Start));
+        assert_eq!(positions.place("later", 0), Some(&mut Place::Beginning));
+    }
+
+    #[test]
+    fn topics_that_are_gone_are_forgotten_beyond_the_bound() {
+        let mut positions = Positions::default();
+        for round in 0..10 {
+            positions.update(&found(&[(&format!("t{round}"), SOURCE_PARTITIONS_MAX / 4)]), Vec::new());
+        }
+        assert_eq!(positions.topics.len(), 4);
+        assert_eq!(positions.present().count(), SOURCE_PARTITIONS_MAX / 4);
+        assert!(positions.place("t9", 0).is_some());
+    }
+
+    #[test]
     fn the_lag_is_what_lies_between_places_and_ends() {
         let mut positions = Positions::default();
-        positions.update(&found(&[("a", 2), ("b", 1)]), Place::Start);
+        positions.update(&found(&[("a", 2), ("b", 1)]), Vec::new());
         *positions.place("a", 0).unwrap() = Place::Next(4);
         *positions.place("a", 1).unwrap() = Place::Next(9);
         let end = |topic: &str, partition, end| PartitionEnd { topic: topic.into(), partition, end };

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     path::{Path, PathBuf},
+    str::Chars,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -12,6 +13,7 @@ use std::{
 
 use async_nats::{Client, ConnectOptions, Event, HeaderMap, ServerAddr};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::{
     engine::{EngineError, secret},
@@ -166,19 +168,28 @@ pub fn check_subjects(subjects: &[String], checks: &mut OptionChecks) {
 /// What the client tells beside messages.
 #[derive(Debug, Default)]
 pub struct Events {
+    noted: AtomicU64,
     connections: AtomicU64,
     slow: AtomicU64,
     last: Mutex<Option<String>>,
     /// Subjects that this client may not publish on. Bound: [`DENIED_MAX`].
     denied: Mutex<Vec<String>>,
+    /// Rings when there is another.
+    denial: Notify,
     is_subscription_denied: AtomicBool,
 }
 
-/// Refused subjects that are remembered until they are taken. If there are more, the ticks of the others are taken for published.
+/// Events that wait in the client. It drops those that find the queue full. The value is the client's own, which it does not export.
+pub const EVENTS_MAX: u64 = 128;
+/// Refused subjects that are remembered until they are taken; more than the client hands on between two calls.
 const DENIED_MAX: usize = 4_096;
+const _: () = assert!(DENIED_MAX as u64 > EVENTS_MAX);
+/// Turns of the runtime in which the events that wait are handed on.
+const EVENT_TURNS_MAX: u32 = 8;
 
 impl Events {
     fn note(&self, event: &Event) {
+        self.noted.fetch_add(1, Relaxed);
         match event {
             Event::Connected => _ = self.connections.fetch_add(1, Relaxed),
             Event::SlowConsumer(_) => _ = self.slow.fetch_add(1, Relaxed),
@@ -197,16 +208,47 @@ impl Events {
         if after("permissions violation for subscription").is_some() {
             self.is_subscription_denied.store(true, Relaxed);
         }
-        let subject = after("permissions violation for publish to \"");
-        if let Some(subject) = subject.and_then(|rest| rest.split('"').next()) {
+        if let Some(rest) = after("permissions violation for publish to \"") {
             let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
             if denied.len() < DENIED_MAX {
-                denied.push(subject.to_owned());
+                // What cannot be read is no tick's subject, and is told as such.
+                denied.push(unquoted(rest).unwrap_or_else(|| rest.to_owned()));
+            }
+            self.denial.notify_one();
+        }
+    }
+
+    /// Waits until the client has handed on the events that it had at the call. On a runtime of one thread, as sources and sinks have it,
+    /// every task runs once in each turn.
+    pub async fn quiet(&self) {
+        for _ in 0..EVENT_TURNS_MAX {
+            let noted = self.noted.load(Relaxed);
+            tokio::task::yield_now().await;
+            if self.noted.load(Relaxed) == noted {
+                return;
             }
         }
     }
 
-    /// Subjects on which the server has refused to publish since the last call.
+    /// Events of any kind since the last call. At [`EVENTS_MAX`] and more, some may be missing.
+    pub fn take_noted(&self) -> u64 {
+        self.noted.swap(0, Relaxed)
+    }
+
+    /// Whether the server has refused to publish on this subject since [`Events::take_denied`].
+    pub fn is_denied(&self, subject: &str) -> bool {
+        let denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        denied.iter().any(|denied| denied == subject)
+    }
+
+    /// Waits until [`Events::is_denied`]. Only one task may wait.
+    pub async fn denied(&self, subject: &str) {
+        while !self.is_denied(subject) {
+            self.denial.notified().await;
+        }
+    }
+
+    /// Subjects on which the server has refused to publish since the last call, one for each refused message.
     pub fn take_denied(&self) -> Vec<String> {
         std::mem::take(&mut *self.denied.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -232,11 +274,69 @@ impl Events {
     }
 }
 
+/// Reads a text that the server has quoted, as Go's `%q` does, from after its opening quote. `None` if it has no end, or bytes that are
+/// not UTF-8.
+fn unquoted(quoted: &str) -> Option<String> {
+    let (mut text, mut rest) = (String::new(), quoted.chars());
+    loop {
+        text.push(match rest.next()? {
+            '"' => return Some(text),
+            '\\' => match rest.next()? {
+                'a' => '\x07',
+                'b' => '\x08',
+                'f' => '\x0c',
+                'n' => '\n',
+                'r' => '\r',
+                't' => '\t',
+                'v' => '\x0b',
+                // Beyond ASCII, it is a byte of something that is not UTF-8.
+                'x' => code_point(&mut rest, 2).filter(char::is_ascii)?,
+                'u' => code_point(&mut rest, 4)?,
+                'U' => code_point(&mut rest, 8)?,
+                other => other,
+            },
+            other => other,
+        });
+    }
+}
+
+/// Takes a code point of so many hexadecimal digits.
+fn code_point(rest: &mut Chars<'_>, digits: usize) -> Option<char> {
+    let (number, after) = rest.as_str().split_at_checked(digits)?;
+    *rest = after.chars();
+    u32::from_str_radix(number, 16).ok().and_then(char::from_u32)
+}
+
 /// Headers of a message.
 pub struct Fields<'a>(pub Option<&'a HeaderMap>);
 
 impl Headers for Fields<'_> {
     fn value(&self, name: &str) -> Option<&str> {
         self.0?.get(name).map(|value| value.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_subjects_are_read_with_their_escapes() {
+        for (quoted, subject) in [
+            (r#"other.A""#, Some("other.A")),
+            (r#"a\"b\\c" and more"#, Some("a\"b\\c")),
+            (r#"\x7f\u200b\U000e0001é""#, Some("\x7f\u{200b}\u{e0001}é")),
+            (r#"a\xff""#, None),
+            (r#"a\u12""#, None),
+            (r"a\", None),
+            ("no end", None),
+        ] {
+            assert_eq!(unquoted(quoted).as_deref(), subject, "{quoted}");
+        }
+        let events = Events::default();
+        events.note_denied("nats: Permissions Violation for Publish to \"a.\\\"B\"");
+        assert!(events.is_denied("a.\"B"));
+        assert_eq!(events.take_denied(), ["a.\"B"]);
+        assert!(!events.is_subscription_denied());
     }
 }

@@ -13,23 +13,15 @@ use std::convert::Infallible;
 use redis::{Value, aio::MultiplexedConnection, cmd};
 
 use super::{
-    BATCH_ENTRIES, Cursor, Id, Info, LOOK_NS, Options, RedisStreams, Start, entry_of, failed, info,
-    streams_of,
+    BATCH_ENTRIES, Cursor, Info, LOOK_NS, Options, RedisStreams, Start, entry_of, failed, info, streams_of,
 };
 use crate::{
     engine::{EngineError, Ingest},
     kind::SourceOptions,
-    redis::generation_key,
+    redis::{Id, NUMBER_BITS, generation_key},
 };
 use tickcast_common::clock;
 use tickcast_proto::logged::{LogPosition, log_epoch};
-
-/// 2025-01-01, milliseconds since 1970.
-const BASE_MS: u64 = 1_735_689_600_000;
-/// Bits of the number within a millisecond. Redis gives some 2,000 at most.
-const NUMBER_BITS: u32 = 13;
-/// Bound of positions, so that a JavaScript number holds them.
-const POSITION_MAX: u64 = 1 << 53;
 
 /// A stream's life, and how much of it has been read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,23 +32,6 @@ pub(super) struct Life {
     set_back: u64,
     /// Everything has been read from this position on; 0: from the first entry to come on.
     complete_from: u64,
-}
-
-impl Id {
-    /// The position of an entry; `None` if it does not fit.
-    fn position(self) -> Option<u64> {
-        let ms = self.ms.checked_sub(BASE_MS)?;
-        let fits = self.n < 1 << NUMBER_BITS && ms < POSITION_MAX >> NUMBER_BITS;
-        let position = fits.then(|| (ms << NUMBER_BITS) + self.n)?;
-        (position > 0).then_some(position)
-    }
-
-    /// The last position that an entry with this id or a smaller one may have.
-    fn highest_position(self) -> u64 {
-        let number = self.n.min((1 << NUMBER_BITS) - 1);
-        let ms = self.ms.checked_sub(BASE_MS);
-        ms.map_or(0, |ms| (ms.min((POSITION_MAX >> NUMBER_BITS) - 1) << NUMBER_BITS) + number)
-    }
 }
 
 impl Life {
@@ -107,21 +82,23 @@ impl RedisStreams {
                     self.look_at(at, redis, ingest).await?;
                 }
             }
-            let reply = self.xread(redis).await?;
+            let reply = ingest.waiting(self.xread(redis)).await?;
             ingest.connected(&self.server.to_string());
-            let mut has_more = false;
+            let (mut has_more, mut lag) = (false, 0_u64);
             for (key, entries) in streams_of(reply) {
                 let Some(at) = self.streams.iter().position(|(known, _)| *known == key) else { continue };
                 has_more |= entries.len() >= BATCH_ENTRIES;
                 let (info, is_same) = self.look_at(at, redis, ingest).await?;
                 if is_same {
                     self.publish(at, &entries, info, ingest).await?;
+                    lag = lag.saturating_add(self.streams[at].1.map_or(0, |cursor| cursor.left(info)));
                 } else {
                     // What was read may be of either life.
                     has_more = true;
                 }
             }
             ingest.flush();
+            ingest.set_lag(lag);
             if !has_more {
                 ingest.caught_up();
             }
@@ -216,26 +193,10 @@ impl RedisStreams {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::redis::BASE_MS;
 
     const fn id(ms: u64, n: u64) -> Id {
         Id { ms: BASE_MS + ms, n }
-    }
-
-    #[test]
-    fn ids_are_positions_that_increase_and_others_do_not_fit() {
-        assert_eq!(
-            [id(0, 1), id(1, 0), id(1, 8_191), id(2, 0)].map(Id::position),
-            [1, 8_192, 16_383, 16_384].map(Some)
-        );
-        let last = id((1 << 40) - 1, 8_191);
-        assert_eq!((last.position(), last.highest_position()), (Some((1 << 53) - 1), (1 << 53) - 1));
-        for unfit in
-            [id(0, 0), id(1, 8_192), id(1 << 40, 0), Id { ms: BASE_MS - 1, n: 0 }, Id { ms: 5, n: 1 }]
-        {
-            assert_eq!(unfit.position(), None, "{unfit}");
-        }
-        assert_eq!(id(1, u64::MAX).highest_position(), 16_383);
-        assert_eq!(Id::default().highest_position(), 0);
     }
 
     #[test]

@@ -160,6 +160,12 @@ impl<'a> Running<'a> {
         skipped
     }
 
+    /// Passes over the ticks that should have come more than `catch_up_ns` before `elapsed_ns`, the longest jitter included. Returns their
+    /// number.
+    pub fn skip_overdue(&mut self, elapsed_ns: u64, catch_up_ns: u64) -> u64 {
+        self.skip_to(elapsed_ns.saturating_sub(catch_up_ns.saturating_add(self.wave.jitter_ns)))
+    }
+
     /// Writes the next tick's payload, unless it is lost on its way. Returns when it was due, and its topic.
     pub fn make(&mut self, start_realtime_ns: u64, payload: &mut Vec<u8>) -> (u64, Option<&str>) {
         let producer = self.k % u64::from(self.wave.producers);
@@ -238,6 +244,21 @@ mod tests {
             last_ns = comes_ns;
         }
         assert!(late > 900, "{late}");
+    }
+
+    #[test]
+    fn no_tick_is_overdue_because_of_its_jitter() {
+        let wave = Wave { jitter_ns: 5_000_000_000, ..wave() };
+        let mut running = Running::new(&wave, Some(1));
+        let (mut payload, mut made) = (Vec::new(), 0);
+        for elapsed_ns in (0..20_000_000_000).step_by(10_000_000) {
+            assert_eq!(running.skip_overdue(elapsed_ns, 1_000_000_000), 0, "{elapsed_ns}");
+            while running.comes_ns() <= elapsed_ns {
+                running.make(0, &mut payload);
+                made += 1;
+            }
+        }
+        assert!((1_400..=2_000).contains(&made), "{made} of 100 a second");
     }
 
     #[test]

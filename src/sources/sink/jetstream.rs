@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Confirmed, Outlet, Publish, PublishId, Writer,
     kind::SinkOptions,
-    nats::{Subjects, unnamed},
+    nats::{ACCEPTED, Subjects},
 };
 use crate::{
     engine::EngineError,
@@ -46,10 +46,10 @@ const ACKS_MAX: usize = 64 << 10;
 const _: () = assert!(SINK_TAKEN_MAX < ACKS_MAX);
 /// Time for which the client keeps waiting for an acknowledgement that was given up.
 const ABANDONED: Duration = Duration::from_millis(100);
-/// Longest time that the client may take to accept a message: its queue is full, and the socket takes nothing.
-const ACCEPTED: Duration = Duration::from_secs(2);
 /// Longest time for which the life of a stream is believed, nanoseconds.
 const LOOK_NS: u64 = 1_000_000_000;
+/// Time until a stream is asked for again that the server does not answer for, nanoseconds: each wait holds up the sink.
+const LOOK_LATER_NS: u64 = 10_000_000_000;
 /// Longest wait for an answer about a stream.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -148,7 +148,7 @@ impl Writer for JetStream {
             while let Some(Some((id, result))) = acknowledged {
                 let subject = waiting.remove(&id).map(|(subject, _)| subject);
                 if let (Some(subject), Ok(result)) = (subject, result) {
-                    settle((id, subject, result), &context, &mut lives, outlet).await?;
+                    settle((id, subject, result), (&context, &events), &mut lives, outlet).await;
                 }
                 acknowledged = acks.next().now_or_never();
             }
@@ -175,11 +175,8 @@ impl JetStream {
         let subject = match self.subjects.subject(&publish) {
             Ok(subject) => subject,
             Err(why) => {
-                outlet.fail_because(
-                    publish.id,
-                    unnamed(why),
-                    &format_args!("topic {:?}: {why}", publish.topic),
-                );
+                let why_not = format_args!("topic {:?}: {why}", publish.topic);
+                outlet.fail_because(publish.id, why.outcome(), &why_not);
                 return Ok(None);
             }
         };
@@ -220,16 +217,16 @@ fn refuse_denied(
 
 async fn settle(
     (id, subject, result): Acknowledged,
-    context: &Context,
+    engine: (&Context, &Events),
     lives: &mut Lives,
     outlet: &mut Outlet,
-) -> Result<(), EngineError> {
+) {
     let error = match result {
         Ok(ack) => {
-            let epoch = lives.epoch(context, &ack).await?;
+            let epoch = lives.epoch(engine, &ack).await;
             let sequence = if epoch == 0 { 0 } else { ack.sequence };
             outlet.confirm(id, Confirmed { epoch, sequence, is_duplicate: ack.duplicate });
-            return Ok(());
+            return;
         }
         Err(error) => error,
     };
@@ -243,7 +240,6 @@ async fn settle(
             outlet.fail_because(id, Outcome::Refused, &format_args!("{subject:?}: {cause}"));
         }
     }
-    Ok(())
 }
 
 /// The lives of the streams that have acknowledged ticks. Bound: [`SINK_STREAMS_MAX`].
@@ -252,37 +248,81 @@ struct Lives(HashMap<String, Life>);
 
 #[derive(Clone, Copy)]
 struct Life {
+    /// 0 if the server does not tell.
     epoch: u64,
     /// The highest sequence acknowledged.
     sequence: u64,
-    /// When the stream was looked at, a time of [`clock::monotonic_ns`].
-    looked_ns: u64,
+    /// When the stream is to be looked at again, a time of [`clock::monotonic_ns`].
+    look_ns: u64,
+}
+
+impl Life {
+    /// Whether an acknowledgement can be of this life, as far as it shows.
+    fn has(&self, ack: &PublishAck) -> bool {
+        self.epoch == 0 || ack.sequence > self.sequence || ack.duplicate
+    }
 }
 
 impl Lives {
     /// The epoch of an acknowledgement; 0 if it is not known.
-    async fn epoch(&mut self, context: &Context, ack: &PublishAck) -> Result<u64, EngineError> {
-        let now_ns = clock::monotonic_ns();
+    async fn epoch(&mut self, (context, events): (&Context, &Events), ack: &PublishAck) -> u64 {
         if let Some(life) = self.0.get_mut(&ack.stream)
-            && now_ns.saturating_sub(life.looked_ns) < LOOK_NS
-            && (ack.sequence > life.sequence || ack.duplicate)
+            && clock::monotonic_ns() < life.look_ns
+            && life.has(ack)
         {
             life.sequence = life.sequence.max(ack.sequence);
-            return Ok(life.epoch);
+            return life.epoch;
         }
         if self.0.len() >= SINK_STREAMS_MAX && !self.0.contains_key(&ack.stream) {
-            return Ok(0);
+            return 0;
         }
-        let found = tokio::time::timeout(ANSWER, context.get_stream(&ack.stream)).await;
-        let found = match found {
-            Ok(Ok(found)) => found,
-            // It may not ask, or the stream is gone again: the tick was stored, but its position cannot be named.
-            Ok(Err(_)) => return Ok(0),
-            Err(_) => return Err(EngineError(format!("stream {}: no answer", ack.stream))),
+        let asked = format!("$JS.API.STREAM.INFO.{}", ack.stream);
+        let look = tokio::time::timeout(ANSWER, context.get_stream(&ack.stream));
+        // A request that the server does not permit has no answer.
+        let (epoch, pause_ns) = match select(pin!(look), pin!(events.denied(&asked))).await {
+            Either::Left((Ok(Ok(found)), _)) => {
+                let info = found.cached_info();
+                let created_ns = info.created.unix_timestamp_nanos();
+                match epoch_of(ack, info.state.last_sequence, created_ns) {
+                    Some(epoch) => (epoch, LOOK_NS),
+                    None => return 0,
+                }
+            }
+            // The stream is gone again, for example: the tick was stored, but its position cannot be named.
+            Either::Left((Ok(Err(_)), _)) => (0, LOOK_NS),
+            Either::Left((Err(_), _)) | Either::Right(_) => (0, LOOK_LATER_NS),
         };
-        let created_ns = found.cached_info().created.unix_timestamp_nanos();
-        let epoch = log_epoch(Options::KIND, &ack.stream, &created_ns.to_le_bytes());
-        self.0.insert(ack.stream.clone(), Life { epoch, sequence: ack.sequence, looked_ns: now_ns });
-        Ok(epoch)
+        let look_ns = clock::monotonic_ns().saturating_add(pause_ns);
+        self.0.insert(ack.stream.clone(), Life { epoch, sequence: ack.sequence, look_ns });
+        epoch
+    }
+}
+
+/// The epoch of a stream's life, unless the acknowledgement is older: the stream was made again after it, and has not come as far.
+fn epoch_of(ack: &PublishAck, last_sequence: u64, created_ns: i128) -> Option<u64> {
+    (ack.sequence <= last_sequence).then(|| log_epoch(Options::KIND, &ack.stream, &created_ns.to_le_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acknowledgement_of_a_life_that_is_over_does_not_get_the_epoch_of_the_next() {
+        let ack = |sequence| PublishAck { stream: "ORDERS".into(), sequence, ..PublishAck::default() };
+        let epoch = epoch_of(&ack(7), 7, 1_793_322_000_000_000_000);
+        assert!(epoch.is_some_and(|epoch| epoch > 0));
+        assert_eq!(epoch_of(&ack(3), 7, 1_793_322_000_000_000_000), epoch);
+        assert_ne!(epoch_of(&ack(3), 7, 1_793_322_000_000_000_001), epoch, "made again");
+        assert_eq!(epoch_of(&ack(8), 7, 1_793_322_000_000_000_001), None);
+    }
+
+    #[test]
+    fn a_sequence_that_goes_back_may_be_of_another_life() {
+        let ack = |sequence, duplicate| PublishAck { sequence, duplicate, ..PublishAck::default() };
+        let known = Life { epoch: 9, sequence: 5, look_ns: 0 };
+        assert!(known.has(&ack(6, false)) && known.has(&ack(2, true)));
+        assert!(!known.has(&ack(5, false)) && !known.has(&ack(1, false)));
+        assert!(Life { epoch: 0, ..known }.has(&ack(1, false)), "nothing to mistake");
     }
 }

@@ -1,7 +1,9 @@
 //! Publishes to subjects of NATS. NATS keeps nothing and confirms nothing by itself, so a marker follows each batch, to an inbox of this
 //! connection: when it comes back, the server has taken all that went before it.
 
-use std::{collections::VecDeque, convert::Infallible, pin::pin, sync::Arc, time::Duration};
+mod batches;
+
+use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
 
 use async_nats::{Client, HeaderMap, Subscriber, client::PublishErrorKind, connection::State};
 use futures_util::{
@@ -10,8 +12,9 @@ use futures_util::{
 };
 use serde::{Deserialize, Serialize};
 
+use self::batches::Batches;
 use super::{
-    Confirmed, Outlet, Publish, PublishId, Writer,
+    Outlet, Publish, PublishId, Writer,
     kind::SinkOptions,
     template::{TopicTemplate, Unnameable},
 };
@@ -28,7 +31,7 @@ const KEY: &str = "Tickcast-Key";
 /// Header with the producer's time, nanoseconds since 1970.
 const TIME: &str = "Tickcast-Time";
 /// Longest time that the client may take to accept a message: its queue is full, and the socket takes nothing.
-const ACCEPTED: Duration = Duration::from_secs(2);
+pub(super) const ACCEPTED: Duration = Duration::from_secs(2);
 
 /// A `[[sink]]` of kind `nats`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,15 +136,14 @@ impl Writer for Nats {
 
     async fn write(&mut self, connected: Connected, outlet: &mut Outlet) -> Result<Infallible, EngineError> {
         let Connected { client, events, inbox, mut markers } = connected;
-        // The ticks of each marker that is under way, with their subjects, oldest first.
-        let mut batches: VecDeque<Vec<(PublishId, String)>> = VecDeque::new();
+        let mut batches = Batches::default();
         loop {
             let mut batch = Vec::new();
             while let Some(publish) = outlet.take() {
                 self.pass_on(&client, publish, outlet, &mut batch).await?;
             }
             if !batch.is_empty() {
-                batches.push_back(batch);
+                batches.push(batch);
                 accepted(client.publish(inbox.clone(), "".into())).await?;
             }
             outlet.flush();
@@ -149,14 +151,15 @@ impl Writer for Nats {
                 Either::Left((marker, _)) => Some(marker),
                 Either::Right(_) => None,
             };
-            if marker.is_some() {
-                // A refusal came before the marker, but is told by another task.
-                tokio::task::yield_now().await;
-            }
             while let Some(came) = marker {
                 came.ok_or_else(|| EngineError("the client has ended".into()))?;
-                settle(batches.pop_front().unwrap_or_default(), &events, outlet);
+                events.quiet().await;
+                batches.note(events.take_denied(), events.take_noted());
+                batches.settle(outlet);
                 marker = markers.next().now_or_never();
+            }
+            if events.is_denied(&inbox) {
+                return Err(EngineError(format!("it may not publish to {inbox}: permit _INBOX.>")));
             }
             if events.is_subscription_denied() {
                 return Err(EngineError(format!("it may not subscribe to {inbox}: permit _INBOX.>")));
@@ -180,11 +183,8 @@ impl Nats {
         let subject = match self.subjects.subject(&publish) {
             Ok(subject) => subject,
             Err(why) => {
-                outlet.fail_because(
-                    publish.id,
-                    unnamed(why),
-                    &format_args!("topic {:?}: {why}", publish.topic),
-                );
+                let why_not = format_args!("topic {:?}: {why}", publish.topic);
+                outlet.fail_because(publish.id, why.outcome(), &why_not);
                 return Ok(());
             }
         };
@@ -210,33 +210,10 @@ impl Nats {
     }
 }
 
-/// The outcome for a topic that has no name in the engine.
-pub(super) fn unnamed(why: Unnameable) -> Outcome {
-    match why {
-        Unnameable::Reserved => Outcome::Reserved,
-        Unnameable::Missing(_) => Outcome::Refused,
-    }
-}
-
 async fn accepted<E: std::fmt::Display>(
     sent: impl Future<Output = Result<(), E>>,
 ) -> Result<(), EngineError> {
     let sent = tokio::time::timeout(ACCEPTED, sent).await;
     sent.map_err(|_| EngineError("the server takes nothing".into()))?
         .map_err(|error| EngineError::new("publish", error))
-}
-
-/// Settles the ticks of a marker that has come back: the server has taken them, or has said which it refuses.
-fn settle(batch: Vec<(PublishId, String)>, events: &Events, outlet: &mut Outlet) {
-    let denied = events.take_denied();
-    for (id, subject) in batch {
-        match denied.contains(&subject) {
-            true => outlet.fail_because(
-                id,
-                Outcome::Refused,
-                &format_args!("NATS does not permit to publish on {subject:?}"),
-            ),
-            false => outlet.confirm(id, Confirmed::default()),
-        }
-    }
 }

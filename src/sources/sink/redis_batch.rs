@@ -1,6 +1,6 @@
 //! What both kinds of sinks for Redis share: a batch of commands in one request, and an answer to each.
 
-use std::{convert::Infallible, time::Duration};
+use std::convert::Infallible;
 
 use redis::{Pipeline, RedisError, RedisResult, ServerErrorKind, Value, aio::MultiplexedConnection};
 
@@ -9,8 +9,6 @@ use crate::{engine::EngineError, limits::SINK_BATCH_MAX, redis::Server};
 use tickcast_common::clock;
 use tickcast_core::routes::Outcome;
 
-/// Time for the answers to a batch. A server that is stopped gives none.
-pub(super) const ANSWER: Duration = Duration::from_secs(2);
 /// Silence after which the server is asked whether it is there, nanoseconds.
 const PING_NS: u64 = 500_000_000;
 
@@ -32,15 +30,8 @@ pub(super) async fn write(
             match command(&publish, &mut pipe) {
                 Ok(()) => ids.push(publish.id),
                 Err(why) => {
-                    let outcome = match why {
-                        Unnameable::Reserved => Outcome::Reserved,
-                        Unnameable::Missing(_) => Outcome::Refused,
-                    };
-                    outlet.fail_because(
-                        publish.id,
-                        outcome,
-                        &format_args!("topic {:?}: {why}", publish.topic),
-                    );
+                    let why_not = format_args!("topic {:?}: {why}", publish.topic);
+                    outlet.fail_because(publish.id, why.outcome(), &why_not);
                 }
             }
         }

@@ -9,7 +9,7 @@ use super::{Confirmed, Outlet, Writer, kind::SinkOptions, redis_batch, template:
 use crate::{
     engine::EngineError,
     kind::OptionChecks,
-    redis::{Auth, Server},
+    redis::{ANSWER, Auth, Server},
     tls::Tls,
 };
 
@@ -66,7 +66,7 @@ impl Writer for PubSub {
     type Connection = MultiplexedConnection;
 
     async fn connect(&mut self) -> Result<MultiplexedConnection, EngineError> {
-        self.server.connect(redis_batch::ANSWER).await
+        self.server.connect(ANSWER).await
     }
 
     async fn write(

@@ -17,16 +17,11 @@ use super::{Confirmed, Outlet, Publish, Writer, kind::SinkOptions, redis_batch, 
 use crate::{
     engine::EngineError,
     kind::OptionChecks,
-    redis::{Auth, Server, generation_key},
+    redis::{ANSWER, Auth, Id, Server, generation_key},
     tls::Tls,
 };
 use tickcast_common::clock;
 use tickcast_proto::logged::log_epoch;
-
-/// Milliseconds from 1970 to 2025.
-const BASE_MS: u64 = 1_735_689_600_000;
-/// Bits of a position for the number within a millisecond. With them, positions stay below 2^53 until 2059.
-const NUMBER_BITS: u32 = 13;
 
 /// Adds an entry. KEYS: stream, generation. ARGV: a new generation, the most entries (0: no bound), fields and values.
 const ADD: &str = "local generation = redis.call('GET', KEYS[2])
@@ -117,7 +112,7 @@ impl Writer for Stream {
     type Connection = MultiplexedConnection;
 
     async fn connect(&mut self) -> Result<MultiplexedConnection, EngineError> {
-        let mut redis = self.server.connect(redis_batch::ANSWER).await?;
+        let mut redis = self.server.connect(ANSWER).await?;
         let loaded = cmd("SCRIPT").arg("LOAD").arg(ADD).exec_async(&mut redis).await;
         loaded.map_err(|error| EngineError::new(&format!("{}: load a script", self.server), error))?;
         Ok(redis)
@@ -165,20 +160,12 @@ impl Writer for Stream {
 fn confirmed(reply: &Value) -> Option<Confirmed> {
     let Value::Array(parts) = reply else { return None };
     let [stream, generation, id] = <&[Value; 3]>::try_from(&**parts).ok()?.each_ref().map(text_of);
-    let sequence = position(id?)?;
+    let sequence = id?.parse::<Id>().ok()?.position()?;
     Some(Confirmed {
         epoch: log_epoch(Options::KIND, stream?, generation?.as_bytes()),
         sequence,
         is_duplicate: false,
     })
-}
-
-/// An id as one number: `(ms - 2025-01-01) * 2^13 + number`; `None` if it does not fit.
-fn position(id: &str) -> Option<u64> {
-    let (ms, number) = id.split_once('-')?;
-    let (ms, number): (u64, u64) = (ms.parse().ok()?, number.parse().ok()?);
-    let position = ms.checked_sub(BASE_MS)?.checked_mul(1 << NUMBER_BITS)?.checked_add(number)?;
-    (number < 1 << NUMBER_BITS && position < 1 << 53).then_some(position)
 }
 
 fn text_of(value: &Value) -> Option<&str> {
@@ -194,12 +181,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_become_positions_that_keep_their_order() {
-        let ids = ["1735689600000-1", "1735689600000-8191", "1735689600001-0", "1793322000000-7"];
-        let positions: Vec<u64> = ids.iter().map(|id| position(id).unwrap()).collect();
-        assert!(positions.is_sorted() && positions[0] == 1 && positions[2] == 8_192, "{positions:?}");
-        for bad in ["", "1-1", "1735689600000-8192", "9999999999999999-0", "x-1", "1735689600000"] {
-            assert_eq!(position(bad), None, "{bad}");
+    fn replies_of_the_script_become_positions_that_a_source_gives_too() {
+        let text = |text: &str| Value::BulkString(text.into());
+        let reply = |id: &str| Value::Array(vec![text("orders"), text("g1"), text(id)]);
+        let confirmed = |id: &str| super::confirmed(&reply(id));
+        let epoch = log_epoch(Options::KIND, "orders", b"g1");
+        for (id, sequence) in
+            [("1735689600000-1", 1), ("1735689600000-8191", 8_191), ("1735689600001-0", 8_192)]
+        {
+            assert_eq!(confirmed(id), Some(Confirmed { epoch, sequence, is_duplicate: false }), "{id}");
+        }
+        for bad in
+            ["", "1-1", "1735689600000-0", "1735689600000-8192", "9999999999999999-0", "x-1", "1735689600000"]
+        {
+            assert_eq!(confirmed(bad), None, "{bad}");
         }
     }
 }

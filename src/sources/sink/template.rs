@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use tickcast_core::routes::Outcome;
+
 /// Highest number of a token that a template may name.
 const TOKEN_HIGHEST: usize = 32;
 /// Parts of a template.
@@ -30,6 +32,16 @@ pub enum Unnameable {
     Missing(usize),
     /// The name would begin with `$` or `_`, which engines keep for themselves, by the choice of a client.
     Reserved,
+}
+
+impl Unnameable {
+    /// The answer to a tick of such a topic.
+    pub fn outcome(self) -> Outcome {
+        match self {
+            Unnameable::Missing(_) => Outcome::Refused,
+            Unnameable::Reserved => Outcome::Reserved,
+        }
+    }
 }
 
 impl fmt::Display for Unnameable {

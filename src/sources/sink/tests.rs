@@ -21,14 +21,15 @@ use tickcast_proto::{
 const TIMEOUT_NS: u64 = 60_000_000_000;
 const RING_BYTES: usize = 1 << 20;
 
-struct Sink {
-    outlet: Outlet,
+/// The outlet of a sink, with two shards.
+pub(super) struct Sink {
+    pub(super) outlet: Outlet,
     shards: Vec<SinkLane>,
     status: SinkStatus,
 }
 
 impl Sink {
-    fn new() -> Sink {
+    pub(super) fn new() -> Sink {
         let bells: Vec<_> = (0..2).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
         let SinkRings { lanes, shards } = SinkRings::new(&bells, RING_BYTES);
         let status = SinkStatus::new("engine", "scripted");
@@ -37,7 +38,7 @@ impl Sink {
     }
 
     /// A shard sends a tick whose deadline is so far away.
-    fn send(&mut self, shard: usize, ticket: u64, payload: &str, left_ns: u64) {
+    pub(super) fn send(&mut self, shard: usize, ticket: u64, payload: &str, left_ns: u64) {
         let mut stage = Stage::default();
         let fields = HeaderFields { sequence: ticket, ..HeaderFields::default() };
         let record = Routed {
@@ -53,7 +54,7 @@ impl Sink {
     }
 
     /// The answers that a shard has received: ticket, outcome, position.
-    fn answers(&mut self, shard: usize) -> Vec<(u64, Outcome, u64)> {
+    pub(super) fn answers(&mut self, shard: usize) -> Vec<(u64, Outcome, u64)> {
         self.outlet.flush();
         let mut answers = Vec::new();
         self.shards[shard].answers_in.drain(usize::MAX, |frame| {
