@@ -10,7 +10,10 @@ use crate::{
     metrics::counters::Counter,
     now::Now,
     principal::AuthRefusal,
-    session::{CloseReason, Protocol, Stream, places::Places},
+    session::{
+        CloseReason, Protocol, Stream,
+        places::{Owner, Places},
+    },
 };
 use tickcast_proto::{
     DecodeError, Step,
@@ -141,7 +144,8 @@ impl Shard {
             Target::Echo => Protocol::Echo(Decoder::for_long_messages(ECHO_BYTES_MAX)),
             Target::Stream { format, .. } if format.framing.is_one_way() => {
                 (session.format, session.features) = (format, STREAM_FEATURES);
-                let places = format.framing.has_places().then(|| Places::new(self.positions_memory.clone()));
+                let new_places = || Places::new(Owner::of(session), self.positions_memory.clone());
+                let places = format.framing.has_places().then(new_places);
                 Protocol::Streaming(Box::new(Stream { decoder: Decoder::new(format.framing), places }))
             }
             Target::Stream { format, .. } => {

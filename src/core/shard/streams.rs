@@ -6,8 +6,9 @@ use super::{Action, Shard, authentication::Allowed, ingress::quoted};
 use crate::{
     ids::SlotId,
     now::Now,
+    pattern_trie::PatternTrie,
     principal::AuthRefusal,
-    session::{CloseReason, Protocol, SendSource, Session, places},
+    session::{CloseReason, Protocol, SendSource, Session, places::Owner},
 };
 use tickcast_proto::{
     DecodeError, WireFormat,
@@ -46,7 +47,8 @@ impl Shard {
         let from = match kept {
             None => from,
             Some(kept) => {
-                self.kept_positions(kept).map_or(StartPosition::After(LOST), StartPosition::AfterEach)
+                let positions = self.kept_positions(slot, kept, &patterns);
+                positions.map_or(StartPosition::After(LOST), StartPosition::AfterEach)
             }
         };
         if let StartPosition::AfterEach(positions) = &from {
@@ -96,16 +98,36 @@ impl Shard {
         true
     }
 
-    /// The positions that an id names, of a stream that has ended or whose end this shard has not noticed yet.
-    fn kept_positions(&mut self, kept: KeptPlaces) -> Option<HashMap<Box<str>, Position>> {
+    /// The positions that an id names, of a stream that has ended or whose end this shard has not noticed yet: those of the same
+    /// client, in topics that match these patterns and that the client may still receive.
+    fn kept_positions(
+        &mut self,
+        slot: SlotId,
+        kept: KeptPlaces,
+        patterns: &[String],
+    ) -> Option<HashMap<Box<str>, Position>> {
         if kept.shard != self.id.0 {
             return None;
         }
-        let id = places::session_of(kept, self.epoch);
-        match self.sessions.any_mut(id.slot()).filter(|session| session.id == id) {
-            Some(session) => session.protocol.places_mut()?.after_send(kept.number),
-            None => self.kept_places.after_send(id, kept.number),
+        let id = self.kept_places.session_of(kept)?;
+        let session = self.sessions.get(slot)?;
+        let client = Owner::of(session);
+        let permissions = session.principal.as_ref().map(|principal| principal.permissions.clone());
+        let mut positions = match self.sessions.any_mut(id.slot()).filter(|session| session.id == id) {
+            Some(session) => session.protocol.places_mut()?.after_send(kept.number, &client)?,
+            None => self.kept_places.after_send(id, kept.number, &client)?,
+        };
+        let mut wanted = PatternTrie::default();
+        for pattern in patterns {
+            wanted.get_or_insert_with(pattern, || ());
         }
+        positions.retain(|topic, _| {
+            let mut is_wanted = false;
+            wanted.for_each_match(topic, |()| is_wanted = true);
+            is_wanted
+                && permissions.as_ref().is_none_or(|permissions| permissions.subscribe.permits(topic))
+        });
+        Some(positions)
     }
 
     /// What a client has that goes on from these positions.
@@ -125,7 +147,7 @@ impl Shard {
         };
         let Some(session) = self.sessions.any_mut(slot) else { return };
         let (kept_as, is_mid_frame) =
-            (places::kept_as(self.id, self.epoch, session.id), session.outbox.is_mid_frame());
+            (self.kept_places.kept_as(self.id, session.id), session.outbox.is_mid_frame());
         let Some(places) = session.protocol.places_mut() else { return };
         let bytes_max = self.limits.positions_bytes_max / usize::from(self.shards);
         for (id, sequence) in places.take_unknown() {
