@@ -38,10 +38,19 @@ use tickcast_proto::{
 /// The requests of a shard's connections.
 #[derive(Debug, Default)]
 pub(super) struct CallQueues {
-    /// Those whose next piece has yet to be requested. Bound: one entry a session.
+    /// Those whose next piece has yet to be requested. Entries of ended sessions stay until their turn. Bound:
+    /// [`CallQueues::reads_max`].
     reads: VecDeque<SessionId>,
     /// Those whose answer is known. Bound: one entry a session.
     done: Vec<SlotId>,
+}
+
+impl CallQueues {
+    /// Entries in `reads` at which those of ended sessions are dropped. At least half of them are, so that the cost is O(1) for
+    /// each entry.
+    fn reads_max(sessions: usize) -> usize {
+        2 * sessions
+    }
 }
 
 /// What a LOOKUP asks for.
@@ -172,8 +181,16 @@ impl Shard {
             return self.fail_read(slot, status, code, text);
         }
         if self.pay(slot, 0, &[(expense, patterns.len() as u64)], now) {
-            self.calls.reads.push_back(id);
+            self.queue_read(id);
         }
+    }
+
+    fn queue_read(&mut self, id: SessionId) {
+        if self.calls.reads.len() >= CallQueues::reads_max(self.sessions.len()) {
+            let sessions = &self.sessions;
+            self.calls.reads.retain(|id| sessions.get(id.slot()).is_some_and(|session| session.id == *id));
+        }
+        self.calls.reads.push_back(id);
     }
 
     fn fail_read(&mut self, slot: SlotId, status: u16, code: ErrorCode, text: String) {
@@ -317,7 +334,7 @@ impl Shard {
         }
         match self.sessions.open_mut(id.slot()).and_then(|session| session.protocol.call_mut()) {
             Some(call) if call.is_done() => self.calls.done.push(id.slot()),
-            _ => self.calls.reads.push_back(id),
+            _ => self.queue_read(id),
         }
     }
 

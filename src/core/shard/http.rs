@@ -27,7 +27,7 @@ use tickcast_proto::{
 const STREAM_FEATURES: Features = Features::COUNTS.union(Features::REASONS);
 
 impl Shard {
-    /// Answers the request at the front of `bytes`.
+    /// Answers the request at the front of `bytes`. Completes no byte of one that waits for the shard's room.
     pub(super) fn http(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
         let config = HttpConfig {
             head_bytes_max: self.limits.http_head_bytes_max,
@@ -49,6 +49,13 @@ impl Shard {
         };
         if let Answer::Upgrade { target: Target::Stream { token, .. }, .. } = &answer {
             self.settle_last_caller(slot, token.as_ref());
+        }
+        // A call adds work to this shard and others, unlike all else that a new connection may begin with.
+        if matches!(answer, Answer::Call { .. }) && !self.takes_input() {
+            if let Some(Protocol::Http(http)) = self.sessions.open_mut(slot).map(|session| &mut session.protocol) {
+                http.is_kept = true;
+            }
+            return Ok(Step::Complete(0, ()));
         }
         match answer {
             Answer::Interim(bytes) => self.push_bytes(slot, bytes),

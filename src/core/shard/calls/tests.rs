@@ -3,10 +3,16 @@ use serde_json::{Value, json};
 use crate::{
     budgets::{BudgetLimits, Rates},
     config::Limits,
-    limits::TURN_SURVEYED,
+    ids::SlotId,
+    limits::{MESH_STAGE_BYTES, TURN_SURVEYED},
+    metrics::counters::Counter,
     session::ListenerKind,
+    mesh::Mesh,
+    shard::Shard,
     testing::{Driver, START, TurnLoop, cluster},
 };
+
+use tickcast_proto::ids::ShardId;
 
 const CLIENT: u32 = 1;
 
@@ -301,7 +307,7 @@ fn a_page_of_another_origin_may_ask_only_if_the_operator_allows_it() {
 fn a_request_finds_the_topics_of_every_shard() {
     let (mut shards, mut meshes, _bells) = cluster(3, &Limits::default(), 1 << 20);
     let mut loops: Vec<TurnLoop> = (0..3).map(|_| TurnLoop::default()).collect();
-    let slot = crate::ids::SlotId(CLIENT);
+    let slot = SlotId(CLIENT);
     shards[1].handle_accept(slot, ListenerKind::Http, START);
     let mut ask = |request: String| {
         let mut sent = Vec::new();
@@ -332,5 +338,60 @@ fn a_request_finds_the_topics_of_every_shard() {
     for n in 0..50 {
         let history = ask(get(&format!("/v1/history?topic=t.{n}")));
         assert_eq!(history["ticks"][0]["data"], n);
+    }
+}
+
+/// Runs turns of all shards, and returns what they have sent.
+fn run(shards: &mut [Shard], meshes: &mut [Mesh]) -> Vec<u8> {
+    let mut sent = Vec::new();
+    for _ in 0..30 {
+        for (shard, mesh) in shards.iter_mut().zip(&mut *meshes) {
+            TurnLoop::default().turn(shard, Some(mesh), START, usize::MAX, |_, bytes| {
+                sent.extend_from_slice(bytes);
+                false
+            });
+        }
+    }
+    sent
+}
+
+#[test]
+fn the_first_request_of_a_connection_waits_for_room_like_any_other() {
+    let publish = b"POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1";
+    let read = b"GET /v1/topics HTTP/1.1\r\nHost: x\r\n\r\n";
+    for request in [&publish[..], &read[..]] {
+        let (mut shards, mut meshes, _bells) = cluster(2, &Limits::default(), 1 << 20);
+        let (slot, full) = (SlotId(CLIENT), ShardId(1));
+        shards[0].handle_accept(slot, ListenerKind::Http, START);
+        shards[0].stages.push_request(full, |out| out.resize(MESH_STAGE_BYTES, 0));
+        shards[0].handle_bytes(slot, request, START);
+        assert_eq!(shards[0].counters().value(Counter::InputPaused), 1);
+        assert!(shards[0].sessions.get(slot).is_some_and(|session| !session.protocol.has_call()));
+        shards[0].stages.with(full, |peer| peer.requests.consume(MESH_STAGE_BYTES));
+        let (status, _, body) = parse(&run(&mut shards, &mut meshes));
+        assert_eq!(status, 200, "{body}");
+    }
+}
+
+#[test]
+fn a_server_that_stops_begins_no_request() {
+    let mut driver = driver();
+    driver.shard.stop_input();
+    driver.receive(CLIENT, b"POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1");
+    driver.turn();
+    let mut lives = 0;
+    driver.shard.visit_lives(|_, _, _| lives += 1);
+    assert_eq!((lives, driver.take_sent(CLIENT).len()), (0, 0));
+}
+
+#[test]
+fn reads_of_connections_that_are_gone_are_forgotten() {
+    let mut driver = Driver::new(Limits::default());
+    for slot in 0..100 {
+        driver.shard.handle_accept(SlotId(slot), ListenerKind::Http, driver.now);
+        driver.receive(slot, b"GET /v1/topics HTTP/1.1\r\nHost: x\r\n\r\n");
+        driver.shard.handle_error(SlotId(slot), 104, driver.now);
+        while driver.shard.poll_action().is_some() {}
+        assert!(driver.shard.calls.reads.len() <= 2 + 2 * driver.shard.sessions_len());
     }
 }
