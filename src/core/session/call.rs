@@ -126,6 +126,16 @@ impl PendingCall {
         }
     }
 
+    /// Notes that publishes without an answer get none: nobody knows whether they are published.
+    pub fn end_unconfirmed(&mut self, text: &str) {
+        if let Work::Publish(publishes) = &mut self.work {
+            for result in publishes.results.iter_mut().filter(|result| result.is_none()) {
+                *result = Some(Outcome::Failed { code: ErrorCode::Unconfirmed, text: text.into() });
+            }
+            publishes.missing = 0;
+        }
+    }
+
     /// Whether its answer is known.
     pub fn is_done(&self) -> bool {
         match &self.work {

@@ -343,6 +343,25 @@ impl Shard {
         self.calls.done.push(slot);
     }
 
+    /// Takes the answer to a request that publishes, of a session that ends before all of its publishes are answered; `None`: there
+    /// is no such request. Never 503: a client that tried again would publish twice.
+    pub(in crate::shard) fn take_unconfirmed(
+        &mut self,
+        slot: SlotId,
+        reason: &CloseReason,
+        now: Now,
+    ) -> Option<Vec<u8>> {
+        let Protocol::Http(http) = &mut self.sessions.any_mut(slot)?.protocol else { return None };
+        let pending = &mut http.calls.as_deref_mut()?.pending;
+        let mut call = pending.take_if(|call| matches!(call.work, Work::Publish(_)))?;
+        call.end_unconfirmed(&format!("{reason}: it may be published"));
+        call.exchange.closes = true;
+        self.counters.add(Counter::HttpResponses, 1);
+        let exchange = call.exchange.clone();
+        let (status, json) = call.answer();
+        Some(exchange.answer(status, json, now.realtime_ns))
+    }
+
     /// Answers requests whose answer is known.
     pub(super) fn answer_calls(&mut self, now: Now) {
         for slot in std::mem::take(&mut self.calls.done) {

@@ -8,9 +8,12 @@ use crate::{
     metrics::counters::Counter,
     session::ListenerKind,
     mesh::Mesh,
+    placement,
     shard::Shard,
     testing::{Driver, START, TurnLoop, cluster},
 };
+
+
 
 use tickcast_proto::ids::ShardId;
 
@@ -394,4 +397,20 @@ fn reads_of_connections_that_are_gone_are_forgotten() {
         while driver.shard.poll_action().is_some() {}
         assert!(driver.shard.calls.reads.len() <= 2 + 2 * driver.shard.sessions_len());
     }
+}
+
+#[test]
+fn a_publish_that_its_home_has_not_answered_is_not_refused_by_a_drain() {
+    let (mut shards, mut meshes, _bells) = cluster(2, &Limits::default(), 1 << 20);
+    let slot = SlotId(CLIENT);
+    let topic = (0..).map(|n| format!("t.{n}")).find(|topic| placement::home_shard(topic, 2) == ShardId(1));
+    shards[0].handle_accept(slot, ListenerKind::Http, START);
+    let request =
+        format!("POST /v1/publish/{} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1", topic.unwrap());
+    shards[0].handle_bytes(slot, request.as_bytes(), START);
+    assert!(shards[0].sessions.get(slot).is_some_and(|session| session.protocol.has_call()));
+    shards[0].begin_drain(START.monotonic_ns + 1_000_000_000, START);
+    let (status, head, body) = parse(&run(&mut shards, &mut meshes));
+    assert_eq!(status, 504, "{body}");
+    assert!(body.contains("\"code\":112") && !head.contains("Retry-After"), "{head} {body}");
 }
