@@ -114,7 +114,10 @@ mod tests {
         assert_eq!((found.len(), found["a.topic.1"].sequence), (400, 1));
         assert_eq!(table.after_send(SessionId(3), 1, &Owner::default()), None);
         table.expire(window_ns + 1_000);
-        assert!(table.after_send(SessionId(1), 1, &Owner::default()).is_none() && table.after_send(SessionId(2), 1, &Owner::default()).is_some());
+        assert!(
+            table.after_send(SessionId(1), 1, &Owner::default()).is_none()
+                && table.after_send(SessionId(2), 1, &Owner::default()).is_some()
+        );
         table.expire(window_ns + 2_000);
         assert_eq!(memory.bytes(), 0);
     }

@@ -124,8 +124,7 @@ impl Shard {
         positions.retain(|topic, _| {
             let mut is_wanted = false;
             wanted.for_each_match(topic, |()| is_wanted = true);
-            is_wanted
-                && permissions.as_ref().is_none_or(|permissions| permissions.subscribe.permits(topic))
+            is_wanted && permissions.as_ref().is_none_or(|permissions| permissions.subscribe.permits(topic))
         });
         Some(positions)
     }

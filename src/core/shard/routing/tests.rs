@@ -302,7 +302,11 @@ fn a_drain_answers_publishes_over_http_in_a_way_that_no_client_repeats() {
         )
         .as_bytes(),
     );
-    driver.accept(1, ListenerKind::Http, b"POST /v1/publish/orders.b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n4");
+    driver.accept(
+        1,
+        ListenerKind::Http,
+        b"POST /v1/publish/orders.b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n4",
+    );
     driver.turn();
     driver.sent.clear();
     driver.shard.begin_drain(driver.now.monotonic_ns + 1_000_000_000, driver.now);
