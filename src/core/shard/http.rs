@@ -52,7 +52,9 @@ impl Shard {
         }
         // A call adds work to this shard and others, unlike all else that a new connection may begin with.
         if matches!(answer, Answer::Call { .. }) && !self.takes_input() {
-            if let Some(Protocol::Http(http)) = self.sessions.open_mut(slot).map(|session| &mut session.protocol) {
+            if let Some(Protocol::Http(http)) =
+                self.sessions.open_mut(slot).map(|session| &mut session.protocol)
+            {
                 http.is_kept = true;
             }
             return Ok(Step::Complete(0, ()));
@@ -162,10 +164,11 @@ impl Shard {
         };
     }
 
-    /// Keeps a connection open for its next request.
+    /// Keeps a connection open for its next request, whose time begins now.
     pub(super) fn keep_alive(&mut self, slot: SlotId, now: Now) {
         let when_ns = now.monotonic_ns.saturating_add(self.limits.http_idle_ns);
         let Some(session) = self.sessions.open_mut(slot) else { return };
+        session.pulse_ms = now.low_ms();
         let id = session.id;
         let Protocol::Http(http) = &mut session.protocol else { return };
         http.is_kept = true;
@@ -179,9 +182,14 @@ impl Shard {
         let idle_ns = self.limits.http_idle_ns;
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let silent_ns = session.silent_ms(now) * 1_000_000;
-        let id = session.id;
+        let (id, has_call) = (session.id, session.protocol.has_call());
         // A WebSocket has heartbeats instead.
         let Protocol::Http(http) = &mut session.protocol else { return };
+        if has_call {
+            // It waits for the server. `keep_alive` begins its time anew when the answer is known.
+            http.idle_timer_pending = true;
+            return self.set_timer(now.monotonic_ns.saturating_add(idle_ns), TimerKind::HttpIdle, id);
+        }
         if silent_ns >= idle_ns {
             return self.end(slot, CloseReason::HttpIdle, now);
         }

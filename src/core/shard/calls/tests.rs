@@ -5,15 +5,14 @@ use crate::{
     config::Limits,
     ids::SlotId,
     limits::{MESH_STAGE_BYTES, TURN_SURVEYED},
-    metrics::counters::Counter,
-    session::ListenerKind,
     mesh::Mesh,
+    metrics::counters::Counter,
+    now::Now,
     placement,
+    session::ListenerKind,
     shard::Shard,
     testing::{Driver, START, TurnLoop, cluster},
 };
-
-
 
 use tickcast_proto::ids::ShardId;
 
@@ -345,11 +344,11 @@ fn a_request_finds_the_topics_of_every_shard() {
 }
 
 /// Runs turns of all shards, and returns what they have sent.
-fn run(shards: &mut [Shard], meshes: &mut [Mesh]) -> Vec<u8> {
+fn run(shards: &mut [Shard], meshes: &mut [Mesh], now: Now) -> Vec<u8> {
     let mut sent = Vec::new();
     for _ in 0..30 {
         for (shard, mesh) in shards.iter_mut().zip(&mut *meshes) {
-            TurnLoop::default().turn(shard, Some(mesh), START, usize::MAX, |_, bytes| {
+            TurnLoop::default().turn(shard, Some(mesh), now, usize::MAX, |_, bytes| {
                 sent.extend_from_slice(bytes);
                 false
             });
@@ -371,7 +370,7 @@ fn the_first_request_of_a_connection_waits_for_room_like_any_other() {
         assert_eq!(shards[0].counters().value(Counter::InputPaused), 1);
         assert!(shards[0].sessions.get(slot).is_some_and(|session| !session.protocol.has_call()));
         shards[0].stages.with(full, |peer| peer.requests.consume(MESH_STAGE_BYTES));
-        let (status, _, body) = parse(&run(&mut shards, &mut meshes));
+        let (status, _, body) = parse(&run(&mut shards, &mut meshes, START));
         assert_eq!(status, 200, "{body}");
     }
 }
@@ -399,18 +398,47 @@ fn reads_of_connections_that_are_gone_are_forgotten() {
     }
 }
 
+/// A topic whose home is shard 1 of 2.
+fn topic_of_shard_1() -> String {
+    let mut names = (0..).map(|n| format!("t.{n}"));
+    names.find(|topic| placement::home_shard(topic, 2) == ShardId(1)).unwrap()
+}
+
 #[test]
 fn a_publish_that_its_home_has_not_answered_is_not_refused_by_a_drain() {
     let (mut shards, mut meshes, _bells) = cluster(2, &Limits::default(), 1 << 20);
     let slot = SlotId(CLIENT);
-    let topic = (0..).map(|n| format!("t.{n}")).find(|topic| placement::home_shard(topic, 2) == ShardId(1));
     shards[0].handle_accept(slot, ListenerKind::Http, START);
-    let request =
-        format!("POST /v1/publish/{} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1", topic.unwrap());
+    let topic = topic_of_shard_1();
+    let request = format!("POST /v1/publish/{topic} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1");
     shards[0].handle_bytes(slot, request.as_bytes(), START);
     assert!(shards[0].sessions.get(slot).is_some_and(|session| session.protocol.has_call()));
     shards[0].begin_drain(START.monotonic_ns + 1_000_000_000, START);
-    let (status, head, body) = parse(&run(&mut shards, &mut meshes));
+    let (status, head, body) = parse(&run(&mut shards, &mut meshes, START));
     assert_eq!(status, 504, "{body}");
     assert!(body.contains("\"code\":112") && !head.contains("Retry-After"), "{head} {body}");
+}
+
+#[test]
+fn a_request_that_takes_longer_than_a_connection_may_be_idle_is_answered() {
+    let idle_ns = 60_000_000_000;
+    let limits = Limits { http_idle_ns: idle_ns, ..Limits::default() };
+    let (mut shards, mut meshes, _bells) = cluster(2, &limits, 1 << 20);
+    let (slot, topic) = (SlotId(CLIENT), topic_of_shard_1());
+    let later =
+        |idle_times: u64| Now { monotonic_ns: START.monotonic_ns + idle_times * idle_ns / 4, ..START };
+    shards[0].handle_accept(slot, ListenerKind::Http, START);
+    let request = format!("POST /v1/publish/{topic} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1");
+    shards[0].handle_bytes(slot, request.as_bytes(), START);
+    // Its home does not run yet.
+    for quarter in 0..=7 {
+        assert_eq!(run(&mut shards[..1], &mut meshes[..1], later(quarter)), b"", "{quarter}");
+    }
+    let (status, _, body) = parse(&run(&mut shards, &mut meshes, later(7)));
+    assert_eq!(status, 200, "{body}");
+    for (quarter, is_open) in [(10, true), (12, false)] {
+        run(&mut shards, &mut meshes, later(quarter));
+        let session = shards[0].sessions.get(slot);
+        assert_eq!(session.is_some_and(|session| session.ending.is_none()), is_open, "{quarter}");
+    }
 }
