@@ -176,15 +176,18 @@ impl Publishes {
         self.missing == 0
     }
 
-    /// 200 if anything was published: what was not says why in its place. Else the status of the first failure.
+    /// 200 if anything was published: what was not says why in its place. Else the status of the first failure, unless another one
+    /// may be published: a client that tried again would publish it twice.
     fn answer(self) -> (u16, String) {
         let is_published = |result: &Option<Outcome>| matches!(result, Some(Outcome::Published { .. }));
         let any_published = self.results.iter().any(is_published);
-        let first_failure = self.results.iter().flatten().find_map(|result| match result {
+        let failures = self.results.iter().flatten().filter_map(|result| match result {
             Outcome::Failed { code, text } => Some((*code, text)),
             Outcome::Published { .. } => None,
         });
-        if let Some((code, text)) = first_failure.filter(|_| !any_published) {
+        // The first of those with the lowest key.
+        let failure = failures.min_by_key(|(code, _)| *code != ErrorCode::Unconfirmed);
+        if let Some((code, text)) = failure.filter(|_| !any_published) {
             return (status_of(code), format!("{{\"error\":{}}}", error_json(code, text)));
         }
         let json = |result: &Option<Outcome>| match result {
@@ -367,6 +370,26 @@ impl Read {
                 (status, format!("{{\"error\":{}}}", error_json(code, &text)))
             }
             ReadState::Going | ReadState::Done => (200, String::from_utf8_lossy(&self.out).into_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_publishes_of_which_one_may_be_published_is_not_answered_as_if_none_were() {
+        for (codes, status) in [
+            ([ErrorCode::EngineUnavailable, ErrorCode::Unconfirmed], 504),
+            ([ErrorCode::EngineUnavailable, ErrorCode::BadTopic], 503),
+            ([ErrorCode::BadTopic, ErrorCode::EngineUnavailable], 400),
+        ] {
+            let mut publishes = Publishes::new(2, false);
+            for (request, code) in (1..).zip(codes) {
+                publishes.note(request, Outcome::Failed { code, text: "".into() });
+            }
+            assert_eq!(publishes.answer().0, status, "{codes:?}");
         }
     }
 }

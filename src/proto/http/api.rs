@@ -167,14 +167,21 @@ pub fn error_json(code: ErrorCode, text: &str) -> String {
     format!("{{\"code\":{},\"text\":{}}}", code as u16, json::literal(text))
 }
 
-/// The status that says that a request of `/v1` has failed for this reason.
+/// The status that says that a request of `/v1` has failed for this reason. A client may send the request again after 429 and 503:
+/// nothing of it has been published.
 pub fn status_of(code: ErrorCode) -> u16 {
     match code {
+        ErrorCode::BadRequest
+        | ErrorCode::BadTopic
+        | ErrorCode::BadPattern
+        | ErrorCode::NotSubscribed
+        | ErrorCode::AlreadySubscribed => 400,
         ErrorCode::NotAllowed => 403,
+        ErrorCode::FedByLog => 409,
         ErrorCode::TooLarge => 413,
         ErrorCode::RateLimited | ErrorCode::TooManySubscriptions => 429,
-        ErrorCode::TooManyTopics => 503,
-        _ => 400,
+        ErrorCode::TooManyTopics | ErrorCode::EngineUnavailable => 503,
+        ErrorCode::Unconfirmed => 504,
     }
 }
 
@@ -484,5 +491,18 @@ impl<'a> Query<'a> {
             .map_or(Ok(Cursor::default()), str::parse)
             .map_err(|()| Failure::bad_request("parameter after is not the \"next\" of an earlier answer"))?;
         Ok(Page { limit: self.limit()?, after })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_server_and_of_engines_are_not_blamed_on_the_request() {
+        let statuses = [400, 400, 400, 429, 503, 400, 400, 413, 403, 429, 409, 503, 504];
+        for (code, status) in (100..).zip(statuses) {
+            assert_eq!(ErrorCode::from_wire(code).map(status_of), Some(status), "{code}");
+        }
     }
 }
