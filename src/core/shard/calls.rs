@@ -226,7 +226,7 @@ impl Shard {
     fn request_piece(&mut self, id: SessionId, now: Now) {
         let shards = self.shards;
         let Some(read) = self.read_of(id) else { return };
-        let Some(key) = read.pattern() else {
+        let Some(key) = read.pattern().filter(|_| read.at.home < shards) else {
             let text = "parameter after is not the \"next\" of an earlier answer to this request".into();
             return self.fail_read(id.slot(), 400, ErrorCode::BadRequest, text);
         };
