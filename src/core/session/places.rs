@@ -227,6 +227,11 @@ impl Places {
         });
     }
 
+    /// Ends the next SEND with an id even if nothing has advanced.
+    pub fn renew_id(&mut self) {
+        self.has_advanced = true;
+    }
+
     /// Number of topics with a place.
     #[cfg(test)]
     pub fn topics_len(&self) -> usize {

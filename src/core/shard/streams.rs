@@ -44,6 +44,7 @@ impl Shard {
         }
         self.become_websocket(slot, response, &target);
         let Target::Stream { patterns, delivery, from, kept, .. } = target else { return Ok(()) };
+        let is_kept = kept.is_some();
         let from = match kept {
             None => from,
             Some(kept) => {
@@ -52,7 +53,7 @@ impl Shard {
             }
         };
         if let StartPosition::AfterEach(positions) = &from {
-            self.seed_places(slot, positions);
+            self.seed_places(slot, positions, is_kept);
         }
         let patterns = patterns.into_iter().map(Cow::Owned).collect();
         self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)?;
@@ -129,13 +130,17 @@ impl Shard {
         Some(positions)
     }
 
-    /// What a client has that goes on from these positions.
-    fn seed_places(&mut self, slot: SlotId, positions: &HashMap<Box<str>, Position>) {
+    /// What a client has that goes on from these positions. `is_kept`: it has the id of places that stay with an earlier stream.
+    fn seed_places(&mut self, slot: SlotId, positions: &HashMap<Box<str>, Position>, is_kept: bool) {
         let bytes_max = self.limits.positions_bytes_max / usize::from(self.shards);
         let session = self.sessions.open_mut(slot);
         let Some(places) = session.and_then(|session| session.protocol.places_mut()) else { return };
         for (topic, position) in positions {
             places.learn(None, topic, *position, bytes_max);
+        }
+        // Those places are forgotten soon, however long this stream has nothing new.
+        if is_kept && !positions.is_empty() {
+            places.renew_id();
         }
     }
 

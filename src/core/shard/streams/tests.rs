@@ -3,6 +3,7 @@ use std::collections::{HashMap, HashSet};
 use crate::{
     config::Limits,
     ids::{SlotId, TenantId},
+    limits::RESUME_WINDOW_MS,
     session::ListenerKind,
     tenants::{Exports, TenantConfig, Tenants},
     testing::{Driver, hello},
@@ -383,4 +384,21 @@ fn a_stream_that_goes_on_keeps_only_the_places_in_its_own_topics() {
     assert!(found.iter().any(|event| event.data.contains("\"recovered\":true")), "{found:?}");
     let places = driver.shard.sessions.any_mut(SlotId(LATER)).unwrap().protocol.places_mut().unwrap();
     assert_eq!(places.topics_len(), 1);
+}
+
+#[test]
+fn a_resumed_stream_that_stays_quiet_can_be_resumed_once_its_first_places_are_forgotten() {
+    let mut driver = driver_of_tenants();
+    let mut id = id_of_kept_places(&mut driver, TenantId(1), "t.>");
+    for slot in [LATER, READER] {
+        open_of(&mut driver, slot, TenantId(1), "t.>", &id);
+        let found: Vec<Event> = (0..20).flat_map(|_| events(&mut driver, slot)).collect();
+        let recovered = |event: &&Event| event.data.contains("\"recovered\":true");
+        assert_eq!(found.iter().filter(recovered).count(), 200);
+        id = found.iter().rev().find_map(|event| event.id.clone()).unwrap_or(id);
+        driver.pass((RESUME_WINDOW_MS + 1_000) * 1_000_000);
+        driver.shard.handle_error(SlotId(slot), 104, driver.now);
+        driver.turn();
+        driver.take_sent(slot);
+    }
 }
