@@ -77,15 +77,15 @@ impl Shard {
             Answer::Upgrade { forwarded_for, .. } if self.awaits_admission(slot, &forwarded_for) => {
                 return Ok(Step::Partial);
             }
-            Answer::Upgrade { response, target, host, .. } => {
+            Answer::Upgrade { response, target, host, cors, .. } => {
                 match self.enter_websocket(slot, &target, &host, now) {
                     Entry::Admitted if target.is_one_way() => {
-                        self.begin_stream(slot, &response, target, now)?
+                        self.begin_stream(slot, &response, target, &cors, now)?
                     }
                     Entry::Admitted => self.upgrade(slot, &response, target, now)?,
                     Entry::Waits => return Ok(Step::Partial),
                     Entry::Refused(refusal) if target.is_one_way() => {
-                        self.refuse_stream(slot, &response, &target, refusal, now);
+                        self.refuse_stream(slot, &response, &target, refusal, &cors, now);
                     }
                     Entry::Refused(AuthRefusal::Busy) => {
                         self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);

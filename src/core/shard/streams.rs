@@ -23,12 +23,14 @@ use tickcast_proto::{
 const LOST: Position = Position { epoch: 0, sequence: 0 };
 
 impl Shard {
-    /// Begins a stream, unless its client may not receive a pattern at all: then the answer is 403.
+    /// Begins a stream, unless its client may not receive a pattern at all: then the answer is 403. `cors`: that of
+    /// [`http::Answer::Upgrade`].
     pub(super) fn begin_stream(
         &mut self,
         slot: SlotId,
         response: &[u8],
         target: Target,
+        cors: &str,
         now: Now,
     ) -> Result<(), DecodeError> {
         let Target::Stream { patterns, .. } = &target else { return Ok(()) };
@@ -38,8 +40,7 @@ impl Shard {
                 "pattern {}: you may not receive all topics that it matches",
                 quoted(refused.as_bytes())
             );
-            self.push_bytes(slot, &http::refused(403, &text, now.realtime_ns));
-            self.end(slot, CloseReason::Http(403), now);
+            self.refuse_with(slot, 403, &text, cors, now);
             return Ok(());
         }
         self.become_websocket(slot, response, &target);
@@ -65,25 +66,29 @@ impl Shard {
     }
 
     /// Refuses the credentials of a client that has asked for a stream: before the stream begins. If the server is too busy to look
-    /// at them, an EventSource would never come back after an error, so it gets a stream that ends at once.
+    /// at them, an EventSource would never come back after an error, so it gets a stream that ends at once. `cors`: that of
+    /// [`http::Answer::Upgrade`].
     pub(super) fn refuse_stream(
         &mut self,
         slot: SlotId,
         response: &[u8],
         target: &Target,
         refusal: AuthRefusal,
+        cors: &str,
         now: Now,
     ) {
         let is_event_stream = matches!(target, Target::Stream { format: WireFormat::EVENTS_JSON, .. });
         if is_event_stream && refusal == AuthRefusal::Busy {
             self.become_websocket(slot, response, target);
+            return self.end(slot, CloseReason::Unauthorized(refusal), now);
         }
-        // Otherwise the answer is 401 or 503. One that has been answered before may end without an answer, so it gets this one first.
-        if self.sessions.open_mut(slot).is_some_and(|session| session.protocol.is_kept_http()) {
-            self.push_bytes(slot, &http::refused(refusal.status(), &refusal.to_string(), now.realtime_ns));
-            return self.end(slot, CloseReason::Http(refusal.status()), now);
-        }
-        self.end(slot, CloseReason::Unauthorized(refusal), now);
+        self.refuse_with(slot, refusal.status(), &refusal.to_string(), cors, now);
+    }
+
+    /// Answers a request for a stream with an error, and closes its connection.
+    fn refuse_with(&mut self, slot: SlotId, status: u16, text: &str, cors: &str, now: Now) {
+        self.push_bytes(slot, &http::refused_to_page(status, text, cors, now.realtime_ns));
+        self.end(slot, CloseReason::Http(status), now);
     }
 
     /// Hands a connection over to the shard that keeps its client's places. Returns whether it has begun to. A client that the

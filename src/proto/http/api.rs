@@ -17,7 +17,7 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Answer, Failure, HttpConfig, Response, access, request::Request, response::Delivery, websocket};
+use super::{Answer, Failure, HttpConfig, Response, request::Request, response::Delivery, websocket};
 use crate::{
     ErrorCode,
     codec::json,
@@ -137,6 +137,11 @@ pub struct Exchange {
 }
 
 impl Exchange {
+    pub(super) fn new(request: &Request, keeps_alive: bool, cors: String) -> Exchange {
+        let is_1_0 = request.head.version() < http::Version::HTTP_11;
+        Exchange { closes: !keeps_alive, is_head: request.is_head(), is_1_0, cors }
+    }
+
     /// The bytes of an answer: JSON, which ends with a line break.
     pub fn answer(&self, status: u16, json: String, realtime_ns: u64) -> Vec<u8> {
         let code = StatusCode::from_u16(status);
@@ -225,12 +230,8 @@ impl Resource<'_> {
     }
 }
 
-/// What can be checked before the body has arrived: header lines for browsers, and the token.
-pub(super) fn check(
-    request: &Request,
-    config: &HttpConfig<'_>,
-) -> Result<(String, Option<Token<'static>>), Failure> {
-    let cors = access::cors(config.access, request)?;
+/// Checks what can be checked before the body has arrived, and returns the token.
+pub(super) fn check(request: &Request, config: &HttpConfig<'_>) -> Result<Option<Token<'static>>, Failure> {
     if request.head.headers().contains_key(HeaderName::from_static("idempotency-key")) {
         return Err(Failure(
             StatusCode::NOT_IMPLEMENTED,
@@ -245,30 +246,28 @@ pub(super) fn check(
         ));
     }
     let in_query = in_query.map(|token| percent_decode_str(token).collect()).unwrap_or_default();
-    Ok((cors, websocket::token(request, in_query)?))
+    websocket::token(request, in_query)
 }
 
-/// Answers a request whose body has arrived.
+/// Parses a request whose body has arrived.
 pub(super) fn call(
     resource: Resource<'_>,
     request: &Request,
     body: &[u8],
-    keeps_alive: bool,
+    exchange: Exchange,
+    token: Option<Token<'static>>,
     config: &HttpConfig<'_>,
-) -> Result<Answer, Failure> {
-    let (cors, token) = check(request, config)?;
-    let is_1_0 = request.head.version() < http::Version::HTTP_11;
-    let exchange = Exchange { closes: !keeps_alive, is_head: request.is_head(), is_1_0, cors };
+) -> Answer {
     let host = request.authority.as_ref().map_or_else(Box::default, |authority| authority.host().into());
     match parse(resource, request, body) {
-        Ok(call) => Ok(Answer::Call { call, exchange, host, token }),
+        Ok(call) => Answer::Call { call, exchange, host, token },
         Err(Failure(status, text)) => {
             let response = exchange.refuse(
                 status.as_u16(),
                 &error_json(ErrorCode::BadRequest, &text),
                 config.realtime_ns,
             );
-            Ok(Answer::Respond { response, status: status.as_u16(), closes: exchange.closes })
+            Answer::Respond { response, status: status.as_u16(), closes: exchange.closes }
         }
     }
 }
