@@ -167,15 +167,9 @@ impl Shard {
         } else if let Some(name) = names().find(|name| pattern::wildcards(name) > wildcards_max) {
             let text = format!("pattern {}: more than {wildcards_max} *", quoted(name.as_bytes()));
             Some((400, ErrorCode::BadPattern, text))
-        } else if let Some(name) = names().find(|name| self.allowed(slot, name) == Allowed::Nothing) {
-            self.counters.add(Counter::SubscriptionsRefused, 1);
-            let text = format!(
-                "pattern {}: you may not receive all topics that it matches",
-                quoted(name.as_bytes())
-            );
-            Some((403, ErrorCode::NotAllowed, text))
         } else {
-            None
+            let refused = names().find(|name| self.allowed(slot, name) == Allowed::Nothing);
+            refused.map(|name| (403, ErrorCode::NotAllowed, self.refuse_pattern(name)))
         };
         if let Some((status, code, text)) = refusal {
             return self.fail_read(slot, status, code, text);

@@ -2,9 +2,10 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
-use super::{Action, Shard, authentication::Allowed, ingress::quoted};
+use super::{Action, Shard, authentication::Allowed};
 use crate::{
     ids::SlotId,
+    metrics::counters::Counter,
     now::Now,
     pattern_trie::PatternTrie,
     principal::AuthRefusal,
@@ -36,10 +37,7 @@ impl Shard {
         let Target::Stream { patterns, .. } = &target else { return Ok(()) };
         if let Some(refused) = patterns.iter().find(|pattern| self.allowed(slot, pattern) == Allowed::Nothing)
         {
-            let text = format!(
-                "pattern {}: you may not receive all topics that it matches",
-                quoted(refused.as_bytes())
-            );
+            let text = self.refuse_pattern(refused);
             self.refuse_with(slot, 403, &text, cors, now);
             return Ok(());
         }
@@ -87,6 +85,7 @@ impl Shard {
 
     /// Answers a request for a stream with an error, and closes its connection.
     fn refuse_with(&mut self, slot: SlotId, status: u16, text: &str, cors: &str, now: Now) {
+        self.counters.add(Counter::HttpResponses, 1);
         self.push_bytes(slot, &http::refused_to_page(status, text, cors, now.realtime_ns));
         self.end(slot, CloseReason::Http(status), now);
     }

@@ -119,7 +119,7 @@ fn a_read_only_listener_takes_no_ticks_from_anybody() {
 }
 
 #[test]
-fn a_page_of_another_origin_can_read_why_its_stream_is_refused() {
+fn a_refused_stream_is_counted_and_a_page_of_another_origin_can_read_why() {
     let http_access = Access { origins: vec!["https://app.example".parse().unwrap()], ..Access::default() };
     let mut bench = Bench::with(Limits { http_access, ..with(AuthLimits::default()) });
     for (slot, topic, token, status) in [(0, "t.a", "forged", 401), (1, "secret.x", "alice", 403)] {
@@ -133,5 +133,6 @@ fn a_page_of_another_origin_can_read_why_its_stream_is_refused() {
         assert!(sent.starts_with(&format!("HTTP/1.1 {status} ")), "{sent}");
         assert!(sent.contains("\r\nAccess-Control-Allow-Origin: https://app.example\r\n"), "{sent}");
     }
+    assert_eq!((bench.count(Counter::HttpResponses), bench.count(Counter::SubscriptionsRefused)), (2, 1));
     bench.end();
 }
