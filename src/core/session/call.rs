@@ -96,6 +96,8 @@ pub struct Read {
     out: Vec<u8>,
     /// The topic whose values come last in `out`.
     open: Option<TopicInfo>,
+    /// How it begins, until its first value has come: a topic without values is left out.
+    head: String,
     state: ReadState,
 }
 
@@ -218,6 +220,7 @@ impl Read {
             is_waiting: false,
             out: Vec::new(),
             open: None,
+            head: String::new(),
             state: ReadState::Going,
         }
     }
@@ -232,8 +235,8 @@ impl Read {
         self.patterns.get(self.at.pattern as usize).map(|pattern| &**pattern)
     }
 
-    /// Takes a piece of a home's topics, and goes on at `next`, or at the next home or pattern. `matches` compares the keys of a
-    /// pattern and a topic.
+    /// Takes a piece of a home's topics, and goes on at `next`, or at the next home or pattern. If values are wanted, topics without
+    /// any are left out. `matches` compares the keys of a pattern and a topic.
     pub fn take_topics(
         &mut self,
         mut frames: &[u8],
@@ -290,33 +293,40 @@ impl Read {
             return true;
         }
         self.close_topic();
-        if !self.out.is_empty() {
-            self.out.push(b',');
-        }
         let sequence = frame.header.sequence;
-        let mut head =
-            format!("{{\"topic\":{},\"epoch\":{epoch},\"sequence\":{sequence}", json::literal(name));
+        let head = format!("{{\"topic\":{},\"epoch\":{epoch},\"sequence\":{sequence}", json::literal(name));
         match self.what {
             Readable::Topics => {
-                head += "}";
+                self.push_item(&(head + "}"));
                 self.left = self.left.saturating_sub(1);
             }
             Readable::Latest | Readable::History { .. } => {
-                head += ",\"ticks\":[";
+                self.head = head + ",\"ticks\":[";
                 self.open = Some(TopicInfo::new(id, epoch, name));
             }
         }
-        self.out.extend_from_slice(head.as_bytes());
         true
     }
 
+    fn push_item(&mut self, text: &str) {
+        if !self.out.is_empty() {
+            self.out.push(b',');
+        }
+        self.out.extend_from_slice(text.as_bytes());
+    }
+
     fn close_topic(&mut self) {
-        if self.open.take().is_some() {
+        let has_values = std::mem::take(&mut self.head).is_empty();
+        if self.open.take().is_some() && has_values {
             self.out.extend_from_slice(b"]}");
         }
     }
 
     fn push_tick(&mut self, tick: &Frame<'_>, scratch: &mut Vec<u8>) {
+        if !self.head.is_empty() {
+            let head = std::mem::take(&mut self.head);
+            self.push_item(&head);
+        }
         let Some(topic) = &self.open else { return };
         if self.out.last() != Some(&b'[') {
             self.out.push(b',');
@@ -377,6 +387,7 @@ impl Read {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tickcast_proto::{frame::HeaderFields, records::TickTimes};
 
     #[test]
     fn a_list_of_publishes_of_which_one_may_be_published_is_not_answered_as_if_none_were() {
@@ -390,6 +401,29 @@ mod tests {
                 publishes.note(request, Outcome::Failed { code, text: "".into() });
             }
             assert_eq!(publishes.answer().0, status, "{codes:?}");
+        }
+    }
+
+    #[test]
+    fn topics_without_values_are_no_part_of_a_page_of_last_values() {
+        let mut frames = Vec::new();
+        for topic in 1..=3 {
+            let fields = HeaderFields { topic_id: topic, sequence: 5, ..HeaderFields::default() };
+            let record = Published { epoch: 7, ..Published::default() };
+            let name = format!("t.{topic}");
+            frame::encode(&mut frames, Kind::Published, fields, &record, &[name.as_bytes()]);
+            if topic == 2 {
+                frame::encode(&mut frames, Kind::Tick, fields, &TickTimes::default(), &[b"1"]);
+            }
+        }
+        for what in [Readable::Latest, Readable::Topics] {
+            let mut read = Read::new(what, vec![">".into()], Cursor::default(), 10);
+            read.take_topics(&frames, None, 0..1, |_, _| true);
+            let (_, answer) = read.answer();
+            let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+            let topics = answer["topics"].as_array().unwrap().iter();
+            let names: Vec<&str> = topics.map(|topic| topic["topic"].as_str().unwrap()).collect();
+            assert_eq!(names, if what == Readable::Latest { vec!["t.2"] } else { vec!["t.1", "t.2", "t.3"] });
         }
     }
 }
