@@ -30,6 +30,23 @@ fn curl(arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// A curl that reads a stream, for at most as long as the others.
+struct Curl(Child);
+
+impl Curl {
+    fn start(arguments: &[&str]) -> Curl {
+        let mut command = Command::new("curl");
+        command.args(["-sSN", "--max-time", "60"]).args(arguments).stdout(Stdio::piped());
+        Curl(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Curl {
+    fn drop(&mut self) {
+        processes::end(&mut self.0);
+    }
+}
+
 fn publish(server: &Server, topic: &str, payload: &str) -> Value {
     let answer = curl(&["--data-binary", payload, &format!("http://{}/v1/publish/{topic}", server.http)]);
     serde_json::from_str(&answer).unwrap()
@@ -174,12 +191,8 @@ fn curl_reads_lines_and_events_as_they_come() {
     publish(&server, "line.a", "{\"n\":0}");
     for accept in ["application/x-ndjson", "text/event-stream"] {
         let url = format!("http://{}/sse?topics=line.*&from=latest", server.http);
-        let mut child = Command::new("curl")
-            .args(["-sSN", "-H", &format!("Accept: {accept}"), &url])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut curl = Curl::start(&["-H", &format!("Accept: {accept}"), &url]);
+        let lines = BufReader::new(curl.0.stdout.take().unwrap()).lines().map(Result::unwrap);
         let mut data = lines.filter_map(|line| {
             let json = line.strip_prefix("data: ").unwrap_or(&line);
             let message: Value = serde_json::from_str(json).ok()?;
@@ -189,7 +202,6 @@ fn curl_reads_lines_and_events_as_they_come() {
         let answer = publish(&server, "line.b", "{\"n\":1}");
         assert!(answer["sequence"].is_u64(), "{answer}");
         while data.next().unwrap() != json!({"n":1}) {}
-        processes::end(&mut child);
     }
     server.stop_cleanly();
 }
