@@ -92,6 +92,8 @@ pub struct Read {
     pub permissions: Option<Arc<Permissions>>,
     /// Whether a home has been asked and has not answered.
     pub is_waiting: bool,
+    /// Comparisons of topics and patterns that have not been charged yet.
+    pub compared: usize,
     /// The answer, as far as it is known. Bound: [`HTTP_PAGE_BYTES`], and one piece.
     out: Vec<u8>,
     /// The topic whose values come last in `out`.
@@ -218,6 +220,7 @@ impl Read {
             left: limit,
             permissions: None,
             is_waiting: false,
+            compared: 0,
             out: Vec::new(),
             open: None,
             head: String::new(),
@@ -283,6 +286,7 @@ impl Read {
         };
         let name = topic_key::name(key);
         let earlier = self.patterns.iter().take(self.at.pattern as usize);
+        self.compared += earlier.len();
         if earlier.into_iter().any(|pattern| matches(pattern, key))
             || self.permissions.as_ref().is_some_and(|permissions| !permissions.subscribe.permits(name))
         {

@@ -18,7 +18,7 @@ use crate::{
     budgets::Expense,
     home::lookup::{TicksFound, TopicsFound, TopicsWanted},
     ids::{SessionId, SlotId},
-    limits::{CALL_UNITS, TURN_CALL_PIECES},
+    limits::{CALL_PATTERNS_MAX, CALL_UNITS, TURN_CALL_PIECES, TURN_SURVEYED},
     metrics::counters::Counter,
     now::Now,
     placement,
@@ -161,8 +161,9 @@ impl Shard {
         let patterns = read.patterns.clone();
         let wildcards_max = self.limits.patterns.wildcards_max;
         let names = || patterns.iter().map(|pattern| crate::topic_key::name(pattern));
-        let refusal = if patterns.len() > self.limits.subscriptions_per_session_max {
-            let text = format!("a request may have {} patterns", self.limits.subscriptions_per_session_max);
+        let patterns_max = self.limits.subscriptions_per_session_max.min(CALL_PATTERNS_MAX);
+        let refusal = if patterns.len() > patterns_max {
+            let text = format!("a request may have {patterns_max} patterns");
             Some((413, ErrorCode::TooManySubscriptions, text))
         } else if let Some(name) = names().find(|name| pattern::wildcards(name) > wildcards_max) {
             let text = format!("pattern {}: more than {wildcards_max} *", quoted(name.as_bytes()));
@@ -326,6 +327,9 @@ impl Shard {
             };
             read.take_topics(frames, has_more.then_some((place, sequence)), homes, matches);
         }
+        // As much as for topics visited.
+        let units = std::mem::take(&mut read.compared) * CALL_UNITS / TURN_SURVEYED;
+        self.charge(units);
         match self.sessions.open_mut(id.slot()).and_then(|session| session.protocol.call_mut()) {
             Some(call) if call.is_done() => self.calls.done.push(id.slot()),
             _ => self.queue_read(id),

@@ -4,7 +4,7 @@ use crate::{
     budgets::{BudgetLimits, Rates},
     config::Limits,
     ids::SlotId,
-    limits::{MESH_STAGE_BYTES, TURN_SURVEYED},
+    limits::{CALL_PATTERNS_MAX, CALL_UNITS, MESH_STAGE_BYTES, TURN_SURVEYED},
     mesh::Mesh,
     metrics::counters::Counter,
     now::Now,
@@ -269,6 +269,34 @@ fn a_cursor_that_no_server_has_given_finds_nothing_or_is_refused() {
             assert_eq!(status, expected, "{topics} {after}: {answer}");
         }
     }
+}
+
+/// Asks for the last values of 256 topics after patterns without topics. Returns the status, and what the turn's budget was charged.
+fn charged_for(patterns_before: usize) -> (u16, usize) {
+    let mut driver = driver();
+    let lines: Vec<String> = (0..256).map(|n| format!("{{\"topic\":\"t.{n}\",\"data\":1}}")).collect();
+    post(&mut driver, "/v1/publish", "application/x-ndjson", &lines.join("\n"));
+    let before: String = (0..patterns_before).map(|n| format!("u.{n}.*,")).collect();
+    let request = format!("GET /v1/latest?topics={before}t.*&limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n");
+    driver.receive(CLIENT, request.as_bytes());
+    driver.shard.intake_units_left = usize::MAX;
+    while driver.shard.advance_reads(driver.now) {}
+    let charged = usize::MAX - driver.shard.intake_units_left;
+    let mut sent = Vec::new();
+    for _ in 0..10 {
+        driver.turn();
+        sent.extend(driver.take_sent(CLIENT));
+    }
+    (parse(&sent).0, charged)
+}
+
+#[test]
+fn comparing_topics_with_many_patterns_is_charged_and_bounded() {
+    let (few, many) = (charged_for(2), charged_for(62));
+    assert_eq!((few.0, many.0), (200, 200));
+    let each = CALL_UNITS + 256 * CALL_UNITS / TURN_SURVEYED;
+    assert_eq!(many.1 - few.1, 60 * each, "a piece for each pattern, and its comparisons");
+    assert_eq!(charged_for(CALL_PATTERNS_MAX).0, 413);
 }
 
 #[test]
