@@ -78,7 +78,7 @@ impl Shard {
                 return Ok(Step::Partial);
             }
             Answer::Upgrade { response, target, host, cors, .. } => {
-                match self.enter_websocket(slot, &target, &host, now) {
+                match self.enter_stream(slot, &target, &host, now) {
                     Entry::Admitted if target.is_one_way() => {
                         self.begin_stream(slot, &response, target, &cors, now)?
                     }
@@ -91,7 +91,7 @@ impl Shard {
                         self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
                     }
                     Entry::Refused(refusal) => {
-                        self.become_websocket(slot, &response, &target);
+                        self.begin_messages(slot, &response, &target);
                         self.end(slot, CloseReason::Unauthorized(refusal), now);
                     }
                 }
@@ -100,9 +100,10 @@ impl Shard {
         Ok(Step::Complete(used, ()))
     }
 
-    /// Returns whether a request for a WebSocket may be answered here. If not, it waits for the verdict on its credentials, or has
-    /// begun its handover. A client may give its credentials in a hello instead, unless it subscribes before that.
-    fn enter_websocket(&mut self, slot: SlotId, target: &Target, host: &str, now: Now) -> Entry {
+    /// Returns whether a request for a WebSocket or a stream may be answered here. If not, it waits for the verdict on its
+    /// credentials, or has begun its handover. A client may give its credentials in a hello instead, unless it subscribes before
+    /// that.
+    fn enter_stream(&mut self, slot: SlotId, target: &Target, host: &str, now: Now) -> Entry {
         let Target::Stream { client, token, patterns, kept, .. } = target else { return Entry::Admitted };
         if let Err(refusal) = self.enter_tenant_of_host(slot, host) {
             return Entry::Refused(refusal);
@@ -116,7 +117,7 @@ impl Shard {
         if stays { Entry::Admitted } else { Entry::Waits }
     }
 
-    /// Makes a session a WebSocket, and subscribes to what its target asks for.
+    /// Makes a session a WebSocket, and subscribes to what its target asks for. A stream begins in [`Shard::begin_stream`].
     fn upgrade(
         &mut self,
         slot: SlotId,
@@ -124,7 +125,7 @@ impl Shard {
         target: Target,
         now: Now,
     ) -> Result<(), DecodeError> {
-        self.become_websocket(slot, response, &target);
+        self.begin_messages(slot, response, &target);
         let Target::Stream { patterns, delivery, from, .. } = target else { return Ok(()) };
         if let Some(session) = self.sessions.open_mut(slot)
             && self.limits.auth.is_some()
@@ -142,8 +143,8 @@ impl Shard {
         self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)
     }
 
-    /// Answers a request for a WebSocket with 101, or begins a stream.
-    pub(super) fn become_websocket(&mut self, slot: SlotId, response: &[u8], target: &Target) {
+    /// Answers a request for a WebSocket or a stream with the response that its messages follow.
+    pub(super) fn begin_messages(&mut self, slot: SlotId, response: &[u8], target: &Target) {
         self.actions.push_back(Action::HandshakeDone(slot));
         self.push_bytes(slot, response);
         let Some(session) = self.sessions.open_mut(slot) else {

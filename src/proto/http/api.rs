@@ -17,7 +17,7 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Answer, Failure, HttpConfig, Response, request::Request, response::Delivery, websocket};
+use super::{Answer, Failure, HttpConfig, Response, query, request::Request, response::Delivery, websocket};
 use crate::{
     ErrorCode,
     codec::json,
@@ -312,7 +312,7 @@ fn parse(resource: Resource<'_>, request: &Request, body: &[u8]) -> Result<Call,
             query.check(&["token", "topics", "limit", "after"])?;
             let mut patterns = Vec::new();
             for value in query.values("topics") {
-                for pattern in value.split(',').filter(|pattern| !pattern.is_empty()) {
+                for pattern in query::elements(value) {
                     patterns.push(checked(pattern, "topics")?);
                 }
             }
@@ -439,8 +439,7 @@ struct Query<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Query<'a> {
     fn new(text: Option<&'a str>) -> Query<'a> {
-        let pairs = text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-        Query(pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect())
+        Query(query::pairs(text).collect())
     }
 
     fn values(&self, name: &str) -> impl Iterator<Item = &'a str> {

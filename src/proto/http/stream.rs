@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use super::{
     Failure, HttpConfig, Outcome, Target,
     body::BodyLength,
-    query::{self, Resource},
+    query::{self, StreamPath},
     request::Request,
     response, websocket,
 };
@@ -33,7 +33,7 @@ pub(super) fn open(
         return Err(Failure::method_not_allowed(ALLOWED));
     }
     let headers = request.head.headers();
-    let query = query::parse(request.head.uri().query(), Resource::EventStream, config.query_token)?;
+    let query = query::parse(request.head.uri().query(), StreamPath::EventStream, config.query_token)?;
     if request.body != BodyLength::Bytes(0) {
         return Err(Failure::bad_request("a request for a stream has no body"));
     }
