@@ -189,7 +189,7 @@ impl Publishes {
             Outcome::Failed { code, text } => Some((*code, text)),
             Outcome::Published { .. } => None,
         });
-        // The first of those with the lowest key.
+        // The first that is unconfirmed, else the first.
         let failure = failures.min_by_key(|(code, _)| *code != ErrorCode::Unconfirmed);
         if let Some((code, text)) = failure.filter(|_| !any_published) {
             return (status_of(code), format!("{{\"error\":{}}}", error_json(code, text)));
