@@ -188,6 +188,8 @@ pub const PLACE_CHANGES_MAX: usize = 4 << 10;
 pub const RESUME_WINDOW_MS: u64 = HISTORY_AGE_MS_DEFAULT;
 /// Bytes of topics and ticks after which a page of an HTTP answer ends: as much as may wait for a session that does not read.
 pub const HTTP_PAGE_BYTES: usize = REPLY_BYTES_MAX;
+/// Most patterns in one request for last values over HTTP: each topic found is compared with those before its own.
+pub const CALL_PATTERNS_MAX: usize = 64;
 /// Pieces of topics that a shard requests in one turn for HTTP requests.
 pub const TURN_CALL_PIECES: usize = 8;
 /// Units of delivery for a piece, at its home and at the shard that requested it: up to [`TURN_SURVEYED`] topics visited, or 32

@@ -84,6 +84,8 @@ pub enum Answer {
         host: Box<str>,
         /// The addresses in `X-Forwarded-For`, from the last proxy backwards, as far as they are valid.
         forwarded_for: Vec<IpAddr>,
+        /// Header lines for browsers, which an answer that refuses the request must have too: see [`refused_to_page`].
+        cors: String,
     },
 }
 
@@ -201,8 +203,8 @@ pub struct Connection {
 /// The answer to a request.
 enum Outcome<'a> {
     Response(Response),
-    /// A request of `/v1`, to be parsed once its body has arrived.
-    Call(api::Resource<'a>),
+    /// A request of `/v1` and its token. To be parsed once its body has arrived.
+    Call(api::Resource<'a>, Option<Token<'static>>),
     Upgrade(Vec<u8>, Target),
 }
 
@@ -225,29 +227,27 @@ impl Connection {
         let (head_bytes, request) = match request::parse(bytes, config.head_bytes_max) {
             Ok(Step::Partial) => return Step::Partial,
             Ok(Step::Complete(head_bytes, request)) => (head_bytes, request),
-            Err((failure, is_head)) => return end(bytes, failure, is_head, config),
+            Err((failure, is_head)) => return end(bytes, failure, is_head, "", config),
         };
         let fresh = || Box::new(Body::new(head_bytes, request.body));
         let mut body = self.pending.take().unwrap_or_else(fresh);
-        let outcome = respond(&request, config);
+        let (outcome, cors) = respond(&request, config);
         match body.advance(bytes) {
-            Err(failure) => end(bytes, failure, request.is_head(), config),
+            Err(failure) => end(bytes, failure, request.is_head(), &cors, config),
             Ok(Step::Complete(used, ())) => {
                 let keeps_alive = request.keeps_alive && config.keeps_alive;
-                let outcome = match outcome {
-                    Ok(Outcome::Call(resource)) => {
+                let answer = match outcome {
+                    Ok(Outcome::Call(resource, token)) => {
                         let content = body::content(&bytes[head_bytes..used], request.body);
-                        match api::call(resource, &request, &content, keeps_alive, config) {
-                            Ok(answer) => return Step::Complete(used, answer),
-                            Err(failure) => Err(failure),
-                        }
+                        let exchange = Exchange::new(&request, keeps_alive, cors);
+                        api::call(resource, &request, &content, exchange, token, config)
                     }
-                    outcome => outcome,
+                    outcome => deliver(outcome, cors, &request, keeps_alive, config),
                 };
-                Step::Complete(used, deliver(outcome, &request, keeps_alive, config))
+                Step::Complete(used, answer)
             }
             Ok(Step::Partial) if outcome.is_err() => {
-                Step::Complete(bytes.len(), deliver(outcome, &request, false, config))
+                Step::Complete(bytes.len(), deliver(outcome, cors, &request, false, config))
             }
             Ok(Step::Partial) => {
                 self.pending = Some(body);
@@ -262,30 +262,35 @@ impl Connection {
 }
 
 /// Answers a request that cannot be read, and ends the connection.
-fn end(bytes: &[u8], failure: Failure, is_head: bool, config: &HttpConfig<'_>) -> Step<Answer> {
+fn end(bytes: &[u8], failure: Failure, is_head: bool, cors: &str, config: &HttpConfig<'_>) -> Step<Answer> {
     let delivery = Delivery { is_head, keeps_alive: false, is_1_0: false, realtime_ns: config.realtime_ns };
-    Step::Complete(bytes.len(), respond_with(failure.into(), delivery))
+    let mut response = Response::from(failure);
+    response.fields += cors;
+    Step::Complete(bytes.len(), respond_with(response, delivery))
 }
 
 fn deliver(
     outcome: Result<Outcome<'_>, Failure>,
+    cors: String,
     request: &Request,
     keeps_alive: bool,
     config: &HttpConfig<'_>,
 ) -> Answer {
-    let response = match outcome {
+    let mut response = match outcome {
         Ok(Outcome::Upgrade(response, target)) => {
             let host =
                 request.authority.as_ref().map_or_else(Box::default, |authority| authority.host().into());
-            return Answer::Upgrade { response, target, host, forwarded_for: request.forwarded_for() };
+            let forwarded_for = request.forwarded_for();
+            return Answer::Upgrade { response, target, host, forwarded_for, cors };
         }
         Ok(Outcome::Response(response)) => response,
-        Ok(Outcome::Call(_)) => {
+        Ok(Outcome::Call(..)) => {
             debug_assert!(false, "a call is answered by the core");
             Response::text(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
         }
         Err(failure) => failure.into(),
     };
+    response.fields += &cors;
     // After such a request, nobody knows where the next one starts.
     let keeps_alive = keeps_alive && response.status != StatusCode::BAD_REQUEST;
     let is_1_0 = request.head.version() < http::Version::HTTP_11;
@@ -301,25 +306,36 @@ fn respond_with(response: Response, delivery: Delivery) -> Answer {
     }
 }
 
-/// Finds the resource of a request.
-fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> Result<Outcome<'a>, Failure> {
+/// Finds the resource of a request. Returns its outcome, and the header lines that let a page of another origin read the answer,
+/// whatever that is: without them, a page cannot tell a refusal from a network error.
+fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> (Result<Outcome<'a>, Failure>, String) {
+    let path = request.head.uri().path();
+    if let Err(failure) = config.access.check_host(request.authority.as_ref()) {
+        return (Err(failure), String::new());
+    }
+    let resource = api::Resource::at(path);
+    if resource.is_none() && path != "/sse" {
+        return (respond_to_own(request, config), String::new());
+    }
+    let cors = match access::cors(config.access, request) {
+        Ok(cors) => cors,
+        Err(failure) => return (Err(failure), String::new()),
+    };
+    let allowed = resource.map_or(stream::ALLOWED, api::Resource::allowed);
+    let outcome = match (request.head.method(), resource) {
+        (&Method::OPTIONS, _) => Ok(Outcome::Response(preflight(allowed))),
+        (method, Some(resource)) if !resource.allows(method) => Err(Failure::method_not_allowed(allowed)),
+        (_, Some(resource)) => api::check(request, config).map(|token| Outcome::Call(resource, token)),
+        (_, None) => stream::open(request, &cors, config),
+    };
+    (outcome, cors)
+}
+
+/// Finds a resource that only pages of the server's own origin use.
+fn respond_to_own(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome<'static>, Failure> {
     let (method, path) = (request.head.method(), request.head.uri().path());
-    config.access.check_host(request.authority.as_ref())?;
     let is_health = config.health && path == "/healthz";
     let is_websocket = path == "/ws" || config.debug_echo && path == "/echo";
-    if path == "/sse" {
-        return match *method {
-            Method::OPTIONS => preflight(request, config, stream::ALLOWED),
-            _ => stream::open(request, config),
-        };
-    }
-    if let Some(resource) = api::Resource::at(path) {
-        return match *method {
-            Method::OPTIONS => preflight(request, config, resource.allowed()),
-            ref method if !resource.allows(method) => Err(Failure::method_not_allowed(resource.allowed())),
-            _ => api::check(request, config).map(|_| Outcome::Call(resource)),
-        };
-    }
     if !is_health && !is_websocket && !config.files.contains(path) {
         return Err(Failure(
             StatusCode::NOT_FOUND,
@@ -341,14 +357,13 @@ fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> Result<Outcome<
 }
 
 /// Tells a browser what a page of another origin may send (Fetch, section 3.2.2).
-fn preflight(request: &Request, config: &HttpConfig<'_>, allowed: &str) -> Result<Outcome<'static>, Failure> {
-    let fields = access::cors(config.access, request)?
-        + &format!(
-            "Access-Control-Allow-Methods: {allowed}\r\n\
-             Access-Control-Allow-Headers: Authorization, Cache-Control, Content-Type, Last-Event-ID\r\n\
-             Access-Control-Max-Age: 600\r\n"
-        );
-    Ok(Outcome::Response(Response { status: StatusCode::NO_CONTENT, fields, body: Cow::Borrowed(&[]) }))
+fn preflight(allowed: &str) -> Response {
+    let fields = format!(
+        "Access-Control-Allow-Methods: {allowed}\r\n\
+         Access-Control-Allow-Headers: Authorization, Cache-Control, Content-Type, Last-Event-ID\r\n\
+         Access-Control-Max-Age: 600\r\n"
+    );
+    Response { status: StatusCode::NO_CONTENT, fields, body: Cow::Borrowed(&[]) }
 }
 
 impl From<Failure> for Response {
@@ -374,10 +389,18 @@ impl From<Failure> for Response {
 
 /// The response that ends a connection before its request has been read: status and reason.
 pub fn refused(status: u16, text: &str, realtime_ns: u64) -> Vec<u8> {
+    refused_to_page(status, text, "", realtime_ns)
+}
+
+/// As [`refused`], after the request has been read. `cors`: that of [`Answer::Upgrade`].
+pub fn refused_to_page(status: u16, text: &str, cors: &str, realtime_ns: u64) -> Vec<u8> {
     let code = StatusCode::from_u16(status);
     debug_assert!(code.is_ok(), "{status} is an HTTP status");
     let delivery = Delivery { is_head: false, keeps_alive: false, is_1_0: false, realtime_ns };
-    Response::from(Failure(code.unwrap_or(StatusCode::SERVICE_UNAVAILABLE), text.to_owned())).encode(delivery)
+    let failure = Failure(code.unwrap_or(StatusCode::SERVICE_UNAVAILABLE), text.to_owned());
+    let mut response = Response::from(failure);
+    response.fields += cors;
+    response.encode(delivery)
 }
 
 /// Elements of a list header (RFC 9110, section 5.6.1): several lines are one list, white space around an element is

@@ -94,10 +94,14 @@ pub struct Read {
     pub permissions: Option<Arc<Permissions>>,
     /// Whether a home has been asked but has not answered.
     pub is_waiting: bool,
+    /// Comparisons of topics and patterns that have not been charged yet.
+    pub compared: usize,
     /// The answer, as far as it is known. Bound: [`HTTP_PAGE_BYTES`], and one piece.
     out: Vec<u8>,
     /// The topic whose values `out` ends with.
     open: Option<TopicInfo>,
+    /// How it begins, until its first value has come: a topic without values is left out.
+    head: String,
     state: ReadState,
 }
 
@@ -125,6 +129,16 @@ impl PendingCall {
                 true
             }
             (Work::Read(_), Outcome::Published { .. }) => false,
+        }
+    }
+
+    /// Notes that publishes without an answer get none: nobody knows whether they are published.
+    pub fn end_unconfirmed(&mut self, text: &str) {
+        if let Work::Publish(publishes) = &mut self.work {
+            for result in publishes.results.iter_mut().filter(|result| result.is_none()) {
+                *result = Some(Outcome::Failed { code: ErrorCode::Unconfirmed, text: text.into() });
+            }
+            publishes.missing = 0;
         }
     }
 
@@ -168,15 +182,18 @@ impl Publishes {
         self.missing == 0
     }
 
-    /// 200 if anything was published: what was not says why in its place. Else the status of the first failure.
+    /// 200 if anything was published: what was not says why in its place. Else the status of the first failure, unless another one
+    /// may be published: a client that tried again would publish it twice.
     fn answer(self) -> (u16, String) {
         let is_published = |result: &Option<Outcome>| matches!(result, Some(Outcome::Published { .. }));
         let any_published = self.results.iter().any(is_published);
-        let first_failure = self.results.iter().flatten().find_map(|result| match result {
+        let failures = self.results.iter().flatten().filter_map(|result| match result {
             Outcome::Failed { code, text } => Some((*code, text)),
             Outcome::Published { .. } => None,
         });
-        if let Some((code, text)) = first_failure.filter(|_| !any_published) {
+        // The first that is unconfirmed, else the first.
+        let failure = failures.min_by_key(|(code, _)| *code != ErrorCode::Unconfirmed);
+        if let Some((code, text)) = failure.filter(|_| !any_published) {
             return (status_of(code), format!("{{\"error\":{}}}", error_json(code, text)));
         }
         let json = |result: &Option<Outcome>| match result {
@@ -205,8 +222,10 @@ impl Read {
             left: limit,
             permissions: None,
             is_waiting: false,
+            compared: 0,
             out: Vec::new(),
             open: None,
+            head: String::new(),
             state: ReadState::Going,
         }
     }
@@ -221,8 +240,8 @@ impl Read {
         self.patterns.get(self.at.pattern as usize).map(|pattern| &**pattern)
     }
 
-    /// Takes a piece of a home's topics, and goes on at `next`, or at the next home or pattern. `matches` compares the keys of a
-    /// pattern and a topic.
+    /// Takes a piece of a home's topics, and goes on at `next`, or at the next home or pattern. If values are wanted, topics without
+    /// any are left out. `matches` compares the keys of a pattern and a topic.
     pub fn take_topics(
         &mut self,
         mut frames: &[u8],
@@ -267,6 +286,7 @@ impl Read {
         };
         let name = topic_key::name(key);
         let earlier = self.patterns.iter().take(self.at.pattern as usize);
+        self.compared += earlier.len();
         if earlier.into_iter().any(|pattern| matches(pattern, key))
             || self.permissions.as_ref().is_some_and(|permissions| !permissions.subscribe.permits(name))
         {
@@ -277,33 +297,40 @@ impl Read {
             return true;
         }
         self.close_topic();
-        if !self.out.is_empty() {
-            self.out.push(b',');
-        }
         let sequence = frame.header.sequence;
-        let mut head =
-            format!("{{\"topic\":{},\"epoch\":{epoch},\"sequence\":{sequence}", json::literal(name));
+        let head = format!("{{\"topic\":{},\"epoch\":{epoch},\"sequence\":{sequence}", json::literal(name));
         match self.what {
             Readable::Topics => {
-                head += "}";
+                self.push_item(&(head + "}"));
                 self.left = self.left.saturating_sub(1);
             }
             Readable::Latest | Readable::History { .. } => {
-                head += ",\"ticks\":[";
+                self.head = head + ",\"ticks\":[";
                 self.open = Some(TopicInfo::new(id, epoch, name));
             }
         }
-        self.out.extend_from_slice(head.as_bytes());
         true
     }
 
+    fn push_item(&mut self, text: &str) {
+        if !self.out.is_empty() {
+            self.out.push(b',');
+        }
+        self.out.extend_from_slice(text.as_bytes());
+    }
+
     fn close_topic(&mut self) {
-        if self.open.take().is_some() {
+        let has_values = std::mem::take(&mut self.head).is_empty();
+        if self.open.take().is_some() && has_values {
             self.out.extend_from_slice(b"]}");
         }
     }
 
     fn push_tick(&mut self, tick: &Frame<'_>, scratch: &mut Vec<u8>) {
+        if !self.head.is_empty() {
+            let head = std::mem::take(&mut self.head);
+            self.push_item(&head);
+        }
         let Some(topic) = &self.open else { return };
         if self.out.last() != Some(&b'[') {
             self.out.push(b',');
@@ -357,6 +384,50 @@ impl Read {
                 (status, format!("{{\"error\":{}}}", error_json(code, &text)))
             }
             ReadState::Going | ReadState::Done => (200, String::from_utf8_lossy(&self.out).into_owned()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tickcast_proto::{frame::HeaderFields, records::TickTimes};
+
+    #[test]
+    fn a_list_of_publishes_of_which_one_may_be_published_is_not_answered_as_if_none_were() {
+        for (codes, status) in [
+            ([ErrorCode::EngineUnavailable, ErrorCode::Unconfirmed], 504),
+            ([ErrorCode::EngineUnavailable, ErrorCode::BadTopic], 503),
+            ([ErrorCode::BadTopic, ErrorCode::EngineUnavailable], 400),
+        ] {
+            let mut publishes = Publishes::new(2, false);
+            for (request, code) in (1..).zip(codes) {
+                publishes.note(request, Outcome::Failed { code, text: "".into() });
+            }
+            assert_eq!(publishes.answer().0, status, "{codes:?}");
+        }
+    }
+
+    #[test]
+    fn topics_without_values_are_no_part_of_a_page_of_last_values() {
+        let mut frames = Vec::new();
+        for topic in 1..=3 {
+            let fields = HeaderFields { topic_id: topic, sequence: 5, ..HeaderFields::default() };
+            let record = Published { epoch: 7, ..Published::default() };
+            let name = format!("t.{topic}");
+            frame::encode(&mut frames, Kind::Published, fields, &record, &[name.as_bytes()]);
+            if topic == 2 {
+                frame::encode(&mut frames, Kind::Tick, fields, &TickTimes::default(), &[b"1"]);
+            }
+        }
+        for what in [Readable::Latest, Readable::Topics] {
+            let mut read = Read::new(what, vec![">".into()], Cursor::default(), 10);
+            read.take_topics(&frames, None, 0..1, |_, _| true);
+            let (_, answer) = read.answer();
+            let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+            let topics = answer["topics"].as_array().unwrap().iter();
+            let names: Vec<&str> = topics.map(|topic| topic["topic"].as_str().unwrap()).collect();
+            assert_eq!(names, if what == Readable::Latest { vec!["t.2"] } else { vec!["t.1", "t.2", "t.3"] });
         }
     }
 }

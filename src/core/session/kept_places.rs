@@ -1,10 +1,13 @@
 //! Places of event streams that have ended, kept for clients that resume.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasher, RandomState},
+};
 
-use super::places::Places;
+use super::places::{Owner, Places};
 use crate::{ids::SessionId, limits::RESUME_WINDOW_MS};
-use tickcast_proto::subscription::Position;
+use tickcast_proto::{framing::event_stream::KeptPlaces, ids::ShardId, subscription::Position};
 
 /// The places that no event id could hold, by session. Kept for [`RESUME_WINDOW_MS`]. Their memory counts towards the shard's
 /// saved positions, which bounds their number.
@@ -17,18 +20,37 @@ pub struct KeptPlacesTable {
     expiries: VecDeque<(u64, SessionId)>,
     /// The time of the turn, CLOCK_MONOTONIC nanoseconds.
     now_ns: u64,
+    /// Keys the proofs in the names of places. Random in each run of the server, whose names other runs do not know.
+    proofs: RandomState,
 }
 
 impl KeptPlacesTable {
+    /// How the places of a session are named outside: by its id, and a proof that its client has been told the name.
+    pub fn kept_as(&self, shard: ShardId, session: SessionId) -> KeptPlaces {
+        let key = u128::from(session.0) << u64::BITS | u128::from(self.proofs.hash_one(session));
+        KeptPlaces { shard: shard.0, key, number: 0 }
+    }
+
+    /// The session that [`KeptPlacesTable::kept_as`] has named so; `None` if it has named none.
+    pub fn session_of(&self, kept: KeptPlaces) -> Option<SessionId> {
+        let session = SessionId((kept.key >> u64::BITS) as u64);
+        (self.kept_as(ShardId(kept.shard), session).key == kept.key).then_some(session)
+    }
+
     /// Keeps the places of a session that has ended.
     pub fn keep(&mut self, session: SessionId, places: Places) {
         self.expiries.push_back((self.now_ns.saturating_add(RESUME_WINDOW_MS * 1_000_000), session));
         self.by_session.insert(session, places);
     }
 
-    /// The positions of an ended session after a SEND, by topic; `None` if they are not known.
-    pub fn after_send(&self, session: SessionId, number: u64) -> Option<HashMap<Box<str>, Position>> {
-        self.by_session.get(&session)?.after_send(number)
+    /// The positions of an ended session after a SEND, by topic; `None` if they are not known, or are another client's.
+    pub fn after_send(
+        &self,
+        session: SessionId,
+        number: u64,
+        client: &Owner,
+    ) -> Option<HashMap<Box<str>, Position>> {
+        self.by_session.get(&session)?.after_send(number, client)
     }
 
     /// Sets the time of the turn, and drops expired places. O(places dropped).
@@ -53,14 +75,24 @@ impl KeptPlacesTable {
 mod tests {
     use super::*;
     use crate::session::saved_positions::PositionsMemory;
-    use tickcast_proto::{framing::event_stream::KeptPlaces, ids::TopicId};
+    use tickcast_proto::ids::TopicId;
+
+    #[test]
+    fn no_name_can_be_made_from_another_one_or_from_those_of_another_run() {
+        let table = KeptPlacesTable::default();
+        let kept = table.kept_as(ShardId(3), SessionId(7));
+        assert_eq!(table.session_of(kept), Some(SessionId(7)));
+        assert_eq!(table.session_of(KeptPlaces { key: kept.key ^ 1 << u64::BITS, ..kept }), None);
+        assert_eq!(table.session_of(KeptPlaces { key: kept.key ^ 1, ..kept }), None);
+        assert_eq!(KeptPlacesTable::default().session_of(kept), None);
+    }
 
     #[test]
     fn places_are_kept_for_the_resume_window() {
         let memory = PositionsMemory::default();
         let mut table = KeptPlacesTable::default();
         for session in 1..=2 {
-            let mut places = Places::new(memory.clone());
+            let mut places = Places::new(Owner::default(), memory.clone());
             for topic in 0..400 {
                 places.learn(
                     Some(TopicId(topic)),
@@ -77,12 +109,15 @@ mod tests {
         }
         let window_ns = RESUME_WINDOW_MS * 1_000_000;
         table.expire(window_ns + 999);
-        let found = table.after_send(SessionId(1), 1).unwrap();
+        let found = table.after_send(SessionId(1), 1, &Owner::default()).unwrap();
         assert_eq!(found["a.topic.0"], Position { epoch: 7, sequence: 9 });
         assert_eq!((found.len(), found["a.topic.1"].sequence), (400, 1));
-        assert_eq!(table.after_send(SessionId(3), 1), None);
+        assert_eq!(table.after_send(SessionId(3), 1, &Owner::default()), None);
         table.expire(window_ns + 1_000);
-        assert!(table.after_send(SessionId(1), 1).is_none() && table.after_send(SessionId(2), 1).is_some());
+        assert!(
+            table.after_send(SessionId(1), 1, &Owner::default()).is_none()
+                && table.after_send(SessionId(2), 1, &Owner::default()).is_some()
+        );
         table.expire(window_ns + 2_000);
         assert_eq!(memory.bytes(), 0);
     }

@@ -10,11 +10,11 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::{membership::TopicMap, saved_positions::PositionsMemory};
-use crate::{ids::SessionId, limits::PLACE_CHANGES_MAX};
+use super::{Session, membership::TopicMap, saved_positions::PositionsMemory};
+use crate::{ids::TenantId, limits::PLACE_CHANGES_MAX};
 use tickcast_proto::{
     framing::event_stream::{self, KeptPlaces},
-    ids::{ShardId, TopicId},
+    ids::TopicId,
     limits::{LAST_EVENT_ID_BYTES_MAX, RESUME_POSITIONS_MAX},
     subscription::Position,
 };
@@ -32,12 +32,14 @@ const PLACE_BYTES: usize = 192;
 /// Invariant: `by_name` has an entry for each place; `by_topic` has one for each that has advanced in this connection.
 #[derive(Debug)]
 pub struct Places {
+    owner: Owner,
     entries: Vec<Place>,
     by_topic: TopicMap<u32>,
     by_name: HashMap<Box<str>, u32>,
     /// Total bytes of the prefixes.
     prefix_bytes: usize,
-    /// Ticks of topics without a place, since the last id. Bound: the topics in one SEND.
+    /// Ticks of topics without a place, in order; those in a row of one topic are one. Taken after each SEND. Bound: the ticks in a
+    /// SEND.
     unknown: Vec<(TopicId, u64)>,
     has_advanced: bool,
     /// SENDs so far that ended with an id.
@@ -50,6 +52,23 @@ pub struct Places {
     is_lost: bool,
     memory: PositionsMemory,
     memory_bytes: usize,
+}
+
+/// Whose places they are: nobody else goes on from them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    tenant: TenantId,
+    /// The principal's subject, and its tenant by name; `None`: without authentication.
+    principal: Option<(Box<str>, Box<str>)>,
+}
+
+impl Owner {
+    /// The client of a session.
+    pub fn of(session: &Session) -> Owner {
+        let principal = session.principal.as_ref();
+        let principal = principal.map(|principal| (principal.subject.clone(), principal.tenant.clone()));
+        Owner { tenant: session.tenant, principal }
+    }
 }
 
 #[derive(Debug)]
@@ -72,9 +91,10 @@ struct Change {
 const NOWHERE: Position = Position { epoch: 0, sequence: 0 };
 
 impl Places {
-    /// No places. Those to come count against this memory.
-    pub fn new(memory: PositionsMemory) -> Places {
+    /// No places of a client. Those to come count against this memory.
+    pub fn new(owner: Owner, memory: PositionsMemory) -> Places {
         Places {
+            owner,
             entries: Vec::new(),
             by_topic: TopicMap::default(),
             by_name: HashMap::new(),
@@ -94,6 +114,9 @@ impl Places {
     #[inline]
     pub fn advance(&mut self, topic: TopicId, sequence: u64) {
         self.has_advanced = true;
+        if self.is_lost {
+            return;
+        }
         match self.by_topic.get(&topic) {
             Some(&index) => self.set(index, None, sequence),
             None => match self.unknown.last_mut() {
@@ -124,7 +147,7 @@ impl Places {
         changes.push_back(Change { number, before, index });
     }
 
-    /// Takes the topics that have advanced and have no place, which [`Places::learn`] gives them.
+    /// Takes the topics that have advanced and have no place, which [`Places::learn`] gives them. To be called after each SEND.
     pub fn take_unknown(&mut self) -> Vec<(TopicId, u64)> {
         std::mem::take(&mut self.unknown)
     }
@@ -185,7 +208,7 @@ impl Places {
     /// Forgets all places. A client that resumes from them learns that its position is lost.
     fn lose(&mut self) {
         self.memory.give_back(std::mem::take(&mut self.memory_bytes));
-        let mut lost = Places::new(self.memory.clone());
+        let mut lost = Places::new(std::mem::take(&mut self.owner), self.memory.clone());
         (lost.is_lost, lost.has_advanced, lost.number) = (true, true, self.number);
         *self = lost;
     }
@@ -208,14 +231,25 @@ impl Places {
         });
     }
 
+    /// Ends the next SEND with an id even if nothing has advanced.
+    pub fn renew_id(&mut self) {
+        self.has_advanced = true;
+    }
+
+    /// Number of topics with a place.
+    #[cfg(test)]
+    pub fn topics_len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Whether a client could come back to these places: no id has held them.
     pub fn must_be_kept(&self) -> bool {
         self.changes.is_some()
     }
 
-    /// The positions after a SEND, by name; `None` if they are not known any more.
-    pub fn after_send(&self, number: u64) -> Option<HashMap<Box<str>, Position>> {
-        let changes = self.changes.as_ref()?;
+    /// The positions after a SEND, by name; `None` if they are not known any more, or are another client's.
+    pub fn after_send(&self, number: u64, client: &Owner) -> Option<HashMap<Box<str>, Position>> {
+        let changes = self.changes.as_ref().filter(|_| self.owner == *client)?;
         if number < self.reaches_back_to || number > self.number {
             return None;
         }
@@ -245,16 +279,6 @@ impl Drop for Places {
     }
 }
 
-/// How the places of a session are named outside. Names of other runs of the server lead nowhere: `epoch` is that of the server.
-pub fn kept_as(shard: ShardId, epoch: u64, session: SessionId) -> KeptPlaces {
-    KeptPlaces { shard: shard.0, key: session.0 ^ epoch.rotate_left(32), number: 0 }
-}
-
-/// The session that [`kept_as`] has named, if it is of this run of the server.
-pub fn session_of(kept: KeptPlaces, epoch: u64) -> SessionId {
-    SessionId(kept.key ^ epoch.rotate_left(32))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,7 +301,7 @@ mod tests {
     #[test]
     fn an_id_holds_the_last_tick_of_each_topic_and_comes_only_after_ticks() {
         let memory = PositionsMemory::default();
-        let mut places = Places::new(memory.clone());
+        let mut places = Places::new(Owner::default(), memory.clone());
         assert_eq!(id(&mut places), "");
         for (topic, sequence) in [(1, 4), (1, 5), (2, 9), (1, 6)] {
             places.advance(TopicId(topic), sequence);
@@ -294,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_new_life_of_a_topic_takes_the_place_of_the_old_one() {
-        let mut places = Places::new(PositionsMemory::default());
+        let mut places = Places::new(Owner::default(), PositionsMemory::default());
         places.learn(None, "t.1", Position { epoch: 3, sequence: 50 }, 1 << 20);
         places.advance(TopicId(1), 51);
         learn_all(&mut places, 3);
@@ -309,7 +333,7 @@ mod tests {
     #[test]
     fn many_places_are_kept_and_taken_back_to_any_send_that_a_client_may_name() {
         let mut random = fastrand::Rng::with_seed(1);
-        let mut places = Places::new(PositionsMemory::default());
+        let mut places = Places::new(Owner::default(), PositionsMemory::default());
         let (mut now, mut after) = (HashMap::new(), Vec::new());
         for number in 1..=3_000_u64 {
             for _ in 0..random.u8(1..4) {
@@ -321,7 +345,7 @@ mod tests {
             learn_all(&mut places, 7);
             let id = id(&mut places);
             assert_eq!(id.starts_with('@'), places.must_be_kept());
-            if let Some(name) = id.strip_prefix("@1.0000000000000002.") {
+            if let Some(name) = id.strip_prefix("@1.00000000000000000000000000000002.") {
                 assert_eq!(name.parse(), Ok(number));
             }
             after.push(now.clone());
@@ -329,30 +353,30 @@ mod tests {
         assert!(places.must_be_kept());
         let mut known = 0;
         for (at, expected) in after.iter().enumerate() {
-            let Some(found) = places.after_send(at as u64 + 1) else { continue };
+            let Some(found) = places.after_send(at as u64 + 1, &Owner::default()) else { continue };
             let expected: HashMap<Box<str>, Position> =
                 expected.iter().map(|(topic, at)| (format!("t.{topic}").into(), *at)).collect();
             assert_eq!(found, expected, "after SEND {}", at + 1);
             known += 1;
         }
         assert!(known > PLACE_CHANGES_MAX / 4 && known < 3_000, "{known}");
-        assert_eq!(places.after_send(3_001), None);
+        assert_eq!(places.after_send(3_001, &Owner::default()), None);
     }
 
     #[test]
     fn without_memory_the_places_are_lost_and_the_id_says_so() {
         let memory = PositionsMemory::default();
-        let mut places = Places::new(memory.clone());
+        let mut places = Places::new(Owner::default(), memory.clone());
         for topic in 0..10 {
             places.advance(TopicId(topic), 1);
         }
         for (topic, sequence) in places.take_unknown() {
             places.learn(Some(topic), &format!("t.{}", topic.0), Position { epoch: 7, sequence }, 1_000);
         }
-        assert_eq!((id(&mut places).as_str(), memory.bytes()), ("@1.0000000000000002.1", 0));
-        assert_eq!(places.after_send(1), None);
+        assert_eq!((id(&mut places).as_str(), memory.bytes()), ("@1.00000000000000000000000000000002.1", 0));
+        assert_eq!(places.after_send(1, &Owner::default()), None);
         places.advance(TopicId(1), 2);
-        learn_all(&mut places, 7);
-        assert_eq!(id(&mut places), "@1.0000000000000002.2");
+        assert_eq!(places.take_unknown(), [], "nothing more is done for them");
+        assert_eq!(id(&mut places), "@1.00000000000000000000000000000002.2");
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     budgets::Expense,
     home::lookup::{PageStart, TicksFound, TopicsFound, TopicsWanted},
     ids::{SessionId, SlotId},
-    limits::{CALL_UNITS, TURN_CALL_PIECES},
+    limits::{CALL_PATTERNS_MAX, CALL_UNITS, TURN_CALL_PIECES, TURN_SURVEYED},
     metrics::counters::Counter,
     now::Now,
     placement,
@@ -38,10 +38,19 @@ use tickcast_proto::{
 /// The requests of a shard's connections.
 #[derive(Debug, Default)]
 pub(super) struct CallQueues {
-    /// Those whose next piece has yet to be requested. Bound: one entry a session.
+    /// Those whose next piece has yet to be requested. Entries of ended sessions stay until their turn. Bound:
+    /// [`CallQueues::reads_max`].
     reads: VecDeque<SessionId>,
     /// Those whose answer is known. Bound: one entry a session.
     done: Vec<SlotId>,
+}
+
+impl CallQueues {
+    /// Entries in `reads` at which those of ended sessions are dropped. At least half of them are, so that the cost is O(1) for
+    /// each entry.
+    fn reads_max(sessions: usize) -> usize {
+        2 * sessions
+    }
 }
 
 /// What a LOOKUP asks for.
@@ -152,28 +161,31 @@ impl Shard {
         let patterns = read.patterns.clone();
         let wildcards_max = self.limits.patterns.wildcards_max;
         let names = || patterns.iter().map(|pattern| crate::topic_key::name(pattern));
-        let refusal = if patterns.len() > self.limits.subscriptions_per_session_max {
-            let text = format!("a request may have {} patterns", self.limits.subscriptions_per_session_max);
+        let patterns_max = self.limits.subscriptions_per_session_max.min(CALL_PATTERNS_MAX);
+        let refusal = if patterns.len() > patterns_max {
+            let text = format!("a request may have {patterns_max} patterns");
             Some((413, ErrorCode::TooManySubscriptions, text))
         } else if let Some(name) = names().find(|name| pattern::wildcards(name) > wildcards_max) {
             let text = format!("pattern {}: more than {wildcards_max} *", quoted(name.as_bytes()));
             Some((400, ErrorCode::BadPattern, text))
-        } else if let Some(name) = names().find(|name| self.allowed(slot, name) == Allowed::Nothing) {
-            self.counters.add(Counter::SubscriptionsRefused, 1);
-            let text = format!(
-                "pattern {}: you may not receive all topics that it matches",
-                quoted(name.as_bytes())
-            );
-            Some((403, ErrorCode::NotAllowed, text))
         } else {
-            None
+            let refused = names().find(|name| self.allowed(slot, name) == Allowed::Nothing);
+            refused.map(|name| (403, ErrorCode::NotAllowed, self.refuse_pattern(name)))
         };
         if let Some((status, code, text)) = refusal {
             return self.fail_read(slot, status, code, text);
         }
         if self.pay(slot, 0, &[(expense, patterns.len() as u64)], now) {
-            self.calls.reads.push_back(id);
+            self.queue_read(id);
         }
+    }
+
+    fn queue_read(&mut self, id: SessionId) {
+        if self.calls.reads.len() >= CallQueues::reads_max(self.sessions.len()) {
+            let sessions = &self.sessions;
+            self.calls.reads.retain(|id| sessions.get(id.slot()).is_some_and(|session| session.id == *id));
+        }
+        self.calls.reads.push_back(id);
     }
 
     fn fail_read(&mut self, slot: SlotId, status: u16, code: ErrorCode, text: String) {
@@ -209,7 +221,7 @@ impl Shard {
     fn request_piece(&mut self, id: SessionId, now: Now) {
         let shards = self.shards;
         let Some(read) = self.read_of(id) else { return };
-        let Some(key) = read.pattern() else {
+        let Some(key) = read.pattern().filter(|_| read.at.home < shards) else {
             let text = "parameter after is not the \"next\" of an earlier answer to this request".into();
             return self.fail_read(id.slot(), 400, ErrorCode::BadRequest, text);
         };
@@ -317,15 +329,37 @@ impl Shard {
             let next = PageStart { place, sequence, life: epoch };
             read.take_topics(frames, has_more.then_some(next), homes, matches);
         }
+        // As much as for topics visited.
+        let units = std::mem::take(&mut read.compared) * CALL_UNITS / TURN_SURVEYED;
+        self.charge(units);
         match self.sessions.open_mut(id.slot()).and_then(|session| session.protocol.call_mut()) {
             Some(call) if call.is_done() => self.calls.done.push(id.slot()),
-            _ => self.calls.reads.push_back(id),
+            _ => self.queue_read(id),
         }
     }
 
     /// Notes that the answer to a request may be known.
     pub(super) fn note_call_done(&mut self, slot: SlotId) {
         self.calls.done.push(slot);
+    }
+
+    /// Takes the answer to a request that publishes, of a session that ends before all of its publishes are answered; `None`: there
+    /// is no such request. Never 503: a client that tried again would publish twice.
+    pub(in crate::shard) fn take_unconfirmed(
+        &mut self,
+        slot: SlotId,
+        reason: &CloseReason,
+        now: Now,
+    ) -> Option<Vec<u8>> {
+        let Protocol::Http(http) = &mut self.sessions.any_mut(slot)?.protocol else { return None };
+        let pending = &mut http.calls.as_deref_mut()?.pending;
+        let mut call = pending.take_if(|call| matches!(call.work, Work::Publish(_)))?;
+        call.end_unconfirmed(&format!("{reason}: it may be published"));
+        call.exchange.closes = true;
+        self.counters.add(Counter::HttpResponses, 1);
+        let exchange = call.exchange.clone();
+        let (status, json) = call.answer();
+        Some(exchange.answer(status, json, now.realtime_ns))
     }
 
     /// Answers requests whose answer is known.

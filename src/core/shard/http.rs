@@ -10,7 +10,10 @@ use crate::{
     metrics::counters::Counter,
     now::Now,
     principal::AuthRefusal,
-    session::{CloseReason, Protocol, Stream, places::Places},
+    session::{
+        CloseReason, Protocol, Stream,
+        places::{Owner, Places},
+    },
 };
 use tickcast_proto::{
     DecodeError, Step,
@@ -24,7 +27,7 @@ use tickcast_proto::{
 const STREAM_FEATURES: Features = Features::COUNTS.union(Features::REASONS);
 
 impl Shard {
-    /// Answers the request at the front of `bytes`.
+    /// Answers the request at the front of `bytes`. Completes no byte of one that waits for the shard's room.
     pub(super) fn http(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
         let config = HttpConfig {
             head_bytes_max: self.limits.http_head_bytes_max,
@@ -47,6 +50,15 @@ impl Shard {
         if let Answer::Upgrade { target: Target::Stream { token, .. }, .. } = &answer {
             self.settle_last_caller(slot, token.as_ref());
         }
+        // A call adds work to this shard and others, unlike all else that a new connection may begin with.
+        if matches!(answer, Answer::Call { .. }) && !self.takes_input() {
+            if let Some(Protocol::Http(http)) =
+                self.sessions.open_mut(slot).map(|session| &mut session.protocol)
+            {
+                http.is_kept = true;
+            }
+            return Ok(Step::Complete(0, ()));
+        }
         match answer {
             Answer::Interim(bytes) => self.push_bytes(slot, bytes),
             Answer::Respond { response, status, closes } => {
@@ -65,21 +77,21 @@ impl Shard {
             Answer::Upgrade { forwarded_for, .. } if self.awaits_admission(slot, &forwarded_for) => {
                 return Ok(Step::Partial);
             }
-            Answer::Upgrade { response, target, host, .. } => {
-                match self.enter_websocket(slot, &target, &host, now) {
+            Answer::Upgrade { response, target, host, cors, .. } => {
+                match self.enter_stream(slot, &target, &host, now) {
                     Entry::Admitted if target.is_one_way() => {
-                        self.begin_stream(slot, &response, target, now)?
+                        self.begin_stream(slot, &response, target, &cors, now)?
                     }
                     Entry::Admitted => self.upgrade(slot, &response, target, now)?,
                     Entry::Waits => return Ok(Step::Partial),
                     Entry::Refused(refusal) if target.is_one_way() => {
-                        self.refuse_stream(slot, &response, &target, refusal, now);
+                        self.refuse_stream(slot, &response, &target, refusal, &cors, now);
                     }
                     Entry::Refused(AuthRefusal::Busy) => {
                         self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
                     }
                     Entry::Refused(refusal) => {
-                        self.become_websocket(slot, &response, &target);
+                        self.begin_messages(slot, &response, &target);
                         self.end(slot, CloseReason::Unauthorized(refusal), now);
                     }
                 }
@@ -88,9 +100,10 @@ impl Shard {
         Ok(Step::Complete(used, ()))
     }
 
-    /// Returns whether a request for a WebSocket may be answered here. If not, it waits for the verdict on its credentials, or has
-    /// begun its handover. A client may give its credentials in a hello instead, unless it subscribes before that.
-    fn enter_websocket(&mut self, slot: SlotId, target: &Target, host: &str, now: Now) -> Entry {
+    /// Returns whether a request for a WebSocket or a stream may be answered here. If not, it waits for the verdict on its
+    /// credentials, or has begun its handover. A client may give its credentials in a hello instead, unless it subscribes before
+    /// that.
+    fn enter_stream(&mut self, slot: SlotId, target: &Target, host: &str, now: Now) -> Entry {
         let Target::Stream { client, token, patterns, kept, .. } = target else { return Entry::Admitted };
         if let Err(refusal) = self.enter_tenant_of_host(slot, host) {
             return Entry::Refused(refusal);
@@ -104,7 +117,7 @@ impl Shard {
         if stays { Entry::Admitted } else { Entry::Waits }
     }
 
-    /// Makes a session a WebSocket, and subscribes to what its target asks for.
+    /// Makes a session a WebSocket, and subscribes to what its target asks for. A stream begins in [`Shard::begin_stream`].
     fn upgrade(
         &mut self,
         slot: SlotId,
@@ -112,7 +125,7 @@ impl Shard {
         target: Target,
         now: Now,
     ) -> Result<(), DecodeError> {
-        self.become_websocket(slot, response, &target);
+        self.begin_messages(slot, response, &target);
         let Target::Stream { patterns, delivery, from, .. } = target else { return Ok(()) };
         if let Some(session) = self.sessions.open_mut(slot)
             && self.limits.auth.is_some()
@@ -130,8 +143,8 @@ impl Shard {
         self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)
     }
 
-    /// Answers a request for a WebSocket with 101, or begins a stream.
-    pub(super) fn become_websocket(&mut self, slot: SlotId, response: &[u8], target: &Target) {
+    /// Answers a request for a WebSocket or a stream with the response that its messages follow.
+    pub(super) fn begin_messages(&mut self, slot: SlotId, response: &[u8], target: &Target) {
         self.actions.push_back(Action::HandshakeDone(slot));
         self.push_bytes(slot, response);
         let Some(session) = self.sessions.open_mut(slot) else {
@@ -141,7 +154,8 @@ impl Shard {
             Target::Echo => Protocol::Echo(Decoder::for_long_messages(ECHO_BYTES_MAX)),
             Target::Stream { format, .. } if format.framing.is_one_way() => {
                 (session.format, session.features) = (format, STREAM_FEATURES);
-                let places = format.framing.has_places().then(|| Places::new(self.positions_memory.clone()));
+                let new_places = || Places::new(Owner::of(session), self.positions_memory.clone());
+                let places = format.framing.has_places().then(new_places);
                 Protocol::Streaming(Box::new(Stream { decoder: Decoder::new(format.framing), places }))
             }
             Target::Stream { format, .. } => {
@@ -151,10 +165,11 @@ impl Shard {
         };
     }
 
-    /// Keeps a connection open for its next request.
+    /// Keeps a connection open for its next request, whose time begins now.
     pub(super) fn keep_alive(&mut self, slot: SlotId, now: Now) {
         let when_ns = now.monotonic_ns.saturating_add(self.limits.http_idle_ns);
         let Some(session) = self.sessions.open_mut(slot) else { return };
+        session.pulse_ms = now.low_ms();
         let id = session.id;
         let Protocol::Http(http) = &mut session.protocol else { return };
         http.is_kept = true;
@@ -168,9 +183,14 @@ impl Shard {
         let idle_ns = self.limits.http_idle_ns;
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let silent_ns = session.silent_ms(now) * 1_000_000;
-        let id = session.id;
+        let (id, has_call) = (session.id, session.protocol.has_call());
         // A WebSocket has heartbeats instead.
         let Protocol::Http(http) = &mut session.protocol else { return };
+        if has_call {
+            // It waits for the server. `keep_alive` begins its time anew when the answer is known.
+            http.idle_timer_pending = true;
+            return self.set_timer(now.monotonic_ns.saturating_add(idle_ns), TimerKind::HttpIdle, id);
+        }
         if silent_ns >= idle_ns {
             return self.end(slot, CloseReason::HttpIdle, now);
         }

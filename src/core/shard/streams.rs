@@ -2,12 +2,14 @@
 
 use std::{borrow::Cow, collections::HashMap};
 
-use super::{Action, Shard, authentication::Allowed, ingress::quoted};
+use super::{Action, Shard, authentication::Allowed};
 use crate::{
     ids::SlotId,
+    metrics::counters::Counter,
     now::Now,
+    pattern_trie::PatternTrie,
     principal::AuthRefusal,
-    session::{CloseReason, Protocol, SendSource, Session, places},
+    session::{CloseReason, Protocol, SendSource, Session, places::Owner},
 };
 use tickcast_proto::{
     DecodeError, WireFormat,
@@ -22,35 +24,35 @@ use tickcast_proto::{
 const LOST: Position = Position { epoch: 0, sequence: 0 };
 
 impl Shard {
-    /// Begins a stream, unless its client may not receive a pattern at all: then the answer is 403.
+    /// Begins a stream, unless its client may not receive a pattern at all: then the answer is 403. `cors`: that of
+    /// [`http::Answer::Upgrade`].
     pub(super) fn begin_stream(
         &mut self,
         slot: SlotId,
         response: &[u8],
         target: Target,
+        cors: &str,
         now: Now,
     ) -> Result<(), DecodeError> {
         let Target::Stream { patterns, .. } = &target else { return Ok(()) };
         if let Some(refused) = patterns.iter().find(|pattern| self.allowed(slot, pattern) == Allowed::Nothing)
         {
-            let text = format!(
-                "pattern {}: you may not receive all topics that it matches",
-                quoted(refused.as_bytes())
-            );
-            self.push_bytes(slot, &http::refused(403, &text, now.realtime_ns));
-            self.end(slot, CloseReason::Http(403), now);
+            let text = self.refuse_pattern(refused);
+            self.refuse_with(slot, 403, &text, cors, now);
             return Ok(());
         }
-        self.become_websocket(slot, response, &target);
+        self.begin_messages(slot, response, &target);
         let Target::Stream { patterns, delivery, from, kept, .. } = target else { return Ok(()) };
+        let is_kept = kept.is_some();
         let from = match kept {
             None => from,
             Some(kept) => {
-                self.kept_positions(kept).map_or(StartPosition::After(LOST), StartPosition::AfterEach)
+                let positions = self.kept_positions(slot, kept, &patterns);
+                positions.map_or(StartPosition::After(LOST), StartPosition::AfterEach)
             }
         };
         if let StartPosition::AfterEach(positions) = &from {
-            self.seed_places(slot, positions);
+            self.seed_places(slot, positions, is_kept);
         }
         let patterns = patterns.into_iter().map(Cow::Owned).collect();
         self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)?;
@@ -62,25 +64,30 @@ impl Shard {
     }
 
     /// Refuses the credentials of a client that has asked for a stream: before the stream begins. If the server is too busy to look
-    /// at them, an EventSource would never come back after an error, so it gets a stream that ends at once.
+    /// at them, an EventSource would never come back after an error, so it gets a stream that ends at once. `cors`: that of
+    /// [`http::Answer::Upgrade`].
     pub(super) fn refuse_stream(
         &mut self,
         slot: SlotId,
         response: &[u8],
         target: &Target,
         refusal: AuthRefusal,
+        cors: &str,
         now: Now,
     ) {
         let is_event_stream = matches!(target, Target::Stream { format: WireFormat::EVENTS_JSON, .. });
         if is_event_stream && refusal == AuthRefusal::Busy {
-            self.become_websocket(slot, response, target);
+            self.begin_messages(slot, response, target);
+            return self.end(slot, CloseReason::Unauthorized(refusal), now);
         }
-        // Otherwise the answer is 401 or 503. One that has been answered before may end without an answer, so it gets this one first.
-        if self.sessions.open_mut(slot).is_some_and(|session| session.protocol.is_kept_http()) {
-            self.push_bytes(slot, &http::refused(refusal.status(), &refusal.to_string(), now.realtime_ns));
-            return self.end(slot, CloseReason::Http(refusal.status()), now);
-        }
-        self.end(slot, CloseReason::Unauthorized(refusal), now);
+        self.refuse_with(slot, refusal.status(), &refusal.to_string(), cors, now);
+    }
+
+    /// Answers a request for a stream with an error, and closes its connection.
+    fn refuse_with(&mut self, slot: SlotId, status: u16, text: &str, cors: &str, now: Now) {
+        self.counters.add(Counter::HttpResponses, 1);
+        self.push_bytes(slot, &http::refused_to_page(status, text, cors, now.realtime_ns));
+        self.end(slot, CloseReason::Http(status), now);
     }
 
     /// Hands a connection over to the shard that keeps its client's places. Returns whether it has begun to. A client that the
@@ -96,25 +103,48 @@ impl Shard {
         true
     }
 
-    /// The positions that an id names, of a stream that has ended or whose end this shard has not noticed yet.
-    fn kept_positions(&mut self, kept: KeptPlaces) -> Option<HashMap<Box<str>, Position>> {
+    /// The positions that an id names, of a stream that has ended or whose end this shard has not noticed yet: those of the same
+    /// client, in topics that match these patterns and that the client may still receive.
+    fn kept_positions(
+        &mut self,
+        slot: SlotId,
+        kept: KeptPlaces,
+        patterns: &[String],
+    ) -> Option<HashMap<Box<str>, Position>> {
         if kept.shard != self.id.0 {
             return None;
         }
-        let id = places::session_of(kept, self.epoch);
-        match self.sessions.any_mut(id.slot()).filter(|session| session.id == id) {
-            Some(session) => session.protocol.places_mut()?.after_send(kept.number),
-            None => self.kept_places.after_send(id, kept.number),
+        let id = self.kept_places.session_of(kept)?;
+        let session = self.sessions.get(slot)?;
+        let client = Owner::of(session);
+        let permissions = session.principal.as_ref().map(|principal| principal.permissions.clone());
+        let mut positions = match self.sessions.any_mut(id.slot()).filter(|session| session.id == id) {
+            Some(session) => session.protocol.places_mut()?.after_send(kept.number, &client)?,
+            None => self.kept_places.after_send(id, kept.number, &client)?,
+        };
+        let mut wanted = PatternTrie::default();
+        for pattern in patterns {
+            wanted.get_or_insert_with(pattern, || ());
         }
+        positions.retain(|topic, _| {
+            let mut is_wanted = false;
+            wanted.for_each_match(topic, |()| is_wanted = true);
+            is_wanted && permissions.as_ref().is_none_or(|permissions| permissions.subscribe.permits(topic))
+        });
+        Some(positions)
     }
 
-    /// What a client has that goes on from these positions.
-    fn seed_places(&mut self, slot: SlotId, positions: &HashMap<Box<str>, Position>) {
+    /// What a client has that goes on from these positions. `is_kept`: it has the id of places that stay with an earlier stream.
+    fn seed_places(&mut self, slot: SlotId, positions: &HashMap<Box<str>, Position>, is_kept: bool) {
         let bytes_max = self.limits.positions_bytes_max / usize::from(self.shards);
         let session = self.sessions.open_mut(slot);
         let Some(places) = session.and_then(|session| session.protocol.places_mut()) else { return };
         for (topic, position) in positions {
             places.learn(None, topic, *position, bytes_max);
+        }
+        // Those places are forgotten soon, however long this stream has nothing new.
+        if is_kept && !positions.is_empty() {
+            places.renew_id();
         }
     }
 
@@ -125,7 +155,7 @@ impl Shard {
         };
         let Some(session) = self.sessions.any_mut(slot) else { return };
         let (kept_as, is_mid_frame) =
-            (places::kept_as(self.id, self.epoch, session.id), session.outbox.is_mid_frame());
+            (self.kept_places.kept_as(self.id, session.id), session.outbox.is_mid_frame());
         let Some(places) = session.protocol.places_mut() else { return };
         let bytes_max = self.limits.positions_bytes_max / usize::from(self.shards);
         for (id, sequence) in places.take_unknown() {

@@ -121,12 +121,8 @@ impl Shard {
         }
         let allowed = self.allowed(slot, pattern);
         if allowed == Allowed::Nothing {
-            self.counters.add(Counter::SubscriptionsRefused, 1);
             self.charge(KNOWN_PATTERN_UNITS);
-            let text = format!(
-                "pattern {}: this session may not receive all topics that it matches",
-                quoted(pattern.as_bytes())
-            );
+            let text = self.refuse_pattern(pattern);
             return self.fail(slot, request, ErrorCode::NotAllowed, &text, now);
         }
         let key = self.pattern_key(slot, pattern);

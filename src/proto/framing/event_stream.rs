@@ -111,8 +111,8 @@ pub enum LastEventId {
 pub struct KeptPlaces {
     /// The shard.
     pub shard: u16,
-    /// A random number.
-    pub key: u64,
+    /// Names the stream, and has bits that nobody can guess.
+    pub key: u128,
     /// Number of the last SEND whose id the client has received.
     pub number: u64,
 }
@@ -121,7 +121,7 @@ impl KeptPlaces {
     /// Appends the id of these positions.
     pub fn encode(self, out: &mut Vec<u8>) {
         let KeptPlaces { shard, key, number } = self;
-        append(out, format_args!("@{shard}.{key:016x}.{number}"));
+        append(out, format_args!("@{shard}.{key:032x}.{number}"));
     }
 }
 
@@ -139,7 +139,7 @@ pub fn decode_id(id: &[u8]) -> Result<LastEventId, &'static str> {
         let mut parts = kept.split('.');
         let parsed = (|| {
             let shard = parts.next()?.parse().ok()?;
-            let key = u64::from_str_radix(parts.next()?, 16).ok()?;
+            let key = u128::from_str_radix(parts.next()?, 16).ok()?;
             let number = parts.next()?.parse().ok()?;
             parts.next().is_none().then_some(KeptPlaces { shard, key, number })
         })();
@@ -229,7 +229,7 @@ mod tests {
         let kept = KeptPlaces { shard: 3, key: 0xfe, number: 12 };
         let mut out = Vec::new();
         kept.encode(&mut out);
-        assert_eq!(out, b"@3.00000000000000fe.12");
+        assert_eq!(out, b"@3.000000000000000000000000000000fe.12");
         assert_eq!(decode_id(&out), Ok(LastEventId::Kept(kept)));
     }
 

@@ -17,7 +17,7 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Answer, Failure, HttpConfig, Response, access, request::Request, response::Delivery, websocket};
+use super::{Answer, Failure, HttpConfig, Response, query, request::Request, response::Delivery, websocket};
 use crate::{
     ErrorCode,
     codec::json,
@@ -140,6 +140,11 @@ pub struct Exchange {
 }
 
 impl Exchange {
+    pub(super) fn new(request: &Request, keeps_alive: bool, cors: String) -> Exchange {
+        let is_1_0 = request.head.version() < http::Version::HTTP_11;
+        Exchange { closes: !keeps_alive, is_head: request.is_head(), is_1_0, cors }
+    }
+
     /// The bytes of an answer: JSON, which ends with a line break.
     pub fn answer(&self, status: u16, json: String, realtime_ns: u64) -> Vec<u8> {
         let code = StatusCode::from_u16(status);
@@ -170,14 +175,21 @@ pub fn error_json(code: ErrorCode, text: &str) -> String {
     format!("{{\"code\":{},\"text\":{}}}", code as u16, json::literal(text))
 }
 
-/// The status that says that a request of `/v1` has failed for this reason.
+/// The status that says that a request of `/v1` has failed for this reason. A client may send the request again after 429 and 503:
+/// nothing of it has been published.
 pub fn status_of(code: ErrorCode) -> u16 {
     match code {
+        ErrorCode::BadRequest
+        | ErrorCode::BadTopic
+        | ErrorCode::BadPattern
+        | ErrorCode::NotSubscribed
+        | ErrorCode::AlreadySubscribed => 400,
         ErrorCode::NotAllowed => 403,
+        ErrorCode::FedByLog => 409,
         ErrorCode::TooLarge => 413,
         ErrorCode::RateLimited | ErrorCode::TooManySubscriptions => 429,
-        ErrorCode::TooManyTopics => 503,
-        _ => 400,
+        ErrorCode::TooManyTopics | ErrorCode::EngineUnavailable => 503,
+        ErrorCode::Unconfirmed => 504,
     }
 }
 
@@ -221,12 +233,8 @@ impl Resource<'_> {
     }
 }
 
-/// What can be checked before the body has arrived: header lines for browsers, and the token.
-pub(super) fn check(
-    request: &Request,
-    config: &HttpConfig<'_>,
-) -> Result<(String, Option<Token<'static>>), Failure> {
-    let cors = access::cors(config.access, request)?;
+/// Checks what can be checked before the body has arrived, and returns the token.
+pub(super) fn check(request: &Request, config: &HttpConfig<'_>) -> Result<Option<Token<'static>>, Failure> {
     if request.head.headers().contains_key(HeaderName::from_static("idempotency-key")) {
         return Err(Failure(
             StatusCode::NOT_IMPLEMENTED,
@@ -241,30 +249,28 @@ pub(super) fn check(
         ));
     }
     let in_query = in_query.map(|token| percent_decode_str(token).collect()).unwrap_or_default();
-    Ok((cors, websocket::token(request, in_query)?))
+    websocket::token(request, in_query)
 }
 
-/// Answers a request whose body has arrived.
+/// Parses a request whose body has arrived.
 pub(super) fn call(
     resource: Resource<'_>,
     request: &Request,
     body: &[u8],
-    keeps_alive: bool,
+    exchange: Exchange,
+    token: Option<Token<'static>>,
     config: &HttpConfig<'_>,
-) -> Result<Answer, Failure> {
-    let (cors, token) = check(request, config)?;
-    let is_1_0 = request.head.version() < http::Version::HTTP_11;
-    let exchange = Exchange { closes: !keeps_alive, is_head: request.is_head(), is_1_0, cors };
+) -> Answer {
     let host = request.authority.as_ref().map_or_else(Box::default, |authority| authority.host().into());
     match parse(resource, request, body) {
-        Ok(call) => Ok(Answer::Call { call, exchange, host, token }),
+        Ok(call) => Answer::Call { call, exchange, host, token },
         Err(Failure(status, text)) => {
             let response = exchange.refuse(
                 status.as_u16(),
                 &error_json(ErrorCode::BadRequest, &text),
                 config.realtime_ns,
             );
-            Ok(Answer::Respond { response, status: status.as_u16(), closes: exchange.closes })
+            Answer::Respond { response, status: status.as_u16(), closes: exchange.closes }
         }
     }
 }
@@ -309,7 +315,7 @@ fn parse(resource: Resource<'_>, request: &Request, body: &[u8]) -> Result<Call,
             query.check(&["token", "topics", "limit", "after"])?;
             let mut patterns = Vec::new();
             for value in query.values("topics") {
-                for pattern in value.split(',').filter(|pattern| !pattern.is_empty()) {
+                for pattern in query::elements(value) {
                     patterns.push(checked(pattern, "topics")?);
                 }
             }
@@ -436,8 +442,7 @@ struct Query<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Query<'a> {
     fn new(text: Option<&'a str>) -> Query<'a> {
-        let pairs = text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-        Query(pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect())
+        Query(query::pairs(text).collect())
     }
 
     fn values(&self, name: &str) -> impl Iterator<Item = &'a str> {
@@ -487,5 +492,18 @@ impl<'a> Query<'a> {
             .map_or(Ok(Cursor::default()), str::parse)
             .map_err(|()| Failure::bad_request("parameter after is not the \"next\" of an earlier answer"))?;
         Ok(Page { limit: self.limit()?, after })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_server_and_of_engines_are_not_blamed_on_the_request() {
+        let statuses = [400, 400, 400, 429, 503, 400, 400, 413, 403, 429, 409, 503, 504];
+        for (code, status) in (100..).zip(statuses) {
+            assert_eq!(ErrorCode::from_wire(code).map(status_of), Some(status), "{code}");
+        }
     }
 }

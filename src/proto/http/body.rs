@@ -13,7 +13,7 @@ use crate::{
 /// How the length of a body is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyLength {
-    /// `Content-Length`, 0 without one. At most [`HTTP_BODY_BYTES_MAX`].
+    /// `Content-Length`, 0 without one. [`Body::advance`] refuses more than [`HTTP_BODY_BYTES_MAX`].
     Bytes(usize),
     /// `Transfer-Encoding: chunked`.
     Chunked,
@@ -56,7 +56,8 @@ impl Body {
     pub(super) fn advance(&mut self, bytes: &[u8]) -> Result<Step<()>, Failure> {
         loop {
             // Before anything else, so that a body that is too long stays so.
-            if self.at - self.start > HTTP_BODY_BYTES_MAX + HTTP_CHUNK_LINE_BYTES_MAX {
+            let announces_too_much = matches!(self.next, Next::Last(bytes) if bytes > HTTP_BODY_BYTES_MAX);
+            if announces_too_much || self.at - self.start > HTTP_BODY_BYTES_MAX + HTTP_CHUNK_LINE_BYTES_MAX {
                 return Err(too_long());
             }
             let rest = bytes.get(self.at..).unwrap_or_default();
@@ -111,7 +112,7 @@ pub(super) fn content(body: &[u8], length: BodyLength) -> Cow<'_, [u8]> {
 }
 
 /// The refusal of a body that is too long.
-pub(super) fn too_long() -> Failure {
+fn too_long() -> Failure {
     Failure(
         StatusCode::PAYLOAD_TOO_LARGE,
         format!("the request body is longer than {HTTP_BODY_BYTES_MAX} bytes"),

@@ -11,9 +11,9 @@ use crate::{
     subscription::{Delivery, OptionError, StartPosition, interval_us},
 };
 
-/// What a query is for.
+/// The path that a query belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Resource {
+pub(super) enum StreamPath {
     /// `/ws`.
     WebSocket,
     /// `/sse`, which also takes `last_event_id=`: an EventSource sends that in a header only when it reconnects by itself.
@@ -22,7 +22,7 @@ pub(super) enum Resource {
 
 /// The query parameters of `/ws` and `/sse`; see [`super::Target::Stream`].
 #[derive(Default)]
-pub(super) struct Query {
+pub(super) struct StreamQuery {
     pub(super) patterns: Vec<String>,
     pub(super) client: String,
     pub(super) delivery: Delivery,
@@ -33,16 +33,26 @@ pub(super) struct Query {
     pub(super) last_event_id: Vec<u8>,
 }
 
+/// The parameters of a query, not decoded.
+pub(super) fn pairs(text: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
+    let pairs = text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// The patterns in `topics`, not decoded.
+pub(super) fn elements(topics: &str) -> impl Iterator<Item = &str> {
+    topics.split(',').filter(|pattern| !pattern.is_empty())
+}
+
 /// Parses `topics=a.b,c.>&client=ID&from=latest&policy=conflate&max_rate=5`. A comma within a name is escaped as `%2C`,
 /// an `&` within an identity as `%26`. `takes_token`: whether a token is accepted.
-pub(super) fn parse(text: Option<&str>, resource: Resource, takes_token: bool) -> Result<Query, Failure> {
+pub(super) fn parse(text: Option<&str>, path: StreamPath, takes_token: bool) -> Result<StreamQuery, Failure> {
     let bad = |text: String| Failure::bad_request(text);
-    let mut query = Query::default();
-    for pair in text.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+    let mut query = StreamQuery::default();
+    for (name, value) in pairs(text) {
         match name {
             "topics" => {
-                for pattern in value.split(',').filter(|pattern| !pattern.is_empty()) {
+                for pattern in elements(value) {
                     let pattern = percent_decode_str(pattern)
                         .decode_utf8()
                         .map_err(|_| bad("parameter topics is not UTF-8".into()))?;
@@ -68,7 +78,7 @@ pub(super) fn parse(text: Option<&str>, resource: Resource, takes_token: bool) -
                     identity::check(&value).map_err(|error| bad(format!("parameter client: {error}")))?;
                 query.client = identity.to_owned();
             }
-            "last_event_id" if resource == Resource::EventStream => {
+            "last_event_id" if path == StreamPath::EventStream => {
                 query.last_event_id = percent_decode_str(value).collect();
             }
             "token" if !takes_token => {

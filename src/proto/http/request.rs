@@ -4,11 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header, uri::Authority};
 
-use super::{Failure, body::BodyLength, body::too_long, host, list_elements};
-use crate::{
-    Step,
-    limits::{HTTP_BODY_BYTES_MAX, HTTP_HEADERS_MAX},
-};
+use super::{Failure, body::BodyLength, host, list_elements};
+use crate::{Step, limits::HTTP_HEADERS_MAX};
 
 /// A request head.
 pub(super) struct Request {
@@ -197,9 +194,6 @@ fn body_length(headers: &HeaderMap, is_1_0: bool) -> Result<BodyLength, Failure>
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(Failure::bad_request("header content-length is not a number of bytes"));
     }
-    let bytes = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse::<usize>().ok());
-    match bytes {
-        Some(bytes) if bytes <= HTTP_BODY_BYTES_MAX => Ok(BodyLength::Bytes(bytes)),
-        _ => Err(too_long()),
-    }
+    let bytes = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+    Ok(BodyLength::Bytes(bytes.unwrap_or(usize::MAX)))
 }

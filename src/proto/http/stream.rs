@@ -6,9 +6,9 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::{
-    Failure, HttpConfig, Outcome, Target, access,
+    Failure, HttpConfig, Outcome, Target,
     body::BodyLength,
-    query::{self, Resource},
+    query::{self, StreamPath},
     request::Request,
     response, websocket,
 };
@@ -23,14 +23,17 @@ use crate::{
 /// Methods of `/sse`.
 pub(super) const ALLOWED: &str = "GET";
 
-/// Answers a request for a stream.
-pub(super) fn open(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome<'static>, Failure> {
+/// Answers a request for a stream. `cors`: header lines for browsers.
+pub(super) fn open(
+    request: &Request,
+    cors: &str,
+    config: &HttpConfig<'_>,
+) -> Result<Outcome<'static>, Failure> {
     if request.head.method() != Method::GET {
         return Err(Failure::method_not_allowed(ALLOWED));
     }
     let headers = request.head.headers();
-    let cors = access::cors(config.access, request)?;
-    let query = query::parse(request.head.uri().query(), Resource::EventStream, config.query_token)?;
+    let query = query::parse(request.head.uri().query(), StreamPath::EventStream, config.query_token)?;
     if request.body != BodyLength::Bytes(0) {
         return Err(Failure::bad_request("a request for a stream has no body"));
     }

@@ -555,3 +555,33 @@ fn forwarded_addresses_are_read_from_the_last_proxy_backwards() {
     assert_eq!(of(lines), "192.0.2.4 ::3 2001:db8::2 2001:db8::1 192.0.2.1");
     assert_eq!(of("X-Forwarded-For: 192.0.2.1, unknown\r\n"), "");
 }
+
+#[test]
+fn a_page_that_may_use_a_resource_may_read_its_errors_too() {
+    let access = access(&["https://app.example"], &[], false);
+    let answer = |line: &str, rest: &str| {
+        let request = format!("{line} HTTP/1.1\r\nHost: x\r\nOrigin: https://app.example\r\n{rest}");
+        match step(request.as_bytes(), HttpConfig { access: &access, ..CONFIG }) {
+            Step::Complete(_, Answer::Respond { response, status, .. }) => {
+                (status, String::from_utf8(response).unwrap())
+            }
+            other => panic!("{request}: {other:?}"),
+        }
+    };
+    for (line, rest, status) in [
+        ("OPTIONS /sse", "\r\n", 204),
+        ("GET /sse", "\r\n", 400),
+        ("POST /sse", "\r\n", 405),
+        ("GET /v1/publish", "\r\n", 405),
+        ("GET /v1/latest", "\r\n", 400),
+        ("GET /v1/topics", "Idempotency-Key: x\r\n\r\n", 501),
+        ("POST /v1/publish", "Content-Length: 70000\r\n\r\n", 413),
+        ("POST /v1/publish", "Transfer-Encoding: chunked\r\n\r\n10001\r\n", 413),
+    ] {
+        let (found, response) = answer(line, rest);
+        assert_eq!(found, status, "{line}: {response}");
+        let lines = response.matches("Access-Control-Allow-Origin: https://app.example\r\n").count();
+        assert_eq!(lines, 1, "{line}: {response}");
+    }
+    assert!(!answer("GET /nothing", "\r\n").1.contains("Access-Control"));
+}

@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, StatusCode, Version, header};
 use super::{
     Failure, HttpConfig, Outcome, Target,
     body::BodyLength,
-    query::{self, Query, Resource},
+    query::{self, StreamPath, StreamQuery},
     request::Request,
 };
 use crate::{WireFormat, command::Token};
@@ -30,7 +30,7 @@ const KEY_BYTES: usize = 16;
 pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome<'static>, Failure> {
     let uri = request.head.uri();
     let query = match uri.path() {
-        "/ws" => Some(query::parse(uri.query(), Resource::WebSocket, config.query_token)?),
+        "/ws" => Some(query::parse(uri.query(), StreamPath::WebSocket, config.query_token)?),
         _ => None,
     };
     let accept = handshake(request)?;
@@ -45,7 +45,7 @@ pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outc
     );
     let target = match query {
         None => Target::Echo,
-        Some(Query { patterns, client, delivery, from, token: in_query, .. }) => {
+        Some(StreamQuery { patterns, client, delivery, from, token: in_query, .. }) => {
             let token = token(request, in_query)?;
             let (format, subprotocol) = negotiate(request)?;
             if let Some(name) = subprotocol {

@@ -31,6 +31,12 @@ impl Shard {
         }
     }
 
+    /// Counts a pattern of which a session may receive nothing, and returns what its client is told.
+    pub(in crate::shard) fn refuse_pattern(&mut self, pattern: &str) -> String {
+        self.counters.add(Counter::SubscriptionsRefused, 1);
+        format!("pattern {}: you may not receive all topics that it matches", quoted(pattern.as_bytes()))
+    }
+
     /// Returns whether a session may publish ticks of a topic.
     pub(in crate::shard) fn may_publish(&mut self, slot: SlotId, topic: &str) -> bool {
         let Some(session) = self.sessions.get(slot).filter(|session| !session.is_read_only) else {

@@ -3,10 +3,18 @@ use serde_json::{Value, json};
 use crate::{
     budgets::{BudgetLimits, Rates},
     config::Limits,
-    limits::TURN_SURVEYED,
+    ids::SlotId,
+    limits::{CALL_PATTERNS_MAX, CALL_UNITS, MESH_STAGE_BYTES, TURN_SURVEYED},
+    mesh::Mesh,
+    metrics::counters::Counter,
+    now::Now,
+    placement,
     session::ListenerKind,
+    shard::Shard,
     testing::{Driver, START, TurnLoop, cluster},
 };
+
+use tickcast_proto::ids::ShardId;
 
 const CLIENT: u32 = 1;
 
@@ -247,16 +255,48 @@ fn bad_requests_are_refused_and_the_connection_goes_on() {
 fn a_cursor_that_no_server_has_given_finds_nothing_or_is_refused() {
     let mut driver = driver();
     publish(&mut driver, "a", "1");
-    for after in [
-        "0.9.0.0.0",
-        "0.0.4294967295.0.0",
-        "0.0.0.18446744073709551615.1",
-        "4294967295.0.0.0.0",
-        "1.65535.1.1.1",
+    for (after, expected) in [
+        ("0.0.4294967295.0.0", 200),
+        ("0.0.0.18446744073709551615.1", 200),
+        ("0.9.0.0.0", 400),
+        ("0.65535.0.0.0", 400),
+        ("1.65535.1.1.0", 400),
+        ("4294967295.0.0.0.0", 400),
+        ("0.65536.0.0.0", 400),
     ] {
-        let (status, answer) = get(&mut driver, &format!("/v1/latest?topics=%3E&after={after}"));
-        assert!(status == 400 || status == 200, "{after}: {answer}");
+        for topics in ["%3E", "a"] {
+            let (status, answer) = get(&mut driver, &format!("/v1/latest?topics={topics}&after={after}"));
+            assert_eq!(status, expected, "{topics} {after}: {answer}");
+        }
     }
+}
+
+/// Asks for the last values of 256 topics after patterns without topics. Returns the status, and what the turn's budget was charged.
+fn charged_for(patterns_before: usize) -> (u16, usize) {
+    let mut driver = driver();
+    let lines: Vec<String> = (0..256).map(|n| format!("{{\"topic\":\"t.{n}\",\"data\":1}}")).collect();
+    post(&mut driver, "/v1/publish", "application/x-ndjson", &lines.join("\n"));
+    let before: String = (0..patterns_before).map(|n| format!("u.{n}.*,")).collect();
+    let request = format!("GET /v1/latest?topics={before}t.*&limit=1000 HTTP/1.1\r\nHost: x\r\n\r\n");
+    driver.receive(CLIENT, request.as_bytes());
+    driver.shard.intake_units_left = usize::MAX;
+    while driver.shard.advance_reads(driver.now) {}
+    let charged = usize::MAX - driver.shard.intake_units_left;
+    let mut sent = Vec::new();
+    for _ in 0..10 {
+        driver.turn();
+        sent.extend(driver.take_sent(CLIENT));
+    }
+    (parse(&sent).0, charged)
+}
+
+#[test]
+fn comparing_topics_with_many_patterns_is_charged_and_bounded() {
+    let (few, many) = (charged_for(2), charged_for(62));
+    assert_eq!((few.0, many.0), (200, 200));
+    let each = CALL_UNITS + 256 * CALL_UNITS / TURN_SURVEYED;
+    assert_eq!(many.1 - few.1, 60 * each, "a piece for each pattern, and its comparisons");
+    assert_eq!(charged_for(CALL_PATTERNS_MAX).0, 413);
 }
 
 #[test]
@@ -305,7 +345,7 @@ fn a_page_of_another_origin_may_ask_only_if_the_operator_allows_it() {
 fn a_request_finds_the_topics_of_every_shard() {
     let (mut shards, mut meshes, _bells) = cluster(3, &Limits::default(), 1 << 20);
     let mut loops: Vec<TurnLoop> = (0..3).map(|_| TurnLoop::default()).collect();
-    let slot = crate::ids::SlotId(CLIENT);
+    let slot = SlotId(CLIENT);
     shards[1].handle_accept(slot, ListenerKind::Http, START);
     let mut ask = |request: String| {
         let mut sent = Vec::new();
@@ -336,5 +376,105 @@ fn a_request_finds_the_topics_of_every_shard() {
     for n in 0..50 {
         let history = ask(get(&format!("/v1/history?topic=t.{n}")));
         assert_eq!(history["ticks"][0]["data"], n);
+    }
+}
+
+/// Runs turns of all shards, and returns what they have sent.
+fn run(shards: &mut [Shard], meshes: &mut [Mesh], now: Now) -> Vec<u8> {
+    let mut sent = Vec::new();
+    for _ in 0..30 {
+        for (shard, mesh) in shards.iter_mut().zip(&mut *meshes) {
+            TurnLoop::default().turn(shard, Some(mesh), now, usize::MAX, |_, bytes| {
+                sent.extend_from_slice(bytes);
+                false
+            });
+        }
+    }
+    sent
+}
+
+#[test]
+fn the_first_request_of_a_connection_waits_for_room_like_any_other() {
+    let publish = b"POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1";
+    let read = b"GET /v1/topics HTTP/1.1\r\nHost: x\r\n\r\n";
+    for request in [&publish[..], &read[..]] {
+        let (mut shards, mut meshes, _bells) = cluster(2, &Limits::default(), 1 << 20);
+        let (slot, full) = (SlotId(CLIENT), ShardId(1));
+        shards[0].handle_accept(slot, ListenerKind::Http, START);
+        shards[0].stages.push_request(full, |out| out.resize(MESH_STAGE_BYTES, 0));
+        shards[0].handle_bytes(slot, request, START);
+        assert_eq!(shards[0].counters().value(Counter::InputPaused), 1);
+        assert!(shards[0].sessions.get(slot).is_some_and(|session| !session.protocol.has_call()));
+        shards[0].stages.with(full, |peer| peer.requests.consume(MESH_STAGE_BYTES));
+        let (status, _, body) = parse(&run(&mut shards, &mut meshes, START));
+        assert_eq!(status, 200, "{body}");
+    }
+}
+
+#[test]
+fn a_server_that_stops_begins_no_request() {
+    let mut driver = driver();
+    driver.shard.stop_input();
+    driver.receive(CLIENT, b"POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1");
+    driver.turn();
+    let mut lives = 0;
+    driver.shard.visit_lives(|_, _, _| lives += 1);
+    assert_eq!((lives, driver.take_sent(CLIENT).len()), (0, 0));
+}
+
+#[test]
+fn reads_of_connections_that_are_gone_are_forgotten() {
+    let mut driver = Driver::new(Limits::default());
+    for slot in 0..100 {
+        driver.shard.handle_accept(SlotId(slot), ListenerKind::Http, driver.now);
+        driver.receive(slot, b"GET /v1/topics HTTP/1.1\r\nHost: x\r\n\r\n");
+        driver.shard.handle_error(SlotId(slot), 104, driver.now);
+        while driver.shard.poll_action().is_some() {}
+        assert!(driver.shard.calls.reads.len() <= 2 + 2 * driver.shard.sessions_len());
+    }
+}
+
+/// A topic whose home is shard 1 of 2.
+fn topic_of_shard_1() -> String {
+    let mut names = (0..).map(|n| format!("t.{n}"));
+    names.find(|topic| placement::home_shard(topic, 2) == ShardId(1)).unwrap()
+}
+
+#[test]
+fn a_publish_that_its_home_has_not_answered_is_not_refused_by_a_drain() {
+    let (mut shards, mut meshes, _bells) = cluster(2, &Limits::default(), 1 << 20);
+    let slot = SlotId(CLIENT);
+    shards[0].handle_accept(slot, ListenerKind::Http, START);
+    let topic = topic_of_shard_1();
+    let request = format!("POST /v1/publish/{topic} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1");
+    shards[0].handle_bytes(slot, request.as_bytes(), START);
+    assert!(shards[0].sessions.get(slot).is_some_and(|session| session.protocol.has_call()));
+    shards[0].begin_drain(START.monotonic_ns + 1_000_000_000, START);
+    let (status, head, body) = parse(&run(&mut shards, &mut meshes, START));
+    assert_eq!(status, 504, "{body}");
+    assert!(body.contains("\"code\":112") && !head.contains("Retry-After"), "{head} {body}");
+}
+
+#[test]
+fn a_request_that_takes_longer_than_a_connection_may_be_idle_is_answered() {
+    let idle_ns = 60_000_000_000;
+    let limits = Limits { http_idle_ns: idle_ns, ..Limits::default() };
+    let (mut shards, mut meshes, _bells) = cluster(2, &limits, 1 << 20);
+    let (slot, topic) = (SlotId(CLIENT), topic_of_shard_1());
+    let later =
+        |idle_times: u64| Now { monotonic_ns: START.monotonic_ns + idle_times * idle_ns / 4, ..START };
+    shards[0].handle_accept(slot, ListenerKind::Http, START);
+    let request = format!("POST /v1/publish/{topic} HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1");
+    shards[0].handle_bytes(slot, request.as_bytes(), START);
+    // Its home does not run yet.
+    for quarter in 0..=7 {
+        assert_eq!(run(&mut shards[..1], &mut meshes[..1], later(quarter)), b"", "{quarter}");
+    }
+    let (status, _, body) = parse(&run(&mut shards, &mut meshes, later(7)));
+    assert_eq!(status, 200, "{body}");
+    for (quarter, is_open) in [(10, true), (12, false)] {
+        run(&mut shards, &mut meshes, later(quarter));
+        let session = shards[0].sessions.get(slot);
+        assert_eq!(session.is_some_and(|session| session.ending.is_none()), is_open, "{quarter}");
     }
 }

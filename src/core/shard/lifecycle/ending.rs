@@ -56,6 +56,7 @@ impl Shard {
     /// nanoseconds) to read them.
     pub fn begin_drain(&mut self, deadline_ns: u64, now: Now) {
         self.end_routed(now);
+        self.answer_calls(now);
         self.draining = Some(deadline_ns);
         for slot in self.sessions.slots() {
             // A session that is already ending gets no more time than the others.
@@ -205,6 +206,9 @@ impl Shard {
     }
 
     fn push_closing(&mut self, slot: SlotId, reason: &CloseReason, now: Now) {
+        if let Some(answer) = self.take_unconfirmed(slot, reason, now) {
+            return self.push_bytes(slot, &answer);
+        }
         let Some(session) = self.sessions.any_mut(slot) else {
             return debug_assert!(false, "a session stays while it ends");
         };

@@ -287,3 +287,39 @@ fn raw_session_is_closed_when_its_publish_fails() {
     let ending = session.ending.as_ref().unwrap();
     assert!(matches!(&ending.reason, CloseReason::BadRequest(text) if text.contains("cannot be reached")));
 }
+
+#[test]
+fn a_drain_answers_publishes_over_http_in_a_way_that_no_client_repeats() {
+    let mut driver = Driver::new(limits());
+    driver.accept(0, ListenerKind::Http, b"");
+    let lines = "{\"topic\":\"own.a\",\"data\":1}\n{\"topic\":\"orders.a\",\"data\":2}\n";
+    driver.receive(
+        0,
+        format!(
+            "POST /v1/publish HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: {}\r\n\r\n{lines}\
+             POST /v1/publish/orders.a HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n3",
+            lines.len()
+        )
+        .as_bytes(),
+    );
+    driver.accept(
+        1,
+        ListenerKind::Http,
+        b"POST /v1/publish/orders.b HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n4",
+    );
+    driver.turn();
+    driver.sent.clear();
+    driver.shard.begin_drain(driver.now.monotonic_ns + 1_000_000_000, driver.now);
+    driver.turn();
+    let text = |slot| {
+        let sent = driver.sent.iter().filter(|(to, _)| *to == slot).flat_map(|(_, bytes)| bytes.clone());
+        String::from_utf8(sent.collect()).unwrap()
+    };
+    // What has its sequence is told so, and what comes after it was not begun.
+    let list = text(0);
+    assert!(list.starts_with("HTTP/1.1 200 ") && list.matches("HTTP/1.1").count() == 1, "{list}");
+    assert!(list.contains("\"topic\":\"own.a\"") && list.contains("\"code\":112"), "{list}");
+    let single = text(1);
+    assert!(single.starts_with("HTTP/1.1 504 ") && single.contains("\"code\":112"), "{single}");
+    assert!(!single.contains("Retry-After"), "{single}");
+}

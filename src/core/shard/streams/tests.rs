@@ -2,7 +2,10 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     config::Limits,
+    ids::{SlotId, TenantId},
+    limits::RESUME_WINDOW_MS,
     session::ListenerKind,
+    tenants::{Exports, TenantConfig, Tenants},
     testing::{Driver, hello},
 };
 use tickcast_proto::{frame, limits::LAST_EVENT_ID_BYTES_MAX, records::Publish};
@@ -137,7 +140,7 @@ fn a_client_that_sends_its_last_id_misses_nothing_and_gets_nothing_twice() {
         publish(&mut driver, "a.b", &payload.to_string());
     }
     publish(&mut driver, "a.new", "1");
-    driver.shard.handle_error(crate::ids::SlotId(READER), 104, driver.now);
+    driver.shard.handle_error(SlotId(READER), 104, driver.now);
     driver.turn();
     resume(&mut driver, LATER, "topics=a.>", &id);
     let mut found = events(&mut driver, LATER);
@@ -159,7 +162,6 @@ fn places_that_no_id_can_hold_are_kept_and_any_send_of_them_can_be_resumed() {
     for is_noticed in [false, true] {
         let mut driver = driver();
         open(&mut driver, READER, "topics=t.>", "");
-        let topic = |n: u32| format!("t.topic-with-a-long-name.{n}");
         let mut seen: HashSet<(String, u64)> = HashSet::new();
         let mut note = |found: &[Event]| {
             for tick in ticks(found) {
@@ -185,7 +187,7 @@ fn places_that_no_id_can_hold_are_kept_and_any_send_of_them_can_be_resumed() {
             events(&mut driver, READER);
         }
         if is_noticed {
-            driver.shard.handle_error(crate::ids::SlotId(READER), 104, driver.now);
+            driver.shard.handle_error(SlotId(READER), 104, driver.now);
             driver.turn();
         }
         resume(&mut driver, LATER, "topics=t.>", &id);
@@ -316,5 +318,87 @@ fn bad_requests_are_refused_before_the_stream_begins() {
         open(&mut driver, READER, query, &format!("{headers}\r\nx"));
         let sent = text(&mut driver, READER);
         assert!(sent.starts_with(&format!("HTTP/1.1 {status} ")), "{query} {headers}: {sent}");
+    }
+}
+
+/// Opens a stream of a tenant's client that has too many positions for an id, and returns its id.
+fn id_of_kept_places(driver: &mut Driver, tenant: TenantId, patterns: &str) -> String {
+    open_of(driver, READER, tenant, patterns, "");
+    let lines: Vec<String> = (0..200).map(|n| format!("{{\"topic\":\"{}\",\"data\":1}}", topic(n))).collect();
+    let body = lines.join("\n");
+    let length = body.len();
+    driver.shard.handle_accept(SlotId(PUBLISHER), ListenerKind::Http, driver.now);
+    driver.shard.set_tenant(SlotId(PUBLISHER), tenant);
+    let head = format!(
+        "POST /v1/publish HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\nContent-Length: {length}\r\n\r\n"
+    );
+    driver.receive(PUBLISHER, [head, body].concat().as_bytes());
+    let id = last_id(&events(driver, READER));
+    assert!(id.starts_with("@0."), "{id}");
+    driver.shard.handle_error(SlotId(READER), 104, driver.now);
+    driver.turn();
+    id
+}
+
+fn topic(n: u32) -> String {
+    format!("t.topic-with-a-long-name.{n}")
+}
+
+fn open_of(driver: &mut Driver, slot: u32, tenant: TenantId, patterns: &str, id: &str) {
+    driver.shard.handle_accept(SlotId(slot), ListenerKind::Http, driver.now);
+    driver.shard.set_tenant(SlotId(slot), tenant);
+    let header = if id.is_empty() { String::new() } else { format!("Last-Event-ID: {id}\r\n") };
+    let request = format!("GET /sse?topics={patterns} HTTP/1.1\r\nHost: x\r\n{header}\r\n");
+    driver.receive(slot, request.as_bytes());
+    driver.turn();
+}
+
+fn driver_of_tenants() -> Driver {
+    let config = |name: &str| TenantConfig { name: name.into(), ..TenantConfig::default() };
+    let tenants = Tenants::new(["a", "b"].map(config).into(), Exports::default(), 1).unwrap().into();
+    Driver::new(Limits { tenants, ..Limits::default() })
+}
+
+#[test]
+fn the_id_of_kept_places_leads_only_their_own_client_to_them() {
+    for (tenant, knows_places) in [(TenantId(1), true), (TenantId(2), false)] {
+        let mut driver = driver_of_tenants();
+        let id = id_of_kept_places(&mut driver, TenantId(1), "t.>");
+        open_of(&mut driver, LATER, tenant, "t.>", &id);
+        let found: Vec<Event> = (0..20).flat_map(|_| events(&mut driver, LATER)).collect();
+        let recovered = |event: &&Event| event.data.contains("\"recovered\":true");
+        assert_eq!(found.iter().filter(recovered).count(), if knows_places { 200 } else { 0 }, "{tenant:?}");
+        assert_eq!(
+            found.iter().any(|event| event.id.as_ref().is_some_and(|id| id.starts_with('@'))),
+            knows_places
+        );
+    }
+}
+
+#[test]
+fn a_stream_that_goes_on_keeps_only_the_places_in_its_own_topics() {
+    let mut driver = driver_of_tenants();
+    let id = id_of_kept_places(&mut driver, TenantId(1), "t.>");
+    open_of(&mut driver, LATER, TenantId(1), &topic(7), &id);
+    let found: Vec<Event> = (0..5).flat_map(|_| events(&mut driver, LATER)).collect();
+    assert!(found.iter().any(|event| event.data.contains("\"recovered\":true")), "{found:?}");
+    let places = driver.shard.sessions.any_mut(SlotId(LATER)).unwrap().protocol.places_mut().unwrap();
+    assert_eq!(places.topics_len(), 1);
+}
+
+#[test]
+fn a_resumed_stream_that_stays_quiet_can_be_resumed_once_its_first_places_are_forgotten() {
+    let mut driver = driver_of_tenants();
+    let mut id = id_of_kept_places(&mut driver, TenantId(1), "t.>");
+    for slot in [LATER, READER] {
+        open_of(&mut driver, slot, TenantId(1), "t.>", &id);
+        let found: Vec<Event> = (0..20).flat_map(|_| events(&mut driver, slot)).collect();
+        let recovered = |event: &&Event| event.data.contains("\"recovered\":true");
+        assert_eq!(found.iter().filter(recovered).count(), 200);
+        id = found.iter().rev().find_map(|event| event.id.clone()).unwrap_or(id);
+        driver.pass((RESUME_WINDOW_MS + 1_000) * 1_000_000);
+        driver.shard.handle_error(SlotId(slot), 104, driver.now);
+        driver.turn();
+        driver.take_sent(slot);
     }
 }

@@ -1,6 +1,7 @@
 //! What sessions may subscribe to and publish.
 
 use super::*;
+use tickcast_proto::http::access::Access;
 
 /// Every transport, what it asks for, and the answer.
 #[test]
@@ -115,4 +116,23 @@ fn a_read_only_listener_takes_no_ticks_from_anybody() {
             bench.end();
         }
     }
+}
+
+#[test]
+fn a_refused_stream_is_counted_and_a_page_of_another_origin_can_read_why() {
+    let http_access = Access { origins: vec!["https://app.example".parse().unwrap()], ..Access::default() };
+    let mut bench = Bench::with(Limits { http_access, ..with(AuthLimits::default()) });
+    for (slot, topic, token, status) in [(0, "t.a", "forged", 401), (1, "secret.x", "alice", 403)] {
+        let request = format!(
+            "GET /sse?topics={topic} HTTP/1.1\r\nHost: x\r\nOrigin: https://app.example\r\n\
+             Authorization: Bearer {token}\r\n\r\n"
+        );
+        bench.accept(slot, Header, request.as_bytes());
+        bench.verify();
+        let sent = String::from_utf8(bench.driver.take_sent(slot)).unwrap();
+        assert!(sent.starts_with(&format!("HTTP/1.1 {status} ")), "{sent}");
+        assert!(sent.contains("\r\nAccess-Control-Allow-Origin: https://app.example\r\n"), "{sent}");
+    }
+    assert_eq!((bench.count(Counter::HttpResponses), bench.count(Counter::SubscriptionsRefused)), (2, 1));
+    bench.end();
 }
