@@ -24,7 +24,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-say() { printf '\n== %s\n' "$*" >&2; }
+say() { printf '\n== %s (at %d:%02d min)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)) >&2; }
 fail() {
     printf 'scripts/test.sh: %s\n' "$*" >&2
     exit 1
