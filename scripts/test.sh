@@ -184,6 +184,9 @@ if ! has_browser; then
     has_browser || fail "Chromium was installed but does not run"
 fi
 
+# Most tests of the binary wait for something.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4}
+
 if (($# > 0)); then
     step "cargo test $*"
     cargo test --locked --workspace "${features[@]}" "$@"

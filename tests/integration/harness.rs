@@ -33,7 +33,7 @@ use nix::{
     unistd::Pid,
 };
 
-pub use machine::{alone, beside_others, forget, register};
+pub use machine::{alone, beside_others, forget, register, while_waiting};
 pub use processes::wait_for_exit;
 
 /// Options that bind free ports.

@@ -8,7 +8,7 @@ use crate::{
         certificates::Certificates,
         collector, data,
         external::{External, Library},
-        tickcast,
+        tickcast, while_waiting,
     },
     page::browser,
 };
@@ -191,7 +191,7 @@ fn who_may_do_what_is_the_same_over_every_transport_and_from_every_start() {
 
 #[test]
 fn a_browser_keeps_its_session_for_a_minute_of_tokens_that_last_five_seconds() {
-    let _machine = beside_others();
+    let _machine = while_waiting();
     let config = format!(
         "[auth]\nleeway = '0s'\nwarning = '2s'\n[[auth.key]]\nalgorithm = 'HS256'\nfile = {:?}\n[[auth.token]]\nname = 'feed'\n{}\npermissions = {{ pub = {{ allow = ['>'] }} }}\n",
         key("hs256.txt"),

@@ -7,7 +7,10 @@ use std::{
     process::{Command, Output},
 };
 
-use crate::{harness::beside_others, page::browser};
+use crate::{
+    harness::{beside_others, while_waiting},
+    page::browser,
+};
 
 /// Runs a file of `src/sdk/js/test`. `passed_min`: so many tests must have run.
 fn run(file: &str, environment: &[(&str, &str)], passed_min: u32) {
@@ -37,7 +40,7 @@ fn the_javascript_sdk_does_what_the_transcripts_say() {
 #[test]
 fn the_javascript_sdk_survives_wrong_values_of_servers_and_applications() {
     let _machine = beside_others();
-    run("units", &[], 11);
+    run("units", &[], 12);
 }
 
 #[test]
@@ -50,7 +53,7 @@ fn the_javascript_package_and_the_served_bundle_are_what_the_build_makes() {
 
 #[test]
 fn the_javascript_sdk_survives_cuts_restarts_slow_links_and_expiring_tokens() {
-    let _machine = beside_others();
+    let _machine = while_waiting();
     run("conformance", &[SERVER], 11);
 }
 

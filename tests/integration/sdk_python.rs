@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use crate::harness::beside_others;
+use crate::harness::{beside_others, while_waiting};
 
 /// Runs test modules of the SDK in the environment that `scripts/test.sh` installs, and prints their output if one fails.
 fn run(modules: &[&str]) {
@@ -33,7 +33,7 @@ fn the_python_sdk_does_what_the_transcripts_say() {
 
 #[test]
 fn the_python_sdk_loses_nothing_silently_over_restarts_cuts_slow_links_and_expired_tokens() {
-    let _machine = beside_others();
+    let _machine = while_waiting();
     run(&["test_conformance"]);
 }
 

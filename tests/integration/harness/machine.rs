@@ -18,7 +18,7 @@ use nix::{
 /// A test that runs for longer hangs in a call without a guard. Its servers are killed, so that the call fails.
 const HUNG_AFTER: Duration = Duration::from_secs(900);
 
-/// Tests that load the whole machine run alone; the others run side by side.
+/// Tests that load the whole machine run alone; the others run side by side, and those that mostly wait beside any.
 static MACHINE: RwLock<()> = RwLock::new(());
 
 type Pids = Arc<Mutex<Vec<u32>>>;
@@ -39,6 +39,7 @@ pub struct Machine {
 enum Lock {
     Beside(RwLockReadGuard<'static, ()>),
     Alone(RwLockWriteGuard<'static, ()>),
+    Waits,
 }
 
 /// For a test that may run beside others of this kind.
@@ -49,6 +50,11 @@ pub fn beside_others() -> Machine {
 /// For a test that opens thousands of connections or saturates the cores.
 pub fn alone() -> Machine {
     watch(Lock::Alone(MACHINE.write().unwrap_or_else(|poisoned| poisoned.into_inner())))
+}
+
+/// For a test that waits for a minute or more and needs little of the machine: tests of the other two kinds run meanwhile.
+pub fn while_waiting() -> Machine {
+    watch(Lock::Waits)
 }
 
 /// Notes a server started by the test on this thread.

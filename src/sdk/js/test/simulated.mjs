@@ -70,6 +70,11 @@ export class World {
     return this.#random.length;
   }
 
+  /** Timers that have not run: a Node process stays for them. */
+  get timers() {
+    return this.#timers.size;
+  }
+
   /** Time passes, and timers run at their times. */
   async advance(ms) {
     const end = this.now + ms;

@@ -115,6 +115,17 @@ test("wrong values of the application are refused", async () => {
   assert.deepEqual(world.actions, []);
 });
 
+test("a client that was closed leaves no timer behind, which would keep its process", async () => {
+  const { client, world } = await connected();
+  const published = client.publish("a.x", 1, { timeoutMs: 60_000 });
+  await world.settle();
+  assert.ok(world.timers > 0);
+  client.disconnect();
+  await assert.rejects(published);
+  await world.settle();
+  assert.equal(world.timers, 0);
+});
+
 test("a token that is no string, or empty, is none", async () => {
   for (const token of ["", undefined, null, 5, {}]) {
     const world = new World({ wallMs: 0, random: [0.5] });

@@ -417,6 +417,8 @@ export class Core implements Receiver {
     this.#emit({ type: "state", state: "disconnected", code, reason });
     this.#reportLoss(code, reason);
     this.#publishes.drop(code, reason);
+    this.#timers.clear("publish");
+    this.#publishTimer = Infinity;
   }
 
   /** Ends the state of one connection. */
