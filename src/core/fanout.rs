@@ -258,10 +258,7 @@ impl Fanout {
         let policy = self.settings.policies.of(topic_key::name(key));
         let mut topic = EgressTopic::new(id, epoch, key, policy, is_homed_here);
         topic.log = is_log_epoch(epoch).then(|| LogTopic::new(last).into());
-        let mut awaited = match topic.log.is_some() {
-            true => self.take_awaited(&topic, sessions),
-            false => HashMap::new(),
-        };
+        let mut awaited = self.take_awaited(&topic, sessions);
         let mut slots: Vec<SlotId> = awaited.keys().copied().collect();
         let exact = self.patterns.get_mut(key).copied();
         let entries = &self.entries;

@@ -17,6 +17,7 @@ use crate::{
     ids::SlotId,
     limits::{AWAITED_PLACES_MAX, AWAITED_PLACES_PER_SESSION_MAX},
     session::{saved_positions::PositionsMemory, table::Sessions},
+    topic_key,
 };
 use tickcast_proto::{logged::is_log_epoch, subscription::Position};
 
@@ -145,21 +146,33 @@ impl Fanout {
         self.awaited.insert(slot, entry, key, position)
     }
 
-    /// What sessions wait for of a topic that has come, by slot: they recover from their places.
+    /// The places of sessions in a topic that has just been created, by slot: the sessions recover from them. O(places in the topic)
+    /// and O([`JOINS_ACTIVE_MAX`](crate::limits::JOINS_ACTIVE_MAX)).
     pub(super) fn take_awaited(
         &mut self,
         topic: &EgressTopic,
-        sessions: &Sessions,
+        sessions: &mut Sessions,
     ) -> HashMap<SlotId, Backlog> {
-        let places = self.awaited.take(topic.key());
+        let mut places = match topic.log.is_some() {
+            true => self.awaited.take(topic.key()),
+            false => Vec::new(),
+        };
         self.tally.units += PLACE_UNITS * places.len();
-        let is_open = |slot: SlotId| sessions.get(slot).is_some_and(|session| session.ending.is_none());
-        let open = places.into_iter().filter(|&(slot, _)| is_open(slot));
+        places.retain(|&(slot, _)| sessions.get(slot).is_some_and(|session| session.ending.is_none()));
+        // A walk under way passes over topics created meanwhile, so it would not find their places.
+        for (slot, entry) in self.joining_from_saved_positions(topic.key(), sessions) {
+            let filter = self.filter(entry, slot, sessions);
+            if filter.is_some_and(|filter| !filter.subscribe.permits(topic_key::name(topic.key()))) {
+                continue;
+            }
+            let lag = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut());
+            places.extend(lag.and_then(|lag| Some((slot, lag.take_position(topic.key())?))));
+        }
         let backlog = |position: Position| match position.epoch == topic.info.epoch {
             true => Backlog { backfill: Backfill::Position, from: position.sequence.saturating_add(1) },
             false => Backlog { backfill: Backfill::PositionLost, from: 1 },
         };
-        open.map(|(slot, position)| (slot, backlog(position))).collect()
+        places.into_iter().map(|(slot, position)| (slot, backlog(position))).collect()
     }
 
     /// Forgets the places of a subscription that ends. Returns their number, at most [`AWAITED_PLACES_PER_SESSION_MAX`].

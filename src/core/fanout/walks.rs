@@ -237,6 +237,21 @@ impl Fanout {
         self.evict_overflowing(sessions, logs);
     }
 
+    /// Sessions whose walk from saved positions is under way and whose pattern matches a topic, with the entry of the subscription.
+    /// O([`JOINS_ACTIVE_MAX`]).
+    pub(super) fn joining_from_saved_positions(
+        &self,
+        topic: &str,
+        sessions: &Sessions,
+    ) -> Vec<(SlotId, u32)> {
+        let is_from_saved = |joining: &&Joining| {
+            let held = joining.subscription(sessions);
+            held.is_some_and(|held| matches!(held.start_from, StartFrom::SavedPositions))
+                && self.entry_matches(joining.entry, topic)
+        };
+        self.joining.iter().filter(is_from_saved).map(|joining| (joining.slot, joining.entry)).collect()
+    }
+
     /// Notes that a new topic needs no joining: its members have joined it, and groups receive it from its first tick.
     pub(super) fn note_joined(&mut self, id: TopicId, key: &str) {
         let matching = Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports);

@@ -297,6 +297,34 @@ fn a_place_waits_while_the_subscription_that_gave_it_lives() {
 }
 
 #[test]
+fn a_place_in_a_topic_that_is_created_while_its_session_joins_others_is_used() {
+    let mut driver = driver();
+    for at in 1..=5_000 {
+        append(&mut driver, &format!("t.{at}"), log(at, 1));
+        if at.is_multiple_of(500) {
+            finish(&mut driver);
+        }
+    }
+    for slot in [LINKED, PLAIN] {
+        resume(&mut driver, slot, "t.0", 6_300);
+        driver.receive(slot, &frame(Kind::Subscribe, &from_saved(), b"t.*"));
+    }
+    driver.turn();
+    driver.sent.clear();
+    append(&mut driver, "t.0", log(6_250, 1));
+    assert!(driver.shard.is_busy(), "the sessions still join topics");
+    finish(&mut driver);
+    append(&mut driver, "t.0", log(6_310, 1));
+    finish(&mut driver);
+    for (slot, next) in [(LINKED, "6310 after 6250"), (PLAIN, "6310")] {
+        let texts = received(&mut driver, slot);
+        let of_topic: Vec<&String> =
+            texts.iter().filter(|text| text.contains("6250") || text.contains("6310")).collect();
+        assert_eq!(of_topic, ["recovered 1 at 6250", next]);
+    }
+}
+
+#[test]
 fn places_beyond_the_memory_for_positions_are_answered_at_once_and_an_ended_session_leaves_room() {
     let mut driver = driver_with(Limits { positions_bytes_max: 400, ..Limits::default() });
     for topic in ["t.0", "t.1", "t.2"] {
