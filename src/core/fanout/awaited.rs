@@ -1,7 +1,8 @@
-//! Places in topics of logs that this node has not read a tick of: they are answered once it has.
+//! Positions in log topics of which this node has not read a tick yet. They are answered once it has.
 //!
-//! A client that resumes at a node may know topics that the node has yet to read: it has just started, or they are quiet. If the
-//! place were answered as one in a topic that does not exist, the client would get ticks again that it has.
+//! A client that resumes at a node may know topics that the node has yet to read, because the node has just started or the
+//! topics are quiet. If such a position were answered as one in a topic that does not exist, the client would receive ticks
+//! again that it already has.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -20,26 +21,28 @@ use crate::{
 };
 use tickcast_proto::{logged::is_log_epoch, subscription::Position};
 
-/// Bytes of a place besides its topic's key: an entry in each of two trees whose nodes may be half empty, and an allocation.
+/// Bytes per position besides its topic's key: an entry in each of two trees, whose nodes may be half empty, and an allocation.
 const PLACE_BYTES: usize = 160;
-/// Units of delivery for keeping a place, or taking it out.
+/// Units of delivery work to keep a position, or to take it out.
 const PLACE_UNITS: usize = 4;
 
-/// What decides which places are kept.
+/// Decides which positions are kept.
 #[derive(Clone, Debug, Default)]
 pub struct AwaitedSettings {
-    /// Whether logs feed topics of this server. If none does, no topic of a log will come. Fixed at the start.
+    /// Whether logs feed this server's topics. If not, no awaited topic will ever appear. Fixed at the start.
     pub is_fed_by_logs: bool,
-    /// The memory of the positions of the shard's sessions, which these places count against.
+    /// Memory budget for the positions of the shard's sessions, which awaited positions count against.
     pub memory: PositionsMemory,
-    /// Bound on that memory.
+    /// Bound on that memory, bytes.
     pub memory_bytes_max: usize,
 }
 
-/// Places in topics that do not exist yet, with the subscriptions that gave them. A place goes with its subscription.
+/// Positions in topics that do not exist yet, each with the subscription that named it. A position is forgotten with its
+/// subscription.
 ///
-/// Bound: [`AWAITED_PLACES_MAX`] places, [`AWAITED_PLACES_PER_SESSION_MAX`] of one session, and the memory for positions.
-/// Invariant: each place is once in either tree, and counts once for its session.
+/// Bound: [`AWAITED_PLACES_MAX`] positions, [`AWAITED_PLACES_PER_SESSION_MAX`] of one session, and the memory budget for
+/// positions.
+/// Invariant: each position is in both trees once, and counts once for its session.
 #[derive(Debug, Default)]
 pub(super) struct AwaitedPlaces {
     settings: AwaitedSettings,
@@ -47,9 +50,9 @@ pub(super) struct AwaitedPlaces {
     by_key: BTreeMap<(Arc<str>, SlotId), (u32, Position)>,
     /// By session and entry.
     by_subscription: BTreeSet<(SlotId, u32, Arc<str>)>,
-    /// Number of places of each session that has any.
+    /// Number of positions of each session that has any.
     of_session: HashMap<SlotId, usize>,
-    /// Bytes taken of the memory for positions.
+    /// Bytes taken from the memory budget for positions.
     bytes: usize,
 }
 
@@ -58,7 +61,7 @@ impl AwaitedPlaces {
         AwaitedPlaces { settings, ..AwaitedPlaces::default() }
     }
 
-    /// Bytes of the places.
+    /// Bytes of the positions.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -67,8 +70,8 @@ impl AwaitedPlaces {
         self.settings.memory_bytes_max = bytes;
     }
 
-    /// Keeps a place of a subscription. It replaces one of the same session in the same topic. Returns `false` without room. O(log
-    /// places).
+    /// Keeps a subscription's position. It replaces one of the same session in the same topic. Returns `false` if there is no
+    /// room. O(log positions).
     fn insert(&mut self, slot: SlotId, entry: u32, key: &str, position: Position) -> bool {
         let key: Arc<str> = key.into();
         if let Some((known, at)) = self.by_key.get_mut(&(key.clone(), slot)) {
@@ -108,7 +111,7 @@ impl AwaitedPlaces {
         Some(position)
     }
 
-    /// Takes out the places in a topic, by session. O(places in it * log places).
+    /// Takes out the positions in a topic, by session. O(positions in it * log positions).
     fn take(&mut self, key: &str) -> Vec<(SlotId, Position)> {
         if self.by_key.is_empty() {
             return Vec::new();
@@ -119,7 +122,7 @@ impl AwaitedPlaces {
         slots.into_iter().filter_map(|slot| Some((slot, self.remove(slot, &key)?))).collect()
     }
 
-    /// Removes a place of a session, of this subscription or of any. Returns `false` if there is none. O(log places).
+    /// Removes one position of a session, of this subscription or of any. Returns `false` if there is none. O(log positions).
     fn remove_one(&mut self, slot: SlotId, entry: Option<u32>) -> bool {
         if !self.of_session.contains_key(&slot) {
             return false;
@@ -136,7 +139,8 @@ impl AwaitedPlaces {
 }
 
 impl Fanout {
-    /// Keeps a subscription's place in a topic that does not exist, if a log may feed it. Returns `false` if it must be answered now.
+    /// Keeps a subscription's position in a topic that does not exist, if a log may feed the topic later. Returns `false` if
+    /// the position must be answered now.
     pub(super) fn await_topic(&mut self, key: &str, position: Position, slot: SlotId, entry: u32) -> bool {
         if !self.awaited.settings.is_fed_by_logs || !is_log_epoch(position.epoch) {
             return false;
@@ -145,7 +149,7 @@ impl Fanout {
         self.awaited.insert(slot, entry, key, position)
     }
 
-    /// What sessions wait for of a topic that has come, by slot: they recover from their places.
+    /// Takes out what each session recovers in a topic that has just appeared, by slot.
     pub(super) fn take_awaited(
         &mut self,
         topic: &EgressTopic,
@@ -162,7 +166,8 @@ impl Fanout {
         open.map(|(slot, position)| (slot, backlog(position))).collect()
     }
 
-    /// Forgets the places of a subscription that ends. Returns their number, at most [`AWAITED_PLACES_PER_SESSION_MAX`].
+    /// Forgets the awaited positions of a subscription that ends. Returns their number, at most
+    /// [`AWAITED_PLACES_PER_SESSION_MAX`].
     pub(super) fn forget_awaited(&mut self, slot: SlotId, entry: u32) -> usize {
         let mut count = 0;
         while self.awaited.remove_one(slot, Some(entry)) {
@@ -171,7 +176,7 @@ impl Fanout {
         count
     }
 
-    /// Forgets a place of a session that has ended. Returns `false` if it has none.
+    /// Forgets one awaited position of a session that has ended. Returns `false` if it has none.
     pub(super) fn forget_one_awaited(&mut self, slot: SlotId) -> bool {
         self.awaited.remove_one(slot, None)
     }
