@@ -52,7 +52,7 @@ pub enum TopicRefusal {
     Rate = 3,
     /// The tenant has reached its quota of topics.
     Tenant = 4,
-    /// Another tenant exports topics of this name to the tenant, which may not publish its own.
+    /// Another tenant exports topics of this name to this tenant, which publishes none of its own.
     Imported = 5,
     /// A log feeds the topic, so only the log may add ticks.
     FedByLog = 6,

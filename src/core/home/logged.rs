@@ -112,7 +112,7 @@ impl Home {
     }
 
     /// Like [`Home::sequence`], for a tick of the log that feeds the topic: its sequence is its position, which must be above
-    /// the topic's last. If the log has a hole before the tick, the history begins anew, so that it never contains one.
+    /// the topic's last. If the log's reader has a hole before the tick, the history starts over, so that it never contains one.
     pub fn sequence_logged(
         &mut self,
         index: u32,

@@ -24,7 +24,7 @@ pub struct Calls {
     pub pending: Option<PendingCall>,
 }
 
-/// Whose credentials a connection uses. A proxy may send the requests of many clients over one connection.
+/// The client whose credentials a connection uses. A proxy may send the requests of many clients over one connection.
 #[derive(Debug)]
 pub struct Caller {
     /// The token of the last request.

@@ -305,7 +305,7 @@ impl Shard {
     }
 
     /// When the walk for idle topics is next due, CLOCK_MONOTONIC nanoseconds; 0: at once. `None` while nothing may be
-    /// forgotten: a draining server keeps its topics, and messages for the shards may have to wait for room.
+    /// forgotten: the server drains, or messages for the shards wait for room.
     pub(super) fn idle_walk_due_ns(&self) -> Option<u64> {
         let walks = self.draining.is_none() && self.stages.deliveries_are_half_empty();
         self.home.idle_due_ns().filter(|_| walks)

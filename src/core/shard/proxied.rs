@@ -3,7 +3,7 @@
 //! ```text
 //!  PROXY header, or X-Forwarded-For of a request for a WebSocket
 //!  Action::Admit(slot, address)    the transport applies the limits of that address; input is kept meanwhile
-//!  handle_admitted(slot)           the handshake goes on
+//!  handle_admitted(slot)           the handshake continues
 //!  handle_refused(slot, refusal)   the client reads the reason, in its own protocol
 //! ```
 //!

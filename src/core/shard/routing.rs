@@ -1,4 +1,4 @@
-//! Publishes to routed topics: the way to a sink's ring, and the way of the answer back to the session.
+//! Publishes to routed topics: out to a sink's ring, and the answer back to the session.
 //!
 //! ```text
 //!  session's publish -> room for the answer -> ticket -> stage -> ring -> sink's thread

@@ -65,7 +65,8 @@ impl Shard {
     }
 
     /// Refuses the credentials of a client that has requested a stream, before the stream begins. If the server is too busy to
-    /// verify them, the client gets a stream that ends at once, because an EventSource does not reconnect after an error.
+    /// verify them, the client gets a stream that ends at once, because an EventSource does not reconnect after an error
+    /// response.
     /// `cors`: that of [`http::Answer::Upgrade`].
     pub(super) fn refuse_stream(
         &mut self,

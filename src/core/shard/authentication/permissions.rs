@@ -1,4 +1,4 @@
-//! What sessions may do.
+//! Permissions of sessions: which patterns they may subscribe to, and which topics they may publish.
 
 use super::Shard;
 use crate::{ids::SlotId, metrics::counters::Counter, now::Now, session::Session, shard::ingress::quoted};
