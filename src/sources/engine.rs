@@ -5,7 +5,7 @@
 //!  engine's client -> Message -> Mapping -> SourceContext -> rings
 //!        ^                          |             |
 //!        | not read                 v             v
-//!        +--- while a ring is full  skipped,      waits, the thread with it
+//!        +--- while a ring is full  skipped,      waits, and blocks the thread
 //!                                   counted
 //! ```
 //!

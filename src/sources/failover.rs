@@ -9,7 +9,7 @@
 //!  the one that publishes is unfit (down, stale, late)        -> the first fit one publishes, at once
 //!  one before it has been fit for its `return_after`          -> that one publishes again
 //!  none is fit                                                -> nothing changes
-//!  the one that publishes has just been started, and connects -> nothing changes
+//!  the one that publishes still connects after its start      -> nothing changes
 //! ```
 //!
 //! A standby reads, because only then is it known whether it is fit, and because a switch then needs no connection first. The

@@ -4,11 +4,11 @@
 //! reads everything. Places are kept here: for each partition, the offset after the last message read.
 //!
 //! ```text
-//!  attempt: make a client -> look at the topics -> find the places -> assign -> poll until an error
+//!  attempt: create client -> check the topics -> find the places -> assign -> poll until an error
 //!                                 ^                      |
 //!                                 | from time to time    v
-//!                                 +-- new partitions     retention has passed a place: counted as lost, on at the oldest message
-//!                                                        the log ends before a place: it was made again, read from its beginning
+//!                                 +-- new partitions     retention has passed a place: counted as lost, continue at the oldest
+//!                                                        the log ends before a place: it was recreated, read it from its beginning
 //! ```
 //!
 //! The offsets of a compacted or transactional topic have holes. So a jump between two messages is not a loss; only messages

@@ -31,7 +31,7 @@ pub const SUBSCRIPTION_CAPACITY: usize = 8_192;
 const CONNECT: Duration = Duration::from_secs(3);
 /// Timeout for an answer. A stopped server gives none.
 const REQUEST: Duration = Duration::from_secs(2);
-/// Silence after which the client pings the server. The connection ends when the next ping is due.
+/// Silence after which the client pings the server. Without an answer, the connection ends when the next ping is due.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The table `auth`: at most one method.

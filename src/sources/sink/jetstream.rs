@@ -46,7 +46,7 @@ const ACKS_MAX: usize = 64 << 10;
 const _: () = assert!(SINK_TAKEN_MAX < ACKS_MAX);
 /// How long the client keeps waiting for an acknowledgement that was given up.
 const ABANDONED: Duration = Duration::from_millis(100);
-/// How long the known life of a stream is relied on at most, nanoseconds.
+/// Longest time for which what is known about a stream's life is relied on, nanoseconds.
 const LOOK_NS: u64 = 1_000_000_000;
 /// Time until a stream is queried again after the server gave no answer about it, nanoseconds: each wait holds up the sink.
 const LOOK_LATER_NS: u64 = 10_000_000_000;

@@ -23,7 +23,7 @@ use tickcast_common::{clock, values::Time};
 const OBTAIN_NS: u64 = 10_000_000_000;
 /// Pause between two checks whether a command has ended.
 const LOOK_NS: u64 = 20_000_000;
-/// How long before it expires a token is renewed: a command or a request takes time, and clocks differ.
+/// A token is renewed this long before it expires, because a command or a request takes time, and clocks differ.
 const MARGIN_S: u64 = 60;
 /// Shortest time between two renewals, whatever a token says.
 const RENEW_NS_LOWEST: u64 = 1_000_000_000;
