@@ -51,8 +51,8 @@ use tickcast_proto::{
     subscription::{Policy, Rules},
 };
 
-/// The subscriptions of one shard: patterns, topics and their members. Names of both are [keys](crate::topic_key), except in what
-/// is sent to clients.
+/// The subscriptions of one shard: patterns, topics and their members. Both are named by their [keys](crate::topic_key), except
+/// in messages to clients.
 ///
 /// Invariant: a session receives a topic exactly once while any of its live patterns matches the topic: through a membership, or
 /// through the wildcard groups of those patterns.
@@ -69,16 +69,16 @@ pub struct Fanout {
     free: Vec<u32>,
     /// Patterns whose homes are not ready yet, by request.
     pending: HashMap<u32, PendingEntry>,
-    /// Bytes of this shard's patterns in addition to the trie and their entries: at the homes, and in the boxes of wildcards.
+    /// Bytes of this shard's patterns outside the trie and the entries: copies at the homes, and boxed wildcard state.
     patterns_other_bytes: usize,
-    /// Bytes of the patterns that each source subscribes to, here and at the homes. Bounded: each has at least one pattern.
+    /// Pattern bytes per source, here and at the homes. Bounded, because each source listed has at least one pattern.
     source_bytes: HashMap<SourceId, usize>,
     /// Bytes of the long wildcards stored at the homes. Bound: [`crate::limits::LONG_WILDCARDS_BYTES`].
     long_wildcards_bytes: usize,
     next_request: u32,
-    /// The highest tenant with a pattern so far.
+    /// The highest tenant that has had a pattern.
     tenant_highest: TenantId,
-    /// Sessions that waited for a pattern whose homes are now ready. Bound: the subscriptions of the shard's sessions.
+    /// Sessions whose awaited pattern is now ready at its homes. Bound: the subscriptions of the shard's sessions.
     woken: VecDeque<SlotId>,
     wildcards: Wildcards,
     /// Subscriptions that are going live. Bound: [`crate::limits::JOINS_ACTIVE_MAX`].
@@ -97,7 +97,7 @@ pub struct Fanout {
     /// Timers to set for paced ticks. At most one entry per paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
     awaited: AwaitedPlaces,
-    /// Sequences of logs that topics may still store.
+    /// How many more log sequences topics may store.
     log_sequences_left: usize,
     tally: DeliveryCounts,
     scratch: Vec<u8>,
@@ -131,7 +131,7 @@ pub struct DeliveryCounts {
     pub dropped: u64,
     /// Holes in logs.
     pub holes: u64,
-    /// Units of delivery that queued nothing: patterns looked up, and sessions of wildcards visited.
+    /// Units of delivery work that queued nothing: patterns looked up, and wildcard sessions visited.
     pub units: usize,
 }
 
@@ -190,7 +190,7 @@ impl Fanout {
         self.settings.last_values.keys_max = keys_max;
     }
 
-    /// Replaces the bound on the memory of places in topics that do not exist yet.
+    /// Replaces the bound on the memory for positions in topics that do not exist yet.
     pub fn set_awaited_bytes_max(&mut self, bytes: usize) {
         self.awaited.set_memory_bytes_max(bytes);
     }
@@ -210,8 +210,8 @@ impl Fanout {
         std::mem::take(&mut self.tally)
     }
 
-    /// Bytes of the patterns subscribed to on this shard, here and at the homes. The tables grow by doubling, and may take twice
-    /// as much.
+    /// Bytes of the patterns subscribed to on this shard, here and at the homes. The tables grow by doubling, so they may take
+    /// up to twice as much.
     pub fn patterns_bytes(&self) -> usize {
         let entries = self.patterns.len() * size_of::<Option<PatternEntry>>();
         self.patterns.used_bytes() + entries + self.patterns_other_bytes
@@ -222,7 +222,7 @@ impl Fanout {
         self.patterns.len()
     }
 
-    /// Bytes of the places in topics that do not exist yet, and of the log sequences stored by topics.
+    /// Bytes of the positions in topics that do not exist yet, and of the log sequences stored by topics.
     pub fn logged_bytes(&self) -> usize {
         self.awaited.bytes() + (LOG_SEQUENCES_MAX - self.log_sequences_left) * size_of::<u64>()
     }
@@ -232,8 +232,8 @@ impl Fanout {
         self.entries.iter().flatten().map(PatternEntry::groups_bytes).sum()
     }
 
-    /// Opens the topic with this key. Its home sends its ticks from now on: those after the sequence `last`; 0: from the first.
-    /// Sessions whose subscription needs a membership join.
+    /// Opens the topic with this key. From now on its home sends the ticks after the sequence `last`; 0: all ticks. Sessions
+    /// whose subscription needs a membership join it.
     pub fn handle_open(
         &mut self,
         id: TopicId,
@@ -366,7 +366,7 @@ impl Fanout {
                 continue;
             }
             let Some((log, range)) = logs.append_tick(*format, tick, &topic.info) else {
-                // The tick is longer than the log, so no member can receive it; closing them keeps the loss announced.
+                // The tick is longer than the log, so no member can receive it. Close them, so that the loss is not silent.
                 members.iter().for_each(|member| sessions.mark_too_far_behind(member.slot()));
                 continue;
             };

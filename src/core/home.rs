@@ -55,7 +55,7 @@ pub struct Retention {
     pub history_bytes_max: usize,
     /// Budget of the last values of all topics of the home.
     pub last_values: LastValuesBudget,
-    /// Time without a tick after which a topic is forgotten, by topic, nanoseconds; 0: never.
+    /// Idle time after which a topic is forgotten, by topic, nanoseconds; 0: never.
     pub idle: Rules<u64>,
 }
 
@@ -66,7 +66,7 @@ pub struct HomeTopic {
     pub key: Box<str>,
     /// Id on the wire.
     pub id: TopicId,
-    /// The creator that it is counted for.
+    /// The creator whose account it counts against.
     creator: Creator,
     /// Epoch of this life of the topic: see [`Home::find_or_create`].
     pub epoch: u64,
@@ -138,7 +138,7 @@ pub enum InterestEvent<'a> {
 /// Cost of forgetting a topic, in units of the walk: frees its history, and sends a message to each shard that knows it.
 const FORGET_UNITS: usize = 32;
 
-/// Number of topics whose interest [`Home::invariants`] checks: all in most tests, and still cheap with many topics.
+/// Number of topics whose interest [`Home::invariants`] checks: all of them in most tests, and cheap with many topics.
 const TOPICS_CHECKED: usize = 16;
 
 /// All topics that one shard sequences.
@@ -158,11 +158,11 @@ pub struct Home {
     history_left_bytes: isize,
     /// Next topic whose history must be trimmed to lowered bounds; `None` if no trim is pending.
     trim_next: Option<usize>,
-    /// Index of the topic whose last values are evicted next to make room for others.
+    /// Index of the next topic whose last values are evicted to make room.
     evict_next: usize,
     /// Topics whose last values were evicted since the count was last taken.
     last_values_evicted: u64,
-    /// The frame of a tick for which its topic has no room.
+    /// Frame of a tick that its topic has no room to keep.
     unkept: Vec<u8>,
     topics: Vec<HomeTopic>,
     by_key: HashMap<Box<str>, u32>,
@@ -317,7 +317,7 @@ impl Home {
     }
 
     /// Evicts last values of the topics updated longest ago, to make room for `wanted` bytes of the topic at `index`. Checks at
-    /// most [`LAST_VALUES_LOOKS_MAX`] topics, and spares those so small that evicting that many would not make room.
+    /// most [`LAST_VALUES_LOOKS_MAX`] topics, and spares topics so small that evicting as many of them would not make room.
     #[cold]
     fn evict_last_values(&mut self, index: u32, wanted: usize) {
         let budget = &mut self.retention.last_values;
@@ -415,12 +415,12 @@ impl Home {
         self.invariants();
     }
 
-    /// Returns whether existing topics have yet to follow a change of interest.
+    /// Returns whether existing topics still have to be updated to changed interest.
     pub fn is_walking(&self) -> bool {
         self.interest.has_work()
     }
 
-    /// Updates existing topics to changed interest, for about `units` of [`limits::TURN_INTEREST_UNITS`]. `notify` gets the
+    /// Updates existing topics to changed interest, for about `units` of [`limits::TURN_INTEREST_UNITS`]. `notify` receives the
     /// messages for the shards in order, and returns whether they accept more. Returns the units used.
     ///
     /// [`limits::TURN_INTEREST_UNITS`]: crate::limits::TURN_INTEREST_UNITS

@@ -207,9 +207,9 @@ pub const HISTORY_BYTES_MAX_DEFAULT: usize = 256 << 20;
 pub const LOGS_UNKEPT_MAX: usize = 256;
 /// Places in topics of logs that a shard keeps until the topics appear: 160 bytes plus the topic's name each, taken from the
 /// memory for positions.
-pub const AWAITED_PLACES_MAX: usize = 64 << 10;
+pub const AWAITED_POSITIONS_MAX: usize = 64 << 10;
 /// Maximum of these per session: 16 sessions with as many fill the table.
-pub const AWAITED_PLACES_PER_SESSION_MAX: usize = 4 << 10;
+pub const AWAITED_POSITIONS_PER_SESSION_MAX: usize = 4 << 10;
 /// Maximum sequences that a shard remembers of one topic fed by a log, to count the ticks in a range: 8 bytes each.
 pub const LOG_SEQUENCES_PER_TOPIC_MAX: usize = 64 << 10;
 /// Maximum of these over all topics on a shard. The tables grow by doubling, and may take twice as much.

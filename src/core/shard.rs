@@ -1,5 +1,5 @@
-//! One shard: the topics that it is the home of, the sessions that it serves, and the rings that connect it to other shards. A
-//! plain state machine.
+//! One shard: its home topics, the sessions that it serves, and the rings that connect it to other shards. A plain state
+//! machine.
 //!
 //! ```text
 //!                    handle_request                       handle_bytes, handle_eof
@@ -14,7 +14,7 @@
 //! 1. Socket events as they arrive: [`Shard::handle_accept`], [`Shard::handle_bytes`], [`Shard::handle_eof`],
 //!    [`Shard::handle_error`], [`Shard::handle_writable`] and [`Shard::handle_detached`], each followed by
 //!    [`Shard::poll_action`] until `None`. A connection from a proxy is accepted with [`Shard::handle_accept_proxied`]. Verdicts
-//!    of the verifiers in the same way: [`Shard::handle_verdict`].
+//!    of the verifiers are handled the same way: [`Shard::handle_verdict`].
 //! 2. Connections that other shards hand over: [`Shard::handle_attached`].
 //! 3. The rings from other shards and from sources: [`Shard::handle_delivery`], then [`Shard::handle_request`]. Those from sinks at
 //!    any time: [`Shard::handle_settled`].
@@ -187,7 +187,7 @@ pub struct Shard {
     draining: Option<u64>,
     /// The session that holds each identity; empty unless `identity_replaces` is set.
     holders: Holders,
-    /// The identity that each session's client has given, by slot. Shown to operators.
+    /// Identities that the sessions' clients have given, by slot. Shown to operators.
     identities: HashMap<SlotId, Box<str>>,
     budgets: Budgets,
     quotas: Quotas,
@@ -199,7 +199,7 @@ pub struct Shard {
     counters: Arc<Counters>,
     latency: Latency,
     control: Control,
-    /// While the shard is overloaded: when that ends unless a session loses ticks before then, CLOCK_MONOTONIC nanoseconds.
+    /// When the overload ends unless a session loses ticks before then, CLOCK_MONOTONIC nanoseconds; `None`: there is none.
     overloaded_until_ns: Option<u64>,
     /// Bytes that a drain may still append to the egress logs.
     drain_left_bytes: u64,

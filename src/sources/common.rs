@@ -14,14 +14,14 @@ const GROUP_RETURN_AFTER: Time = Time::from_ms(10_000);
 /// Bounds of the three times.
 const TIME_LOWEST: Time = Time::from_ms(100);
 const TIME_HIGHEST: Time = Time::from_ms(86_400_000);
-/// Characters of a name.
+/// Maximum characters of a name.
 const NAME_CHARS_MAX: usize = 64;
 
 /// The keys.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CommonOptions {
-    /// Its name in logs, metrics and responses; default: the kind, from the second of a kind on with a number.
+    /// Its name in logs, metrics and responses. Default: the kind, with a number from the second source of that kind on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Whether the server is ready only while it is fit.
@@ -33,13 +33,13 @@ pub struct CommonOptions {
     /// Age of its messages on arrival above which it is unfit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_max: Option<Time>,
-    /// The failover group. Of its sources, the first fit one in the order of the file publishes.
+    /// The failover group. Its first fit source, in the order of the file, publishes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     /// How long it must have been fit before it takes over from a source after it in the group.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub return_after: Option<Time>,
-    /// The topic on which it says that it publishes now, and not another source of its group.
+    /// The topic on which it announces that it publishes now, and not another source of its group.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status_topic: Option<String>,
 }
@@ -81,7 +81,7 @@ impl CommonOptions {
         }
     }
 
-    /// What the values mean for a source of this name.
+    /// The settings that these values give a source of this name.
     pub fn resolved(&self, name: &str) -> Common {
         let in_group = |time: Time| self.group.is_some().then_some(time);
         Common {
@@ -101,7 +101,7 @@ fn is_name(text: &str) -> bool {
     (1..=NAME_CHARS_MAX).contains(&text.len()) && text.bytes().all(is_allowed)
 }
 
-/// What is configured for a source, whatever its kind.
+/// Settings that every source has, whatever its kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Common {
     /// Its name: letters, digits, dots, dashes and underscores.
@@ -116,12 +116,12 @@ pub struct Common {
     pub group: Option<Box<str>>,
     /// How long it must have been fit before it takes over from a source after it in the group.
     pub return_after_ns: u64,
-    /// A valid topic, on which it says that it publishes now.
+    /// A valid topic, on which it announces that it publishes now.
     pub status_topic: Option<Box<str>>,
 }
 
 impl Common {
-    /// A source of this name with the defaults.
+    /// The default settings of a source of this name.
     pub fn named(name: &str) -> Common {
         CommonOptions::default().resolved(name)
     }

@@ -172,8 +172,8 @@ impl Samples {
 }
 
 impl Source for Settings {
-    /// Publishes until the server stops, in an open loop: a batch is due at the time of its last sample, its producer time.
-    /// A dropped batch leaves a gap in the times.
+    /// Publishes until the server stops, in an open loop: a batch is due at the time of its last sample, which is its producer
+    /// time. A dropped batch leaves a gap in the times.
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
         let (start_ns, start_realtime_ns) = (clock::monotonic_ns(), clock::realtime_ns());
         let info = self.wave.info(self.batch, start_realtime_ns);

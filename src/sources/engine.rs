@@ -1,15 +1,15 @@
-//! What all sources share that read another engine: a runtime on the source's own thread, waits between attempts, and the way from a
-//! message to a ring.
+//! Shared by all sources that read another engine: a runtime on the source's own thread, waits between attempts, and the path
+//! of a message into a ring.
 //!
 //! ```text
 //!  engine's client -> Message -> Mapping -> SourceContext -> rings
 //!        ^                          |             |
 //!        | not read                 v             v
-//!        +--- while a ring is full  skipped,      waits, the thread with it
+//!        +--- while a ring is full  skipped,      waits, and blocks the thread
 //!                                   counted
 //! ```
 //!
-//! A ring that is full stops the thread, and with it the client of the engine: the engine keeps the backlog.
+//! A full ring stops the thread, and with it the client of the engine: the engine keeps the backlog.
 
 use std::{
     convert::Infallible,
@@ -36,13 +36,14 @@ use tickcast_common::clock;
 use tickcast_core::metrics::counters::Counter;
 use tickcast_proto::logged::LogPosition;
 
-/// Messages taken before the rings are pushed, if more are at hand: one wake-up per shard for as many, as in the simulator.
+/// Messages taken before the rings are pushed, if more are available: one wake-up per shard for this many, as in the simulator.
 const BATCH_MESSAGES: u32 = 256;
-/// How often a reader that waits looks whether it has taken over from another source.
+/// How often a waiting reader checks whether it has taken over from another source.
 const TICK: Duration = Duration::from_nanos(FAILOVER_TURN_NS);
 /// Longest first wait before another attempt to reach an engine, milliseconds.
 pub(crate) const RETRY_MS: u64 = 100;
-/// Longest wait before another attempt: reading goes on within 5 s of the engine's return, an attempt and a heartbeat included.
+/// Longest wait before another attempt: reading resumes within 5 s of the engine's return, including an attempt and a
+/// heartbeat.
 pub(crate) const RETRY_MS_MAX: u64 = 2_000;
 
 /// Why an attempt to read an engine ended: what was tried, and the client's error. Another attempt follows.
@@ -58,17 +59,18 @@ impl EngineError {
 
 /// Reads an engine.
 pub trait Reader {
-    /// Connects and reads until an error. Called again after each one, and goes on where it stopped if the engine has positions.
+    /// Connects and reads until an error. Called again after each error, and continues where it stopped if the engine has
+    /// positions.
     fn read(&mut self, ingest: &mut Ingest<'_>) -> impl Future<Output = Result<Infallible, EngineError>>;
 }
 
-/// The server stops: a reader returns.
+/// The server is stopping, so the reader returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stopped;
 
-/// Reads an engine by calls that block, without a runtime.
+/// Reads an engine with blocking calls, without a runtime.
 pub trait BlockingReader {
-    /// As [`Reader::read`]. Returns within a few seconds once [`Ingest::is_stopping`].
+    /// Like [`Reader::read`]. Returns within a few seconds once [`Ingest::is_stopping`].
     ///
     /// # Errors
     /// Why the attempt ended. Another follows.
@@ -110,9 +112,9 @@ pub fn run(
         }
     };
     runtime.block_on(until_stopped(&stop, attempts));
-    // What was taken before the stop, as far as the rings have room.
+    // Push what was taken before the stop, as far as the rings have room.
     ingest.flush();
-    // Without waiting for what a helper thread still does, such as a name look-up.
+    // Does not wait for a helper thread, which may be in a DNS lookup, for example.
     runtime.shutdown_background();
     Ok(())
 }
@@ -127,7 +129,7 @@ pub fn run_blocking(context: &mut SourceContext, mapping: Mapping, reader: &mut 
             break;
         }
     }
-    // What was taken before the stop, as far as the rings have room.
+    // Push what was taken before the stop, as far as the rings have room.
     ingest.flush();
 }
 
@@ -141,7 +143,7 @@ pub(crate) async fn until_stopped(stop: &StopFlag, future: impl Future<Output = 
     select(pin!(future), pin!(stopped)).await;
 }
 
-/// The way of an engine's messages into the rings.
+/// The path of an engine's messages into the rings.
 pub struct Ingest<'a> {
     context: &'a mut SourceContext,
     mapping: Mapping,
@@ -150,7 +152,7 @@ pub struct Ingest<'a> {
     connected_ns: u64,
     /// Messages taken since the rings were last pushed.
     taken: u32,
-    /// The last one's own time, nanoseconds since 1970.
+    /// The last message's own time, nanoseconds since 1970.
     last_time_ns: Option<u64>,
     standby: Standby,
 }
@@ -196,7 +198,7 @@ impl<'a> Ingest<'a> {
         self.context.set_health(Health::Running);
     }
 
-    /// Notes that everything has been read that the log had when reading began: the server may be ready.
+    /// Notes that everything that the log held when reading began has been read: the server may be ready.
     pub fn caught_up(&mut self) {
         if self.context.status.is_reading_back() {
             self.flush();
@@ -241,7 +243,7 @@ impl<'a> Ingest<'a> {
         self.take_at(message, None).await;
     }
 
-    /// As [`Ingest::take`], with the message's position in the log that feeds its topic, if one does.
+    /// Like [`Ingest::take`], with the message's position in the log that feeds its topic, if one does.
     pub async fn take_at(&mut self, message: Message<'_>, at: Option<LogPosition>) {
         if self.take_blocking_at(message, at).is_err() {
             pending().await
@@ -282,8 +284,8 @@ impl<'a> Ingest<'a> {
         }
     }
 
-    /// Awaits a message, or anything else that may take long. If the source takes over meanwhile from another one of its group, it says so
-    /// and publishes what it has held back.
+    /// Awaits a message, or anything else that may take long. If the source meanwhile takes over from another of its group, it
+    /// announces that and publishes what it has held back.
     pub async fn waiting<T>(&mut self, future: impl Future<Output = T>) -> T {
         let mut future = pin!(future);
         loop {
@@ -297,7 +299,7 @@ impl<'a> Ingest<'a> {
         }
     }
 
-    /// What [`Ingest::waiting`] does from time to time, for a reader without a runtime.
+    /// Does what [`Ingest::waiting`] does periodically, for a reader without a runtime.
     ///
     /// # Errors
     /// [`Stopped`], if the server stops while a ring is full.
@@ -308,20 +310,20 @@ impl<'a> Ingest<'a> {
         Ok(())
     }
 
-    /// Notes how many messages the engine holds that were not taken yet, where it tells.
+    /// Notes how many messages the engine holds that have not been taken yet, if it reports that.
     pub fn set_lag(&self, messages: u64) {
         self.context.status.set_lag(messages);
     }
 
-    /// Counts a message that is not a tick, and logs it (at most ten lines a second are).
+    /// Counts a message that is not a tick, and logs it (at most ten lines per second).
     pub fn skip(&self, subject: &str, why: &dyn fmt::Display) {
         let subject: String = subject.chars().take(64).collect();
         ::log::warn!(target: LOG_TARGET_SOURCE, "{}: message of {subject:?} skipped: {why}", self.name());
         self.context.status.counters().add(Counter::SourceMessagesSkipped, 1);
     }
 
-    /// Pushes what [`Ingest::take`] has staged, and shows that messages have come. Call it before waiting for more. Blocks while a
-    /// ring is full.
+    /// Pushes what [`Ingest::take`] has staged, and notes that messages have arrived. Call it before waiting for more. Blocks
+    /// while a ring is full.
     pub fn flush(&mut self) {
         if std::mem::take(&mut self.taken) > 0 {
             let lag_ns = self.last_time_ns.take().map(|time_ns| clock::realtime_ns().saturating_sub(time_ns));

@@ -9,13 +9,13 @@
 //!  the one that publishes is unfit (down, stale, late)        -> the first fit one publishes, at once
 //!  one before it has been fit for its `return_after`          -> that one publishes again
 //!  none is fit                                                -> nothing changes
-//!  the one that publishes has just been started, and connects -> nothing changes
+//!  the one that publishes still connects after its start      -> nothing changes
 //! ```
 //!
-//! A standby reads, because only then is known whether it is fit, and because a switch then takes no connection. What that costs is
-//! the reading.
+//! A standby reads, because only then is it known whether it is fit, and because a switch then needs no connection first. The
+//! cost is the reading.
 //!
-//! The main thread calls [`Failover::turn`]; the sources' threads look at [`SourceStatus::is_standby`].
+//! The main thread calls [`Failover::turn`]; the sources' threads check [`SourceStatus::is_standby`].
 
 use std::sync::Arc;
 
@@ -25,10 +25,11 @@ use super::{
 };
 use tickcast_core::metrics::counters::Counter;
 
-/// How often the groups are looked at: a source that falls silent is replaced within `stale_after` and this.
+/// How often the groups are checked: a source that falls silent is replaced within `stale_after` plus this.
 pub const FAILOVER_TURN_NS: u64 = 100_000_000;
 
-/// Time from the start for which a source that still connects is not replaced: the first in the file need not connect first.
+/// Time from the start during which a source that is still connecting is not replaced, so that the first in the file need not
+/// connect first.
 const START_NS: u64 = 3_000_000_000;
 
 /// All failover groups of a server.
@@ -53,12 +54,12 @@ struct Group {
 #[derive(Debug)]
 struct Member {
     status: SourceStatus,
-    /// Since when it has been fit; `None`: it is not.
+    /// When it became fit; `None`: it is unfit.
     fit_since_ns: Option<u64>,
 }
 
 impl Failover {
-    /// The groups of these sources. The first of each publishes.
+    /// Creates the groups of these sources. The first of each publishes.
     pub fn new(statuses: &[SourceStatus]) -> Failover {
         let mut groups: Vec<Group> = Vec::new();
         for status in statuses {
@@ -81,7 +82,7 @@ impl Failover {
         Failover { groups, due_ns: 0 }
     }
 
-    /// Looks at the groups, and lets other sources publish where they must. Returns the time to the next turn, in nanoseconds;
+    /// Checks the groups, and switches to other sources where necessary. Returns the time to the next turn, in nanoseconds;
     /// `None`: there are no groups. `started_ns`: when the sources were started. Times are of CLOCK_MONOTONIC.
     pub fn turn(&mut self, now_ns: u64, started_ns: u64) -> Option<u64> {
         if self.groups.is_empty() {
@@ -122,7 +123,7 @@ impl Group {
 
     fn switch(&mut self, next: usize, unfit: Option<Unfit>) {
         let (before, after) = (&self.members[self.active].status, &self.members[next].status);
-        // In this order: for a moment none publishes, never both.
+        // In this order, so that for a moment none publishes, but never both.
         before.set_standby(true);
         after.set_standby(false);
         after.counters().add(Counter::SourceActivations, 1);
@@ -197,7 +198,7 @@ mod tests {
         assert_eq!(active(&sources), "a", "silent for less than a second");
         run(&mut failover, 5_900, 6_100, &[b]);
         assert_eq!(active(&sources), "b");
-        // It comes and goes: not long enough.
+        // It comes and goes, and is not fit for long enough.
         run(&mut failover, 6_100, 8_000, &[a, b]);
         run(&mut failover, 8_000, 9_500, &[b]);
         run(&mut failover, 9_500, 12_400, &[a, b]);

@@ -30,7 +30,7 @@ pub enum Waiting {
     Line,
     /// The first attempt to reach the engine that it reads.
     Connecting,
-    /// The engine that it reads; why it cannot be read.
+    /// The engine that it reads. Contains why it cannot be read.
     Engine(Box<str>),
 }
 

@@ -1,18 +1,18 @@
-//! Reads topics of Kafka, each partition in order and without loss as long as the cluster keeps what has not been read.
+//! Reads Kafka topics, each partition in order and without loss as long as the cluster keeps what has not been read.
 //!
-//! The source assigns all partitions to itself, joins no consumer group and commits nothing: every server with this source reads
-//! everything. Places are kept here, as the offset after the last message read of each partition.
+//! The source assigns all partitions to itself, joins no consumer group and commits nothing: every server with this source
+//! reads everything. Places are kept here: for each partition, the offset after the last message read.
 //!
 //! ```text
-//!  attempt: make a client -> look at the topics -> find the places -> assign -> poll until an error
+//!  attempt: create client -> check the topics -> find the places -> assign -> poll until an error
 //!                                 ^                      |
 //!                                 | from time to time    v
-//!                                 +-- new partitions     retention has passed a place: counted as lost, on at the oldest message
-//!                                                        the log ends before a place: it was made again, read from its beginning
+//!                                 +-- new partitions     retention has passed a place: counted as lost, continue at the oldest
+//!                                                        the log ends before a place: it was recreated, read it from its beginning
 //! ```
 //!
-//! The offsets of a compacted or transactional topic have holes. So a jump between two messages is no loss; only what retention has
-//! deleted before it was read is.
+//! The offsets of a compacted or transactional topic have holes. So a jump between two messages is not a loss; only messages
+//! that retention deleted before they were read are lost.
 
 mod connection;
 mod headers;
@@ -45,17 +45,17 @@ use crate::limits::{SOURCE_PARTITIONS_MAX, SOURCE_SUBJECTS_MAX};
 use tickcast_common::clock;
 use tickcast_proto::units::{format_duration, parse_duration_ns};
 
-/// Longest wait for a message. The server's stop is noticed within it.
+/// Longest wait for a message. The source notices the server's stop within this time.
 const WAIT: Duration = Duration::from_millis(50);
-/// Time for an answer of the cluster. A broker that is stopped gives none.
+/// Timeout for an answer of the cluster. A stopped broker gives none.
 const ANSWER: Duration = Duration::from_secs(2);
-/// Messages taken before the rings are pushed and the client's news are looked at.
+/// Messages taken before the rings are pushed and the client's events are checked.
 const BATCH_MESSAGES: usize = 1_000;
 /// How often the source looks for new topics and partitions.
 const LOOK_NS: u64 = 30_000_000_000;
 /// The same while a topic is missing.
 const LOOK_SOON_NS: u64 = 2_000_000_000;
-/// Events of a client that are looked through for the reason of a failure.
+/// Maximum events of a client that are searched for the reason of a failure.
 const EVENTS_MAX: usize = 64;
 
 /// A `[[source]]` of kind `kafka`.
@@ -97,7 +97,7 @@ enum Start {
     Offset(i64),
     /// With the first message of this time or later.
     Time(jiff::Timestamp),
-    /// With what is not older than this many nanoseconds.
+    /// With the first message that is not older than this many nanoseconds.
     Window(u64),
 }
 
@@ -192,7 +192,7 @@ impl Wanted {
         }
     }
 
-    /// Whether it is this topic. Kafka's own topics begin with two underscores and are read only by name.
+    /// Whether this topic is wanted. Kafka's own topics begin with two underscores and are read only by name.
     fn matches(&self, topic: &str) -> bool {
         match self {
             Wanted::Name(name) => name == topic,
@@ -229,7 +229,7 @@ impl SourceOptions for Options {
     }
 }
 
-/// A configured source, and where it is in each partition.
+/// A configured source, and its place in each partition.
 #[derive(Clone, Debug)]
 struct Kafka {
     connection: Connection,
@@ -237,7 +237,7 @@ struct Kafka {
     start: Start,
     mapping: Mapping,
     positions: Positions,
-    /// Topics that the cluster did not have at the last look.
+    /// Topics that the cluster did not have at the last check.
     missing: Vec<String>,
 }
 
@@ -270,7 +270,7 @@ impl BlockingReader for Kafka {
                     }
                     Some(Err(error)) => match Fault::of(&error) {
                         Fault::Ends => return Err(self.failed(&consumer, "reading", &error)),
-                        // The client does not say of which partition. The places of all are looked at, and assigned anew.
+                        // The client does not say which partition, so check and reassign all places.
                         Fault::OutOfRange => self.assign(&consumer, ingest)?,
                         Fault::Message => ingest.skip("a partition", &error),
                         Fault::Topic => {
@@ -298,18 +298,18 @@ impl BlockingReader for Kafka {
     }
 }
 
-/// What an error of the client means for the attempt.
+/// What a client error means for the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     /// Another attempt is needed, with another client.
     Ends,
     /// A place is not within the bounds of its partition, which the client no longer reads.
     OutOfRange,
-    /// A message cannot be decoded. The client passes over it.
+    /// A message cannot be decoded. The client skips it.
     Message,
-    /// A topic or partition is not there.
+    /// A topic or partition does not exist.
     Topic,
-    /// The client goes on by itself.
+    /// The client recovers by itself.
     Passing,
 }
 
@@ -343,13 +343,13 @@ impl Fault {
     }
 }
 
-/// Whether an error says that there is no such topic. Others hide one that is there.
+/// Whether an error says that the topic does not exist. Other errors may hide one that exists.
 fn is_unknown(code: Code) -> bool {
     matches!(code, Code::UnknownTopic | Code::UnknownTopicOrPartition)
 }
 
 impl Kafka {
-    /// Looks at the topics of the cluster. Returns whether there are other partitions than before.
+    /// Checks the cluster's topics. Returns whether the partitions have changed.
     fn look(&mut self, consumer: &Consumer, ingest: &Ingest<'_>) -> Result<bool, EngineError> {
         let mut found: Vec<(String, usize)> = Vec::new();
         let (mut missing, mut unreadable) = (Vec::new(), Vec::new());
@@ -407,7 +407,7 @@ impl Kafka {
         let mut assigned = TopicPartitionList::new();
         let mut failure = None;
         for (topic, partition, place) in self.positions.present() {
-            // Each partition is a question to the cluster; the server may stop between two.
+            // Each partition takes a request to the cluster; the server may stop between two.
             if ingest.is_stopping() {
                 return Ok(());
             }
@@ -471,12 +471,12 @@ impl Kafka {
         consumer.assign(&assigned).map_err(|error| self.failed(consumer, "assign partitions", &error))
     }
 
-    /// The offsets of the time to begin with, of the partitions that have not begun; `None` if no time is wanted.
+    /// The offsets of the start time in partitions that have not begun; `None` if no time is wanted.
     fn offsets_by_time(&mut self, consumer: &Consumer) -> Result<Option<TopicPartitionList>, EngineError> {
         let Some(time_ms) = self.start.time_ms() else { return Ok(None) };
         let mut asked = TopicPartitionList::new();
         for (topic, partition, _) in self.positions.present().filter(|(.., place)| **place == Place::Start) {
-            // An error is one of a value that is no offset.
+            // It fails only for a value that is not an offset.
             let _ = asked.add_partition_offset(topic, partition, Offset::Offset(time_ms));
         }
         if asked.count() == 0 {
@@ -490,7 +490,7 @@ impl Kafka {
     fn take(&mut self, message: &BorrowedMessage<'_>, ingest: &mut Ingest<'_>) -> Result<(), Stopped> {
         let (topic, offset) = (message.topic(), message.offset());
         let Some(place) = self.positions.place(topic, message.partition()) else { return Ok(()) };
-        // It has come before.
+        // It has been read before.
         if matches!(*place, Place::Next(next) if offset < next) {
             return Ok(());
         }
@@ -509,12 +509,12 @@ impl Kafka {
         })
     }
 
-    /// The failure of an attempt, with what the client has told of its reason.
+    /// The failure of an attempt, with the reason that the client has reported.
     fn failed(&self, consumer: &Consumer, what: &str, error: &KafkaError) -> EngineError {
         // A call that waits for an answer says only that there was none; the reason is among the events. Messages among them are
         // read again by the next attempt.
         for _ in 0..EVENTS_MAX {
-            // `None` may also be an event that says nothing, such as a line of the client's log.
+            // `None` may also be an event without information, such as a line of the client's log.
             let _ = consumer.poll(Duration::ZERO);
         }
         let why = consumer.context().take_last_error().unwrap_or_else(|| error.to_string());

@@ -39,8 +39,8 @@ pub trait SourceOptions: Serialize + DeserializeOwned + Default {
     /// A hint for the user's next step, and the arguments of `tickcast` for it.
     const NEXT: Option<(&'static str, &'static str)> = None;
 
-    /// Checks the options against each other and the server's bounds, and makes the source. Called at the start and by a
-    /// reload. Reports all errors, not only the first. `None` if the source cannot be made.
+    /// Checks the options against each other and the server's bounds, and creates the source. Called at the start and by a
+    /// reload. Reports all errors, not only the first. `None` if the source cannot be created.
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured>;
 }
 
@@ -146,7 +146,7 @@ impl SourceKind {
         (self.normalized)(options)
     }
 
-    /// Makes a source from these options, or adds to `checks` why it cannot.
+    /// Creates a source from these options, or adds to `checks` why it cannot.
     pub fn configure(&'static self, options: &Table, checks: &mut OptionChecks) -> Option<SourceConfig> {
         match (self.configure)(options.clone(), checks) {
             Ok(configured) => configured.map(|configured| SourceConfig {
@@ -193,7 +193,7 @@ pub struct Configured {
 }
 
 impl Configured {
-    /// Holds a source whose topics match `pattern`. Its clone runs, and connects and opens what it needs only then.
+    /// Holds a source whose topics match `pattern`. A clone of it runs, and connects and opens what it needs only then.
     pub fn new(
         pattern: impl Into<Cow<'static, str>>,
         source: impl Source + Clone + Sync + 'static,
@@ -202,7 +202,7 @@ impl Configured {
         Configured { pattern: pattern.into(), reads_back: false, build }
     }
 
-    /// The same, which reads back a part of its log before the server is ready, if `reads_back`.
+    /// The same, but if `reads_back`, it reads back a part of its log before the server is ready.
     pub fn reading_back(self, reads_back: bool) -> Configured {
         Configured { reads_back, ..self }
     }
@@ -224,12 +224,12 @@ pub struct SourceConfig {
 }
 
 impl SourceConfig {
-    /// The same with what every kind may be configured with.
+    /// The same with these settings, which every kind has.
     pub fn with_common(self, common: Common) -> SourceConfig {
         SourceConfig { common, ..self }
     }
 
-    /// What every kind may be configured with.
+    /// The settings that every kind has.
     pub fn common(&self) -> &Common {
         &self.common
     }

@@ -102,13 +102,13 @@ pub static KINDS: &[SourceKind] = &[
     SourceKind::of::<websocket::Options>(),
 ];
 
-/// Target of the log lines about lines of a replay file that are not ticks.
+/// Log target for lines of a replay file that are not ticks.
 pub const LOG_TARGET_REPLAY: &str = "tickcast::peer::replay";
-/// Target of the log lines about faults of other engines that sources read, and about messages of them that are skipped.
+/// Log target for faults of the engines that sources read, and for messages of them that are skipped.
 pub const LOG_TARGET_SOURCE: &str = "tickcast::peer::source";
-/// Target of the log lines about engines that sinks pass ticks to.
+/// Log target for the engines that sinks pass ticks to.
 pub const LOG_TARGET_SINK: &str = "tickcast::peer::sink";
-/// Longest sleep of a source between two checks whether the server stops.
+/// Longest sleep of a source between two checks for the server's stop.
 pub const NAP_NS: u64 = 20_000_000;
 /// Pause of a source that found a ring full.
 const FULL_NAP_NS: u64 = 200_000;
@@ -164,7 +164,8 @@ impl SourceContext {
         self.status.counters().add(Counter::SourceTicks, ticks);
     }
 
-    /// Notes that the source made or took ticks until now, for its rate and for whether it is silent. Once a batch, not once a tick.
+    /// Notes that the source made or received ticks until now, for its rate and to detect silence. Call it once per batch, not
+    /// per tick.
     pub fn note_heard(&self) {
         self.status.note_heard(clock::monotonic_ns(), None);
     }
@@ -190,7 +191,7 @@ impl SourceContext {
         })
     }
 
-    /// As [`SourceContext::publish_waiting`], with any payload, and at a position of a log if that feeds the topic.
+    /// Like [`SourceContext::publish_waiting`], with any payload, and at a log's position if a log feeds the topic.
     pub fn publish_any_waiting(
         &mut self,
         topic: &str,
@@ -209,7 +210,7 @@ impl SourceContext {
         })
     }
 
-    /// Stages a tick, which gets the time of arrival. Waits while the ring is full.
+    /// Stages a tick with its time of arrival. Waits while the ring is full.
     fn stage_waiting(&mut self, mut stage: impl FnMut(&mut Lanes, u64) -> Result<(), Backpressure>) -> bool {
         let mut waiting_since_ns = None;
         loop {

@@ -2,7 +2,7 @@
 
 /// Subjects, streams or channels that one source reads.
 pub const SOURCE_SUBJECTS_MAX: usize = 64;
-/// Partitions that one source of Kafka reads.
+/// Partitions that one Kafka source reads.
 pub const SOURCE_PARTITIONS_MAX: usize = 4_096;
 /// Bytes of a message from an outgoing WebSocket connection.
 pub const SOURCE_MESSAGE_BYTES_MAX: usize = 4 << 20;
@@ -18,7 +18,7 @@ pub const SOURCE_ERROR_CHARS_MAX: usize = 256;
 pub const SOURCE_SECRET_BYTES_MAX: u64 = 64 << 10;
 /// Bytes of the longest line of a replay file.
 pub const REPLAY_LINE_BYTES_MAX: usize = 1 << 20;
-/// Wait of a replay for its next line beyond which the server logs it.
+/// Wait of a replay for its next line after which the server logs it.
 pub const REPLAY_WAIT_SAID_NS: u64 = 60_000_000_000;
 /// Largest window of a zstd capture, in bytes: what `zstd --long` (27) needs. Memory grows up to it with the data.
 pub const REPLAY_WINDOW_BYTES_MAX: u64 = 128 << 20;
@@ -26,13 +26,13 @@ pub const REPLAY_WINDOW_BYTES_MAX: u64 = 128 << 20;
 pub const ECG_BATCH_HIGHEST: usize = 4_096;
 /// Smallest payload of the simulator, in bytes: the intended send time, a topic, a counter and the JSON around them.
 pub const SIM_SIZE_LOWEST: usize = 80;
-/// Ticks that a sink has passed to its engine without a confirmation yet. The JetStream client blocks at 5,000.
+/// Ticks that a sink has passed to its engine and that are not confirmed yet. The JetStream client blocks at 5,000.
 pub const SINK_TAKEN_MAX: usize = 4_096;
-/// Bytes of these.
+/// Bytes of these ticks.
 pub const SINK_TAKEN_BYTES_MAX: usize = 16 << 20;
-/// Commands of one request to Redis: 1,000 XADDs in one took 1.7 us each.
+/// Commands per request to Redis: in one of 1,000, each XADD took 1.7 us.
 pub const SINK_BATCH_MAX: usize = 512;
-/// Streams of JetStream whose lives a sink remembers; ticks in others are confirmed without a position.
+/// JetStream streams whose lives a sink remembers; ticks in others are confirmed without a position.
 pub const SINK_STREAMS_MAX: usize = 64;
 /// Bytes of a sink's name.
 pub const SINK_NAME_BYTES_MAX: usize = 64;

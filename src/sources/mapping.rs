@@ -25,26 +25,26 @@ use tickcast_proto::pattern::{self, NameError};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MapOptions {
-    /// What to take off the front of each subject. A message whose subject begins differently is skipped.
+    /// Prefix to strip from each subject. A message whose subject begins differently is skipped.
     pub strip: String,
-    /// What separates the tokens of a subject, instead of a dot: `/`, `:`.
+    /// Separator of a subject's tokens, instead of a dot: `/`, `:`.
     pub separator: String,
-    /// The topic, a template. Its result follows `prefix`.
+    /// Template of the topic. Its result follows `prefix`.
     pub topic: String,
-    /// What to put before each topic.
+    /// Prefix of each topic.
     pub prefix: String,
-    /// The key, a template. A number is the key; another text is hashed. Empty: no key.
+    /// Template of the key. A number is the key itself; any other text is hashed. Empty: no key.
     pub key: String,
-    /// The producer time, a template; empty: the engine's time, else the time of arrival.
+    /// Template of the producer time. Empty: the engine's time, or else the time of arrival.
     pub time: String,
-    /// What `time` counts in.
+    /// Unit of `time`.
     pub time_unit: TimeUnit,
-    /// The message's id, a template: a failover group publishes each id once. Empty: messages have no id.
+    /// Template of the message's id: a failover group publishes each id once. Empty: messages have no id.
     pub id: String,
 }
 
 impl MapOptions {
-    /// Whether no topic can be that of messages of two of these subjects.
+    /// Whether messages of two different subjects never map to the same topic.
     pub fn tells_subjects_apart(&self, subjects: &[String]) -> bool {
         let names = subjects.iter().map(|subject| {
             let rest = subject.strip_prefix(&self.strip).unwrap_or(subject);
@@ -124,7 +124,7 @@ pub struct Message<'a> {
     pub time_ns: Option<u64>,
 }
 
-/// Where a message belongs.
+/// What a message maps to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapped<'a> {
     /// A valid topic.
@@ -133,7 +133,7 @@ pub struct Mapped<'a> {
     pub key: u64,
     /// Nanoseconds since 1970; `None`: the message has no time.
     pub producer_time_ns: Option<u64>,
-    /// The same in every source of a failover group; `None`: the message has none.
+    /// Its id, the same in every source of a failover group; `None`: the message has none.
     pub id: Option<&'a str>,
 }
 
@@ -142,13 +142,13 @@ pub struct Mapped<'a> {
 pub enum Unmappable {
     /// The subject does not begin with `strip`.
     Strip,
-    /// A template needs what the message does not have.
+    /// A template needs something that the message lacks.
     Missing(Box<str>),
     /// The topic is not a valid name.
     Topic(Box<str>, NameError),
     /// The time is not a number of `time_unit` since 1970.
     Time(Box<str>),
-    /// The payload has more bytes than fit a frame.
+    /// The payload has more bytes than fit into a frame.
     PayloadBytes(usize),
 }
 
@@ -164,7 +164,7 @@ impl fmt::Display for Unmappable {
     }
 }
 
-/// Compiled options. One topic, key and time are rendered at a time, into buffers that are used again.
+/// Compiled options. One topic, key and time are rendered at a time, into buffers that are reused.
 #[derive(Clone, Debug)]
 pub struct Mapping {
     strip: Box<str>,
@@ -182,7 +182,7 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Compiles the options; refuses under the key `map` what is wrong with them.
+    /// Compiles the options. Refuses faulty ones under the key `map`.
     pub fn new(options: &MapOptions, checks: &mut OptionChecks) -> Option<Mapping> {
         let mut compiled = |name: &str, text: &str| match Template::parse(text) {
             Ok(template) => Some(template),
@@ -200,7 +200,7 @@ impl Mapping {
             checks.refuse("map", "separator is empty: leave it out if tokens are separated by dots");
             return None;
         }
-        // The rest of the name, which only a message tells, is checked with each message.
+        // The rest of the name depends on the message, and is checked with each.
         let sample = format!("{}x", options.prefix);
         if let Err(error) = pattern::check_topic(sample.as_bytes()) {
             checks.refuse("map", format!("prefix {:?}: {error}", options.prefix));
@@ -231,11 +231,11 @@ impl Mapping {
         }
     }
 
-    /// Maps a message. Looks at the payload only for templates that name a part of it, up to that part. Does not allocate once its
-    /// buffers have grown.
+    /// Maps a message. Parses the payload only for templates that name a part of it, and only up to that part. Does not
+    /// allocate once its buffers have grown.
     ///
     /// # Errors
-    /// Why the message is to be skipped.
+    /// Why the message is skipped.
     pub fn map<'a>(&'a mut self, message: Message<'a>) -> Result<Mapped<'a>, Unmappable> {
         if message.payload.len() > self.payload_bytes_max {
             return Err(Unmappable::PayloadBytes(message.payload.len()));
@@ -278,8 +278,8 @@ fn shortened(text: &str) -> Box<str> {
     text.chars().take(64).collect::<String>().into()
 }
 
-/// A decimal number is itself. Another text becomes its FNV-1a hash of 53 bits, so that JavaScript holds it exactly: the same text is
-/// the same key on every node. Two of 100,000 texts share a key with a probability of 1 in 2 million.
+/// A decimal number is the key itself. Any other text becomes its FNV-1a hash of 53 bits, which JavaScript represents exactly:
+/// the same text has the same key on every node. Two of 100,000 texts share a key with a probability of 1 in 2 million.
 fn key_of(text: &str) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
@@ -292,7 +292,7 @@ fn key_of(text: &str) -> u64 {
     ((hash >> 53) ^ (hash & ((1 << 53) - 1))).max(1)
 }
 
-/// A number of units since 1970 as nanoseconds, to the last digit where it is written without an exponent.
+/// Converts a number of units since 1970 to nanoseconds, to the last digit if it is written without an exponent.
 fn time_ns(text: &str, unit: TimeUnit) -> Option<u64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());

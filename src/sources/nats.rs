@@ -1,5 +1,5 @@
-//! Reads subjects of NATS: at most once, as NATS delivers them. What it loses while this server is away or slow is gone; where the
-//! client or the server tells, it is counted.
+//! Reads NATS subjects, at most once, as NATS delivers them. Messages lost while this server is away or slow are gone; losses
+//! that the client or the server reports are counted.
 
 pub mod connection;
 
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
 
-/// How often the state of the connection is looked at while no message comes.
+/// How often the connection's state is checked while no message arrives.
 const WATCH: Duration = Duration::from_millis(100);
 
 /// A `[[source]]` of kind `nats`.
@@ -34,7 +34,7 @@ pub struct Options {
     servers: Vec<String>,
     /// Subjects to read; `*` and `>` as in NATS.
     subjects: Vec<String>,
-    /// The queue group: of all its members, one receives each message.
+    /// The queue group: each message goes to one of its members.
     #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<String>,
     auth: Auth,
@@ -120,7 +120,7 @@ impl Reader for Nats {
             if lost > 0 {
                 ingest.count_hole(lost, "they came faster than the rings to the shards took them");
             }
-            // The client may have made another connection by itself. Otherwise, what came before the last one broke is taken first.
+            // The client may have reconnected by itself. Otherwise, take first what arrived before the last connection broke.
             let is_broken = is_quiet && client.connection_state() != State::Connected;
             let is_renewed = events.connections() > connections;
             connections = events.connections().max(1);

@@ -1,4 +1,5 @@
-//! Connects to Redis: address, credentials, TLS. And what its sources and sinks share of streams: ids, positions, generations.
+//! Connects to Redis: address, credentials, TLS. Also what Redis sources and sinks share for streams: ids, positions,
+//! generations.
 
 use std::{fmt, fs, path::PathBuf, str::FromStr, time::Duration};
 
@@ -14,16 +15,16 @@ use super::{
     tls::Tls,
 };
 
-/// Time for a connection and its handshake.
+/// Timeout for a connection and its handshake.
 const CONNECT: Duration = Duration::from_secs(3);
-/// Time for an answer, beside what a blocking command may wait. A server that is stopped gives none.
+/// Timeout for an answer, in addition to what a blocking command may wait. A stopped server gives none.
 pub const ANSWER: Duration = Duration::from_secs(2);
 
 /// 2025-01-01, milliseconds since 1970.
 pub const BASE_MS: u64 = 1_735_689_600_000;
-/// Bits of the number within a millisecond. Redis gives some 2,000 at most.
+/// Bits of the number within a millisecond. Redis assigns some 2,000 at most.
 pub const NUMBER_BITS: u32 = 13;
-/// Bound of positions, so that a JavaScript number holds them.
+/// Bound on positions, so that a JavaScript number holds them.
 const POSITION_MAX: u64 = 1 << 53;
 
 /// The table `auth`.
@@ -78,10 +79,10 @@ impl Server {
         }
     }
 
-    /// A client with what the files hold now.
+    /// Creates a client with what the files contain now.
     ///
     /// # Errors
-    /// A file cannot be read, or does not hold what it should.
+    /// A file cannot be read, or its contents are invalid.
     pub fn client(&self) -> Result<Client, EngineError> {
         let mut settings = self.address.redis_settings().clone();
         if let Some(user) = &self.auth.user {
@@ -111,7 +112,7 @@ impl Server {
     /// Connects for commands, each of which may take `answer`.
     ///
     /// # Errors
-    /// The server cannot be reached or does not let this client in.
+    /// The server cannot be reached or does not accept this client.
     pub async fn connect(&self, answer: Duration) -> Result<MultiplexedConnection, EngineError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT))
@@ -162,8 +163,8 @@ impl Id {
     }
 }
 
-/// The key with the generation of a stream, in the same slot of a Redis cluster: `{STREAM}:gen`, without the braces if the name has
-/// some of its own.
+/// The key that holds a stream's generation, in the same slot of a Redis cluster: `{STREAM}:gen`, without the braces if the
+/// name has its own.
 pub fn generation_key(stream: &str) -> String {
     match stream.contains('{') {
         true => format!("{stream}:gen"),

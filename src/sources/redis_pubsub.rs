@@ -1,5 +1,5 @@
-//! Reads channels of Redis pub/sub: at most once. What is published while this server is away or slow is gone; Redis does not say how
-//! much, so each interruption counts as one loss.
+//! Reads Redis pub/sub channels, at most once. Messages published while this server is away or slow are gone. Redis does not
+//! say how many, so each interruption counts as one loss.
 
 use std::{convert::Infallible, pin::pin, time::Duration};
 
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
 
-/// Silence after which Redis is asked whether it is there.
+/// Silence after which Redis is pinged.
 const PING: Duration = Duration::from_secs(2);
 
 /// A `[[source]]` of kind `redis-pubsub`.
@@ -71,7 +71,7 @@ struct PubSub {
     server: Server,
     channels: Vec<String>,
     mapping: Mapping,
-    /// Whether an earlier attempt has read: what came since is lost.
+    /// Whether an earlier attempt has read: messages sent since then are lost.
     was_read: bool,
 }
 
@@ -98,7 +98,8 @@ impl Reader for PubSub {
             match ingest.waiting(select(messages.next(), pin!(sleep(PING)))).await {
                 Either::Left((Some(message), _)) => {
                     take(ingest, &message).await;
-                    // The client has no bound for what it has read but not given: it reads no more while this thread is here.
+                    // The client has no bound on what it has read but not delivered: it reads nothing more while this thread is
+                    // here.
                     while let Some(Some(message)) = messages.next().now_or_never() {
                         take(ingest, &message).await;
                     }

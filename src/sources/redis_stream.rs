@@ -1,6 +1,6 @@
 //! Reads Redis Streams, in order and without loss as long as a stream keeps what has not been read.
 //!
-//! A reader is told neither that a stream was trimmed past it nor that it was deleted and made again. So it looks at its streams
+//! Redis does not tell a reader that a stream was trimmed past it, or deleted and recreated. So the reader checks its streams
 //! when it connects, and then twice a second while it keeps up:
 //!
 //! ```text
@@ -39,11 +39,11 @@ use tickcast_proto::{
     units::{format_duration, parse_duration_ns},
 };
 
-/// Entries of one reply: 1,000 cost 1.16 us each, 100 cost 1.53 us.
+/// Entries per reply. In replies of 1,000, an entry costs 1.16 us; of 100, 1.53 us.
 const BATCH_ENTRIES: usize = 1_000;
 /// Longest wait for an entry.
 const BLOCK: Duration = Duration::from_millis(500);
-/// Time between two looks at the streams: one request for each.
+/// Time between two checks of the streams: one request for each stream.
 const LOOK_NS: u64 = 500_000_000;
 
 /// A `[[source]]` of kind `redis-stream`.
@@ -58,7 +58,7 @@ pub struct Options {
     field: String,
     /// Where to begin.
     start: Start,
-    /// Whether the ids of the entries are the sequences of the topics.
+    /// Whether the ids of the entries are also the sequences of the topics.
     position: PositionKind,
     auth: Auth,
     tls: Tls,
@@ -152,15 +152,15 @@ impl SourceOptions for Options {
     }
 }
 
-/// A configured source, and where it is in each stream.
+/// A configured source, and its position in each stream.
 #[derive(Clone, Debug)]
 struct RedisStreams {
     server: Server,
-    /// Keys, and where to go on once that is known.
+    /// Keys, and where to continue once that is known.
     streams: Vec<(String, Option<Cursor>)>,
-    /// For positions: the life of each stream.
+    /// With positions: the life of each stream.
     lives: Vec<Life>,
-    /// The ids of the entries are the sequences of the topics.
+    /// Whether the ids of the entries are also the sequences of the topics.
     is_logged: bool,
     field: String,
     start: Start,
@@ -171,14 +171,14 @@ struct RedisStreams {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Cursor {
     last: Id,
-    /// Entries read or known to be lost, counted as `entries-added` counts; `None` until this reader has caught up once.
+    /// Entries read or known to be lost, counted like `entries-added`; `None` until this reader has caught up once.
     passed: Option<u64>,
 }
 
-/// What XINFO STREAM tells. All are zero of a stream that does not exist.
+/// The result of XINFO STREAM. All zero for a stream that does not exist.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Info {
-    /// The oldest entry; zero of an empty stream.
+    /// The oldest entry; zero for an empty stream.
     first: Id,
     last: Id,
     added: u64,
@@ -202,7 +202,7 @@ impl Cursor {
 
     /// Whether the cursor is from another life of the stream, or the stream was set back.
     fn is_outlived(&self, info: Info) -> bool {
-        // A cursor that lies in the future has been given by the operator.
+        // A cursor in the future was given by the operator.
         self.passed.is_some_and(|passed| info.last < self.last || info.added < passed)
     }
 
@@ -211,7 +211,7 @@ impl Cursor {
         self.passed.map_or(info.length, |passed| info.added.saturating_sub(passed))
     }
 
-    /// As [`Cursor::behind`], but nothing once the last entry of `info` has been read: for a reader that looks after each read.
+    /// Like [`Cursor::behind`], but 0 once the last entry of `info` has been read: for a reader that checks after each read.
     fn left(&self, info: Info) -> u64 {
         if info.last <= self.last { 0 } else { self.behind(info) }
     }
@@ -282,7 +282,7 @@ impl Reader for RedisStreams {
 }
 
 impl RedisStreams {
-    /// Looks at every stream, and begins again with those that are in another life.
+    /// Checks every stream, and starts over with those that are in another life.
     async fn look(
         &mut self,
         redis: &mut MultiplexedConnection,
@@ -354,7 +354,7 @@ impl RedisStreams {
     }
 }
 
-/// What XINFO STREAM tells of a stream, which may not exist.
+/// The result of XINFO STREAM for a stream, which may not exist.
 async fn info(redis: &mut MultiplexedConnection, server: &Server, key: &str) -> Result<Info, EngineError> {
     match cmd("XINFO").arg("STREAM").arg(key).query_async::<HashMap<String, Value>>(redis).await {
         Ok(fields) => info_of(&fields).ok_or_else(|| {
@@ -371,7 +371,7 @@ fn failed(server: &Server, error: &RedisError) -> EngineError {
     EngineError::new(&server.to_string(), error)
 }
 
-/// Streams and their entries in a reply of XREAD: pairs or a map, by the version of the protocol.
+/// Streams and their entries in a reply of XREAD: pairs or a map, depending on the protocol version.
 fn streams_of(reply: Value) -> Vec<(String, Vec<Value>)> {
     let pair = |key: Value, entries: Value| match entries {
         Value::Array(entries) => Some((from_redis_value(key).ok()?, entries)),
@@ -431,7 +431,7 @@ fn text_of(value: &Value) -> Option<&str> {
     str::from_utf8(bytes_of(value)?).ok()
 }
 
-/// Names and values of an entry, in turn.
+/// Names and values of an entry, alternating.
 struct Fields<'a>(&'a [Value]);
 
 impl Fields<'_> {
@@ -495,7 +495,7 @@ mod tests {
         assert_eq!(cursor.catch_up(info(id(5, 0), 100, 0), 0), 0, "trimmed after it was passed");
         assert_eq!(cursor.catch_up(info(id(9, 0), 130, 0), 0), 30);
         assert_eq!(cursor.catch_up(info(id(9, 0), 130, 0), 0), 0);
-        // Five of twelve are trimmed; the other seven are read, and three that came after the look.
+        // Five of twelve are trimmed; the other seven are read, and three that came after the check.
         cursor.passed = Some(130 + 7 + 3);
         assert_eq!(cursor.catch_up(info(id(12, 0), 142, 7), 3), 5);
         assert_eq!(cursor.passed, Some(145), "142 and three");

@@ -1,7 +1,7 @@
 //! Replays a capture: NDJSON, one `{"at_ns": N, "topic": "a.b", "data": ...}` per line, in order of `at_ns`, with an optional
 //! `"key"`. If a ring is full, the replay waits for room.
-//! `at_ns` counts from any point in time, such as 1970. The first tick is due at once; each other tick is due later by the
-//! difference of its `at_ns` to the first. A tick whose `at_ns` is smaller than its predecessor's is published at once.
+//! `at_ns` counts from any point in time, such as 1970. The first tick is due at once; every other tick is due later by the
+//! difference between its `at_ns` and the first. A tick whose `at_ns` is smaller than its predecessor's is published at once.
 
 mod capture;
 
@@ -334,7 +334,7 @@ fn parse(bytes: &[u8], payload_bytes_max: usize) -> Result<Line<'_>, String> {
     Ok(Line { at_ns, topic, key, data })
 }
 
-/// A time: programs that compute it in floating point write 1.7e18.
+/// Parses a time: programs that compute it in floating point write 1.7e18.
 fn time_ns(text: &str) -> Option<u64> {
     let unquoted = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
     let fits = |ns: &f64| (0.0..u64::MAX as f64).contains(ns);
@@ -467,7 +467,7 @@ mod tests {
         };
         let (producer, _consumer) = frame_ring(1 << 12);
         let mut lanes = Lanes::new([(producer, Arc::new(Doorbell::new(|| {})))].into_iter());
-        // The ring is full from the start: else a first wait would end once a flush has moved what fits.
+        // The ring is full from the start: otherwise a first wait would end once a flush has moved what fits.
         (0..100).for_each(|_| lanes.publish("a", 0, 0, b"1").unwrap());
         assert!(lanes.flush().is_err());
         let (status, stop) = (SourceStatus::new("replay", Common::named("replay")), StopFlag::default());

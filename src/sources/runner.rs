@@ -39,8 +39,8 @@ impl<S> Running<S> {
         &self.status
     }
 
-    /// Tells it to stop, without waiting for it. A source then flushes only what fits into the rings. For a sink, no shard may have
-    /// anything left.
+    /// Tells it to stop, without waiting for it. A source then flushes only what fits into the rings. Before a sink is stopped,
+    /// no shard may have anything left for it.
     pub fn stop(&self) {
         self.stop.set();
     }

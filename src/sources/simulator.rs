@@ -41,11 +41,11 @@ pub struct Options {
     /// Number of topics, sim.0 to sim.N-1 [default: one per producer]
     #[arg(id = "sim_topics", long = "sim-topics", value_name = "N")]
     topics: Option<u32>,
-    /// Start of the random numbers for jitter, loss and noise, to repeat a run; only in a file, like `wave`.
+    /// Seed of the random numbers for jitter, loss and noise, to repeat a run; only in a file, like `wave`.
     #[arg(skip)]
     #[serde(skip_serializing_if = "Option::is_none")]
     seed: Option<u64>,
-    /// Waves instead of producers that are all alike.
+    /// Waves, instead of identical producers.
     #[arg(skip)]
     wave: Vec<WaveOptions>,
 }
@@ -94,7 +94,7 @@ impl SourceOptions for Options {
             }
             waves.push(self.wave_of(options, format!("sim.{}", options.name)));
         }
-        // An error of a wave is named after it; without waves, after the option.
+        // An error in a wave is reported under its name; without waves, under the option's.
         let has_waves = !self.wave.is_empty();
         let (lowest, highest) = (Size::new(SIM_SIZE_LOWEST), Size::new(checks.bounds.payload_bytes_max));
         let topics_max = checks.bounds.topics_max;
@@ -129,7 +129,7 @@ impl SourceOptions for Options {
 }
 
 impl Options {
-    /// A wave with these options, and the simulator's own where they have none.
+    /// A wave with these options, which default to the simulator's own.
     fn wave_of(&self, options: &WaveOptions, prefix: String) -> Wave {
         let (producers, topics) = (options.producers.or(self.producers), options.topics.or(self.topics));
         Wave {

@@ -7,9 +7,10 @@
 //!                        | refuses what waits too long while the engine is away
 //! ```
 //!
-//! A tick that has not been passed to the engine by half of its deadline is refused: it is then certain that the engine does not have it,
-//! and a tick that is passed on has as much time to be confirmed. What a writer has taken and not settled when its connection ends is
-//! unconfirmed. Nothing is tried twice: a second attempt could come after a later tick of the same topic, or be a second tick.
+//! A tick that has not been passed to the engine by half of its deadline is refused: the engine certainly does not have it, and
+//! a tick that is passed on has as much time to be confirmed. Ticks that a writer has taken but not settled when its connection
+//! ends are unconfirmed. Nothing is retried: a second attempt could arrive after a later tick of the same topic, or duplicate
+//! the tick.
 
 pub mod kind;
 mod outlet;
@@ -50,9 +51,9 @@ use tickcast_client::Backoff;
 use tickcast_common::{clock, panics};
 use tickcast_core::routes::Outcome;
 
-/// How often a writer looks at its connection, and at what waits, if nothing else wakes it.
+/// How often a writer checks its connection and the waiting ticks, if nothing else wakes it.
 pub const WATCH: Duration = Duration::from_millis(100);
-/// Time between two looks at what waits while there is no connection.
+/// Time between two checks of the waiting ticks while there is no connection.
 const NAP: Duration = Duration::from_nanos(NAP_NS);
 
 /// Passes ticks on to an engine.
@@ -63,7 +64,7 @@ pub trait Writer: Send {
     /// Connects once.
     fn connect(&mut self) -> impl Future<Output = Result<Self::Connection, EngineError>>;
 
-    /// Passes on what the outlet has, in the order in which it gives it, and settles each tick, until an error. Waits with
+    /// Passes on the outlet's ticks in the order in which it gives them, and settles each, until an error. Waits with
     /// [`Outlet::ready`] for more.
     fn write(
         &mut self,
@@ -77,7 +78,7 @@ pub trait Sink: Send {
     /// Passes ticks on until the server stops. Called once, on the sink's own thread.
     ///
     /// # Errors
-    /// Why the sink cannot go on, for the operator. The server then stops.
+    /// Why the sink cannot continue, for the operator. The server then stops.
     fn run(&mut self, outlet: &mut Outlet, stop: &StopFlag) -> Result<(), SourceError>;
 }
 
@@ -103,13 +104,13 @@ impl<W: Writer> Sink for W {
             }
         };
         runtime.block_on(until_stopped(stop, attempts));
-        // Without waiting for what a helper thread still does, such as a name look-up.
+        // Does not wait for a helper thread, which may be in a DNS lookup, for example.
         runtime.shutdown_background();
         Ok(())
     }
 }
 
-/// Awaits a future without a connection: refuses meanwhile what has waited too long.
+/// Awaits a future while there is no connection. Meanwhile, refuses ticks that have waited too long.
 async fn refusing_late<T>(outlet: &mut Outlet, future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     loop {

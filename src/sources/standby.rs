@@ -1,14 +1,14 @@
 //! What a source of a failover group does with a message: publish it, hold it back, or drop it.
 //!
-//! Where messages have ids (`map.id`), a group publishes each id once, and a standby holds back what came last. When it takes over, it
-//! first publishes what the source before it has not:
+//! If messages have ids (`map.id`), a group publishes each id once, and a standby holds back the latest messages. When it takes
+//! over, it first publishes those that the source before it has not:
 //!
 //! ```text
 //!  primary    1 2 3 4 | falls silent
 //!  fallback   2 3 4 5 6 7 | takes over: of 2 to 7, which it has held, 5 6 7 are new
 //! ```
 //!
-//! Without ids, a standby drops what it reads: nobody knows whether the other one has published it.
+//! Without ids, a standby drops what it reads, because nobody knows whether the other source has published it.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -24,13 +24,14 @@ use crate::limits::{GROUP_HELD_BYTES_MAX, GROUP_IDS_MAX};
 use tickcast_common::clock;
 use tickcast_core::metrics::counters::Counter;
 
-/// How long a standby holds a message beyond the silence after which it takes over: a turn, and what a busy machine adds.
+/// How long a standby holds a message beyond the silence after which it takes over: a turn, plus the delays of a busy machine.
 const HELD_NS: u64 = 50 * FAILOVER_TURN_NS;
 
-/// The ids that a group has published last, at most [`GROUP_IDS_MAX`]. All its sources share them: a lock for each message.
+/// The ids that a group has published most recently, at most [`GROUP_IDS_MAX`]. All its sources share them, with one lock per
+/// message.
 #[derive(Debug, Default)]
 pub struct RecentIds {
-    /// With a key of its own, so that a feed cannot choose ids that collide.
+    /// Keyed, so that a feed cannot choose ids that collide.
     hasher: RandomState,
     ids: Mutex<Ids>,
 }
@@ -84,7 +85,7 @@ impl Held {
 pub struct Standby {
     held: VecDeque<Held>,
     bytes: usize,
-    /// Whether it has said on the status topic that it publishes.
+    /// Whether it has announced on the status topic that it publishes.
     is_announced: bool,
 }
 
@@ -93,9 +94,9 @@ pub struct Standby {
 pub enum Admission {
     /// Publish it.
     Publish,
-    /// Not: another source publishes, or has published it.
+    /// Do not publish it: another source publishes, or has published it.
     Pass,
-    /// The server stops.
+    /// The server is stopping.
     Stopped,
 }
 
@@ -133,8 +134,8 @@ impl Standby {
         }
     }
 
-    /// Says that this source publishes, and publishes what was held back, if it has taken over since the last call. Returns whether it has;
-    /// `None` if the server stops. Blocks while a ring is full.
+    /// If this source has taken over since the last call, announces that it publishes, and publishes what was held back.
+    /// Returns whether it has; `None` if the server stops. Blocks while a ring is full.
     pub fn take_over(&mut self, context: &mut SourceContext) -> Option<bool> {
         let Some(ids) = context.status.group_ids().cloned() else { return Some(false) };
         if context.status.is_standby() {
@@ -147,7 +148,7 @@ impl Standby {
         is_held_published.then_some(has_taken_over)
     }
 
-    /// Says on the status topic, once, that this source publishes now. Returns `false` if the server stops.
+    /// Announces on the status topic, once, that this source publishes now. Returns `false` if the server stops.
     fn announce(&mut self, context: &mut SourceContext) -> bool {
         if std::mem::replace(&mut self.is_announced, true) {
             return true;
@@ -197,7 +198,7 @@ impl Standby {
     }
 }
 
-/// How long a message is held: until this source has taken over from one that fell silent just before it.
+/// How long a message is held: until this source has taken over from one that fell silent just before the message.
 fn hold_ns(context: &SourceContext) -> u64 {
     context.status.common().stale_after_ns.unwrap_or_default().saturating_add(HELD_NS)
 }
@@ -243,7 +244,7 @@ mod tests {
         assert_eq!(admit(&mut second, &mut of_b, Some("3")), Admission::Pass);
         assert_eq!(admit(&mut second, &mut of_b, None), Admission::Publish);
         assert_eq!(b.counters().value(Counter::SourceMessagesRepeated), 1);
-        // No message need come for it to take over.
+        // It takes over even if no message arrives.
         b.set_standby(true);
         assert_eq!(admit(&mut second, &mut of_b, Some("8")), Admission::Pass);
         assert_eq!(second.take_over(&mut of_b), Some(false));

@@ -1,4 +1,5 @@
-//! What operators, readiness and failover groups see of a source. Its own thread writes it; any thread may read it.
+//! The status of a source, as operators, readiness and failover groups see it. Its own thread writes it; any thread may read
+//! it.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -16,7 +17,7 @@ use tickcast_core::metrics::counters::{Counter, Counters};
 
 /// Shortest time that a rate covers.
 const RATE_NS_LOWEST: u64 = 1_000_000_000;
-/// Stands for a value that is not known.
+/// Represents an unknown value.
 const UNKNOWN: u64 = u64::MAX;
 
 /// The status of a source. Clones share it.
@@ -44,7 +45,7 @@ struct Shared {
     group_ids: OnceLock<Arc<RecentIds>>,
 }
 
-/// The last thing that went wrong.
+/// The last error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastError {
     /// What happened, shortened.
@@ -53,7 +54,7 @@ pub struct LastError {
     pub at_ns: u64,
 }
 
-/// Ticks per second since the last look that was at least [`RATE_NS_LOWEST`] before.
+/// Ticks per second since the last reading at least [`RATE_NS_LOWEST`] ago.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Rate {
     from_ns: u64,
@@ -75,7 +76,7 @@ impl Rate {
 }
 
 impl SourceStatus {
-    /// The status of a source that has not been started.
+    /// Creates the status of a source that has not been started.
     pub fn new(kind: &'static str, common: Common) -> SourceStatus {
         SourceStatus(Arc::new(Shared {
             kind,
@@ -98,12 +99,12 @@ impl SourceStatus {
         self.0.kind
     }
 
-    /// Its name, of which a server has one.
+    /// Its name, unique on the server.
     pub fn name(&self) -> &str {
         &self.0.common.name
     }
 
-    /// What is configured for it as for every kind.
+    /// The settings that every source has, whatever its kind.
     pub fn common(&self) -> &Common {
         &self.0.common
     }
@@ -126,7 +127,7 @@ impl SourceStatus {
         *locked(&self.0.health) = health;
     }
 
-    /// The last thing that went wrong; `None`: nothing has.
+    /// The last error; `None`: there was none.
     pub fn last_error(&self) -> Option<LastError> {
         locked(&self.0.last_error).clone()
     }
@@ -138,12 +139,12 @@ impl SourceStatus {
         *locked(&self.0.last_error) = Some(LastError { text, at_ns });
     }
 
-    /// Ticks published per second, lately: over a second or more, from one look to another.
+    /// Ticks published per second recently, over a second or more between two readings.
     pub fn ticks_per_second(&self, now_ns: u64) -> f64 {
         locked(&self.0.rate).at(now_ns, self.0.counters.value(Counter::SourceTicks))
     }
 
-    /// Notes that messages were taken until `now_ns`, the last one `lag_ns` after its own time, where it has one.
+    /// Notes that messages were taken until `now_ns`, the last one `lag_ns` after its own time, if it has one.
     pub fn note_heard(&self, now_ns: u64, lag_ns: Option<u64>) {
         self.0.heard_ns.store(now_ns, Relaxed);
         if let Some(lag_ns) = lag_ns {
@@ -162,7 +163,7 @@ impl SourceStatus {
         Some(self.0.lag_ns.load(Relaxed)).filter(|&ns| ns != UNKNOWN)
     }
 
-    /// Messages that the engine holds and the source has not taken, where the engine tells.
+    /// Messages that the engine holds and the source has not taken, if the engine reports that.
     pub fn lag_messages(&self) -> Option<u64> {
         Some(self.0.lag_messages.load(Relaxed)).filter(|&messages| messages != UNKNOWN)
     }
@@ -172,7 +173,7 @@ impl SourceStatus {
         self.0.lag_messages.store(messages.min(UNKNOWN - 1), Relaxed);
     }
 
-    /// Whether another source of its group publishes. One load: it is asked for every message.
+    /// Whether another source of its group publishes. One load, because every message checks it.
     pub fn is_standby(&self) -> bool {
         self.0.is_standby.load(Relaxed)
     }
@@ -207,7 +208,8 @@ impl SourceStatus {
         matches!(*locked(&self.0.health), Health::Waiting(Waiting::Shards | Waiting::Connecting))
     }
 
-    /// Why the source cannot be relied on; `None`: it is fit. `since_ns`: when it began to be watched, if it has not been heard yet.
+    /// Why the source cannot be relied on; `None`: it is fit. `since_ns`: when watching it began, in case nothing has been
+    /// received from it yet.
     pub fn unfit(&self, now_ns: u64, since_ns: u64) -> Option<Unfit> {
         match &*locked(&self.0.health) {
             Health::Waiting(Waiting::Shards | Waiting::Connecting | Waiting::Engine(_))

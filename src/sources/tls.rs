@@ -6,14 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use super::kind::OptionChecks;
 
-/// Which servers a source believes, and what it shows them. Files are PEM. Whether a connection has TLS is for the address to say.
+/// Which servers a source trusts, and the certificate that it presents. Files are PEM. The address decides whether a connection
+/// uses TLS.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
-    /// The authorities of the server's certificate; without it, those that the system trusts.
+    /// Authorities of the server's certificate; default: those that the system trusts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// The certificate to show, with its chain.
+    /// The certificate to present, with its chain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cert: Option<PathBuf>,
     /// Its private key.

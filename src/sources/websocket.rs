@@ -1,5 +1,5 @@
-//! Reads a feed from a WebSocket server: one connection for all clients of this server. What is sent while it is away is lost, and
-//! counted as one loss for each interruption.
+//! Reads a feed from a WebSocket server: one connection for all clients of this server. What the feed sends during an
+//! interruption is lost; each interruption counts as one loss.
 //!
 //! ```text
 //!  token (file, command, URL) --+
@@ -41,13 +41,13 @@ use crate::limits::{SOURCE_MESSAGE_BYTES_MAX, SOURCE_SUBJECTS_MAX};
 use tickcast_client::{TlsOptions, server_name};
 use tickcast_common::{clock, values::Time};
 
-/// Time for a connection, its handshakes and the upgrade.
+/// Timeout for a connection, its handshakes and the upgrade.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Time to say goodbye.
+/// Timeout for the closing handshake.
 const CLOSE: Duration = Duration::from_secs(1);
-/// Time to send one message.
+/// Timeout for sending one message.
 const SEND: Duration = Duration::from_secs(5);
-/// What stands for the token in texts.
+/// Placeholder for the token in texts.
 const TOKEN: &str = "{token}";
 
 /// A `[[source]]` of kind `websocket`.
@@ -66,7 +66,7 @@ pub struct Options {
     send: Vec<String>,
     /// Texts to send with a renewed token, instead of connecting again.
     renew: Vec<String>,
-    /// A pointer to the array in a message whose items are the ticks; empty: the message is one.
+    /// JSON pointer to the array in a message whose items are the ticks; empty: the message is one tick.
     items: String,
     /// Silence after which the server is pinged; 0: never.
     ping_interval: Time,
@@ -202,7 +202,7 @@ struct WebSocket {
     token: Option<Token>,
     tls: TlsOptions,
     mapping: Mapping,
-    /// Whether an earlier attempt has read: what came since is lost.
+    /// Whether an earlier attempt has read: messages sent since then are lost.
     was_read: bool,
 }
 
@@ -284,7 +284,7 @@ impl WebSocket {
         Ok(request)
     }
 
-    /// Sends what is to be sent, and reads until the connection ends, is silent for too long, or the token must be renewed.
+    /// Sends the configured texts, and reads until the connection ends, is silent for too long, or the token must be renewed.
     async fn listen(
         &self,
         socket: &mut Socket,

@@ -1,7 +1,8 @@
-//! Places in topics of logs that this node has not read a tick of: they are answered once it has.
+//! Positions in log topics of which this node has not read a tick yet. They are answered once it has.
 //!
-//! A client that resumes at a node may know topics that the node has yet to read: it has just started, or they are quiet. If the
-//! place were answered as one in a topic that does not exist, the client would get ticks again that it has.
+//! A client that resumes at a node may know topics that the node has yet to read, because the node has just started or the
+//! topics are quiet. If such a position were answered as one in a topic that does not exist, the client would receive ticks
+//! again that it already has.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,51 +16,53 @@ use super::{
 use crate::{
     home::Backfill,
     ids::SlotId,
-    limits::{AWAITED_PLACES_MAX, AWAITED_PLACES_PER_SESSION_MAX},
+    limits::{AWAITED_POSITIONS_MAX, AWAITED_POSITIONS_PER_SESSION_MAX},
     session::{saved_positions::PositionsMemory, table::Sessions},
     topic_key,
 };
 use tickcast_proto::{logged::is_log_epoch, subscription::Position};
 
-/// Bytes of a place besides its topic's key: an entry in each of two trees whose nodes may be half empty, and an allocation.
-const PLACE_BYTES: usize = 160;
-/// Units of delivery for keeping a place, or taking it out.
-const PLACE_UNITS: usize = 4;
+/// Bytes per position besides its topic's key: an entry in each of two trees, whose nodes may be half empty, and an allocation.
+const POSITION_BYTES: usize = 160;
+/// Units of delivery work to keep a position, or to take it out.
+const POSITION_UNITS: usize = 4;
 
-/// What decides which places are kept.
+/// Decides which positions are kept.
 #[derive(Clone, Debug, Default)]
 pub struct AwaitedSettings {
-    /// Whether logs feed topics of this server. If none does, no topic of a log will come. Fixed at the start.
+    /// Whether logs feed this server's topics. If not, no awaited topic will ever appear. Fixed at the start.
     pub is_fed_by_logs: bool,
-    /// The memory of the positions of the shard's sessions, which these places count against.
+    /// Memory budget for the positions of the shard's sessions, which awaited positions count against.
     pub memory: PositionsMemory,
-    /// Bound on that memory.
+    /// Bound on that memory, bytes.
     pub memory_bytes_max: usize,
 }
 
-/// Places in topics that do not exist yet, with the subscriptions that gave them. A place goes with its subscription.
+/// Positions in topics that do not exist yet, each with the subscription that named it. A position is forgotten with its
+/// subscription.
 ///
-/// Bound: [`AWAITED_PLACES_MAX`] places, [`AWAITED_PLACES_PER_SESSION_MAX`] of one session, and the memory for positions.
-/// Invariant: each place is once in either tree, and counts once for its session.
+/// Bound: [`AWAITED_POSITIONS_MAX`] positions, [`AWAITED_POSITIONS_PER_SESSION_MAX`] of one session, and the memory budget for
+/// positions.
+/// Invariant: each position is in both trees once, and counts once for its session.
 #[derive(Debug, Default)]
-pub(super) struct AwaitedPlaces {
+pub(super) struct AwaitedPositions {
     settings: AwaitedSettings,
     /// By key and session: the entry of the subscription, and the position.
     by_key: BTreeMap<(Arc<str>, SlotId), (u32, Position)>,
     /// By session and entry.
     by_subscription: BTreeSet<(SlotId, u32, Arc<str>)>,
-    /// Number of places of each session that has any.
+    /// Number of positions of each session that has any.
     of_session: HashMap<SlotId, usize>,
-    /// Bytes taken of the memory for positions.
+    /// Bytes taken from the memory budget for positions.
     bytes: usize,
 }
 
-impl AwaitedPlaces {
-    pub(super) fn new(settings: AwaitedSettings) -> AwaitedPlaces {
-        AwaitedPlaces { settings, ..AwaitedPlaces::default() }
+impl AwaitedPositions {
+    pub(super) fn new(settings: AwaitedSettings) -> AwaitedPositions {
+        AwaitedPositions { settings, ..AwaitedPositions::default() }
     }
 
-    /// Bytes of the places.
+    /// Bytes of the positions.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -68,8 +71,8 @@ impl AwaitedPlaces {
         self.settings.memory_bytes_max = bytes;
     }
 
-    /// Keeps a place of a subscription. It replaces one of the same session in the same topic. Returns `false` without room. O(log
-    /// places).
+    /// Keeps a subscription's position. It replaces one of the same session in the same topic. Returns `false` if there is no
+    /// room. O(log positions).
     fn insert(&mut self, slot: SlotId, entry: u32, key: &str, position: Position) -> bool {
         let key: Arc<str> = key.into();
         if let Some((known, at)) = self.by_key.get_mut(&(key.clone(), slot)) {
@@ -80,8 +83,9 @@ impl AwaitedPlaces {
         }
         let AwaitedSettings { memory, memory_bytes_max, .. } = &self.settings;
         let of_session = self.of_session.get(&slot).copied().unwrap_or(0);
-        let has_room = self.by_key.len() < AWAITED_PLACES_MAX && of_session < AWAITED_PLACES_PER_SESSION_MAX;
-        let bytes = PLACE_BYTES + key.len();
+        let has_room =
+            self.by_key.len() < AWAITED_POSITIONS_MAX && of_session < AWAITED_POSITIONS_PER_SESSION_MAX;
+        let bytes = POSITION_BYTES + key.len();
         if !has_room || !memory.take(bytes, *memory_bytes_max) {
             return false;
         }
@@ -96,7 +100,7 @@ impl AwaitedPlaces {
     fn remove(&mut self, slot: SlotId, key: &Arc<str>) -> Option<Position> {
         let (entry, position) = self.by_key.remove(&(key.clone(), slot))?;
         self.by_subscription.remove(&(slot, entry, key.clone()));
-        let bytes = PLACE_BYTES + key.len();
+        let bytes = POSITION_BYTES + key.len();
         self.bytes -= bytes;
         self.settings.memory.give_back(bytes);
         if let Some(count) = self.of_session.get_mut(&slot) {
@@ -109,7 +113,7 @@ impl AwaitedPlaces {
         Some(position)
     }
 
-    /// Takes out the places in a topic, by session. O(places in it * log places).
+    /// Takes out the positions in a topic, by session. O(positions in it * log positions).
     fn take(&mut self, key: &str) -> Vec<(SlotId, Position)> {
         if self.by_key.is_empty() {
             return Vec::new();
@@ -120,7 +124,7 @@ impl AwaitedPlaces {
         slots.into_iter().filter_map(|slot| Some((slot, self.remove(slot, &key)?))).collect()
     }
 
-    /// Removes a place of a session, of this subscription or of any. Returns `false` if there is none. O(log places).
+    /// Removes one position of a session, of this subscription or of any. Returns `false` if there is none. O(log positions).
     fn remove_one(&mut self, slot: SlotId, entry: Option<u32>) -> bool {
         if !self.of_session.contains_key(&slot) {
             return false;
@@ -137,45 +141,47 @@ impl AwaitedPlaces {
 }
 
 impl Fanout {
-    /// Keeps a subscription's place in a topic that does not exist, if a log may feed it. Returns `false` if it must be answered now.
+    /// Keeps a subscription's position in a topic that does not exist, if a log may feed the topic later. Returns `false` if
+    /// the position must be answered now.
     pub(super) fn await_topic(&mut self, key: &str, position: Position, slot: SlotId, entry: u32) -> bool {
         if !self.awaited.settings.is_fed_by_logs || !is_log_epoch(position.epoch) {
             return false;
         }
-        self.tally.units += PLACE_UNITS;
+        self.tally.units += POSITION_UNITS;
         self.awaited.insert(slot, entry, key, position)
     }
 
-    /// The places of sessions in a topic that has just been created, by slot: the sessions recover from them. O(places in the topic)
-    /// and O([`JOINS_ACTIVE_MAX`](crate::limits::JOINS_ACTIVE_MAX)).
+    /// Takes out what each session recovers in a topic that has just been created, by slot. O(positions in the topic) and
+    /// O([`JOINS_ACTIVE_MAX`](crate::limits::JOINS_ACTIVE_MAX)).
     pub(super) fn take_awaited(
         &mut self,
         topic: &EgressTopic,
         sessions: &mut Sessions,
     ) -> HashMap<SlotId, Backlog> {
-        let mut places = match topic.log.is_some() {
+        let mut positions = match topic.log.is_some() {
             true => self.awaited.take(topic.key()),
             false => Vec::new(),
         };
-        self.tally.units += PLACE_UNITS * places.len();
-        places.retain(|&(slot, _)| sessions.get(slot).is_some_and(|session| session.ending.is_none()));
-        // A walk under way passes over topics created meanwhile, so it would not find their places.
+        self.tally.units += POSITION_UNITS * positions.len();
+        positions.retain(|&(slot, _)| sessions.get(slot).is_some_and(|session| session.ending.is_none()));
+        // A walk under way passes over topics created meanwhile, so it would not find their positions.
         for (slot, entry) in self.joining_from_saved_positions(topic.key(), sessions) {
             let filter = self.filter(entry, slot, sessions);
             if filter.is_some_and(|filter| !filter.subscribe.permits(topic_key::name(topic.key()))) {
                 continue;
             }
             let lag = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut());
-            places.extend(lag.and_then(|lag| Some((slot, lag.take_position(topic.key())?))));
+            positions.extend(lag.and_then(|lag| Some((slot, lag.take_position(topic.key())?))));
         }
         let backlog = |position: Position| match position.epoch == topic.info.epoch {
             true => Backlog { backfill: Backfill::Position, from: position.sequence.saturating_add(1) },
             false => Backlog { backfill: Backfill::PositionLost, from: 1 },
         };
-        places.into_iter().map(|(slot, position)| (slot, backlog(position))).collect()
+        positions.into_iter().map(|(slot, position)| (slot, backlog(position))).collect()
     }
 
-    /// Forgets the places of a subscription that ends. Returns their number, at most [`AWAITED_PLACES_PER_SESSION_MAX`].
+    /// Forgets the awaited positions of a subscription that ends. Returns their number, at most
+    /// [`AWAITED_POSITIONS_PER_SESSION_MAX`].
     pub(super) fn forget_awaited(&mut self, slot: SlotId, entry: u32) -> usize {
         let mut count = 0;
         while self.awaited.remove_one(slot, Some(entry)) {
@@ -184,7 +190,7 @@ impl Fanout {
         count
     }
 
-    /// Forgets a place of a session that has ended. Returns `false` if it has none.
+    /// Forgets one awaited position of a session that has ended. Returns `false` if it has none.
     pub(super) fn forget_one_awaited(&mut self, slot: SlotId) -> bool {
         self.awaited.remove_one(slot, None)
     }
@@ -196,17 +202,17 @@ mod tests {
 
     const PLACE: Position = Position { epoch: 1 << 52, sequence: 200 };
 
-    fn places(memory_bytes_max: usize) -> AwaitedPlaces {
+    fn places(memory_bytes_max: usize) -> AwaitedPositions {
         let memory = PositionsMemory::default();
-        AwaitedPlaces::new(AwaitedSettings { is_fed_by_logs: true, memory, memory_bytes_max })
+        AwaitedPositions::new(AwaitedSettings { is_fed_by_logs: true, memory, memory_bytes_max })
     }
 
     #[test]
     fn a_full_table_takes_no_place_until_a_session_leaves_room() {
         let mut places = places(usize::MAX);
-        let sessions = (AWAITED_PLACES_MAX / AWAITED_PLACES_PER_SESSION_MAX) as u32;
+        let sessions = (AWAITED_POSITIONS_MAX / AWAITED_POSITIONS_PER_SESSION_MAX) as u32;
         for slot in 0..sessions {
-            for at in 0..AWAITED_PLACES_PER_SESSION_MAX {
+            for at in 0..AWAITED_POSITIONS_PER_SESSION_MAX {
                 assert!(places.insert(SlotId(slot), 1, &format!("t.{at}"), PLACE));
             }
             assert!(!places.insert(SlotId(slot), 1, "more", PLACE), "it has as many as a session may have");
@@ -221,7 +227,7 @@ mod tests {
     #[test]
     fn places_count_against_the_memory_for_positions_however_they_go() {
         let (a, b) = (SlotId(1), SlotId(2));
-        let mut places = places(4 * (PLACE_BYTES + 1));
+        let mut places = places(4 * (POSITION_BYTES + 1));
         for (slot, entry, key) in [(a, 1, "a"), (a, 2, "b"), (a, 2, "c"), (b, 2, "a")] {
             assert!(places.insert(slot, entry, key, PLACE));
         }

@@ -109,8 +109,7 @@ pub(super) fn skipped(id: TopicId, from: u64, to: u64) -> Content {
 }
 
 impl Membership {
-    /// Sets when the next tick may be sent, as one is sent now. A tick on time keeps the rhythm, a late one restarts
-    /// it.
+    /// Schedules the next tick, as one is sent now. An on-time tick keeps the rhythm; a late one restarts it.
     fn advance_pace(&mut self, now_ns: u64) {
         // A tick held after its due time has already advanced the pace.
         if self.due_ns > now_ns {
@@ -166,7 +165,7 @@ impl Fanout {
         }
     }
 
-    /// Notes that a session's outbox is empty: it is no longer behind.
+    /// Notes that a session's outbox is empty, so it is no longer behind.
     pub fn handle_drained(&mut self, slot: SlotId, sessions: &mut Sessions) {
         if let Some(session) = sessions.any_mut(slot) {
             session.is_unsettled = false;
@@ -177,7 +176,7 @@ impl Fanout {
         }
     }
 
-    /// Releases a paced tick whose time has come, or holds it while the socket is full.
+    /// Releases a paced tick that is due, or holds it while the socket is full.
     pub fn handle_pace_due(
         &mut self,
         id: TopicId,
@@ -358,13 +357,13 @@ impl Fanout {
         }
     }
 
-    /// Announces the ticks of a topic from a sequence on as lost.
+    /// Announces all ticks of a topic as lost, from a sequence on.
     pub(super) fn lose_rest(&mut self, id: TopicId, slot: SlotId, from: u64, sessions: &mut Sessions) {
         let to = topic_mut(&mut self.topics, id, self.shards).map_or(0, |topic| topic.last_sequence + 1);
         self.lose(id, slot, from, to, sessions);
     }
 
-    /// Announces ticks of a topic as lost, after what waits.
+    /// Announces ticks of a topic as lost, after the frames that wait.
     pub(super) fn lose(&mut self, id: TopicId, slot: SlotId, from: u64, to: u64, sessions: &mut Sessions) {
         if sessions.open_mut(slot).is_some()
             && let Some(topic) = topic_mut(&mut self.topics, id, self.shards)

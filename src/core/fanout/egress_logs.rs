@@ -26,7 +26,7 @@ pub struct EgressLogs {
 }
 
 impl EgressLogs {
-    /// No log yet; each will have `log_bytes`.
+    /// Creates no log yet; each will have `log_bytes` bytes.
     pub fn new(log_bytes: usize) -> EgressLogs {
         EgressLogs { logs: std::array::from_fn(|_| None), log_bytes, header: Vec::new(), body: Vec::new() }
     }
@@ -43,7 +43,7 @@ impl EgressLogs {
         self.logs[usize::from(index.0)].as_ref()
     }
 
-    /// Rewinds the logs, so that they reuse pages still in the cache. Only while no session has anything waiting.
+    /// Rewinds the logs, so that they reuse pages still in the cache. Call it only while nothing waits for any session.
     pub fn rewind(&mut self) {
         self.logs.iter_mut().flatten().for_each(EgressLog::rewind);
     }
@@ -102,7 +102,7 @@ impl EgressLogs {
         delimit_into(format, body, &mut self.header, out);
     }
 
-    /// Appends a topic's announcement to `out`, where it waits for one session alone. Nothing if the codec has none.
+    /// Appends a topic's announcement to `out`, where it waits for one session alone. Appends nothing if the codec has none.
     pub(super) fn encode_topic(&mut self, format: WireFormat, topic: &TopicInfo, out: &mut Vec<u8>) {
         self.body.clear();
         format.codec.encode_topic(topic, &mut self.body);
@@ -128,7 +128,7 @@ impl EgressLogs {
     }
 }
 
-/// Appends a message to `out`, delimited as its framing does it.
+/// Appends a message to `out`, delimited by its framing.
 fn delimit_into(format: WireFormat, body: &[u8], header: &mut Vec<u8>, out: &mut Vec<u8>) {
     let WireFormat { codec, framing } = format;
     let (header, body) = framing.delimit(codec.message_type(), body, header);
@@ -136,7 +136,7 @@ fn delimit_into(format: WireFormat, body: &[u8], header: &mut Vec<u8>, out: &mut
     out.extend_from_slice(body);
 }
 
-/// Appends a message in two parts to the log of its wire format, which it creates on first use.
+/// Appends a message in two parts to its wire format's log, which is created on first use.
 fn append<'a>(
     logs: &'a mut [Option<EgressLog>; WireFormat::PAIRS],
     log_bytes: usize,

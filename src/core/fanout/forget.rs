@@ -16,8 +16,8 @@ use crate::{
 use tickcast_proto::ids::TopicId;
 
 impl Fanout {
-    /// Notes that a home has forgotten a topic, whose last sequence was `last`. Its name is free for another life at once; its
-    /// members leave in [`Fanout::leave_forgotten`].
+    /// Notes that a home has forgotten a topic whose last sequence was `last`. Its name may be reused at once; its members
+    /// leave in [`Fanout::leave_forgotten`].
     pub fn handle_forget(&mut self, id: TopicId, last: u64) {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a home forgets topics that it has opened");
@@ -27,7 +27,7 @@ impl Fanout {
             "ticks arrive before the end of their topic"
         );
         topic.life = Life::Forgotten;
-        // Without a live tick, a session that recovers would not know what it loses.
+        // Without a live tick, a session that recovers would not know what it has lost.
         topic.last_sequence = last;
         self.by_key.remove(topic.key());
         self.forgotten_keys.insert(topic.key().into(), id);
@@ -39,8 +39,8 @@ impl Fanout {
         !self.forgotten.is_empty() || !self.memberless.is_empty()
     }
 
-    /// Lets about `units` members of forgotten topics leave. Returns the units left, and the topics that are gone: their homes must
-    /// be told.
+    /// Removes about `units` members of forgotten topics. Returns the units left, and the topics that are gone: the caller must
+    /// tell their homes.
     pub fn leave_forgotten(
         &mut self,
         units: usize,
@@ -50,12 +50,12 @@ impl Fanout {
         now_ns: u64,
     ) -> (usize, Vec<TopicId>) {
         let (mut left, mut gone) = (units, Vec::new());
-        // A turn after their members have left, so that sessions with room have received what was held for them.
+        // One turn after the members left, so that sessions with room have received what was held for them.
         for id in std::mem::take(&mut self.memberless) {
             let topic = topic_mut(&mut self.topics, id, self.shards);
             match topic.is_some_and(|topic| topic.any_member().is_none()) {
                 true => gone.push(id),
-                // Its frames were evicted from an outbox in between.
+                // An eviction in between made a session a member again.
                 false => self.forgotten.push_back(id),
             }
         }
@@ -74,7 +74,7 @@ impl Fanout {
                     let queued = self.tally.queued;
                     self.leave_topic(id, slot, Some(home), sessions, logs, now_ns);
                     left = left.saturating_sub((self.tally.queued - queued) as usize);
-                    // What is sent now must not overwrite what others are still owed.
+                    // Frames queued now must not overwrite frames that other sessions still wait for.
                     self.evict_overflowing(sessions, logs);
                 }
                 None => {
@@ -86,7 +86,7 @@ impl Fanout {
         (left, gone)
     }
 
-    /// Ends what sessions still hold of a forgotten topic, because its next life is about to be announced to them.
+    /// Removes what sessions still hold of a forgotten topic, because its next life is about to be announced to them.
     pub(super) fn end_last_life(&mut self, key: &str, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let Some(id) = self.forgotten_keys.remove(key) else { return };
         while let Some(slot) =
@@ -95,15 +95,17 @@ impl Fanout {
             self.leave_topic(id, slot, None, sessions, logs, 0);
         }
         self.tally.units += self.lose_waiting(&[id], sessions, logs);
-        // Raw sessions keep its frames. Evicting them would add members again, whose held ticks would follow those of the next life.
+        // Raw sessions keep its frames. Evicting them would create members again, and their held ticks would follow those of
+        // the next life.
         if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
             topic.life = Life::Ended;
         }
     }
 
-    /// Evicts the frames of topics from all outboxes and announces them as lost: the announcement of the topic's next life may
-    /// overtake waiting frames, and once the topic is gone, nothing could evict or name them. Raw sessions keep theirs: nothing could
-    /// be announced to them. Returns the units used: it looks at each session, and at the frames that wait for it, in one turn.
+    /// Evicts the topics' frames from all outboxes and announces them as lost. Otherwise the announcement of a topic's next
+    /// life might overtake them, and once the topic is gone, they could be neither evicted nor named. Raw sessions keep theirs,
+    /// because nothing can be announced to them. Returns the units used: all sessions and their waiting frames are visited in
+    /// one turn.
     fn lose_waiting(&mut self, topics: &[TopicId], sessions: &mut Sessions, logs: &EgressLogs) -> usize {
         if sessions.waiting() == 0 {
             return 0;
@@ -153,7 +155,8 @@ impl Fanout {
             let (notices, tally) = (&self.scratch, &mut self.tally);
             sessions.with_outbox(slot, |session| {
                 let Some(log) = logs.of(session.format) else { return };
-                // Before the frames go: replies that follow them, such as the end of a subscription, must follow the gap too.
+                // Before the frames are evicted: replies that follow them, such as the end of a subscription, must follow the
+                // gap too.
                 session.outbox.insert_before_frames(notices);
                 session.outbox.evict(log, |content, _, _| match topics.contains(&content.topic()) {
                     true => {
@@ -169,7 +172,7 @@ impl Fanout {
         (looks + frames) / FRAMES_PER_UNIT
     }
 
-    /// Ends a session's membership of a forgotten topic. What it holds is sent if there is room, and announced as lost otherwise.
+    /// Ends a session's membership of a forgotten topic. Held ticks are sent if there is room, and announced as lost otherwise.
     fn leave_topic(
         &mut self,
         id: TopicId,
@@ -180,7 +183,7 @@ impl Fanout {
         now_ns: u64,
     ) {
         if let Some(session) = sessions.open_mut(slot) {
-            // What is queued here must not be evicted: its membership is about to end.
+            // Frames queued here must not be evicted: their membership is about to end.
             session.yield_bytes = usize::MAX;
             self.flush_notices_of(&[id], slot, sessions);
             self.release_or_lose(id, slot, home, sessions, logs, now_ns);
@@ -223,7 +226,7 @@ impl Fanout {
             matches!(wanted, Backfill::Position | Backfill::PositionLost | Backfill::ServerPosition);
         match taking {
             Taking::Live => {}
-            // The position has no answer yet, and there is no topic any more.
+            // The position has not been answered, and the topic no longer exists.
             Taking::Recovering if is_position => {
                 self.answer_unknown(id, slot, sessions);
                 self.lose_rest(id, slot, from, sessions);

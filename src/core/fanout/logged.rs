@@ -1,5 +1,5 @@
-//! Topics that durable logs feed, on the egress side: holes in the log, sessions that are ahead of it, and the number of ticks in a
-//! range of positions.
+//! Topics fed by durable logs, on the egress side: holes in the log, sessions ahead of it, and counts of the ticks between two
+//! positions.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -21,23 +21,24 @@ use tickcast_proto::{
     reply::{Reply, Skipped},
 };
 
-/// What a shard knows of a topic that a log feeds.
+/// What a shard knows about a topic that a log feeds.
 ///
-/// Invariant: `sequences` is sorted, and ends at `linked_to` once a tick has arrived here.
+/// Invariant: `sequences` is sorted, and ends with `linked_to` once a tick has arrived here.
 #[derive(Debug)]
 pub(super) struct LogTopic {
-    /// The last sequence of the home, as far as this shard knows; 0: it had none.
+    /// The home's last sequence, as far as this shard knows; 0: none yet.
     linked_to: u64,
     /// Sequences of the last ticks, to count those in a range. Bound: [`LOG_SEQUENCES_PER_TOPIC_MAX`].
     sequences: VecDeque<u64>,
-    /// The last holes in the log, oldest first. Bound: [`LOG_HOLES_PER_TOPIC_MAX`]; the first stands for all older ones too.
+    /// The last holes in the log, oldest first. Bound: [`LOG_HOLES_PER_TOPIC_MAX`]; the first also represents all older ones.
     holes: VecDeque<Gap>,
-    /// Sessions that wait until the topic reaches what they have, by the first sequence that they lack. Bound: the topic's members.
+    /// Sessions that wait until the topic catches up with them, by the first sequence that they lack. Bound: the topic's
+    /// members.
     ahead: BTreeSet<(u64, SlotId)>,
 }
 
 impl LogTopic {
-    /// A topic whose home has had a tick with the sequence `last`; 0: none.
+    /// Creates the state of a topic whose home's last sequence is `last`; 0: none.
     pub(super) fn new(last: u64) -> LogTopic {
         LogTopic {
             linked_to: last,
@@ -47,12 +48,12 @@ impl LogTopic {
         }
     }
 
-    /// Number of sequences it remembers.
+    /// Number of sequences remembered.
     pub(super) fn sequences_len(&self) -> usize {
         self.sequences.len()
     }
 
-    /// Lets a session wait for the tick with this sequence, the first that it lacks, or for a later one.
+    /// Makes a session wait for the tick with this sequence, the first that it lacks, or for a later one.
     pub(super) fn wait(&mut self, from: u64, slot: SlotId) {
         self.ahead.insert((from, slot));
     }
@@ -62,17 +63,17 @@ impl LogTopic {
         self.ahead.remove(&(from, slot));
     }
 
-    /// Number of sessions that wait.
+    /// Number of waiting sessions.
     pub(super) fn waiting_len(&self) -> usize {
         self.ahead.len()
     }
 
-    /// Takes out a session that the tick with this sequence reaches, and the first sequence that it lacks.
+    /// Takes out one session that the tick with this sequence reaches, with the first sequence that it lacks.
     fn pop_reached(&mut self, sequence: u64) -> Option<(u64, SlotId)> {
         self.ahead.first().is_some_and(|&(from, _)| from <= sequence).then(|| self.ahead.pop_first())?
     }
 
-    /// Remembers a tick. `left`: sequences that all topics together may still remember; without any, the topic's own oldest make
+    /// Remembers a tick. `left`: how many more sequences all topics together may remember; at 0, the topic's own oldest make
     /// room.
     fn note(&mut self, sequence: u64, left: &mut usize) {
         while self.sequences.len() >= LOG_SEQUENCES_PER_TOPIC_MAX || *left == 0 {
@@ -86,7 +87,7 @@ impl LogTopic {
         self.linked_to = sequence;
     }
 
-    /// Remembers a hole after all others.
+    /// Remembers a hole that follows all others.
     fn note_hole(&mut self, hole: Gap) {
         if self.holes.len() >= LOG_HOLES_PER_TOPIC_MAX
             && let Some(oldest) = self.holes.pop_front()
@@ -103,7 +104,7 @@ impl LogTopic {
     }
 }
 
-/// The part of a topic that notices of skipped ticks need.
+/// The part of a topic needed to announce skipped ticks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Notices<'a> {
     pub(super) info: &'a TopicInfo,
@@ -111,8 +112,9 @@ pub(super) struct Notices<'a> {
 }
 
 impl Notices<'_> {
-    /// Number of ticks in a range that is not empty, as far as known, and at least one. Exact for topics that the home counts
-    /// itself; for others, if the range has no hole and at most [`LOG_SEQUENCES_PER_TOPIC_MAX`] ticks have come since its first.
+    /// Number of ticks in a range that is not empty, as far as known; at least 1. Exact for topics whose sequences the home
+    /// assigns. For log topics, exact if the range has no hole and at most [`LOG_SEQUENCES_PER_TOPIC_MAX`] ticks have come
+    /// since its start.
     fn ticks_in(self, from: u64, to: u64) -> u64 {
         self.log.map_or(to - from, |log| log.ticks_in(from, to).max(1))
     }
@@ -153,8 +155,8 @@ impl Notices<'_> {
         sessions.push_private(slot, content, |out| notice.encode_queued(format, out));
     }
 
-    /// Queues a CONFLATED for the ticks from a sequence on that a newer one replaces, if there are any, and counts them. Nothing
-    /// replaces what the log had no more: a GAP announces that.
+    /// Queues a CONFLATED for the ticks from a sequence on that a newer one replaces, if there are any, and counts them. Ticks
+    /// missing from the log are not replaced: a GAP announces them.
     pub(super) fn replace(
         self,
         slot: SlotId,
@@ -199,8 +201,8 @@ impl Notices<'_> {
 }
 
 impl Fanout {
-    /// Prepares the delivery of a tick of a log: announces a hole before it to everybody who is live, and lets sessions that the topic
-    /// reaches with it go live.
+    /// Prepares the delivery of a log's tick: announces any hole before it to all live subscribers, and makes sessions live
+    /// that the topic reaches with it.
     #[inline(never)]
     pub(super) fn begin_logged(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let (id, sequence) = (TopicId(tick.header.topic_id), tick.header.sequence);
@@ -216,7 +218,7 @@ impl Fanout {
         self.let_reached_go_live(id, (previous, sequence), sessions);
     }
 
-    /// Announces a hole in a topic's log to its live subscribers. The others learn of it when they go on.
+    /// Announces a hole in a topic's log to its live subscribers. The others learn of it when they resume.
     fn announce_hole(
         &mut self,
         id: TopicId,
@@ -235,7 +237,7 @@ impl Fanout {
         }
     }
 
-    /// Lets sessions go live that have all ticks before the one with this sequence and bound of the preceding sequence. Visits no
+    /// Makes sessions live that have all ticks before `sequence`. `previous`: a bound on the sequence before it. Visits no
     /// session that still waits.
     fn let_reached_go_live(
         &mut self,

@@ -1,4 +1,4 @@
-//! How many topics each wildcard matches, for the operator.
+//! Counts how many topics each wildcard matches, for the operator.
 //!
 //! A round over the topics compares each with all patterns at once, and counts it for those patterns that were new when the
 //! round began. Topics that come and go later are counted one by one.
@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use super::{Fanout, topic_mut};
 use tickcast_proto::ids::TopicId;
 
-/// Topics listed as uncounted beyond twice those that are open, before the list is searched for those that have gone.
+/// How far the list of uncounted topics may exceed twice the open topics before closed ones are purged from it.
 const UNCOUNTED_SPARE: usize = 1 << 10;
 
 /// A topic's place in the order of a round: the index of its home, and its index there.
@@ -18,34 +18,33 @@ type TopicPlace = (u16, u32);
 #[derive(Debug)]
 pub(super) struct MatchCount {
     topics: u32,
-    /// The round that counts the topics that were there before the pattern.
+    /// The round that counts the topics older than the pattern.
     round: u64,
 }
 
-/// The state that all patterns share.
+/// State shared by all patterns.
 #[derive(Debug, Default)]
 pub(super) struct MatchCounts {
     /// Number of the last round begun.
     round: u64,
     /// The next topic of that round; `None` once it is over.
     next: Option<TopicPlace>,
-    /// The last round that a wildcard waits for.
+    /// The last round that any wildcard waits for.
     wanted_round: u64,
     /// New topics that are not counted yet. A topic that is closed and opened again is listed again. Bound: [`UNCOUNTED_SPARE`]
-    /// and twice the topics that are open and not forgotten.
+    /// plus twice the topics that are open and not forgotten.
     uncounted: VecDeque<TopicId>,
 }
 
 impl MatchCounts {
-    /// The count of a wildcard that is new.
+    /// Creates the count of a new wildcard.
     pub(super) fn new_wildcard(&mut self) -> MatchCount {
         self.wanted_round = self.round + 1;
         MatchCount { topics: 0, round: self.wanted_round }
     }
 
-    /// Notes a topic that is new. `open`: topics that are open and not forgotten; `is_uncounted`: whether a topic is one of them and
-    /// not counted yet.
-    /// Costs a look at every listed topic, once for as many new ones.
+    /// Notes a new topic. `open`: number of topics that are open and not forgotten; `is_uncounted`: whether a topic is one of
+    /// them and not counted yet. Amortized O(1): the list is scanned once per as many new topics.
     pub(super) fn new_topic(&mut self, id: TopicId, open: usize, is_uncounted: impl Fn(TopicId) -> bool) {
         if self.uncounted.len() >= UNCOUNTED_SPARE + 2 * open {
             let listed = self.uncounted.make_contiguous();
@@ -61,7 +60,7 @@ impl MatchCounts {
         count.round < self.round || count.round == self.round && self.next.is_none_or(|next| place < next)
     }
 
-    /// Whether there is something to count.
+    /// Whether there is anything to count.
     fn has_work(&self) -> bool {
         self.next.is_some() || self.wanted_round > self.round || !self.uncounted.is_empty()
     }
@@ -80,8 +79,8 @@ impl Fanout {
         self.match_counts.has_work()
     }
 
-    /// Counts topics for the wildcards that match them, for about `units`: one for each topic, and for each node of the pattern
-    /// trie that it is compared with. Returns the units used.
+    /// Counts topics for the wildcards that match them, for about `units`: one per topic, and one per pattern trie node that it
+    /// is compared with. Returns the units used.
     pub fn count_topics(&mut self, units: usize) -> usize {
         let mut used = 0;
         while used < units && self.match_counts.has_work() {
@@ -95,14 +94,14 @@ impl Fanout {
 
     fn count_new_topic(&mut self, id: TopicId) -> usize {
         let topic = topic_mut(&mut self.topics, id, self.shards);
-        // It may have been forgotten or closed since, and opened again.
+        // It may since have been forgotten, or closed and opened again.
         let Some(topic) = topic.filter(|topic| topic.waits_to_be_counted()) else { return 0 };
         topic.is_counted = true;
         let key: Box<str> = topic.key().into();
         self.count_topic(id, &key, true)
     }
 
-    /// Counts a topic that has come or gone. Returns the units used.
+    /// Counts a topic that has appeared or gone. Returns the units used.
     pub(super) fn count_topic(&mut self, id: TopicId, key: &str, comes: bool) -> usize {
         let place = self.topics.place(id, self.shards).unwrap_or_default();
         let (entries, counts) = (&mut self.entries, &self.match_counts);
@@ -120,7 +119,7 @@ impl Fanout {
         })
     }
 
-    /// Advances the round by one topic, or begins one. Returns the units used.
+    /// Advances the round by one topic, or begins a new one. Returns the units used.
     fn count_next_topic(&mut self) -> usize {
         let counts = &mut self.match_counts;
         let Some((home, local)) = counts.next else {

@@ -76,9 +76,9 @@ impl Fanout {
         }
     }
 
-    /// Evicts frames from an outbox: all frames of conflating memberships, whose topics become held, and the oldest of
-    /// dropping ones, whose gaps are noted; if the server is overloaded, of those that keep their ticks too. O(frames
-    /// waiting).
+    /// Evicts frames from an outbox: all frames of conflating memberships, whose topics become held, and the oldest frames of
+    /// dropping ones, whose gaps are noted. If the server is overloaded, also evicts from memberships that otherwise keep every
+    /// tick. O(frames waiting).
     pub fn evict_frames(
         &mut self,
         slot: SlotId,
@@ -120,14 +120,14 @@ impl Fanout {
                 }
             };
             let (subscriptions, principal) = (&session.subscriptions, session.principal.as_deref());
-            // What the wildcard groups of each topic come to: many frames may be of few topics.
+            // The merged delivery by each topic's wildcard groups, cached because many frames may belong to few topics.
             let mut of_groups: TopicMap<Option<Membership>> = TopicMap::default();
             session.outbox.evict(log, |content, len, shared| {
                 let id = TopicId(content.topic());
                 let known = memberships.get(id).copied();
                 let membership = known.or_else(|| {
                     *of_groups.entry(id).or_insert_with(|| {
-                        // Frames of a life that has ended stay in their place, as those of a topic that is gone.
+                        // Frames of an ended life stay in place, like those of a topic that is gone.
                         let topic =
                             topic_mut(topics, id, shards).filter(|topic| topic.life != Life::Ended)?;
                         let merged =
@@ -163,7 +163,7 @@ impl Fanout {
                         (false, _) => {}
                     }
                 }
-                // What is evicted is announced later, which takes a membership.
+                // The eviction is announced later, which takes a membership.
                 if known.is_none()
                     && let Some(topic) = topic_mut(topics, id, shards)
                 {
@@ -197,7 +197,7 @@ impl Fanout {
             session.lag = (!lag.is_empty()).then_some(lag);
             for id in inserted.drain(..) {
                 let membership = session.memberships.get(id).copied();
-                // Whether it yields or keeps, so does the subscription: the session's bound does not change.
+                // The membership yields or keeps as its subscription does, so the session's bound does not change.
                 session.count_membership(None, membership.as_ref());
             }
         });

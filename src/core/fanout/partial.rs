@@ -1,5 +1,5 @@
-//! Subscriptions to patterns that are only partly allowed. A topic that the session's permissions do not name does not exist for
-//! it: it is not announced, and neither its ticks nor its gaps, history and last values are delivered.
+//! Subscriptions to patterns that are only partly allowed. A topic that the session's permissions do not name does not exist
+//! for it: it is not announced, and none of its ticks, gaps, history or last values are delivered.
 //!
 //! ```text
 //!  live, by a wildcard group     a group for each permission set, which is asked once for each topic: EgressTopic::is_permitted
@@ -16,18 +16,18 @@ use crate::{
 };
 use tickcast_proto::ids::TopicId;
 
-/// Permission sets of which a topic remembers whether they name it.
+/// For how many permission sets a topic remembers whether they name it.
 const PERMITTED_REMEMBERED_MAX: usize = 8;
 
-/// Whether permission sets name a topic. They stay alive with it, so no other can have their address.
+/// Whether permission sets name a topic. It keeps the sets alive, so that no other set can take their address.
 ///
 /// Bound: [`PERMITTED_REMEMBERED_MAX`].
 #[derive(Debug, Default)]
 pub(super) struct Permitted(Vec<(Arc<Permissions>, bool)>);
 
 impl EgressTopic {
-    /// Whether it is delivered to a group with this filter. Compares it with the filter's patterns only if it does not remember the
-    /// answer.
+    /// Whether the topic is delivered to a group with this filter. Compares it with the filter's patterns only if the answer is
+    /// not remembered.
     pub(super) fn is_permitted(&mut self, filter: &Arc<Permissions>) -> bool {
         let Permitted(known) = &mut **self.wildcard.permitted.get_or_insert_default();
         if let Some((_, permits)) = known.iter().find(|(known, _)| Arc::ptr_eq(known, filter)) {
@@ -43,14 +43,14 @@ impl EgressTopic {
 }
 
 impl Subscription {
-    /// Whether it delivers a topic that its pattern matches to a session of this principal.
+    /// Whether the subscription delivers a topic that its pattern matches to a session of this principal.
     pub(super) fn delivers(&self, topic: &str, principal: Option<&Principal>) -> bool {
         !self.is_partial || principal.is_some_and(|principal| principal.permissions.subscribe.permits(topic))
     }
 }
 
 impl Session {
-    /// Whether one of its subscriptions is only partly allowed.
+    /// Whether one of the session's subscriptions is only partly allowed.
     pub(super) fn has_partial(&self) -> bool {
         self.subscriptions.iter().any(|held| held.is_partial)
     }
@@ -65,7 +65,7 @@ impl Fanout {
         held.zip(topic).is_some_and(|(held, topic)| held.delivers(&topic.info.name, principal))
     }
 
-    /// What a session may receive through its subscription to an entry's pattern, if that is only a part of its topics.
+    /// The filter of a session's subscription to an entry's pattern; `None` if the whole pattern is allowed.
     pub(super) fn filter(&self, entry: u32, slot: SlotId, sessions: &Sessions) -> Option<Arc<Permissions>> {
         let session = sessions.get(slot)?;
         let is_partial = session.subscriptions.to(entry).is_some_and(|held| held.is_partial);
@@ -73,7 +73,7 @@ impl Fanout {
         is_partial.then(|| permissions.unwrap_or_default())
     }
 
-    /// Whether a session with new permissions must join the topics of a pattern one by one, if these allow another part of it.
+    /// Whether a session must join a pattern's topics one by one, because its new permissions allow another part of them.
     pub fn rejoins(&self, index: u32, slot: SlotId, sessions: &Sessions) -> bool {
         let held = sessions.get(slot).and_then(|session| session.subscriptions.to(index));
         self.entries[index as usize]
@@ -82,8 +82,8 @@ impl Fanout {
             .is_some_and(|(entry, held)| !entry.is_exact && !entry.shares(held.delivery))
     }
 
-    /// Begins to deliver a subscription by new permissions of its session, which allow all of its pattern, or a part. `None` if the
-    /// session does not hold it.
+    /// Begins to apply a session's new permissions, which allow all or part of a pattern, to its subscription. `None` if the
+    /// session does not hold the pattern.
     pub fn begin_refilter(
         &mut self,
         index: u32,

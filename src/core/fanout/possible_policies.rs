@@ -6,8 +6,7 @@ use tickcast_proto::{
     subscription::{Policy, Rules},
 };
 
-/// Which policies the topics of a subscription may have, as bits: one that yields, one that conflates, one that keeps
-/// every tick.
+/// Which policies a subscription's topics may have, as bits: one that yields, one that conflates, one that keeps every tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PossiblePolicies(u8);
 
@@ -16,7 +15,7 @@ impl PossiblePolicies {
     const CONFLATES: u8 = 2;
     const KEEPS: u8 = 4;
 
-    /// Those of the topics that `pattern` can match.
+    /// The policies of the topics that `pattern` can match.
     pub(super) fn of(pattern: &str, policy: Option<Policy>, defaults: &Rules<Policy>) -> PossiblePolicies {
         let bits = |policy| match policy {
             Policy::Conflate => Self::YIELDS | Self::CONFLATES,
@@ -38,7 +37,7 @@ impl PossiblePolicies {
         PossiblePolicies(possible | bits(defaults.default))
     }
 
-    /// What a subscription with them adds to the session's count.
+    /// What a subscription with these policies adds to its session's count.
     pub fn count(self) -> Yielding {
         let has = |bit| u32::from(self.0 & bit != 0);
         Yielding {

@@ -75,15 +75,15 @@ impl Fanout {
         let from = position.sequence.saturating_add(1);
         Some(match position.epoch {
             known if known == epoch => Backlog { backfill: Backfill::Position, from },
-            // All that is kept, whatever life it is of.
+            // Everything kept, whichever life it belongs to.
             known if known == self.epoch && from == 1 => Backlog { backfill: Backfill::Position, from },
             known if known == self.epoch => Backlog { backfill: Backfill::ServerPosition, from },
             _ => Backlog { backfill: Backfill::PositionLost, from: 1 },
         })
     }
 
-    /// Answers positions in topics that do not exist, which no home will answer. Those that the filter of a subscription hides do not
-    /// exist either. Positions in topics that a log may still bring are kept for the subscription.
+    /// Answers positions in topics that do not exist, because no home will. Topics hidden by a subscription's filter count as
+    /// nonexistent. Positions in topics that a log may still bring are kept for the subscription.
     pub(super) fn answer_unknown_positions(
         &mut self,
         (entry, pattern): (u32, &str),
@@ -124,7 +124,7 @@ impl Fanout {
             }
         };
         for (key, position) in unknown {
-            // A topic that is hidden never comes.
+            // A hidden topic never appears.
             if is_permitted(&key) && self.await_topic(&key, position, slot, entry) {
                 continue;
             }
@@ -139,8 +139,8 @@ impl Fanout {
         }
     }
 
-    /// Answers a position in a topic that has been forgotten since. Before all waiting frames, where the loss of the topic's frames
-    /// may be announced.
+    /// Answers a position in a topic that has since been forgotten. The answer precedes all waiting frames, where the loss of
+    /// the topic's frames may be announced.
     pub(super) fn answer_unknown(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
         let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return };
         let (name, epoch) = (topic.info.name.clone(), self.epoch);
@@ -175,7 +175,7 @@ impl Fanout {
         }
     }
 
-    /// Whether a session may request a chunk.
+    /// Whether any session may request a chunk.
     pub fn has_pulls(&self) -> bool {
         !self.pulls.is_empty()
     }
@@ -243,7 +243,7 @@ impl Fanout {
             return;
         }
         if (membership.from, membership.wanted as u32) != (from, record.wanted) {
-            // Requested before the session left the topic and joined it again.
+            // The chunk was requested before the session left the topic and joined it again.
             session.lag_mut().recovering.push_front(id);
             return;
         }
@@ -276,7 +276,7 @@ impl Fanout {
             self.push_notice(slot, &reply, sessions);
         }
         let lost = if flags & CHUNK_VALUES_LOST != 0 {
-            // Of a snapshot, the last value is owed alone.
+            // A snapshot owes only the last value.
             last..last + 1
         } else if flags & CHUNK_EPOCH_PASSED != 0 {
             // All of this life is new to the client.

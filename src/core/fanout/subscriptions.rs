@@ -25,17 +25,16 @@ pub(super) struct PatternEntry {
     pub(super) node: u32,
     /// Identifies this entry in messages to the homes, until each has answered READY; then 0. Always 0 if it is covered.
     request: u32,
-    /// Number of sessions that hold the pattern, and of patterns that it covers. The entry is removed with the last one.
+    /// Number of sessions that hold the pattern, plus the patterns that it covers. The entry is removed with the last one.
     holders: u32,
-    /// Where the session comes from that subscribed to it first. Its memory counts for that until the entry is removed.
+    /// Source of the session that subscribed first. The entry's memory counts against it until the entry is removed.
     source: SourceId,
     pub(super) is_exact: bool,
-    /// The homes do not know this pattern, because `>` of its tenant is registered instead.
+    /// The homes do not know this pattern, because its tenant's `>` is registered instead.
     is_covered: bool,
-    /// Sessions whose subscription is live, or going live, and that join each topic: those of an exact name, and those with
-    /// a pace.
+    /// Sessions that join each topic: those of an exact name, and those with a pace. Their subscription is live or going live.
     pub(super) members: Vec<SlotId>,
-    /// What only a wildcard needs; `None` for an exact name, of which a client may hold a thousand.
+    /// Wildcard state; `None` for an exact name, of which a client may hold a thousand.
     pub(super) wildcard: Option<Box<WildcardEntry>>,
 }
 
@@ -46,11 +45,11 @@ const _: () = assert!(size_of::<Option<PatternEntry>>() <= 56, "docs/LIMITS.md s
 pub(super) struct PendingEntry {
     entry: u32,
     homes: u16,
-    /// Sessions to wake then. Some may have ended since.
+    /// Sessions to wake once they have. Some may have ended since.
     waiting: Vec<SlotId>,
 }
 
-/// Bytes of a pattern in the trie, beside its text.
+/// Bytes of a pattern in the trie, besides its text.
 const TRIE_BYTES: usize = 72;
 
 /// Requests for which the table keeps room while none is pending.
@@ -65,7 +64,7 @@ pub fn cover_of(pattern: &str) -> Cow<'static, str> {
 }
 
 impl PatternEntry {
-    /// Whether no answer of a home to a request of its own is pending.
+    /// Whether no request of its own waits for a home's answer.
     pub(super) fn is_registered(&self) -> bool {
         self.request == 0
     }
@@ -102,16 +101,16 @@ pub struct Subscription {
     pub entry: u32,
     /// Index of the session in the entry's members, or in its group; `None` until it goes live.
     pub position: Option<u32>,
-    /// In a group: number of the default policies when it went live.
+    /// In a group: generation of the default policies when it went live.
     pub generation: u16,
     /// In a group: the policies that its topics may have.
     pub possible: PossiblePolicies,
-    /// The session may receive only a part of its topics: those that its permissions name.
+    /// The session may receive only those of the topics that its permissions name.
     pub is_partial: bool,
 }
 
 impl Subscription {
-    /// A subscription that is not live yet, to a pattern that is wholly allowed.
+    /// Creates a subscription that is not live yet, to a wholly allowed pattern.
     pub fn new(entry: u32, delivery: Delivery, start_from: StartFrom) -> Subscription {
         let possible = PossiblePolicies::default();
         Subscription {
@@ -133,9 +132,9 @@ const _: () = assert!(size_of::<Subscription>() <= 48, "the docs of Subscription
 pub struct Interest {
     /// Identifies the pattern in the homes' answers.
     pub request: u32,
-    /// The pattern has no wildcard: only that topic's home needs to know.
+    /// The pattern has no wildcard, so only that topic's home needs it.
     pub exact: bool,
-    /// It is [`cover_of`] the pattern subscribed to.
+    /// The pattern is [`cover_of`] the one subscribed to.
     pub covers: bool,
 }
 
@@ -149,7 +148,7 @@ pub struct Registration {
 }
 
 impl Fanout {
-    /// What decides whether a pattern matches a topic.
+    /// Borrows what decides whether a pattern matches a topic.
     pub(super) fn matching(&self) -> Matching<'_> {
         Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports)
     }
@@ -159,8 +158,8 @@ impl Fanout {
         self.patterns.get_mut(pattern).copied()
     }
 
-    /// Registers a subscription; the session must not hold the pattern already. It can go live once [`Fanout::is_ready`].
-    /// If that is not yet the case, [`Fanout::pop_woken`] returns the session later. A new pattern counts for `source`.
+    /// Registers a subscription; the session must not hold the pattern already. It can go live once [`Fanout::is_ready`]. If it
+    /// is not ready yet, [`Fanout::pop_woken`] returns the session later. A new pattern counts for `source`.
     pub fn subscribe(&mut self, slot: SlotId, source: SourceId, pattern: &str) -> Registration {
         let (entry, interest) = match self.entry_of(pattern) {
             Some(known) => {
@@ -191,8 +190,8 @@ impl Fanout {
         Registration { entry, interest }
     }
 
-    /// Whether the homes shall not know a new pattern by itself: they hold its text once for each home, so those of long
-    /// wildcards have a bound. Ticks of other topics that then reach this shard cost less than that memory.
+    /// Whether a new pattern must be registered as [`cover_of`] it. Each home stores a wildcard's text, so the total of long
+    /// wildcards is bounded. Ticks of other topics that then reach this shard cost less than that memory.
     fn must_cover(&self, pattern: &str) -> bool {
         is_long(pattern) && self.long_wildcards_bytes + pattern.len() > LONG_WILDCARDS_BYTES
     }
@@ -239,7 +238,7 @@ impl Fanout {
         index
     }
 
-    /// Counts the memory of a pattern that comes or goes, here and at the homes.
+    /// Counts the memory of a pattern that is added or removed, here and at the homes.
     fn count_bytes(&mut self, pattern: &str, entry: &PatternEntry, comes: bool) {
         let at_homes = match (entry.is_exact, entry.is_covered) {
             (true, _) => crate::home::NAME_BYTES,
@@ -273,12 +272,12 @@ impl Fanout {
         }
     }
 
-    /// Bytes of the patterns that the sessions of a source have brought, here and at the homes.
+    /// Bytes of the patterns subscribed to by a source's sessions, here and at the homes.
     pub fn source_bytes(&self, source: SourceId) -> usize {
         self.source_bytes.get(&source).copied().unwrap_or(0)
     }
 
-    /// The request that an entry waits for: its own, or that of `>` if this covers it. `None` once the homes are ready.
+    /// The request that an entry waits for: its own, or that of `>` if covered. `None` once the homes are ready.
     fn request_of(&mut self, entry: u32) -> Option<u32> {
         let own = self.entries[entry as usize].as_ref()?;
         let request = match own.is_covered {
@@ -330,7 +329,7 @@ impl Fanout {
         !self.woken.is_empty()
     }
 
-    /// The pattern of an entry. An allocation.
+    /// The pattern of an entry. Allocates.
     pub fn pattern(&self, entry: u32) -> Box<str> {
         let entry = self.entries[entry as usize].as_ref();
         entry.map_or_else(Box::default, |entry| self.patterns.with_pattern(entry.node, |text| text.into()))
@@ -347,8 +346,8 @@ impl Fanout {
         entry.is_some_and(|entry| entry.matches(self.matching(), topic))
     }
 
-    /// Releases a session's hold on an entry; the session must have left its members. Returns the pattern that the caller
-    /// must then remove from the homes, if nothing needs it there any more.
+    /// Releases a session's hold on an entry; the session must have left its members. Returns the pattern if nothing needs it
+    /// at the homes any more; the caller must then remove it there.
     pub fn release(&mut self, index: u32) -> Option<Box<str>> {
         let Some(entry) = self.entries[index as usize].as_mut() else {
             debug_assert!(false, "an entry stays while a session holds its pattern");

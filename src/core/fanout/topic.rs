@@ -47,8 +47,7 @@ impl Member {
     }
 }
 
-/// The members of a topic that share a wire format, and what that format's log holds of the topic. 80 bytes, plus 4 per
-/// member.
+/// The members of a topic that share a wire format, and the topic's frames in that format's log. 80 bytes, plus 4 per member.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) format: WireFormat,
@@ -61,15 +60,15 @@ pub(super) struct Group {
 
 const _: () = assert!(size_of::<Group>() == 80, "the docs of Group say how large it is");
 
-/// How far the life of a topic is.
+/// Stage in the life of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Life {
     /// Its home sends ticks.
     Current,
     /// Its home has forgotten it: its members leave, and nobody joins.
     Forgotten,
-    /// The topic's next life has begun on this shard: nothing more of this one is queued, so that no tick of it follows one of the
-    /// next.
+    /// The topic's next life has begun on this shard. Nothing more of this one is queued, so that none of its ticks follows one
+    /// of the next.
     Ended,
 }
 
@@ -82,29 +81,29 @@ pub(super) enum Life {
 #[derive(Debug)]
 pub(super) struct EgressTopic {
     pub(super) info: TopicInfo,
-    /// Its key; `None`: that is its name.
+    /// Its key; `None`: the same as its name.
     tenant_key: Option<Box<str>>,
-    /// Policy of subscribers that name none.
+    /// Policy of subscribers that do not choose one.
     pub(super) policy: Policy,
     /// Members by wire format.
     pub(super) groups: Vec<Group>,
     /// Members that wildcard groups will serve again.
     pub(super) shared_len: u32,
-    /// How far its life is.
+    /// Stage of its life.
     pub(super) life: Life,
-    /// The wildcards that match it count it.
+    /// Whether the wildcards that match it have counted it.
     pub(super) is_counted: bool,
-    /// What the delivery to wildcard groups remembers.
+    /// State for its delivery to wildcard groups.
     pub(super) wildcard: WildcardTopic,
     /// This shard is the topic's home: its last values are read from there, and `last_values` stays empty.
     pub(super) is_homed_here: bool,
     /// Last values, complete from `tracked_from` on; earlier ones must be recovered from the home.
     pub(super) last_values: LastValues,
-    /// First sequence that arrived live; `u64::MAX` before it.
+    /// First sequence that arrived live; `u64::MAX` before the first.
     pub(super) tracked_from: u64,
     /// Last sequence that arrived live; 0 before the first.
     pub(super) last_sequence: u64,
-    /// A log feeds it, and its sequences are not consecutive.
+    /// State of a topic that a log feeds, whose sequences are not consecutive.
     pub(super) log: Option<Box<LogTopic>>,
 }
 
@@ -121,9 +120,9 @@ pub(super) struct Backlog {
 pub(super) struct Merged {
     pub(super) policy: Policy,
     pub(super) interval_us: u32,
-    /// How many of them are in wildcard groups.
+    /// How many of the subscriptions are in wildcard groups.
     pub(super) shared: u32,
-    /// All of them are.
+    /// Whether all of them are.
     pub(super) is_shared: bool,
 }
 
@@ -170,17 +169,17 @@ impl EgressTopic {
         }
     }
 
-    /// What notices of skipped ticks need.
+    /// What is needed to announce skipped ticks.
     pub(super) fn notices(&self) -> Notices<'_> {
         Notices { info: &self.info, log: self.log.as_deref() }
     }
 
-    /// Whether wildcards have yet to count it. They count no topic that is forgotten.
+    /// Whether wildcards have yet to count it. Forgotten topics are not counted.
     pub(super) fn waits_to_be_counted(&self) -> bool {
         !self.is_counted && self.life == Life::Current
     }
 
-    /// Its key: tenant and name.
+    /// Its key, which contains tenant and name.
     pub(super) fn key(&self) -> &str {
         self.tenant_key.as_deref().unwrap_or(&self.info.name)
     }
@@ -195,7 +194,7 @@ impl EgressTopic {
         self.groups.iter().map(|group| group.members.len()).sum()
     }
 
-    /// Whether the last values known here hold or replace all ticks from a sequence on. If not, the home must be asked.
+    /// Whether the last values known here hold or replace all ticks from a sequence on. If not, ask the home.
     pub(super) fn has_last_values_from(&self, from: u64) -> bool {
         from >= self.tracked_from && (self.is_homed_here || self.last_values.intact_from(from) == from)
     }
@@ -222,12 +221,12 @@ impl EgressTopic {
         }
     }
 
-    /// The last tick in a wire format, while this is known.
+    /// The last tick in a wire format's log, if its range is known.
     pub(super) fn latest(&self, format: WireFormat) -> Option<Range> {
         self.groups.iter().find(|group| group.format == format)?.latest
     }
 
-    /// The tick in a wire format: appended to the log unless it has been. `None` if it is longer than the log.
+    /// The last tick in a wire format; appends it to the log unless it is there already. `None` if it is longer than the log.
     pub(super) fn latest_or_append<'a>(
         &mut self,
         format: WireFormat,
@@ -244,8 +243,8 @@ impl EgressTopic {
         }
     }
 
-    /// Makes a session that is not a member one, and announces the topic to it. `backlog` is what it recovers before it goes
-    /// live.
+    /// Makes a session a member, which it must not be yet, and announces the topic to it. `backlog` is what it recovers before
+    /// it goes live.
     pub(super) fn join(
         &mut self,
         slot: SlotId,
@@ -264,7 +263,7 @@ impl EgressTopic {
         self.announce(slot, sessions, logs);
     }
 
-    /// Makes a session a member: sets the membership's position.
+    /// Makes a session a member, and sets the membership's position.
     pub(super) fn insert(&mut self, slot: SlotId, membership: Membership, sessions: &mut Sessions) {
         let id = self.info.id;
         let Some(session) = sessions.open_mut(slot) else { return };
@@ -339,7 +338,7 @@ impl EgressTopic {
         self.check_member(slot, sessions);
     }
 
-    /// Holds a paced tick instead after its pace changed, so that it leaves as soon as there is room.
+    /// Turns a paced tick into a held one after the pace changed, so that it is sent as soon as there is room.
     pub(super) fn release_paced(&mut self, slot: SlotId, sessions: &mut Sessions) {
         let Some(session) = sessions.open_mut(slot) else { return };
         let Some(membership) = session.memberships.get(self.info.id) else { return };

@@ -1,8 +1,8 @@
 //! Walks over topics in pieces: a session joins the topics of a pattern, leaves them, changes their delivery, or departs.
 //!
-//! A walk belongs to one session. Each piece does a given number of units of work and no more than one topic beyond it,
-//! so that the shard can serve other sessions in between. A unit is one topic or membership visited; joining or leaving a
-//! topic takes [`CHANGE_UNITS`] more, and one for each of the session's subscriptions.
+//! A walk belongs to one session. Each piece does a given number of units of work, and exceeds it by at most one topic, so that
+//! the shard can serve other sessions in between. A unit is one topic or membership visited; joining or leaving a topic takes
+//! [`CHANGE_UNITS`] more, plus one for each of the session's subscriptions.
 //!
 //! Only a subscription that needs state per topic walks: one with a pace, or one that starts in the past. The others enter a
 //! [wildcard group](super::wildcard) at once.
@@ -22,14 +22,14 @@ use crate::{
 };
 use tickcast_proto::{ids::TopicId, pattern, subscription::Delivery};
 
-/// Units of joining or leaving one topic: some 700 ns, against 15 ns for a visit (bench/micro/control.rs).
+/// Units for joining or leaving one topic: some 700 ns, against 15 ns for a visit (bench/micro/control.rs).
 const CHANGE_UNITS: usize = 32;
-/// Units of leaving a pattern that other sessions still hold.
+/// Units for leaving a pattern that other sessions still hold.
 const LEAVE_UNITS: usize = 4;
-/// Memberships that a walk lists for one unit.
+/// Memberships that a walk lists per unit.
 const LISTED_PER_UNIT: usize = 16;
 
-/// A subscription to a wildcard that walks over the existing topics, one after the other.
+/// A subscription to a wildcard that walks over the existing topics, one by one.
 ///
 /// Its acknowledgement has been sent, so every tick from now on must arrive: a topic that has a tick before its turn is joined
 /// early.
@@ -52,10 +52,10 @@ enum Change {
     Merge,
 }
 
-/// How a subscription that goes live or changes goes on.
+/// How a subscription that goes live or changes continues.
 #[derive(Debug)]
 pub enum Begun {
-    /// It is done.
+    /// It is done already.
     Done,
     /// With a walk over the session's memberships, and the units used.
     Walk(MembershipWalk, usize),
@@ -88,7 +88,7 @@ impl MembershipWalk {
 pub struct Departure {
     session: SessionId,
     topics: std::vec::IntoIter<TopicId>,
-    /// The entry of a subscription that the session was leaving.
+    /// Entry of the subscription that the session was leaving, if any.
     leaving: Option<u32>,
 }
 
@@ -100,7 +100,8 @@ impl Departure {
 }
 
 impl Fanout {
-    /// Whether another session may begin to join the topics of a wildcard. If not, one that does will finish in a later turn.
+    /// Whether another session may begin to join the topics of a wildcard. If not, one of the current joins will finish in a
+    /// later turn.
     pub fn may_join(&self) -> bool {
         self.joining.len() < JOINS_ACTIVE_MAX
     }
@@ -148,7 +149,7 @@ impl Fanout {
         if is_exact || !has_memberships {
             return Begun::Done;
         }
-        // It also delivers topics that the session has memberships of.
+        // The subscription also delivers topics of which the session already has memberships.
         let (walk, used) = self.walk(index, slot, Change::Merge, sessions);
         Begun::Walk(walk, used)
     }
@@ -263,8 +264,8 @@ impl Fanout {
         }
     }
 
-    /// Joins a topic through a subscription, which must be live. A session that receives the topic already goes on as it is;
-    /// one that wildcard groups serve needs no membership.
+    /// Joins a session to a topic through a live subscription. Changes nothing if the session already receives the topic; a
+    /// session that wildcard groups serve needs no membership.
     fn join(
         &mut self,
         id: TopicId,
@@ -275,7 +276,7 @@ impl Fanout {
         logs: &mut EgressLogs,
     ) {
         if !self.delivers(entry, id, slot, sessions) {
-            // The session may have received it before it had its permissions.
+            // The session may have received it under its previous permissions.
             self.merge_deliveries(id, slot, sessions);
             return;
         }
@@ -307,8 +308,8 @@ impl Fanout {
         }
     }
 
-    /// Begins to leave a pattern's topics; the session's list no longer has the subscription. The caller releases the entry
-    /// when the walk is done. Returns the walk, and the units used.
+    /// Begins to leave a pattern's topics; the session no longer lists the subscription. The caller releases the entry when the
+    /// walk is done. Returns the walk, and the units used.
     pub fn begin_leave(
         &mut self,
         held: Subscription,
@@ -334,7 +335,7 @@ impl Fanout {
         self.leave_members(held, slot, sessions);
         let session = sessions.open_mut(slot)?;
         let now = session.subscriptions.to_mut(index)?;
-        // What it started with has been joined.
+        // A live subscription has already joined from where it started.
         let start_from = if held.position.is_some() { StartFrom::Live } else { held.start_from };
         let is_partial = held.is_partial;
         *now = Subscription { is_partial, ..Subscription::new(index, delivery, start_from) };
@@ -344,7 +345,8 @@ impl Fanout {
         Some(self.begin_change(index, slot, gets_pace, sessions))
     }
 
-    /// Begins the walk after a change of a subscription: `joins` the topics of its pattern, or merges the session's memberships again.
+    /// Begins the walk after a subscription has changed: `joins` the topics of its pattern, or merges the session's memberships
+    /// again.
     pub(super) fn begin_change(
         &mut self,
         index: u32,
@@ -359,7 +361,7 @@ impl Fanout {
         Begun::Walk(walk, listed)
     }
 
-    /// Lists the memberships that a walk visits: for a wildcard all of the session's, else one at most.
+    /// Lists the memberships that a walk visits: all of the session's for a wildcard, otherwise at most one.
     fn walk(&self, entry: u32, slot: SlotId, change: Change, sessions: &Sessions) -> (MembershipWalk, usize) {
         let pattern = self.pattern(entry);
         let memberships = sessions.get(slot).map(|session| &session.memberships);
@@ -466,7 +468,7 @@ impl Fanout {
             if let Some(id) = departure.topics.next() {
                 used += CHANGE_UNITS;
                 let is_member = sessions.get(slot).is_some_and(|session| session.memberships.contains(id));
-                // It may have left a forgotten topic before.
+                // It may already have left a forgotten topic.
                 if is_member && let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
                     topic.leave(slot, sessions);
                 }
@@ -476,7 +478,7 @@ impl Fanout {
                 used += CHANGE_UNITS;
                 continue;
             }
-            // Only now: a home closes topics once their patterns are gone, and they must be without members then.
+            // Only now, because a home closes topics once their patterns are gone, and by then they must have no members.
             if let Some(entry) = departure.leaving.take() {
                 gone.extend(self.release(entry));
             }

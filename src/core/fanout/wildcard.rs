@@ -1,9 +1,9 @@
 //! Wildcard groups: the sessions that receive the topics of a wildcard as their ticks come.
 //!
-//! Most subscribers of a wildcard need no state per topic: they receive every tick live. Such a session is one entry in a
-//! list of the pattern, whatever the number of topics. A tick finds the patterns that match its topic, and goes to their
-//! lists. Only a session that needs state for a topic, because the topic is held, has a gap to announce or recovers history,
-//! has a membership of its own there. It takes precedence over the groups, and ends when the session is live again.
+//! Most subscribers of a wildcard need no state per topic: they receive every tick live. Such a session is one entry in the
+//! pattern's list, however many topics there are. A tick is matched against the patterns and goes to the sessions in their
+//! lists. A session has its own membership only of a topic that needs state, because it is held, has a gap to announce or
+//! recovers history. That membership takes precedence over the groups, and ends when the session is live again.
 
 mod merged;
 
@@ -33,18 +33,18 @@ use tickcast_proto::{
     subscription::{Delivery, Policy, Rules},
 };
 
-/// Matching patterns that a topic remembers. Topics with more look them up for each tick, so that topics and patterns
-/// together take no more memory than each of them alone.
+/// Matching patterns that a topic remembers. Topics with more look them up for each tick, so that memory grows with topics plus
+/// patterns, not with their product.
 const MATCHING_REMEMBERED_MAX: usize = 8;
 
 /// Members of a group that a tick visits for one unit of delivery.
 const MEMBERS_PER_UNIT: usize = 4;
-/// Subscriptions that are compared with a topic one by one. With more, those that match are looked up.
+/// Up to this many subscriptions are compared with a topic one by one. Beyond that, the matching ones are looked up.
 const COMPARED_MAX: usize = 8;
-/// Newcomers are few if there are this many members for each.
+/// Newcomers are few if a group has more than this many members for each of them.
 const NEWCOMERS_FEW: usize = 8;
 
-/// What a wildcard has beside what every pattern has. 48 bytes.
+/// State that only wildcards have. 48 bytes.
 #[derive(Debug)]
 pub(super) struct WildcardEntry {
     /// The sessions that receive its topics as their ticks come. No group is empty.
@@ -56,12 +56,12 @@ pub(super) struct WildcardEntry {
 }
 
 impl WildcardEntry {
-    /// A wildcard without sessions.
+    /// Creates a wildcard without sessions.
     pub(super) fn new(matches: MatchCount) -> WildcardEntry {
         WildcardEntry { groups: Vec::new(), joined_last: 0, matches }
     }
 
-    /// The group of subscriptions that share all three.
+    /// The group with this wire format, policy generation and filter.
     fn group(&self, format: WireFormat, generation: u16, filter: Option<&Arc<Permissions>>) -> Option<usize> {
         self.groups.iter().position(|group| {
             let is_same = match (&group.filter, filter) {
@@ -72,21 +72,21 @@ impl WildcardEntry {
         })
     }
 
-    /// The default policies of this number, which a group has.
+    /// The default policies of a generation that some group still uses.
     fn policies(&self, generation: u16) -> Option<&Rules<Policy>> {
         self.groups.iter().find(|group| group.generation == generation).map(|group| &*group.policies)
     }
 }
 
-/// The sessions of one wildcard that share a wire format and the default policies of the time when they subscribed.
+/// The sessions of one wildcard that share a wire format and the default policies in force when they subscribed.
 ///
-/// Sessions with different permissions share a group if the pattern is wholly allowed: each member may receive every topic that it
-/// matches. Those of which only a part is allowed share one for each permission set, which is asked once for each topic. So a
-/// delivery checks nothing.
+/// If the pattern is wholly allowed, sessions with different permissions share a group, because each may receive every topic
+/// that matches. If it is only partly allowed, there is one group per permission set, which is checked once per topic. So
+/// delivery itself checks nothing.
 #[derive(Debug)]
 pub(super) struct WildcardGroup {
     format: WireFormat,
-    /// Number of the default policies.
+    /// Generation of the default policies.
     generation: u16,
     policies: Arc<Rules<Policy>>,
     /// What its members may receive, if that is only a part of the pattern's topics.
@@ -105,13 +105,13 @@ struct WildcardMember {
 /// The groups of a shard, and what their delivery needs from tick to tick.
 #[derive(Debug)]
 pub(super) struct Wildcards {
-    /// Default policies of subscriptions that go live.
+    /// Default policies for subscriptions that go live.
     policies: Arc<Rules<Policy>>,
-    /// Number of these policies. It may wrap: then sessions of 65,536 reloads ago share a group with new ones.
+    /// Generation of these policies. It may wrap: sessions from 65,536 reloads ago then share a group with new ones.
     generation: u16,
     /// Members of all groups.
     members_len: usize,
-    /// Sessions of wildcards that are in no group, because they have a pace.
+    /// Number of wildcard subscriptions that are in no group, because they have a pace.
     paced_len: usize,
     /// Number of the last subscription that went live.
     joined_last: u64,
@@ -125,16 +125,16 @@ pub(super) struct Wildcards {
     newcomers: Vec<SlotId>,
 }
 
-/// A topic's part: which patterns match it, and who knows its name.
+/// A topic's part of the state: which patterns match it, and who knows its name.
 #[derive(Debug, Default)]
 pub(super) struct WildcardTopic {
-    /// Patterns with members that match the topic, if they are at most [`MATCHING_REMEMBERED_MAX`].
+    /// Patterns with members that match the topic, if there are at most [`MATCHING_REMEMBERED_MAX`].
     matching: Vec<u32>,
-    /// The patterns' generation of `matching`; 0: not known.
+    /// Generation of the patterns when `matching` was found; 0: unknown.
     generation: u64,
     /// The topic has been announced to all members of its patterns up to this number.
     announced_to: u64,
-    /// Which groups with a filter it is delivered to; `None`: it has not been asked.
+    /// Which groups with a filter receive the topic; `None`: not checked yet.
     pub(super) permitted: Option<Box<Permitted>>,
 }
 
@@ -154,7 +154,7 @@ impl Wildcards {
         }
     }
 
-    /// Sets the default policies of subscriptions that go live from now on.
+    /// Sets the default policies for subscriptions that go live from now on.
     pub(super) fn set_policies(&mut self, policies: &Rules<Policy>) {
         self.policies = Arc::new(policies.clone());
         self.generation = self.generation.wrapping_add(1);
@@ -165,7 +165,7 @@ impl Wildcards {
         self.members_len == 0
     }
 
-    /// Whether a session is a member of each topic that a wildcard matches.
+    /// Whether any session must be a member of each topic that a wildcard matches.
     pub(super) fn has_members(&self) -> bool {
         self.paced_len > 0
     }
@@ -182,7 +182,7 @@ impl Wildcards {
 }
 
 impl PatternEntry {
-    /// Whether a subscription delivered like this is in a group: a wildcard without a pace.
+    /// Whether a subscription with this delivery joins a group: a wildcard without a pace.
     pub(super) fn shares(&self, delivery: Delivery) -> bool {
         !self.is_exact && delivery.interval_us == 0
     }
@@ -213,8 +213,8 @@ impl PatternEntry {
 }
 
 impl Fanout {
-    /// Puts a session into the list of an entry that its subscription belongs to: the group of its wire format, or the
-    /// members that join each topic.
+    /// Adds a session to the list of an entry where its subscription belongs: the group of its wire format, or the members that
+    /// join each topic.
     pub(super) fn enter_members(&mut self, index: u32, slot: SlotId, sessions: &mut Sessions) {
         let Some(entry) = self.entries[index as usize].as_mut() else {
             return debug_assert!(false, "an entry stays while a session holds its pattern");
@@ -262,7 +262,7 @@ impl Fanout {
         sessions.count_yielding(slot, counts, Yielding::default());
     }
 
-    /// Takes a session out of an entry's lists, so that it receives no more of its topics through them.
+    /// Removes a session from an entry's lists, so that it receives no more of its topics through them.
     pub(super) fn leave_members(&mut self, held: Subscription, slot: SlotId, sessions: &mut Sessions) {
         let Some(entry) = self.entries[held.entry as usize].as_mut() else {
             return debug_assert!(false, "an entry stays while a session holds its pattern");
@@ -276,7 +276,7 @@ impl Fanout {
                 entry.members.get(position as usize).copied()
             }
             true => {
-                // Its permissions may be others by now, so the group is the one in which the session has this position.
+                // Its permissions may have changed since, so find the group in which the session has this position.
                 let is_in = |group: &WildcardGroup| {
                     group.members.get(position as usize).is_some_and(|member| member.slot == slot)
                 };
@@ -310,7 +310,7 @@ impl Fanout {
         }
     }
 
-    /// Takes the patterns with groups that match a topic; they must be given back.
+    /// Takes the patterns with groups that match a topic; the caller must give them back.
     fn take_matching(&mut self, id: TopicId) -> Vec<u32> {
         let mut matching = std::mem::take(&mut self.wildcards.matching);
         matching.clear();
@@ -338,8 +338,8 @@ impl Fanout {
         matching
     }
 
-    /// Queues a tick to the members of the groups that match its topic. Once to each, whatever the number of its patterns,
-    /// and not to those with a membership of their own.
+    /// Queues a tick to the members of the groups that match its topic: once to each, however many of its patterns match, and
+    /// not to those with a membership of their own.
     #[inline(never)]
     pub(super) fn deliver_to_groups(
         &mut self,
@@ -365,13 +365,13 @@ impl Fanout {
                             continue;
                         }
                     }
-                    // Most often the first does.
+                    // Usually the first one is.
                     if !members.iter().any(|member| sessions.is_served_by_groups(member.slot, id)) {
                         continue;
                     }
                     let Some((log, range)) = topic.latest_or_append(*format, tick, logs) else {
-                        // The tick is longer than the log, so no member can receive it; closing them keeps the loss
-                        // announced.
+                        // The tick is longer than the log, so no member can receive it. Close them, so that the loss is not
+                        // silent.
                         members.iter().for_each(|member| sessions.mark_too_far_behind(member.slot));
                         continue;
                     };
@@ -450,8 +450,8 @@ impl Fanout {
         // A session may have joined several of the patterns.
         newcomers.sort_unstable();
         newcomers.dedup();
-        // An announcement in the log comes between two ticks of all others, which then leave gathered. A few newcomers get
-        // copies of their own instead.
+        // An announcement in the log separates two ticks of all other members, who then need gathered SENDs. A few newcomers
+        // get private copies instead.
         let are_few = newcomers.len() * NEWCOMERS_FEW < members_len;
         for slot in newcomers.drain(..) {
             let Some(session) = sessions.get(slot) else { continue };
@@ -483,11 +483,11 @@ impl Fanout {
             let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { continue };
             let Some(session) = sessions.open_mut(slot) else { continue };
             let format = session.format;
-            // Names and paced subscriptions that match would have a membership.
+            // Exact names and paced subscriptions that match would have a membership.
             let held = matching.iter().filter_map(|&index| session.subscriptions.to(index));
             let principal = session.principal.as_deref();
             let Some(merged) = merged(all, &self.entries, topic, held, principal) else {
-                // Its new permissions may not name the topic, and its subscription is still to be reviewed.
+                // Its new permissions may not name the topic, and its subscription has not been reviewed yet.
                 debug_assert!(session.has_partial(), "a member of a group has a subscription that matches");
                 continue;
             };
@@ -517,7 +517,7 @@ impl Fanout {
         }
     }
 
-    /// Number of this shard's sessions subscribed to a topic. A look at each if several wildcards match it.
+    /// Number of this shard's sessions subscribed to a topic. Visits each of them if several wildcards match it.
     pub fn subscribers_len(&self, id: TopicId) -> usize {
         let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return 0 };
         let mut groups = Vec::new();
@@ -540,8 +540,8 @@ impl Fanout {
         of_groups + topic.members_len() - topic.shared_len as usize
     }
 
-    /// Number of topics that a session is subscribed to. A topic that several of its wildcards match counts for each, and those of a
-    /// wildcard that is only partly allowed count all.
+    /// Number of topics that a session is subscribed to. A topic that several of its wildcards match counts once for each; a
+    /// partly allowed wildcard counts all its topics.
     pub fn topics_of(&self, session: &Session) -> usize {
         let own = session.memberships.len() - session.shared_memberships as usize;
         let shared = session.subscriptions.iter().map(|held| {

@@ -22,8 +22,8 @@ pub enum Backfill {
     PositionLost = 3,
     /// The last value of each key from a sequence on: for a session that fell behind.
     Conflated = 4,
-    /// As `Position` if this is the topic's first life since the server started, else as `PositionLost`: the position's epoch is
-    /// the server's. Clients of version 0.1 may know no other.
+    /// Like `Position` if this is the topic's first life since the server started, otherwise like `PositionLost`. The position
+    /// carries the server's epoch, the only one that clients of version 0.1 may know.
     ServerPosition = 5,
 }
 
@@ -43,11 +43,11 @@ pub const CHUNK_LAST: u32 = 1;
 pub const CHUNK_RECOVERED: u32 = 2;
 /// Flag: the position was not found; the last values follow.
 pub const CHUNK_NOT_RECOVERED: u32 = 4;
-/// Flag: the last values would follow, but they were evicted.
+/// Flag: the last values would follow, but were evicted.
 pub const CHUNK_VALUES_LOST: u32 = 8;
-/// Flag: the position was not found because its epoch has passed; everything that is kept follows.
+/// Flag: the position was not found because its epoch has passed; everything still kept follows.
 pub const CHUNK_EPOCH_PASSED: u32 = 16;
-/// Flag: the position is ahead of the topic, which a log feeds: the node has yet to read what follows it.
+/// Flag: the position is ahead of the topic, which a log feeds: this node has not read that far yet.
 pub const CHUNK_AHEAD: u32 = 32;
 
 /// Describes one chunk of a topic's past.
@@ -92,12 +92,12 @@ impl Home {
         match backfill {
             Backfill::ServerPosition => debug_assert!(false, "resolved above"),
             Backfill::LastValues => snapshot_from = Some(from),
-            // Values that were evicted are lost, not replaced by later ones.
+            // Evicted values are lost, not replaced by later ones.
             Backfill::Conflated => (start, snapshot_from) = (topic.last_values.intact_from(from), Some(from)),
             Backfill::PositionLost => {
                 (flags, start) = (CHUNK_NOT_RECOVERED | CHUNK_EPOCH_PASSED, kept_from.max(1));
             }
-            // Another node that reads the same log was ahead of this one.
+            // Another node reading the same log was ahead of this one.
             Backfill::Position if from > last + 1 && topic.is_logged() => {
                 flags = CHUNK_RECOVERED | CHUNK_AHEAD;
             }
@@ -138,8 +138,8 @@ impl Home {
 }
 
 impl HomeTopic {
-    /// The first sequences that the history covers, if it has a tick, and that anything kept covers: without a history, the last tick
-    /// is all that is kept.
+    /// The first sequence that the history covers, if it has a tick, and the first that anything kept covers: without a
+    /// history, only the last tick is kept.
     pub(super) fn kept_from(&mut self, now_ns: u64) -> (Option<u64>, u64) {
         let oldest = self.history.oldest(self.bounds, now_ns).map(first_covered);
         let of_last_tick = || match self.last_values.last_frame() {
@@ -150,7 +150,7 @@ impl HomeTopic {
     }
 }
 
-/// The first sequence that a kept tick and those after it cover: everything since the tick before it.
+/// The first sequence covered by a kept tick and those after it: the next one after the preceding tick.
 fn first_covered(tick: &[u8]) -> u64 {
     match frame::decode(tick, usize::MAX) {
         Ok(Step::Complete(_, tick)) => tick.previous() + 1,

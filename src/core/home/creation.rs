@@ -1,7 +1,7 @@
-//! Creates topics, within the limits of the session and the address that publish first.
-//! A topic counts against the session and the source (the address) of its first tick until its slot is free again, even if they
-//! have left: otherwise a client could fill the table by reconnecting. Each session and source has an account with a count and
-//! a token bucket.
+//! Creates topics within the limits of the session and the address that publish to them first.
+//! A topic counts against the session and the source (the address) of its first tick until its slot is free again, even after
+//! they have left. Otherwise a client could fill the table by reconnecting. Each session and source has an account with a count
+//! and a token bucket.
 
 use std::collections::{HashMap, hash_map::Entry};
 
@@ -18,7 +18,7 @@ use tickcast_proto::{
     logged::LogPosition,
 };
 
-/// Who publishes on a topic first.
+/// The first publisher of a topic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Creator {
     /// The session and the shard that serves it; `None` for a source of this process, which has no limit.
@@ -27,40 +27,39 @@ pub struct Creator {
     pub source: SourceId,
 }
 
-/// How many topics others may create, on the whole server. 0 is unlimited.
+/// How many topics clients may create, on the whole server. 0 is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CreationLimits {
-    /// Topics that one session has created and that still live.
+    /// Live topics that one session has created.
     pub per_session: u32,
-    /// Topics that the sessions of one source have created and that still live.
+    /// Live topics that the sessions of one source have created.
     pub per_source: u32,
-    /// Topics that one session, or the sessions of one source, may create per second. As many as the limit on their number
-    /// at once.
+    /// Topics that one session, or the sessions of one source, may create per second. The burst is the limit on live topics.
     pub per_second: u32,
 }
 
-/// Why a topic is not created, or takes no tick.
+/// Why a topic is not created, or does not accept a tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum TopicRefusal {
     /// The home has reached its limit of topics.
     Table = 0,
-    /// The session has.
+    /// The session has reached its limit of topics.
     Session = 1,
-    /// The source has.
+    /// The source has reached its limit of topics.
     Source = 2,
     /// The session or the source creates topics too fast.
     Rate = 3,
     /// The tenant has reached its quota of topics.
     Tenant = 4,
-    /// Another tenant exports topics of this name to the tenant, which publishes none of its own.
+    /// Another tenant exports topics of this name to this tenant, which publishes none of its own.
     Imported = 5,
-    /// A log feeds the topic, and only the log gives it ticks.
+    /// A log feeds the topic, so only the log may add ticks.
     FedByLog = 6,
 }
 
 impl TopicRefusal {
-    /// The refusal of this number, [`TopicRefusal::Table`] if it is unknown.
+    /// The refusal with this number; [`TopicRefusal::Table`] if it is unknown.
     pub fn from_number(number: u16) -> TopicRefusal {
         use TopicRefusal::*;
         [Session, Source, Rate, Tenant, Imported, FedByLog]
@@ -110,7 +109,7 @@ pub(super) struct Accounts {
     sources: HashMap<SourceId, Account>,
 }
 
-/// A limit as one home applies it.
+/// The limits on an account, as one home applies them.
 #[derive(Clone, Copy, Debug)]
 struct Terms {
     topics_max: u32,
@@ -132,7 +131,7 @@ impl Terms {
         Terms { topics_max, pace: Pace::new(per_second, shards) }
     }
 
-    /// Returns whether the account may have one more topic.
+    /// Checks whether the account may have one more topic.
     fn admits(self, account: Option<&Account>, now_ns: u64, full: TopicRefusal) -> Result<(), TopicRefusal> {
         let Some(account) = account else { return Ok(()) };
         if account.topics >= self.topics_max {
@@ -161,7 +160,7 @@ impl Accounts {
         }
     }
 
-    /// Changes the limits from now on. Topics that exist stay.
+    /// Changes the limits from now on. Existing topics stay.
     pub(super) fn set_limits(&mut self, limits: CreationLimits, shards: u16) {
         let Accounts { per_session, per_source, .. } = Accounts::new(limits, shards);
         (self.per_session, self.per_source) = (per_session, per_source);
@@ -182,7 +181,7 @@ impl Accounts {
         }
     }
 
-    /// Takes a topic from the accounts of its creator.
+    /// Subtracts a topic from its creator's accounts.
     pub(super) fn remove(&mut self, creator: Creator) {
         if let Some(session) = creator.session {
             take_one(self.sessions.entry(session));
@@ -218,19 +217,19 @@ fn take_one<K>(entry: Entry<'_, K, Account>) {
 pub struct TopicLookup {
     /// Its index in the home.
     pub index: u32,
-    /// The topic is new: the caller must open it to the interested shards before its first tick goes out.
+    /// Whether the topic is new: the caller must then open it to the interested shards before its first tick goes out.
     pub is_new: bool,
 }
 
 impl Home {
-    /// Changes how many topics others may create.
+    /// Changes how many topics clients may create.
     pub fn set_creation(&mut self, limits: CreationLimits) {
         self.accounts.set_limits(limits, self.shards);
     }
 
-    /// Finds the topic of this key for a publish, or creates it. A new topic's epoch is the time, microseconds since 1970, or one more than
-    /// the last if the clock stood still or went back. So epochs strictly increase, and a restarted server does not repeat
-    /// them. They stay below 2^53 until the year 2255.
+    /// Finds the topic with this key for a publish, or creates it. A new topic's epoch is the time in microseconds since 1970,
+    /// or one more than the last epoch if the clock stood still or went back. So epochs strictly increase, and a restarted
+    /// server does not repeat them. They stay below 2^53 until the year 2255.
     ///
     /// # Errors
     /// The limit that the new topic would exceed, or why the topic takes no publishes.
@@ -249,7 +248,7 @@ impl Home {
         Ok(TopicLookup { index, is_new: true })
     }
 
-    /// Creates the topic of a key that a log feeds from now on. The epoch is the log's.
+    /// Creates the topic with this key, which a log feeds from now on. The epoch is the log's.
     ///
     /// # Errors
     /// The limit that the new topic would exceed.
@@ -257,7 +256,7 @@ impl Home {
         self.create_of_tenant(key, Creator::default(), Some(at), now)
     }
 
-    /// Creates a topic that its tenant may have.
+    /// Creates a topic if its tenant's imports and quota allow it.
     fn create_of_tenant(
         &mut self,
         key: &str,
@@ -285,8 +284,8 @@ impl Home {
         log: Option<&LogPosition>,
         now: Now,
     ) -> Result<u32, TopicRefusal> {
-        // Places are used again as late as possible, so that ids are: those of a place repeat after 65,536 lives, if there are
-        // 65,536 places on all shards.
+        // Places are reused as late as possible, and so are ids: with 65,536 places on all shards, the ids of a place repeat
+        // after 65,536 lives.
         let is_full = self.topics.len() >= self.topics_max;
         let reused = if is_full { self.idle.vacant.pop_front() } else { None };
         let (index, id) = match reused {
@@ -348,7 +347,7 @@ mod tests {
         Creator { session, source: SourceId(source) }
     }
 
-    /// Publishes on new topics until one is refused. Returns how many were created, at most 100.
+    /// Publishes to new topics until one is refused. Returns how many were created, at most 100.
     fn create(home: &mut Home, creator: Creator, at_ns: u64) -> (usize, Option<TopicRefusal>) {
         let now = Now { monotonic_ns: at_ns, realtime_ns: at_ns };
         for count in 0..100 {
@@ -371,7 +370,7 @@ mod tests {
             "of the same source"
         );
         assert_eq!(create(&mut home, session(3, 8), 0), (10, Some(TopicRefusal::Session)), "of another");
-        // Behind a proxy, or of this machine.
+        // Sources behind a proxy or on this machine.
         for n in 4..6 {
             assert_eq!(create(&mut home, session(n, 0), 0).0, 10);
         }
@@ -386,7 +385,7 @@ mod tests {
         let limits = CreationLimits { per_session: 10, per_source: 10, per_second: 0 };
         let mut home = limited_home(limits, 60);
         assert_eq!(create(&mut home, session(1, 7), 0).0, 10);
-        // The session has left, and another comes.
+        // The session has left, and another one comes.
         assert_eq!(create(&mut home, session(2, 7), 0), (0, Some(TopicRefusal::Source)));
         for at_ns in [SECOND, 3 * SECOND] {
             home.advance_idle_walk(usize::MAX, at_ns, &mut |_| true);

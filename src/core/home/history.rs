@@ -29,8 +29,8 @@ impl Default for HistoryBounds {
 
 /// Frames of consecutive ticks in a circular buffer that grows on demand up to its bound.
 ///
-/// Memory: at most twice `bytes` plus 32 bytes a tick; the sum over all topics of a home is bounded by the budget
-/// passed to [`History::push`].
+/// Memory: at most twice `bytes` plus 32 bytes per tick; the sum over all topics of a home is bounded by the budget passed to
+/// [`History::push`].
 ///
 /// Invariant: `times` has an entry for each frame in `log`. No tick of the topic is missing between two of them.
 #[derive(Debug, Default)]
@@ -43,9 +43,9 @@ pub struct History {
 const FIRST_BYTES: usize = 4 << 10;
 
 impl History {
-    /// Appends the next tick's frame and drops ticks beyond the bounds. `budget_bytes` is what all histories together
-    /// may still grow by; once it is used up, the topic's own oldest ticks make room. Copies the frame once, and all
-    /// kept frames when the buffer is resized. Returns whether the budget was too small for it to grow.
+    /// Appends the next tick's frame and drops ticks beyond the bounds. `budget_bytes`: how much all histories together may
+    /// still grow; once it is used up, the topic's own oldest ticks make room. Copies the frame once, and all kept frames when
+    /// the buffer is resized. Returns whether the budget was too small for the buffer to grow.
     pub fn push(
         &mut self,
         sequence: u64,
@@ -56,7 +56,7 @@ impl History {
     ) -> bool {
         self.shrink_to_bounds(bounds, budget_bytes);
         if bounds.ticks == 0 || frame.len() > bounds.bytes {
-            // None may be missing between two, so older frames cannot remain beside newer ones.
+            // No tick may be missing between two frames, so older ones cannot remain beside newer ones.
             self.clear();
             return false;
         }
@@ -77,7 +77,8 @@ impl History {
         is_short
     }
 
-    /// Doubles the buffer while the frame would overwrite another and the bounds allow it. Returns whether the budget did not.
+    /// Doubles the buffer while the frame would overwrite another and the bounds allow it. Returns whether the budget prevented
+    /// it.
     fn make_room(&mut self, len: usize, bounds: HistoryBounds, budget_bytes: &mut isize) -> bool {
         loop {
             let capacity = self.capacity();
@@ -108,7 +109,7 @@ impl History {
         let before = self.capacity();
         self.shrink_to_bounds(bounds, budget_bytes);
         if *budget_bytes < 0 {
-            // Less than a first buffer is not worth keeping.
+            // A buffer smaller than a first one is not worth keeping.
             let half = self.capacity() / 2;
             self.resize(if half < FIRST_BYTES { 0 } else { half }, budget_bytes);
         }
@@ -131,7 +132,7 @@ impl History {
             let mut log = EgressLog::new(capacity);
             if let Some(before) = before {
                 for (range, info) in (0..before.len()).filter_map(|at| before.nth(at)) {
-                    // Overwrites older frames where the new buffer cannot hold all.
+                    // Overwrites older frames if the new buffer cannot hold all of them.
                     if log.append(info, before.bytes(range)).is_none() {
                         log.rewind();
                     }
@@ -325,7 +326,7 @@ mod tests {
             assert_eq!(sequences(&history, oldest), (oldest..=100).collect::<Vec<_>>());
         }
         assert_eq!((budget, history.capacity()), (8 << 10, 16 << 10));
-        // Without budget, a tick still does not shrink the buffer.
+        // Even without budget, a tick does not shrink the buffer.
         budget = -1;
         history.push(101, &[101; 600], BOUNDS, 0, &mut budget);
         assert_eq!(

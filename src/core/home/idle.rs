@@ -12,37 +12,37 @@ use tickcast_proto::{
     subscription::Rules,
 };
 
-/// What a home does with a place in its table of topics.
+/// State of a place in a home's table of topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PlaceState {
-    /// A topic that takes ticks.
+    /// A topic that accepts ticks.
     Open,
-    /// A topic that has been forgotten, until these shards have answered.
+    /// A forgotten topic, until these shards have answered.
     Closing(ShardSet),
     /// No topic.
     Vacant,
 }
 
-/// The time of a topic's last tick, as the walk sees it: no tick writes it.
+/// When a topic had its last tick, as observed by the walk: ticks themselves write nothing here.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct LastSeen {
-    /// Time without a tick after which the topic is forgotten, nanoseconds; 0: never.
+    /// Idle time after which the topic is forgotten, nanoseconds; 0: never.
     pub(super) idle_ns: u64,
     /// The topic's sequence when the walk last found a new one, and when that was.
     pub(super) sequence: u64,
     pub(super) at_ns: u64,
 }
 
-/// The walk round the topics, and the places that are free.
+/// The walk over the topics, and the vacant places.
 #[derive(Debug)]
 pub(super) struct Idle {
-    /// Time without a tick after which a topic is forgotten, by topic, nanoseconds; 0: never.
+    /// Idle time after which a topic is forgotten, by topic, nanoseconds; 0: never.
     pub(super) rules: Rules<u64>,
     /// The next topic of the round under way.
     next: Option<usize>,
     /// When the next round begins.
     due_ns: u64,
-    /// Vacant places, the one vacant longest first.
+    /// Vacant places, the longest vacant first.
     pub(super) vacant: VecDeque<u32>,
     /// Number of closing topics.
     pub(super) closing: usize,
@@ -55,8 +55,8 @@ impl Idle {
         Idle { rules, next: None, due_ns: 0, vacant: VecDeque::new(), closing: 0, forgotten: 0 }
     }
 
-    /// Time between two rounds, so that a topic is forgotten at most an eighth of its idle time late. `None`: nothing is ever
-    /// forgotten.
+    /// Time between two rounds, short enough that a topic is forgotten at most an eighth of its idle time late. `None`: nothing
+    /// is ever forgotten.
     fn interval_ns(&self) -> Option<u64> {
         let times = self.rules.rules.iter().map(|&(_, idle_ns)| idle_ns).chain([self.rules.default]);
         let shortest = times.filter(|&idle_ns| idle_ns > 0).min()?;
@@ -75,7 +75,7 @@ impl Home {
         }
     }
 
-    /// When the walk for idle topics goes on without an event, CLOCK_MONOTONIC nanoseconds; 0: at once.
+    /// When the walk for idle topics is next due without an event, CLOCK_MONOTONIC nanoseconds; 0: at once.
     pub fn idle_due_ns(&self) -> Option<u64> {
         let due = if self.idle.next.is_some() { 0 } else { self.idle.due_ns };
         (!self.by_key.is_empty() && self.idle.interval_ns().is_some()).then_some(due)
@@ -86,8 +86,8 @@ impl Home {
         self.idle.forgotten
     }
 
-    /// Visits about `units` topics of a round that is due, and forgets the idle ones. `notify` gets the messages for the shards, and
-    /// returns whether they take more. Returns the units used.
+    /// Visits about `units` topics of a round that is due, and forgets the idle ones. `notify` receives the messages for the
+    /// shards, and returns whether they accept more. Returns the units used.
     pub fn advance_idle_walk(
         &mut self,
         units: usize,
@@ -126,7 +126,7 @@ impl Home {
         now_ns.saturating_sub(last_seen.at_ns) >= last_seen.idle_ns && !self.interest.is_named(key)
     }
 
-    /// Ends a topic's life. Returns whether the shards take more messages.
+    /// Ends a topic's life. Returns whether the shards accept more messages.
     pub(super) fn forget(
         &mut self,
         at: usize,
@@ -169,7 +169,7 @@ impl Home {
         }
     }
 
-    /// Frees what a closed topic keeps, and its place.
+    /// Frees a closed topic's memory and its place.
     fn vacate(&mut self, at: usize, now_ns: u64) {
         let topic = &mut self.topics[at];
         let nothing = HistoryBounds { ticks: 0, bytes: 0, age_ns: 0 };
@@ -187,7 +187,7 @@ impl Home {
     }
 }
 
-/// Keys of topics that were forgotten since the server started, as bits by hash: a key that shares its bit with another counts too.
+/// Keys of topics forgotten since the server started, as one bit per hash: keys that share a bit are not told apart.
 #[derive(Debug, Default)]
 pub(super) struct Lives {
     bits: Vec<u64>,
@@ -209,7 +209,7 @@ impl Lives {
         self.bits[bit / 64] |= 1 << (bit % 64);
     }
 
-    /// Whether a topic of this key has not lived before.
+    /// Whether no topic with this key has lived before.
     pub(super) fn is_first(&self, key: &str) -> bool {
         let bit = Self::bit(key);
         self.bits.get(bit / 64).is_none_or(|word| word >> (bit % 64) & 1 == 0)

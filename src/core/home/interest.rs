@@ -17,10 +17,10 @@ use tickcast_proto::{ids::ShardId, pattern};
 
 /// The patterns that shards have registered with a home. Names and patterns are [keys](crate::topic_key).
 ///
-/// A new topic is matched against them at once. Existing topics follow a change of a wildcard pattern as the walk reaches
-/// them: it goes round the topics, and compares each with all patterns. However many patterns have changed, one round is
-/// enough for all of them, so that thousands of clients that leave together cost no more than one. A stale entry costs
-/// little until then: the shard gets ticks for which it has no subscriber.
+/// A new topic is matched against them at once. Existing topics follow a change of a wildcard pattern as the walk reaches them:
+/// it goes round the topics and compares each with all patterns. One round covers any number of changed patterns, so thousands
+/// of clients that leave together cost no more than one. Until then a stale entry costs little: the shard receives ticks for
+/// which it has no subscriber.
 #[derive(Debug, Default)]
 pub(super) struct Interest {
     /// Shards by the wildcard they hold.
@@ -28,28 +28,28 @@ pub(super) struct Interest {
     /// Shards by the topic name they hold.
     names: Names,
     walk: Walk,
-    /// Units of the walk for a topic that it opens or closes to a shard.
+    /// Units of the walk for opening or closing a topic to a shard.
     change_units: usize,
     exports: Exports,
-    /// The highest tenant of a wildcard registered so far.
+    /// The highest tenant with a wildcard registered so far.
     tenant_highest: TenantId,
 }
 
-/// The topic names that shards have registered. A name is known by its hash alone, so that one of 255 bytes takes no more
-/// than a short one. Should two names collide, shards get ticks for which they have no subscriber, and no shard misses any.
+/// The topic names that shards have registered. Only a name's hash is stored, so that one of 255 bytes takes no more memory
+/// than a short one. If two names collide, shards receive ticks for which they have no subscriber, but no shard misses any.
 #[derive(Debug, Default)]
 struct Names {
     by_hash: HashMap<u64, ShardSet, rustc_hash::FxBuildHasher>,
     /// How many more names with this hash a shard holds.
     repeats: HashMap<(u64, ShardId), u32>,
-    /// Keyed, so that no client can choose names that collide.
+    /// Keyed, so that clients cannot choose names that collide.
     hasher: RandomState,
 }
 
-/// Bytes that a home holds for a topic name: its entry, and as much room again.
+/// Bytes that a home uses for a topic name: its entry, and as much spare room.
 pub const NAME_BYTES: usize = 2 * size_of::<(u64, ShardSet)>();
 
-/// Bytes that a home holds for a wildcard of this length.
+/// Bytes that a home uses for a wildcard of this length.
 pub const fn wildcard_bytes(len: usize) -> usize {
     PatternTrie::<ShardSet>::bytes_of(len)
 }
@@ -90,14 +90,14 @@ impl Names {
             self.by_hash.remove(&hash);
         }
         if self.by_hash.is_empty() {
-            // Gives the memory back.
+            // Frees the memory.
             self.by_hash = HashMap::default();
         }
     }
 }
 
-/// How far the walk is: the rounds completed, and the index of the next topic in this one. New topics are appended, so a
-/// position that was reached once comes again in each round.
+/// Progress of the walk: the rounds completed, and the index of the next topic in this one. New topics are appended, so an
+/// index that was reached once is reached again in each round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 struct Position {
     round: u64,
@@ -110,9 +110,9 @@ struct Position {
 #[derive(Debug, Default)]
 struct Walk {
     next: Position,
-    /// Position at which every topic has been compared with the current patterns.
+    /// Position at which every topic will have been compared with the current patterns.
     stale_until: Position,
-    /// Shards to answer once the walk has come round. Bound: one for each pattern registered since the last round.
+    /// Shards to answer once the walk has come round. Bound: one per pattern registered since the last round.
     ready: VecDeque<Answer>,
     /// The patterns that have changed since the walk was last complete; the topics that match none of them need no
     /// comparison. Bound: [`INTEREST_RECENT_MAX`]; with more, `all_stale` is set and every topic is compared.
@@ -125,12 +125,12 @@ struct Walk {
 struct Answer {
     shard: ShardId,
     request: u32,
-    /// When the walk has come round.
+    /// Position of the walk at which to answer it.
     at: Position,
 }
 
 impl Interest {
-    /// No interest, at one of `shards` homes. The others open topics to the same shards.
+    /// Creates an empty interest, for one of `shards` homes. The others open topics to the same shards.
     pub(super) fn new(shards: u16, exports: Exports) -> Interest {
         let others = usize::from(shards).saturating_sub(1).max(1);
         Interest { change_units: INTEREST_CHANGE_UNITS * others, exports, ..Interest::default() }
@@ -167,7 +167,8 @@ impl Interest {
         self.walk.ready.push_back(Answer { shard, request, at: self.walk.stale_until });
     }
 
-    /// Removes a shard's interest in a pattern. The walk closes the topics of a wildcard; the caller that of a plain name.
+    /// Removes a shard's interest in a pattern. The walk closes the topics of a wildcard; the caller closes that of a plain
+    /// name.
     pub(super) fn remove(&mut self, shard: ShardId, pattern: &str, topics_len: usize) {
         if pattern::is_exact(pattern) {
             let hash = self.names.hash(pattern);
@@ -205,9 +206,9 @@ impl Interest {
         self.walk.next >= self.walk.stale_until
     }
 
-    /// Visits topics for at most `units`: one for each topic, and one for each node of the trie that a comparison visits.
-    /// A unit takes about 40 ns (bench/micro/control.rs). `notify` gets the messages to the shards, in order, and returns
-    /// whether they take more. Returns the units used, which exceed the bound by one comparison at most.
+    /// Visits topics for at most `units`: one per topic, and one per trie node that a comparison visits. A unit takes about 40
+    /// ns (bench/micro/control.rs). `notify` receives the messages for the shards, in order, and returns whether they accept
+    /// more. Returns the units used, which exceed the bound by at most one comparison.
     pub(super) fn advance(
         &mut self,
         topics: &mut [HomeTopic],
@@ -238,7 +239,7 @@ impl Interest {
     }
 
     /// Opens or closes a topic to the shards whose interest in it has changed. Returns the units used, and whether the shards
-    /// take more messages.
+    /// accept more messages.
     fn compare(
         &self,
         topic: &mut HomeTopic,
@@ -263,7 +264,7 @@ impl Interest {
         (units, takes_more)
     }
 
-    /// Answers the first shard whose topics are all open. Returns whether the shards take more messages.
+    /// Answers the first shard whose topics are all open. Returns whether the shards accept more messages.
     fn answer(&mut self, notify: &mut dyn FnMut(InterestEvent<'_>) -> bool) -> bool {
         let Some(&Answer { shard, request, at }) = self.walk.ready.front() else { return true };
         if at > self.walk.next {
@@ -275,7 +276,7 @@ impl Interest {
 }
 
 impl Walk {
-    /// Returns whether a change may concern a topic.
+    /// Returns whether a change may affect a topic.
     fn may_be_stale(&self, key: &str, exports: &Exports) -> bool {
         self.all_stale || self.recent.iter().any(|recent| exports.matches(recent, key))
     }

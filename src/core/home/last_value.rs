@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Bytes that a key takes beside its frame: its entries in two tables.
+/// Bytes per key besides its frame: its entries in two tables.
 const KEY_BYTES: usize = 100;
 
-/// The frames for snapshots and conflating subscribers: a topic's last one, and with keys the last of each key.
+/// The frames for snapshots and conflating subscribers: a topic's last one and, if it has keys, the last of each key.
 ///
-/// Memory: one frame; with keys one frame and 100 bytes for each of at most `keys_max` keys, within what the
-/// [`LastValuesBudget`] of all topics has left. Beyond either bound, the keys updated longest ago are evicted. If there is no
-/// room for the last tick itself, none of the topic's values is kept.
+/// Memory: one frame; with keys one frame and 100 bytes for each of at most `keys_max` keys, within what is left of the
+/// [`LastValuesBudget`] of all topics. Beyond either bound, the keys updated longest ago are evicted. If there is no room for
+/// the last tick itself, none of the topic's values is kept.
 ///
 /// Invariant: with keys, `by_key` and `frames` have the same sequences, and the highest is `sequence`.
 #[derive(Debug, Default)]
@@ -17,9 +17,9 @@ pub struct LastValues {
     /// Empty before the first tick, and if it was evicted.
     last_frame: Vec<u8>,
     sequence: u64,
-    /// Values of keys from ticks before it may have been evicted.
+    /// Values of keys from ticks before this sequence may have been evicted.
     complete_from: u64,
-    /// A tick was stored since another topic last looked for room.
+    /// Whether a tick was stored since another topic last looked for room.
     is_recent: bool,
     keyed: Option<Box<Keyed>>,
 }
@@ -59,8 +59,7 @@ impl LastValues {
         &self.last_frame
     }
 
-    /// The first sequence from `from` on whose ticks are not lost here: those before it are neither kept nor replaced by a
-    /// later one.
+    /// The first sequence from `from` on whose ticks are intact: earlier ones are neither kept nor replaced by a later one.
     pub fn intact_from(&self, from: u64) -> u64 {
         match self.last_frame.is_empty() {
             true => from.max(self.sequence + 1),
@@ -68,7 +67,7 @@ impl LastValues {
         }
     }
 
-    /// The bytes that storing a tick whose frame has `len` bytes would take from the budget, at most.
+    /// The maximum bytes that storing a tick with a frame of `len` bytes takes from the budget.
     #[inline]
     pub fn bytes_wanted(&self, key: u64, len: usize) -> usize {
         let keyed = if self.has_keys(key) { len + KEY_BYTES } else { 0 };
@@ -108,8 +107,8 @@ impl LastValues {
         true
     }
 
-    /// Takes the room for a tick from the budget. The topic's keys updated longest ago make room if they must. Returns whether
-    /// there is room.
+    /// Takes room for a tick from the budget. If necessary, evicts the topic's keys updated longest ago. Returns whether there
+    /// is room.
     fn make_room(&mut self, key: u64, len: usize, budget: &mut LastValuesBudget) -> bool {
         let has_keys = self.has_keys(key);
         if has_keys && self.keyed.is_none() {

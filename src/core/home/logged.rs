@@ -1,8 +1,9 @@
-//! Topics that durable logs feed: the log gives the epoch and the sequences, which are its positions.
+//! Topics fed by durable logs: the log gives the epoch and the sequences, which are its positions.
 //!
-//! A topic has one log at a time. Ticks of another log of the same source end its life, and the next one begins: the log has been
-//! made again. A topic belongs to the source that fed it first, until it is forgotten: ticks of another source are refused, so that
-//! two sources that map to the same topic neither end each other's lives in turn, nor take each other's ticks for repeated ones.
+//! A topic has one log at a time. A tick of another log of the same source means that the log was created anew: it ends the
+//! topic's life and begins the next one. A topic belongs to the source that fed it first, until it is forgotten. Ticks of
+//! another source are refused; otherwise two sources that map to the same topic would end each other's lives in turn, or take
+//! each other's ticks for repeated ones.
 
 use std::collections::VecDeque;
 
@@ -14,29 +15,29 @@ use tickcast_proto::{
     logged::{self, LogPosition},
 };
 
-/// What a home knows of the topic of a log's tick.
+/// How a log's tick relates to the home's topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoggedTopic {
-    /// The tick is the next of the topic at this index.
+    /// The tick is the next one of the topic at this index.
     Next(u32),
     /// There is no such topic: create it.
     Absent,
     /// The topic at this index is in another life: end it, then create the topic.
     Ends(u32),
-    /// The topic has had the tick: its source has read it again.
+    /// The topic already has the tick: its source has read it again.
     Repeated,
     /// Another source feeds the topic.
     Foreign,
 }
 
-/// Up to which position a home has not kept ticks of a log that it was given: their topics were forgotten or refused. A topic that
-/// is created later must not claim that it has had no ticks before.
+/// Up to which position of each log a home was given ticks that it did not keep, because their topics were forgotten or
+/// refused. A topic created later must not claim that it had no ticks before.
 ///
-/// Bound: [`LOGS_UNKEPT_MAX`] logs, the one noted last at the end. The first makes room: it is most likely gone.
+/// Bound: [`LOGS_UNKEPT_MAX`] logs, the one noted last at the end. The first one makes room, because it is most likely gone.
 #[derive(Debug, Default)]
 pub(super) struct UnkeptPositions {
     logs: VecDeque<(u64, u64)>,
-    /// A log has made room, so any that is not here may be that one.
+    /// Some log has made room, so any log that is missing here may be that one.
     has_evicted: bool,
 }
 
@@ -52,7 +53,7 @@ impl UnkeptPositions {
         self.logs.push_back((epoch, position.max(last)));
     }
 
-    /// The last position of the log that is not kept, as far as is known, below a position that is; 0: none.
+    /// The last position known not to be kept, below a position that is; 0: none.
     fn last_before(&self, epoch: u64, position: u64) -> u64 {
         let known = self.logs.iter().find(|&&(known, _)| known == epoch).map(|&(_, last)| last);
         let forgotten = if self.has_evicted { u64::MAX } else { 0 };
@@ -61,8 +62,8 @@ impl UnkeptPositions {
 }
 
 impl Home {
-    /// Whether the topic at an index takes what clients and sources without positions publish. The only place that decides it: a
-    /// route, which brings publishes to a log, is taken before a publish comes here.
+    /// Checks whether the topic at an index accepts publishes of clients and of sources without positions. No other code
+    /// decides it: publishes that a route sends to a log never come here.
     ///
     /// # Errors
     /// [`TopicRefusal::FedByLog`].
@@ -86,7 +87,7 @@ impl Home {
         }
     }
 
-    /// Ends the life of the topic at an index, whose name is free then. `notify` gets the messages to the shards.
+    /// Ends the life of the topic at an index, which frees its name. `notify` receives the messages for the shards.
     pub fn end_life(&mut self, index: u32, now_ns: u64, notify: &mut dyn FnMut(InterestEvent<'_>) -> bool) {
         self.forget(index as usize, now_ns, notify);
         self.invariants();
@@ -110,8 +111,8 @@ impl Home {
         }
     }
 
-    /// As [`Home::sequence`], for a tick of the log that feeds the topic: its sequence is its position, which must be above the
-    /// topic's last. Where the log's reader has a hole before the tick, the history begins anew, so that none is within it.
+    /// Like [`Home::sequence`], for a tick of the log that feeds the topic: its sequence is its position, which must be above
+    /// the topic's last. If the log's reader has a hole before the tick, the history starts over, so that it never contains one.
     pub fn sequence_logged(
         &mut self,
         index: u32,
@@ -156,7 +157,7 @@ mod tests {
         LogPosition { source: 1, epoch: log_epoch("test", "log", b"1"), position, complete_from }
     }
 
-    /// Takes a tick as a shard does. Returns the topic's id, and the tick's sequence and bound of the one before it.
+    /// Handles a tick as a shard does. Returns the topic's id, the tick's sequence, and the bound of the sequence before it.
     fn append(home: &mut Home, key: &str, at: LogPosition) -> Result<(TopicId, u64, u64), LoggedTopic> {
         let found = home.find_logged(key, &at);
         let index = match found {
@@ -233,13 +234,13 @@ mod tests {
         }
         let (_, flags, sent) = chunk(&mut home, id, Backfill::Position, 40);
         assert_eq!((flags, sent), (CHUNK_NOT_RECOVERED | CHUNK_LAST, vec![(75, true)]));
-        // Another node had read more.
+        // Another node had read further.
         let (start, flags, sent) = chunk(&mut home, id, Backfill::Position, 200);
         assert_eq!((start, flags, sent), (200, recovered | CHUNK_AHEAD, vec![]));
         let (start, flags, sent) = chunk(&mut home, id, Backfill::PositionLost, 1);
         assert_eq!((start, flags), (41, CHUNK_NOT_RECOVERED | CHUNK_EPOCH_PASSED | CHUNK_LAST));
         assert_eq!(sent, all);
-        // The server's epoch is not that of a log.
+        // The server's epoch is never a log's.
         let (_, flags, _) = chunk(&mut home, id, Backfill::ServerPosition, 51);
         assert_eq!(flags, CHUNK_NOT_RECOVERED | CHUNK_EPOCH_PASSED | CHUNK_LAST);
     }

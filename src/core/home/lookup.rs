@@ -1,4 +1,4 @@
-//! Topics of a home, read for a request over HTTP: their names, last values or history, a bounded piece at a time.
+//! Reads a home's topics for an HTTP request: their names, last values or history, one bounded piece at a time.
 
 use super::{Home, HomeTopic};
 use crate::{
@@ -20,27 +20,28 @@ pub struct PageStart {
     pub place: u32,
     /// The first sequence wanted of that topic.
     pub sequence: u64,
-    /// The topic and its life: if another is in its place by now, all of that one is wanted. 0 while `sequence` is 0.
+    /// Identifies the topic and its life. If its place holds another by now, all of that one is wanted. 0 while `sequence` is
+    /// 0.
     pub life: u64,
 }
 
-/// What a request looks for, and where it goes on.
+/// What a request looks for, and where it continues.
 #[derive(Clone, Copy, Debug)]
 pub struct TopicsWanted<'a> {
     /// The [key](crate::topic_key) of a pattern.
     pub pattern: &'a str,
     /// Where to begin.
     pub from: PageStart,
-    /// Most items: last values if they are wanted, else topics.
+    /// Maximum number of items: last values if they are wanted, else topics.
     pub limit: usize,
     /// Whether last values are wanted.
     pub wants_values: bool,
 }
 
-/// How far a search has come.
+/// Progress of a search.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TopicsFound {
-    /// Where to go on; `None`: there is nothing more.
+    /// Where to continue; `None`: nothing is left.
     pub next: Option<PageStart>,
     /// Topics visited, and values copied.
     pub units: usize,
@@ -55,14 +56,14 @@ pub struct TicksFound {
     pub epoch: u64,
     /// Its last sequence.
     pub last: u64,
-    /// The first sequence that is kept, of those wanted: earlier ones are lost.
+    /// The first wanted sequence that is kept; earlier ones are lost.
     pub start: u64,
     /// Whether ticks follow the last one found.
     pub has_more: bool,
 }
 
 impl HomeTopic {
-    /// Identifies the topic and its life. The topics of one log share an epoch, so the key is a part of it.
+    /// Identifies the topic and its life. The topics of one log share an epoch, so the key is part of it.
     fn life(&self) -> u64 {
         placement::name_hash(&self.key) ^ self.epoch
     }
@@ -70,7 +71,7 @@ impl HomeTopic {
 
 impl Home {
     /// Appends topics: for each a PUBLISHED frame with its key, epoch and last sequence, then its last values as TICK frames if
-    /// those are wanted. Stops after [`TURN_SURVEYED`] units or about [`HISTORY_CHUNK_BYTES`].
+    /// they are wanted. Stops after [`TURN_SURVEYED`] units or about [`HISTORY_CHUNK_BYTES`].
     pub fn find_topics(
         &self,
         wanted: &TopicsWanted<'_>,
@@ -133,8 +134,8 @@ impl Home {
         found
     }
 
-    /// Appends ticks of a topic as TICK frames, from a sequence on: at most `limit`, and about [`HISTORY_CHUNK_BYTES`]. If `epoch`
-    /// is another than the topic's, from the oldest that is kept. `None` if there is no such topic.
+    /// Appends ticks of a topic as TICK frames, from a sequence on: at most `limit`, and about [`HISTORY_CHUNK_BYTES`]. If
+    /// `epoch` is not the topic's, from the oldest kept. `None` if there is no such topic.
     pub fn find_ticks(
         &mut self,
         key: &str,
@@ -197,7 +198,7 @@ mod tests {
             let mut out = Vec::new();
             let wanted = TopicsWanted { pattern: ">", from, limit, wants_values: true };
             let found = home.find_topics(&wanted, &Exports::default(), &mut out);
-            // Each topic visited is a unit, too.
+            // Each topic visited is a unit too.
             (found.units - 1, found.next)
         };
         let (values, next) = page(&home, PageStart::default(), 2);

@@ -8,7 +8,7 @@ use crate::{
     topic_key,
 };
 
-/// What a home has leased of its tenants' quotas. Nothing for topics of the default tenant.
+/// A home's leases of its tenants' quotas. Topics of the default tenant need none.
 #[derive(Debug)]
 pub(super) struct Tenancy {
     shard: ShardId,
@@ -64,7 +64,7 @@ impl Tenancy {
         takes
     }
 
-    /// Notes that a topic's place is free again.
+    /// Returns a topic's share of the quota, because its place is free again.
     pub(super) fn give_back_topic(&mut self, key: &str) {
         if !topic_key::has_tenant(key) {
             return;
@@ -110,7 +110,7 @@ impl Tenancy {
         match u64::try_from(grown) {
             Ok(0) => {}
             Ok(grown) => {
-                // Another shard may have been faster since.
+                // Another shard may have taken the room first.
                 lease.take_anyway(grown, Resource::HistoryBytes, quota, account);
                 note(&|figures| figures.add(Figure::HistoryBytes, grown));
             }

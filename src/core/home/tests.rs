@@ -155,7 +155,7 @@ fn idle_home(topics_max: usize, idle_ns: u64) -> Home {
     home
 }
 
-/// Publishes a tick of a topic, which may be new. Returns the topic's id.
+/// Publishes a tick to a topic, which may be new. Returns the topic's id.
 fn publish(home: &mut Home, name: &str) -> TopicId {
     let TopicLookup { index, .. } = find_or_create(home, name, 0).unwrap();
     advance(home, index, 0, b"x")
@@ -282,7 +282,7 @@ pub(super) fn chunk(
     (chunk.start, chunk.flags, ticks)
 }
 
-/// A home whose last values may take so many bytes, and which keeps no history.
+/// A home whose last values may take this many bytes, and which keeps no history.
 fn home_with(last_values_bytes: usize) -> Home {
     let bounds = HistoryBounds { ticks: 0, ..BOUNDS };
     let last_values = LastValuesBudget { keys_max: 4, bytes_left: last_values_bytes };

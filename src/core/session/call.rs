@@ -24,7 +24,7 @@ pub struct Calls {
     pub pending: Option<PendingCall>,
 }
 
-/// Whose credentials a connection uses. A proxy may send the requests of many clients over one connection.
+/// The client whose credentials a connection uses. A proxy may send the requests of many clients over one connection.
 #[derive(Debug)]
 pub struct Caller {
     /// The token of the last request.
@@ -72,7 +72,7 @@ pub enum Readable {
     Latest,
     /// Names of topics.
     Topics,
-    /// Ticks of one topic, of a given epoch if there is one.
+    /// Ticks of one topic, and only of a given epoch if one is set.
     History {
         /// The epoch of the first requested sequence.
         epoch: Option<u64>,
@@ -100,7 +100,7 @@ pub struct Read {
     out: Vec<u8>,
     /// The topic whose values `out` ends with.
     open: Option<TopicInfo>,
-    /// How it begins, until its first value has come: a topic without values is left out.
+    /// Its beginning in the answer, until its first value has arrived: a topic without values is left out.
     head: String,
     state: ReadState,
 }
@@ -132,7 +132,7 @@ impl PendingCall {
         }
     }
 
-    /// Notes that publishes without an answer get none: nobody knows whether they are published.
+    /// Marks unanswered publishes as unconfirmed: nobody knows whether they are published.
     pub fn end_unconfirmed(&mut self, text: &str) {
         if let Work::Publish(publishes) = &mut self.work {
             for result in publishes.results.iter_mut().filter(|result| result.is_none()) {
@@ -182,8 +182,8 @@ impl Publishes {
         self.missing == 0
     }
 
-    /// 200 if anything was published: what was not says why in its place. Else the status of the first failure, unless another one
-    /// may be published: a client that tried again would publish it twice.
+    /// 200 if anything was published; each failed publish has its error in its place. Otherwise the status of the first
+    /// unconfirmed publish, because a client that retried could publish it twice, or else of the first failure.
     fn answer(self) -> (u16, String) {
         let is_published = |result: &Option<Outcome>| matches!(result, Some(Outcome::Published { .. }));
         let any_published = self.results.iter().any(is_published);
@@ -191,7 +191,7 @@ impl Publishes {
             Outcome::Failed { code, text } => Some((*code, text)),
             Outcome::Published { .. } => None,
         });
-        // The first that is unconfirmed, else the first.
+        // The first unconfirmed one, otherwise the first.
         let failure = failures.min_by_key(|(code, _)| *code != ErrorCode::Unconfirmed);
         if let Some((code, text)) = failure.filter(|_| !any_published) {
             return (status_of(code), format!("{{\"error\":{}}}", error_json(code, text)));
@@ -240,8 +240,8 @@ impl Read {
         self.patterns.get(self.at.pattern as usize).map(|pattern| &**pattern)
     }
 
-    /// Takes a piece of a home's topics, and goes on at `next`, or at the next home or pattern. If values are wanted, topics without
-    /// any are left out. `matches` compares the keys of a pattern and a topic.
+    /// Takes a piece of a home's topics, and continues at `next`, or at the next home or pattern. If values are wanted, topics
+    /// without any are left out. `matches` compares the keys of a pattern and a topic.
     pub fn take_topics(
         &mut self,
         mut frames: &[u8],

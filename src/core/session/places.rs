@@ -38,8 +38,8 @@ pub struct Places {
     by_name: HashMap<Box<str>, u32>,
     /// Total bytes of the prefixes.
     prefix_bytes: usize,
-    /// Ticks of topics without a place, in order; those in a row of one topic are one. Taken after each SEND. Bound: the ticks in a
-    /// SEND.
+    /// Ticks of topics without a place, in order; consecutive ticks of one topic count as one. Taken after each SEND. Bound:
+    /// the ticks in a SEND.
     unknown: Vec<(TopicId, u64)>,
     has_advanced: bool,
     /// SENDs so far that ended with an id.
@@ -48,13 +48,13 @@ pub struct Places {
     changes: Option<VecDeque<Change>>,
     /// The first SEND that the changes reach back to.
     reaches_back_to: u64,
-    /// Whether memory for more places was lacking. The places are then gone, and a client cannot resume from them.
+    /// Whether memory for more places ran out. The places are then gone, and a client cannot resume from them.
     is_lost: bool,
     memory: PositionsMemory,
     memory_bytes: usize,
 }
 
-/// Whose places they are: nobody else goes on from them.
+/// Owner of places: nobody else resumes from them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
     tenant: TenantId,
@@ -91,7 +91,7 @@ struct Change {
 const NOWHERE: Position = Position { epoch: 0, sequence: 0 };
 
 impl Places {
-    /// No places of a client. Those to come count against this memory.
+    /// Creates the empty places of a client. Later ones count against this memory.
     pub fn new(owner: Owner, memory: PositionsMemory) -> Places {
         Places {
             owner,
@@ -147,7 +147,7 @@ impl Places {
         changes.push_back(Change { number, before, index });
     }
 
-    /// Takes the topics that have advanced and have no place, which [`Places::learn`] gives them. To be called after each SEND.
+    /// Takes the topics that have advanced but have no place; [`Places::learn`] gives them one. Call it after each SEND.
     pub fn take_unknown(&mut self) -> Vec<(TopicId, u64)> {
         std::mem::take(&mut self.unknown)
     }
@@ -242,12 +242,12 @@ impl Places {
         self.entries.len()
     }
 
-    /// Whether a client could come back to these places: no id has held them.
+    /// Whether these places must be kept for a client to resume from, because no id has held them.
     pub fn must_be_kept(&self) -> bool {
         self.changes.is_some()
     }
 
-    /// The positions after a SEND, by name; `None` if they are not known any more, or are another client's.
+    /// The positions after a SEND, by name; `None` if they are no longer known, or belong to another client.
     pub fn after_send(&self, number: u64, client: &Owner) -> Option<HashMap<Box<str>, Position>> {
         let changes = self.changes.as_ref().filter(|_| self.owner == *client)?;
         if number < self.reaches_back_to || number > self.number {

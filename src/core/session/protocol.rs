@@ -45,8 +45,8 @@ pub struct Stream {
 pub struct HttpSession {
     /// Decodes requests.
     pub connection: http::Connection,
-    /// Whether it has been answered before, or its first request is one of `/v1`: it may then stay idle, and its next request waits
-    /// for room, and until the last answer is sent.
+    /// Whether a request on it has been answered before, or its first request is a `/v1` request. It may then stay idle, and
+    /// its next request waits for room, and until the last answer is sent.
     pub is_kept: bool,
     /// Whether the idle deadline is pending. There is at most one.
     pub idle_timer_pending: bool,
@@ -71,8 +71,8 @@ impl Protocol {
         matches!(self, Protocol::Http(_))
     }
 
-    /// Whether the connection is new: its first request is processed under any load, so that no flood locks new clients
-    /// out, unless it is one of `/v1`.
+    /// Whether the connection is new. Its first request, unless it is a `/v1` request, is processed under any load, so that no
+    /// flood locks new clients out.
     pub fn is_new(&self) -> bool {
         self.is_handshake() && !self.is_kept_http()
     }

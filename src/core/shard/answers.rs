@@ -25,7 +25,7 @@ use tickcast_proto::{
 };
 
 impl Shard {
-    /// Returns [`FLAG_ANSWERED`] if a session's publish is to be answered although it succeeds, else 0.
+    /// Returns [`FLAG_ANSWERED`] if a session's publish must be answered even if it succeeds, otherwise 0.
     pub(super) fn answer_flag(&mut self, slot: SlotId, request: u32) -> u8 {
         let is_answered = request != 0
             && self.sessions.get(slot).is_some_and(|session| {
@@ -35,15 +35,15 @@ impl Shard {
         if is_answered { FLAG_ANSWERED } else { 0 }
     }
 
-    /// Keeps room for the answer to a tick that leaves for its home.
+    /// Reserves room for the answer to a tick that leaves for its home.
     pub(super) fn keep_room_for_answer(&mut self, origin: u64, key: &str) {
         if let Some(session) = self.sessions.open_mut(SessionId(origin).slot()) {
             session.answers_bytes += answer_bytes_max(key.len()) as u32;
         }
     }
 
-    /// Finds the session that an answer is for, and gives back the room kept for it. `None` if the session has ended: then the
-    /// answer is dropped.
+    /// Finds the session that an answer is for, and releases the room reserved for it. `None` if the session has ended: the
+    /// answer is then dropped.
     pub(super) fn take_answered(&mut self, origin: u64, room_bytes: usize) -> Option<SlotId> {
         let origin = SessionId(origin);
         let slot = origin.slot();
@@ -53,7 +53,7 @@ impl Shard {
         Some(slot)
     }
 
-    /// Acknowledges the tick that was sequenced last in a topic of this home. `from`: the shard of the session.
+    /// Acknowledges the last tick sequenced in a topic of this home. `from`: the session's shard.
     pub(super) fn acknowledge(&mut self, from: ShardId, origin: u64, request: u32, index: u32, key: &str) {
         let topic = self.home.topic(index);
         let (id, epoch, sequence) = (topic.id, topic.epoch, topic.sequence.0);
@@ -97,7 +97,7 @@ impl Shard {
         self.reply(slot, &Reply::Published { request, topic, name, epoch, sequence, is_duplicate: false });
     }
 
-    /// Refuses a tick whose topic cannot be created, or takes no publishes. `session` is `None` if a source published it.
+    /// Refuses a tick whose topic cannot be created, or accepts no publishes. `session` is `None` if a source published it.
     pub(super) fn refuse(
         &mut self,
         session: Option<(ShardId, SessionId)>,

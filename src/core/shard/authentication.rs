@@ -1,5 +1,5 @@
-//! Authentication of sessions. Credentials leave the shard, and a verdict comes back; meanwhile the session's input waits, and its
-//! socket is not read.
+//! Authentication of sessions. Credentials leave the shard, and a verdict comes back. Meanwhile the session's input waits, and
+//! its socket is not read.
 //!
 //! ```text
 //!  HELLO with a token; upgrade with a token; TLS certificate      the handshake waits: nothing has been answered
@@ -12,8 +12,8 @@
 //!      '-> handover to the shard of the identity, with the principal; WELCOME; EXPIRES; subscriptions are reviewed
 //! ```
 //!
-//! The subject of a token is the client's identity and goes before `client=`. It is known only after the verdict, so the shard that
-//! accepted the connection has its credentials verified, and hands the verdict over with the connection.
+//! A token's subject is the client's identity and takes precedence over `client=`. It is known only after the verdict, so the
+//! shard that accepted the connection has the credentials verified, and hands the verdict over with the connection.
 
 mod caller;
 mod permissions;
@@ -37,22 +37,22 @@ use crate::{
 };
 use tickcast_proto::{ErrorCode, command::Token, features::Features, reply::Reply};
 
-/// Time between two looks at a token that has expired while the next one is being verified, nanoseconds.
+/// Interval at which an expired token is checked again while the next one is being verified, nanoseconds.
 const VERDICT_LOOK_NS: i128 = 100_000_000;
 
-/// What credentials are given for.
+/// Purpose of credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// To open the session. The bytes of the handshake are still in its input.
     Handshake,
-    /// A hello on a session that is open: WELCOME answers it.
+    /// A hello on an open session; WELCOME answers it.
     Hello {
         /// Its request id.
         request: u32,
-        /// Features that it asks for.
+        /// Features that it requests.
         features: Option<Features>,
     },
-    /// A refresh: EXPIRES answers it.
+    /// A refresh; EXPIRES answers it.
     Refresh {
         /// Its request id.
         request: u32,
@@ -63,9 +63,9 @@ pub(super) enum Purpose {
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     purpose: Purpose,
-    /// How the session's principal was known before.
+    /// How the session's principal was proven before.
     before: Proof,
-    /// Until when the verdict must come, CLOCK_MONOTONIC nanoseconds.
+    /// Deadline of the verdict, CLOCK_MONOTONIC nanoseconds.
     due_ns: u64,
 }
 
@@ -74,13 +74,13 @@ struct Pending {
 struct Expiry {
     /// When its timer is due, CLOCK_MONOTONIC nanoseconds.
     due_ns: u64,
-    /// The client knows that it expires soon.
+    /// Whether the client knows that it expires soon.
     is_announced: bool,
 }
 
-/// How far the handshake of a session has come.
+/// State of a session's handshake.
 pub(super) enum Entry {
-    /// Its principal is known, or need not be yet.
+    /// Its principal is known, or is not needed yet.
     Admitted,
     /// It waits for a verdict.
     Waits,
@@ -88,29 +88,29 @@ pub(super) enum Entry {
     Refused(AuthRefusal),
 }
 
-/// What a shard knows of its sessions' credentials. Empty without authentication.
+/// What a shard knows about its sessions' credentials. Empty without authentication.
 #[derive(Debug, Default)]
 pub(super) struct Authentication {
     /// Credentials that the driver has not taken. Bound: `pending`.
     queue: VecDeque<(SessionId, Credentials)>,
     /// Credentials without a verdict, also of sessions that have ended since. Bound: `waiting_max`.
     pending: HashMap<SessionId, Pending>,
-    /// WebSockets to upgrade and close, because their credentials were refused. Bound: one for each session.
+    /// WebSockets to upgrade and close, because their credentials were refused. Bound: one per session.
     refused: HashMap<SlotId, AuthRefusal>,
-    /// Names in clients' certificates. Bound: one for each session.
+    /// Names in clients' certificates. Bound: one per session.
     certificate_names: HashMap<SlotId, Box<str>>,
-    /// Bound: one for each session.
+    /// Bound: one per session.
     expiries: HashMap<SlotId, Expiry>,
-    /// How often sessions may give new tokens. Bound: one for each session.
+    /// How often sessions may give new tokens. Bound: one per session.
     new_tokens: HashMap<SlotId, Bucket>,
-    /// Revocations that verdicts on their way may not know, and until when, CLOCK_MONOTONIC nanoseconds. Bound:
+    /// Revocations that verdicts under way may not reflect, and until when, CLOCK_MONOTONIC nanoseconds. Bound:
     /// [`REVOCATIONS_RECENT_MAX`].
     revoked: VecDeque<(Revocation, u64)>,
     permissions: PermissionSets,
 }
 
 impl Authentication {
-    /// When the token of the session in a slot is next looked at.
+    /// When the token of the session in a slot is checked next.
     pub(super) fn expiry_due_ns(&self, slot: SlotId) -> Option<u64> {
         self.expiries.get(&slot).map(|expiry| expiry.due_ns)
     }
@@ -120,7 +120,7 @@ impl Authentication {
         self.pending.contains_key(&id)
     }
 
-    /// Until when the verdict on a session's credentials must come.
+    /// Deadline of the verdict on a session's credentials.
     pub(super) fn verdict_due_ns(&self, id: SessionId) -> Option<u64> {
         self.pending.get(&id).map(|pending| pending.due_ns)
     }
@@ -141,7 +141,7 @@ impl Authentication {
         self.revoked.iter().any(|(revocation, until_ns)| recent(*until_ns) && revocation.revokes(principal))
     }
 
-    /// Counts a new token of an open session, and returns whether it may be looked at.
+    /// Counts a new token of an open session, and returns whether it may be verified.
     fn takes_new_token(&mut self, slot: SlotId, now: Now) -> bool {
         let Some(pace) = Pace::new(NEW_TOKENS_PER_S, 1) else { return true };
         let bucket = self.new_tokens.entry(slot).or_default();
@@ -169,8 +169,8 @@ impl Authentication {
 impl Shard {
     /// Returns the next credentials to verify, and the session that waits for the verdict.
     ///
-    /// The caller answers each with one [`Shard::handle_verdict`], also if it drops them ([`AuthRefusal::Busy`]), and whether the
-    /// session still exists or not: until then they count against [`AuthLimits::waiting_max`](crate::config::AuthLimits).
+    /// The caller answers each with one [`Shard::handle_verdict`], even if it drops them ([`AuthRefusal::Busy`]) or the session
+    /// no longer exists: until then they count against [`AuthLimits::waiting_max`](crate::config::AuthLimits).
     pub fn poll_credentials(&mut self) -> Option<(SessionId, Credentials)> {
         while let Some((id, credentials)) = self.authentication.queue.pop_front() {
             if self.sessions.open_mut(id.slot()).is_some_and(|session| session.id == id) {
@@ -181,9 +181,9 @@ impl Shard {
         None
     }
 
-    /// Goes on with a session whose credentials have been verified. Call it for at most
-    /// [`TURN_VERDICTS`](crate::limits::TURN_VERDICTS) sessions a turn, with the sockets' events, and [`Shard::poll_action`] after
-    /// it. A session that has ended is ignored.
+    /// Continues a session whose credentials have been verified. Call it for at most
+    /// [`TURN_VERDICTS`](crate::limits::TURN_VERDICTS) sessions per turn, along with the sockets' events, and call
+    /// [`Shard::poll_action`] after it. A session that has ended is ignored.
     pub fn handle_verdict(&mut self, id: SessionId, verdict: Result<Arc<Principal>, AuthRefusal>, now: Now) {
         let Some(Pending { purpose, before, .. }) = self.authentication.pending.remove(&id) else {
             return debug_assert!(false, "each credentials have one verdict");
@@ -191,11 +191,11 @@ impl Shard {
         let slot = id.slot();
         let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == id) else { return };
         session.proof = before;
-        // Its input no longer waits for others.
+        // Its input no longer waits for the verifiers.
         self.sessions.count_unfinished(slot);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         if self.input_stopped {
-            // The server stops: its input is no longer processed.
+            // The server is stopping, so input is no longer processed.
             return if session.is_paused() {
                 self.list_paused(slot)
             };
@@ -214,7 +214,7 @@ impl Shard {
                     self.queue_review(slot, now);
                 }
             }
-            // A certificate of a name that is not listed proves nothing: the handshake goes on as without it.
+            // A certificate with an unlisted name proves nothing: the handshake continues as without one.
             Err(AuthRefusal::Missing)
                 if purpose == Purpose::Handshake
                     && self.authentication.certificate_names.remove(&slot).is_some() => {}
@@ -224,7 +224,7 @@ impl Shard {
         self.apply_deferred(now);
     }
 
-    /// Checks what the verifier cannot: what has changed since, and who the session was.
+    /// Checks what the verifier cannot: later changes, and the session's previous principal.
     fn check_principal(
         &mut self,
         slot: SlotId,
@@ -253,21 +253,21 @@ impl Shard {
         if session.protocol.is_new() {
             self.resume_input(slot, usize::MAX, now);
         }
-        // In its turn.
+        // It resumes in its turn.
         if self.sessions.open_mut(slot).is_some_and(|session| session.is_paused()) {
             self.list_paused(slot);
         }
     }
 
-    /// Closes the sessions of a revoked principal with 3500, and refuses it for a while to those whose verdict is on its way: longer
-    /// than a handshake takes. Later ones the verifier refuses. O(sessions). Returns how many sessions it has closed.
+    /// Closes the sessions of a revoked principal with 3500. Also refuses the principal to sessions whose verdict is under way,
+    /// for longer than a handshake takes; the verifier refuses later ones. O(sessions). Returns the number of sessions closed.
     pub fn revoke(&mut self, revocation: &Revocation, now: Now) -> usize {
         let revoked = &mut self.authentication.revoked;
         revoked.retain(|(_, until_ns)| *until_ns > now.monotonic_ns);
         if revoked.len() == REVOCATIONS_RECENT_MAX {
             revoked.pop_front();
         }
-        // The verdict within one deadline, the handover within another.
+        // One deadline for the verdict, and another for the handover.
         let until_ns = now.monotonic_ns.saturating_add(2 * self.limits.handshake_deadline_ns);
         revoked.push_back((revocation.clone(), until_ns));
         let mut closed = 0;
@@ -289,15 +289,15 @@ impl Shard {
         }
     }
 
-    /// Lets a session publish nothing: its listener is read-only. Call it before the first bytes from the client.
+    /// Forbids a session to publish, because its listener is read-only. Call it before the first bytes from the client.
     pub fn set_read_only(&mut self, slot: SlotId) {
         if let Some(session) = self.sessions.open_mut(slot) {
             session.is_read_only = true;
         }
     }
 
-    /// Returns whether the handshake of a session goes on here, with the credentials and the identity in it. If not, the session
-    /// waits for a verdict, has begun its handover or its end.
+    /// Returns whether a session's handshake continues here, with the credentials and the identity in it. If not, the session
+    /// waits for a verdict, or has begun its handover or its end.
     pub(super) fn begins(&mut self, slot: SlotId, client: &str, token: Option<&Token<'_>>, now: Now) -> bool {
         if !self.sessions.open_mut(slot).is_some_and(|session| session.protocol.is_handshake()) {
             return true;
@@ -312,7 +312,7 @@ impl Shard {
         }
     }
 
-    /// Returns how far the handshake of a session is whose credentials are these. `may_come_later`: a hello may bring them.
+    /// Returns the state of a session's handshake with these credentials. `may_come_later`: a hello may still bring them.
     pub(super) fn enter(
         &mut self,
         slot: SlotId,
@@ -425,7 +425,7 @@ impl Shard {
         }
     }
 
-    /// Refuses the credentials of a session. One with a principal keeps it if the server is too busy to look at a new token.
+    /// Refuses a session's credentials. A session with a principal keeps it if the server is too busy to verify a new token.
     fn refuse_credentials_for(&mut self, slot: SlotId, refusal: AuthRefusal, purpose: Purpose, now: Now) {
         let has_principal = self.sessions.open_mut(slot).is_some_and(|session| session.principal.is_some());
         match (refusal, purpose) {
@@ -438,7 +438,7 @@ impl Shard {
         }
     }
 
-    /// Ends a session whose credentials are refused. A WebSocket is upgraded before that, when its input goes on.
+    /// Ends a session whose credentials are refused. A WebSocket is upgraded first, when its input resumes.
     pub(super) fn refuse_credentials(&mut self, slot: SlotId, refusal: AuthRefusal, now: Now) {
         self.counters.add(Counter::CredentialsRefused, 1);
         let is_http = self.sessions.open_mut(slot).is_some_and(|session| session.protocol.is_http());
@@ -450,8 +450,7 @@ impl Shard {
         }
     }
 
-    /// Makes a principal that credentials prove the session's, and its tenant. Returns whether its permissions are others than
-    /// before.
+    /// Sets the principal that a session's credentials prove, and its tenant. Returns whether its permissions have changed.
     pub(super) fn set_principal(&mut self, slot: SlotId, principal: Arc<Principal>, now: Now) -> bool {
         match self.claimed_tenant(slot, &principal.tenant) {
             Ok(None) => {}
@@ -460,7 +459,7 @@ impl Shard {
                     return false;
                 }
             }
-            // On the way from another shard, a reload has removed it.
+            // A reload removed the tenant while the session was on its way from another shard.
             Err(refusal) => {
                 self.end(slot, CloseReason::Unauthorized(refusal), now);
                 return false;
@@ -528,7 +527,7 @@ impl Shard {
             return;
         }
         let left_ns = session.principal.as_deref().and_then(|principal| left_ns(principal, now));
-        // 0 stands for never.
+        // 0 means never.
         let seconds = |left_ns: i128| ((left_ns + 999_999_999) / 1_000_000_000).clamp(1, u32::MAX.into());
         let expires_in_s = left_ns.map_or(0, |left_ns| seconds(left_ns) as u32);
         self.reply(slot, &Reply::Expires { request, expires_in_s });
@@ -582,7 +581,8 @@ impl Shard {
     }
 }
 
-/// Time until a principal's credentials expire, by the system's clock, nanoseconds; negative: since then. `None`: they do not.
+/// Time until a principal's credentials expire, by the system's clock, nanoseconds; negative: they have expired. `None`: they
+/// never expire.
 fn left_ns(principal: &Principal, now: Now) -> Option<i128> {
     let expires_at_s = principal.expires_at_s?;
     Some(i128::from(expires_at_s) * 1_000_000_000 - i128::from(now.realtime_ns))

@@ -1,4 +1,4 @@
-//! Requests that exceed a budget: refused, counted, and beyond a number per second no longer read.
+//! Requests that exceed a budget: they are refused and counted, and beyond a number per second no longer read.
 
 use super::{Shard, timers::TimerKind};
 use crate::{
@@ -11,7 +11,8 @@ use crate::{
 use tickcast_proto::ErrorCode;
 
 impl Shard {
-    /// Takes what a session's request costs. Returns `false` after answering the request with an error if a budget is used up.
+    /// Charges what a session's request costs. Returns `false` after answering the request with an error if a budget is used
+    /// up.
     pub(super) fn pay(&mut self, slot: SlotId, request: u32, costs: &[Cost], now: Now) -> bool {
         let Some(session) = self.sessions.open_mut(slot) else { return false };
         let payer = Payer { session: session.id, source: session.source };

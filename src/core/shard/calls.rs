@@ -1,11 +1,11 @@
-//! Requests of `/v1` over HTTP. A publish is a publish like any other, answered by the topic's home. What is read comes from the
-//! topics' homes, one bounded piece after the other:
+//! `/v1` requests over HTTP. A publish is handled like any other, and the topic's home answers it. Reads fetch from the topics'
+//! homes, one bounded piece after another:
 //!
 //! ```text
 //!  request -> enter (credentials, tenant, quota) -> publishes, which count their answers   -> the answer
 //!                                                -> LOOKUP to a home, FOUND back, again   -> the answer
 //! ```
-//! Each connection has one request at a time: its input waits until that is answered.
+//! Each connection has one request at a time: its input waits until it has been answered.
 
 use std::{borrow::Cow, collections::VecDeque};
 
@@ -38,34 +38,34 @@ use tickcast_proto::{
 /// The requests of a shard's connections.
 #[derive(Debug, Default)]
 pub(super) struct CallQueues {
-    /// Those whose next piece has yet to be requested. Entries of ended sessions stay until their turn. Bound:
+    /// Reads whose next piece has not been requested yet. Entries of ended sessions stay until their turn. Bound:
     /// [`CallQueues::reads_max`].
     reads: VecDeque<SessionId>,
-    /// Those whose answer is known. Bound: one entry a session.
+    /// Requests whose answer is known. Bound: one entry per session.
     done: Vec<SlotId>,
 }
 
 impl CallQueues {
-    /// Entries in `reads` at which those of ended sessions are dropped. At least half of them are, so that the cost is O(1) for
-    /// each entry.
+    /// Length of `reads` at which entries of ended sessions are dropped. They make up at least half of it, so the amortized
+    /// cost is O(1) per entry.
     fn reads_max(sessions: usize) -> usize {
         2 * sessions
     }
 }
 
-/// What a LOOKUP asks for.
+/// What a LOOKUP requests.
 const WANTS_TOPICS: u16 = 0;
 const WANTS_VALUES: u16 = 1;
 const WANTS_TICKS: u16 = 2;
-/// As [`WANTS_TICKS`], of the epoch in the record.
+/// Like [`WANTS_TICKS`], but of the epoch in the record.
 const WANTS_TICKS_OF_EPOCH: u16 = 3;
 
-/// Flags of FOUND: there is more; there is such a topic.
+/// Flags of FOUND: more follows; the topic exists.
 const FOUND_MORE: u32 = 1;
 const FOUND_TOPIC: u32 = 2;
 
 impl Shard {
-    /// Begins a request of `/v1`. Returns `Partial` if it waits for the verdict on its credentials.
+    /// Begins a `/v1` request. Returns `Partial` if it waits for the verdict on its credentials.
     pub(super) fn begin_call(
         &mut self,
         slot: SlotId,
@@ -89,7 +89,7 @@ impl Shard {
         Step::Complete(0, ())
     }
 
-    /// Refuses a request's credentials, and closes the connection, so that each further attempt costs one.
+    /// Refuses a request's credentials, and closes the connection, so that each further attempt costs a connection.
     fn refuse_call(&mut self, slot: SlotId, exchange: &Exchange, refusal: &AuthRefusal, now: Now) {
         let status = refusal.status();
         let mut exchange = exchange.clone();
@@ -204,7 +204,7 @@ impl Shard {
             && self.stages.requests_have_room()
     }
 
-    /// Requests the next pieces of what is read, at most [`TURN_CALL_PIECES`], each connection in its turn. Returns whether there
+    /// Requests the next pieces of reads, at most [`TURN_CALL_PIECES`], one connection after another. Returns whether there
     /// were any.
     pub(super) fn advance_reads(&mut self, now: Now) -> bool {
         let mut pieces = 0;
@@ -329,7 +329,7 @@ impl Shard {
             let next = PageStart { place, sequence, life: epoch };
             read.take_topics(frames, has_more.then_some(next), homes, matches);
         }
-        // As much as for topics visited.
+        // Charged like topics visited.
         let units = std::mem::take(&mut read.compared) * CALL_UNITS / TURN_SURVEYED;
         self.charge(units);
         match self.sessions.open_mut(id.slot()).and_then(|session| session.protocol.call_mut()) {
@@ -343,8 +343,8 @@ impl Shard {
         self.calls.done.push(slot);
     }
 
-    /// Takes the answer to a request that publishes, of a session that ends before all of its publishes are answered; `None`: there
-    /// is no such request. Never 503: a client that tried again would publish twice.
+    /// Takes the answer to a publish request of a session that ends before all its publishes are answered; `None`: there is no
+    /// such request. Never 503, because a client that retried would publish twice.
     pub(in crate::shard) fn take_unconfirmed(
         &mut self,
         slot: SlotId,

@@ -20,8 +20,8 @@ const OPERATION_UNITS: usize = 32;
 
 /// The control work of all sessions of a shard.
 ///
-/// Open sessions take turns; departures share one queue with a budget of its own, so that a thousand clients that leave
-/// delay no client that subscribes.
+/// Open sessions take turns; departures share one queue with a budget of its own, so that a thousand departing clients delay no
+/// client that subscribes.
 #[derive(Debug)]
 pub(super) struct Control {
     /// Sessions whose work can continue.
@@ -61,7 +61,7 @@ enum Operation {
 #[derive(Debug)]
 enum Progress {
     Idle,
-    /// A subscription joins topics. `update`: the request that has given it a pace.
+    /// A subscription joins topics. `update`: the request that gave it a pace.
     Joining {
         update: Option<(u32, Box<str>)>,
     },
@@ -376,8 +376,8 @@ impl Shard {
         }
     }
 
-    /// Compares the first subscription from an entry on with the session's permissions. Ends it if they do not allow it, and delivers
-    /// it by them if they allow a part. Returns the units used, and whether more can be done at once.
+    /// Compares the first subscription from an entry on with the session's permissions. Ends it if they do not allow it, and
+    /// filters it if they allow only a part. Returns the units used, and whether more can be done at once.
     fn review(&mut self, flow: &mut Flow, slot: SlotId, from: u32) -> (usize, Served) {
         let next = self.sessions.open_mut(slot).and_then(|session| {
             let at = session.subscriptions.partition_point(|held| held.entry < from);

@@ -36,7 +36,7 @@ impl Shard {
         }
         let fields = HeaderFields { flags, sequence: origin, topic_id: source.0, schema };
         let write = |out: &mut Vec<u8>| frame::encode_publish_with(out, fields, record, key, payload);
-        // An answer waits for no budget, here or at the home.
+        // A publish that awaits an answer skips the latency budget, here and at the home.
         match flags & FLAG_ANSWERED != 0 {
             true => self.stages.push_request(home, write),
             false => self.stages.push_publish(home, write),
@@ -139,7 +139,7 @@ impl Shard {
         if interested.contains(self.id) {
             self.latency.sample(ingest_time_ns);
             self.fanout.deliver(&tick, &mut self.sessions, &mut self.logs, now.monotonic_ns);
-            // Each tick counts at once: whether the turn takes another depends on it.
+            // Count each tick at once: whether the turn takes another depends on it.
             self.count_ticks();
         }
     }
@@ -280,7 +280,7 @@ impl Shard {
         }
     }
 
-    /// Forgets idle topics as their home, and lets go of those that their homes have forgotten. Returns whether there were any.
+    /// Forgets idle topics as their home, and leaves topics that their homes have forgotten. Returns whether there were any.
     pub(super) fn forget_topics(&mut self, now: Now) -> bool {
         let mut used = 0;
         if self.idle_walk_due_ns().is_some() {
@@ -304,8 +304,8 @@ impl Shard {
         used > 0
     }
 
-    /// When the walk for idle topics goes on, CLOCK_MONOTONIC nanoseconds; 0: at once. `None` while nothing is forgotten: a
-    /// server that drains keeps its topics, and messages for the shards wait for room.
+    /// When the walk for idle topics is next due, CLOCK_MONOTONIC nanoseconds; 0: at once. `None` while nothing may be
+    /// forgotten: the server drains, or messages for the shards wait for room.
     pub(super) fn idle_walk_due_ns(&self) -> Option<u64> {
         let walks = self.draining.is_none() && self.stages.deliveries_are_half_empty();
         self.home.idle_due_ns().filter(|_| walks)
@@ -367,7 +367,7 @@ impl Shard {
     }
 }
 
-/// Appends a FORGET: a home has forgotten a topic with this last sequence, or a shard answers that it has too.
+/// Appends a FORGET: a home has forgotten a topic with this last sequence, or a shard confirms that it has too.
 fn encode_forget(out: &mut Vec<u8>, id: TopicId, last: Sequence) {
     let meta = HeaderFields { topic_id: id.0, sequence: last.0, ..HeaderFields::default() };
     frame::encode(out, Kind::Forget, meta, &Request::default(), &[]);

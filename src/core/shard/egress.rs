@@ -12,13 +12,13 @@ use crate::{
 use tickcast_proto::reply::Reply;
 
 impl Shard {
-    /// Prepares a batch of SENDs: queues to lagging sessions what their next SEND carries, for at most
-    /// [`SENDS_PER_SUBMIT`] of them.
+    /// Prepares a batch of SENDs: queues what the next SENDs of lagging sessions carry, for at most [`SENDS_PER_SUBMIT`] of
+    /// them.
     ///
     /// Call before the first [`Shard::poll_send`] of a batch and never within one: it appends to the logs, and could
     /// overwrite what a SEND of the batch refers to.
     pub fn prepare_sends(&mut self, now: Now) {
-        // No more than the batch carries: what is queued too early is outdated when it leaves.
+        // No more than the batch carries: values queued too early are outdated when they leave.
         let mut bytes = 0;
         while bytes < GATHER_BYTES
             && self.sessions.ready_len() < SENDS_PER_SUBMIT
@@ -38,7 +38,7 @@ impl Shard {
         self.next_send::<false>(gather, now)
     }
 
-    /// As [`Shard::poll_send`], after [`Shard::hold_ticks`]: the next SEND of a session that has a reply to send.
+    /// Like [`Shard::poll_send`], after [`Shard::hold_ticks`]: the next SEND of a session that has a reply to send.
     pub fn poll_urgent_send(&mut self, gather: &mut Vec<u8>, now: Now) -> Option<Send> {
         self.next_send::<true>(gather, now)
     }

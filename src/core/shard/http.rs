@@ -23,11 +23,11 @@ use tickcast_proto::{
     http::{Answer, HttpConfig, Target},
 };
 
-/// Features of streams, whose clients cannot ask for any: fields that 0.1 did not have, all of which an event may have.
+/// Features of streams, whose clients cannot request any: the fields that 0.1 lacked, all of which an event may contain.
 const STREAM_FEATURES: Features = Features::COUNTS.union(Features::REASONS);
 
 impl Shard {
-    /// Answers the request at the front of `bytes`. Completes no byte of one that waits for the shard's room.
+    /// Answers the request at the front of `bytes`. Consumes no byte of a request that waits for room in the shard.
     pub(super) fn http(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
         let config = HttpConfig {
             head_bytes_max: self.limits.http_head_bytes_max,
@@ -50,7 +50,7 @@ impl Shard {
         if let Answer::Upgrade { target: Target::Stream { token, .. }, .. } = &answer {
             self.settle_last_caller(slot, token.as_ref());
         }
-        // A call adds work to this shard and others, unlike all else that a new connection may begin with.
+        // A call adds work to this shard and others, unlike anything else that a new connection may begin with.
         if matches!(answer, Answer::Call { .. }) && !self.takes_input() {
             if let Some(Protocol::Http(http)) =
                 self.sessions.open_mut(slot).map(|session| &mut session.protocol)
@@ -110,7 +110,7 @@ impl Shard {
         }
         let entry = self.enter(slot, token.as_ref(), patterns.is_empty(), now);
         let Entry::Admitted = entry else { return entry };
-        // Counted where it stays.
+        // Only the shard where it stays counts it.
         let stays = !kept.is_some_and(|kept| self.hand_over_stream(slot, client, kept))
             && self.route_identity(slot, client, now)
             && self.enter_quota(slot, now);
@@ -131,7 +131,7 @@ impl Shard {
             && self.limits.auth.is_some()
             && session.lacks_credentials()
         {
-            // It has as long for its hello as for any other handshake.
+            // Its hello has the same deadline as any other handshake.
             let id = session.id;
             let deadline_ns = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
             self.set_timer(deadline_ns, TimerKind::Credentials, id);
@@ -165,7 +165,7 @@ impl Shard {
         };
     }
 
-    /// Keeps a connection open for its next request, whose time begins now.
+    /// Keeps a connection open for its next request, whose deadline starts now.
     pub(super) fn keep_alive(&mut self, slot: SlotId, now: Now) {
         let when_ns = now.monotonic_ns.saturating_add(self.limits.http_idle_ns);
         let Some(session) = self.sessions.open_mut(slot) else { return };
@@ -187,7 +187,7 @@ impl Shard {
         // A WebSocket has heartbeats instead.
         let Protocol::Http(http) = &mut session.protocol else { return };
         if has_call {
-            // It waits for the server. `keep_alive` begins its time anew when the answer is known.
+            // It waits for the server. `keep_alive` restarts the timer once the answer is known.
             http.idle_timer_pending = true;
             return self.set_timer(now.monotonic_ns.saturating_add(idle_ns), TimerKind::HttpIdle, id);
         }

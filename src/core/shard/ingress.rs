@@ -22,21 +22,21 @@ use tickcast_proto::{
     reply::Reply,
 };
 
-/// How far processing a session's input got.
+/// Progress of processing a session's input.
 #[derive(Default)]
 struct Progress {
     used: usize,
     /// The rest waits for room, not for more bytes.
     blocked: bool,
-    /// A message has been completed, so an unfinished one has begun since.
+    /// A message has been completed, so any unfinished one began after it.
     completed: bool,
 }
 
-/// Where the message that was decoded is served.
+/// Where a decoded message is served.
 enum Served {
     /// This shard has processed it.
     Here,
-    /// The shard of its identity, or this one when its credentials have been verified, will process it from its beginning.
+    /// The shard of its identity, or this one once its credentials have been verified, will process it from the beginning.
     Later,
 }
 
@@ -63,7 +63,7 @@ impl Shard {
                 self.bound_unfinished(slot, now);
             }
         } else {
-            // Who waits for room goes first.
+            // Sessions that wait for room go first.
             let bytes_max = if self.input_queue.is_empty() { usize::MAX } else { 0 };
             let progress = self.process(slot, bytes, bytes_max, now);
             if let Some(session) = self.sessions.open_mut(slot)
@@ -77,7 +77,7 @@ impl Shard {
         self.apply_deferred(now);
     }
 
-    /// Processes about `bytes_max` of a paused session's input, and resumes receiving if it was all. Returns the bytes
+    /// Processes about `bytes_max` of a paused session's input, and resumes receiving if that was all of it. Returns the bytes
     /// processed.
     pub(super) fn resume_input(&mut self, slot: SlotId, bytes_max: usize, now: Now) -> usize {
         let Some(session) = self.sessions.open_mut(slot) else { return 0 };
@@ -87,7 +87,7 @@ impl Shard {
             session.keep_rest(input, progress.used);
             if !progress.blocked {
                 session.input_state = InputState::Open;
-                // A session that leaves is received from again by the shard it goes to.
+                // When a session leaves, the shard it goes to resumes receiving from it.
                 if !matches!(session.protocol, Protocol::Leaving(_)) {
                     self.actions.push_back(Action::ResumeReceive(slot));
                 }
@@ -121,7 +121,7 @@ impl Shard {
         session.note_began(began_ns);
         let (is_paused, has_input) = (session.is_paused(), !session.input().is_empty());
         let since_ns = match session.protocol.decoder_mut().and_then(Decoder::fragments_mut) {
-            // From its first byte on, whatever comes in between.
+            // Its deadline runs from its first byte, whatever comes in between.
             Some(fragments) => Some(*fragments.since_ns.get_or_insert(began_ns)),
             None if is_paused || !has_input => None,
             None => Some(began_ns),
@@ -298,7 +298,7 @@ impl Shard {
                     name.chars().take(64).collect::<String>()
                 );
                 match token {
-                    // That of a HELLO that opens a session has been verified.
+                    // The token of a HELLO that opens a session has been verified already.
                     Some(token) if !opens => {
                         self.verify_again(slot, &token, Purpose::Hello { request, features }, now);
                     }

@@ -43,8 +43,8 @@ impl Shard {
             }
     }
 
-    /// Begins to take requests of a kind in this turn. The preferred kind has units of delivery left, whatever those before it
-    /// have used.
+    /// Begins to take requests of a kind in this turn. The preferred kind has units of delivery left, whatever the kinds before
+    /// it have used.
     pub(super) fn begin_intake(&mut self, kind: IntakeKind) {
         if self.preferred_intake == kind {
             self.intake_units_left = self.intake_units_left.max(TURN_DELIVERY_UNITS_PREFERRED);
@@ -80,7 +80,8 @@ impl Shard {
         }
     }
 
-    /// Lists a paused session by the room it waits for: its own, or the shard's. One that waits for a verdict is listed then.
+    /// Lists a paused session by the room it waits for: its own, or the shard's. One that waits for a verdict is listed once
+    /// that has come.
     pub(super) fn list_paused(&mut self, slot: SlotId) {
         if self.sessions.get(slot).is_some_and(Session::awaits_verdict) {
             return;

@@ -49,8 +49,8 @@ impl Shard {
     /// Notes that a peer has sent FIN after all of its input. It may still read: its requests are answered before the session
     /// ends.
     ///
-    /// A session that is paused has input left to process, and one that moves to another shard is answered there: the
-    /// transport reports the FIN again when it receives from the socket again.
+    /// A paused session has input left to process, and one that moves to another shard is answered there. In both cases the
+    /// transport reports the FIN again once it resumes receiving.
     pub fn handle_eof(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         if let Some(ending) = &mut session.ending {
@@ -69,7 +69,7 @@ impl Shard {
         self.apply_deferred(now);
     }
 
-    /// Ends sessions whose peers have sent FIN, as soon as their requests have been answered. Looks at [`TURN_HALF_CLOSED`] of
+    /// Ends sessions whose peers have sent FIN, as soon as their requests have been answered. Visits [`TURN_HALF_CLOSED`] of
     /// them.
     pub(super) fn end_answered(&mut self, now: Now) {
         for _ in 0..self.half_closed.len().min(TURN_HALF_CLOSED) {
@@ -81,8 +81,8 @@ impl Shard {
         }
     }
 
-    /// Ends a session whose peer has sent FIN if its requests have been answered: acknowledged, and sent. What is sent unasked
-    /// (ticks of a subscription that is live) keeps no session. Returns whether it has ended.
+    /// Ends a session whose peer has sent FIN if its requests have been answered: acknowledged, and the answers sent.
+    /// Unrequested output (ticks of a live subscription) does not keep a session open. Returns whether it has ended.
     fn end_if_answered(&mut self, id: SessionId, now: Now) -> bool {
         let slot = id.slot();
         let session = self.sessions.open_mut(slot).filter(|session| session.id == id);
@@ -105,7 +105,7 @@ impl Shard {
         self.apply_deferred(now);
     }
 
-    /// Ends a session whose TLS keys have sealed as much as they may. Its goodbye still fits.
+    /// Ends a session whose TLS keys have reached their limit. Its goodbye still fits.
     pub fn handle_tls_used_up(&mut self, slot: SlotId, now: Now) {
         self.end(slot, CloseReason::TlsKeysUsedUp, now);
         self.apply_deferred(now);

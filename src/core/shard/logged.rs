@@ -11,7 +11,7 @@ use crate::{
 use tickcast_proto::{frame::Frame, logged};
 
 impl Shard {
-    /// Takes a tick of a log as its topic's home. What is refused or comes again is counted: there is no one to answer.
+    /// Handles a log's tick as its topic's home. Refused and repeated ticks are counted, because there is nobody to answer.
     pub(super) fn append(&mut self, frame: &Frame<'_>, now: Now) {
         let Ok((at, record, key, payload)) = logged::append_parts(frame) else {
             return debug_assert!(false, "this process encoded the frame");

@@ -20,7 +20,7 @@ impl Shard {
         }
     }
 
-    /// Ends an episode of overload whose time is over.
+    /// Ends an overload episode that is over.
     pub(super) fn end_overload(&mut self, now: Now) {
         if self.overloaded_until_ns.is_some_and(|until_ns| until_ns <= now.monotonic_ns) {
             self.overloaded_until_ns = None;

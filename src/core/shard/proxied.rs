@@ -1,9 +1,9 @@
-//! Clients behind a proxy: their address comes with the connection's first bytes, and they are admitted by it.
+//! Clients behind a proxy: their address comes with the connection's first bytes, and decides whether they are admitted.
 //!
 //! ```text
 //!  PROXY header, or X-Forwarded-For of a request for a WebSocket
 //!  Action::Admit(slot, address)    the transport applies the limits of that address; input is kept meanwhile
-//!  handle_admitted(slot)           the handshake goes on
+//!  handle_admitted(slot)           the handshake continues
 //!  handle_refused(slot, refusal)   the client reads the reason, in its own protocol
 //! ```
 //!
@@ -22,7 +22,7 @@ use crate::{
 use tickcast_proto::{Step, proxy};
 
 impl Shard {
-    /// Opens the session of a connection from a trusted proxy, in a vacant slot: as [`Shard::handle_accept`].
+    /// Opens the session of a connection from a trusted proxy, in a vacant slot. Like [`Shard::handle_accept`].
     pub fn handle_accept_proxied(
         &mut self,
         slot: SlotId,
@@ -39,15 +39,15 @@ impl Shard {
         }
     }
 
-    /// Notes where a new session comes from, for limits by source.
+    /// Notes the source of a new session, for limits per source.
     pub fn set_source(&mut self, slot: SlotId, source: SourceId) {
         if let Some(session) = self.sessions.open_mut(slot) {
             session.source = source;
         }
     }
 
-    /// Goes on with the handshake of a client that the transport has admitted after [`Action::Admit`].
-    /// `source`: of the client's address.
+    /// Continues the handshake of a client that the transport has admitted after [`Action::Admit`]. `source`: that of the
+    /// client's address.
     pub fn handle_admitted(&mut self, slot: SlotId, source: SourceId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.source = source;
@@ -93,7 +93,7 @@ impl Shard {
     /// forwarded.
     pub(super) fn awaits_admission(&mut self, slot: SlotId, forwarded_for: &[IpAddr]) -> bool {
         let proxies = &self.limits.trusted_proxies;
-        // What is before the first address that is not a proxy's was written by the client.
+        // Addresses beyond the first that is not a proxy's were written by the client.
         let client = forwarded_for.iter().find(|address| !proxies.contain(**address));
         let Some(&client) = client.or(forwarded_for.last()) else { return false };
         let Some(session) = self.sessions.open_mut(slot) else { return false };

@@ -1,8 +1,8 @@
-//! The quotas of tenants, as far as sessions use them: connections, subscriptions, publishes and bytes sent. Those of topics and
-//! histories are the homes'.
+//! Tenants' quotas on what sessions use: connections, subscriptions, publishes and bytes sent. The homes apply those on topics
+//! and histories.
 //!
-//! The default tenant has none: its sessions pass each check by one comparison. A tenant that has used up its egress quota becomes
-//! slow. Its sessions wait with their next SENDs as for a full socket, and lose what their policies let them lose.
+//! The default tenant has none: its sessions pass each check with one comparison. A tenant that has used up its egress quota
+//! becomes slow: its sessions delay their next SENDs as if their sockets were full, and lose what their policies allow.
 
 use super::Shard;
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     tenants::{Figure, Flow, FlowLease, Lease, Resource, Tenant},
 };
 
-/// What a shard has leased of its tenants' quotas.
+/// A shard's leases of its tenants' quotas.
 #[derive(Debug, Default)]
 pub(super) struct Quotas {
     /// By tenant. Bound: the tenants.
@@ -35,21 +35,21 @@ struct Leases {
 #[derive(Debug)]
 struct Throttled {
     tenant: TenantId,
-    /// When its account is asked again, CLOCK_MONOTONIC nanoseconds.
+    /// When its account is checked again, CLOCK_MONOTONIC nanoseconds.
     due_ns: u64,
-    /// Its sessions that wait. Bound: one for each, and one for each that has gone since.
+    /// Its sessions that wait. Bound: one entry per session, plus one per session that is gone since.
     slots: Vec<SlotId>,
 }
 
 impl Quotas {
-    /// When the account of a tenant that waits is asked again.
+    /// When the account of a waiting tenant is checked again.
     pub(super) fn due_ns(&self) -> Option<u64> {
         self.throttled.iter().map(|throttled| throttled.due_ns).min()
     }
 }
 
 impl Shard {
-    /// Does something with a tenant and its leases; `None` for the default tenant.
+    /// Calls `act` with a tenant and its leases; `None` for the default tenant.
     fn with_tenant<R>(&mut self, id: TenantId, act: impl FnOnce(&Tenant, &mut Leases) -> R) -> Option<R> {
         if id == TenantId::DEFAULT {
             return None;
@@ -73,8 +73,8 @@ impl Shard {
         self.sessions.get(slot).map_or(TenantId::DEFAULT, |session| session.tenant)
     }
 
-    /// Counts a session whose handshake goes on here as a connection of its tenant. Returns whether the quota allows it; if not, it
-    /// ends.
+    /// Counts a session whose handshake continues here as a connection of its tenant. Returns whether the quota allows it; if
+    /// not, the session ends.
     pub(super) fn enter_quota(&mut self, slot: SlotId, now: Now) -> bool {
         let Some(session) = self.sessions.open_mut(slot) else { return false };
         let id = session.tenant;
@@ -96,19 +96,20 @@ impl Shard {
         true
     }
 
-    /// Makes a session another tenant's, which its token names. Returns whether that tenant's quota allows it; if not, it ends.
+    /// Moves a session to another tenant, which its token names. Returns whether that tenant's quota allows it; if not, the
+    /// session ends.
     pub(super) fn change_tenant(&mut self, slot: SlotId, tenant: TenantId, now: Now) -> bool {
         if self.tenant_of(slot) == tenant {
             return true;
         }
         self.leave_tenant(slot);
         self.set_tenant(slot, tenant);
-        // A handshake is counted where it is completed.
+        // A session is counted where its handshake is completed.
         let is_open = self.sessions.open_mut(slot).is_some_and(|session| !session.protocol.is_handshake());
         !is_open || self.enter_quota(slot, now)
     }
 
-    /// Notes that a session is no connection of its tenant any more.
+    /// Notes that a session no longer counts as a connection of its tenant.
     pub(super) fn leave_tenant(&mut self, slot: SlotId) {
         let Some(session) = self.sessions.any_mut(slot) else { return };
         if !std::mem::take(&mut session.is_counted) {
@@ -166,7 +167,7 @@ impl Shard {
         takes != Some(false)
     }
 
-    /// Counts bytes sent to a session. If its tenant has used up its quota, its sessions wait with their next SENDs.
+    /// Counts bytes sent to a session. If its tenant has used up its quota, that tenant's sessions delay their next SENDs.
     pub(super) fn note_egress(&mut self, slot: SlotId, bytes: usize, now: Now) {
         let id = self.tenant_of(slot);
         let (now_ns, shard) = (now.monotonic_ns, self.id);
@@ -185,7 +186,7 @@ impl Shard {
         }
     }
 
-    /// Notes that a session waits with its SEND: as if its socket were full.
+    /// Notes that a session delays its SEND, as if its socket were full.
     pub(super) fn note_throttled(&mut self, slot: SlotId, now: Now) {
         let id = self.tenant_of(slot);
         self.counters.add(Counter::SendsThrottled, 1);
@@ -198,7 +199,7 @@ impl Shard {
         }
     }
 
-    /// Lets the sessions of tenants go on whose egress quotas allow it again.
+    /// Resumes the sessions of tenants whose egress quotas allow it again.
     pub(super) fn release_throttled(&mut self, now: Now) {
         let now_ns = now.monotonic_ns;
         for mut throttled in std::mem::take(&mut self.quotas.throttled) {

@@ -1,4 +1,4 @@
-//! Publishes of routed topics: out to the ring of a sink, and the answer back to the session.
+//! Publishes to routed topics: out to a sink's ring, and the answer back to the session.
 //!
 //! ```text
 //!  session's publish -> room for the answer -> ticket -> stage -> ring -> sink's thread
@@ -6,14 +6,15 @@
 //!   PUBLISHED, ERROR 111 or 112  <--- first of: | the sink's answer | the deadline | the end of the drain
 //! ```
 //!
-//! The deadline is the shard's, because only the shard can keep it whatever happens to the sink's thread, and because the ticket makes
-//! the first answer the only one: who comes later finds none. Three bounds hold:
+//! The shard keeps the deadline, because only the shard can, whatever happens to the sink's thread. The ticket makes the first
+//! answer the only one: later answers find no ticket. Three bounds hold:
 //!
-//! - Each publish keeps room for its answer, with or without a request id, since a failure is always answered. So a session has at most
-//!   [`REPLY_BYTES_MAX`](crate::limits::REPLY_BYTES_MAX) of such room, and is then not read from.
-//! - A sink has at most [`SINK_IN_FLIGHT_MAX`] publishes of this shard, and [`SINK_STAGE_BYTES_MAX`] staged. Beyond that, they are refused
-//!   at once: an engine that is away must not make sessions wait that do not use it.
-//! - Answers only add to outboxes, in room that was kept. So the shard always takes them, and no sink waits for it.
+//! - Each publish reserves room for its answer, with or without a request id, because a failure is always answered. A session
+//!   has at most [`REPLY_BYTES_MAX`](crate::limits::REPLY_BYTES_MAX) of such room; when it is used up, the session is not read
+//!   from.
+//! - A sink has at most [`SINK_IN_FLIGHT_MAX`] publishes of this shard, and [`SINK_STAGE_BYTES_MAX`] staged. Beyond that, they
+//!   are refused at once: an engine that is unavailable must not delay sessions that do not use it.
+//! - Answers only add to outboxes, in reserved room. So the shard always takes them, and no sink waits for it.
 
 use super::{Shard, Unsequenced};
 use crate::{
@@ -41,7 +42,7 @@ pub(super) struct Routing {
     sinks: Vec<SinkQueue>,
 }
 
-/// What a shard has for one sink.
+/// A shard's state for one sink.
 #[derive(Debug, Default)]
 struct SinkQueue {
     stage: Stage,
@@ -49,12 +50,12 @@ struct SinkQueue {
 }
 
 impl Routing {
-    /// Creates queues for so many sinks.
+    /// Creates queues for this many sinks.
     pub(super) fn new(sinks: usize) -> Routing {
         Routing { cache: RouteCache::default(), sinks: (0..sinks).map(|_| SinkQueue::default()).collect() }
     }
 
-    /// When the next publish is answered whatever the engines do.
+    /// Deadline of the next publish, when it is answered whatever the engines do.
     pub(super) fn next_deadline_ns(&self) -> Option<u64> {
         self.sinks.iter().filter_map(|queue| queue.in_flight.first_deadline_ns()).min()
     }
@@ -116,7 +117,7 @@ impl Shard {
         self.routing.sinks.get_mut(sink.index()).map(|queue| take(&mut queue.stage))
     }
 
-    /// Processes a sink's answer. An answer after the deadline is only counted: the session has been told.
+    /// Processes a sink's answer. An answer after the deadline is only counted: the session has had its answer.
     pub fn handle_settled(&mut self, sink: SinkId, frame: &Frame<'_>, now: Now) {
         let (Ok(record), Ok(key)) = (frame.record::<Settled>(), frame.text()) else {
             return debug_assert!(false, "this process encoded the frame");
@@ -164,7 +165,7 @@ impl Shard {
         }
     }
 
-    /// Counts a tick that the engine does not have, as far as known, and tells its session.
+    /// Counts a tick that, as far as known, the engine does not have, and sends its session an error.
     fn tell_failure(&mut self, slot: SlotId, request: u32, failure: Outcome, now: Now) {
         self.count_failure(failure);
         match failure.error() {

@@ -47,7 +47,7 @@ impl Stages {
         });
     }
 
-    /// As [`Stages::push_request`], for a tick that nobody waits for an answer to.
+    /// Like [`Stages::push_request`], for a tick whose answer nobody waits for.
     pub(super) fn push_publish(&mut self, home: ShardId, write: impl FnOnce(&mut Vec<u8>)) {
         self.with(home, |peer| write(peer.requests.tail()));
     }
@@ -60,7 +60,7 @@ impl Stages {
         });
     }
 
-    /// As [`Stages::push_delivery`], for a tick.
+    /// Like [`Stages::push_delivery`], for a tick.
     pub(super) fn push_tick(&mut self, shard: ShardId, write: impl FnOnce(&mut Vec<u8>)) {
         self.with(shard, |peer| write(peer.deliveries.tail()));
     }

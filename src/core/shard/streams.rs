@@ -1,4 +1,5 @@
-//! One-way streams over HTTP: how `/sse` begins, goes on where an earlier stream has ended, and says what its client has.
+//! One-way streams over HTTP: how `/sse` begins, resumes where an earlier stream has ended, and tells its client what it has
+//! received.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -20,7 +21,7 @@ use tickcast_proto::{
     subscription::{Position, StartPosition},
 };
 
-/// A position that no topic has, for clients whose own is lost: they are told so for each topic, and get what is kept.
+/// A position that no topic has, for clients whose own is lost: for each topic, they learn this and receive everything kept.
 const LOST: Position = Position { epoch: 0, sequence: 0 };
 
 impl Shard {
@@ -56,16 +57,17 @@ impl Shard {
         }
         let patterns = patterns.into_iter().map(Cow::Owned).collect();
         self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)?;
-        // Errors have been told. Without a subscription, nothing would follow them.
+        // The errors have been sent. Without a subscription, nothing would follow them.
         if self.sessions.open_mut(slot).is_some_and(|session| session.subscriptions.is_empty()) {
             self.end(slot, CloseReason::BadRequest("none of the topics could be subscribed to".into()), now);
         }
         Ok(())
     }
 
-    /// Refuses the credentials of a client that has asked for a stream: before the stream begins. If the server is too busy to look
-    /// at them, an EventSource would never come back after an error, so it gets a stream that ends at once. `cors`: that of
-    /// [`http::Answer::Upgrade`].
+    /// Refuses the credentials of a client that has requested a stream, before the stream begins. If the server is too busy to
+    /// verify them, the client gets a stream that ends at once, because an EventSource does not reconnect after an error
+    /// response.
+    /// `cors`: that of [`http::Answer::Upgrade`].
     pub(super) fn refuse_stream(
         &mut self,
         slot: SlotId,
@@ -90,8 +92,8 @@ impl Shard {
         self.end(slot, CloseReason::Http(status), now);
     }
 
-    /// Hands a connection over to the shard that keeps its client's places. Returns whether it has begun to. A client that the
-    /// shards are chosen for by its identity stays.
+    /// Hands a connection over to the shard that keeps its client's places. Returns whether the handover has begun. A client
+    /// whose shard is chosen by its identity stays.
     pub(super) fn hand_over_stream(&mut self, slot: SlotId, client: &str, kept: KeptPlaces) -> bool {
         let is_elsewhere = kept.shard != self.id.0 && kept.shard < self.shards;
         if !is_elsewhere || !client.is_empty() || self.limits.identity_replaces {
@@ -103,8 +105,8 @@ impl Shard {
         true
     }
 
-    /// The positions that an id names, of a stream that has ended or whose end this shard has not noticed yet: those of the same
-    /// client, in topics that match these patterns and that the client may still receive.
+    /// The positions that an id names, of a stream that has ended or whose end this shard has not noticed yet. Only those of
+    /// the same client, in topics that match these patterns and that the client may still receive.
     fn kept_positions(
         &mut self,
         slot: SlotId,
@@ -134,7 +136,8 @@ impl Shard {
         Some(positions)
     }
 
-    /// What a client has that goes on from these positions. `is_kept`: it has the id of places that stay with an earlier stream.
+    /// Sets the places of a client that resumes from these positions. `is_kept`: it has the id of places that stay with an
+    /// earlier stream.
     fn seed_places(&mut self, slot: SlotId, positions: &HashMap<Box<str>, Position>, is_kept: bool) {
         let bytes_max = self.limits.positions_bytes_max / usize::from(self.shards);
         let session = self.sessions.open_mut(slot);
@@ -142,13 +145,13 @@ impl Shard {
         for (topic, position) in positions {
             places.learn(None, topic, *position, bytes_max);
         }
-        // Those places are forgotten soon, however long this stream has nothing new.
+        // Those places are soon forgotten, even if this stream has nothing new for a long time.
         if is_kept && !positions.is_empty() {
             places.renew_id();
         }
     }
 
-    /// Ends a SEND of an event stream with what its client has then, unless the SEND ends within an event.
+    /// Ends an event stream's SEND with the id of what its client then has, unless the SEND ends within an event.
     pub(super) fn append_place(&mut self, slot: SlotId, source: &mut SendSource, gather: &mut Vec<u8>) {
         let SendSource::Gathered { start, len } = source else {
             return debug_assert!(false, "the SENDs of event streams are gathered");
@@ -170,7 +173,7 @@ impl Shard {
         }
     }
 
-    /// Keeps the places of a session that is gone, if its client may come back to them.
+    /// Keeps the places of a session that is gone, if its client may resume from them.
     pub(super) fn keep_places(&mut self, session: &mut Session) {
         if let Protocol::Streaming(stream) = &mut session.protocol
             && let Some(places) = stream.places.take_if(|places| places.must_be_kept())

@@ -63,7 +63,7 @@ impl Shard {
         }
     }
 
-    /// The saved positions of a session that has room for so many more; `None` after answering the request with an error.
+    /// The saved positions of a session, if there is room for `count` more; `None` after answering the request with an error.
     fn saved_positions(
         &mut self,
         slot: SlotId,
@@ -181,7 +181,7 @@ impl Shard {
         }
     }
 
-    /// The key of a topic's name or a pattern that a session uses. An exact name is its owner's: its tenant's, or that of the
+    /// The key of a topic's name or a pattern that a session uses. An exact name belongs to the session's tenant, or to the
     /// tenant that exports it.
     pub(super) fn pattern_key<'a>(&self, slot: SlotId, pattern: &'a str) -> Cow<'a, str> {
         let tenant = self.sessions.get(slot).map_or(TenantId::DEFAULT, |session| session.tenant);

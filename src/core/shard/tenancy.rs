@@ -1,8 +1,8 @@
 //! Which tenant a session belongs to.
 //!
-//! A listener, a host name and a token may each name one, and whichever do must agree: a client cannot leave the tenant of its
-//! listener by a Host header, or take a token to another tenant's host. So there is no order among them; if none says anything, it
-//! is the default tenant. Hosts are the `Host` of an upgrade, and the server name in a TLS handshake.
+//! A listener, a host name and a token may each name one, and all that do must agree: a client cannot leave its listener's
+//! tenant with a Host header, or take a token to another tenant's host. So none takes precedence; if none names a tenant, it is
+//! the default one. The host name is the `Host` of an upgrade, or the server name in a TLS handshake.
 
 use super::{Shard, ingress::quoted};
 use crate::{
@@ -35,7 +35,7 @@ impl Shard {
         }
     }
 
-    /// Settles the tenant of a session by the host that its request is for.
+    /// Settles a session's tenant by the host of its request.
     pub(super) fn enter_tenant_of_host(&mut self, slot: SlotId, host: &str) -> Result<(), AuthRefusal> {
         match self.limits.tenants.by_host(host) {
             Some(tenant) => self.enter_tenant(slot, tenant, NamedBy::Host(host)),

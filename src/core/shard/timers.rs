@@ -82,7 +82,7 @@ impl Shard {
                 else {
                     return false;
                 };
-                // There may be several of these timers: keep the one that is waited for.
+                // There may be several of these timers: keep the one that the session waits for.
                 let due_ns = match timer.kind {
                     TimerKind::Pace(topic) => session
                         .memberships
@@ -282,8 +282,8 @@ impl Shard {
         self.timers.insert(now.monotonic_ns + next_ms * 1_000_000, timer);
     }
 
-    /// Sends a heartbeat to a client that only reads. What shows that it is alive is that its socket takes something: ends the
-    /// session if the socket has been full since the last heartbeat, for longer than the timeout.
+    /// Sends a heartbeat to a client that only reads. It is alive if its socket accepts bytes: ends the session if the socket
+    /// has been full since the last heartbeat, for longer than the timeout.
     fn check_stream(&mut self, slot: SlotId, now: Now) {
         let (interval_ns, timeout_ns) = (self.limits.ping_interval_ns, self.limits.ping_timeout_ns);
         let full_ns = self.sessions.full_ns(slot, now);
@@ -323,7 +323,7 @@ impl Shard {
 }
 
 impl Session {
-    /// Milliseconds since its peer was last heard; correct for up to 49 days.
+    /// Milliseconds since its peer was last heard from; correct for up to 49 days.
     pub(super) fn silent_ms(&self, now: Now) -> u64 {
         since_ms(self.pulse_ms, now)
     }

@@ -1,5 +1,5 @@
-//! Starts the sinks before the shards, and stops them after the shards: a shard needs them until its last session has its
-//! answers.
+//! Starts the sinks before the shards, and stops them after the shards: a shard needs them until its last session has received
+//! its answers.
 
 use std::{
     io,
@@ -35,7 +35,7 @@ pub(super) fn start(
 }
 
 impl Server {
-    /// Stops the sinks, once no shard needs them. One may be stuck in a name look-up.
+    /// Stops the sinks once no shard needs them. One may be stuck in a DNS lookup.
     pub(super) fn stop_sinks(&mut self) {
         stop_all(&mut self.sinks, |sink| format!("sink {}", sink.name()));
     }

@@ -1,4 +1,4 @@
-//! Connects to Kafka: addresses, credentials, TLS, the client's settings, and what it tells while it runs.
+//! Connects to Kafka: addresses, credentials, TLS, the client's settings, and what it reports while it runs.
 
 use std::{
     fmt,
@@ -22,45 +22,46 @@ use crate::{
     tls::Tls,
 };
 
-/// The client, which tells what happens to an [`Events`].
+/// The client, which reports to an [`Events`].
 pub type Consumer = BaseConsumer<Events>;
 
-/// What an address with TLS begins with.
+/// Prefix of an address with TLS.
 const TLS_SCHEME: &str = "tls://";
 
-/// The client's settings beside addresses and credentials. A name is librdkafka's own.
+/// The client's settings besides addresses and credentials, under librdkafka's names.
 const SETTINGS: [(&str, &str); 20] = [
     ("client.id", "tickcast"),
-    // The client wants one to assign partitions. No group is joined, and nothing is committed.
+    // The client needs a group to assign partitions. No group is joined, and nothing is committed.
     ("group.id", "tickcast"),
     ("enable.auto.commit", "false"),
     ("enable.auto.offset.store", "false"),
-    // A group's member must poll; this reader need not, so that a full ring can stop it. A day is the longest.
+    // A group's members must poll; this reader need not, so that a full ring can stop it. A day is the maximum.
     ("max.poll.interval.ms", "86400000"),
-    // The other values jump without a sign.
+    // The other values skip messages without notice.
     ("auto.offset.reset", "error"),
     ("isolation.level", "read_committed"),
     ("allow.auto.create.topics", "false"),
-    // A broker that is stopped gives no answer. Reading goes on within 5 s of its return.
+    // A stopped broker gives no answer. Reading resumes within 5 s of its return.
     ("socket.timeout.ms", "3000"),
     ("socket.connection.setup.timeout.ms", "3000"),
     ("reconnect.backoff.ms", "100"),
     ("reconnect.backoff.max.ms", "2000"),
     ("topic.metadata.refresh.interval.ms", "10000"),
     ("fetch.wait.max.ms", "500"),
-    // How long a partition is not asked for more after its queue was full. With the default of 1,000, 12,960 messages took 6 s;
-    // with 10, 18,000 took 0.6 s.
+    // How long nothing more is fetched from a partition after its queue was full. With the default of 1,000, 12,960 messages
+    // took 6 s; with 10, 18,000 took 0.6 s.
     ("fetch.queue.backoff.ms", "10"),
-    // Bounds of memory: what waits to be taken, and one answer. An answer has a record batch whole, however large it is.
+    // Memory bounds: messages that wait to be taken, and one answer. An answer contains a whole record batch, however large it
+    // is.
     ("queued.max.messages.kbytes", "1024"),
     ("fetch.message.max.bytes", "1048576"),
     ("fetch.max.bytes", "4194304"),
     ("receive.message.max.bytes", "67108864"),
-    // How often the ends of the partitions are told, for the lag.
+    // How often the partitions' ends are reported, for the lag.
     ("statistics.interval.ms", "1000"),
 ];
 
-/// How a client proves who it is.
+/// How a client authenticates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mechanism {
     /// The password itself. Use it with TLS only.
@@ -83,7 +84,7 @@ impl Mechanism {
     }
 }
 
-/// The table `auth`: SASL. Without a user, there is none.
+/// The table `auth`, for SASL. Not used without a user.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Auth {
@@ -145,10 +146,11 @@ impl Connection {
         })
     }
 
-    /// Makes a client, which connects by itself. Files are read anew, so that changed credentials are taken at the next attempt.
+    /// Creates a client, which connects by itself. Files are read again each time, so that changed credentials take effect at
+    /// the next attempt.
     ///
     /// # Errors
-    /// A file cannot be read, or the client does not accept what it holds.
+    /// A file cannot be read, or the client does not accept its contents.
     pub fn consumer(&self) -> Result<Consumer, EngineError> {
         let mut config = ClientConfig::new();
         for (key, value) in SETTINGS {
@@ -207,11 +209,11 @@ pub struct PartitionEnd {
     pub topic: String,
     /// The partition.
     pub partition: i32,
-    /// The offset after the last message that a reader of committed messages is given.
+    /// The offset after the last message that a read-committed consumer receives.
     pub end: i64,
 }
 
-/// What the client tells beside messages, in calls of the thread that polls it.
+/// What the client reports besides messages, in callbacks on the thread that polls it.
 #[derive(Debug, Default)]
 pub struct Events {
     told: Mutex<Told>,
@@ -233,7 +235,7 @@ impl Events {
         self.told().last_error.take()
     }
 
-    /// The ends of the partitions, if they were told since the last call.
+    /// The ends of the partitions, if they were reported since the last call.
     pub fn take_ends(&self) -> Option<Vec<PartitionEnd>> {
         self.told().ends.take()
     }
@@ -253,7 +255,7 @@ impl ClientContext for Events {
     fn error(&self, error: KafkaError, reason: &str) {
         ::log::debug!(target: LOG_TARGET_SOURCE, "kafka: {reason}");
         let mut told = self.told();
-        // It says how many brokers are down; what came before says why.
+        // It says how many brokers are down; the preceding error says why.
         let is_summary = error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown);
         if !is_summary || told.last_error.is_none() {
             told.last_error = Some(reason.to_owned());
@@ -276,7 +278,7 @@ fn ends(statistics: &[u8]) -> Option<Vec<PartitionEnd>> {
     #[derive(Deserialize)]
     struct Partition {
         partition: i32,
-        /// Negative if it is not known: the broker is older than transactions, or nothing was fetched yet.
+        /// Negative if unknown: the broker predates transactions, or nothing was fetched yet.
         ls_offset: i64,
         hi_offset: i64,
     }

@@ -1,6 +1,7 @@
 //! Headers of a record, by name.
 //!
-//! Not by rdkafka's own [`rdkafka::message::Headers`]: it panics at a name that is not UTF-8, and a name is the producer's to choose.
+//! Does not use rdkafka's own [`rdkafka::message::Headers`], which panics on a name that is not UTF-8: producers choose the
+//! names.
 
 use std::{ptr, slice};
 
@@ -8,10 +9,10 @@ use rdkafka::{bindings, message::BorrowedMessage};
 
 use crate::mapping::Headers;
 
-/// Longest name that is looked up, with the zero byte at its end.
+/// Longest name that is looked up, including its terminating zero byte.
 const NAME_BYTES_MAX: usize = 256;
 
-/// The headers of a message, read where the client keeps them.
+/// The headers of a message, read in place from the client's memory.
 pub struct RecordHeaders<'a, 'b>(pub &'a BorrowedMessage<'b>);
 
 impl Headers for RecordHeaders<'_, '_> {
@@ -22,20 +23,20 @@ impl Headers for RecordHeaders<'_, '_> {
         }
         zero_ended[..name.len()].copy_from_slice(name.as_bytes());
         let mut headers = ptr::null_mut();
-        // SAFETY: the message is borrowed, so it lives; its headers belong to it and are only read.
+        // SAFETY: the message is borrowed, so it is alive; its headers belong to it and are only read.
         let error = unsafe { bindings::rd_kafka_message_headers(self.0.ptr(), &mut headers) };
         if error != bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR || headers.is_null() {
             return None;
         }
         let (mut value, mut bytes) = (ptr::null(), 0);
-        // SAFETY: the headers are those of the message that is borrowed; the name ends with a zero byte.
+        // SAFETY: the headers belong to the borrowed message; the name ends with a zero byte.
         let error = unsafe {
             bindings::rd_kafka_header_get(headers, 0, zero_ended.as_ptr().cast(), &mut value, &mut bytes)
         };
         if error != bindings::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR || value.is_null() {
             return None;
         }
-        // SAFETY: the client gives a value with its length, and keeps it as long as the message.
+        // SAFETY: the client returns a value with its length, and keeps it as long as the message.
         let value = unsafe { slice::from_raw_parts(value.cast::<u8>(), bytes) };
         str::from_utf8(value).ok()
     }

@@ -1,34 +1,34 @@
-//! Where a reader is in each partition of its topics. Plain data: no client, no clock.
+//! A reader's place in each partition of its topics. Plain data: no client, no clock.
 
 use std::mem;
 
 use super::connection::PartitionEnd;
 use crate::limits::SOURCE_PARTITIONS_MAX;
 
-/// Where reading goes on in a partition.
+/// Where reading continues in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Where the configuration says: reading has not begun, and the partition was there when the source first looked, or may have been.
+    /// Where the configuration says: reading has not begun, and the partition existed at the source's first check, or may have.
     Start,
-    /// At the oldest message: the partition came later, so that all of it is new.
+    /// At the oldest message: the partition appeared later, so all of it is new.
     Beginning,
     /// At this offset.
     Next(i64),
 }
 
-/// What the bounds of a partition say about going on at an offset.
+/// Whether reading can continue at an offset, given the partition's bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Continuation {
     /// The offset is within the bounds.
     Same,
     /// Retention has passed it: at most this many messages are lost, fewer where offsets are not dense.
     Passed { lost: u64 },
-    /// It lies beyond the end: the topic was made again, or its log was cut.
+    /// It lies beyond the end: the topic was recreated, or its log was truncated.
     SetBack,
 }
 
 impl Continuation {
-    /// Going on at `next` in a partition that has the offsets from `low` to before `high`.
+    /// The continuation at `next` in a partition that has the offsets `[low, high)`.
     pub fn of(next: i64, low: i64, high: i64) -> Continuation {
         match (low.saturating_sub(next), next > high) {
             (_, true) => Continuation::SetBack,
@@ -38,37 +38,38 @@ impl Continuation {
     }
 }
 
-/// The topics that were found, with the place in each partition. Those that are gone keep their places, as far as all have at most
-/// [`SOURCE_PARTITIONS_MAX`].
+/// The topics found, with the place in each partition. Those that are gone keep their places, as long as there are at most
+/// [`SOURCE_PARTITIONS_MAX`] in all.
 ///
-/// Invariant: topics are in the order of their names, so that a message's topic is found by halving.
+/// Invariant: topics are sorted by name, so that a message's topic is found by binary search.
 #[derive(Clone, Debug, Default)]
 pub struct Positions {
     topics: Vec<Topic>,
-    /// Whether there was a look before: what it has not seen came later.
+    /// Whether the cluster was checked before: what that check did not see appeared later.
     has_looked: bool,
-    /// Topics that have been there since the first look, but could not be read yet: an error stood in the place of their partitions.
+    /// Topics that have existed since the first check but could not be read yet: there was an error instead of their
+    /// partitions.
     unreadable: Vec<String>,
-    /// The topic of the last message: the next one is most likely of the same.
+    /// The topic of the last message: the next one is most likely of the same topic.
     last: usize,
 }
 
 #[derive(Clone, Debug)]
 struct Topic {
     name: String,
-    /// Whether the cluster had it when the source last looked.
+    /// Whether the cluster had it at the last check.
     is_present: bool,
     places: Vec<Place>,
 }
 
 impl Positions {
-    /// Notes which topics the cluster has, each with its number of partitions, and which it has but does not let be read. What came after
-    /// the first look begins with its oldest message. Returns whether anything has changed.
+    /// Notes which topics the cluster has, each with its number of partitions, and which of them cannot be read. Whatever
+    /// appeared after the first check begins with its oldest message. Returns whether anything has changed.
     pub fn update(&mut self, found: &[(String, usize)], unreadable: Vec<String>) -> bool {
         let mut has_changed = false;
         let has_looked = mem::replace(&mut self.has_looked, true);
         let before = mem::replace(&mut self.unreadable, unreadable);
-        // A topic that is being made has no leader at first.
+        // A topic that is being created has no leader at first.
         self.unreadable.retain(|name| !has_looked || before.contains(name));
         for topic in &mut self.topics {
             let is_present = found.iter().any(|(name, _)| *name == topic.name);
@@ -107,7 +108,7 @@ impl Positions {
         })
     }
 
-    /// The place in a partition; `None`: it is not known.
+    /// The place in a partition; `None`: unknown.
     pub fn place(&mut self, topic: &str, partition: i32) -> Option<&mut Place> {
         if self.topics.get(self.last).is_none_or(|last| last.name != topic) {
             self.last = self.topics.binary_search_by(|known| (*known.name).cmp(topic)).ok()?;

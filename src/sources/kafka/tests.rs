@@ -17,7 +17,7 @@ use tickcast_core::{
     metrics::counters::Counter,
 };
 
-/// Looks again and again, for a minute at most.
+/// Checks repeatedly, for a minute at most.
 fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..6_000 {
         if is_so() {

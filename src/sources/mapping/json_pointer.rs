@@ -8,7 +8,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-/// Tokens of a pointer.
+/// Maximum tokens of a pointer.
 const TOKENS_MAX: usize = 16;
 
 /// A JSON pointer (RFC 6901).
@@ -28,9 +28,9 @@ impl JsonPointer {
         (unescaped.len() <= TOKENS_MAX).then_some(JsonPointer(unescaped))
     }
 
-    /// Appends what the pointer names in `json` to `text`: a string without its quotes, a number or boolean as JSON. Returns `false`,
-    /// with `text` as it was, if there is no such scalar or the JSON is broken before it. Reads no further than that; allocates
-    /// only for strings with escapes.
+    /// Appends what the pointer names in `json` to `text`: a string without its quotes, a number or boolean as JSON. Returns
+    /// `false`, with `text` unchanged, if there is no such scalar or the JSON is broken before it. Reads no further than that;
+    /// allocates only for strings with escapes.
     pub fn append_scalar(&self, json: &[u8], text: &mut String) -> bool {
         let mut found = false;
         let leaf = AppendScalar { text, found: &mut found };
@@ -70,7 +70,7 @@ fn unescaped(token: &str) -> Option<Box<str>> {
     Some(text.into())
 }
 
-/// What is done with the value that a pointer names.
+/// What to do with the value that a pointer names.
 trait Leaf<'de> {
     fn take<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error>;
 }
@@ -173,7 +173,7 @@ impl<'de, L: Leaf<'de>> Visitor<'de> for Descent<'_, L> {
         let Some((index, rest)) = self.path.split_first() else {
             return Err(A::Error::custom("not a scalar"));
         };
-        // As RFC 6901 has it: no sign, no leading zero.
+        // As in RFC 6901: no sign, no leading zero.
         let is_index = &**index == "0" || !index.starts_with(['0', '+']);
         let Some(index) = index.parse::<usize>().ok().filter(|_| is_index) else {
             return Err(A::Error::custom("not an index"));

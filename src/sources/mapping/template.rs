@@ -4,9 +4,9 @@ use std::fmt;
 
 use super::{Message, Unmappable, json_pointer::JsonPointer};
 
-/// Highest number of a subject's token that a template may name.
+/// Highest number of a subject token that a template may name.
 const TOKEN_HIGHEST: usize = 32;
-/// Parts of a template.
+/// Maximum parts of a template.
 const PARTS_MAX: usize = 32;
 
 /// Literal text and parts of a message, in order.
@@ -94,7 +94,7 @@ impl Template {
         }
     }
 
-    /// Renders into `buffer`, which is cleared before.
+    /// Renders into `buffer`, which is cleared first.
     pub(super) fn render<'b>(
         &self,
         input: &Input<'_>,

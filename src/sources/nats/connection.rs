@@ -1,4 +1,4 @@
-//! Connects to NATS: addresses, credentials, TLS, and what the client tells while it runs.
+//! Connects to NATS: addresses, credentials, TLS, and what the client reports while it runs.
 
 use std::{
     fmt,
@@ -24,17 +24,17 @@ use crate::{
 };
 use tickcast_proto::pattern;
 
-/// Messages of one subscription that wait in the client. What comes beyond them is lost, or a fetch from JetStream hangs: more than
-/// a batch, and 10 ms at 800,000 messages/s.
+/// Messages of one subscription that may wait in the client. Beyond that, messages are lost, or a fetch from JetStream hangs.
+/// The bound is more than a batch, and 10 ms at 800,000 messages/s.
 pub const SUBSCRIPTION_CAPACITY: usize = 8_192;
-/// Time for a connection and its handshake.
+/// Timeout for a connection and its handshake.
 const CONNECT: Duration = Duration::from_secs(3);
-/// Time for an answer. A server that is stopped gives none.
+/// Timeout for an answer. A stopped server gives none.
 const REQUEST: Duration = Duration::from_secs(2);
-/// Silence after which the client asks whether the server is there. The connection ends when the next ping is due.
+/// Silence after which the client pings the server. Without an answer, the connection ends when the next ping is due.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The table `auth`: at most one way.
+/// The table `auth`: at most one method.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Auth {
@@ -63,7 +63,7 @@ pub struct Connection {
     tls: Tls,
 }
 
-/// The addresses, without what they may hold of credentials.
+/// The addresses, without any credentials in them.
 impl fmt::Display for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, server) in self.servers.iter().enumerate() {
@@ -109,10 +109,10 @@ impl Connection {
         (parsed.len() == servers.len()).then_some(Connection { kind, servers: parsed, auth, tls })
     }
 
-    /// Connects once. Files are read anew, so that changed credentials are taken at the next attempt.
+    /// Connects once. Files are read again each time, so that changed credentials take effect at the next attempt.
     ///
     /// # Errors
-    /// No server can be reached or lets this client in, or a file cannot be read.
+    /// No server can be reached or accepts this client, or a file cannot be read.
     pub async fn connect(&self, events: &Arc<Events>) -> Result<Client, EngineError> {
         let noted = events.clone();
         let mut options = ConnectOptions::new()
@@ -165,7 +165,7 @@ pub fn check_subjects(subjects: &[String], checks: &mut OptionChecks) {
     }
 }
 
-/// What the client tells beside messages.
+/// What the client reports besides messages.
 #[derive(Debug, Default)]
 pub struct Events {
     noted: AtomicU64,
@@ -174,17 +174,18 @@ pub struct Events {
     last: Mutex<Option<String>>,
     /// Subjects that this client may not publish on. Bound: [`DENIED_MAX`].
     denied: Mutex<Vec<String>>,
-    /// Rings when there is another.
+    /// Notified when another is added.
     denial: Notify,
     is_subscription_denied: AtomicBool,
 }
 
-/// Events that wait in the client. It drops those that find the queue full. The value is the client's own, which it does not export.
+/// Capacity of the client's event queue. The client drops events that find it full. The value is the client's own, which it
+/// does not export.
 pub const EVENTS_MAX: u64 = 128;
-/// Refused subjects that are remembered until they are taken; more than the client hands on between two calls.
+/// Refused subjects that are remembered until they are taken; more than the client passes on between two calls.
 const DENIED_MAX: usize = 4_096;
 const _: () = assert!(DENIED_MAX as u64 > EVENTS_MAX);
-/// Turns of the runtime in which the events that wait are handed on.
+/// Maximum turns of the runtime in which waiting events are passed on.
 const EVENT_TURNS_MAX: u32 = 8;
 
 impl Events {
@@ -202,7 +203,7 @@ impl Events {
     }
 
     fn note_denied(&self, text: &str) {
-        // Only subjects have the case that matters.
+        // Case matters only in subjects.
         let lower = text.to_ascii_lowercase();
         let after = |what: &str| lower.find(what).map(|at| &text[at + what.len()..]);
         if after("permissions violation for subscription").is_some() {
@@ -211,15 +212,15 @@ impl Events {
         if let Some(rest) = after("permissions violation for publish to \"") {
             let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
             if denied.len() < DENIED_MAX {
-                // What cannot be read is no tick's subject, and is told as such.
+                // Text that cannot be parsed is no tick's subject, and is passed on unchanged.
                 denied.push(unquoted(rest).unwrap_or_else(|| rest.to_owned()));
             }
             self.denial.notify_one();
         }
     }
 
-    /// Waits until the client has handed on the events that it had at the call. On a runtime of one thread, as sources and sinks have it,
-    /// every task runs once in each turn.
+    /// Waits until the client has passed on the events that it had at the call. On a single-threaded runtime, which sources and
+    /// sinks use, every task runs once per turn.
     pub async fn quiet(&self) {
         for _ in 0..EVENT_TURNS_MAX {
             let noted = self.noted.load(Relaxed);
@@ -258,12 +259,12 @@ impl Events {
         self.is_subscription_denied.load(Relaxed)
     }
 
-    /// Connections of the client so far: it makes another when one ends.
+    /// Number of the client's connections so far: it reconnects when one ends.
     pub fn connections(&self) -> u64 {
         self.connections.load(Relaxed)
     }
 
-    /// Messages that the client has dropped since the last call, because they came faster than they were taken.
+    /// Messages that the client has dropped since the last call, because they arrived faster than they were taken.
     pub fn take_slow(&self) -> u64 {
         self.slow.swap(0, Relaxed)
     }
@@ -274,8 +275,8 @@ impl Events {
     }
 }
 
-/// Reads a text that the server has quoted, as Go's `%q` does, from after its opening quote. `None` if it has no end, or bytes that are
-/// not UTF-8.
+/// Reads a text that the server has quoted like Go's `%q`, from after its opening quote. `None` if it has no end, or is not
+/// UTF-8.
 fn unquoted(quoted: &str) -> Option<String> {
     let (mut text, mut rest) = (String::new(), quoted.chars());
     loop {
@@ -289,7 +290,7 @@ fn unquoted(quoted: &str) -> Option<String> {
                 'r' => '\r',
                 't' => '\t',
                 'v' => '\x0b',
-                // Beyond ASCII, it is a byte of something that is not UTF-8.
+                // Above ASCII, it is a byte of text that is not UTF-8.
                 'x' => code_point(&mut rest, 2).filter(char::is_ascii)?,
                 'u' => code_point(&mut rest, 4)?,
                 'U' => code_point(&mut rest, 8)?,
@@ -300,7 +301,7 @@ fn unquoted(quoted: &str) -> Option<String> {
     }
 }
 
-/// Takes a code point of so many hexadecimal digits.
+/// Takes a code point of this many hexadecimal digits.
 fn code_point(rest: &mut Chars<'_>, digits: usize) -> Option<char> {
     let (number, after) = rest.as_str().split_at_checked(digits)?;
     *rest = after.chars();

@@ -5,8 +5,8 @@
 //!  epoch    = the stream's key, and what `{KEY}:gen` holds: the generation of the stream
 //! ```
 //!
-//! Before entries are published, the stream is looked at: another generation makes them entries of another life, and what retention has
-//! deleted before they were read is a hole in front of them.
+//! Before entries are published, the stream is checked. With another generation, they belong to another life; entries that
+//! retention deleted unread leave a hole before them.
 
 use std::convert::Infallible;
 
@@ -26,11 +26,11 @@ use tickcast_proto::logged::{LogPosition, log_epoch};
 /// A stream's life, and how much of it has been read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Life {
-    /// What the key beside the stream holds; empty: there is none.
+    /// Value of the key beside the stream; empty: there is none.
     generation: Vec<u8>,
-    /// Times that the stream was found made again or set back, without another generation.
+    /// How often the stream was found recreated or set back without another generation.
     set_back: u64,
-    /// Everything has been read from this position on; 0: from the first entry to come on.
+    /// Everything from this position on has been read; 0: everything from the next entry on.
     complete_from: u64,
 }
 
@@ -43,7 +43,7 @@ impl Life {
         log_epoch(Options::KIND, key, &life)
     }
 
-    /// Begins at a cursor of a stream that this tells of.
+    /// Begins at a cursor of the stream that `info` describes.
     fn begin(&mut self, cursor: Cursor, info: Info) {
         let is_untrimmed = info.added == info.length || (info.length > 0 && info.first <= cursor.last);
         let is_at_end = info.last <= cursor.last;
@@ -54,13 +54,13 @@ impl Life {
     }
 }
 
-/// Whether entries between a cursor and those just read, with these ids, may have been deleted unread. `info` is what the stream is
-/// after the read.
+/// Whether entries between a cursor and those just read, with these ids, may have been deleted unread. `info`: the stream's
+/// state after the read.
 fn has_hole(cursor: Cursor, read: &[Id], info: Info) -> bool {
     if info.length > 0 && info.first <= cursor.last {
         return false;
     }
-    // All that is left is newer than the cursor.
+    // All remaining entries are newer than the cursor.
     let Some(passed) = cursor.passed else { return true };
     let left_and_read = read.iter().filter(|&&id| info.length > 0 && id >= info.first).count() as u64;
     let known = read.len() as u64 + info.length.saturating_sub(left_and_read);
@@ -93,7 +93,7 @@ impl RedisStreams {
                     self.publish(at, &entries, info, ingest).await?;
                     lag = lag.saturating_add(self.streams[at].1.map_or(0, |cursor| cursor.left(info)));
                 } else {
-                    // What was read may be of either life.
+                    // The entries read may belong to either life.
                     has_more = true;
                 }
             }
@@ -145,10 +145,10 @@ impl RedisStreams {
         let Some(cursor) = &mut self.streams[at].1 else { return Ok(()) };
         let is_last_there = info.length > 0 && info.first <= cursor.last;
         if is_hole && !is_last_there {
-            // It may be behind those read instead.
+            // It may be among the entries after those read instead.
             self.lives[at].complete_from = 0;
         }
-        // How many entries are left behind the last one read, where that is certain.
+        // How many entries remain after the last one read, if that is certain.
         let behind = match is_last_there {
             false => Some(info.length),
             true => (info.last <= cursor.last).then_some(0),
@@ -157,7 +157,7 @@ impl RedisStreams {
         Ok(())
     }
 
-    /// Looks at a stream, and begins again if it is in another life. Returns what it is, and whether it is in the same life.
+    /// Checks a stream, and starts over if it is in another life. Returns its state, and whether it is in the same life.
     async fn look_at(
         &mut self,
         at: usize,

@@ -1,5 +1,5 @@
-//! When the ticks of a simulated wave are due. Plain arithmetic of integers: the k-th tick's time and the ticks of a time are inverse
-//! to each other, so an open loop neither drifts nor forgets.
+//! When the ticks of a simulated wave are due. Plain integer arithmetic: the time of the k-th tick and the number of ticks
+//! before a time are inverse functions, so an open loop neither drifts nor skips ticks.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use crate::kind::OptionChecks;
 use tickcast_common::values::Time;
 
 const NS_PER_S: u128 = 1_000_000_000;
-/// Parts of a nanosecond that are counted: the precision of a spike's factor.
+/// Fractions of a nanosecond that are counted: the precision of a spike's factor.
 const PARTS_PER_NS: u128 = 1_000;
 /// Bounds of a period.
 const PERIOD_LOWEST: Time = Time::from_ms(10);
@@ -20,34 +20,34 @@ const FACTOR_HIGHEST: f64 = 10_000.0;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Load {
-    /// It does not.
+    /// It stays constant.
     #[default]
     Steady,
-    /// The rate for a time, then nothing for a time.
+    /// The rate for some time, then nothing for some time.
     OnOff {
         /// How long it is on.
         on: Time,
         /// How long it is off.
         off: Time,
     },
-    /// From nothing up to the rate, evenly; then again.
+    /// Rises linearly from 0 to the rate, again and again.
     Ramp {
         /// How long it rises.
         over: Time,
     },
-    /// The rate; at the end of each period `factor` times as much.
+    /// The rate, and `factor` times the rate at the end of each period.
     Spike {
         /// The period.
         every: Time,
         /// How long the spike lasts.
         lasts: Time,
-        /// How many times the rate.
+        /// Multiple of the rate.
         factor: f64,
     },
 }
 
 impl Load {
-    /// Refuses, under the key `wave`, what makes no sense.
+    /// Refuses invalid values, under the key `wave`.
     pub fn check(&self, checks: &mut OptionChecks) {
         match *self {
             Load::Steady => {}
@@ -70,7 +70,7 @@ impl Load {
         self.time_ns(steady) as u64
     }
 
-    /// Ticks that are due before `at_ns`: as many as [`Load::due_ns`] puts there.
+    /// Number of ticks due before `at_ns`, as [`Load::due_ns`] places them.
     pub fn due_before(&self, at_ns: u64, rate: u64) -> u64 {
         (self.steady(at_ns.into()) * u128::from(rate)).div_ceil(NS_PER_S * PARTS_PER_NS) as u64
     }
@@ -81,8 +81,8 @@ impl Load {
         match *self {
             Load::Steady => at_ns * PARTS_PER_NS,
             Load::OnOff { on, .. } => (full * ns(on) + within.min(ns(on))) * PARTS_PER_NS,
-            // Half of what the rate itself would give, and within a period its square. Rounded up: the first tick is due at once,
-            // where the ramp is all but flat.
+            // A period has half of what the steady rate would give; within a period, the count grows with the square of the
+            // time. Rounded up, because the first tick is due at once, where the ramp is almost flat.
             Load::Ramp { over } => {
                 let squared = (within * within * PARTS_PER_NS).div_ceil(ns(over));
                 (full * ns(over) * PARTS_PER_NS + squared).div_ceil(2)
@@ -97,7 +97,7 @@ impl Load {
         }
     }
 
-    /// The time at which [`Load::steady`] has this value; the inverse, to a nanosecond.
+    /// The time at which [`Load::steady`] has this value: its inverse, to a nanosecond.
     fn time_ns(&self, steady: u128) -> u128 {
         match *self {
             Load::Steady => steady / PARTS_PER_NS,
@@ -134,7 +134,7 @@ impl Load {
 }
 
 fn ns(time: Time) -> u128 {
-    // Refused if it is 0; the server does not start then.
+    // A time of 0 is refused, and the server does not start.
     u128::from(time.ns.max(1))
 }
 
@@ -152,7 +152,7 @@ mod tests {
     const RAMP: Load = Load::Ramp { over: Time::from_ms(2_000) };
     const SPIKE: Load = Load::Spike { every: Time::from_ms(1_000), lasts: Time::from_ms(100), factor: 10.0 };
 
-    /// Ticks of each of these slices of 100 ms.
+    /// Number of ticks in each of these slices of 100 ms.
     fn per_slice(load: Load, slices: u64, rate: u64) -> Vec<u64> {
         let before = |slice: u64| load.due_before(slice * 100 * MS, rate);
         (0..slices).map(|slice| before(slice + 1) - before(slice)).collect()
@@ -175,7 +175,7 @@ mod tests {
                 let due: Vec<u64> = (0..5_000).map(|k| load.due_ns(k, rate)).collect();
                 assert!(due.is_sorted(), "{load:?} {rate}");
                 for (k, due_ns) in due.into_iter().enumerate() {
-                    // A microsecond for the rounding of both.
+                    // Allows a microsecond for the rounding of both.
                     assert!(
                         load.due_before(due_ns.saturating_sub(1_000), rate) <= k as u64,
                         "{load:?} {rate} {k}"

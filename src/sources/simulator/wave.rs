@@ -1,4 +1,4 @@
-//! One wave of the simulator: producers with a load, and what is wrong with their line.
+//! One wave of the simulator: producers with a load, jitter and loss.
 
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ const VALUE_BYTES: usize = 16;
 /// Longest jitter.
 const JITTER_HIGHEST: Time = Time::from_ms(60_000);
 
-/// A table `wave` of a simulator. What is not set is as in the simulator's own options.
+/// A table `wave` of a simulator. Options that are not set default to the simulator's own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WaveOptions {
@@ -29,16 +29,16 @@ pub struct WaveOptions {
     pub size: Option<Size>,
     /// How the rate changes.
     pub load: Load,
-    /// Each tick comes up to this much after it is due. None passes another.
+    /// Each tick comes up to this much after it is due. None overtakes another.
     pub jitter: Time,
-    /// Share of the ticks that are lost on their way: numbered, but not published.
+    /// Share of the ticks that are lost on the way: numbered, but not published.
     pub loss: f64,
-    /// What a sensor measures.
+    /// The signal of a sensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<Signal>,
 }
 
-/// A value from -1 to 1 that each payload has as `value`. Each topic of a wave is a little behind the one before it.
+/// A signal from -1 to 1, which each payload has as `value`. Each topic of a wave lags a little behind the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signal {
@@ -74,7 +74,7 @@ impl Signal {
 }
 
 impl WaveOptions {
-    /// Refuses, under the key `wave`, what makes no sense on its own.
+    /// Refuses values that are invalid on their own, under the key `wave`.
     pub fn check(&self, checks: &mut OptionChecks) {
         let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
         if !(1..=64).contains(&self.name.len()) || !self.name.bytes().all(is_token) {
@@ -95,7 +95,7 @@ impl WaveOptions {
 /// A configured wave.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wave {
-    /// Topics are this, a dot and a number.
+    /// Topics are named by this, a dot and a number.
     pub prefix: String,
     /// Number of producers.
     pub producers: u32,
@@ -117,7 +117,7 @@ impl Wave {
     }
 }
 
-/// A wave that runs.
+/// A running wave.
 ///
 /// Invariant: `comes_ns` never decreases, and is not before the tick is due.
 pub struct Running<'a> {
@@ -146,12 +146,12 @@ impl<'a> Running<'a> {
         self.comes_ns
     }
 
-    /// The time between the first two ticks: how dense the wave is.
+    /// The time between the first two ticks, which shows how dense the wave is.
     pub fn spacing_ns(&self) -> u64 {
         1_000_000_000 / self.wave.per_second().max(1)
     }
 
-    /// Passes over the ticks that are due before `at_ns`. Returns their number.
+    /// Skips the ticks due before `at_ns`. Returns their number.
     pub fn skip_to(&mut self, at_ns: u64) -> u64 {
         let skipped = self.wave.load.due_before(at_ns, self.wave.per_second()).saturating_sub(self.k);
         if skipped > 0 {
@@ -160,13 +160,13 @@ impl<'a> Running<'a> {
         skipped
     }
 
-    /// Passes over the ticks that should have come more than `catch_up_ns` before `elapsed_ns`, the longest jitter included. Returns their
-    /// number.
+    /// Skips the ticks that should have come more than `catch_up_ns` before `elapsed_ns`, even with the longest jitter. Returns
+    /// their number.
     pub fn skip_overdue(&mut self, elapsed_ns: u64, catch_up_ns: u64) -> u64 {
         self.skip_to(elapsed_ns.saturating_sub(catch_up_ns.saturating_add(self.wave.jitter_ns)))
     }
 
-    /// Writes the next tick's payload, unless it is lost on its way. Returns when it was due, and its topic.
+    /// Writes the next tick's payload, unless it is lost on the way. Returns when it was due, and its topic.
     pub fn make(&mut self, start_realtime_ns: u64, payload: &mut Vec<u8>) -> (u64, Option<&str>) {
         let producer = self.k % u64::from(self.wave.producers);
         let topic = (producer % u64::from(self.wave.topics)) as usize;

@@ -1,8 +1,8 @@
-//! Publishes to streams of JetStream. Each tick is confirmed with its position: the sequence in the stream, and an epoch that names the
-//! stream and its life.
+//! Publishes to JetStream streams. Each tick is confirmed with its position: the sequence in the stream, and an epoch that
+//! names the stream and its life.
 //!
-//! An acknowledgement does not say which life of the stream it is from. So the sink asks for the stream at most once a second, and at once
-//! when a sequence goes back.
+//! An acknowledgement does not say which life of the stream it is from. So the sink queries the stream at most once a second,
+//! and at once when a sequence goes back.
 
 use std::{
     collections::HashMap, convert::Infallible, error::Error, future::IntoFuture, pin::pin, sync::Arc,
@@ -41,14 +41,14 @@ use tickcast_common::clock;
 use tickcast_core::routes::Outcome;
 use tickcast_proto::logged::log_epoch;
 
-/// Acknowledgements that the client lets wait, those of ticks that were given up included. Beyond them, it blocks.
+/// Acknowledgements that the client may wait for, including those of ticks that were given up. Beyond that, it blocks.
 const ACKS_MAX: usize = 64 << 10;
 const _: () = assert!(SINK_TAKEN_MAX < ACKS_MAX);
-/// Time for which the client keeps waiting for an acknowledgement that was given up.
+/// How long the client keeps waiting for an acknowledgement that was given up.
 const ABANDONED: Duration = Duration::from_millis(100);
-/// Longest time for which the life of a stream is believed, nanoseconds.
+/// Longest time for which what is known about a stream's life is relied on, nanoseconds.
 const LOOK_NS: u64 = 1_000_000_000;
-/// Time until a stream is asked for again that the server does not answer for, nanoseconds: each wait holds up the sink.
+/// Time until a stream is queried again after the server gave no answer about it, nanoseconds: each wait holds up the sink.
 const LOOK_LATER_NS: u64 = 10_000_000_000;
 /// Longest wait for an answer about a stream.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -59,7 +59,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 pub struct Options {
     /// Addresses of one cluster: `nats://host:4222`, `tls://host:4222`.
     servers: Vec<String>,
-    /// The subject, a template. A stream must take it.
+    /// Template of the subject. A stream must capture it.
     subject: String,
     /// Whether messages have the tick's key and time as headers.
     headers: bool,
@@ -103,7 +103,7 @@ pub struct Connected {
     events: Arc<Events>,
 }
 
-/// An answer of the server, or what took its place.
+/// An answer of the server, or the error in its place.
 type Acknowledged = (PublishId, String, Result<PublishAck, PublishError>);
 
 impl Writer for JetStream {
@@ -124,7 +124,7 @@ impl Writer for JetStream {
             .ack_timeout(ABANDONED)
             .build(client.clone());
         let (mut acks, mut lives) = (FuturesUnordered::new(), Lives::default());
-        // Of each tick that waits, its subject, and what ends the wait.
+        // For each waiting tick, its subject, and the handle that ends the wait.
         let mut waiting: HashMap<PublishId, (String, AbortHandle)> = HashMap::new();
         loop {
             while let Some(publish) = outlet.take() {
@@ -198,7 +198,7 @@ impl JetStream {
     }
 }
 
-/// Settles the ticks of subjects on which the server does not permit to publish: no acknowledgement comes for them.
+/// Settles the ticks of subjects that the server does not permit to publish on: they get no acknowledgement.
 fn refuse_denied(
     denied: &[String],
     waiting: &mut HashMap<PublishId, (String, AbortHandle)>,
@@ -248,16 +248,16 @@ struct Lives(HashMap<String, Life>);
 
 #[derive(Clone, Copy)]
 struct Life {
-    /// 0 if the server does not tell.
+    /// 0 if the server does not say.
     epoch: u64,
     /// The highest sequence acknowledged.
     sequence: u64,
-    /// When the stream is to be looked at again, a time of [`clock::monotonic_ns`].
+    /// When the stream is to be checked again, a time of [`clock::monotonic_ns`].
     look_ns: u64,
 }
 
 impl Life {
-    /// Whether an acknowledgement can be of this life, as far as it shows.
+    /// Whether an acknowledgement can be from this life, as far as it shows.
     fn has(&self, ack: &PublishAck) -> bool {
         self.epoch == 0 || ack.sequence > self.sequence || ack.duplicate
     }
@@ -278,7 +278,7 @@ impl Lives {
         }
         let asked = format!("$JS.API.STREAM.INFO.{}", ack.stream);
         let look = tokio::time::timeout(ANSWER, context.get_stream(&ack.stream));
-        // A request that the server does not permit has no answer.
+        // A request that the server does not permit gets no answer.
         let (epoch, pause_ns) = match select(pin!(look), pin!(events.denied(&asked))).await {
             Either::Left((Ok(Ok(found)), _)) => {
                 let info = found.cached_info();
@@ -298,7 +298,8 @@ impl Lives {
     }
 }
 
-/// The epoch of a stream's life, unless the acknowledgement is older: the stream was made again after it, and has not come as far.
+/// The epoch of a stream's life, unless the acknowledgement is older: the stream was recreated after it, and has not come as
+/// far.
 fn epoch_of(ack: &PublishAck, last_sequence: u64, created_ns: i128) -> Option<u64> {
     (ack.sequence <= last_sequence).then(|| log_epoch(Options::KIND, &ack.stream, &created_ns.to_le_bytes()))
 }

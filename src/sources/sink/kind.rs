@@ -38,7 +38,7 @@ pub static KINDS: &[SinkKind] = &[
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 struct Common {
-    /// What routes call it.
+    /// Its name in routes.
     name: String,
     /// Time from a publish to its answer.
     ack_timeout: Time,
@@ -50,17 +50,18 @@ impl Default for Common {
     }
 }
 
-/// Options of one kind of sink: the keys of its `[[sink]]` beside `name` and `ack_timeout`. As
+/// Options of one kind of sink: the keys of its `[[sink]]` besides `name` and `ack_timeout`. Like
 /// [`SourceOptions`](crate::kind::SourceOptions), in short.
 pub trait SinkOptions: Serialize + DeserializeOwned + Default {
     /// The kind, as in `[[sink]] kind = "..."`.
     const KIND: &'static str;
-    /// Keys that every `[[sink]]` of the kind must set, beside `name`.
+    /// Keys that every `[[sink]]` of the kind must set, besides `name`.
     const REQUIRED: &'static [&'static str] = &[];
     /// What passes ticks on.
     type Writer: Writer + Clone + Sync + 'static;
 
-    /// Checks the options and makes the writer, which connects only when it runs. Reports all errors. `None` if it cannot be made.
+    /// Checks the options and creates the writer, which connects only when it runs. Reports all errors. `None` if it cannot be
+    /// created.
     fn configure(self, checks: &mut OptionChecks) -> Option<Self::Writer>;
 }
 
@@ -75,7 +76,7 @@ pub struct SinkKind {
     configure: fn(Table, &mut OptionChecks) -> Result<Option<Build>, toml::de::Error>,
 }
 
-/// Makes a sink that runs once.
+/// Creates a sink that runs once.
 type Build = Arc<dyn Fn() -> Box<dyn Sink> + Send + Sync>;
 
 impl SinkKind {
@@ -128,7 +129,7 @@ impl SinkKind {
         Ok(all)
     }
 
-    /// Makes a sink from these options, or adds to `checks` why it cannot.
+    /// Creates a sink from these options, or adds to `checks` why it cannot.
     pub fn configure(&'static self, options: &Table, checks: &mut OptionChecks) -> Option<SinkConfig> {
         let (common, own) = split(options.clone());
         let made = Common::deserialize(Value::Table(common))
@@ -201,7 +202,7 @@ impl SinkConfig {
         self.kind
     }
 
-    /// What routes call it.
+    /// Its name in routes.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -211,7 +212,7 @@ impl SinkConfig {
         self.ack_timeout_ns
     }
 
-    /// Makes the sink, to run once.
+    /// Creates the sink, to run once.
     pub fn build(&self) -> Box<dyn Sink> {
         (self.build)()
     }

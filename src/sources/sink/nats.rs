@@ -1,5 +1,5 @@
-//! Publishes to subjects of NATS. NATS keeps nothing and confirms nothing by itself, so a marker follows each batch, to an inbox of this
-//! connection: when it comes back, the server has taken all that went before it.
+//! Publishes to NATS subjects. NATS stores nothing and confirms nothing by itself, so each batch is followed by a marker to an
+//! inbox of this connection. When the marker comes back, the server has taken everything before it.
 
 mod batches;
 
@@ -30,7 +30,7 @@ use tickcast_core::routes::Outcome;
 const KEY: &str = "Tickcast-Key";
 /// Header with the producer's time, nanoseconds since 1970.
 const TIME: &str = "Tickcast-Time";
-/// Longest time that the client may take to accept a message: its queue is full, and the socket takes nothing.
+/// Longest time that the client may take to accept a message while its queue is full and the socket takes nothing.
 pub(super) const ACCEPTED: Duration = Duration::from_secs(2);
 
 /// A `[[sink]]` of kind `nats`.
@@ -39,7 +39,7 @@ pub(super) const ACCEPTED: Duration = Duration::from_secs(2);
 pub struct Options {
     /// Addresses of one cluster: `nats://host:4222`, `tls://host:4222`.
     servers: Vec<String>,
-    /// The subject, a template.
+    /// Template of the subject.
     subject: String,
     /// Whether messages have the tick's key and time as headers.
     headers: bool,
@@ -70,7 +70,7 @@ impl SinkOptions for Options {
     }
 }
 
-/// What messages look like.
+/// The form of messages.
 #[derive(Clone, Debug)]
 pub(super) struct Subjects {
     template: TopicTemplate,

@@ -45,14 +45,14 @@ pub struct SinkLanes {
 /// Both ends of the rings between a sink and the shards.
 #[derive(Debug)]
 pub struct SinkRings {
-    /// The sink's.
+    /// The sink's ends.
     pub lanes: SinkLanes,
-    /// Each shard's, in order.
+    /// Each shard's ends, in order.
     pub shards: Vec<SinkLane>,
 }
 
 impl SinkRings {
-    /// Creates the rings to the shards that `bells` wake, of so many bytes each.
+    /// Creates the rings to the shards that `bells` wake, of `ring_bytes` each.
     pub fn new(bells: &[Arc<Doorbell>], ring_bytes: usize) -> SinkRings {
         let wake = Arc::new(Notify::new());
         let (lanes, shards) = bells
@@ -71,7 +71,7 @@ impl SinkRings {
     }
 }
 
-/// Names a tick that a writer has taken and must settle. Never used again for another.
+/// Identifies a tick that a writer has taken and must settle. Never reused for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PublishId {
     place: usize,
@@ -81,7 +81,7 @@ pub struct PublishId {
 /// A tick for the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publish {
-    /// To settle it.
+    /// Its id, to settle it with.
     pub id: PublishId,
     /// The name of its topic.
     pub topic: String,
@@ -93,7 +93,7 @@ pub struct Publish {
     pub payload: Vec<u8>,
 }
 
-/// That the engine has a tick, and where.
+/// Confirmation that the engine has a tick, and where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Confirmed {
     /// Epoch of the position; 0: the engine has no positions.
@@ -115,12 +115,12 @@ struct Taken {
     bytes: usize,
 }
 
-/// What a sink's writer takes ticks from and gives their answers to.
+/// Where a sink's writer takes ticks and returns their answers.
 pub struct Outlet {
     lanes: Vec<Lane>,
     wake: Arc<Notify>,
     status: SinkStatus,
-    /// Half of the time to a tick's deadline: what has not been passed on by then is refused.
+    /// Half of the time to a tick's deadline: ticks not passed on by then are refused.
     pass_on_ns: u64,
     /// The lane that is served first.
     first: usize,
@@ -161,13 +161,13 @@ impl Outlet {
         Duration::from_nanos(self.pass_on_ns.saturating_mul(2))
     }
 
-    /// Number of ticks that are taken and not settled.
+    /// Number of ticks that are taken but not settled.
     pub fn taken_len(&self) -> usize {
         self.taken.len() - self.free.len()
     }
 
-    /// Takes the next tick, if one waits and fewer than [`SINK_TAKEN_MAX`] are taken and not settled. Ticks of one session come in the order
-    /// in which it published them. Refuses those that have waited too long.
+    /// Takes the next tick, if one waits and fewer than [`SINK_TAKEN_MAX`] are taken but not settled. Ticks of one session come
+    /// in the order in which it published them. Refuses those that have waited too long.
     pub fn take(&mut self) -> Option<Publish> {
         let now_ns = clock::monotonic_ns();
         if self.is_full() {
@@ -221,7 +221,7 @@ impl Outlet {
         self.settle(id, outcome, Confirmed::default());
     }
 
-    /// As [`Outlet::fail`], with the engine's reason in the log (at most ten such lines a second are).
+    /// Like [`Outlet::fail`], with the engine's reason in the log (at most ten such lines per second).
     pub fn fail_because(&mut self, id: PublishId, outcome: Outcome, why: &dyn std::fmt::Display) {
         ::log::warn!(target: LOG_TARGET_SINK, "sink {}: a tick is not published: {why}", self.name());
         self.fail(id, outcome);
@@ -245,7 +245,7 @@ impl Outlet {
         self.status.status().set_health(Health::Running);
     }
 
-    /// Notes that the connection has ended, or that there is none: what was taken is unconfirmed.
+    /// Notes that the connection has ended, or that there is none: ticks already taken are unconfirmed.
     pub(super) fn set_away(&mut self, why: &str) {
         ::log::warn!(target: LOG_TARGET_SINK, "sink {}: {why}; trying again", self.name());
         self.is_away = true;
@@ -258,7 +258,7 @@ impl Outlet {
         self.status.status().set_health(Health::Waiting(Waiting::Engine(why.into())));
     }
 
-    /// Refuses ticks that have waited too long, and cannot be taken.
+    /// Refuses ticks that have waited too long and cannot be taken.
     pub(super) fn refuse_late(&mut self, outcome: Outcome) {
         let (now_ns, pass_on_ns) = (clock::monotonic_ns(), self.pass_on_ns);
         while let Some((lane, routed)) = self.next_frame(|record| is_late(record, now_ns, pass_on_ns)) {
@@ -266,13 +266,13 @@ impl Outlet {
         }
     }
 
-    /// The next tick of any shard that is `wanted`, with its lane. Of each shard, only the first is looked at.
+    /// The next `wanted` tick of any shard, with its lane. Checks only the first tick of each shard.
     fn next_frame(&mut self, wanted: impl Fn(&Routed) -> bool) -> Option<(usize, ReceivedTick)> {
         let lanes = self.lanes.len();
         for at in (0..lanes).map(|at| (self.first + at) % lanes) {
             let lane = &mut self.lanes[at];
             let mut received = None;
-            // One byte: the first frame, whole.
+            // A limit of one byte yields the first frame, whole.
             lane.ticks.drain(1, |frame| {
                 received = ReceivedTick::read(frame, &wanted);
                 received.is_some()
@@ -293,7 +293,7 @@ impl Outlet {
         self.answer(lane, routed.ticket, &routed.key, outcome, Confirmed::default());
     }
 
-    /// Answers a tick, once: what comes later finds nothing.
+    /// Answers a tick once: later answers find nothing.
     fn settle(&mut self, id: PublishId, outcome: Outcome, confirmed: Confirmed) {
         let is_it = |taken: &mut Taken| taken.number == id.number;
         let Some(taken) = self.taken.get_mut(id.place).and_then(|place| place.take_if(is_it)) else { return };

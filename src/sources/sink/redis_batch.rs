@@ -1,4 +1,4 @@
-//! What both kinds of sinks for Redis share: a batch of commands in one request, and an answer to each.
+//! Shared by both kinds of Redis sinks: a batch of commands in one request, and an answer to each.
 
 use std::convert::Infallible;
 
@@ -9,7 +9,7 @@ use crate::{engine::EngineError, limits::SINK_BATCH_MAX, redis::Server};
 use tickcast_common::clock;
 use tickcast_core::routes::Outcome;
 
-/// Silence after which the server is asked whether it is there, nanoseconds.
+/// Silence after which the server is pinged, nanoseconds.
 const PING_NS: u64 = 500_000_000;
 
 /// Passes batches on until an error. `command` adds the one command of a tick, or says why it has none; `confirmed` reads its reply.
@@ -37,7 +37,7 @@ pub(super) async fn write(
         }
         outlet.flush();
         if ids.is_empty() {
-            // So that a server that has gone away is noticed before a tick is lost by it.
+            // So that a server that is gone is noticed before it loses a tick.
             if clock::monotonic_ns().saturating_sub(used_ns) >= PING_NS {
                 redis::cmd("PING").exec_async(&mut redis).await.map_err(|error| failed(&error))?;
                 used_ns = clock::monotonic_ns();
@@ -61,7 +61,8 @@ pub(super) async fn write(
                 Ok(value) => outlet.confirm(id, confirmed(&value)),
                 Err(error) => {
                     outlet.fail_because(id, Outcome::Refused, &error);
-                    // The server has lost the script, starts, or is a replica now: another attempt begins from the start.
+                    // The server has lost the script, is starting, or is now a replica: another attempt starts from the
+                    // beginning.
                     if matches!(
                         error.kind(),
                         redis::ErrorKind::Server(

@@ -1,4 +1,5 @@
-//! Publishes to channels of Redis. A tick is confirmed once Redis has passed it to whoever subscribes then: it keeps nothing.
+//! Publishes to Redis channels. A tick is confirmed once Redis has passed it to the subscribers of that moment: Redis stores
+//! nothing.
 
 use std::convert::Infallible;
 
@@ -19,9 +20,9 @@ use crate::{
 pub struct Options {
     /// `redis://host:6379`, `rediss://host:6379`, `unix:/path`.
     server: String,
-    /// The channel, a template.
+    /// Template of the channel.
     channel: String,
-    /// What separates the tokens of `{topic}` in it.
+    /// Separator of the tokens of `{topic}` in it.
     separator: String,
     auth: Auth,
     tls: Tls,

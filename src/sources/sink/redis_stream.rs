@@ -1,8 +1,8 @@
-//! Adds entries to Redis Streams. Each tick is confirmed with its position: its id as one number, and an epoch that names the stream and
-//! its life.
+//! Adds entries to Redis Streams. Each tick is confirmed with its position: the entry's id as one number, and an epoch that
+//! names the stream and its life.
 //!
-//! Redis does not say which life of a stream an id is from. So a key beside the stream holds a generation, and a script reads it in the
-//! same step as it adds the entry. It makes another generation when there is no stream.
+//! Redis does not say which life of a stream an id is from. So a key beside the stream holds a generation, and a script reads
+//! it in the same step in which it adds the entry. The script sets a new generation if the stream does not exist.
 
 use std::{
     cell::Cell,
@@ -23,7 +23,8 @@ use crate::{
 use tickcast_common::clock;
 use tickcast_proto::logged::log_epoch;
 
-/// Adds an entry. KEYS: stream, generation. ARGV: a new generation, the most entries (0: no bound), fields and values.
+/// Adds an entry. KEYS: stream, generation. ARGV: a new generation, the maximum number of entries (0: no bound), fields and
+/// values.
 const ADD: &str = "local generation = redis.call('GET', KEYS[2])
 if not generation or redis.call('EXISTS', KEYS[1]) == 0 then
   generation = ARGV[1]
@@ -43,14 +44,14 @@ return {KEYS[1], generation, id}";
 pub struct Options {
     /// `redis://host:6379`, `rediss://host:6379`, `unix:/path`.
     server: String,
-    /// The key of the stream, a template. With `{topic}`, clients make as many streams as they publish topics.
+    /// Template of the stream's key. With `{topic}`, clients create as many streams as they publish topics.
     #[serde(skip_serializing_if = "Option::is_none")]
     stream: Option<String>,
-    /// What separates the tokens of `{topic}` in it.
+    /// Separator of the tokens of `{topic}` in it.
     separator: String,
     /// The field with the payload. Others are `topic`, `time` and, if the tick has one, `key`.
     field: String,
-    /// About as many entries are kept; 0: all.
+    /// About this many entries are kept; 0: all.
     max_len: u32,
     auth: Auth,
     tls: Tls,
@@ -123,7 +124,7 @@ impl Writer for Stream {
         redis: MultiplexedConnection,
         outlet: &mut Outlet,
     ) -> Result<Infallible, EngineError> {
-        // Another for each tick: whichever begins a life of a stream, no two lives have the same.
+        // A new one for each tick: whichever tick begins a life of a stream, no two lives have the same.
         let connection =
             format!("{:x}-{:x}", clock::realtime_ns(), RandomState::new().hash_one(outlet.name()));
         let ticks = Cell::new(0_u64);

@@ -6,14 +6,14 @@ use tickcast_core::routes::Outcome;
 
 /// Highest number of a token that a template may name.
 const TOKEN_HIGHEST: usize = 32;
-/// Parts of a template.
+/// Maximum parts of a template.
 const PARTS_MAX: usize = 32;
 
 /// A template such as `orders.{topic}` or `in.{2}.{1}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicTemplate {
     parts: Vec<Part>,
-    /// Between tokens, instead of a dot.
+    /// Separator of tokens, instead of a dot.
     separator: Box<str>,
 }
 
@@ -30,7 +30,7 @@ enum Part {
 pub enum Unnameable {
     /// The template names a token that the topic does not have.
     Missing(usize),
-    /// The name would begin with `$` or `_`, which engines keep for themselves, by the choice of a client.
+    /// The topic, which a client chooses, would make the name begin with `$` or `_`, which engines reserve.
     Reserved,
 }
 
@@ -54,7 +54,7 @@ impl fmt::Display for Unnameable {
 }
 
 impl TopicTemplate {
-    /// Reads a template.
+    /// Parses a template.
     ///
     /// # Errors
     /// What is wrong with it.

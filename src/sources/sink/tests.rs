@@ -37,7 +37,7 @@ impl Sink {
         Sink { outlet, shards, status }
     }
 
-    /// A shard sends a tick whose deadline is so far away.
+    /// Sends a tick from a shard, with its deadline `left_ns` away.
     pub(super) fn send(&mut self, shard: usize, ticket: u64, payload: &str, left_ns: u64) {
         let mut stage = Stage::default();
         let fields = HeaderFields { sequence: ticket, ..HeaderFields::default() };
@@ -91,7 +91,7 @@ fn ticks_of_shards_are_taken_in_turns_and_each_is_answered_once_where_it_came_fr
     sink.outlet.confirm(taken[2].id, at(1));
     sink.outlet.confirm(taken[1].id, at(2));
     sink.outlet.fail(taken[0].id, Outcome::NoStream);
-    // Later words about the same ticks are not heard, even when another tick has their places.
+    // Later answers to the same ticks are ignored, even when another tick has their places.
     sink.send(0, 3, "a3", TIMEOUT_NS);
     let next = sink.outlet.take().unwrap();
     taken[..3].iter().for_each(|tick| sink.outlet.fail(tick.id, Outcome::Refused));

@@ -19,11 +19,11 @@ use crate::{
 };
 use tickcast_common::{clock, values::Time};
 
-/// Time for a command or a request.
+/// Timeout for a command or a request.
 const OBTAIN_NS: u64 = 10_000_000_000;
-/// Pause between two looks whether a command has ended.
+/// Pause between two checks whether a command has ended.
 const LOOK_NS: u64 = 20_000_000;
-/// How long before its end a token is renewed: a command and a request have their time, and clocks differ.
+/// A token is renewed this long before it expires, because a command or a request takes time, and clocks differ.
 const MARGIN_S: u64 = 60;
 /// Shortest time between two renewals, whatever a token says.
 const RENEW_NS_LOWEST: u64 = 1_000_000_000;
@@ -41,9 +41,9 @@ pub struct TokenOptions {
     /// An endpoint that answers GET with the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<String>,
-    /// Where in a JSON output or answer the token stands; empty: the whole text.
+    /// JSON pointer to the token in an output or answer; empty: the whole text.
     pointer: String,
-    /// How long a token is used; 0: as long as a JWT says, any other for ever.
+    /// How long a token is used; 0: until a JWT expires, and any other token for ever.
     every: Time,
 }
 
@@ -57,7 +57,7 @@ pub struct Token {
 /// A token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Obtained {
-    /// What stands for `{token}`.
+    /// The text that replaces `{token}`.
     pub text: String,
     /// When to obtain the next one, a time of [`clock::monotonic_ns`].
     pub renew_ns: Option<u64>,
@@ -124,13 +124,13 @@ impl Token {
     }
 }
 
-/// How long to use a token that ends at `at_s`: until a minute before, or half of what is left.
+/// How long to use a token that expires at `at_s`: until a minute before that, or half of what is left.
 fn life_ns(at_s: u64, now_s: u64) -> u64 {
     let left_s = at_s.saturating_sub(now_s);
     left_s.saturating_sub(MARGIN_S).max(left_s / 2).saturating_mul(1_000_000_000)
 }
 
-/// The claim `exp` of a JWT. It is not verified: that is for the other server.
+/// The claim `exp` of a JWT. It is not verified: that is the other server's task.
 fn expiry_s(token: &str) -> Option<u64> {
     #[derive(Deserialize)]
     struct Claims {
@@ -174,7 +174,7 @@ fn run(command: &[String]) -> Result<String, String> {
             Ok(Some(status)) => break status,
             Ok(None) if clock::monotonic_ns() < end_ns => clock::sleep_ns(LOOK_NS),
             other => {
-                // It is gone, or it is killed now.
+                // It has ended, or is killed now.
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(match other {

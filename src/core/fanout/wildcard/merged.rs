@@ -8,19 +8,19 @@ use super::super::{
 use super::COMPARED_MAX;
 use crate::{ids::TenantId, pattern_trie::PatternTrie, principal::Principal, tenants::Exports};
 
-/// What decides whether a pattern matches a topic.
+/// Decides whether a pattern matches a topic.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::fanout) struct Matching<'a> {
     /// The trie of all patterns.
     pub(in crate::fanout) patterns: &'a PatternTrie<u32>,
-    /// Their highest tenant.
+    /// The highest tenant that has a pattern.
     pub(in crate::fanout) tenant_highest: TenantId,
     /// What tenants export.
     pub(in crate::fanout) exports: &'a Exports,
 }
 
 impl<'a> Matching<'a> {
-    /// Of parts of the fan-out, whose topics may be changed meanwhile.
+    /// Borrows parts of the fan-out, so that its topics can be changed meanwhile.
     pub(in crate::fanout) fn new(
         patterns: &'a PatternTrie<u32>,
         tenant_highest: TenantId,
@@ -30,8 +30,8 @@ impl<'a> Matching<'a> {
     }
 }
 
-/// Merges the deliveries of those of the session's subscriptions that are live and deliver a topic. `None` if none does. A match
-/// against each.
+/// Merges the deliveries of the session's live subscriptions that deliver a topic; `None` if none does. Compares the topic with
+/// each.
 pub(in crate::fanout) fn merged<'a>(
     matching: Matching<'_>,
     entries: &[Option<PatternEntry>],
@@ -62,7 +62,7 @@ pub(in crate::fanout) fn merged<'a>(
     merged
 }
 
-/// As [`merged`], for all of a session's subscriptions. Those that match are looked up if there are many, so that patterns that
+/// Like [`merged`], for all of a session's subscriptions. If there are many, looks up those that match, so that patterns that
 /// match nothing cost nothing.
 pub(in crate::fanout) fn merged_of_all(
     matching: Matching<'_>,

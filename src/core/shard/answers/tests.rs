@@ -25,7 +25,7 @@ struct Pair {
     shards: Vec<Shard>,
     meshes: Vec<Mesh>,
     turns: TurnLoop,
-    /// What the sessions were sent, by slot.
+    /// Bytes sent to the sessions, by slot.
     sent: Vec<Vec<u8>>,
 }
 
@@ -67,7 +67,7 @@ impl Pair {
         self.shards[0].handle_bytes(PUBLISHER, &bytes, START);
     }
 
-    /// The frames that a session has been sent since the last call.
+    /// Frames sent to a session since the last call.
     fn take(&mut self, slot: SlotId) -> Vec<Answer> {
         let bytes = std::mem::take(&mut self.sent[slot.index()]);
         let (mut answers, mut rest) = (Vec::new(), &bytes[..]);
@@ -101,7 +101,7 @@ enum Answer {
     Other(Kind),
 }
 
-/// A topic whose home is a shard of two.
+/// A topic whose home is this one of two shards.
 fn topic_of(home: u16, number: u32) -> String {
     let mut names = (0..).map(|n| format!("t.{n}"));
     names.by_ref().filter(|name| placement::home_shard(name, 2).0 == home).nth(number as usize).unwrap()
@@ -178,7 +178,7 @@ fn answer_to_a_session_that_has_gone_reaches_nobody() {
     pair.turn(0);
     pair.shards[0].handle_error(PUBLISHER, 104, START);
     while pair.shards[0].poll_action().is_some() {}
-    // Its slot belongs to another session by the time that the answer arrives.
+    // By the time the answer arrives, its slot belongs to another session.
     pair.accept(PUBLISHER, Features::PUBLISHED);
     pair.settle();
     assert_eq!(pair.take(PUBLISHER), []);

@@ -1,5 +1,5 @@
-//! Whose credentials an HTTP connection has. A proxy may send the requests of many clients over one connection, so each request has
-//! the permissions of its own token, and of no token but that.
+//! Credentials of HTTP connections. A proxy may send the requests of many clients over one connection, so each request has the
+//! permissions of its own token, and no others.
 
 use crate::{
     ids::SlotId,
@@ -9,8 +9,8 @@ use crate::{
 use tickcast_proto::command::Token;
 
 impl Shard {
-    /// Makes a connection that of the client whose request has this token: forgets what an earlier request has proven, unless that
-    /// had the same token.
+    /// Assigns a connection to the client whose request carries this token: forgets what an earlier request has proven, unless
+    /// that carried the same token.
     pub(in crate::shard) fn settle_caller(&mut self, slot: SlotId, token: Option<&Token<'_>>) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let (tenant, is_pending) = (session.tenant, session.awaits_verdict());
@@ -29,8 +29,8 @@ impl Shard {
         }
     }
 
-    /// As [`Shard::settle_caller`], before a connection ends its requests of `/v1`, if it had any, with one for a WebSocket or a
-    /// stream.
+    /// Like [`Shard::settle_caller`], for a request for a WebSocket or a stream, which ends the `/v1` requests of a connection,
+    /// if it had any.
     pub(in crate::shard) fn settle_last_caller(&mut self, slot: SlotId, token: Option<&Token<'_>>) {
         let session = self.sessions.open_mut(slot);
         if session

@@ -1,4 +1,4 @@
-//! What sessions may do.
+//! Permissions of sessions: which patterns they may subscribe to, and which topics they may publish.
 
 use super::Shard;
 use crate::{ids::SlotId, metrics::counters::Counter, now::Now, session::Session, shard::ingress::quoted};
@@ -11,7 +11,7 @@ pub(in crate::shard) enum Allowed {
     All,
     /// Those that its permissions name.
     Part,
-    /// None, or a part while the configuration says that this is refused.
+    /// None, or only a part, which the configuration refuses.
     Nothing,
 }
 
@@ -31,7 +31,7 @@ impl Shard {
         }
     }
 
-    /// Counts a pattern of which a session may receive nothing, and returns what its client is told.
+    /// Counts a pattern of which a session may receive nothing, and returns the error text for its client.
     pub(in crate::shard) fn refuse_pattern(&mut self, pattern: &str) -> String {
         self.counters.add(Counter::SubscriptionsRefused, 1);
         format!("pattern {}: you may not receive all topics that it matches", quoted(pattern.as_bytes()))
@@ -48,7 +48,7 @@ impl Shard {
         }
     }
 
-    /// Tells a client that its new token does not allow a subscription, which has ended.
+    /// Tells a client that its new token does not allow a subscription, which has therefore ended.
     pub(in crate::shard) fn tell_removed(&mut self, slot: SlotId, pattern: &str, now: Now) {
         self.counters.add(Counter::SubscriptionsRemoved, 1);
         let text = format!("pattern {}: the new token does not allow all of it", quoted(pattern.as_bytes()));

@@ -244,7 +244,7 @@ impl Bench {
         self.take(slot)
     }
 
-    /// Gives each credentials their verdict, and returns how many there were.
+    /// Gives all waiting credentials their verdicts, and returns how many there were.
     fn verify(&mut self) -> usize {
         let mut verified = 0;
         while let Some((id, credentials)) = self.driver.shard.poll_credentials() {
@@ -379,7 +379,7 @@ fn text_event(text: &str) -> String {
     }
 }
 
-/// What a client is sent that opens its session with a token.
+/// What is sent to a client that opens its session with a token.
 fn opened(transport: Transport) -> Vec<&'static str> {
     match transport {
         Native => vec!["welcome", "expires 1 0"],
@@ -388,7 +388,7 @@ fn opened(transport: Transport) -> Vec<&'static str> {
     }
 }
 
-/// What a client is sent whose token is refused with a code.
+/// What is sent to a client whose token is refused with this code.
 fn refused(transport: Transport, code: u16) -> Vec<String> {
     let (closing, close) = (format!("closing {code}"), format!("close {code}"));
     match transport {

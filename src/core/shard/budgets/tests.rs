@@ -115,7 +115,7 @@ fn the_sessions_of_one_source_share_its_budget_and_others_have_their_own() {
     assert_eq!(errors(&mut driver, ABUSER, &publishes(12, b"1")), [LIMITED; 2]);
     assert_eq!(errors(&mut driver, OTHER, &publishes(1, b"1")), [LIMITED]);
     assert_eq!(errors(&mut driver, 3, &publishes(10, b"1")), NONE);
-    // Of no source, as behind a trusted proxy.
+    // This session has no source, as behind a trusted proxy.
     assert_eq!(errors(&mut driver, 2, &publishes(100, b"1")), NONE);
     assert_eq!(counted(&driver, Counter::TicksRefusedSourceRate), 3);
     assert_eq!(counted(&driver, Counter::TicksSequenced), 120);
@@ -239,7 +239,7 @@ fn a_source_pays_for_the_patterns_that_it_has_brought_until_nobody_holds_them() 
     assert_eq!(errors(&mut driver, OTHER, &subscribe("another", 0)).len(), 1, "of the same source");
     assert_eq!(errors(&mut driver, 2, &subscribe("another", 0)).len(), 0, "of another");
     assert_eq!(errors(&mut driver, OTHER, &subscribe("another", 0)).len(), 0, "another pays for it");
-    // What it has brought counts for it while others hold it, and no longer.
+    // Patterns that it brought count against its source while others hold them, and no longer.
     assert_eq!(errors(&mut driver, 2, &subscribe("own.000", 0)), NONE);
     driver.shard.handle_error(SlotId(ABUSER), 104, driver.now);
     assert_eq!(errors(&mut driver, OTHER, &[]), NONE);

@@ -271,7 +271,8 @@ fn a_cursor_that_no_server_has_given_finds_nothing_or_is_refused() {
     }
 }
 
-/// Asks for the last values of 256 topics after patterns without topics. Returns the status, and what the turn's budget was charged.
+/// Requests the last values of 256 topics after patterns without topics. Returns the status, and what the turn's budget was
+/// charged.
 fn charged_for(patterns_before: usize) -> (u16, usize) {
     let mut driver = driver();
     let lines: Vec<String> = (0..256).map(|n| format!("{{\"topic\":\"t.{n}\",\"data\":1}}")).collect();

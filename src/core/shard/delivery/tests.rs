@@ -62,7 +62,7 @@ fn finish(driver: &mut Driver) {
     }
 }
 
-/// Runs turns until `t.0` has been forgotten once more, and not one further.
+/// Runs turns until `t.0` has been forgotten once more, and no longer.
 fn pass_until_forgotten(driver: &mut Driver) {
     let forgotten = |driver: &Driver| driver.shard.counters().value(Counter::TopicsForgotten);
     let before = forgotten(driver);
@@ -76,8 +76,8 @@ fn pass_until_forgotten(driver: &mut Driver) {
     panic!("an idle topic is forgotten");
 }
 
-/// The life that each record about `t.0` is of, from 1, in the order in which the reader got them: ticks, whose payload says so, and in
-/// the native encoding also announcements and ranges.
+/// The life of each record about `t.0`, counted from 1, in the order in which the reader got them: ticks, whose payload names
+/// it, and in the native encoding also announcements and ranges.
 fn lives(driver: &mut Driver, format: WireFormat) -> Vec<u32> {
     let (mut ids, mut lives) = (Vec::new(), Vec::new());
     for (_, payload) in messages(&driver.take_sent(READER)) {
@@ -120,14 +120,14 @@ fn no_tick_of_an_ended_life_follows_one_of_the_next() {
             let mut driver = driver(format);
             subscribe(&mut driver, format, "t.*", policy, max_rate);
             subscribe(&mut driver, format, "d.*", Policy::Drop, 0);
-            // Nothing is sent: more waits than the reader may be behind with, so that it holds what conflates.
+            // Nothing is sent, so the reader falls behind and conflating topics become held.
             driver.sends_max = 0;
             (0..3).for_each(|_| publish(&mut driver, "t.0", r#""life 1""#));
             (1..20).for_each(|topic| publish(&mut driver, &format!("t.{topic}"), &other));
-            // What is held of it is queued as it is forgotten; the first tick of its next life is held again.
+            // Its held ticks are queued when it is forgotten; the first tick of its next life is held again.
             pass_until_forgotten(&mut driver);
             (0..3).for_each(|_| publish(&mut driver, "t.0", r#""life 2""#));
-            // These are queued all the same, until what conflates is evicted.
+            // These are queued nevertheless, until conflating topics are evicted.
             (0..20).for_each(|_| publish(&mut driver, "d.0", &other));
             // SENDs, without a turn in which members leave. The first flush finds that the reader lags.
             let Driver { shard, now, sent, .. } = &mut driver;

@@ -47,7 +47,7 @@ pub(super) fn log_end(session: SessionId, reason: &CloseReason) {
 }
 
 impl Shard {
-    /// Stops processing clients' input, including what has been received and not processed yet.
+    /// Stops processing clients' input, including what has been received but not processed yet.
     pub fn stop_input(&mut self) {
         self.input_stopped = true;
     }
@@ -123,7 +123,7 @@ impl Shard {
         }
     }
 
-    /// Drops the part of the outbox that an ending session no longer gets. Returns whether more may be sent: `false` if the
+    /// Drops the part of the outbox that an ending session no longer receives. Returns whether more may be sent: `false` if the
     /// rest of a partly sent frame is gone.
     ///
     /// The kept replies have the same bound as in an open session: [`crate::limits::REPLY_BYTES_MAX`], and the replies to
@@ -227,7 +227,7 @@ impl Shard {
         };
         let framing = session.format.framing;
         let speaks_http = match session.protocol {
-            // A session that leaves for another shard has cancelled its handover before this.
+            // A session that leaves for another shard has already cancelled its handover.
             Protocol::ProxyHeader | Protocol::Admitting | Protocol::Leaving(_) => {
                 session.listener == ListenerKind::Http
             }
@@ -236,7 +236,7 @@ impl Shard {
         };
         match session.protocol {
             _ if speaks_http => {
-                // Whoever waits for an answer gets one. Between two requests, nobody does.
+                // A client that waits for an answer gets one. Between two requests, none does.
                 let has_call = session.protocol.has_call();
                 let status = match reason {
                     CloseReason::Unauthorized(AuthRefusal::Expired | AuthRefusal::Revoked)

@@ -32,11 +32,11 @@ pub struct DetachedSession {
     pub to: ShardId,
     /// The kind of listener that accepted it.
     pub listener: ListenerKind,
-    /// Whether that takes no ticks.
+    /// Whether that listener is read-only: it accepts no ticks.
     pub is_read_only: bool,
     /// Its tenant, as far as it is known.
     pub tenant: TenantId,
-    /// Who it is, if its credentials have been verified.
+    /// Its principal, if its credentials have been verified.
     pub principal: Option<Arc<Principal>>,
     /// All bytes received. Bound: the longest frame or request head, and what arrived until I/O stopped.
     pub bytes: Vec<u8>,
@@ -47,7 +47,7 @@ impl Shard {
     /// session has begun to end since: then it ends on this shard.
     pub fn handle_detached(&mut self, slot: SlotId) -> Option<DetachedSession> {
         let Protocol::Leaving(to) = self.sessions.open_mut(slot)?.protocol else { return None };
-        // Requests of `/v1` may have made it a connection of its tenant.
+        // `/v1` requests may have counted it as a connection of its tenant.
         self.leave_tenant(slot);
         let session = self.sessions.open_mut(slot)?;
         let Session { listener, is_read_only, tenant, .. } = *session;
@@ -63,11 +63,11 @@ impl Shard {
         Some(DetachedSession { to, listener, is_read_only, tenant, principal, bytes })
     }
 
-    /// Routes a session by the identity in its handshake: the subject of its credentials, else the one that it claims. Returns
-    /// whether this shard serves it; if not, the handover has begun.
+    /// Routes a session by the identity in its handshake: the subject of its credentials, otherwise the identity that it
+    /// claims. Returns whether this shard serves it; if not, the handover has begun.
     ///
-    /// The thousand connections of a service have one subject, and stay on the shards that accepted them unless they must meet:
-    /// because the client has named an identity, or the server closes all but the newest.
+    /// The thousand connections of a service may share one subject. They stay on the shards that accepted them unless they must
+    /// meet, because the client has named an identity, or the server closes all but the newest.
     pub(in crate::shard) fn route_identity(&mut self, slot: SlotId, client: &str, now: Now) -> bool {
         let Some(session) = self.sessions.open_mut(slot) else {
             debug_assert!(false, "only an open session's handshake is processed");
@@ -89,9 +89,9 @@ impl Shard {
             return false;
         }
         self.identities.insert(slot, (*identity).into());
-        // With authentication, a claim ends nobody's session.
+        // With authentication, a mere claim ends nobody's session.
         let is_proven = principal.is_some() || self.limits.auth.is_none();
-        // The same claim in two tenants is two clients.
+        // The same claim in two tenants means two clients.
         let tenant = self.sessions.get(slot).map_or(TenantId::DEFAULT, |session| session.tenant);
         if self.limits.identity_replaces
             && is_proven

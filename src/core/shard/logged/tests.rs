@@ -51,7 +51,7 @@ fn append(driver: &mut Driver, topic: &str, at: LogPosition) {
     driver.shard.handle_request(None, &request, driver.now);
 }
 
-/// Appends ticks with these positions and beginnings of what their source has read.
+/// Appends ticks with these positions, each with the beginning of what its source has read.
 fn append_all(driver: &mut Driver, ticks: &[(u64, u64)]) {
     ticks.iter().for_each(|&(position, from)| append(driver, "t.0", log(position, from)));
 }
@@ -157,7 +157,7 @@ fn a_client_that_comes_from_a_node_that_had_read_more_gets_every_tick_once() {
     finish(&mut driver);
     assert_eq!(received(&mut driver, LINKED), ["70 after 60", "75 after 70", "80 after 75", "90 after 80"]);
     assert_eq!(received(&mut driver, PLAIN), ["80", "90"], "it has had 70 and 75");
-    // Within the wait, retention passes the node.
+    // During the wait, retention overtakes the node.
     let mut driver = self::driver();
     append_all(&mut driver, &[(50, 41)]);
     subscribe(&mut driver, LINKED, "t.0", after(75));
@@ -255,7 +255,7 @@ fn from_saved() -> Subscribe {
     Subscribe { from: 3, ..Subscribe::default() }
 }
 
-/// Gives a position in a topic for the next subscription from saved positions.
+/// Saves a position in a topic for the next subscription from saved positions.
 fn resume(driver: &mut Driver, slot: u32, topic: &str, sequence: u64) {
     let record = Resume { epoch: log(1, 1).epoch, sequence };
     driver.receive(slot, &frame(Kind::Resume, &record, topic.as_bytes()));

@@ -1,4 +1,4 @@
-//! Tests of tenants' quotas in the core: each is refused with its code and counted, and concerns that tenant alone.
+//! Tests of tenants' quotas in the core: each refusal has its code, is counted, and affects that tenant alone.
 
 use std::sync::Arc;
 
@@ -53,7 +53,7 @@ fn publish(driver: &mut Driver, slot: u32, topic: &str, len: usize) {
     driver.receive(slot, &bytes);
 }
 
-/// Codes of the errors that a client got since it was last asked.
+/// Codes of the errors that a client received since the last call.
 fn errors(driver: &mut Driver, slot: u32) -> Vec<u16> {
     driver.turn();
     let (sent, mut codes) = (driver.take_sent(slot), Vec::new());
@@ -177,7 +177,7 @@ fn a_tenant_keeps_no_more_history_than_its_quota_and_others_keep_theirs() {
     assert!(figure(&driver, A, Figure::HistoryFull) > 0 && figure(&driver, B, Figure::HistoryFull) == 0);
 }
 
-/// A publisher and a reader of each tenant, whose default policy is this.
+/// A publisher and a reader of each tenant, with this default policy.
 fn egress(policy: Policy) -> Driver {
     let tenants = tenants(Quota { egress_rate: 100_000, ..Quota::default() }).into();
     let policies = Rules::all(policy);

@@ -65,7 +65,7 @@ fn publish(driver: &mut Driver, slot: u32, topic: &str, request: u32) {
     driver.receive(slot, &bytes);
 }
 
-/// Takes what has left for the sink.
+/// Takes the ticks that have left for the sink.
 fn left(driver: &mut Driver) -> Vec<Left> {
     let taken = driver.shard.with_sink_stage(SINK, |stage| {
         let bytes = stage.waiting().to_vec();
@@ -226,7 +226,7 @@ fn sink_that_takes_nothing_refuses_its_own_topics_and_makes_no_other_wait() {
     let mut slot = 1;
     while count(&driver, Counter::TicksRefusedSink) == 0 {
         accept(&mut driver, slot, Features::PUBLISHED);
-        // As much as its room for answers allows.
+        // As many as its room for answers allows.
         (0..300).for_each(|request| publish(&mut driver, slot, TOPIC, request + 1));
         slot += 1;
     }
@@ -315,7 +315,7 @@ fn a_drain_answers_publishes_over_http_in_a_way_that_no_client_repeats() {
         let sent = driver.sent.iter().filter(|(to, _)| *to == slot).flat_map(|(_, bytes)| bytes.clone());
         String::from_utf8(sent.collect()).unwrap()
     };
-    // What has its sequence is told so, and what comes after it was not begun.
+    // The list contains the publish that has its sequence; the requests after it were not begun.
     let list = text(0);
     assert!(list.starts_with("HTTP/1.1 200 ") && list.matches("HTTP/1.1").count() == 1, "{list}");
     assert!(list.contains("\"topic\":\"own.a\"") && list.contains("\"code\":112"), "{list}");

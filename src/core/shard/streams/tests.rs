@@ -135,7 +135,7 @@ fn a_client_that_sends_its_last_id_misses_nothing_and_gets_nothing_twice() {
         publish(&mut driver, "a.c", &payload.to_string());
     }
     let id = last_id(&events(&mut driver, READER));
-    // The cut: nothing of this arrives.
+    // The connection is cut here: none of these arrive.
     for payload in 4..=6 {
         publish(&mut driver, "a.b", &payload.to_string());
     }
@@ -153,7 +153,7 @@ fn a_client_that_sends_its_last_id_misses_nothing_and_gets_nothing_twice() {
     let recovered: Vec<&Event> = found.iter().filter(|event| event.name == "recovered").collect();
     assert_eq!(recovered.len(), 2);
     assert!(recovered.iter().all(|event| event.data.contains("\"recovered\":true")), "{recovered:?}");
-    // The id has the topics of before and of now.
+    // The id contains the earlier topics and the new one.
     assert_eq!(last_id(&found).split(';').count(), 3);
 }
 

@@ -29,7 +29,7 @@ fn driver() -> Driver {
     driver
 }
 
-/// As [`driver`], with topics that have a tick.
+/// Like [`driver`], with topics that have a tick.
 fn driver_with(topics: &[&str]) -> Driver {
     let mut driver = driver();
     topics.iter().for_each(|topic| publish(&mut driver, topic));
@@ -316,7 +316,7 @@ fn the_topics_of_a_wildcard_are_counted_as_they_come_whoever_subscribes() {
     publish(&mut driver, "a.3");
     publish(&mut driver, "b.2");
     assert_eq!((topics(&driver, READER), topics(&driver, 2)), (3, 3));
-    // The home closes the topics, as nobody on this shard takes them any more, and opens them again.
+    // The home closes the topics, because nobody on this shard takes them any more, and opens them again.
     unsubscribe(&mut driver, READER, "a.*");
     unsubscribe(&mut driver, 2, "a.*");
     subscribe(&mut driver, 2, ">", Subscribe::default());
@@ -341,7 +341,7 @@ fn patterns_have_a_bound_that_refuses_new_ones_and_no_others() {
     }
     assert!(all > 1_000 && all < 3_900, "{all} of 4,000 are refused");
     assert!(driver.shard.fanout.patterns_bytes() < (1 << 20) + 1_000);
-    // One that is held already takes no more, and what is given back can be taken again.
+    // A pattern that is already held takes no more memory, and memory given back can be taken again.
     subscribe(&mut driver, 19, "0-0", Subscribe::default());
     assert_eq!(refused(&mut driver, 19), 1);
     let held = format!("0-0{}.*", ".a".repeat(100));

@@ -1,4 +1,4 @@
-//! Tests of tenants in the core: what names a session's tenant, and that nothing of one reaches another.
+//! Tests of tenants in the core: what names a session's tenant, and that nothing of one tenant reaches another.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ fn limits(exports: Exports) -> Limits {
     Limits { tenants: tenants(exports), ..Limits::default() }
 }
 
-/// A native client of a tenant's listener.
+/// Connects a native client to a tenant's listener.
 fn connect(driver: &mut Driver, slot: u32, tenant: TenantId) {
     driver.shard.handle_accept(SlotId(slot), ListenerKind::Native, driver.now);
     driver.shard.set_tenant(SlotId(slot), tenant);
@@ -61,7 +61,7 @@ fn publish(driver: &mut Driver, slot: u32, topic: &str, payload: &str) {
     (0..3).for_each(|_| driver.turn());
 }
 
-/// What a client was sent, except for what the handshake answers: kinds and texts.
+/// Kinds and texts of what a client was sent, except for the answers to its handshake.
 fn received(sent: &[u8]) -> Vec<(Kind, String)> {
     let (mut rest, mut received) = (sent, Vec::new());
     while let Ok(Step::Complete(used, frame)) = frames::decode(rest, 1 << 20) {

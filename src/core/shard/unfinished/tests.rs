@@ -160,7 +160,7 @@ fn the_oldest_unfinished_message_goes_when_the_bound_is_met() {
         assert!((3..=5).contains(&open.len()), "{open:?}");
         assert_eq!(open.last(), Some(&(PEERS - 1)));
         assert!(open.windows(2).all(|pair| pair[1] == pair[0] + 1), "the newest stay: {open:?}");
-        // A client that is left can finish its message.
+        // A remaining client can finish its message.
         let rest: &[u8] = if unfinished.len() == fragment.len() { &masked(0x80, b"") } else { b" " };
         driver.receive(PEERS - 1, rest);
         driver.turn();

@@ -1,8 +1,8 @@
-//! Batches of ticks whose markers are under way, and what the server has refused of them.
+//! Batches of ticks whose markers are in flight, and the ticks of them that the server has refused.
 //!
-//! The server names a tick that it refuses by its subject only, in an error that goes before the marker of the tick's batch. The client
-//! hands errors on through a queue of [`EVENTS_MAX`], and drops those that find it full. So a batch is confirmed only if no error can have
-//! been dropped, and every error has found its tick.
+//! The server names a refused tick only by its subject, in an error that precedes the marker of the tick's batch. The client
+//! passes errors on through a queue of [`EVENTS_MAX`], and drops those that find it full. So a batch is confirmed only if no
+//! error can have been dropped, and every error has been matched to its tick.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -20,7 +20,7 @@ struct Batch {
     is_uncertain: bool,
 }
 
-/// The batches whose markers are under way, oldest first. Bound: the ticks that the outlet lets be taken.
+/// The batches whose markers are in flight, oldest first. Bound: the ticks that the outlet lets the writer take.
 #[derive(Debug, Default)]
 pub(super) struct Batches {
     batches: VecDeque<Batch>,
@@ -29,19 +29,19 @@ pub(super) struct Batches {
 }
 
 impl Batches {
-    /// Adds the ticks that go before the next marker.
+    /// Adds the ticks that precede the next marker.
     pub fn push(&mut self, ticks: Vec<(PublishId, String)>) {
         self.batches.push_back(Batch { ticks, is_uncertain: false });
     }
 
-    /// Notes the subjects of `denied` ticks, and that the client has handed on so many events of any kind since the last call.
+    /// Notes the subjects of `denied` ticks, and how many events of any kind the client has passed on since the last call.
     pub fn note(&mut self, denied: Vec<String>, events: u64) {
         let mut is_uncertain = events >= EVENTS_MAX;
         for subject in denied {
             let mut ticks = self.batches.iter().flat_map(|batch| &batch.ticks);
             match ticks.any(|(_, known)| *known == subject) {
                 true => self.denied.push(subject),
-                // It is about some tick, but not to be read.
+                // It concerns some tick, but cannot be parsed.
                 false => is_uncertain = true,
             }
         }
@@ -75,7 +75,7 @@ impl Batches {
                         let why = format_args!("NATS does not permit to publish on {subject:?}");
                         outlet.fail_because(id, Outcome::Refused, &why);
                     }
-                    // Some of them only, and it is not known which.
+                    // Only some of them were refused, and it is not known which.
                     _ => outlet.fail(id, Outcome::Unconfirmed),
                 }
             }
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
     use crate::sink::tests::Sink;
 
-    /// Puts ticks of these subjects under way, a batch each. Their tickets count on from `ticket`.
+    /// Sends ticks with these subjects, one batch for each list. Their tickets count up from `ticket`.
     fn send(sink: &mut Sink, batches: &mut Batches, mut ticket: u64, subjects: &[&[&str]]) {
         for batch in subjects {
             let ticks = batch.iter().map(|&subject| {
@@ -146,7 +146,7 @@ mod tests {
         send(&mut sink, &mut batches, 0, &[&["a"]]);
         batches.note(named(&["nobody's"]), 1);
         assert_eq!(settled(&mut sink, &mut batches), [(0, Outcome::Unconfirmed)]);
-        // One refusal, two ticks.
+        // One refusal for two ticks.
         send(&mut sink, &mut batches, 1, &[&["a", "a", "b"]]);
         batches.note(named(&["a"]), 1);
         let unconfirmed = [1, 2].map(|ticket| (ticket, Outcome::Unconfirmed));

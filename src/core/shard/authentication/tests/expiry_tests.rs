@@ -137,7 +137,7 @@ fn new_tokens_beyond_their_rate_are_refused_unverified_and_counted() {
     for transport in OPEN {
         let mut bench = Bench::new();
         bench.open(0, transport, Some("alice"));
-        // A hello on an open session gives one too.
+        // A hello on an open session carries one too.
         let given = u32::from(transport != Native);
         for _ in given..NEW_TOKENS_BURST {
             assert_eq!(bench.request(0, &transport.refresh("alice")), ["expires 9 0"], "{transport:?}");
@@ -280,7 +280,7 @@ fn a_verdict_from_before_a_revocation_opens_no_session() {
         assert_eq!(bench.driver.shard.revoke(&revocation, bench.driver.now), 0);
         bench.verify();
         assert_eq!(bench.take(0), refused(transport, 3500), "{transport:?}");
-        // Later ones are the verifier's to refuse.
+        // The verifier refuses later ones.
         bench.pass(10_100);
         assert_eq!(bench.open(1, transport, Some("alice")), opened(transport));
         bench.end();

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What the session of slot 0 may not even hear of.
+/// Text that the session in slot 0 must never receive.
 const HIDDEN: &[u8] = b"secret";
 
 fn bench() -> Bench {
@@ -20,7 +20,7 @@ fn publish(bench: &mut Bench, topics: &[&str]) {
     bench.turns();
 }
 
-/// Ticks that slot 0 was sent since the last call. Nothing that it was sent names a hidden topic.
+/// Number of ticks sent to slot 0 since the last call. Checks that nothing sent to it names a hidden topic.
 fn ticks(bench: &mut Bench) -> usize {
     for (slot, bytes) in &bench.driver.sent {
         let names_hidden = bytes.windows(HIDDEN.len()).any(|window| window == HIDDEN);
@@ -42,7 +42,7 @@ fn only_the_allowed_part_of_a_pattern_is_delivered_on_every_transport() {
         publish(&mut bench, &["t.a", "t.secret.a", "u.a", "t.before", "t.secret.before", "t.a"]);
         assert_eq!(ticks(&mut bench), 3, "{transport:?}");
         assert_eq!(bench.count(Counter::SubscriptionsFiltered), 1);
-        // Another with the same pattern, all of which it may receive.
+        // Another session with the same pattern, all of which it may receive.
         bench.open(1, Native, Some("root"));
         bench.request(1, &Native.subscribe(">"));
         publish(&mut bench, &["t.secret.a", "t.a"]);
@@ -141,12 +141,12 @@ fn new_permissions_change_the_part_that_is_delivered() {
         assert_eq!(bench.request(0, &subscribe(">")), ["subscribed"]);
         publish(&mut bench, &topics);
         assert_eq!(ticks(&mut bench), 2, "{rate}");
-        // Only t.a and t.b.
+        // The new token allows only t.a and t.b.
         assert_eq!(bench.request(0, &JsonHello.refresh("alice/narrow")), ["expires 9 0"]);
         bench.pass(10);
         publish(&mut bench, &topics);
         assert_eq!(ticks(&mut bench), 1, "{rate}");
-        // The same again changes nothing.
+        // The same token again changes nothing.
         assert_eq!(bench.request(0, &JsonHello.refresh("alice/narrow")), ["expires 9 0"]);
         bench.pass(10);
         publish(&mut bench, &topics);

@@ -9,7 +9,7 @@ fn shard(id: ShardId, limits: Limits) -> Shard {
     Shard::new(id, SHARDS, EPOCH, limits, Arc::default())
 }
 
-/// A subject that this shard serves, or another one.
+/// A subject that this shard serves, or that another one serves.
 fn subject(shard: ShardId, is_here: bool) -> String {
     let mut subjects = (0..).map(|n| format!("subject-{n}"));
     subjects.find(|subject| (placement::serving_shard(subject, SHARDS) == shard) == is_here).unwrap()

@@ -197,7 +197,7 @@ fn credentials_that_wait_are_bounded_and_those_beyond_are_told_to_come_back() {
             _ => vec!["503"],
         };
         assert_eq!(bench.take(2), expected, "{transport:?}");
-        // Credentials of a session that has gone wait no longer, unless the driver has them.
+        // Credentials of a session that is gone are dropped, unless the driver has them.
         let first = bench.driver.shard.poll_credentials().unwrap();
         for slot in 0..2 {
             bench.driver.shard.handle_error(SlotId(slot), 104, bench.driver.now);

@@ -48,7 +48,7 @@ fn the_permission_matrix_holds_on_every_transport() {
                 bench.open(0, transport, Some("alice"));
             }
         }
-        // As the others see it.
+        // The same, as seen by other sessions.
         bench.open(1, Native, Some("alice"));
         for _ in 0..2 {
             for (topic, is_allowed) in publishes {
