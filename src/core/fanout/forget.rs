@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{EgressLogs, Fanout, conflation::HeldTopic, topic::Life, topic_mut};
+use super::{EgressLogs, Fanout, conflation::HeldTopic, topic::Life, topic_mut, topic_ref};
 use crate::{
     home::{Backfill, Home},
     ids::SlotId,
@@ -13,7 +13,7 @@ use crate::{
         table::Sessions,
     },
 };
-use tickcast_proto::ids::TopicId;
+use tickcast_proto::{ids::TopicId, subscription::Position};
 
 impl Fanout {
     /// Notes that a home has forgotten a topic whose last sequence was `last`. Its name may be reused at once; its members
@@ -231,7 +231,23 @@ impl Fanout {
                 self.answer_unknown(id, slot, sessions);
                 self.lose_rest(id, slot, from, sessions);
             }
+            // The log may bring the topic back before it reaches the position.
+            Taking::Ahead => self.await_again(id, slot, from, sessions),
             _ => self.lose_rest(id, slot, from, sessions),
+        }
+    }
+
+    /// Keeps the position of a session that is ahead of a forgotten topic, `from` being the first sequence that it lacks.
+    fn await_again(&mut self, id: TopicId, slot: SlotId, from: u64, sessions: &mut Sessions) {
+        let Some((session, topic)) = sessions.get(slot).zip(topic_ref(&self.topics, id, self.shards)) else {
+            return debug_assert!(false, "a membership has a session and a topic");
+        };
+        let position = Position { epoch: topic.info.epoch, sequence: from.saturating_sub(1) };
+        let key: Box<str> = topic.key().into();
+        let mut entries = session.subscriptions.iter().map(|held| held.entry);
+        let entry = entries.find(|&entry| self.entry_matches(entry, &key));
+        if !entry.is_some_and(|entry| self.await_topic(&key, position, slot, entry)) {
+            self.answer_unknown(id, slot, sessions);
         }
     }
 }

@@ -16,7 +16,7 @@ use tickcast_proto::{
         CountedRange, ErrorRecord, LinkedTickTimes, Publish, Recovered, Request, Resume, Subscribe,
         Subscribed, WireRecord,
     },
-    subscription::Policy,
+    subscription::{Policy, Rules},
 };
 
 const LINKED: u32 = 0;
@@ -294,6 +294,29 @@ fn a_place_waits_while_the_subscription_that_gave_it_lives() {
         finish(&mut driver);
     }
     assert_eq!(received(&mut driver, LINKED), ["topic", "recovered 1 at 150", "210 after 150"]);
+}
+
+#[test]
+fn a_session_ahead_of_an_idle_topic_keeps_its_position_until_the_log_brings_it_back() {
+    let idle_ns = 10_000_000;
+    let mut driver = driver_with(Limits { topic_idle: Rules::all(idle_ns), ..Limits::default() });
+    append_all(&mut driver, &[(150, 141)]);
+    for slot in [LINKED, PLAIN] {
+        resume(&mut driver, slot, "t.0", 200);
+        subscribe(&mut driver, slot, "t.*", from_saved());
+    }
+    assert_eq!(received(&mut driver, LINKED), ["topic", "recovered 1 at 150"]);
+    while driver.shard.counters().value(Counter::TopicsForgotten) == 0 {
+        driver.jump(idle_ns / 8);
+        finish(&mut driver);
+    }
+    for position in [180, 210] {
+        append_all(&mut driver, &[(position, 141)]);
+        finish(&mut driver);
+    }
+    let texts = received(&mut driver, LINKED);
+    assert_eq!(texts[texts.len() - 2..], ["recovered 1 at 180", "210 after 180"], "{texts:?}");
+    assert!(!texts.iter().any(|text| text.starts_with("180") || text.starts_with("gap")), "{texts:?}");
 }
 
 #[test]
