@@ -152,7 +152,9 @@ impl Outcome {
             Outcome::Full => "too many ticks wait for its engine: not published",
             Outcome::Refused => "its engine refuses it: not published",
             Outcome::NoStream => "no stream of its engine takes it: not published",
-            Outcome::Reserved => "its engine reserves this name: not published",
+            Outcome::Reserved => {
+                return Some((ErrorCode::BadTopic, "its engine reserves this name: not published"));
+            }
         };
         Some((ErrorCode::EngineUnavailable, text))
     }
