@@ -18,7 +18,7 @@ mod wildcard;
 use std::collections::{HashMap, VecDeque};
 
 use self::{
-    awaited::AwaitedPlaces,
+    awaited::AwaitedPositions,
     logged::LogTopic,
     match_counts::MatchCounts,
     subscriptions::{PatternEntry, PendingEntry},
@@ -96,7 +96,7 @@ pub struct Fanout {
     memberless: Vec<TopicId>,
     /// Timers to set for paced ticks. At most one entry per paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
-    awaited: AwaitedPlaces,
+    awaited: AwaitedPositions,
     /// How many more log sequences topics may store.
     log_sequences_left: usize,
     tally: DeliveryCounts,
@@ -170,7 +170,7 @@ impl Fanout {
             forgotten_keys: HashMap::new(),
             memberless: Vec::new(),
             pace_timers: Vec::new(),
-            awaited: AwaitedPlaces::new(awaited),
+            awaited: AwaitedPositions::new(awaited),
             log_sequences_left: LOG_SEQUENCES_MAX,
             tally: DeliveryCounts::default(),
             scratch: Vec::new(),

@@ -55,9 +55,10 @@ impl Shard {
     /// Drains the shard: every session gets its outbox and CLOSING, and has until the deadline (CLOCK_MONOTONIC
     /// nanoseconds) to read them.
     pub fn begin_drain(&mut self, deadline_ns: u64, now: Now) {
+        // Sessions that the answers end have as long as the others to read them.
+        self.draining = Some(deadline_ns);
         self.end_routed(now);
         self.answer_calls(now);
-        self.draining = Some(deadline_ns);
         for slot in self.sessions.slots() {
             // A session that is already ending gets no more time than the others.
             if let Some(session) = self.sessions.get(slot).filter(|session| session.ending.is_some()) {
@@ -88,6 +89,7 @@ impl Shard {
         }
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.ending = Some(Box::new(Ending::new(reason.clone())));
+        let had_input = !session.input().is_empty();
         session.discard_input();
         if let Some(decoder) = session.protocol.decoder_mut() {
             decoder.discard_fragments();
@@ -107,7 +109,7 @@ impl Shard {
         }
         self.sessions.count_unfinished(slot);
         if self.cut_outbox(slot, reason.kept_outbox()) && reason.has_goodbye() {
-            self.push_closing(slot, &reason, now);
+            self.push_closing(slot, &reason, had_input, now);
         }
         let deadline = match self.draining {
             Some(drain_ns) => drain_ns,
@@ -189,7 +191,7 @@ impl Shard {
         };
         // It was already ending for another reason: only replies and CLOSING remain to be sent.
         if self.cut_outbox(slot, KeptOutbox::Replies) && ending.reason.has_goodbye() {
-            self.push_closing(slot, &ending.reason, now);
+            self.push_closing(slot, &ending.reason, false, now);
         }
         if self.sessions.get(slot).is_some_and(|session| session.outbox_bytes() == 0) {
             self.continue_ending(slot, now);
@@ -205,7 +207,8 @@ impl Shard {
         CloseReason::Overloaded
     }
 
-    fn push_closing(&mut self, slot: SlotId, reason: &CloseReason, now: Now) {
+    /// Queues what tells the client why its session ends. `had_input`: the client has sent something that was not processed.
+    fn push_closing(&mut self, slot: SlotId, reason: &CloseReason, had_input: bool, now: Now) {
         if let Some(answer) = self.take_unconfirmed(slot, reason, now) {
             return self.push_bytes(slot, &answer);
         }
@@ -240,7 +243,7 @@ impl Shard {
                 let has_call = session.protocol.has_call();
                 let status = match reason {
                     CloseReason::Unauthorized(AuthRefusal::Expired | AuthRefusal::Revoked)
-                        if session.protocol.is_kept_http() && !has_call =>
+                        if session.protocol.is_kept_http() && !has_call && !had_input =>
                     {
                         None
                     }
