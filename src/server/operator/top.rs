@@ -17,6 +17,7 @@ pub mod keys;
 pub mod model;
 pub mod responses;
 pub mod run;
+mod sinks;
 mod sources;
 pub mod text;
 mod token;

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::responses::{SessionEntry, ShardCounters, ShardEntry, Snapshot, SourceEntry, TopicEntry};
+use super::responses::{
+    SessionEntry, ShardCounters, ShardEntry, SinkEntry, Snapshot, SourceEntry, TopicEntry,
+};
 use crate::limits::ADMIN_ROWS_MAX;
 
 /// Events per second.
@@ -150,6 +152,8 @@ pub struct Figures {
     pub overloaded: Vec<u16>,
     /// The server's sources.
     pub sources: Vec<SourceEntry>,
+    /// The server's sinks.
+    pub sinks: Vec<SinkEntry>,
     /// Latencies, or why there are none.
     pub latency: Result<LatencyFigures, String>,
     /// Topics by rate, the highest first, or why there are none.
@@ -206,6 +210,7 @@ impl Figures {
                 .map(|shard| shard.shard)
                 .collect(),
             sources: now.server.sources.clone(),
+            sinks: now.server.sinks.clone(),
             latency: latency(before, now),
             topics: topics(earlier, now),
             topics_total: sum(|shard| shard.state.map_or(0, |state| state.topics)),
@@ -374,6 +379,7 @@ pub(super) mod tests {
                 shards: (0..shards).map(shard).collect(),
                 unanswered: Vec::new(),
                 sources: Vec::new(),
+                sinks: Vec::new(),
             },
             topics: Ok(TopicsResponse {
                 topics: (0..topics.min(ADMIN_ROWS_MAX as u64)).map(topic).collect(),

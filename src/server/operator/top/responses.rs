@@ -49,6 +49,29 @@ pub struct ServerResponse {
     /// The server's sources. Empty from versions that say less of them.
     #[serde(default, deserialize_with = "known_sources")]
     pub sources: Vec<SourceEntry>,
+    /// The server's sinks. Empty from versions without them.
+    #[serde(default)]
+    pub sinks: Vec<SinkEntry>,
+}
+
+/// A sink.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct SinkEntry {
+    /// Its name.
+    pub name: String,
+    /// Its state.
+    pub state: String,
+    /// Why it does not run.
+    pub reason: Option<String>,
+    /// Ticks that its engine has not confirmed yet.
+    pub ticks_waiting: u64,
+}
+
+impl SinkEntry {
+    /// Whether it is connected to its engine.
+    pub fn is_running(&self) -> bool {
+        self.state == "running"
+    }
 }
 
 /// A source.
@@ -332,8 +355,9 @@ mod tests {
         let overview = Overview::new(Stage::Serving, &ProcessSample::default(), 9.5, Vec::new());
         let mut older = serde_json::to_value(&overview).unwrap();
         older.as_object_mut().unwrap().remove("start_seconds").unwrap();
+        older.as_object_mut().unwrap().remove("sinks").unwrap();
         older["sources"] = serde_json::json!([{ "kind": "replay", "state": "running" }]);
         let server: ServerResponse = parse(200, older.to_string().as_bytes()).unwrap();
-        assert_eq!((server.start_seconds, server.sources), (None, Vec::new()));
+        assert_eq!((server.start_seconds, server.sources, server.sinks), (None, Vec::new(), Vec::new()));
     }
 }

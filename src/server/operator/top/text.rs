@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{
     grid::{Cell, Grid},
     model::{Model, Panel},
-    sources, view,
+    sinks, sources, view,
 };
 use crate::limits::TOP_ROWS_ONCE;
 
@@ -20,10 +20,11 @@ pub fn text(model: &Model) -> String {
     for cells in view::header(model, ANY_WIDTH) {
         line(&mut text, cells);
     }
-    if let Some(cells) = sources::line(figures, ANY_WIDTH) {
+    for cells in [sources::line, sinks::line].into_iter().filter_map(|of| of(figures, ANY_WIDTH)) {
         line(&mut text, cells);
     }
-    for notice in view::unanswered_notice(figures).into_iter().chain(sources::notices(figures)) {
+    let unanswered = view::unanswered_notice(figures).into_iter();
+    for notice in unanswered.chain(sources::notices(figures)).chain(sinks::notices(figures)) {
         let _ = writeln!(text, "{notice}");
     }
     text.push('\n');

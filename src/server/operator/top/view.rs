@@ -18,7 +18,7 @@ use super::{
     grid::{Cell, Grid, Tone, cut, joined, sentence, width_of},
     keys::HELP,
     model::{Model, Panel, sort_name},
-    sources,
+    sinks, sources,
 };
 use crate::limits::ADMIN_ROWS_MAX;
 use tickcast_core::now::Now;
@@ -208,7 +208,8 @@ fn notices(model: &Model, now: Now, width: usize) -> Vec<(String, Tone)> {
     for notice in [unanswered_notice, overload_notice, refusal_notice] {
         notices.extend(model.figures.as_ref().and_then(notice).map(|notice| (notice, Tone::Bad)));
     }
-    let unfit = model.figures.iter().flat_map(sources::notices);
+    let of = |figures| sources::notices(figures).into_iter().chain(sinks::notices(figures));
+    let unfit = model.figures.iter().flat_map(of);
     notices.extend(unfit.map(|notice| (notice, Tone::Bad)));
     notices
 }
@@ -216,7 +217,7 @@ fn notices(model: &Model, now: Now, width: usize) -> Vec<(String, Tone)> {
 fn body(model: &Model, figures: &Figures, rows: u16, canvas: &mut Canvas<'_>) {
     let width = usize::from(canvas.left.width);
     if rows >= ROWS_FOR_LATENCY {
-        if let Some(line) = sources::line(figures, width) {
+        for line in [sources::line, sinks::line].into_iter().filter_map(|of| of(figures, width)) {
             canvas.cells(line, Style::new());
         }
         match &figures.latency {
