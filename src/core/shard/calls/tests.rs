@@ -9,7 +9,8 @@ use crate::{
     metrics::counters::Counter,
     now::Now,
     placement,
-    session::ListenerKind,
+    principal::AuthRefusal,
+    session::{CloseReason, ListenerKind},
     shard::Shard,
     testing::{Driver, START, TurnLoop, cluster},
 };
@@ -410,6 +411,19 @@ fn the_first_request_of_a_connection_waits_for_room_like_any_other() {
         let (status, _, body) = parse(&run(&mut shards, &mut meshes, START));
         assert_eq!(status, 200, "{body}");
     }
+}
+
+#[test]
+fn a_first_request_that_waits_for_room_is_answered_when_its_token_expires() {
+    let (mut shards, mut meshes, _bells) = cluster(2, &Limits::default(), 1 << 20);
+    let slot = SlotId(CLIENT);
+    shards[0].handle_accept(slot, ListenerKind::Http, START);
+    shards[0].stages.push_request(ShardId(1), |out| out.resize(MESH_STAGE_BYTES, 0));
+    shards[0].handle_bytes(slot, b"GET /v1/topics HTTP/1.1\r\nHost: x\r\n\r\n", START);
+    shards[0].end(slot, CloseReason::Unauthorized(AuthRefusal::Expired), START);
+    shards[0].stages.with(ShardId(1), |peer| peer.requests.consume(MESH_STAGE_BYTES));
+    let (status, _, body) = parse(&run(&mut shards, &mut meshes, START));
+    assert_eq!(status, 401, "{body}");
 }
 
 #[test]
