@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# scripts/fuzz.sh [SECONDS] [TARGET...]: runs each fuzz target (tests/fuzz) for SECONDS, 10 by default, from the corpus in the
-# repository; `token`, which takes minutes to build, only if it is named. A crash ends it with the input's path;
-# `scripts/fuzz.sh 10 TARGET` repeats it, as the input is kept in target/fuzz/TARGET. Needs g++ for libFuzzer.
+# scripts/fuzz.sh [--no-run] [SECONDS] [TARGET...]: runs each fuzz target (tests/fuzz) for SECONDS, 10 by default, from the corpus in
+# the repository; `token`, which takes minutes to build, only if it is named. A crash ends it with the input's path;
+# `scripts/fuzz.sh 10 TARGET` repeats it, as the input is kept in target/fuzz/TARGET. Needs g++ for libFuzzer. --no-run only builds.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 usage() { sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}"; }
+runs=yes
 case "${1:-}" in
 -h | --help)
     usage
     exit 0
+    ;;
+--no-run)
+    runs=no
+    shift
     ;;
 esac
 seconds=${1:-10}
@@ -32,6 +37,7 @@ coverage+=" -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-cove
 host=$(rustc -vV | sed -n 's/^host: //p')
 RUSTFLAGS=$coverage cargo build --release --locked --manifest-path tests/fuzz/Cargo.toml --target "$host" \
     --target-dir target/fuzz-build "${features[@]}"
+[[ $runs == yes ]] || exit 0
 
 for target in "${targets[@]}"; do
     printf '\n== fuzzing %s for %s s\n' "$target" "$seconds" >&2
