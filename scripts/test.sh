@@ -192,7 +192,7 @@ if ! has_browser; then
 fi
 
 # Most tests of the binary wait for something.
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-6}
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-4}
 
 if (($# > 0)); then
     step "cargo test $*"
@@ -202,18 +202,6 @@ fi
 
 step "bench/suite"
 python3 -m unittest discover bench/suite
-
-step "compiling the tests"
-cargo test --locked --workspace "${features[@]}" --no-run
-
-# The tests leave the cores half idle. What has a target folder of its own is compiled meanwhile.
-mkdir -p "${CARGO_TARGET_DIR:-target}"
-ahead_log=${CARGO_TARGET_DIR:-target}/compiled-ahead.log
-# A process group of its own.
-set -m
-nice -n 19 bash -c 'scripts/fuzz.sh --no-run && scripts/loom.sh --no-run' >"$ahead_log" 2>&1 &
-ahead=$!
-set +m
 
 step "cargo test"
 cargo test --locked --workspace "${features[@]}"
@@ -257,6 +245,15 @@ else
 fi
 
 [[ -n ${TICKCAST_KAFKA:-} ]] || without+=("Kafka (needs TICKCAST_KAFKA=1)")
+
+# The scripts that follow mostly wait. What has a target folder of its own is compiled meanwhile.
+mkdir -p "${CARGO_TARGET_DIR:-target}"
+ahead_log=${CARGO_TARGET_DIR:-target}/compiled-ahead.log
+# A process group of its own.
+set -m
+nice -n 19 bash -c 'scripts/fuzz.sh --no-run && scripts/loom.sh --no-run' >"$ahead_log" 2>&1 &
+ahead=$!
+set +m
 
 step "the README's commands and snippets"
 scripts/readme.py "${CARGO_TARGET_DIR:-target}/debug"

@@ -231,10 +231,10 @@ fn a_real_prometheus_scrapes_the_server_and_every_dashboard_query_finds_somethin
             && prometheus.query("count_over_time(up{job=\"tickcast\"}[1m]) >= 3").len() == 1
     };
     eventually("the server is up and was scraped three times", || is_up(&prometheus));
+    // On a busy machine a scrape may come too late: until the next one, nothing is found.
     for (panel, query) in dashboard_queries() {
         let query = query.replace("$__rate_interval", "1m").replace("$instance", ".*");
-        let found = prometheus.query(&query);
-        assert!(!found.is_empty(), "{panel}: {query}");
+        eventually(&format!("{panel}: {query}"), || !prometheus.query(&query).is_empty());
     }
     prometheus.watch_itself();
     eventually("both have a CPU rate", || prometheus.query("rate(process_cpu_seconds_total[1m])").len() == 2);
@@ -245,11 +245,15 @@ fn a_real_prometheus_scrapes_the_server_and_every_dashboard_query_finds_somethin
         let query = query.replace("$__rate_interval", "1m").replace("$instance", ".*");
         // Each part of a sum on its own.
         let query = query.strip_prefix("sum(").and_then(|query| query.strip_suffix(')')).unwrap_or(&query);
-        let found = prometheus.query(query);
+        let mut found = Vec::new();
+        eventually(&format!("{panel}: {query}"), || {
+            found = prometheus.query(query);
+            !found.is_empty()
+        });
         assert!(found.len() == 1 && found[0]["metric"]["job"] == "tickcast", "{panel}: {query}: {found:?}");
     }
-    let delivered = prometheus.query("sum(rate(tickcast_ticks_delivered_total[1m])) > 0");
-    assert_eq!(delivered.len(), 1);
+    let delivered = "sum(rate(tickcast_ticks_delivered_total[1m])) > 0";
+    eventually("ticks are delivered", || prometheus.query(delivered).len() == 1);
     // The rules are loaded and evaluated, and none fires for a healthy server.
     let rules = request(prometheus.address, "GET", "/api/v1/rules").json();
     let rules = rules["data"]["groups"][0]["rules"].as_array().unwrap().clone();
