@@ -124,7 +124,7 @@ features=()
 can_package() { [[ $root == yes && $dpkg == yes ]]; }
 
 announce() {
-    printf 'scripts/test.sh takes about 15 minutes on two idle cores, and 7 more to compile everything the first time.\n'
+    printf 'scripts/test.sh takes about 18 minutes on two idle cores, and 10 more to compile everything the first time.\n'
     printf 'It installs:\n'
     ((${#missing[@]} == 0)) || printf '  with apt-get: %s\n' "${missing[*]}"
     has_npm_clients || printf '  with npm, into %s/node_modules: ws, playwright-core\n' $clients
