@@ -10,6 +10,7 @@ use crate::{
         beside_others,
         collector::{ByTopic, Collector, assert_same},
         eventually,
+        http::{get, request},
         kafka::Kafka,
     },
     sources::{FORMATS, numbers, payloads, serve, source, ticks, wait_for_state},
@@ -207,12 +208,12 @@ fn a_cluster_that_is_absent_is_named_and_read_once_it_is_there() {
         source(&server)["reason"].as_str().is_some_and(|why| why.contains("refused"))
     });
     let admin = server.admin.unwrap();
-    let ready = crate::harness::http::get(admin, "/readyz");
+    let ready = request(admin, "GET", "/readyz");
     assert_eq!((ready.status, &ready.json()["reason"]), (503, &"required sources: kafka".into()));
     kafka.broker_up();
     wait_for_state(&server, "running");
     collector.wait_for(50);
     assert_same("native", &collector.finish().ticks, &ticks("t.a", numbers(0..50)));
-    assert_eq!(crate::harness::http::get(admin, "/readyz").json()["sources"]["kafka"], "running");
+    assert_eq!(get(admin, "/readyz").json()["sources"]["kafka"], "running");
     server.stop_cleanly();
 }
