@@ -1,13 +1,16 @@
 //! A mock cluster of Kafka, in this process: librdkafka's own, on loopback and free ports.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use rdkafka::{
-    ClientConfig,
+    ClientConfig, ClientContext,
     error::{KafkaError, RDKafkaErrorCode},
     message::{Header, OwnedHeaders},
     mocking::MockCluster,
-    producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer},
+    producer::{BaseProducer, BaseRecord, DefaultProducerContext, DeliveryResult, Producer, ProducerContext},
 };
 
 use super::GUARD;
@@ -15,7 +18,24 @@ use super::GUARD;
 /// A cluster of one broker.
 pub struct Kafka {
     cluster: MockCluster<'static, DefaultProducerContext>,
-    producer: BaseProducer,
+    producer: BaseProducer<Deliveries>,
+    failed: Arc<Mutex<Vec<String>>>,
+}
+
+/// What happened to the messages: why those failed that the cluster did not store.
+#[derive(Clone, Default)]
+struct Deliveries(Arc<Mutex<Vec<String>>>);
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            self.0.lock().unwrap().push(error.to_string());
+        }
+    }
 }
 
 /// The broker's number.
@@ -28,8 +48,9 @@ impl Kafka {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", cluster.bootstrap_servers()).set("linger.ms", "1");
         config.set("reconnect.backoff.max.ms", "100").set("message.timeout.ms", "60000");
-        let producer = config.create().unwrap();
-        Kafka { cluster, producer }
+        let deliveries = Deliveries::default();
+        let failed = deliveries.0.clone();
+        Kafka { cluster, producer: config.create_with_context(deliveries).unwrap(), failed }
     }
 
     /// Makes a topic.
@@ -83,6 +104,8 @@ impl Kafka {
     /// Waits until everything is stored.
     pub fn flush(&self) {
         self.producer.flush(GUARD).unwrap();
+        let failed = self.failed.lock().unwrap();
+        assert!(failed.is_empty(), "{} messages were not stored: {:?}", failed.len(), failed.first());
     }
 
     fn send<K: rdkafka::message::ToBytes + ?Sized, P: rdkafka::message::ToBytes + ?Sized>(
