@@ -18,7 +18,7 @@ mod connection;
 mod headers;
 mod positions;
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{fmt, mem, str::FromStr, time::Duration};
 
 use rdkafka::{
     Message as _, Offset, TopicPartitionList,
@@ -259,9 +259,9 @@ impl BlockingReader for Kafka {
             if ingest.tick().is_err() {
                 return Ok(Stopped);
             }
-            let mut polled = consumer.poll(WAIT);
+            let mut wait = WAIT;
             for _ in 0..BATCH_MESSAGES {
-                match polled {
+                match consumer.poll(mem::take(&mut wait)) {
                     None => break,
                     Some(Ok(message)) => {
                         if self.take(&message, ingest).is_err() {
@@ -280,7 +280,6 @@ impl BlockingReader for Kafka {
                         Fault::Passing => ingest.warn(&error.to_string()),
                     },
                 }
-                polled = consumer.poll(Duration::ZERO);
             }
             ingest.flush();
             if let Some(ends) = consumer.context().take_ends() {

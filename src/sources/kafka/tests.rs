@@ -50,7 +50,8 @@ fn partitions_are_read_whole_through_a_broker_that_goes_away_and_comes_back() {
             .unwrap();
         producer.flush(Duration::from_secs(60)).unwrap();
     };
-    store(0..200);
+    // More than the source takes at once.
+    store(0..2_200);
 
     let text = format!(
         "servers = ['{}']\ntopics = ['^t']\nstart = 'all'\nmap = {{ key = '{{header:n}}' }}",
@@ -72,13 +73,13 @@ fn partitions_are_read_whole_through_a_broker_that_goes_away_and_comes_back() {
         scope.spawn(|| source.run(&mut context).unwrap());
         // A step that fails must not leave the thread running, for which the scope would wait.
         let steps = catch_unwind(AssertUnwindSafe(|| {
-            eventually("the first ticks", || count(Counter::SourceTicks) == 200);
+            eventually("the first ticks", || count(Counter::SourceTicks) == 2_200);
             eventually("the lag, which the client tells once a second", || status.lag_messages() == Some(0));
             cluster.broker_down(1).unwrap();
             eventually("the broker is missed", || matches!(status.health(), Health::Waiting(_)));
             cluster.broker_up(1).unwrap();
-            store(200..300);
-            eventually("the next ticks", || count(Counter::SourceTicks) == 300);
+            store(2_200..2_300);
+            eventually("the next ticks", || count(Counter::SourceTicks) == 2_300);
             eventually("the second tombstone", || count(Counter::SourceMessagesSkipped) == 2);
         }));
         stop.set();
