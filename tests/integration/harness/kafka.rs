@@ -1,6 +1,7 @@
 //! A mock cluster of Kafka, in this process: librdkafka's own, on loopback and free ports.
 
 use std::{
+    cell::RefCell,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -18,12 +19,12 @@ use super::GUARD;
 /// A cluster of one broker.
 pub struct Kafka {
     cluster: MockCluster<'static, DefaultProducerContext>,
-    producer: BaseProducer<Deliveries>,
+    /// Replaced when the broker comes back: the old one does not always find it within its time-out.
+    producer: RefCell<BaseProducer<Deliveries>>,
     failed: Arc<Mutex<Vec<String>>>,
 }
 
 /// What happened to the messages: why those failed that the cluster did not store.
-#[derive(Clone, Default)]
 struct Deliveries(Arc<Mutex<Vec<String>>>);
 
 impl ClientContext for Deliveries {}
@@ -45,12 +46,9 @@ impl Kafka {
     /// Starts it, without topics.
     pub fn start() -> Kafka {
         let cluster = MockCluster::new(1).unwrap();
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", cluster.bootstrap_servers()).set("linger.ms", "1");
-        config.set("reconnect.backoff.max.ms", "100").set("message.timeout.ms", "60000");
-        let deliveries = Deliveries::default();
-        let failed = deliveries.0.clone();
-        Kafka { cluster, producer: config.create_with_context(deliveries).unwrap(), failed }
+        let failed = Arc::default();
+        let producer = RefCell::new(producer(&cluster, &failed));
+        Kafka { cluster, producer, failed }
     }
 
     /// Makes a topic.
@@ -71,6 +69,7 @@ impl Kafka {
     /// Brings it back, with what it has stored.
     pub fn broker_up(&self) {
         self.cluster.broker_up(BROKER).unwrap();
+        self.producer.replace(producer(&self.cluster, &self.failed));
     }
 
     /// Stores messages without keys in a partition, and waits until they are.
@@ -103,7 +102,7 @@ impl Kafka {
 
     /// Waits until everything is stored.
     pub fn flush(&self) {
-        self.producer.flush(GUARD).unwrap();
+        self.producer.borrow().flush(GUARD).unwrap();
         let failed = self.failed.lock().unwrap();
         assert!(failed.is_empty(), "{} messages were not stored: {:?}", failed.len(), failed.first());
     }
@@ -112,15 +111,26 @@ impl Kafka {
         &self,
         mut record: BaseRecord<'_, K, P>,
     ) {
+        let producer = self.producer.borrow();
         loop {
-            match self.producer.send(record) {
+            match producer.send(record) {
                 Ok(()) => return,
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => {
                     record = refused;
-                    self.producer.poll(Duration::from_millis(10));
+                    producer.poll(Duration::from_millis(10));
                 }
                 Err((error, _)) => panic!("{error}"),
             }
         }
     }
+}
+
+fn producer(
+    cluster: &MockCluster<'_, DefaultProducerContext>,
+    failed: &Arc<Mutex<Vec<String>>>,
+) -> BaseProducer<Deliveries> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", cluster.bootstrap_servers()).set("linger.ms", "1");
+    config.set("reconnect.backoff.max.ms", "100").set("message.timeout.ms", "60000");
+    config.create_with_context(Deliveries(failed.clone())).unwrap()
 }
