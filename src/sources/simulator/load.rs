@@ -66,6 +66,10 @@ impl Load {
 
     /// When the k-th tick is due, from 0, in nanoseconds after the start. `rate` is in ticks per second, above 0.
     pub fn due_ns(&self, k: u64, rate: u64) -> u64 {
+        // The usual load, without divisions of 128 bits.
+        if let (Load::Steady, Some(within)) = (self, (k % rate).checked_mul(NS_PER_S as u64)) {
+            return (k / rate).saturating_mul(NS_PER_S as u64).saturating_add(within / rate);
+        }
         let steady = u128::from(k) * NS_PER_S * PARTS_PER_NS / u128::from(rate);
         self.time_ns(steady) as u64
     }
@@ -156,6 +160,18 @@ mod tests {
     fn per_slice(load: Load, slices: u64, rate: u64) -> Vec<u64> {
         let before = |slice: u64| load.due_before(slice * 100 * MS, rate);
         (0..slices).map(|slice| before(slice + 1) - before(slice)).collect()
+    }
+
+    #[test]
+    fn steady_ticks_are_due_at_the_same_times_however_they_are_computed() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        for rate in [1_u64, 3, 7, 1_000, 999_983, 500_000_000, 30_000_000_000] {
+            for _ in 0..1_000 {
+                let k = rng.u64(0..rate.saturating_mul(1_000_000).min(1 << 50));
+                let exact = u128::from(k) * NS_PER_S / u128::from(rate);
+                assert_eq!(u128::from(Load::Steady.due_ns(k, rate)), exact, "{k} at {rate}");
+            }
+        }
     }
 
     #[test]

@@ -127,6 +127,8 @@ pub struct Running<'a> {
     made: Vec<u64>,
     /// The next tick, from 0.
     k: u64,
+    /// When it is due, after the start.
+    due_ns: u64,
     comes_ns: u64,
     rng: Rng,
 }
@@ -136,8 +138,8 @@ impl<'a> Running<'a> {
         let topics = (0..wave.topics).map(|topic| format!("{}.{topic}", wave.prefix)).collect();
         let rng = seed.map_or_else(Rng::new, Rng::with_seed);
         let mut running =
-            Running { wave, topics, made: vec![0; wave.topics as usize], k: 0, comes_ns: 0, rng };
-        running.comes_ns = running.next_comes_ns();
+            Running { wave, topics, made: vec![0; wave.topics as usize], k: 0, due_ns: 0, comes_ns: 0, rng };
+        running.advance(0);
         running
     }
 
@@ -170,7 +172,7 @@ impl<'a> Running<'a> {
     pub fn make(&mut self, start_realtime_ns: u64, payload: &mut Vec<u8>) -> (u64, Option<&str>) {
         let producer = self.k % u64::from(self.wave.producers);
         let topic = (producer % u64::from(self.wave.topics)) as usize;
-        let due_ns = start_realtime_ns + self.wave.load.due_ns(self.k, self.wave.per_second());
+        let due_ns = start_realtime_ns + self.due_ns;
         self.made[topic] += 1;
         let mark = Mark { at_ns: due_ns, topic: topic as u32, n: self.made[topic] };
         match &self.wave.signal {
@@ -199,16 +201,12 @@ impl<'a> Running<'a> {
 
     fn advance(&mut self, ticks: u64) {
         self.k += ticks;
-        self.comes_ns = self.next_comes_ns();
-    }
-
-    fn next_comes_ns(&mut self) -> u64 {
-        let due_ns = self.wave.load.due_ns(self.k, self.wave.per_second());
+        self.due_ns = self.wave.load.due_ns(self.k, self.wave.per_second());
         let jitter_ns = match self.wave.jitter_ns {
             0 => 0,
             jitter_ns => self.rng.u64(0..=jitter_ns),
         };
-        due_ns.saturating_add(jitter_ns).max(self.comes_ns)
+        self.comes_ns = self.due_ns.saturating_add(jitter_ns).max(self.comes_ns);
     }
 }
 
