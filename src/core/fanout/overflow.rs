@@ -124,18 +124,22 @@ impl Fanout {
             let mut of_groups: TopicMap<Option<Membership>> = TopicMap::default();
             session.outbox.evict(log, |content, len, shared| {
                 let id = TopicId(content.topic());
-                let known = memberships.get(id).copied();
-                let membership = known.or_else(|| {
-                    *of_groups.entry(id).or_insert_with(|| {
-                        // Frames of an ended life stay in place, like those of a topic that is gone.
-                        let topic =
-                            topic_mut(topics, id, shards).filter(|topic| topic.life != Life::Ended)?;
-                        let merged =
-                            wildcard::merged_of_all(matching, entries, topic, subscriptions, principal)?;
-                        Some(merged.membership())
-                    })
-                });
-                let Some(mut membership) = membership else { return Verdict::Keep };
+                let mut of_group = None;
+                let (membership, is_new) = match memberships.get_mut(id) {
+                    Some(membership) => (membership, false),
+                    None => {
+                        let merged = of_groups.entry(id).or_insert_with(|| {
+                            // Frames of an ended life stay in place, like those of a topic that is gone.
+                            let topic =
+                                topic_mut(topics, id, shards).filter(|topic| topic.life != Life::Ended)?;
+                            let merged =
+                                wildcard::merged_of_all(matching, entries, topic, subscriptions, principal)?;
+                            Some(merged.membership())
+                        });
+                        let Some(merged) = *merged else { return Verdict::Keep };
+                        (of_group.insert(merged), true)
+                    }
+                };
                 let may_go =
                     if is_overloaded { membership.yields_to_overload() } else { membership.yields() };
                 if !may_go {
@@ -164,10 +168,8 @@ impl Fanout {
                     }
                 }
                 // The eviction is announced later, which takes a membership.
-                if known.is_none()
-                    && let Some(topic) = topic_mut(topics, id, shards)
-                {
-                    membership.position = topic.push_member(format, slot, &membership);
+                if is_new && let Some(topic) = topic_mut(topics, id, shards) {
+                    membership.position = topic.push_member(format, slot, membership);
                     inserted.push(id);
                 }
                 if !membership.conflates() {
@@ -188,7 +190,9 @@ impl Fanout {
                     // Already held or paced: extend it to older ticks.
                     membership.from = membership.from.min(content.ticks().from.0);
                 }
-                memberships.insert(id, membership);
+                if let Some(membership) = of_group {
+                    memberships.insert(id, membership);
+                }
                 waiting -= len as usize;
                 tally.evicted += u64::from(content.is_tick());
                 Verdict::Evict
