@@ -77,9 +77,9 @@ def cases() -> list[Case]:
     auto, fixed = replace(native, budget_us=None), replace(native, budget_us=BUDGET_US)
     light = replace(named["S1"], producers=5, variants=())
 
-    def over_tls(name: str, figures: tuple[Figure, ...] = CONSTANT) -> Case:
-        plain, encrypted = named[name].variants
-        return Case(name, named[name], encrypted, figures, old_variant=plain)
+    def beside_plain(name: str, figures: tuple[Figure, ...] = CONSTANT) -> Case:
+        plain, other = named[name].variants
+        return Case(name, named[name], other, figures, old_variant=plain)
 
     return [
         Case("S1", named["S1"], native),
@@ -93,9 +93,11 @@ def cases() -> list[Case]:
         Case("engine", named["engine"], replace(websocket, budget_us=SCREEN_BUDGET_US)),
         Case("idle-native", named["idle-native"], named["idle-native"].variants[0], IDLE),
         Case("idle-ws", named["idle-ws"], named["idle-ws"].variants[0], IDLE),
-        over_tls("S1-tls"),
-        over_tls("S3-tls"),
-        over_tls("idle-tls", IDLE),
+        beside_plain("S1-tls"),
+        beside_plain("S3-tls"),
+        beside_plain("idle-tls", IDLE),
+        beside_plain("S1-auth"),
+        beside_plain("engine-sse"),
     ]
 
 

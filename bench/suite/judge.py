@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable
 
 from figures import Row, ratio
-from loads import OVER_TLS
+from loads import AUTHENTICATED, OVER_TLS
 
 MS = 1e3
 M = 1e6
@@ -155,6 +155,8 @@ def verdicts(loads: dict[str, list[Row]]) -> list[Verdict]:
         tls_cpu("S1-tls", "p99", 1.2, rows.get("S1-tls", []), lambda row: row.p99_us),
         tls_cpu("S3-tls", "server CPU per MB", 1.5, rows.get("S3-tls", []), cpu_us_per_mb),
         tls_memory(rows.get("idle-tls", [])),
+        cpu_beside("S1-auth", "with tokens", 1.03, AUTHENTICATED, rows.get("S1-auth", [])),
+        cpu_beside("engine-sse", "of Server-Sent Events", 1.1, "sse", rows.get("engine-sse", [])),
         bare_cpu(rows),
         wave(rows.get("wave", [])),
         *spike(rows.get("spike", [])),
@@ -303,6 +305,17 @@ def tls_cpu(load: str, what: str, most: float, rows: list[Row], of: Callable[[Ro
         load, f"{what} over TLS <= {most}x plain", row if plain else None,
         lambda row: f"{of(row) / plain:.2f}x, {of(row):,.3f} us beside {plain:,.3f} us" + bottleneck(row),
         lambda row: of(row) <= most * plain,
+    )
+
+
+def cpu_beside(load: str, whose: str, most: float, mark: str, rows: list[Row]) -> Verdict:
+    """CPU per delivery of the variant whose name has a mark, as a multiple of the one beside it."""
+    plain = best((row for row in rows if mark not in row.variant), lambda row: row.cpu_us_per_delivery)
+    row = best((row for row in rows if mark in row.variant), lambda row: row.cpu_us_per_delivery)
+    return verdict(
+        load, f"CPU per delivery {whose} <= {most}x the other's", row if plain else None,
+        lambda row: f"{row.cpu_us_per_delivery / plain.cpu_us_per_delivery:.2f}x" + bottleneck(row),
+        lambda row: row.cpu_us_per_delivery <= most * plain.cpu_us_per_delivery,
     )
 
 

@@ -13,8 +13,9 @@ EVERY_PEER = ("nats", "redis", "nchan", "hub")
 # screens.
 BUDGET_US = 1_000
 SCREEN_BUDGET_US = 50_000
-# In the name of a variant whose clients are encrypted.
+# In the name of a variant whose clients are encrypted, or show a token.
 OVER_TLS = " over TLS"
+AUTHENTICATED = ", authenticated"
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,17 @@ class Variant:
 
     budget_us: int | None = 0  # None: the server's default, auto
     fed_by: str = "simulator"  # or "network": an external publisher, as the peers have; or "capture": a replay
-    transport: str = "native"  # or "ws"
+    transport: str = "native"  # or "ws", "ws json", "sse"
     tls: bool = False
+    # Each client has a token that permits it to subscribe to the load's topics.
+    authenticated: bool = False
 
     @property
     def label(self) -> str:
         """Name in the report."""
         budget = "auto budget" if self.budget_us is None else f"budget {self.budget_us} us" if self.budget_us else "no budget"
-        return f"{self.transport}{OVER_TLS if self.tls else ''}, {self.fed_by}, {budget}"
+        marks = (OVER_TLS if self.tls else "") + (AUTHENTICATED if self.authenticated else "")
+        return f"{self.transport}{marks}, {self.fed_by}, {budget}"
 
 
 def variants(transports: tuple[str, ...], fed_by: tuple[str, ...], budgets: tuple[int, ...] = (0, BUDGET_US)):
@@ -133,9 +137,15 @@ LOADS = (
          clients=100, producers=50, rate=100, size=10_240, policy="conflate",
          variants=(Variant(None), Variant(None, tls=True)),
          note="AES-128-GCM. The load client opens records with tickcast's own record layer."),
+    Load("S1-auth", "S1 with tokens and permissions beside S1 without: 100 clients, 50 producers x 100/s, 100 B",
+         clients=100, producers=50, rate=100, size=100,
+         variants=(Variant(None), Variant(None, authenticated=True))),
     Load("engine", "Engine, capacity: 5,000 WebSocket clients, 500,000 deliveries/s",
          clients=5_000, producers=10, rate=10, size=100, peers=("nchan", "hub", "nats"), bare=True,
          variants=variants(("ws",), BOTH_SOURCES, (0, SCREEN_BUDGET_US))),
+    Load("engine-sse", "Engine, capacity: 5,000 clients of Server-Sent Events beside WebSockets with JSON, 500,000 deliveries/s",
+         clients=5_000, producers=10, rate=10, size=100,
+         variants=(Variant(None, transport="ws json"), Variant(None, transport="sse"))),
     Load("engine-433k", "Engine, capacity: 5,000 WebSocket clients, the published 433,000 deliveries/s",
          clients=5_000, producers=29, rate=3, size=100,
          variants=variants(("ws",), ("simulator",), (0, SCREEN_BUDGET_US)),

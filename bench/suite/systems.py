@@ -25,6 +25,15 @@ CAPTURE_S = 60
 SIMULATED_BYTES_MIN = 64
 
 
+# Options of the load client for each transport of a variant.
+TRANSPORTS = {
+    "native": ("--transport", "native"),
+    "ws": ("--transport", "ws", "--encoding", "rkyv"),
+    "ws json": ("--transport", "ws", "--encoding", "json"),
+    "sse": ("--transport", "sse"),
+}
+
+
 @dataclass(frozen=True)
 class Programs:
     """The release binaries in one folder."""
@@ -100,6 +109,8 @@ class Tickcast:
         self.variant = variant
         self.server: Process | None = None
         self.feed: Feed | None = None
+        # With a token that it made, if its clients need one.
+        self.token: Path | None = None
 
     @property
     def label(self) -> str:
@@ -120,7 +131,7 @@ class Tickcast:
             *("--tcp", "127.0.0.1:0"),
             *("--http", "127.0.0.1:0"),
             "--no-admin",
-            *(("--config", str(tls_configuration(processes))) if self.variant.tls else ()),
+            *self.configuration(processes, load),
             *self.source(processes, load),
             *load.server_options,
         ]
@@ -135,9 +146,18 @@ class Tickcast:
         policy = ("--policy", load.policy) if load.policy else ()
         # Its certificate is made for this run: nobody has to be convinced by it.
         tls = ("--tls", "--insecure") if self.variant.tls else ()
-        if self.variant.transport == "ws":
-            return Endpoint(http, ("--transport", "ws", "--encoding", "rkyv", *tls), (self.server.pid,), policy)
-        return Endpoint(native, ("--transport", "native", *tls), (self.server.pid,), policy)
+        token = ("--token-file", str(self.token)) if self.token else ()
+        address = native if self.variant.transport == "native" else http
+        return Endpoint(address, (*TRANSPORTS[self.variant.transport], *tls, *token), (self.server.pid,), policy)
+
+    def configuration(self, processes: Processes, load: Load) -> tuple[str, ...]:
+        """The option for a configuration file, if the variant needs one."""
+        if self.variant.tls:
+            return "--config", str(tls_configuration(processes))
+        if self.variant.authenticated:
+            configuration, self.token = auth_configuration(processes, self.programs.server, load.subscribe)
+            return "--config", str(configuration)
+        return ()
 
     def source(self, processes: Processes, load: Load) -> list[str]:
         """Server options that select the source of ticks."""
@@ -171,6 +191,24 @@ def addresses_of(line: str) -> tuple[str, str]:
     """Native and HTTP addresses in `listening tcp=ADDR http=ADDR`; empty if missing."""
     found = dict(word.split("=", 1) for word in line.split() if "=" in word)
     return found.get("tcp", ""), found.get("http", "")
+
+
+def auth_configuration(processes: Processes, server: Path, patterns: tuple[str, ...]) -> tuple[Path, Path]:
+    """Writes a configuration with authentication, and a token that permits its bearer to subscribe to the patterns."""
+    folder = Path(tempfile.mkdtemp(prefix="tickcast-auth-"))
+    processes.add_stop(lambda: shutil.rmtree(folder, ignore_errors=True))
+    key, token, configuration = folder / "secret", folder / "token", folder / "tickcast.toml"
+    key.write_text("a secret of this run, for nobody else\n")
+    key.chmod(0o600)
+    allowed = [word for pattern in patterns for word in ("--allow-sub", pattern)]
+    argv = [str(server), "token", "--key", str(key), "--alg", "HS256", "--sub", "client", "--aud", "bench", *allowed]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=START_S, check=False)
+    if done.returncode != 0:
+        raise RunFailed(f"tickcast token made none: {done.stderr.strip()}")
+    token.write_text(done.stdout)
+    token.chmod(0o600)
+    configuration.write_text(f'[[auth.key]]\nalgorithm = "HS256"\nfile = "{key}"\naudience = "bench"\n')
+    return configuration, token
 
 
 def tls_configuration(processes: Processes) -> Path:
