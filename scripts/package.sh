@@ -2,8 +2,10 @@
 # Builds the Debian package and a package of debug symbols, and prints the path of the first.
 #
 #   scripts/package.sh [--no-build] [--profile release|dev]
+#   scripts/package.sh --tool
 #
 #   --no-build          use the existing binaries
+#   --tool              only install cargo-deb, if it is missing
 #   --profile PROFILE   release, or dev to test the packaging: it uses the binaries of the tests, compresses quickly and builds no
 #                       debug symbols [default: release]
 #
@@ -18,10 +20,11 @@ fail() {
     exit 1
 }
 
-build=yes profile=release
+build=yes profile=release tool_only=no
 while (($# > 0)); do
     case $1 in
         --no-build) build=no ;;
+        --tool) tool_only=yes ;;
         --profile)
             profile=${2:-}
             [[ $profile =~ ^(release|dev)$ ]] || fail "--profile must be release or dev"
@@ -65,6 +68,7 @@ if ! has_pinned_version "$cargo_deb"; then
         rm -rf -- "$tools/build"
     fi
 fi
+[[ $tool_only == no ]] || exit 0
 
 if [[ $build == yes ]]; then
     say "cargo build --profile $profile"

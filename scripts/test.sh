@@ -48,7 +48,7 @@ verdict() {
     [[ -z $ahead ]] || stop_ahead
     printf '\nscripts/test.sh: %s\n' "$text"
 }
-# The process group that compiles ahead, while it does.
+# The process group of what began with the tests, until it has ended.
 ahead=
 stop_ahead() {
     kill -- "-$ahead" 2>/dev/null || true
@@ -88,6 +88,7 @@ needs systemd-analyze systemd
 needs tmux tmux
 needs strace strace
 needs prlimit util-linux
+needs chrt util-linux
 needs setpriv util-linux
 [[ $root == no || $dpkg == no ]] || needs dpkg-shlibdeps dpkg-dev
 if [[ -n ${TICKCAST_KAFKA:-} ]]; then
@@ -203,6 +204,20 @@ fi
 step "bench/suite"
 python3 -m unittest discover bench/suite
 
+step "compiling the tests"
+cargo test --locked --workspace "${features[@]}" --no-run
+
+# Most tests wait, and so do the scripts after them. What has a target folder of its own is compiled meanwhile, in a process group of
+# its own and only while the cores are idle; the models of loom, which depend on no clock, run there too.
+ahead_steps='scripts/loom.sh && scripts/fuzz.sh --no-run'
+! can_package || ahead_steps="scripts/package.sh --tool && $ahead_steps"
+mkdir -p "${CARGO_TARGET_DIR:-target}"
+ahead_log=${CARGO_TARGET_DIR:-target}/ahead.log
+set -m
+chrt --idle 0 bash -c "$ahead_steps" >"$ahead_log" 2>&1 &
+ahead=$!
+set +m
+
 step "cargo test"
 cargo test --locked --workspace "${features[@]}"
 
@@ -246,15 +261,6 @@ fi
 
 [[ -n ${TICKCAST_KAFKA:-} ]] || without+=("Kafka (needs TICKCAST_KAFKA=1)")
 
-# The scripts that follow mostly wait. What has a target folder of its own is compiled meanwhile.
-mkdir -p "${CARGO_TARGET_DIR:-target}"
-ahead_log=${CARGO_TARGET_DIR:-target}/compiled-ahead.log
-# A process group of its own.
-set -m
-nice -n 19 bash -c 'scripts/fuzz.sh --no-run && scripts/loom.sh --no-run' >"$ahead_log" 2>&1 &
-ahead=$!
-set +m
-
 step "the README's commands and snippets"
 scripts/readme.py "${CARGO_TARGET_DIR:-target}/debug"
 
@@ -284,15 +290,13 @@ else
     without+=("the Debian package (needs root and dpkg)")
 fi
 
-step "compiling the fuzz targets and the models of loom"
+step "the models of loom and the fuzz targets, which began with the tests"
 wait "$ahead" || {
     tail -n 40 "$ahead_log" >&2
-    fail "they do not compile: see $ahead_log"
+    fail "failed: $ahead_steps; see $ahead_log"
 }
 ahead=
+grep '^test result' "$ahead_log" >&2
 
 step "fuzzing"
 scripts/fuzz.sh 5
-
-step "loom"
-scripts/loom.sh

@@ -45,6 +45,10 @@ P50 = Figure("p50 ms", "p50_us", report.ms)
 P99 = Figure("p99 ms", "p99_us", report.ms)
 RSS = Figure("RSS MiB", "server_rss_bytes", report.mib)
 CONSTANT = (DELIVERED, CPU, P50, P99, RSS)
+SPIKE = (
+    Figure("p99 from the first connect, ms", "spike_p99_us", report.ms),
+    Figure("p99 from subscription to first tick, ms", "subscription_p99_us", report.ms),
+)
 IDLE = (Figure("RSS per connection, bytes", "rss_bytes_per_connection", report.count), RSS)
 
 
@@ -86,11 +90,14 @@ def cases() -> list[Case]:
         Case("S1", named["S1"], fixed),
         Case("S1", named["S1"], auto, old_variant=fixed),
         Case("500 ticks/s to 100 clients", light, auto, old_variant=native),
+        # The clients choose no policy, as most do.
+        Case("S3", replace(named["S3"], policy=""), native, (DELIVERED, CPU)),
         Case("S4", named["S4"], native),
         Case(f"saturation at {SATURATED_PER_S / 1e6:.0f} M/s", loads.at_total_rate(saturation, SATURATED_PER_S), native),
         Case("saturation, unthrottled", loads.unthrottled(saturation), native, (DELIVERED, CPU)),
         Case("engine", named["engine"], websocket),
         Case("engine", named["engine"], replace(websocket, budget_us=SCREEN_BUDGET_US)),
+        Case("spike", named["spike"], named["spike"].variants[0], SPIKE),
         Case("idle-native", named["idle-native"], named["idle-native"].variants[0], IDLE),
         Case("idle-ws", named["idle-ws"], named["idle-ws"].variants[0], IDLE),
         beside_plain("S1-tls"),
