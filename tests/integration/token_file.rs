@@ -48,7 +48,7 @@ fn renew(file: &Path) {
 
 fn server(name: &str) -> Server {
     let config = format!(
-        "[auth]\nleeway = \"0s\"\ngrace = \"0s\"\nwarning = \"2s\"\n[[auth.key]]\nalgorithm = \"EdDSA\"\nfile = {:?}\n",
+        "[auth]\nleeway = \"0s\"\ngrace = \"3s\"\nwarning = \"2s\"\n[[auth.key]]\nalgorithm = \"EdDSA\"\nfile = {:?}\n",
         data("auth/ed25519.pub.pem")
     );
     let path = file(&format!("{name}.toml"));
