@@ -72,7 +72,7 @@ fi
 if command -v systemd-analyze >/dev/null; then
     # --man=no: checking man pages would create files in man's cache.
     systemd-analyze verify --man=no /usr/lib/systemd/system/tickcast{.service,.socket,-http.socket,-tune.service}
-    systemd-analyze security --offline=yes --no-pager --threshold=15 /usr/lib/systemd/system/tickcast.service | tail -1
+    systemd-analyze security --offline=yes --no-pager --threshold=12 /usr/lib/systemd/system/tickcast.service | tail -1
 fi
 
 step "tickcast serve --config $configuration as nobody, on free ports"

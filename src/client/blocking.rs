@@ -1,19 +1,25 @@
 //! A blocking client, for tools, tests and programs with a thread to spare.
 
 mod acknowledged;
+mod renewal;
+mod sockets;
 mod stream;
 
 use std::{
     borrow::Cow,
     io::{self, ErrorKind, Read},
-    net::{Shutdown, SocketAddr, TcpStream, ToSocketAddrs},
+    net::Shutdown,
     sync::Arc,
     time::Duration,
 };
 
 use rustls::ClientConfig;
 
-use self::stream::Stream;
+use self::{
+    renewal::Renewal,
+    sockets::{connect_tcp, connect_unix},
+    stream::Stream,
+};
 use crate::{
     ClientError, ClientToken, ConnectOptions, Connection, Event, ProtocolError, PublishRequest,
     SubscribeOptions,
@@ -161,6 +167,7 @@ pub struct Client {
     /// Why writing has failed for good. Invariant: set only while something is waiting to be written.
     write_failure: Option<io::Error>,
     connection: Connection,
+    renewal: Option<Renewal>,
     buffer: Box<[u8]>,
 }
 
@@ -208,7 +215,9 @@ impl Client {
         stream.socket.set_nonblocking(true)?;
         let (connection, buffer) = (Connection::new(&options), vec![0; READ_BYTES].into_boxed_slice());
         let (read_timeout, write_timeout, write_failure) = (None, None, None);
-        let mut client = Client { stream, read_timeout, write_timeout, write_failure, connection, buffer };
+        let renewal = Renewal::new(&options);
+        let mut client =
+            Client { stream, read_timeout, write_timeout, write_failure, connection, renewal, buffer };
         match client.await_welcome() {
             Ok(()) => Ok(client),
             Err(ClientError::Protocol(ProtocolError::Decode(DecodeError::BadMagic(magic)))) => {
@@ -328,7 +337,9 @@ impl Client {
         deadline: Deadline,
         is_done: impl Fn(&Connection) -> bool,
     ) -> Result<bool, ClientError> {
+        self.renew_token();
         while !self.connection.has_event()? && !is_done(&self.connection) {
+            self.renew_token();
             let written = self.write_some();
             if self.read_some()? {
                 continue;
@@ -336,10 +347,25 @@ impl Client {
             written?;
             match deadline.remaining() {
                 Some(Duration::ZERO) => return Ok(false),
-                timeout => self.wait(timeout, true)?,
+                timeout => {
+                    let soonest = timeout.into_iter().chain(self.wakes_after()).min();
+                    self.wait(soonest, true)?;
+                }
             }
         }
         Ok(true)
+    }
+
+    /// How long a caller that waits for the socket itself may wait before it calls [`Client::next_event`]; `None`: without limit.
+    pub fn wakes_after(&self) -> Option<Duration> {
+        self.renewal.as_ref().map(Renewal::remaining)
+    }
+
+    /// Queues a new token if its file has one.
+    fn renew_token(&mut self) {
+        if let Some(renewal) = self.renewal.as_mut().filter(|_| self.connection.is_open()) {
+            renewal.look(&mut self.connection);
+        }
     }
 
     /// The connection, for requests without a method here. The next [`Client::flush`] sends them.
@@ -532,35 +558,6 @@ impl Client {
             _ => Ok(()),
         }
     }
-}
-
-fn connect_tcp(host: &str) -> io::Result<TcpStream> {
-    let mut failure = ErrorKind::NotFound.into();
-    let connect = |at: SocketAddr| {
-        TcpStream::connect_timeout(&at, CONNECT_TIMEOUT).map_err(|error| failure = error).ok()
-    };
-    let stream = host.to_socket_addrs()?.find_map(connect).ok_or(failure)?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-/// Waits this long for room in the listener's queue.
-#[cfg(unix)]
-fn connect_unix(path: &str, timeout: Duration) -> io::Result<TcpStream> {
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
-    // connect(2) of a Unix socket waits for as long as a write.
-    socket.set_write_timeout(Some(timeout))?;
-    socket.connect(&socket2::SockAddr::unix(path)?).map_err(|error| match error.kind() {
-        ErrorKind::WouldBlock => ErrorKind::TimedOut.into(),
-        _ => error,
-    })?;
-    socket.set_write_timeout(None)?;
-    Ok(std::os::fd::OwnedFd::from(socket).into())
-}
-
-#[cfg(not(unix))]
-fn connect_unix(_: &str, _: Duration) -> io::Result<TcpStream> {
-    Err(ErrorKind::Unsupported.into())
 }
 
 /// For waiting on the server together with other descriptors. The socket is non-blocking.

@@ -15,7 +15,7 @@ use crate::{
     acknowledgements::Unacknowledged,
     handshake::Handshake,
     reply::{self, Buffer, Span, StoredEvent, StoredRecovered, StoredTick},
-    request::{Outgoing, RequestNumbers},
+    request::{Outgoing, REFRESH_REQUEST, RequestNumbers},
     topics::{SkipReason, Topics},
 };
 use tickcast_proto::{
@@ -88,6 +88,8 @@ pub struct Connection {
     /// In JSON, until the welcome: the name in the hello, which is sent again without features if the server refuses it.
     hello_name: Option<String>,
     requests: RequestNumbers,
+    /// Whether the server has not taken the last token for now.
+    refresh_refused: bool,
     last_token: u64,
     pub(super) unacknowledged: Unacknowledged,
 }
@@ -180,6 +182,7 @@ impl Connection {
             features: Features::NONE,
             hello_name: None,
             requests: RequestNumbers::default(),
+            refresh_refused: false,
             last_token: 0,
             unacknowledged: Unacknowledged::new(
                 options.acknowledgements && encoding != WireFormat::WEBSOCKET_RAW,
@@ -200,10 +203,10 @@ impl Connection {
                 _ => Features::COUNTS.union(Features::STRING_KEYS).union(Features::POSITIONS),
             };
             let features = features.union(Features::NODES).union(Features::PREVIOUS);
-            let features = match options.acknowledgements {
-                true => features.union(Features::PUBLISHED),
-                false => features,
-            };
+            let with = |wanted: bool, feature| if wanted { feature } else { Features::NONE };
+            let features = features
+                .union(with(options.acknowledgements, Features::PUBLISHED))
+                .union(with(options.token.is_some(), Features::TOKENS));
             connection.hello_name = (encoding == WireFormat::WEBSOCKET_JSON).then(|| name.to_owned());
             let hello = HelloParts { request, client, name, features };
             // Enqueuing fails only for long requests, and a hello is never one.
@@ -292,6 +295,8 @@ impl Connection {
     pub fn has_event(&mut self) -> Result<bool, ProtocolError> {
         while self.ready.is_none() {
             match self.step() {
+                // The token is given again.
+                Ok(Progress::Event(StoredEvent::Error { request: REFRESH_REQUEST, .. })) => {}
                 Ok(Progress::Event(stored)) => self.ready = Some(stored),
                 Ok(Progress::Consumed) => {}
                 Ok(Progress::NeedMore) => {
@@ -423,6 +428,7 @@ impl Connection {
                 self.server_frame_bytes_max = *frame_bytes_max as usize;
             }
             StoredEvent::Closing { .. } => self.phase = Phase::ClosingReceived,
+            StoredEvent::Error { request: REFRESH_REQUEST, .. } => self.refresh_refused = true,
             StoredEvent::Error { request, .. } => self.unacknowledged.handle_answer(*request),
             _ if !self.welcomed && self.encoding == WireFormat::TCP_NATIVE => {
                 return Err(ProtocolError::WelcomeExpected);

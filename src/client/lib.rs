@@ -125,8 +125,8 @@ pub struct ConnectOptions {
     pub acknowledgements: bool,
     /// The client's token: in HELLO, or in the `Authorization` of a WebSocket. It is sent on plain connections too.
     pub token: Option<ClientToken>,
-    /// File whose first line is the token, in place of `token`. Read for each connection, so that a reconnecting client uses the one
-    /// that is valid then. Only for [`Client`] and [`ReconnectingClient`].
+    /// File whose first line is the token, in place of `token`. Read for each connection, and once a second while the client reads
+    /// events: a new token in it replaces the one of the living connection. Only for [`Client`] and [`ReconnectingClient`].
     pub token_file: Option<PathBuf>,
     /// How a server that speaks TLS is verified. Only for [`Client`] and [`ReconnectingClient`].
     pub tls: TlsOptions,

@@ -95,6 +95,9 @@ impl fmt::Display for RequestError {
 
 impl std::error::Error for RequestError {}
 
+/// The number of every REFRESH. It is none of those of [`RequestNumbers`], in which callers count, until these have wrapped around.
+pub(super) const REFRESH_REQUEST: u32 = u32::MAX;
+
 /// Numbers requests from 1. After `u32::MAX` comes 1 again: 0 stands for "no request".
 #[derive(Debug, Default)]
 pub(super) struct RequestNumbers {
@@ -146,6 +149,10 @@ pub(super) enum Outgoing<'a> {
     Ping {
         token: u64,
     },
+    Refresh {
+        request: u32,
+        token: &'a str,
+    },
 }
 
 impl Outgoing<'_> {
@@ -158,7 +165,7 @@ impl Outgoing<'_> {
             }
             Outgoing::Unsubscribe { pattern, .. } => pattern,
             Outgoing::Publish { publish, .. } => publish.topic,
-            Outgoing::Hello(..) | Outgoing::Ping { .. } => return Ok(()),
+            Outgoing::Hello(..) | Outgoing::Ping { .. } | Outgoing::Refresh { .. } => return Ok(()),
         };
         if name.is_empty() || name.len() > TOPIC_BYTES_MAX {
             return Err(RequestError::NameLength(name.len()));
@@ -207,6 +214,7 @@ impl Outgoing<'_> {
             Outgoing::Ping { token } => {
                 frame::encode(out, Kind::Ping, HeaderFields::default(), &Token { token }, &[]);
             }
+            Outgoing::Refresh { request, token } => encode_request(out, Kind::Refresh, request, token),
         }
     }
 
@@ -245,6 +253,10 @@ impl Outgoing<'_> {
                 )
             }
             Outgoing::Ping { token } => format!("{{\"op\":\"ping\",\"token\":{token}}}"),
+            Outgoing::Refresh { request, token } => {
+                let token = json::literal(token);
+                format!("{{\"op\":\"refresh\",\"id\":{request},\"token\":{token}}}")
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ mod egress_logs;
 mod forget;
 mod logged;
 mod match_counts;
+mod opening;
 mod overflow;
 mod partial;
 mod possible_policies;
@@ -21,15 +22,17 @@ use self::{
     awaited::AwaitedPositions,
     logged::LogTopic,
     match_counts::MatchCounts,
+    opening::Openings,
     subscriptions::{PatternEntry, PendingEntry},
     topic::{EgressTopic, Group, Life},
     walks::Joining,
-    wildcard::{Matching, Wildcards},
+    wildcard::Wildcards,
 };
 pub use self::{
     awaited::AwaitedSettings,
     conflation::{CloseBudget, PaceTimer},
     egress_logs::{EgressLogs, LogIndex},
+    opening::OpeningUnits,
     recovery::HistoryRequest,
     subscriptions::{Interest, Registration, StartFrom, Subscription, cover_of},
     walks::{Begun, Departure, MembershipWalk},
@@ -88,6 +91,7 @@ pub struct Fanout {
     /// Sessions with room for another chunk of history. At most one entry per session.
     pulls: VecDeque<SlotId>,
     match_counts: MatchCounts,
+    openings: Openings,
     /// Topics forgotten by their homes, whose members must leave. Bound: `topics_max`.
     forgotten: VecDeque<TopicId>,
     /// The forgotten topics by key, until they are dropped or revived. Bound: `topics_max`.
@@ -135,6 +139,13 @@ pub struct DeliveryCounts {
     pub units: usize,
 }
 
+impl DeliveryCounts {
+    /// Units of delivery work.
+    pub fn work(&self) -> usize {
+        (self.queued + self.evicted) as usize + self.units
+    }
+}
+
 impl Fanout {
     /// Creates a fan-out without subscriptions or topics.
     pub fn new(
@@ -166,6 +177,7 @@ impl Fanout {
             by_key: HashMap::new(),
             pulls: VecDeque::new(),
             match_counts: MatchCounts::default(),
+            openings: Openings::default(),
             forgotten: VecDeque::new(),
             forgotten_keys: HashMap::new(),
             memberless: Vec::new(),
@@ -233,7 +245,7 @@ impl Fanout {
     }
 
     /// Opens the topic with this key. From now on its home sends the ticks after the sequence `last`; 0: all ticks. Sessions
-    /// whose subscription needs a membership join it.
+    /// whose subscription needs a membership join it, in later turns if they are many.
     pub fn handle_open(
         &mut self,
         id: TopicId,
@@ -246,9 +258,10 @@ impl Fanout {
         let Some((home, place)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
         };
-        if !self.forgotten_keys.is_empty() {
-            self.end_last_life(key, sessions, logs);
-        }
+        let last_life = match self.forgotten_keys.is_empty() {
+            true => None,
+            false => self.forgotten_keys.remove(key),
+        };
         let of_home = &mut self.topics.homes[usize::from(home)];
         if of_home.len() <= place as usize {
             of_home.resize_with(place as usize + 1, || None);
@@ -258,60 +271,25 @@ impl Fanout {
         let policy = self.settings.policies.of(topic_key::name(key));
         let mut topic = EgressTopic::new(id, epoch, key, policy, is_homed_here);
         topic.log = is_log_epoch(epoch).then(|| LogTopic::new(last).into());
-        let mut awaited = self.take_awaited(&topic, sessions);
-        let mut slots: Vec<SlotId> = awaited.keys().copied().collect();
-        let exact = self.patterns.get_mut(key).copied();
-        let entries = &self.entries;
-        let mut add = |index: u32| {
-            let Some(entry) = entries[index as usize].as_ref() else {
-                return debug_assert!(false, "a pattern in the trie has an entry");
-            };
-            slots.extend_from_slice(&entry.members);
-        };
-        // Check all patterns only if a wildcard has members: a home may open thousands of topics in one turn.
-        match self.wildcards.has_members() {
-            false => exact.into_iter().for_each(add),
-            true => {
-                let Matching { patterns, tenant_highest, exports } = self.matching();
-                exports.for_each_match(patterns, tenant_highest, key, |&index| add(index));
-            }
-        }
-        let mut recovering = Vec::new();
-        // Several patterns of a session may match.
-        slots.sort_unstable();
-        slots.dedup();
-        for slot in slots {
-            let Some(session) = sessions.get(slot) else { continue };
-            let merged = wildcard::merged(
-                self.matching(),
-                entries,
-                &topic,
-                session.subscriptions.iter(),
-                session.principal.as_deref(),
-            );
-            match merged {
-                Some(merged) => {
-                    let backlog = awaited.remove(&slot);
-                    let waits = backlog.is_some();
-                    topic.join(slot, merged, backlog, sessions, logs);
-                    recovering.extend(waits.then_some(slot));
-                }
-                None => debug_assert!(session.has_partial(), "a member of an entry has the subscription"),
-            }
-        }
+        let backlogs = self.take_saved_positions(&topic, sessions);
         self.topics.homes[usize::from(home)][place as usize] = Some(Box::new(topic));
         let (topics, shards) = (&self.topics, self.shards);
         let is_uncounted = |id| topic_ref(topics, id, shards).is_some_and(EgressTopic::waits_to_be_counted);
         self.match_counts.new_topic(id, self.by_key.len(), is_uncounted);
         self.by_key.insert(key.into(), id);
         self.note_joined(id, key);
-        recovering.into_iter().for_each(|slot| self.queue_pull(slot, sessions));
-        self.evict_overflowing(sessions, logs);
+        self.begin_opening(id, last_life, backlogs, sessions, logs);
         self.invariants(None);
     }
 
     /// Closes a topic after its home has stopped sending ticks, at this shard's request.
-    pub fn handle_close(&mut self, id: TopicId) {
+    pub fn handle_close(&mut self, id: TopicId, sessions: &mut Sessions, logs: &mut EgressLogs) {
+        self.finish_opening(id, sessions, logs);
+        self.close(id);
+    }
+
+    /// Drops a topic without members.
+    fn close(&mut self, id: TopicId) {
         let Some((home, place)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
         };
@@ -339,6 +317,9 @@ impl Fanout {
     /// Appends a tick once per wire format used by its members, and queues it to every live member.
     pub fn deliver(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) {
         let id = TopicId(tick.header.topic_id);
+        if !self.openings.is_empty() && self.openings.keep(tick) {
+            return;
+        }
         if !self.joining.is_empty() {
             self.join_early(id, sessions, logs);
         }
@@ -487,7 +468,7 @@ mod tests {
             let topic = topic_ref(&fanout.topics, id, SHARDS).unwrap();
             assert_eq!((topic.tracked_from, topic.last_sequence), (5, 7));
             assert_eq!(topic.last_values.keys_len(), copies);
-            fanout.handle_close(id);
+            fanout.handle_close(id, &mut sessions, &mut logs);
         }
         assert_eq!(fanout.settings.last_values.bytes_left, 1 << 20);
     }

@@ -302,6 +302,14 @@ pub const IDLE_ROUND_NS_HIGHEST: u64 = 60_000_000_000;
 pub const TOPIC_IDLE_NS_LOWEST: u64 = 100_000_000;
 /// Default of `topic_idle`, nanoseconds.
 pub const TOPIC_IDLE_NS_DEFAULT: u64 = 3_600_000_000_000;
+/// Members of topics that open which leave the topics' last lives or join, in one turn: about 1.5 ms. Opening one topic may take
+/// [`NEW_TOPIC_UNITS`] of them beyond that.
+pub const TURN_OPENING_UNITS: usize = 2 << 10;
+/// Units of delivery that count as one such member: a tick queued to a session takes about a tenth of the time of a join.
+pub const DELIVERIES_PER_OPENING_UNIT: usize = 8;
+/// Bytes of ticks and history that wait on a shard for topics with many members to open. Beyond that, the shard takes in nothing
+/// for a few turns.
+pub const OPENING_BYTES_MAX: usize = 256 << 10;
 /// Bytes of waiting input that a shard processes for its sessions in one turn.
 pub const TURN_INPUT_BYTES: usize = 128 << 10;
 /// Bytes of input that one session may have processed before the next session's turn: some hundred ticks.

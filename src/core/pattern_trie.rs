@@ -157,6 +157,11 @@ impl<V> PatternTrie<V> {
         nodes * Self::bytes_of(0) + self.text_bytes
     }
 
+    /// The value of exactly this pattern.
+    pub fn get(&self, pattern: &str) -> Option<&V> {
+        self.nodes[self.find(pattern)? as usize].value.as_ref()
+    }
+
     /// The mutable value of exactly this pattern.
     pub fn get_mut(&mut self, pattern: &str) -> Option<&mut V> {
         let node = self.find(pattern)?;

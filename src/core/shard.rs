@@ -325,6 +325,18 @@ impl Shard {
         }
     }
 
+    /// Sets how much of the work of opening topics a turn does.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn set_opening_units(&mut self, units: fanout::OpeningUnits) {
+        self.fanout.set_opening_units(units);
+    }
+
+    /// Returns whether topics are opening in pieces.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn opens_topics(&self) -> bool {
+        self.fanout.opens_topics()
+    }
+
     /// Returns the shard's counters.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
@@ -373,18 +385,20 @@ impl Shard {
         self.sessions.ready_or_lagging_len()
     }
 
-    /// Returns whether the shard accepts requests: every delivery stage has room for what one more request may add.
+    /// Returns whether the shard accepts requests: every delivery stage has room for what one more request may add, and not too
+    /// much waits for topics to open.
     ///
     /// Requests add deliveries but never requests. So a shard accepts requests even while its own request stages are full, and no
     /// two shards wait for each other.
     pub fn takes_requests(&self) -> bool {
-        self.stages.deliveries_have_room()
+        self.stages.deliveries_have_room() && !self.fanout.waits_for_openings()
     }
 
     /// Returns whether this turn may handle more ticks from other shards. If not, the next one may: a turn with many subscribers
-    /// must end before others have waited too long.
+    /// must end before others have waited too long. While too much waits for topics to open, it takes none: the openings need
+    /// nobody else, so they are done a few turns later.
     pub fn takes_deliveries(&self) -> bool {
-        self.mesh_units_left > 0
+        self.mesh_units_left > 0 && !self.fanout.waits_for_openings()
     }
 
     /// Returns whether this turn or a later one may process sessions' input, which also adds requests.
@@ -400,6 +414,7 @@ impl Shard {
             self.counters.add(Counter::InterestUnits, units as u64);
             worked |= units > 0;
         }
+        worked |= self.fanout.advance_openings(&mut self.sessions, &mut self.logs, now.monotonic_ns);
         worked |= self.forget_topics(now);
         worked |= self.home.trim(now.monotonic_ns) > 0;
         self.counters.add(Counter::LastValuesEvicted, self.home.take_last_values_evicted());
@@ -480,7 +495,7 @@ impl Shard {
         if tally == DeliveryCounts::default() {
             return;
         }
-        self.charge((tally.queued + tally.evicted) as usize + tally.units);
+        self.charge(tally.work());
         self.counters.add(Counter::TicksDelivered, tally.queued);
         self.counters.add(Counter::TicksTakenOut, tally.evicted);
         self.counters.add(Counter::TicksConflated, tally.conflated);
@@ -516,6 +531,7 @@ impl Shard {
         self.sessions.has_ready()
             || self.fanout.has_woken()
             || self.fanout.counts_topics()
+            || self.fanout.opens_topics()
             || self.control.has_work()
             || self.may_request_history()
             || self.may_read()
@@ -565,6 +581,7 @@ impl Shard {
             + memberships
             + self.fanout.groups_bytes()
             + self.fanout.logged_bytes()
+            + self.fanout.openings_bytes()
             + self.stages.waiting_bytes()
             + self.routing.heap_bytes()
             + self.timers.heap_bytes()

@@ -31,7 +31,7 @@ pub struct ServerArgs {
     /// Identity of this client; the server may close an older connection with the same identity
     #[arg(long, value_name = "ID")]
     pub client: Option<String>,
-    /// File with this client's token, read for each connection; without it, the environment variable TICKCAST_TOKEN
+    /// File with this client's token, read again every second: a new one replaces it; without it, the environment variable TICKCAST_TOKEN
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// TLS.

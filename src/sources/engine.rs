@@ -60,7 +60,7 @@ impl EngineError {
 /// Reads an engine.
 pub trait Reader {
     /// Connects and reads until an error. Called again after each error, and continues where it stopped if the engine has
-    /// positions.
+    /// positions. What takes long, such as connecting, it awaits in [`Ingest::waiting`].
     fn read(&mut self, ingest: &mut Ingest<'_>) -> impl Future<Output = Result<Infallible, EngineError>>;
 }
 
@@ -108,7 +108,7 @@ pub fn run(
         loop {
             let Err(failure) = reader.read(&mut ingest).await;
             let wait_ms = ingest.handle_failure(&failure, &mut backoff);
-            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            ingest.waiting(tokio::time::sleep(Duration::from_millis(wait_ms))).await;
         }
     };
     runtime.block_on(until_stopped(&stop, attempts));
@@ -125,7 +125,7 @@ pub fn run_blocking(context: &mut SourceContext, mapping: Mapping, reader: &mut 
     let mut ingest = Ingest::new(context, mapping);
     while let Err(failure) = reader.read(&mut ingest) {
         let wait_ms = ingest.handle_failure(&failure, &mut backoff);
-        if !ingest.context.sleep_until(clock::monotonic_ns() + wait_ms * 1_000_000) {
+        if ingest.sleep_until(clock::monotonic_ns() + wait_ms * 1_000_000).is_err() {
             break;
         }
     }
@@ -310,6 +310,20 @@ impl<'a> Ingest<'a> {
         Ok(())
     }
 
+    /// Sleeps until a time of [`clock::monotonic_ns`], and meanwhile does what [`Ingest::waiting`] does.
+    fn sleep_until(&mut self, due_ns: u64) -> Result<(), Stopped> {
+        loop {
+            self.tick()?;
+            let now_ns = clock::monotonic_ns();
+            if now_ns >= due_ns {
+                return Ok(());
+            }
+            if !self.context.sleep_until(due_ns.min(now_ns + FAILOVER_TURN_NS)) {
+                return Err(Stopped);
+            }
+        }
+    }
+
     /// Notes how many messages the engine holds that have not been taken yet, if it reports that.
     pub fn set_lag(&self, messages: u64) {
         self.context.status.set_lag(messages);
@@ -330,5 +344,104 @@ impl<'a> Ingest<'a> {
             self.context.status.note_heard(clock::monotonic_ns(), lag_ns);
             self.context.flush_waiting();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, thread};
+
+    use super::*;
+    use crate::{
+        Lanes, SourceStatus,
+        common::CommonOptions,
+        failover::Failover,
+        kind::{OptionChecks, SourceBounds},
+        mapping::MapOptions,
+    };
+    use tickcast_core::mesh::ring::{Doorbell, FrameConsumer, frame_ring};
+
+    /// Reads one message as a standby, and loses its engine just when it takes over. Then it never reaches the engine again.
+    struct Broken {
+        status: SourceStatus,
+        was_read: bool,
+    }
+
+    impl Broken {
+        /// Whether it has read its message now.
+        fn reads(&mut self) -> bool {
+            !std::mem::replace(&mut self.was_read, true)
+        }
+
+        fn message() -> Message<'static> {
+            Message { subject: "t", key: Some("1"), headers: &(), payload: b"1", time_ns: None }
+        }
+
+        fn failure(&self) -> EngineError {
+            self.status.set_standby(false);
+            EngineError("the connection has ended".into())
+        }
+    }
+
+    impl Reader for Broken {
+        async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
+            if !self.reads() {
+                // Never connects: only the wait before this attempt could publish.
+                return pending().await;
+            }
+            ingest.take(Broken::message()).await;
+            Err(self.failure())
+        }
+    }
+
+    impl BlockingReader for Broken {
+        fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Stopped, EngineError> {
+            if !self.reads() {
+                while !ingest.is_stopping() {
+                    clock::sleep_ns(NAP_NS);
+                }
+                return Ok(Stopped);
+            }
+            let _ = ingest.take_blocking(Broken::message());
+            Err(self.failure())
+        }
+    }
+
+    fn mapping() -> Mapping {
+        let bounds = SourceBounds { payload_bytes_max: 64, topics_max: 10, reads_files: true };
+        let options = MapOptions { id: "{key}".into(), ..MapOptions::default() };
+        Mapping::new(&options, &mut OptionChecks::new(bounds)).unwrap()
+    }
+
+    /// Runs `run` with a standby on a thread until it has published a tick.
+    fn publishes(run: impl FnOnce(&mut SourceContext, Mapping, &mut Broken) + Send + 'static) {
+        let (producer, mut consumer): (_, FrameConsumer) = frame_ring(1 << 16);
+        let lanes = Lanes::new([(producer, Arc::new(Doorbell::new(|| {})))].into_iter());
+        let options = CommonOptions { group: Some("g".into()), ..CommonOptions::default() };
+        let statuses = ["a", "b"].map(|name| SourceStatus::new("nats", options.resolved(name)));
+        statuses.iter().for_each(|status| status.set_health(Health::Running));
+        let _failover = Failover::new(&statuses);
+        let [_, b] = statuses;
+        let stop = StopFlag::default();
+        let mut context = SourceContext::new(lanes, b.clone(), Vec::new(), stop.clone());
+        let source =
+            thread::spawn(move || run(&mut context, mapping(), &mut Broken { status: b, was_read: false }));
+        let mut taken = 0;
+        while taken == 0 {
+            consumer.drain(1 << 16, |_| {
+                taken += 1;
+                true
+            });
+            thread::yield_now();
+        }
+        stop.set();
+        source.join().unwrap();
+        assert_eq!(taken, 1);
+    }
+
+    #[test]
+    fn a_source_that_takes_over_while_it_waits_for_its_engine_publishes_what_it_holds() {
+        publishes(|context, mapping, reader| run(context, mapping, reader).unwrap());
+        publishes(|context, mapping, reader| run_blocking(context, mapping, reader));
     }
 }

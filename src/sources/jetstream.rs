@@ -250,7 +250,7 @@ impl Source for JetStream {
 impl Reader for JetStream {
     async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
         let events = Arc::new(Events::default());
-        let client = self.connection.connect(&events).await?;
+        let client = ingest.waiting(self.connection.connect(&events)).await?;
         let found = jetstream::new(client).get_stream(&self.stream).await;
         let found = found.map_err(|error| EngineError::new(&format!("stream {}", self.stream), error))?;
         let config = pull::Config {

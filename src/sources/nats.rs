@@ -90,7 +90,7 @@ impl Source for Nats {
 impl Reader for Nats {
     async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
         let events = Arc::new(Events::default());
-        let client = self.connection.connect(&events).await?;
+        let client = ingest.waiting(self.connection.connect(&events)).await?;
         let mut subscriptions = Vec::new();
         for subject in &self.subjects {
             let subscribed = match &self.queue {

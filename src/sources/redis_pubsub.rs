@@ -85,7 +85,7 @@ impl Reader for PubSub {
     async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
         let client = self.server.client()?;
         let failed = |error: &dyn std::fmt::Display| EngineError::new(&self.server.to_string(), error);
-        let connected = timeout(ANSWER, client.get_async_pubsub()).await;
+        let connected = ingest.waiting(timeout(ANSWER, client.get_async_pubsub())).await;
         let connected = connected.map_err(|_| failed(&"no answer"))?.map_err(|error| failed(&error))?;
         let (mut sink, mut messages) = connected.split();
         let subscribed = timeout(ANSWER, sink.psubscribe(&self.channels)).await;

@@ -234,7 +234,7 @@ impl Source for RedisStreams {
 
 impl Reader for RedisStreams {
     async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
-        let mut redis = self.server.connect(BLOCK + ANSWER).await?;
+        let mut redis = ingest.waiting(self.server.connect(BLOCK + ANSWER)).await?;
         if self.is_logged {
             return self.read_logged(&mut redis, ingest).await;
         }

@@ -215,14 +215,14 @@ impl Source for WebSocket {
 impl Reader for WebSocket {
     async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
         let token = match &self.token {
-            Some(token) => Some(token.obtain().await?),
+            Some(token) => Some(ingest.waiting(token.obtain()).await?),
             None => None,
         };
         let secret = token.as_ref().map_or("", |token| &token.text);
         let url = self.url.replace(TOKEN, secret);
         let target = Target::parse(&url).map_err(|error| EngineError(error.into()))?;
         let request = self.request(&url, secret)?;
-        let opened = timeout(CONNECT, open(&target, &self.tls, request)).await;
+        let opened = ingest.waiting(timeout(CONNECT, open(&target, &self.tls, request))).await;
         let failed = |error: &dyn fmt::Display| EngineError(format!("{target}: {error}"));
         let mut socket =
             opened.map_err(|_| failed(&"no answer to the upgrade"))?.map_err(|error| failed(&error))?;

@@ -2,19 +2,19 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
-    net::TcpListener,
+    io::Write,
     path::{Path, PathBuf},
     process::{Output, Stdio},
-    sync::{Arc, Mutex},
-    thread,
 };
 
 use crate::harness::{
-    Server, beside_others, data, eventually,
+    Server, beside_others,
+    certificates::Certificates,
+    data, eventually,
     external::{External, Library},
     frames::{self, Raw},
     http::{get, request},
+    idp::{Answer, Idp},
     raw::{CLOSE, Peer, TEXT, upgrade_request},
     tickcast,
 };
@@ -267,71 +267,95 @@ fn a_reload_replaces_keys_and_tokens() {
     server.stop_cleanly();
 }
 
-/// An issuer that serves the key of the tests under an id that may change; `None`: it fails.
-fn issuer() -> (String, Arc<Mutex<Option<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/jwks", listener.local_addr().unwrap());
-    let kid = Arc::new(Mutex::new(Some("first".to_owned())));
-    let served = kid.clone();
-    let output = ran(std::process::Command::new("openssl").args([
-        "pkey",
-        "-pubin",
-        "-in",
-        &key("ed25519.pub.pem"),
-        "-outform",
-        "DER",
-    ]));
-    let x = {
-        use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-        URL_SAFE_NO_PAD.encode(&output.stdout[output.stdout.len() - 32..])
-    };
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-            while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
-            let (status, body) = match &*served.lock().unwrap() {
-                Some(kid) => {
-                    let key = serde_json::json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": x});
-                    ("200 OK", serde_json::json!({ "keys": [key] }).to_string())
-                }
-                None => ("500 Internal Server Error", String::new()),
-            };
-            let len = body.len();
-            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n");
-            let _ = stream.write_all((head + &body).as_bytes());
-        }
-    });
-    (url, kid)
+/// The configuration of a server whose keys come from an issuer. `more`: further lines of its table.
+fn jwks(idp: &Idp, more: &str) -> String {
+    format!(
+        "[auth]\n[[auth.key]]\nalgorithm = \"EdDSA\"\njwks = {:?}\nissuer = \"https://id.example\"\n\
+         refresh = \"10s\"\n{more}\n",
+        idp.url
+    )
+}
+
+fn enters(server: &Server, kid: &str) -> bool {
+    let token = token(&["--sub", "alice", "--iss", "https://id.example", "--kid", kid]);
+    native(server, &token).1.kind == frames::WELCOME
+}
+
+/// A metric of the issuer's key set.
+fn of_issuer(server: &Server, name: &str) -> f64 {
+    metric(server, &format!("{name}{{issuer=\"https://id.example\",algorithm=\"EdDSA\"}}"))
 }
 
 #[test]
 fn keys_of_an_issuer_are_fetched_rotated_and_kept_while_it_fails() {
     let _machine = beside_others();
-    let (url, kid) = issuer();
-    let server = server(
-        "jwks",
-        &format!(
-            "[auth]\n[[auth.key]]\nalgorithm = \"EdDSA\"\njwks = \"{url}\"\nissuer = \"https://id.example\"\nrefresh = \"10s\"\n"
-        ),
-    );
-    let of = |kid: &str| token(&["--sub", "alice", "--iss", "https://id.example", "--kid", kid]);
-    let enters = |token: &str| native(&server, token).1.kind == frames::WELCOME;
-    eventually("the first key is known", || enters(&of("first")));
-    *kid.lock().unwrap() = Some("second".to_owned());
-    eventually("the second key is known", || enters(&of("second")));
-    assert!(!enters(&of("first")), "the first was withdrawn");
-    *kid.lock().unwrap() = None;
-    let failures = "tickcast_auth_jwks_failures_total{issuer=\"https://id.example\",algorithm=\"EdDSA\"}";
-    eventually("the issuer fails", || metric(&server, failures) > 0.0);
-    assert!(enters(&of("second")), "the last good keys stay");
-    assert!(
-        metric(&server, "tickcast_auth_jwks_age_seconds{issuer=\"https://id.example\",algorithm=\"EdDSA\"}")
-            > 0.0
-    );
-    let (_, refused) = native(&server, &of("third"));
+    let idp = Idp::start("first", None);
+    let server = server("jwks", &jwks(&idp, ""));
+    eventually("the first key is known", || enters(&server, "first"));
+    idp.set(Answer::Key("second".into()));
+    eventually("the second key is known", || enters(&server, "second"));
+    assert!(!enters(&server, "first"), "the first was withdrawn");
+    idp.set(Answer::Failure);
+    eventually("the issuer fails", || of_issuer(&server, "tickcast_auth_jwks_failures_total") > 0.0);
+    assert!(enters(&server, "second"), "the last good keys stay");
+    assert!(of_issuer(&server, "tickcast_auth_jwks_age_seconds") > 0.0);
+    let third = token(&["--sub", "alice", "--iss", "https://id.example", "--kid", "third"]);
+    let (_, refused) = native(&server, &third);
     assert_eq!((refused.kind, refused.code()), (frames::CLOSING, 3504), "the client should come back");
     server.stop_cleanly();
+}
+
+#[test]
+fn keys_come_over_https_from_an_issuer_of_an_own_authority_through_rotation_and_outage() {
+    let _machine = beside_others();
+    let (own, foreign) = (Certificates::new("idp"), Certificates::new("idp-foreign"));
+    let certificate = own.sign("idp", &["127.0.0.1"]);
+    let idp = Idp::start("first", Some(&certificate));
+    let server = server("jwks-https", &jwks(&idp, &format!("ca = {:?}", own.ca())));
+    eventually("the first key is known", || enters(&server, "first"));
+    server.log.wait_for("auth: fetched the keys of https://id.example");
+    // The issuer rotates its key and its certificate, which the same authority has signed.
+    idp.show(&own.sign("idp", &["127.0.0.1"]));
+    idp.set(Answer::Key("second".into()));
+    eventually("the second key is known", || enters(&server, "second"));
+    assert!(!enters(&server, "first"), "the first was withdrawn");
+    // Somebody on the way shows a certificate of another authority, and other keys.
+    let served = idp.served();
+    idp.show(&foreign.sign("idp", &["127.0.0.1"]));
+    idp.set(Answer::Key("forged".into()));
+    let failures = || of_issuer(&server, "tickcast_auth_jwks_failures_total");
+    eventually("the fetch fails", || failures() > 0.0);
+    server.log.wait_for("the last good keys stay");
+    assert_eq!(idp.served(), served, "nothing was asked of it");
+    assert!(enters(&server, "second") && !enters(&server, "forged"));
+    // Then the issuer is out of order, within TLS.
+    idp.show(&own.sign("idp", &["127.0.0.1"]));
+    idp.set(Answer::Nothing);
+    let before = failures();
+    eventually("the fetch fails again", || failures() > before);
+    assert!(enters(&server, "second"), "the last good keys stay");
+    idp.set(Answer::Key("third".into()));
+    eventually("the third key is known", || enters(&server, "third"));
+    server.stop_cleanly();
+}
+
+#[test]
+fn an_issuer_of_an_unknown_authority_is_asked_for_nothing() {
+    let _machine = beside_others();
+    let (own, foreign) = (Certificates::new("idp-unknown"), Certificates::new("idp-other"));
+    let idp = Idp::start("first", Some(&own.sign("idp", &["127.0.0.1"])));
+    let misnamed = Idp::start("first", Some(&own.sign("misnamed", &["id.example"])));
+    let cases = [
+        ("system", &idp, String::new()),
+        ("foreign", &idp, format!("ca = {:?}", foreign.ca())),
+        ("misnamed", &misnamed, format!("ca = {:?}", own.ca())),
+    ];
+    for (name, idp, ca) in cases {
+        let server = server(&format!("jwks-{name}"), &jwks(idp, &ca));
+        server.log.wait_for("auth: cannot fetch the keys of https://id.example");
+        assert_eq!(idp.served(), 0, "{name}");
+        server.stop_cleanly();
+    }
 }
 
 #[test]

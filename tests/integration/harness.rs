@@ -7,6 +7,7 @@ pub mod engines;
 pub mod external;
 pub mod frames;
 pub mod http;
+pub mod idp;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod load_client;

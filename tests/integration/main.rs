@@ -63,6 +63,7 @@ mod systemd;
 mod tenants;
 mod tls;
 mod tls_clients;
+mod token_file;
 mod top;
 mod topics;
 mod unfinished;

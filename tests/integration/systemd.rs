@@ -335,3 +335,21 @@ fn an_unusable_passed_socket_is_refused_with_the_fix_for_its_unit() {
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("it is not a socket; ListenStream="), "{text}");
 }
+
+/// The highest exposure that `systemd-analyze security` may find in each unit, in tenths: 100 is the worst. The server cannot be
+/// below 12, because it needs the network, io_uring and its CPUs; tuning needs root, /proc/sys and /sys.
+const EXPOSURE_MAX: [(&str, u32); 2] = [("tickcast.service", 12), ("tickcast-tune.service", 66)];
+
+#[test]
+fn the_units_leave_no_more_exposed_than_they_need() {
+    for (unit, tenths) in EXPOSURE_MAX {
+        let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("systemd").join(unit);
+        let mut command = Command::new("systemd-analyze");
+        command.args(["security", "--offline=true", "--no-pager", &format!("--threshold={tenths}")]);
+        let output = command.arg(&file).stdin(Stdio::null()).output().unwrap();
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{unit} exceeds {tenths} tenths:\n{text}");
+        assert!(text.contains("Overall exposure level"), "{text}");
+    }
+}

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use fastrand::Rng;
 use tickcast_core::{
     config::Limits,
+    fanout::OpeningUnits,
     home::history::HistoryBounds,
     ids::SlotId,
     mesh::{
@@ -53,6 +54,7 @@ pub struct Reached {
     pub lives: u64,
     pub conflated: u64,
     pub restarted: u64,
+    pub opened_in_pieces: u64,
 }
 
 impl Reached {
@@ -67,13 +69,14 @@ impl Reached {
         self.lives += other.lives;
         self.conflated += other.conflated;
         self.restarted += other.restarted;
+        self.opened_in_pieces += other.opened_in_pieces;
     }
 
     pub fn is_complete(&self) -> bool {
         let Reached { delivered, moved, recovered, not_recovered, ahead, holes, repeated, lives, .. } = *self;
-        let others =
-            [moved, recovered, not_recovered, ahead, holes, repeated, lives, self.conflated, self.restarted];
-        delivered > 10_000 && others.iter().all(|&count| count > 10)
+        let others = [moved, recovered, not_recovered, ahead, holes, repeated, lives];
+        let more = [self.conflated, self.restarted, self.opened_in_pieces];
+        delivered > 10_000 && others.iter().chain(&more).all(|&count| count > 10)
     }
 }
 
@@ -141,7 +144,7 @@ struct Node {
 
 impl Node {
     /// A node that begins with what the log has of its last `window` positions.
-    fn new(log: &Log, window: u64, rng: &mut Rng) -> Node {
+    fn new(log: &Log, window: u64, opening: Option<OpeningUnits>, rng: &mut Rng) -> Node {
         let limits = Limits {
             history: Rules::all(HistoryBounds { ticks: 100_000, bytes: 1 << 20, age_ns: 0 }),
             policies: Rules::all(Policy::Keep),
@@ -153,7 +156,10 @@ impl Node {
             outbox_bytes_max: 1 << 19,
             ..Limits::default()
         };
-        let (shards, mut meshes, bells) = testing::cluster(rng.u16(1..4), &limits, RING_BYTES);
+        let (mut shards, mut meshes, bells) = testing::cluster(rng.u16(1..4), &limits, RING_BYTES);
+        if let Some(units) = opening {
+            shards.iter_mut().for_each(|shard| shard.set_opening_units(units));
+        }
         let lanes = meshes.iter_mut().zip(&bells).map(|(mesh, _)| {
             let (ring, consumer) = frame_ring(RING_BYTES);
             mesh.add_source(consumer);
@@ -239,6 +245,8 @@ pub struct World {
     now: Now,
     log: Log,
     nodes: Vec<Node>,
+    /// The budget of their shards for opening topics, if it is not the usual one.
+    opening: Option<OpeningUnits>,
     clients: Vec<Client>,
     pub reached: Reached,
 }
@@ -248,9 +256,12 @@ impl World {
         let mut rng = Rng::with_seed(seed);
         let mut log = Log { life: 1, first: 1, last: 0, ticks: HashMap::new() };
         (0..rng.usize(..50)).for_each(|_| log.append(&mut rng));
-        let nodes = (0..NODES).map(|_| Node::new(&log, 20, &mut rng)).collect();
+        // In every other run, topics take several turns to open, as if they had thousands of members.
+        let units = OpeningUnits { per_turn: 1 + seed as usize / 2 % 3, at_once: 0 };
+        let opening = (seed % 2 == 1).then_some(units);
+        let nodes = (0..NODES).map(|_| Node::new(&log, 20, opening, &mut rng)).collect();
         let mut world =
-            World { rng, now: START, log, nodes, clients: Vec::new(), reached: Reached::default() };
+            World { rng, now: START, log, nodes, opening, clients: Vec::new(), reached: Reached::default() };
         (0..CLIENTS).for_each(|_| world.connect(HashMap::new()));
         world
     }
@@ -306,7 +317,7 @@ impl World {
         self.clients = left;
         let gone: Vec<Client> = gone;
         let window = self.rng.u64(1..60);
-        self.nodes[node] = Node::new(&self.log, window, &mut self.rng);
+        self.nodes[node] = Node::new(&self.log, window, self.opening, &mut self.rng);
         self.reached.restarted += 1;
         // It reads its window back before it is ready for clients.
         for _ in 0..20 {
@@ -389,6 +400,7 @@ impl World {
         };
         let (one, mesh) = (&mut of_node.shards[shard], &mut of_node.meshes[shard]);
         let actions = of_node.turns.turn(one, Some(mesh), self.now, usize::MAX, take);
+        self.reached.opened_in_pieces += u64::from(one.opens_topics());
         for action in actions {
             if let Action::Close(slot) | Action::ShutdownWrite(slot) = action {
                 let here =

@@ -34,6 +34,7 @@ pub struct Reached {
     pub routed_refused: u64,
     pub routed_unconfirmed: u64,
     pub routed_late: u64,
+    pub opened_in_pieces: u64,
 }
 
 impl Reached {
@@ -69,6 +70,7 @@ impl Reached {
         self.routed_refused += other.routed_refused;
         self.routed_unconfirmed += other.routed_unconfirmed;
         self.routed_late += other.routed_late;
+        self.opened_in_pieces += other.opened_in_pieces;
     }
 
     pub fn is_complete(&self) -> bool {
@@ -103,6 +105,7 @@ impl Reached {
             self.routed_refused,
             self.routed_unconfirmed,
             self.routed_late,
+            self.opened_in_pieces,
         ]
         .iter()
         .all(|&count| count > 10)

@@ -20,6 +20,7 @@ use tickcast::{
 use tickcast_core::{
     budgets::{BudgetLimits, Rates},
     config::{AuthLimits, Limits},
+    fanout::OpeningUnits,
     home::history::HistoryBounds,
     ids::{SessionId, SlotId, SourceId, TenantId},
     limits::NEW_TOKENS_BURST,
@@ -182,7 +183,12 @@ impl World {
         };
         // Two of the longest frames, pieces of history, fit the ring.
         let ring_bytes = rng.usize(68 << 10..100 << 10);
-        let (shards, mut meshes, bells) = testing::cluster(count as u16, &limits, ring_bytes);
+        let (mut shards, mut meshes, bells) = testing::cluster(count as u16, &limits, ring_bytes);
+        if seed % 2 == 1 {
+            // Topics take several turns to open, as if they had thousands of members.
+            let units = OpeningUnits { per_turn: 1 + seed as usize / 2 % 4, at_once: 0 };
+            shards.iter_mut().for_each(|shard| shard.set_opening_units(units));
+        }
         let lanes: Vec<_> = meshes
             .iter_mut()
             .zip(&bells)
@@ -609,6 +615,7 @@ impl World {
                 reached.parked += u64::from(parked);
                 parked
             });
+        self.reached.opened_in_pieces += u64::from(self.shards[shard].opens_topics());
         self.note_lives(shard);
         self.act(shard, actions);
     }
@@ -747,11 +754,16 @@ impl World {
             client.socket_bytes_max = 64 << 10;
         }
         // The rest of a flood that is refused is read within two seconds.
-        let turns_min = if self.is_limited { 400 } else { SETTLE_TURNS_MIN };
+        let mut timed_turns = if self.is_limited { 400 } else { SETTLE_TURNS_MIN };
         let mut settled = false;
-        for turns in 0..SETTLE_TURNS_MAX {
+        for _ in 0..SETTLE_TURNS_MAX {
+            // Ticks that have waited for a topic to open may be paced in turn.
+            if self.shards.iter().any(Shard::opens_topics) {
+                timed_turns = timed_turns.max(SETTLE_TURNS_MIN);
+            }
             // Then the clock stands still, so that nobody is pinged any more.
-            if turns < turns_min {
+            if timed_turns > 0 {
+                timed_turns -= 1;
                 self.now.monotonic_ns += SETTLE_TURN_NS;
             }
             let _ = self.lanes.flush();
@@ -794,7 +806,7 @@ impl World {
                         && client.socket.is_empty()
                         && client.parked.is_empty())
             };
-            if turns >= turns_min && staged && still && self.clients.iter().all(quiet) {
+            if timed_turns == 0 && staged && still && self.clients.iter().all(quiet) {
                 settled = true;
                 break;
             }

@@ -3,11 +3,11 @@
 use tungstenite::Message as WebSocketMessage;
 
 use crate::{
-    OUTPUT_BYTES_MAX, PublishRequest, RequestError,
+    ClientToken, OUTPUT_BYTES_MAX, PublishRequest, RequestError,
     connection::{Connection, Phase},
-    request::Outgoing,
+    request::{Outgoing, REFRESH_REQUEST},
 };
-use tickcast_proto::WireFormat;
+use tickcast_proto::{WireFormat, features::Features};
 
 /// Bytes of one request's frames in one WebSocket message. A subscription with many resume positions is split into
 /// messages that every server accepts.
@@ -43,6 +43,22 @@ impl Connection {
         self.last_token += 1;
         let token = self.last_token;
         self.request(&Outgoing::Ping { token }).map(|()| token)
+    }
+
+    /// Queues a new token for the session. The server closes the connection if it is not valid, or for another subject.
+    ///
+    /// # Errors
+    /// [`RequestError`]: nothing was queued, because too much is waiting, or because the server does not take tokens.
+    pub(crate) fn refresh(&mut self, token: &ClientToken) -> Result<(), RequestError> {
+        if !self.features.contains(Features::TOKENS) {
+            return Err(RequestError::Ended);
+        }
+        self.request(&Outgoing::Refresh { request: REFRESH_REQUEST, token: token.as_str() })
+    }
+
+    /// Whether the server has had no time for the last token. Resets it.
+    pub(crate) fn take_refresh_refusal(&mut self) -> bool {
+        std::mem::take(&mut self.refresh_refused)
     }
 
     /// Queues a request, unless it is invalid or too much is waiting.

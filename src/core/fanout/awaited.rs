@@ -12,15 +12,16 @@ use std::{
 use super::{
     Fanout,
     topic::{Backlog, EgressTopic},
+    topic_ref,
 };
 use crate::{
     home::Backfill,
-    ids::SlotId,
+    ids::{SessionId, SlotId},
     limits::{AWAITED_POSITIONS_MAX, AWAITED_POSITIONS_PER_SESSION_MAX},
     session::{saved_positions::PositionsMemory, table::Sessions},
     topic_key,
 };
-use tickcast_proto::{logged::is_log_epoch, subscription::Position};
+use tickcast_proto::{ids::TopicId, logged::is_log_epoch, subscription::Position};
 
 /// Bytes per position besides its topic's key: an entry in each of two trees, whose nodes may be half empty, and an allocation.
 const POSITION_BYTES: usize = 160;
@@ -140,6 +141,16 @@ impl AwaitedPositions {
     }
 }
 
+impl EgressTopic {
+    /// What a session with this position recovers.
+    fn backlog(&self, position: Position) -> Backlog {
+        match position.epoch == self.info.epoch {
+            true => Backlog { backfill: Backfill::Position, from: position.sequence.saturating_add(1) },
+            false => Backlog { backfill: Backfill::PositionLost, from: 1 },
+        }
+    }
+}
+
 impl Fanout {
     /// Keeps a subscription's position in a topic that does not exist, if a log may feed the topic later. Returns `false` if
     /// the position must be answered now.
@@ -151,33 +162,41 @@ impl Fanout {
         self.awaited.insert(slot, entry, key, position)
     }
 
-    /// Takes out what each session recovers in a topic that has just been created, by slot. O(positions in the topic) and
-    /// O([`JOINS_ACTIVE_MAX`](crate::limits::JOINS_ACTIVE_MAX)).
-    pub(super) fn take_awaited(
+    /// Takes out the positions in a topic that sessions await, with what each session recovers. O(positions in the topic).
+    pub(super) fn take_awaited(&mut self, id: TopicId) -> Vec<(SlotId, Backlog)> {
+        let topic = topic_ref(&self.topics, id, self.shards).filter(|topic| topic.log.is_some());
+        let Some(topic) = topic else { return Vec::new() };
+        let positions = self.awaited.take(topic.key());
+        self.tally.units += POSITION_UNITS * positions.len();
+        positions.into_iter().map(|(slot, position)| (slot, topic.backlog(position))).collect()
+    }
+
+    /// Takes out the position in a topic that one session awaits. O(log positions).
+    pub(super) fn take_awaited_of(&mut self, id: TopicId, slot: SlotId) -> Option<Backlog> {
+        let topic = topic_ref(&self.topics, id, self.shards).filter(|topic| topic.log.is_some())?;
+        let position = self.awaited.remove(slot, &topic.key().into())?;
+        self.tally.units += POSITION_UNITS;
+        Some(topic.backlog(position))
+    }
+
+    /// Takes out the saved positions in a topic that has just been created, of sessions whose walk from saved positions is under
+    /// way: the walk passes over the topic, so it would not find them. O([`JOINS_ACTIVE_MAX`](crate::limits::JOINS_ACTIVE_MAX)).
+    pub(super) fn take_saved_positions(
         &mut self,
         topic: &EgressTopic,
         sessions: &mut Sessions,
-    ) -> HashMap<SlotId, Backlog> {
-        let mut positions = match topic.log.is_some() {
-            true => self.awaited.take(topic.key()),
-            false => Vec::new(),
-        };
-        self.tally.units += POSITION_UNITS * positions.len();
-        positions.retain(|&(slot, _)| sessions.get(slot).is_some_and(|session| session.ending.is_none()));
-        // A walk under way passes over topics created meanwhile, so it would not find their positions.
+    ) -> HashMap<SessionId, Backlog> {
+        let mut backlogs = HashMap::new();
         for (slot, entry) in self.joining_from_saved_positions(topic.key(), sessions) {
             let filter = self.filter(entry, slot, sessions);
             if filter.is_some_and(|filter| !filter.subscribe.permits(topic_key::name(topic.key()))) {
                 continue;
             }
-            let lag = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut());
-            positions.extend(lag.and_then(|lag| Some((slot, lag.take_position(topic.key())?))));
+            let Some(session) = sessions.open_mut(slot) else { continue };
+            let position = session.lag.as_deref_mut().and_then(|lag| lag.take_position(topic.key()));
+            backlogs.extend(position.map(|position| (session.id, topic.backlog(position))));
         }
-        let backlog = |position: Position| match position.epoch == topic.info.epoch {
-            true => Backlog { backfill: Backfill::Position, from: position.sequence.saturating_add(1) },
-            false => Backlog { backfill: Backfill::PositionLost, from: 1 },
-        };
-        positions.into_iter().map(|(slot, position)| (slot, backlog(position))).collect()
+        backlogs
     }
 
     /// Forgets the awaited positions of a subscription that ends. Returns their number, at most

@@ -236,7 +236,9 @@ impl Fanout {
             membership.advance_pace(now_ns);
         }
         let mut from = membership.from;
-        if !topic.has_last_values_from(from) {
+        // While ticks wait for the topic to open, its home is ahead of what has been delivered here. Its answer waits behind them.
+        let is_opening = !self.openings.is_empty() && self.openings.contains(id);
+        if is_opening || !topic.has_last_values_from(from) {
             membership.wanted = Backfill::Conflated;
             session.lag_mut().recovering.push_back(id);
             topic.set_taking(slot, Taking::Recovering, sessions);

@@ -18,7 +18,8 @@ use tickcast_proto::{ids::TopicId, subscription::Position};
 impl Fanout {
     /// Notes that a home has forgotten a topic whose last sequence was `last`. Its name may be reused at once; its members
     /// leave in [`Fanout::leave_forgotten`].
-    pub fn handle_forget(&mut self, id: TopicId, last: u64) {
+    pub fn handle_forget(&mut self, id: TopicId, last: u64, sessions: &mut Sessions, logs: &mut EgressLogs) {
+        self.finish_opening(id, sessions, logs);
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a home forgets topics that it has opened");
         };
@@ -62,7 +63,7 @@ impl Fanout {
         if !gone.is_empty() {
             left = left.saturating_sub(self.lose_waiting(&gone, sessions, logs));
         }
-        gone.iter().for_each(|&id| self.handle_close(id));
+        gone.iter().for_each(|&id| self.close(id));
         while left > 0
             && self.memberless.len() < TURN_TOPICS_DROPPED
             && let Some(&id) = self.forgotten.front()
@@ -86,94 +87,88 @@ impl Fanout {
         (left, gone)
     }
 
-    /// Removes what sessions still hold of a forgotten topic, because its next life is about to be announced to them.
-    pub(super) fn end_last_life(&mut self, key: &str, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        let Some(id) = self.forgotten_keys.remove(key) else { return };
-        while let Some(slot) =
-            topic_mut(&mut self.topics, id, self.shards).and_then(|topic| topic.any_member())
-        {
-            self.leave_topic(id, slot, None, sessions, logs, 0);
-        }
-        self.tally.units += self.lose_waiting(&[id], sessions, logs);
-        // Raw sessions keep its frames. Evicting them would create members again, and their held ticks would follow those of
-        // the next life.
-        if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
-            topic.life = Life::Ended;
-        }
-    }
-
-    /// Evicts the topics' frames from all outboxes and announces them as lost. Otherwise the announcement of a topic's next
-    /// life might overtake them, and once the topic is gone, they could be neither evicted nor named. Raw sessions keep theirs,
-    /// because nothing can be announced to them. Returns the units used: all sessions and their waiting frames are visited in
-    /// one turn.
+    /// Evicts the topics' frames from all outboxes: see [`Fanout::lose_waiting_of`]. Returns the units used: all sessions and
+    /// their waiting frames are visited in one turn.
     fn lose_waiting(&mut self, topics: &[TopicId], sessions: &mut Sessions, logs: &EgressLogs) -> usize {
         if sessions.waiting() == 0 {
             return 0;
         }
         let topics: HashSet<u32, rustc_hash::FxBuildHasher> = topics.iter().map(|id| id.0).collect();
-        let (slots, mut frames) = (sessions.slots(), 0);
+        let slots = sessions.slots();
         let looks = slots.len();
-        for slot in slots {
-            let mut lost: Vec<(TopicId, Gap)> = Vec::new();
-            let waits = sessions
-                .open_mut(slot)
-                .is_some_and(|session| session.frame_bytes() > 0 && session.format.codec.has_replies());
-            if !waits {
-                continue;
-            }
-            sessions.with_outbox(slot, |session| {
-                let Some(log) = logs.of(session.format) else { return };
-                session.outbox.evict(log, |content, _, _| {
-                    frames += 1;
-                    let (id, ticks) = (TopicId(content.topic()), content.ticks());
-                    if topics.contains(&id.0) {
-                        match lost.iter_mut().find(|(lost, _)| *lost == id) {
-                            Some((_, gap)) if gap.is_empty() => *gap = ticks,
-                            Some((_, gap)) if !ticks.is_empty() => gap.to = ticks.to,
-                            Some(_) => {}
-                            None => lost.push((id, ticks)),
-                        }
-                    }
-                    Verdict::Keep
-                });
-            });
-            if lost.is_empty() {
-                continue;
-            }
-            self.scratch.clear();
-            for (id, gap) in lost.into_iter().filter(|(_, gap)| !gap.is_empty()) {
-                let (topic, session) =
-                    (topic_mut(&mut self.topics, id, self.shards), sessions.open_mut(slot));
-                let Some((topic, session)) = topic.zip(session) else { continue };
-                let (format, features) = (session.format, session.features);
-                // Its announcement may be among the frames evicted.
-                topic.info.encode(format, &mut self.scratch);
-                let ticks = topic.notices().encode_gap((format, features), gap, &mut self.scratch);
-                self.tally.dropped += ticks;
-                sessions.count_dropped(slot, ticks);
-            }
-            let (notices, tally) = (&self.scratch, &mut self.tally);
-            sessions.with_outbox(slot, |session| {
-                let Some(log) = logs.of(session.format) else { return };
-                // Before the frames are evicted: replies that follow them, such as the end of a subscription, must follow the
-                // gap too.
-                session.outbox.insert_before_frames(notices);
-                session.outbox.evict(log, |content, _, _| match topics.contains(&content.topic()) {
-                    true => {
-                        tally.evicted += u64::from(content.is_tick());
-                        Verdict::Evict
-                    }
-                    false => Verdict::Keep,
-                });
-            });
-            // Notices cannot be evicted again: a session that reads nothing must not collect them for ever.
-            sessions.mark_if_announcements_pile_up(slot);
-        }
+        let frames: usize =
+            slots.into_iter().map(|slot| self.lose_waiting_of(slot, &topics, sessions, logs)).sum();
         (looks + frames) / FRAMES_PER_UNIT
     }
 
+    /// Evicts the topics' frames from a session's outbox and announces them as lost. Otherwise the announcement of a topic's
+    /// next life might overtake them, and once the topic is gone, they could be neither evicted nor named. Raw sessions keep
+    /// theirs, because nothing can be announced to them. Returns the number of frames visited.
+    pub(super) fn lose_waiting_of(
+        &mut self,
+        slot: SlotId,
+        topics: &HashSet<u32, rustc_hash::FxBuildHasher>,
+        sessions: &mut Sessions,
+        logs: &EgressLogs,
+    ) -> usize {
+        let waits = sessions
+            .open_mut(slot)
+            .is_some_and(|session| session.frame_bytes() > 0 && session.format.codec.has_replies());
+        if !waits {
+            return 0;
+        }
+        let (mut frames, mut lost): (usize, Vec<(TopicId, Gap)>) = (0, Vec::new());
+        sessions.with_outbox(slot, |session| {
+            let Some(log) = logs.of(session.format) else { return };
+            session.outbox.evict(log, |content, _, _| {
+                frames += 1;
+                let (id, ticks) = (TopicId(content.topic()), content.ticks());
+                if topics.contains(&id.0) {
+                    match lost.iter_mut().find(|(lost, _)| *lost == id) {
+                        Some((_, gap)) if gap.is_empty() => *gap = ticks,
+                        Some((_, gap)) if !ticks.is_empty() => gap.to = ticks.to,
+                        Some(_) => {}
+                        None => lost.push((id, ticks)),
+                    }
+                }
+                Verdict::Keep
+            });
+        });
+        if lost.is_empty() {
+            return frames;
+        }
+        self.scratch.clear();
+        for (id, gap) in lost.into_iter().filter(|(_, gap)| !gap.is_empty()) {
+            let (topic, session) = (topic_mut(&mut self.topics, id, self.shards), sessions.open_mut(slot));
+            let Some((topic, session)) = topic.zip(session) else { continue };
+            let (format, features) = (session.format, session.features);
+            // Its announcement may be among the frames evicted.
+            topic.info.encode(format, &mut self.scratch);
+            let ticks = topic.notices().encode_gap((format, features), gap, &mut self.scratch);
+            self.tally.dropped += ticks;
+            sessions.count_dropped(slot, ticks);
+        }
+        let (notices, tally) = (&self.scratch, &mut self.tally);
+        sessions.with_outbox(slot, |session| {
+            let Some(log) = logs.of(session.format) else { return };
+            // Before the frames are evicted: replies that follow them, such as the end of a subscription, must follow the
+            // gap too.
+            session.outbox.insert_before_frames(notices);
+            session.outbox.evict(log, |content, _, _| match topics.contains(&content.topic()) {
+                true => {
+                    tally.evicted += u64::from(content.is_tick());
+                    Verdict::Evict
+                }
+                false => Verdict::Keep,
+            });
+        });
+        // Notices cannot be evicted again: a session that reads nothing must not collect them for ever.
+        sessions.mark_if_announcements_pile_up(slot);
+        frames
+    }
+
     /// Ends a session's membership of a forgotten topic. Held ticks are sent if there is room, and announced as lost otherwise.
-    fn leave_topic(
+    pub(super) fn leave_topic(
         &mut self,
         id: TopicId,
         slot: SlotId,

@@ -181,7 +181,7 @@ mod tests {
         for place in 0..3 * UNCOUNTED_SPARE as u32 {
             let id = TopicId::new(place, ShardId(0), 1).unwrap();
             fanout.handle_open(id, 1, 0, &format!("t.{place}"), &mut sessions, &mut logs);
-            fanout.handle_forget(id, 0);
+            fanout.handle_forget(id, 0, &mut sessions, &mut logs);
             assert!(fanout.match_counts.uncounted.len() <= UNCOUNTED_SPARE + 1);
         }
         let id = TopicId::new(3 * UNCOUNTED_SPARE as u32, ShardId(0), 1).unwrap();
@@ -190,7 +190,10 @@ mod tests {
             fanout.count_topics(1_000);
         }
         assert_eq!(counted(&fanout), 1);
-        (0..10).for_each(|place| fanout.handle_close(TopicId::new(place, ShardId(0), 1).unwrap()));
+        for place in 0..10 {
+            let id = TopicId::new(place, ShardId(0), 1).unwrap();
+            fanout.handle_close(id, &mut sessions, &mut logs);
+        }
         assert_eq!(counted(&fanout), 1, "what was not counted is not taken off");
     }
 

@@ -206,11 +206,14 @@ impl Fanout {
         None
     }
 
-    /// Handles a chunk of a topic's history for a session.
+    /// Handles a chunk of a topic's history for a session. If the topic is opening, the chunk waits behind its ticks.
     pub fn handle_history(&mut self, chunk: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let Ok(record) = chunk.record::<History>() else {
             return debug_assert!(false, "this process encoded the chunk");
         };
+        if !self.openings.is_empty() && self.openings.keep(chunk) {
+            return;
+        }
         let (id, session_id) = (TopicId(chunk.header.topic_id), SessionId(record.session));
         let slot = session_id.slot();
         let Some(session) = sessions.open_mut(slot).filter(|session| session.id == session_id) else {

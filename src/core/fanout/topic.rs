@@ -67,8 +67,8 @@ pub(super) enum Life {
     Current,
     /// Its home has forgotten it: its members leave, and nobody joins.
     Forgotten,
-    /// The topic's next life has begun on this shard. Nothing more of this one is queued, so that none of its ticks follows one
-    /// of the next.
+    /// The topic's next life has begun on this shard, and is announced once the members have left. Evictions make nobody a member
+    /// again, because nothing of this life may follow the next one.
     Ended,
 }
 
@@ -77,7 +77,7 @@ pub(super) enum Life {
 /// Invariant: a member is skipped exactly while its membership is not live.
 /// Invariant: groups are sorted by [`WireFormat::index`].
 /// Invariant: `shared_len` counts the members whose membership is shared.
-/// Invariant: a topic that has ended has no members.
+/// Invariant: nobody joins a topic that has ended.
 #[derive(Debug)]
 pub(super) struct EgressTopic {
     pub(super) info: TopicInfo,

@@ -303,7 +303,14 @@ impl Fanout {
         let entry = self.entries[entry as usize].as_ref();
         let is_shared = entry.zip(held).is_some_and(|(entry, delivery)| entry.shares(delivery));
         let backlog = backlog.filter(|_| merged.shared == u32::from(is_shared));
-        if backlog.is_some() || !merged.is_shared {
+        let awaited = match self.openings.is_empty() {
+            true => None,
+            false => self.begin_early_member(id, slot, sessions, logs),
+        };
+        let backlog = backlog.or(awaited);
+        if (backlog.is_some() || !merged.is_shared)
+            && let Some(topic) = topic_mut(&mut self.topics, id, self.shards)
+        {
             topic.join(slot, merged, backlog, sessions, logs);
         }
     }
@@ -494,6 +501,12 @@ impl Fanout {
 }
 
 impl Joining {
+    /// Whether it is the walk of a session's subscription, and is still to join the session to a topic, because it began after
+    /// the topic was opened.
+    pub(super) fn walks_to(&self, id: TopicId, slot: SlotId, entry: u32) -> bool {
+        (self.slot, self.entry) == (slot, entry) && !self.early.contains(&id)
+    }
+
     /// The session's subscription.
     fn subscription(&self, sessions: &Sessions) -> Option<Subscription> {
         sessions.get(self.slot)?.subscriptions.to(self.entry).copied()

@@ -190,11 +190,12 @@ impl Shard {
             }
             Kind::Unsubscribed => {
                 self.charge(NEW_TOPIC_UNITS);
-                self.fanout.handle_close(id);
+                self.fanout.handle_close(id, &mut self.sessions, &mut self.logs);
             }
             Kind::Forget => {
                 self.charge(NEW_TOPIC_UNITS);
-                self.fanout.handle_forget(id, frame.header.sequence);
+                let last = frame.header.sequence;
+                self.fanout.handle_forget(id, last, &mut self.sessions, &mut self.logs);
             }
             Kind::Acknowledge => self.handle_acknowledge(frame),
             Kind::Found => self.handle_found(frame),
@@ -257,7 +258,9 @@ impl Shard {
                     logged::encode_open(out, topic.id, topic.epoch, topic.sequence, &topic.key);
                 });
             }
-            InterestEvent::Close(shard, topic) if shard == own => fanout.handle_close(topic.id),
+            InterestEvent::Close(shard, topic) if shard == own => {
+                fanout.handle_close(topic.id, sessions, logs);
+            }
             InterestEvent::Close(shard, topic) => {
                 let meta = HeaderFields { topic_id: topic.id.0, ..HeaderFields::default() };
                 stages.push_delivery(shard, |out| {
@@ -265,7 +268,7 @@ impl Shard {
                 });
             }
             InterestEvent::Forget(shard, topic) if shard == own => {
-                fanout.handle_forget(topic.id, topic.sequence.0);
+                fanout.handle_forget(topic.id, topic.sequence.0, sessions, logs);
             }
             InterestEvent::Forget(shard, topic) => {
                 stages.push_delivery(shard, |out| encode_forget(out, topic.id, topic.sequence));
@@ -373,5 +376,7 @@ fn encode_forget(out: &mut Vec<u8>, id: TopicId, last: Sequence) {
     frame::encode(out, Kind::Forget, meta, &Request::default(), &[]);
 }
 
+#[cfg(test)]
+mod opening_tests;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ureq::{
     Agent,
-    tls::{RootCerts, TlsConfig},
+    tls::{Certificate, RootCerts, TlsConfig},
 };
 
 use super::{
@@ -16,14 +16,19 @@ use crate::{
     limits::{JWKS_BYTES_MAX, JWKS_FETCH_MS, JWKS_REFRESH_MS_HIGHEST},
 };
 
-/// The HTTP client for all issuers. Follows no redirects, which could lead into a private network, and ignores proxies in the
-/// environment. Trusts the system's certificates.
+/// An HTTP client for issuers. Follows no redirects, which could lead into a private network, and ignores proxies in the
+/// environment.
 struct Client(Agent);
 
 impl Client {
-    /// Creates a client whose fetches take at most `fetch_ms`.
-    fn new(fetch_ms: u64) -> Client {
-        let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
+    /// Creates a client whose fetches take at most `fetch_ms`. It trusts these authorities, DER; if there are none, those of the
+    /// system.
+    fn new(fetch_ms: u64, authorities: &[Vec<u8>]) -> Client {
+        let trusted = match authorities {
+            [] => RootCerts::PlatformVerifier,
+            own => own.iter().map(|der| Certificate::from_der(der).to_owned()).into(),
+        };
+        let tls = TlsConfig::builder().root_certs(trusted).build();
         let config = Agent::config_builder()
             .timeout_global(Some(Duration::from_millis(fetch_ms)))
             .http_status_as_error(false)
@@ -54,12 +59,11 @@ impl Client {
 /// Fetches every set when it is due, for as long as the process runs. Calls `resume` after each attempt, and whenever something
 /// has changed.
 pub(super) fn run(authority: &Authority, resume: impl Fn()) {
-    let client = Client::new(JWKS_FETCH_MS);
     loop {
         let policy = authority.policy();
         let now_ns = clock::monotonic_ns();
         for set in policy.key_sets().filter(|set| set.due_ns() <= now_ns) {
-            fetch(&client, set);
+            fetch(set);
             resume();
         }
         resume();
@@ -69,9 +73,10 @@ pub(super) fn run(authority: &Authority, resume: impl Fn()) {
     }
 }
 
-fn fetch(client: &Client, set: &KeySet) {
+/// Fetches a set, with a client of its own: fetches are seconds apart, and a client is a few allocations.
+fn fetch(set: &KeySet) {
     set.begin(clock::monotonic_ns());
-    let fetched = client.fetch(set);
+    let fetched = Client::new(JWKS_FETCH_MS, set.authorities()).fetch(set);
     // Log the issuer, not the URL, which may contain a secret.
     let issuer = set.issuer();
     match (&fetched, set.fetched_ns()) {

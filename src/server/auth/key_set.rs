@@ -88,6 +88,8 @@ pub enum Request {
 /// One issuer's keys.
 pub struct KeySet {
     url: Box<str>,
+    /// Authorities trusted for this URL, DER; empty: those of the system.
+    authorities: Box<[Vec<u8>]>,
     issuer: Box<str>,
     algorithm: Algorithm,
     refresh_ns: u64,
@@ -113,6 +115,7 @@ impl KeySet {
     pub fn new(url: &str, issuer: &str, algorithm: Algorithm, refresh_ns: u64) -> KeySet {
         KeySet {
             url: url.into(),
+            authorities: Box::default(),
             issuer: issuer.into(),
             algorithm,
             refresh_ns,
@@ -122,6 +125,16 @@ impl KeySet {
             fetches: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         }
+    }
+
+    /// Trusts only these authorities, DER, for the certificate of the set's server, instead of those of the system.
+    pub fn with_authorities(self, authorities: Vec<Vec<u8>>) -> KeySet {
+        KeySet { authorities: authorities.into(), ..self }
+    }
+
+    /// The authorities to trust, DER; empty: those of the system.
+    pub fn authorities(&self) -> &[Vec<u8>] {
+        &self.authorities
     }
 
     /// Where the set is fetched from.
@@ -156,7 +169,8 @@ impl KeySet {
 
     /// Whether another set has the same configuration.
     pub fn is_same(&self, other: &KeySet) -> bool {
-        self.is_same_source(other) && self.refresh_ns == other.refresh_ns
+        self.is_same_source(other)
+            && (&self.authorities, self.refresh_ns) == (&other.authorities, other.refresh_ns)
     }
 
     /// Takes over the keys of a set from the same source. They are fetched again at the time already scheduled, or after this

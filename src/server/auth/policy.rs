@@ -23,6 +23,7 @@ use crate::{
 };
 use tickcast_core::principal::{AuthRefusal, Credentials, Principal};
 use tickcast_proto::{identity, limits::TOKEN_BYTES_MAX};
+use tickcast_tls::certificates;
 
 const NS_PER_S: u64 = 1_000_000_000;
 /// Subject of anonymous clients, shown to operators.
@@ -405,6 +406,9 @@ impl<'a> Builder<'a> {
             self.refuse(format!("auth.key[{at}]"), text);
             return None;
         };
+        if table.ca.is_some() && table.jwks.is_none() {
+            self.refuse(path("ca"), "is for the server of a JWKS; remove it");
+        }
         let source = match (&table.file, &table.jwks) {
             (Some(file), None) => self.file_key(&path("file"), algorithm, file, table.kid.as_deref()),
             (None, Some(url)) => self.set(at, algorithm, url, table),
@@ -460,11 +464,24 @@ impl<'a> Builder<'a> {
         if let Err(text) = check_url(url) {
             self.refuse(path("jwks"), format!("{url}: {text}"));
         }
+        let authorities = match table.ca.as_deref().map(|file| (file, authorities(file))) {
+            None => Vec::new(),
+            Some(_) if !url.starts_with("https:") => {
+                self.refuse(path("ca"), "is for https:// only; remove it");
+                Vec::new()
+            }
+            Some((_, Ok(authorities))) => authorities,
+            Some((file, Err(text))) => {
+                self.refuse(path("ca"), format!("{}: {text}", file.display()));
+                Vec::new()
+            }
+        };
         let range = JWKS_REFRESH_MS_LOWEST * 1_000_000..=JWKS_REFRESH_MS_HIGHEST * 1_000_000;
         if !range.contains(&table.refresh.ns) {
             self.refuse(path("refresh"), format!("{}: must be 10s to 1d", table.refresh));
         }
-        let set = KeySet::new(url, table.issuer.as_deref().unwrap_or_default(), algorithm, table.refresh.ns);
+        let set = KeySet::new(url, table.issuer.as_deref().unwrap_or_default(), algorithm, table.refresh.ns)
+            .with_authorities(authorities);
         (self.problems.len() == problems).then(|| KeySource::Set(Arc::new(set)))
     }
 }
@@ -479,7 +496,19 @@ fn principal(name: &str, tenant: &str, permissions: tickcast_core::principal::Pe
     })
 }
 
-/// Reads a key file of at most [`KEY_FILE_BYTES_MAX`] bytes.
+/// Reads the certificates of authorities, DER.
+///
+/// # Errors
+/// Says what is wrong with the file.
+fn authorities(file: &Path) -> Result<Vec<Vec<u8>>, String> {
+    let pem = read_bounded(file)?;
+    // Each must be usable as an authority.
+    certificates::root_store(&pem).map_err(|error| error.to_string())?;
+    let found = certificates::certificates(&pem).map_err(|error| error.to_string())?;
+    Ok(found.iter().map(|certificate| certificate.to_vec()).collect())
+}
+
+/// Reads a file of a key or of certificates, at most [`KEY_FILE_BYTES_MAX`] bytes.
 ///
 /// # Errors
 /// Says why it cannot be read.
@@ -489,7 +518,7 @@ pub fn read_bounded(file: &Path) -> Result<Vec<u8>, String> {
     let bytes_max = KEY_FILE_BYTES_MAX as u64;
     open.take(bytes_max + 1).read_to_end(&mut content).map_err(|error| error.to_string())?;
     if content.len() > KEY_FILE_BYTES_MAX {
-        return Err(format!("is longer than {bytes_max} bytes, so no key"));
+        return Err(format!("is longer than {bytes_max} bytes"));
     }
     Ok(content)
 }

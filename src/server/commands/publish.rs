@@ -178,12 +178,16 @@ impl<W: Write> Publisher<'_, W> {
         }
     }
 
-    /// Waits until the server has sent something or `input` is readable; returns whether `input` is, or has ended.
+    /// Waits until the server has sent something, the client has something to do, or `input` is readable; returns whether `input`
+    /// is, or has ended.
     fn wait_for_input(&self, input: BorrowedFd<'_>) -> Result<bool, CommandError> {
         let mut server = PollFlags::POLLIN;
         server.set(PollFlags::POLLOUT, !self.client.connection().poll_transmit().is_empty());
         let mut waited = [PollFd::new(self.client.as_fd(), server), PollFd::new(input, PollFlags::POLLIN)];
-        match poll(&mut waited, PollTimeout::NONE) {
+        let wakes_after =
+            self.client.wakes_after().map(|after| after.saturating_add(Duration::from_millis(1)));
+        let timeout = wakes_after.and_then(|after| PollTimeout::try_from(after).ok());
+        match poll(&mut waited, timeout.unwrap_or(PollTimeout::NONE)) {
             Ok(_) => Ok(waited[1].any().unwrap_or(true)),
             Err(Errno::EINTR) => Ok(false),
             Err(errno) => Err(CommandError::Input(errno.into())),

@@ -96,6 +96,8 @@ pub struct KeyTable {
     pub issuer: Option<String>,
     /// Required in `aud`; `None`: tokens must have no `aud`.
     pub audience: Option<String>,
+    /// File of the authorities that sign the certificate of the set's server, PEM; `None`: those of the system.
+    pub ca: Option<PathBuf>,
     /// Interval at which the set is fetched.
     pub refresh: Time,
     /// Permissions of tokens without the claim.
@@ -111,6 +113,7 @@ impl Default for KeyTable {
             kid: None,
             issuer: None,
             audience: None,
+            ca: None,
             refresh: Time::from_ms(limits::JWKS_REFRESH_MS_DEFAULT),
             permissions: PermissionsTable::default(),
         }

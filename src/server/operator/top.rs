@@ -8,6 +8,7 @@
 //!  keys ------> model (what to show, and whether the server responds) -----------^
 //! ```
 
+mod budgets;
 mod client;
 pub mod figures;
 pub mod format;
@@ -19,6 +20,7 @@ pub mod responses;
 pub mod run;
 mod sinks;
 mod sources;
+mod tenants;
 pub mod text;
 mod token;
 pub mod view;

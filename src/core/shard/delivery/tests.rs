@@ -2,6 +2,7 @@
 
 use crate::{
     config::Limits,
+    fanout::OpeningUnits,
     ids::SlotId,
     metrics::counters::Counter,
     shard::ListenerKind,
@@ -115,9 +116,12 @@ fn no_tick_of_an_ended_life_follows_one_of_the_next() {
         (Policy::Disconnect, 50),
     ];
     let other = format!(r#""{:100}""#, "other");
-    for format in formats {
+    // At once, and in pieces.
+    let units = [OpeningUnits::default(), OpeningUnits { per_turn: 1, at_once: 0 }];
+    for (format, units) in formats.into_iter().flat_map(|format| units.map(|units| (format, units))) {
         for (policy, max_rate) in deliveries {
             let mut driver = driver(format);
+            driver.shard.set_opening_units(units);
             subscribe(&mut driver, format, "t.*", policy, max_rate);
             subscribe(&mut driver, format, "d.*", Policy::Drop, 0);
             // Nothing is sent, so the reader falls behind and conflating topics become held.
@@ -145,7 +149,7 @@ fn no_tick_of_an_ended_life_follows_one_of_the_next() {
             let lives = lives(&mut driver, format);
             assert!(
                 lives.is_sorted() && lives.last() == Some(&2),
-                "{format:?} {policy:?} {max_rate}: {lives:?}"
+                "{format:?} {policy:?} {max_rate} {units:?}: {lives:?}"
             );
         }
     }

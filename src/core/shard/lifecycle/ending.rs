@@ -55,6 +55,7 @@ impl Shard {
     /// Drains the shard: every session gets its outbox and CLOSING, and has until the deadline (CLOCK_MONOTONIC
     /// nanoseconds) to read them.
     pub fn begin_drain(&mut self, deadline_ns: u64, now: Now) {
+        self.fanout.finish_openings(&mut self.sessions, &mut self.logs);
         // Sessions that the answers end have as long as the others to read them.
         self.draining = Some(deadline_ns);
         self.end_routed(now);

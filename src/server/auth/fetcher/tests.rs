@@ -12,7 +12,7 @@ fn set(url: &str) -> KeySet {
 }
 
 fn fetched(issuer: &Issuer) -> Result<Keys, String> {
-    Client::new(JWKS_FETCH_MS).fetch(&set(&issuer.url()))
+    Client::new(JWKS_FETCH_MS, &[]).fetch(&set(&issuer.url()))
 }
 
 #[test]
@@ -62,9 +62,9 @@ fn a_set_that_is_too_large_is_refused_whether_its_length_is_announced_or_not() {
 #[test]
 fn an_issuer_that_does_not_answer_is_given_up() {
     let issuer = Issuer::start(None);
-    assert!(Client::new(20).fetch(&set(&issuer.url())).is_err());
+    assert!(Client::new(20, &[]).fetch(&set(&issuer.url())).is_err());
     let gone = set("http://127.0.0.1:1/jwks");
-    assert!(Client::new(JWKS_FETCH_MS).fetch(&gone).is_err());
+    assert!(Client::new(JWKS_FETCH_MS, &[]).fetch(&gone).is_err());
 }
 
 #[test]
@@ -72,6 +72,6 @@ fn the_client_can_make_a_tls_connection() {
     // The server does not speak TLS: the error must blame the peer, not a missing provider or missing certificates.
     let issuer = Issuer::start(key_set("1"));
     let url = issuer.url().replace("http://", "https://");
-    let error = Client::new(JWKS_FETCH_MS).fetch(&set(&url)).unwrap_err();
+    let error = Client::new(JWKS_FETCH_MS, &[]).fetch(&set(&url)).unwrap_err();
     assert!(!error.contains("provider"), "{error}");
 }

@@ -335,6 +335,15 @@ fn a_key_set_with_another_interval_keeps_its_keys_and_is_fetched_by_the_new_one(
     }
 }
 
+fn jwks_table(url: &str) -> KeyTable {
+    KeyTable {
+        algorithm: Some(Algorithm::EdDsa),
+        jwks: Some(url.into()),
+        issuer: Some("i".into()),
+        ..Default::default()
+    }
+}
+
 #[test]
 fn everything_that_is_wrong_is_reported_at_once_with_its_place() {
     let http = "http://id.example/jwks";
@@ -353,6 +362,10 @@ fn everything_that_is_wrong_is_reported_at_once_with_its_place() {
                 ..Default::default()
             },
             KeyTable { permissions: allowed("a.{x}"), ..key_table(Algorithm::EdDsa, "ed25519.pub.pem") },
+            KeyTable { ca: Some("/nowhere".into()), ..key_table(Algorithm::EdDsa, "ed25519.pub.pem") },
+            KeyTable { ca: Some("/nowhere".into()), ..jwks_table("https://id.example/jwks") },
+            KeyTable { ca: Some(data("ed25519.pub.pem")), ..jwks_table("https://id.example/jwks") },
+            KeyTable { ca: Some("/nowhere".into()), ..jwks_table("http://localhost/jwks") },
         ],
         tokens: vec![
             TokenTable { name: "a".into(), sha256: MACHINE_TOKEN.into(), ..Default::default() },
@@ -380,6 +393,10 @@ fn everything_that_is_wrong_is_reported_at_once_with_its_place() {
         ("auth.key[5].algorithm", "HS256"),
         ("auth.key[5].kid", "remove it"),
         ("auth.key[6].permissions", "unknown template"),
+        ("auth.key[7].ca", "remove it"),
+        ("auth.key[8].ca", "No such file"),
+        ("auth.key[9].ca", "no certificate in it"),
+        ("auth.key[10].ca", "https:// only"),
         ("auth.token[0].sha256", "64 hexadecimal digits"),
         ("auth.token[1]", "name is missing"),
         ("auth.token[2]", "sha256 is missing"),
@@ -390,7 +407,7 @@ fn everything_that_is_wrong_is_reported_at_once_with_its_place() {
         let found = problems.iter().any(|(at, text)| at == path && text.contains(part));
         assert!(found, "{path}: {part} in {problems:#?}");
     }
-    assert_eq!(problems.len(), 15, "{problems:#?}");
+    assert_eq!(problems.len(), 19, "{problems:#?}");
     let present = Builder::build(&tables, false).unwrap_err();
     assert!(present.len() < problems.len() && !present.iter().any(|(_, text)| text.contains("missing")));
     assert!(

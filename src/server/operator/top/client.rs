@@ -13,7 +13,7 @@ use ureq::{
 use super::{
     AdminAddress, format,
     model::sort_name,
-    responses::{self, Snapshot},
+    responses::{self, Snapshot, TenantsResponse},
 };
 use crate::{
     clock,
@@ -60,7 +60,7 @@ impl AdminClient {
         &self.address
     }
 
-    /// Polls the server: four requests of at most [`TOP_RESPONSE_MS`] each.
+    /// Polls the server: five requests of at most [`TOP_RESPONSE_MS`] each.
     ///
     /// # Errors
     /// Why the server did not respond. If only a part is unavailable, as while the server starts, the snapshot has the reason
@@ -76,6 +76,10 @@ impl AdminClient {
             sessions: self
                 .get(&format!("/v1/sessions?sort={}&limit={ADMIN_ROWS_DEFAULT}", sort_name(sort)))?,
             latency: self.get("/v1/latency?format=counts")?,
+            // Version 0.1 knows no tenants.
+            tenants: self
+                .get::<TenantsResponse>("/v1/tenants")?
+                .map_or_else(|_| Vec::new(), |all| all.tenants),
         })
     }
 

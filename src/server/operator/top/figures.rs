@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::responses::{
-    SessionEntry, ShardCounters, ShardEntry, SinkEntry, Snapshot, SourceEntry, TopicEntry,
+use super::{
+    budgets,
+    responses::{SessionEntry, ShardCounters, ShardEntry, SinkEntry, Snapshot, SourceEntry, TopicEntry},
+    tenants::{self, TenantFigures},
 };
 use crate::limits::ADMIN_ROWS_MAX;
 
@@ -154,6 +156,10 @@ pub struct Figures {
     pub sources: Vec<SourceEntry>,
     /// The server's sinks.
     pub sinks: Vec<SinkEntry>,
+    /// The tenants besides the default, those that are refused something first.
+    pub tenants: Vec<TenantFigures>,
+    /// What the abuse budgets of sessions and of addresses refuse.
+    pub budgets: (budgets::Refused, budgets::Refused),
     /// Latencies, or why there are none.
     pub latency: Result<LatencyFigures, String>,
     /// Topics by rate, the highest first, or why there are none.
@@ -211,6 +217,11 @@ impl Figures {
                 .collect(),
             sources: now.server.sources.clone(),
             sinks: now.server.sinks.clone(),
+            tenants: tenants::figures(earlier, now),
+            budgets: earlier.map_or_else(Default::default, |(before, seconds)| {
+                let shards = before.server.shards.iter().zip(&now.server.shards);
+                budgets::figures(shards.map(|(before, now)| (&before.counters, &now.counters)), seconds)
+            }),
             latency: latency(before, now),
             topics: topics(earlier, now),
             topics_total: sum(|shard| shard.state.map_or(0, |state| state.topics)),
@@ -330,13 +341,12 @@ pub(super) mod tests {
                 ticks_delivered: 5_000 * seconds,
                 ticks_conflated: 3 * seconds,
                 ticks_dropped: 2 * seconds,
-                topics_refused: 0,
-                overloaded: 0,
                 bytes_sent: 1_500_000 * seconds,
                 sends: 400 * seconds,
                 sends_parked: seconds,
                 busy_ns: 250_000_000 * seconds,
                 idle_ns: 750_000_000 * seconds,
+                ..ShardCounters::default()
             },
             state: Some(ShardGauges {
                 mesh_ring_bytes: 2_048,
@@ -391,6 +401,7 @@ pub(super) mod tests {
                 sent: vec![(20, 100 * seconds)],
                 unanswered: Vec::new(),
             }),
+            tenants: Vec::new(),
         }
     }
 

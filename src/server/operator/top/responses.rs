@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub sessions: Result<SessionsResponse, String>,
     /// Latencies since the start, or why there are none.
     pub latency: Result<LatencyResponse, String>,
+    /// The tenants besides the default; empty from a server without them.
+    pub tenants: Vec<TenantEntry>,
 }
 
 /// `/v1/shards`.
@@ -126,6 +128,32 @@ pub struct ShardCounters {
     /// 0 from a server that does not say.
     #[serde(default)]
     pub overloaded: u64,
+    #[serde(default)]
+    pub ticks_refused_rate: u64,
+    #[serde(default)]
+    pub ticks_refused_bandwidth: u64,
+    #[serde(default)]
+    pub ticks_refused_source_rate: u64,
+    #[serde(default)]
+    pub ticks_refused_source_bandwidth: u64,
+    #[serde(default)]
+    pub subscriptions_refused_rate: u64,
+    #[serde(default)]
+    pub subscriptions_refused_source_rate: u64,
+    #[serde(default)]
+    pub history_refused_rate: u64,
+    #[serde(default)]
+    pub history_refused_source_rate: u64,
+    #[serde(default)]
+    pub last_values_refused_rate: u64,
+    #[serde(default)]
+    pub last_values_refused_source_rate: u64,
+    #[serde(default)]
+    pub patterns_refused_wildcards: u64,
+    #[serde(default)]
+    pub patterns_refused_session: u64,
+    #[serde(default)]
+    pub patterns_refused_source: u64,
     pub bytes_sent: u64,
     pub sends: u64,
     pub sends_parked: u64,
@@ -144,6 +172,57 @@ pub struct ShardGauges {
     pub topics: u64,
     /// Sessions with data to send.
     pub sessions_waiting: u64,
+}
+
+/// `/v1/tenants`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct TenantsResponse {
+    /// The tenants besides the default.
+    pub tenants: Vec<TenantEntry>,
+}
+
+/// A tenant.
+#[derive(Clone, Debug, Deserialize)]
+pub struct TenantEntry {
+    /// Its name.
+    pub tenant: String,
+    /// `open` or `removed`.
+    pub state: String,
+    /// What it may use.
+    pub quota: TenantQuota,
+    /// What it uses, and how often it was refused more.
+    pub figures: TenantFigures,
+}
+
+/// A tenant's quota; 0: no limit.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "Quota documents them")]
+pub struct TenantQuota {
+    pub connections: u64,
+    pub subscriptions: u64,
+    pub topics: u64,
+    pub publish_rate: u64,
+    pub egress_rate: u64,
+    pub history_bytes: u64,
+}
+
+/// A tenant's figures, by the labels of [`tickcast_core::tenants::Figure`].
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "Figure documents them")]
+pub struct TenantFigures {
+    pub connections: u64,
+    pub subscriptions: u64,
+    pub topics: u64,
+    pub history_bytes: u64,
+    pub ticks_published: u64,
+    pub egress_bytes: u64,
+    pub connections_refused: u64,
+    pub subscriptions_refused: u64,
+    pub topics_refused: u64,
+    pub publishes_refused: u64,
+    pub egress_waits: u64,
 }
 
 /// `/v1/topics`.
@@ -259,11 +338,15 @@ mod tests {
             overview::{Overview, ShardView},
             process_sample::ProcessSample,
         },
+        tenants::views,
         views::{TopicView, tests::session_view},
     };
-    use tickcast_core::metrics::{
-        counters::{Counter, Counters},
-        latency::Latency,
+    use tickcast_core::{
+        metrics::{
+            counters::{Counter, Counters},
+            latency::Latency,
+        },
+        tenants::{Exports, Figure, Quota, TenantConfig, Tenants},
     };
 
     #[test]
@@ -291,6 +374,19 @@ mod tests {
             (Counter::BytesSent, entry.bytes_sent),
             (Counter::Sends, entry.sends),
             (Counter::SendsParked, entry.sends_parked),
+            (Counter::TicksRefusedRate, entry.ticks_refused_rate),
+            (Counter::TicksRefusedBandwidth, entry.ticks_refused_bandwidth),
+            (Counter::TicksRefusedSourceRate, entry.ticks_refused_source_rate),
+            (Counter::TicksRefusedSourceBandwidth, entry.ticks_refused_source_bandwidth),
+            (Counter::SubscriptionsRefusedRate, entry.subscriptions_refused_rate),
+            (Counter::SubscriptionsRefusedSourceRate, entry.subscriptions_refused_source_rate),
+            (Counter::HistoryRefusedRate, entry.history_refused_rate),
+            (Counter::HistoryRefusedSourceRate, entry.history_refused_source_rate),
+            (Counter::LastValuesRefusedRate, entry.last_values_refused_rate),
+            (Counter::LastValuesRefusedSourceRate, entry.last_values_refused_source_rate),
+            (Counter::PatternsRefusedWildcards, entry.patterns_refused_wildcards),
+            (Counter::PatternsRefusedSession, entry.patterns_refused_session),
+            (Counter::PatternsRefusedSource, entry.patterns_refused_source),
             (Counter::BusyNs, entry.busy_ns),
             (Counter::IdleNs, entry.idle_ns),
         ] {
@@ -328,6 +424,46 @@ mod tests {
         );
         let body = br#"{"unit":"microseconds","sequenced":[[1,2]],"sent":[],"unanswered":[]}"#;
         assert_eq!(parse::<LatencyResponse>(200, body).unwrap().sequenced, [(1, 2)]);
+    }
+
+    #[test]
+    fn tenants_as_the_server_writes_them_are_parsed() {
+        let quota = Quota {
+            connections: 1,
+            subscriptions: 2,
+            topics: 3,
+            publish_rate: 4,
+            egress_rate: 5,
+            history_bytes: 6,
+        };
+        let config = TenantConfig { name: "acme".into(), quota, ..TenantConfig::default() };
+        let tenants = Tenants::new(vec![config], Exports::default(), 1).unwrap();
+        let body = serde_json::json!({ "tenants": views(&tenants) });
+        let mut parsed: TenantsResponse = parse(200, body.to_string().as_bytes()).unwrap();
+        let TenantEntry { tenant, state, quota, .. } = parsed.tenants.remove(0);
+        assert_eq!((&*tenant, &*state), ("acme", "open"));
+        let TenantQuota { connections, subscriptions, topics, publish_rate, egress_rate, history_bytes } =
+            quota;
+        let read = [connections, subscriptions, topics, publish_rate, egress_rate, history_bytes];
+        assert_eq!(read, [1, 2, 3, 4, 5, 6]);
+        let numbered: serde_json::Map<_, _> =
+            (1u64..).zip(Figure::ALL).map(|(n, figure)| (figure.label().into(), n.into())).collect();
+        let has: TenantFigures = serde_json::from_value(numbered.into()).unwrap();
+        for (figure, value) in [
+            (Figure::Connections, has.connections),
+            (Figure::Subscriptions, has.subscriptions),
+            (Figure::Topics, has.topics),
+            (Figure::HistoryBytes, has.history_bytes),
+            (Figure::Published, has.ticks_published),
+            (Figure::EgressBytes, has.egress_bytes),
+            (Figure::ConnectionsRefused, has.connections_refused),
+            (Figure::SubscriptionsRefused, has.subscriptions_refused),
+            (Figure::TopicsRefused, has.topics_refused),
+            (Figure::PublishesRefused, has.publishes_refused),
+            (Figure::EgressWaits, has.egress_waits),
+        ] {
+            assert_eq!(value, figure as u64 + 1, "{figure:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::{
     grid::{Cell, Grid},
     model::{Model, Panel},
-    sinks, sources, view,
+    sinks, sources, tenants, view,
 };
 use crate::limits::TOP_ROWS_ONCE;
 
@@ -20,11 +20,13 @@ pub fn text(model: &Model) -> String {
     for cells in view::header(model, ANY_WIDTH) {
         line(&mut text, cells);
     }
-    for cells in [sources::line, sinks::line].into_iter().filter_map(|of| of(figures, ANY_WIDTH)) {
+    let lines = [sources::line, sinks::line, tenants::line];
+    for cells in lines.into_iter().filter_map(|of| of(figures, ANY_WIDTH)) {
         line(&mut text, cells);
     }
     let unanswered = view::unanswered_notice(figures).into_iter();
-    for notice in unanswered.chain(sources::notices(figures)).chain(sinks::notices(figures)) {
+    let over = view::over_limits(figures, ANY_WIDTH);
+    for notice in unanswered.chain(sources::notices(figures)).chain(sinks::notices(figures)).chain(over) {
         let _ = writeln!(text, "{notice}");
     }
     text.push('\n');

@@ -13,12 +13,13 @@ use ratatui::{
 };
 
 use super::{
+    budgets,
     figures::Figures,
     format,
     grid::{Cell, Grid, Tone, cut, joined, sentence, width_of},
     keys::HELP,
     model::{Model, Panel, sort_name},
-    sinks, sources,
+    sinks, sources, tenants,
 };
 use crate::limits::ADMIN_ROWS_MAX;
 use tickcast_core::now::Now;
@@ -208,16 +209,24 @@ fn notices(model: &Model, now: Now, width: usize) -> Vec<(String, Tone)> {
     for notice in [unanswered_notice, overload_notice, refusal_notice] {
         notices.extend(model.figures.as_ref().and_then(notice).map(|notice| (notice, Tone::Bad)));
     }
-    let of = |figures| sources::notices(figures).into_iter().chain(sinks::notices(figures));
+    let of =
+        |figures| [sources::notices(figures), sinks::notices(figures), over_limits(figures, width)].concat();
     let unfit = model.figures.iter().flat_map(of);
     notices.extend(unfit.map(|notice| (notice, Tone::Bad)));
     notices
 }
 
+/// Notices about tenants over their quotas, and sessions and addresses over their budgets.
+pub fn over_limits(figures: &Figures, width: usize) -> Vec<String> {
+    [tenants::notices(figures, width), budgets::notices(figures, width)].concat()
+}
+
 fn body(model: &Model, figures: &Figures, rows: u16, canvas: &mut Canvas<'_>) {
     let width = usize::from(canvas.left.width);
     if rows >= ROWS_FOR_LATENCY {
-        for line in [sources::line, sinks::line].into_iter().filter_map(|of| of(figures, width)) {
+        for line in
+            [sources::line, sinks::line, tenants::line].into_iter().filter_map(|of| of(figures, width))
+        {
             canvas.cells(line, Style::new());
         }
         match &figures.latency {

@@ -1,7 +1,11 @@
 use ratatui::{Terminal, backend::TestBackend};
 
 use super::*;
-use crate::operator::top::{figures::tests::snapshot, keys::Action, responses::Snapshot};
+use crate::operator::top::{
+    figures::tests::snapshot,
+    keys::Action,
+    responses::{Snapshot, TenantEntry, TenantFigures, TenantQuota},
+};
 
 const PLAIN: Palette = Palette { has_colours: false };
 const COLOURED: Palette = Palette { has_colours: true };
@@ -105,6 +109,36 @@ fn overload_and_refused_topics_are_shown_above_the_figures() {
     let screen = lines(&model([snapshot(100, 2, 30, 50), now]), at(101), 80, 24);
     assert_eq!(screen[2], "overloaded: shard 1; sessions lose ticks");
     assert_eq!(screen[3], "7.0 ticks/s refused: no further topic is allowed");
+}
+
+#[test]
+fn tenants_and_budgets_are_shown_at_100_and_at_40_columns_and_not_at_all_without_any() {
+    let tenant = |name: &str, topics, publishes_refused| TenantEntry {
+        tenant: name.into(),
+        state: "open".into(),
+        quota: TenantQuota { topics: 200, ..TenantQuota::default() },
+        figures: TenantFigures { topics, publishes_refused, ..TenantFigures::default() },
+    };
+    let [mut before, mut now] = [snapshot(100, 2, 30, 50), snapshot(101, 2, 30, 50)];
+    before.tenants = vec![tenant("acme", 10, 0), tenant("beta", 190, 0)];
+    now.tenants = vec![tenant("acme", 10, 1_500), tenant("beta", 190, 0)];
+    now.server.shards[0].counters.ticks_refused_rate = 2_500;
+    now.server.shards[1].counters.subscriptions_refused_source_rate = 70;
+    let shown = model([before, now]);
+    let screen = lines(&shown, at(101), 100, 30);
+    assert_eq!(screen[2], "tenant acme over quota: 1,500 ticks/s");
+    assert_eq!(screen[3], "sessions over budget: 2,500 ticks/s");
+    assert_eq!(screen[4], "addresses over budget: 70 patterns/s");
+    assert_eq!(screen[5], "tenants: acme 5% of topics, beta 95% of topics");
+    let screen = lines(&shown, at(101), 40, 30);
+    assert_eq!(screen[2], "tenant acme over quota: 1,500 ticks/s");
+    assert_eq!(screen[3], "sessions over budget: 2,500 ticks/s");
+    assert_eq!(screen[4], "addresses over budget: 70 patterns/s");
+    assert_eq!(screen[5], "tenants: acme 5% of topics");
+    for width in [40, 100] {
+        let none = lines(&model([snapshot(100, 2, 30, 50), snapshot(101, 2, 30, 50)]), at(101), width, 30);
+        assert!(!has(&none, "tenant") && !has(&none, "budget") && !has(&none, "quota"), "{none:#?}");
+    }
 }
 
 #[test]
