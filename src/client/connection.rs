@@ -201,7 +201,7 @@ impl Connection {
             };
             let features = features.union(Features::NODES).union(Features::PREVIOUS);
             let features = match options.acknowledgements {
-                true => features.union(Features::PUBLISHED),
+                true => features.union(Features::PUBLISHED).union(Features::MESSAGE_IDS),
                 false => features,
             };
             connection.hello_name = (encoding == WireFormat::WEBSOCKET_JSON).then(|| name.to_owned());
@@ -459,8 +459,8 @@ impl Connection {
             StoredEvent::Unsubscribed { request, pattern } => {
                 Event::Unsubscribed { request, pattern: self.text(pattern) }
             }
-            StoredEvent::Published { request, topic, epoch, sequence } => {
-                Event::Published { request, topic: self.text(topic), epoch, sequence }
+            StoredEvent::Published { request, topic, epoch, sequence, is_duplicate } => {
+                Event::Published { request, topic: self.text(topic), epoch, sequence, is_duplicate }
             }
             StoredEvent::Nodes { node, addresses } => {
                 Event::Nodes { node: self.text(node), addresses: self.text(addresses) }
