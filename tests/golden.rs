@@ -3,7 +3,7 @@
 use tickcast_proto::{
     ErrorCode, Step, WireFormat,
     codec::{MessageType, TopicInfo, json},
-    command::{Command, encode_request},
+    command::{Command, PublishCommand, encode_request},
     features::Features,
     frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, HeaderFields, HelloParts, Kind, TickParts},
     framing::{event_stream, websocket},
@@ -394,7 +394,7 @@ fn features_encode_to_the_golden_bytes() {
         &native(&welcome),
         &format!(
             "50000000 7463 01 00  4000 2000 0e000000  0000000000000000  00000000 00000000
-             0a00000000000000 0b00000000000000 00000400 01000000 5f03000000000000 \"{SERVER}\" 0000"
+             0a00000000000000 0b00000000000000 00000400 01000000 df03000000000000 \"{SERVER}\" 0000"
         ),
     );
     let (topic, name) = (TopicId(5), "a.b");
@@ -481,6 +481,13 @@ fn requests_of_features_encode_to_the_golden_bytes() {
         "50000000 7463 01 00  0400 2000 0a000000  0000000000000000  00000000 00000000
          0000000000000000 0000000000000000 04000000 0300 0200 0000000000000000 \"a.bm1data!\" 000000000000",
     );
+    let Ok(Step::Complete(_, frame)) = frame::decode(&out, 1 << 10) else { panic!("a whole frame") };
+    let text = r#"{"op":"publish","id":4,"topic":"a.b","data":1,"message_id":"m1"}"#;
+    let commands = [Command::from_frame(&frame).unwrap(), json::decode(text).unwrap()];
+    for (command, wanted) in commands.iter().zip([&b"data!"[..], b"1"]) {
+        let Command::Publish(PublishCommand { topic, message_id, payload, .. }) = command else { panic!() };
+        assert_eq!((&**topic, &**message_id, &**payload), (&b"a.b"[..], &b"m1"[..], wanted));
+    }
     out.clear();
     let fields = HeaderFields { sequence: 3, topic_id: 5, ..HeaderFields::default() };
     let times = LinkedTickTimes { producer_time_ns: 1, ingest_time_ns: 2, key: 0, previous: 1 };

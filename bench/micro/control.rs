@@ -11,7 +11,7 @@ use std::{hint::black_box, sync::Arc};
 use criterion::Criterion;
 use tickcast_core::{
     config::Limits,
-    home::{CreationLimits, Creator, Home, Retention, last_value::LastValuesBudget},
+    home::{CreationLimits, Creator, Home, MessageIdBounds, Retention, last_value::LastValuesBudget},
     ids::SlotId,
     limits::TURN_INTEREST_UNITS,
     now::Now,
@@ -120,7 +120,13 @@ fn home() -> Home {
         1,
         TOPICS,
         CreationLimits::default(),
-        Retention { history, history_bytes_max, last_values, idle: Rules::all(0) },
+        Retention {
+            history,
+            history_bytes_max,
+            last_values,
+            idle: Rules::all(0),
+            message_ids: MessageIdBounds::default(),
+        },
         Arc::default(),
     );
     for topic in 0..TOPICS {

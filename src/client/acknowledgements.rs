@@ -57,6 +57,12 @@ impl Connection {
         self.features.contains(Features::PUBLISHED)
     }
 
+    /// Whether the server recognises message ids of publishes ([`PublishRequest::message_id`](crate::PublishRequest)): the options asked
+    /// for acknowledgements, and the server has granted it in its welcome. A server of version 0.1 does not.
+    pub fn recognises_message_ids(&self) -> bool {
+        self.features.contains(Features::MESSAGE_IDS)
+    }
+
     /// The number of publishes that the server has neither acknowledged nor refused yet; 0 if it does not acknowledge them.
     pub fn unacknowledged(&self) -> usize {
         self.unacknowledged.len()

@@ -205,7 +205,7 @@ impl Connection {
             let features = features.union(Features::NODES).union(Features::PREVIOUS);
             let with = |wanted: bool, feature| if wanted { feature } else { Features::NONE };
             let features = features
-                .union(with(options.acknowledgements, Features::PUBLISHED))
+                .union(with(options.acknowledgements, Features::PUBLISHED.union(Features::MESSAGE_IDS)))
                 .union(with(options.token.is_some(), Features::TOKENS));
             connection.hello_name = (encoding == WireFormat::WEBSOCKET_JSON).then(|| name.to_owned());
             let hello = HelloParts { request, client, name, features };
@@ -465,8 +465,8 @@ impl Connection {
             StoredEvent::Unsubscribed { request, pattern } => {
                 Event::Unsubscribed { request, pattern: self.text(pattern) }
             }
-            StoredEvent::Published { request, topic, epoch, sequence } => {
-                Event::Published { request, topic: self.text(topic), epoch, sequence }
+            StoredEvent::Published { request, topic, epoch, sequence, is_duplicate } => {
+                Event::Published { request, topic: self.text(topic), epoch, sequence, is_duplicate }
             }
             StoredEvent::Nodes { node, addresses } => {
                 Event::Nodes { node: self.text(node), addresses: self.text(addresses) }

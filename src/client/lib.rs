@@ -84,6 +84,8 @@ pub use self::{
 pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
 /// Publishes that may wait for their answers if the server acknowledges publishes. A [`Connection`] rejects further ones.
 pub const PUBLISHES_UNACKNOWLEDGED_MAX: usize = 1_024;
+/// Bytes of publishes with message ids that a [`ReconnectingClient`] keeps until they are answered.
+pub const RETRIED_BYTES_MAX: usize = 8 << 20;
 /// Topics a server may announce on one connection, about 170 bytes each.
 pub const CONNECTION_TOPICS_MAX: usize = 1 << 20;
 /// Buffer capacity that an idle connection keeps, in bytes; it frees larger buffers after a burst.
@@ -264,6 +266,8 @@ pub enum Event<'a> {
         epoch: u64,
         /// The tick's sequence.
         sequence: u64,
+        /// Whether the server had a tick with this message id before. Epoch and sequence are that tick's.
+        is_duplicate: bool,
     },
     /// Which of several servers this connection has reached, and the addresses of all. Follows the welcome, if the server has been
     /// given a name or addresses.

@@ -1,6 +1,7 @@
 //! A client that reconnects automatically and resumes its subscriptions.
 
 mod addresses;
+mod progress;
 mod publish;
 
 use std::{
@@ -12,7 +13,11 @@ use std::{
 
 use rustls::ClientConfig;
 
-use self::addresses::Addresses;
+use self::{
+    addresses::Addresses,
+    progress::{PROGRESS_MAX, advance},
+    publish::Retries,
+};
 use crate::{
     Address, Backoff, Client, ClientError, ConnectOptions, Connection, Event, Positions,
     REMEMBERED_SUBSCRIPTIONS_MAX, RequestError, SubscribeOptions, Tick,
@@ -26,9 +31,6 @@ use tickcast_proto::{
     pattern,
     subscription::{Delivery, Policy, Position, StartPosition},
 };
-
-/// Topics whose progress is merged into the positions at a time. The numbers of forgotten topics are never used again.
-const PROGRESS_MAX: usize = 64 << 10;
 
 /// Whether and when to reconnect.
 #[derive(Clone, Debug)]
@@ -62,7 +64,8 @@ pub enum StreamEvent<'a> {
         code: u16,
         /// Time until the next attempt, in milliseconds.
         retry_in_ms: u64,
-        /// Publishes whose acknowledgement was lost with the connection: each may have been published or not.
+        /// Publishes whose acknowledgement was lost with the connection: each may have been published or not. Those with a message id
+        /// are not among them: the client sends them again.
         unacknowledged: usize,
     },
     /// The client is connected again, and all subscriptions were sent.
@@ -107,6 +110,7 @@ pub struct ReconnectingClient {
     /// Unanswered requests of this connection: the connection's number, and the number that the caller knows.
     requests: HashMap<u32, u32>,
     numbers: RequestNumbers,
+    retries: Retries,
     /// Positions, without the progress of this connection.
     positions: Positions,
     /// Progress of this connection, by topic number. Bound: [`PROGRESS_MAX`].
@@ -192,6 +196,7 @@ impl ReconnectingClient {
             subscriptions: Vec::new(),
             requests: HashMap::new(),
             numbers: RequestNumbers::default(),
+            retries: Retries::default(),
             positions: Positions::new(),
             progress: HashMap::default(),
             closing: Closing::default(),
@@ -331,6 +336,9 @@ impl ReconnectingClient {
                 ConnectionChange::Reconnected => StreamEvent::Reconnected,
             }));
         }
+        if let Some(event) = self.retries.pop_unconfirmed() {
+            return Ok(Some(StreamEvent::Event(event)));
+        }
         if self.progress.len() >= PROGRESS_MAX {
             self.merge_progress();
             self.progress.clear();
@@ -339,6 +347,7 @@ impl ReconnectingClient {
             client,
             subscriptions,
             requests,
+            retries,
             positions,
             progress,
             closing,
@@ -375,9 +384,11 @@ impl ReconnectingClient {
             }
             Event::Unsubscribed { request, .. } | Event::Published { request, .. } => {
                 *request = number_of(*request);
+                retries.handle_answer(*request);
             }
             Event::Error { request, .. } => {
                 *request = number_of(*request);
+                retries.handle_answer(*request);
                 // The next connection would reject it again.
                 subscriptions.retain(|subscription| subscription.request != *request);
             }
@@ -402,7 +413,7 @@ impl ReconnectingClient {
     /// Waits for an event, connecting if necessary; returns whether there is one.
     fn await_event(&mut self, deadline: Deadline) -> Result<bool, ClientError> {
         loop {
-            if self.pending_change.is_some() {
+            if self.pending_change.is_some() || self.retries.has_unconfirmed() {
                 return Ok(true);
             }
             if self.failed {
@@ -443,7 +454,7 @@ impl ReconnectingClient {
                 client.set_write_timeout(self.write_timeout);
                 self.backoff.handle_connected(clock::monotonic_ns());
                 self.client = Some(client);
-                let sent = self.resubscribe();
+                let sent = self.resubscribe().and_then(|()| self.publish_again());
                 self.retry_if_lost(sent)?;
                 if self.client.is_some() {
                     self.pending_change = Some(ConnectionChange::Reconnected);
@@ -552,8 +563,7 @@ impl ReconnectingClient {
     fn handle_lost(&mut self, error: ClientError) -> Result<(), ClientError> {
         self.merge_progress();
         self.progress.clear();
-        self.requests.clear();
-        let unacknowledged = self.unacknowledged();
+        let unacknowledged = self.take_unacknowledged();
         self.client = None;
         let Closing { code, text, reconnect_after_ms } = std::mem::take(&mut self.closing);
         let error = if code == 0 { error } else { ClientError::Closed { code, text } };
@@ -568,30 +578,6 @@ impl ReconnectingClient {
         self.disconnect_reason = error.to_string();
         self.pending_change = Some(ConnectionChange::Disconnected { code, retry_in_ms, unacknowledged });
         Ok(())
-    }
-
-    /// Merges this connection's progress into the positions.
-    fn merge_progress(&mut self) {
-        let Some(client) = &self.client else { return };
-        for (id, topic) in client.connection().topics() {
-            if let Some(&position) = self.progress.get(&id.0) {
-                self.positions.advance(&topic.name, position);
-            }
-        }
-    }
-
-    /// Forgets the positions of topics that no subscription matches.
-    fn forget_unmatched(&mut self) {
-        let subscriptions = &self.subscriptions;
-        self.positions.retain(|topic| subscriptions.iter().any(|s| pattern::matches(&s.pattern, topic)));
-    }
-}
-
-#[inline]
-fn advance(progress: &mut HashMap<u32, Position, BuildHasherDefault<IdHasher>>, topic_id: u32, to: Position) {
-    let position = progress.entry(topic_id).or_insert(to);
-    if position.epoch != to.epoch || position.sequence < to.sequence {
-        *position = to;
     }
 }
 

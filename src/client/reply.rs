@@ -56,7 +56,7 @@ pub(super) enum StoredEvent {
     Skipped { reason: SkipReason, topic_id: u32, from: u64, to: u64, count: u64 },
     Recovered(StoredRecovered),
     Payload(Span),
-    Published { request: u32, topic: Span, epoch: u64, sequence: u64 },
+    Published { request: u32, topic: Span, epoch: u64, sequence: u64, is_duplicate: bool },
     Nodes { node: Span, addresses: Span },
     Pong { token: u64 },
     Error { request: u32, code: u16, text: Span },
@@ -209,8 +209,9 @@ pub(super) fn from_frame(
             StoredEvent::Closing { code: record.code, text: payload, reconnect_after_ms }
         }
         Kind::Published => {
-            let Published { epoch, request, .. } = frame.record()?;
-            StoredEvent::Published { request, topic: payload, epoch, sequence: frame.header.sequence }
+            let Published { epoch, request, is_duplicate } = frame.record()?;
+            let (sequence, is_duplicate) = (frame.header.sequence, is_duplicate != 0);
+            StoredEvent::Published { request, topic: payload, epoch, sequence, is_duplicate }
         }
         Kind::Nodes => {
             let node_len = usize::from(frame.record::<Nodes>()?.node_len);
@@ -293,6 +294,8 @@ pub(super) struct Message<'a> {
     sequence: u64,
     #[serde(default)]
     recovered: bool,
+    #[serde(default)]
+    duplicate: bool,
 }
 
 #[derive(Deserialize)]
@@ -390,8 +393,8 @@ pub(super) fn from_json(
             StoredEvent::Unsubscribed { request: message.id, pattern }
         }
         "published" => {
-            let Message { id: request, epoch, sequence, .. } = message;
-            StoredEvent::Published { request, topic: keep(&message.topic), epoch, sequence }
+            let Message { id: request, epoch, sequence, duplicate: is_duplicate, .. } = message;
+            StoredEvent::Published { request, topic: keep(&message.topic), epoch, sequence, is_duplicate }
         }
         "nodes" => {
             let text = keep(&format!("{}{}", message.node, message.addresses.join(" ")));

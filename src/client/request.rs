@@ -8,7 +8,9 @@ use tickcast_proto::{
     codec::json,
     command::encode_request,
     frame::{self, HeaderFields, HelloParts, Kind},
-    limits::{MAX_RATE_HIGHEST, MAX_RATE_LOWEST, RESUME_POSITIONS_MAX, TOPIC_BYTES_MAX},
+    limits::{
+        MAX_RATE_HIGHEST, MAX_RATE_LOWEST, MESSAGE_ID_BYTES_MAX, RESUME_POSITIONS_MAX, TOPIC_BYTES_MAX,
+    },
     records::{Publish, Resume, Subscribe, Token, WireRecord},
     subscription::{Delivery, OptionError, Policy, Position},
 };
@@ -26,6 +28,11 @@ pub struct PublishRequest<'a> {
     pub schema: u32,
     /// Key within the topic, such as a price level: conflation keeps the last tick of each key. 0: none.
     pub key: u64,
+    /// Message id, 1 to 255 bytes; empty: none. The server drops a tick whose id it remembers, and answers with the position of the
+    /// first tick with it. So a publish without an answer can be sent again, with the same id, on any connection of this client. Needs
+    /// [`Connection::recognises_message_ids`](crate::Connection). If the client has no token or certificate, its ids should be hard to
+    /// guess.
+    pub message_id: &'a str,
 }
 
 /// Why a request was not sent. Nothing was queued.
@@ -33,6 +40,10 @@ pub struct PublishRequest<'a> {
 pub enum RequestError {
     /// The topic or pattern is empty or too long. Contains its length in bytes.
     NameLength(usize),
+    /// The message id is too long. Contains its length in bytes.
+    MessageIdLength(usize),
+    /// The publish has a message id, and the server has not granted the connection that it recognises message ids.
+    MessageIdsNotGranted,
     /// The request is larger than the server accepts, as a frame or as JSON (where binary payloads are base64). Publish
     /// a smaller payload, or raise `frame_bytes_max` of the server.
     TooLarge {
@@ -63,6 +74,12 @@ impl fmt::Display for RequestError {
         match self {
             RequestError::NameLength(len) => {
                 write!(f, "the topic or pattern is {len} bytes long; 1 to {TOPIC_BYTES_MAX} are allowed")
+            }
+            RequestError::MessageIdLength(len) => {
+                write!(f, "the message id is {len} bytes long; {MESSAGE_ID_BYTES_MAX} are allowed")
+            }
+            RequestError::MessageIdsNotGranted => {
+                write!(f, "the server recognises no message ids: a tick sent again would be published again")
             }
             RequestError::TooLarge { bytes, bytes_max } => {
                 write!(
@@ -171,7 +188,11 @@ impl Outgoing<'_> {
             return Err(RequestError::NameLength(name.len()));
         }
         if let Outgoing::Publish { publish, .. } = self {
-            let bytes = frame::encoded_len(Publish::STRIDE, name.len() + publish.payload.len());
+            if publish.message_id.len() > MESSAGE_ID_BYTES_MAX {
+                return Err(RequestError::MessageIdLength(publish.message_id.len()));
+            }
+            let payload_len = name.len() + publish.message_id.len() + publish.payload.len();
+            let bytes = frame::encoded_len(Publish::STRIDE, payload_len);
             if bytes > frame_bytes_max {
                 return Err(RequestError::TooLarge { bytes, bytes_max: frame_bytes_max });
             }
@@ -207,9 +228,10 @@ impl Outgoing<'_> {
                 encode_request(out, Kind::Unsubscribe, request, pattern)
             }
             Outgoing::Publish { request, publish } => {
-                let PublishRequest { producer_time_ns, key, .. } = publish;
+                let PublishRequest { topic, payload, producer_time_ns, schema, key, message_id } = publish;
                 let record = Publish { request, producer_time_ns, key, ..Publish::default() };
-                frame::encode_publish(out, 0, 0, publish.schema, record, publish.topic, publish.payload);
+                let fields = HeaderFields { schema, ..HeaderFields::default() };
+                frame::encode_publish_with(out, fields, record, topic, message_id.as_bytes(), payload);
             }
             Outgoing::Ping { token } => {
                 frame::encode(out, Kind::Ping, HeaderFields::default(), &Token { token }, &[]);
@@ -243,12 +265,16 @@ impl Outgoing<'_> {
                 format!("{{\"op\":\"unsubscribe\",\"id\":{request},\"topics\":[{}]}}", json::literal(pattern))
             }
             Outgoing::Publish { request, publish } => {
-                let PublishRequest { topic, payload, producer_time_ns, schema, key } = publish;
+                let PublishRequest { topic, payload, producer_time_ns, schema, key, message_id } = publish;
                 let (encoding, data) = json_data(payload);
                 let key = if key == 0 { String::new() } else { format!("\"key\":{key},") };
+                let message_id = match message_id {
+                    "" => String::new(),
+                    id => format!("\"message_id\":{},", json::literal(id)),
+                };
                 format!(
                     "{{\"op\":\"publish\",\"id\":{request},\"topic\":{},\"ts\":{producer_time_ns},\
-                     \"schema\":{schema},{key}{encoding}\"data\":{data}}}",
+                     \"schema\":{schema},{key}{message_id}{encoding}\"data\":{data}}}",
                     json::literal(topic)
                 )
             }
@@ -348,7 +374,8 @@ mod tests {
     };
 
     fn publish(payload: &[u8]) -> Outgoing<'_> {
-        let publish = PublishRequest { topic: "a.\"b", payload, producer_time_ns: 5, schema: 6, key: 8 };
+        let (topic, message_id) = ("a.\"b", "m\"1");
+        let publish = PublishRequest { topic, payload, producer_time_ns: 5, schema: 6, key: 8, message_id };
         Outgoing::Publish { request: 7, publish }
     }
 
@@ -369,13 +396,14 @@ mod tests {
                     schema,
                     payload: got,
                     key,
+                    message_id,
                     ..
                 }) = command
                 else {
                     panic!("publish")
                 };
                 assert_eq!((request, &*topic, producer_time_ns, schema, key), (7, &b"a.\"b"[..], 5, 6, 8));
-                assert_eq!(&*got, payload, "{text}");
+                assert_eq!((&*got, &*message_id), (payload, &b"m\"1"[..]), "{text}");
             }
         }
     }
@@ -472,7 +500,7 @@ mod tests {
             Err(RequestError::NameLength(0))
         );
         assert!(matches!(publish(&[0; 1000]).check(1 << 10), Err(RequestError::TooLarge { .. })));
-        let fits = [0; (1 << 10) - 32 - 32 - "a.\"b".len()];
+        let fits = [0; (1 << 10) - 32 - 32 - "a.\"bm\"1".len()];
         assert_eq!(publish(&fits).check(1 << 10), Ok(()));
         assert!(publish(&[0; 1 << 10]).check(1 << 10).is_err());
     }

@@ -10,7 +10,7 @@ use tickcast_proto::{
     Step, WireFormat,
     command::Command,
     features::Features,
-    frame::{self, HeaderFields, Kind},
+    frame::{self, HeaderFields, Kind, PublishParts},
     ids::{Sequence, TopicId},
     limits::FRAME_BYTES_MAX_DEFAULT,
     records::{Closing, ErrorRecord, Hello, Request, Subscribed, TickTimes, Token, Welcome, WireRecord},
@@ -115,7 +115,7 @@ impl Peer {
                     Kind::Hello => (u64::from(frame.record::<Hello>().unwrap().request), frame.payload()),
                     Kind::Ping | Kind::Pong => (frame.record::<Token>().unwrap().token, frame.payload()),
                     Kind::Publish => {
-                        let (record, _, payload) = frame.publish().unwrap();
+                        let PublishParts { record, payload, .. } = frame.publish().unwrap();
                         (u64::from(record.request), payload)
                     }
                     _ => (u64::from(frame.record::<Request>().unwrap().request), frame.payload()),

@@ -70,6 +70,10 @@ pub struct Limits {
     /// Maximum bytes of last values on the whole server: at their homes, and the same again for copies on other shards with
     /// subscribers.
     pub last_values_bytes_max: usize,
+    /// Time for which homes remember the message ids of publishes, nanoseconds; 0: the server grants no feature `message_ids`.
+    pub message_id_window_ns: u64,
+    /// Maximum bytes of message ids on the whole server, divided among the shards.
+    pub message_ids_bytes_max: usize,
     /// What sessions and sources may request per second.
     pub budgets: BudgetLimits,
     /// Limits on the patterns that sessions hold.
@@ -194,6 +198,8 @@ impl Default for Limits {
             history_bytes_max: limits::HISTORY_BYTES_MAX_DEFAULT,
             keys_per_topic_max: limits::KEYS_PER_TOPIC_MAX_DEFAULT,
             last_values_bytes_max: limits::LAST_VALUES_BYTES_MAX_DEFAULT,
+            message_id_window_ns: limits::MESSAGE_ID_WINDOW_NS_DEFAULT,
+            message_ids_bytes_max: limits::MESSAGE_IDS_BYTES_MAX_DEFAULT,
             budgets: BudgetLimits::default(),
             patterns: PatternLimits::default(),
             unfinished_bytes_max: limits::UNFINISHED_BYTES_MAX_DEFAULT,

@@ -8,6 +8,7 @@ mod interest;
 pub mod last_value;
 mod logged;
 pub mod lookup;
+mod message_ids;
 mod shard_set;
 mod tenancy;
 
@@ -21,6 +22,7 @@ pub use self::{
     creation::{CreationLimits, Creator, TopicLookup, TopicRefusal},
     interest::{NAME_BYTES, wildcard_bytes},
     logged::LoggedTopic,
+    message_ids::{MessageIdBounds, TickPosition},
     shard_set::ShardSet,
 };
 use crate::{
@@ -31,6 +33,7 @@ use crate::{
         interest::Interest,
         last_value::{LastValues, LastValuesBudget},
         logged::UnkeptPositions,
+        message_ids::MessageIds,
         tenancy::Tenancy,
     },
     ids::TenantId,
@@ -57,6 +60,8 @@ pub struct Retention {
     pub last_values: LastValuesBudget,
     /// Idle time after which a topic is forgotten, by topic, nanoseconds; 0: never.
     pub idle: Rules<u64>,
+    /// Bounds of the message ids.
+    pub message_ids: MessageIdBounds,
 }
 
 /// A topic at its home.
@@ -172,6 +177,7 @@ pub struct Home {
     unkept_positions: UnkeptPositions,
     accounts: Accounts,
     tenancy: Tenancy,
+    message_ids: MessageIds,
 }
 
 impl Home {
@@ -198,6 +204,7 @@ impl Home {
             unkept_positions: UnkeptPositions::default(),
             accounts: Accounts::new(limits, shards),
             trim_next: None,
+            message_ids: MessageIds::new(retention.message_ids),
             retention,
             evict_next: 0,
             last_values_evicted: 0,
@@ -343,10 +350,12 @@ impl Home {
         std::mem::take(&mut self.last_values_evicted)
     }
 
-    /// Memory of the topics' histories and last values, and of the accounts of their creators, in bytes.
+    /// Memory of the topics' histories and last values, of the accounts of their creators, and of message ids, in bytes.
     pub fn memory_bytes(&self) -> usize {
         let kept = |topic: &HomeTopic| topic.history.memory_bytes() + topic.last_values.memory_bytes();
-        self.topics.iter().map(kept).sum::<usize>() + self.accounts.memory_bytes()
+        self.topics.iter().map(kept).sum::<usize>()
+            + self.accounts.memory_bytes()
+            + self.message_ids.memory_bytes()
     }
 
     /// Number of topics.

@@ -238,6 +238,24 @@ pub const fn answer_bytes_max(topic_bytes: usize) -> usize {
     128 + 2 * topic_bytes
 }
 
+/// Default time for which a home remembers message ids, nanoseconds: JetStream's default, and longer than a client takes to reconnect.
+pub const MESSAGE_ID_WINDOW_NS_DEFAULT: u64 = 120_000_000_000;
+/// Highest configurable value of that time, nanoseconds.
+pub const MESSAGE_ID_WINDOW_NS_HIGHEST: u64 = 86_400_000_000_000;
+/// Default bytes of the message ids of all homes together: 320,000 ids.
+pub const MESSAGE_IDS_BYTES_MAX_DEFAULT: usize = 64 << 20;
+/// Smallest configurable value of these bytes.
+pub const MESSAGE_IDS_BYTES_MAX_LOWEST: usize = 64 << 10;
+/// Bytes of a remembered message id: an entry of 72 bytes, twice as much while the table has just grown, its place in the list of free
+/// entries, and 21 bytes of the index at a load of at least 7/16.
+pub const MESSAGE_ID_ENTRY_BYTES: usize = 208;
+/// Bytes of a publisher that has message ids: 25 at a load of at least 7/16, and 16 in a tree whose nodes are at least half full.
+pub const MESSAGE_ID_ACCOUNT_BYTES: usize = 96;
+/// Expired message ids that a home forgets with each new one: more than one, so that their number falls.
+pub const MESSAGE_IDS_EXPIRED_EACH: usize = 2;
+/// Expired message ids that a home forgets in one turn besides: about 0.1 ms if each misses the caches.
+pub const TURN_MESSAGE_IDS: usize = 256;
+
 /// Maximum ticks of one shard that wait for one sink's engine. Beyond that, publishes are refused, so that a sink that does not
 /// answer makes no other session wait. At 40 bytes each, 640 KiB. A session has far fewer, because the room for their answers
 /// counts as replies ([`REPLY_BYTES_MAX`]).

@@ -34,6 +34,8 @@ pub struct SinkConfig {
     pub name: Box<str>,
     /// Maximum time from a publish to its answer, nanoseconds.
     pub ack_timeout_ns: u64,
+    /// Whether its engine recognises message ids. If not, publishes with one are refused.
+    pub recognises_message_ids: bool,
 }
 
 /// A tenant's topics that are sent to a sink.
@@ -118,11 +120,13 @@ pub enum Outcome {
     Reserved = 5,
     /// The engine has not confirmed it, but may have it.
     Unconfirmed = 6,
+    /// Not published: it has a message id, and the engine recognises none.
+    NoMessageIds = 7,
 }
 
 impl Outcome {
     /// All outcomes.
-    pub const ALL: [Outcome; 7] = [
+    pub const ALL: [Outcome; 8] = [
         Outcome::Confirmed,
         Outcome::Away,
         Outcome::Full,
@@ -130,6 +134,7 @@ impl Outcome {
         Outcome::NoStream,
         Outcome::Reserved,
         Outcome::Unconfirmed,
+        Outcome::NoMessageIds,
     ];
 
     /// Converts the number in an answer; an unknown one is [`Outcome::Unconfirmed`].
@@ -152,6 +157,9 @@ impl Outcome {
             Outcome::Full => "too many ticks wait for its engine: not published",
             Outcome::Refused => "its engine refuses it: not published",
             Outcome::NoStream => "no stream of its engine takes it: not published",
+            Outcome::NoMessageIds => {
+                return Some((ErrorCode::BadRequest, "its engine recognises no message ids: not published"));
+            }
             Outcome::Reserved => {
                 return Some((ErrorCode::BadTopic, "its engine reserves this name: not published"));
             }
@@ -172,7 +180,8 @@ mod tests {
             topics: topics.into(),
             sink: SinkId(sink),
         };
-        let sink = |name: &str| SinkConfig { name: name.into(), ack_timeout_ns: 1 };
+        let sink =
+            |name: &str| SinkConfig { name: name.into(), ack_timeout_ns: 1, recognises_message_ids: false };
         Routes {
             routes: vec![route(0, "orders.eu.*", 1), route(0, "orders.>", 0), route(2, ">", 1)],
             sinks: vec![sink("world"), sink("eu")],

@@ -36,6 +36,7 @@ mod ingress;
 mod intake;
 mod lifecycle;
 mod logged;
+mod message_ids;
 mod overload;
 mod proxied;
 mod quotas;
@@ -64,12 +65,13 @@ use crate::{
     config::Limits,
     fair_queue::FairQueue,
     fanout::{self, AwaitedSettings, DeliveryCounts, EgressLogs, Fanout, LogIndex},
-    home::{Home, Retention, last_value::LastValuesBudget},
+    home::{Home, MessageIdBounds, Retention, last_value::LastValuesBudget},
     ids::{SessionId, SlotId, SourceId},
     limits::{
         INPUT_QUANTUM_BYTES, SEND_BYTES_MAX, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERY_UNITS,
         TURN_INTEREST_UNITS,
     },
+    message_id::MessageId,
     metrics::{
         counters::{Counter, Counters},
         latency::Latency,
@@ -143,6 +145,8 @@ struct Unsequenced<'a> {
     /// The key of a valid topic; the receiver of the request has checked it.
     key: &'a str,
     payload: &'a [u8],
+    /// By which its home recognises that it has the tick.
+    message_id: Option<MessageId>,
 }
 
 /// One executor's share of the server.
@@ -241,6 +245,10 @@ impl Shard {
                     history_bytes_max: limits.history_bytes_max / usize::from(shards),
                     last_values,
                     idle: limits.topic_idle.clone(),
+                    message_ids: MessageIdBounds {
+                        window_ns: limits.message_id_window_ns,
+                        bytes_max: limits.message_ids_bytes_max / usize::from(shards),
+                    },
                 },
                 limits.tenants.clone(),
             ),
@@ -418,6 +426,7 @@ impl Shard {
         worked |= self.forget_topics(now);
         worked |= self.home.trim(now.monotonic_ns) > 0;
         self.counters.add(Counter::LastValuesEvicted, self.home.take_last_values_evicted());
+        worked |= self.forget_message_ids(now);
         worked |= self.turn_control(now);
         worked |= self.fanout.count_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);

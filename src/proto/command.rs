@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt};
 use crate::{
     DecodeError,
     features::Features,
-    frame::{Frame, HelloParts, Kind},
+    frame::{Frame, HelloParts, Kind, PublishParts},
     records::{self, Request, Resume, Subscribe, WireRecord},
     subscription::{Delivery, OptionError, Policy, Position, StartPosition, interval_us},
 };
@@ -112,6 +112,8 @@ pub struct PublishCommand<'a> {
     pub payload_is_json: bool,
     /// The conflation key; 0: none.
     pub key: u64,
+    /// Message id, not validated; empty: none.
+    pub message_id: Cow<'a, [u8]>,
 }
 
 impl<'a> Command<'a> {
@@ -155,7 +157,7 @@ impl<'a> Command<'a> {
                 patterns: vec![Cow::Borrowed(frame.text()?)],
             },
             Kind::Publish => {
-                let (record, topic, payload) = frame.publish()?;
+                let PublishParts { record, topic, message_id, payload } = frame.publish()?;
                 Command::Publish(PublishCommand {
                     request: record.request,
                     topic: Cow::Borrowed(topic),
@@ -165,6 +167,7 @@ impl<'a> Command<'a> {
                     // The client's flag is not trusted: the server validates the payload itself.
                     payload_is_json: false,
                     key: record.key,
+                    message_id: Cow::Borrowed(message_id),
                 })
             }
             Kind::Ping => Command::Ping { token: frame.record::<records::Token>()?.token },

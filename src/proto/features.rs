@@ -53,6 +53,7 @@ impl Features {
         .union(Features::COUNTS)
         .union(Features::TOKENS)
         .union(Features::NODES)
+        .union(Features::MESSAGE_IDS)
         .union(Features::STRING_KEYS)
         .union(Features::POSITIONS);
 

@@ -231,17 +231,19 @@ impl<'a> Frame<'a> {
         start.map(|start| &payload[start..]).ok_or(DecodeError::BadRecord(self.header.kind))
     }
 
-    /// The record, topic name (not validated) and tick payload of a PUBLISH.
+    /// The contents of a PUBLISH.
     ///
     /// # Errors
-    /// [`DecodeError::BadRecord`] if the topic name would be longer than the payload.
-    pub fn publish(&self) -> Result<(Publish, &'a [u8], &'a [u8]), DecodeError> {
+    /// [`DecodeError::BadRecord`] if topic name and message id would be longer than the payload.
+    pub fn publish(&self) -> Result<PublishParts<'a>, DecodeError> {
         let record: Publish = self.zero_extended_record(PUBLISH_STRIDE_MIN)?;
-        let (topic, payload) = self
-            .payload()
-            .split_at_checked(usize::from(record.topic_len))
-            .ok_or(DecodeError::BadRecord(self.header.kind))?;
-        Ok((record, topic, payload))
+        let bad_record = DecodeError::BadRecord(self.header.kind);
+        let payload = self.payload();
+        let (topic, rest) =
+            payload.split_at_checked(usize::from(record.topic_len)).ok_or(bad_record.clone())?;
+        let (message_id, payload) =
+            rest.split_at_checked(usize::from(record.message_id_len)).ok_or(bad_record)?;
+        Ok(PublishParts { record, topic, message_id, payload })
     }
 }
 
@@ -422,7 +424,20 @@ pub fn encode_hello_with_token(out: &mut Vec<u8>, hello: &HelloParts<'_>, token:
     encode(out, Kind::Hello, HeaderFields::default(), &record, &parts);
 }
 
-/// Appends a PUBLISH. `origin` fills the sequence field, which only shards read: the session to answer.
+/// Contents of a PUBLISH.
+#[derive(Clone, Copy, Debug)]
+pub struct PublishParts<'a> {
+    /// The record.
+    pub record: Publish,
+    /// The topic's name, not validated.
+    pub topic: &'a [u8],
+    /// The message id, not validated; empty: none.
+    pub message_id: &'a [u8],
+    /// The tick's payload.
+    pub payload: &'a [u8],
+}
+
+/// Appends a PUBLISH without a message id. `origin` fills the sequence field, which only shards read: the session to answer.
 pub fn encode_publish(
     out: &mut Vec<u8>,
     origin: u64,
@@ -437,22 +452,24 @@ pub fn encode_publish(
         HeaderFields { flags, sequence: origin, topic_id: 0, schema },
         record,
         topic,
+        &[],
         payload,
     );
 }
 
-/// Appends a PUBLISH with these header fields. Between shards, the sequence field holds the publishing session, and the topic
-/// id its origin.
+/// Appends a PUBLISH with these header fields and a message id; empty: none. Between shards, the sequence field holds the publishing
+/// session, the topic id its origin, and the message id is the home's.
 pub fn encode_publish_with(
     out: &mut Vec<u8>,
     fields: HeaderFields,
     record: Publish,
     topic: &str,
+    message_id: &[u8],
     payload: &[u8],
 ) {
-    debug_assert!(topic.len() <= crate::limits::TOPIC_BYTES_MAX, "topic names are validated on input");
-    let record = Publish { topic_len: topic.len() as u16, ..record };
-    encode(out, Kind::Publish, fields, &record, &[topic.as_bytes(), payload]);
+    debug_assert!(message_id.len() <= crate::limits::MESSAGE_ID_BYTES_MAX, "ids are validated on input");
+    let record = Publish { topic_len: topic.len() as u16, message_id_len: message_id.len() as u16, ..record };
+    encode(out, Kind::Publish, fields, &record, &[topic.as_bytes(), message_id, payload]);
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod access;
 pub mod api;
 mod body;
 pub mod host;
+mod idempotency;
 mod query;
 mod request;
 mod response;
@@ -133,6 +134,8 @@ pub struct HttpConfig<'a> {
     pub debug_echo: bool,
     /// Whether `?token=` is accepted.
     pub query_token: bool,
+    /// Whether a publish may have a message id, in `Idempotency-Key` for example.
+    pub message_ids: bool,
     /// Static files, by path.
     pub files: &'a dyn StaticFiles,
     /// Web pages and host names that are allowed.
@@ -149,6 +152,7 @@ impl HttpConfig<'_> {
         health: false,
         debug_echo: false,
         query_token: false,
+        message_ids: true,
         files: &NoFiles,
         access: &Access { origins: Vec::new(), hosts: Vec::new(), is_local: false },
         realtime_ns: 0,
@@ -360,7 +364,7 @@ fn respond_to_own(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome<
 fn preflight(allowed: &str) -> Response {
     let fields = format!(
         "Access-Control-Allow-Methods: {allowed}\r\n\
-         Access-Control-Allow-Headers: Authorization, Cache-Control, Content-Type, Last-Event-ID\r\n\
+         Access-Control-Allow-Headers: Authorization, Cache-Control, Content-Type, Idempotency-Key, Last-Event-ID\r\n\
          Access-Control-Max-Age: 600\r\n"
     );
     Response { status: StatusCode::NO_CONTENT, fields, body: Cow::Borrowed(&[]) }

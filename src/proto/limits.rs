@@ -10,6 +10,9 @@ pub const FRAME_HEADER_BYTES: usize = 32;
 /// Longest topic name and longest subscription pattern, in bytes.
 pub const TOPIC_BYTES_MAX: usize = 255;
 
+/// Longest message id of a publish, in bytes.
+pub const MESSAGE_ID_BYTES_MAX: usize = 255;
+
 /// Longest client identity, in bytes.
 pub const IDENTITY_BYTES_MAX: usize = 255;
 
@@ -76,7 +79,7 @@ const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + TOPIC_BYTES_
 const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + IDENTITY_BYTES_MAX + 512);
 const _: () = assert!(FRAME_BYTES_MAX_HIGHEST <= u32::MAX as usize, "frame lengths are u32");
 const _: () = assert!(TOPIC_BYTES_MAX <= u16::MAX as usize && IDENTITY_BYTES_MAX <= u16::MAX as usize);
-const _: () = assert!(JSON_ENVELOPE_BYTES > 6 * TOPIC_BYTES_MAX + 256);
+const _: () = assert!(JSON_ENVELOPE_BYTES > 6 * (TOPIC_BYTES_MAX + MESSAGE_ID_BYTES_MAX) + 256);
 const _: () = assert!(JSON_DEPTH_MAX + 2 < 64 && JSON_NUMBER_BYTES_MAX < 308);
 const _: () =
     assert!(1e6 / MAX_RATE_LOWEST <= u32::MAX as f64, "the longest interval fits 32 bits of microseconds");

@@ -381,8 +381,8 @@ wire_record!(
     epoch: u64 = 8,
     /// Request id of the PUBLISH.
     request: u32 = 16,
-    /// Reserved, 0.
-    reserved: u32 = 20,
+    /// As in [`Published`].
+    is_duplicate: u32 = 20,
 });
 
 wire_record!(
@@ -433,7 +433,7 @@ wire_record!(
 wire_record!(
     /// ROUTED, from a shard to a sink: a tick for the sink's engine.
     ///
-    /// The header's sequence names the publish in [`Settled`]. The payload is the topic's key, then the tick's payload.
+    /// The header's sequence names the publish in [`Settled`]. The payload is the topic's key, the message id, then the tick's payload.
     Routed, ArchivedRouted, 32, {
     /// Producer's timestamp, nanoseconds since 1970.
     producer_time_ns: u64 = 0,
@@ -443,8 +443,8 @@ wire_record!(
     key: u64 = 16,
     /// Length of the topic's key, in bytes.
     topic_len: u16 = 24,
-    /// Reserved, 0.
-    reserved: u16 = 26,
+    /// Length of the message id after the topic's key, in bytes; 0: none.
+    message_id_len: u16 = 26,
     /// Reserved, 0.
     reserved_end: u32 = 28,
 });

@@ -37,6 +37,7 @@ use tickcast_core::{
     config::{Limits, message_bytes_max},
     flush_wait::LatencyBudget,
     home::CreationLimits,
+    message_id::MESSAGE_ID_BYTES,
     networks::Networks,
     shard::ClientAddress,
     tenants::Tenants,
@@ -447,6 +448,18 @@ impl Checks<'_> {
         if delivery.keys_per_topic_max == 0 {
             self.refuse("delivery.keys_per_topic_max", "0: must be at least 1".into());
         }
+        let window_highest = Time { ns: limits::MESSAGE_ID_WINDOW_NS_HIGHEST };
+        self.within(
+            "delivery.message_id_window",
+            delivery.message_id_window,
+            Time::default(),
+            window_highest,
+        );
+        let ids_lowest = Size::new(limits::MESSAGE_IDS_BYTES_MAX_LOWEST);
+        if delivery.message_ids_memory < ids_lowest {
+            let text = format!("{}: must be at least {ids_lowest}", delivery.message_ids_memory);
+            self.refuse("delivery.message_ids_memory", text);
+        }
         let (ping_lowest, ping_highest) =
             (Time::from_ms(limits::PING_MS_LOWEST), Time::from_ms(limits::PING_MS_HIGHEST));
         if timeouts.ping_interval != Time::default() {
@@ -499,6 +512,8 @@ impl Checks<'_> {
             history_bytes_max: delivery.history_memory.bytes,
             keys_per_topic_max: delivery.keys_per_topic_max,
             last_values_bytes_max: delivery.last_values_memory.bytes,
+            message_id_window_ns: delivery.message_id_window.ns,
+            message_ids_bytes_max: delivery.message_ids_memory.bytes,
             budgets: budgets::rates(limits),
             patterns: budgets::patterns(limits),
             unfinished_bytes_max: limits.unfinished_memory.bytes,
@@ -542,10 +557,11 @@ fn has_guard(table: &ListenerTable, auth: Option<&AuthTables>) -> bool {
     }
 }
 
-/// Bytes of the longest mesh frame: a PUBLISH with the longest topic name and payload, or a chunk of history with one tick
-/// of that length.
+/// Bytes of the longest mesh frame: a PUBLISH with the longest topic name and payload and a message id, or a chunk of history with one
+/// tick of that length.
 fn mesh_frame_bytes_max(frame_bytes_max: usize) -> usize {
-    let publish = frame_bytes_max + Publish::STRIDE + PREFIX_BYTES + limits::TOPIC_BYTES_MAX;
+    let publish =
+        frame_bytes_max + Publish::STRIDE + PREFIX_BYTES + limits::TOPIC_BYTES_MAX + MESSAGE_ID_BYTES;
     let chunk = frame::encoded_len(History::STRIDE, frame_bytes_max.max(limits::HISTORY_CHUNK_BYTES));
     publish.max(chunk).next_multiple_of(limits::FRAME_ALIGN)
 }

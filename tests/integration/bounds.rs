@@ -6,16 +6,20 @@
 use std::{fs, process::Command};
 
 use crate::harness::{
-    Server, beside_others, eventually,
+    GUARD, Server, beside_others,
+    collector::address,
+    eventually,
     frames::{self, Options, Raw, Received},
     raw::{Peer, masked},
     say,
 };
+use tickcast_client::{Client, ConnectOptions, PUBLISHES_UNACKNOWLEDGED_MAX, PublishRequest};
+use tickcast_proto::WireFormat;
 
 const MIB: u64 = 1 << 20;
 
 /// Two shards, and bounds so low that a few clients can exceed them within a second.
-const OPTIONS: [&str; 22] = [
+const OPTIONS: [&str; 24] = [
     "--shards",
     "2",
     "--patterns-memory",
@@ -30,6 +34,8 @@ const OPTIONS: [&str; 22] = [
     "4MiB",
     "--unfinished-memory",
     "4MiB",
+    "--message-ids-memory",
+    "2MiB",
     "--topics-max",
     "1000",
     "--egress-log",
@@ -49,6 +55,7 @@ const PROMISED_BYTES: u64 = {
     let last_values = 2 * 8;
     let history = 4;
     let unfinished = 4;
+    let message_ids = 2;
     // Up to two per shard, each with half as much for its index.
     let egress_logs = 2 * 2 * 3;
     // Forty at a time, each with half a MiB: an unfinished frame, replies, a parked SEND.
@@ -56,7 +63,8 @@ const PROMISED_BYTES: u64 = {
     // 1,000 topics of about 4 KiB.
     let topics = 4;
     // A quarter for the overhead of the allocator.
-    (patterns + positions + last_values + history + unfinished + egress_logs + clients + topics) * MIB * 5 / 4
+    let memories = patterns + positions + last_values + history + unfinished + message_ids;
+    (memories + egress_logs + clients + topics) * MIB * 5 / 4
 };
 
 /// Bytes of the server's address space.
@@ -221,13 +229,30 @@ fn attempts_to_exceed_the_bounds_are_refused_within_the_memory_promised() {
     pair.assert_served();
     drop(reader);
 
+    // Message ids: 12 MiB.
+    let options = address(&server, WireFormat::TCP_NATIVE);
+    let options = ConnectOptions { acknowledgements: true, ..options.connect_options() };
+    let mut client = Client::connect_with(&address(&server, WireFormat::TCP_NATIVE), &options).unwrap();
+    for at in 0..60_000 {
+        while client.connection().unacknowledged() >= PUBLISHES_UNACKNOWLEDGED_MAX {
+            client.next_event(Some(GUARD)).unwrap().expect("an answer");
+        }
+        let (topic, message_id) = ("m", &*format!("{at}"));
+        let publish = PublishRequest { topic, payload: b"1", message_id, ..PublishRequest::default() };
+        client.publish_buffered(publish).unwrap();
+    }
+    client.barrier(GUARD, |_| {}).unwrap();
+    spent("message ids", &server);
+    pair.assert_served();
+    drop(client);
+
     // Topics.
     let publish = |at: usize| Raw::publish(1, format!("{at}.{:t<240}", "").as_bytes(), b"x");
     let mut refused = attacker.request((0..5_000).map(publish));
     // Refusals by the other shard arrive a little later.
     eventually("all but 1,000 topics are refused", || {
         refused.extend(attacker.request([Raw::ping(0)].into_iter()));
-        refused.len() == 5_000 - (1_000 - 501)
+        refused.len() == 5_000 - (1_000 - 502)
     });
     spent("topics", &server);
     assert_refused(&refused, 104, "--topics-max");
@@ -236,4 +261,5 @@ fn attempts_to_exceed_the_bounds_are_refused_within_the_memory_promised() {
     let stopped = server.stop_cleanly();
     assert!(stopped.total("closed_unfinished_memory") >= 25);
     assert!(stopped.total("last_values_evicted") > 0);
+    assert!(stopped.total("message_ids_forgotten") > 40_000);
 }

@@ -35,6 +35,7 @@ mod load;
 mod logs;
 mod machines;
 mod manners;
+mod message_ids;
 mod monitoring;
 mod nodes;
 mod options;

@@ -6,6 +6,7 @@
 //! `TICKCAST_PROGRESS=1` prints progress: `scripts/simulate.sh` sets these. A failure names its seed.
 
 mod client;
+mod message_ids;
 mod nodes;
 mod permissions;
 mod publishes;
@@ -70,6 +71,18 @@ fn promises_hold_for_every_seed() {
 #[test]
 fn nodes_that_read_one_log_serve_every_tick_exactly_once_for_every_seed() {
     for_every_seed(|seed| nodes::World::new(seed).run());
+}
+
+#[test]
+fn a_tick_sent_again_after_any_cut_is_published_exactly_once_for_every_seed() {
+    let mut reached = message_ids::Reached::default();
+    for seed in 0..20 {
+        let mut world = message_ids::World::new(seed);
+        world.run();
+        reached.add(&world.reached);
+    }
+    assert!(reached.is_complete(), "{reached:?}");
+    for_every_seed(|seed| message_ids::World::new(seed).run());
 }
 
 /// The simulation is worth running only if it reaches the situations it is about.

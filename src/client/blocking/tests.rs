@@ -124,7 +124,7 @@ fn connect_acknowledged(address: &str) -> Client {
 }
 
 const TICK: PublishRequest<'_> =
-    PublishRequest { topic: "a.b", payload: b"x", producer_time_ns: 0, schema: 0, key: 0 };
+    PublishRequest { topic: "a.b", payload: b"x", producer_time_ns: 0, schema: 0, key: 0, message_id: "" };
 
 #[test]
 fn barrier_waits_for_the_answer_to_each_publish_whatever_the_order() {
@@ -147,7 +147,7 @@ fn barrier_waits_for_the_answer_to_each_publish_whatever_the_order() {
     let mut answers = Vec::new();
     client
         .barrier(LONG, |event| match event {
-            Event::Published { request, topic: "a.b", epoch: 3, sequence } => {
+            Event::Published { request, topic: "a.b", epoch: 3, sequence, is_duplicate: false } => {
                 answers.push((request, sequence))
             }
             Event::Error { request, .. } => answers.push((request, 0)),

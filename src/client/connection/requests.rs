@@ -29,6 +29,10 @@ impl Connection {
         if self.unacknowledged.is_full() {
             return Err(RequestError::Unacknowledged);
         }
+        // A server of version 0.1 would take the id for a part of the payload.
+        if !publish.message_id.is_empty() && !self.recognises_message_ids() {
+            return Err(RequestError::MessageIdsNotGranted);
+        }
         self.request(&Outgoing::Publish { request, publish })?;
         self.unacknowledged.handle_publish(request);
         Ok(request)

@@ -418,3 +418,79 @@ fn failed_publish_is_not_counted_and_earlier_answers_come_before_the_loss() {
         "{lost:?}"
     );
 }
+
+const WITH_IDS: Option<Features> = Some(Features::PUBLISHED.union(Features::MESSAGE_IDS));
+
+fn with_id<'a>(message_id: &'a str, payload: &'a [u8]) -> PublishRequest<'a> {
+    PublishRequest { topic: "a.b", payload, message_id, ..PublishRequest::default() }
+}
+
+#[test]
+fn a_publish_with_an_id_is_sent_again_to_the_same_server_until_it_is_answered() {
+    let (address, server) = serve_each(vec![
+        |peer| {
+            peer.welcome_with(3, WITH_IDS);
+            (0..3).for_each(|_| drop(peer.next_frame()));
+        },
+        |peer| {
+            peer.welcome_with(3, WITH_IDS);
+            let again = [(); 2].map(|()| peer.next_frame().unwrap());
+            assert_eq!([&*again[0].2, &*again[1].2], [b"1", b"3"], "not the one without an id");
+            peer.published(again[0].1, 7);
+            peer.next_frame();
+        },
+        // It has restarted.
+        |peer| {
+            peer.welcome_with(4, WITH_IDS);
+            peer.next_frame();
+        },
+    ]);
+    let address = Address::parse(&address).unwrap();
+    let connect_options = ConnectOptions { acknowledgements: true, ..address.connect_options() };
+    let options = ReconnectOptions { reconnect: true, backoff: Backoff::with_bounds(1, 0, 0) };
+    let mut client = ReconnectingClient::connect_with(&address, &connect_options, options).unwrap();
+    for (number, id) in [(1, "m1"), (2, ""), (3, "m3")] {
+        let payload = number.to_string();
+        assert_eq!(client.publish(with_id(id, payload.as_bytes())).unwrap(), Some(number));
+    }
+    let mut told = Vec::new();
+    while told.len() < 6 {
+        match client.next_event(Some(LONG)).unwrap().expect("an event") {
+            StreamEvent::Disconnected { unacknowledged, .. } => told.push(format!("lost {unacknowledged}")),
+            StreamEvent::Reconnected => told.push("again".into()),
+            StreamEvent::Event(Event::Published { request, sequence, .. }) => {
+                told.push(format!("{request} is {sequence}"));
+                // The server leaves before it answers the other one.
+                client.publish(with_id("", b"4")).unwrap();
+            }
+            StreamEvent::Event(Event::Error { request, code, .. }) => told.push(format!("{request}: {code}")),
+            StreamEvent::Event(_) => {}
+        }
+    }
+    assert_eq!(told, ["lost 1", "again", "1 is 7", "lost 1", "again", "3: 112"]);
+    assert_eq!(client.unacknowledged(), 0);
+    drop(client);
+    server.join().unwrap();
+}
+
+#[test]
+fn kept_publishes_are_bounded() {
+    let (address, server) = serve(|peer| {
+        peer.welcome_with(3, WITH_IDS);
+        while peer.next_frame().is_some() {}
+    });
+    let address = Address::parse(&address).unwrap();
+    let connect_options = ConnectOptions { acknowledgements: true, ..address.connect_options() };
+    let mut client =
+        ReconnectingClient::connect_with(&address, &connect_options, ReconnectOptions::default()).unwrap();
+    let payload = vec![0; 200 << 10];
+    let refused = (0..1_000).find_map(|_| client.publish(with_id("m", &payload)).err());
+    assert!(matches!(refused, Some(ClientError::Request(RequestError::Unacknowledged))), "{refused:?}");
+    let kept = client.unacknowledged();
+    assert!(
+        (RETRIED_BYTES_MAX / payload.len() - 1..=RETRIED_BYTES_MAX / payload.len()).contains(&kept),
+        "{kept}"
+    );
+    drop(client);
+    server.join().unwrap();
+}

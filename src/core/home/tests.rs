@@ -168,6 +168,7 @@ pub(super) fn limited_home(limits: CreationLimits, topics_max: usize) -> Home {
         history_bytes_max: 1 << 20,
         last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
         idle: Rules::all(1_000_000_000),
+        message_ids: MessageIdBounds::default(),
     };
     Home::new(A, 1, EPOCH, topics_max, limits, retention, Arc::default())
 }
@@ -255,6 +256,7 @@ pub(super) fn home(shards: u16, topics_max: usize) -> Home {
         history_bytes_max: 1 << 20,
         last_values: LastValuesBudget { keys_max: 4, bytes_left: 1 << 20 },
         idle: Rules::all(0),
+        message_ids: MessageIdBounds::default(),
     };
     Home::new(A, shards, EPOCH, topics_max, CreationLimits::default(), retention, Arc::default())
 }
@@ -286,8 +288,13 @@ pub(super) fn chunk(
 fn home_with(last_values_bytes: usize) -> Home {
     let bounds = HistoryBounds { ticks: 0, ..BOUNDS };
     let last_values = LastValuesBudget { keys_max: 4, bytes_left: last_values_bytes };
-    let retention =
-        Retention { history: Rules::all(bounds), history_bytes_max: 0, last_values, idle: Rules::all(0) };
+    let retention = Retention {
+        history: Rules::all(bounds),
+        history_bytes_max: 0,
+        last_values,
+        idle: Rules::all(0),
+        message_ids: MessageIdBounds::default(),
+    };
     Home::new(A, 1, EPOCH, 1_000, CreationLimits::default(), retention, Arc::default())
 }
 

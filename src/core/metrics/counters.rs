@@ -78,6 +78,10 @@ counters! {
     LogHoles = "log_holes", "holes";
     /// Topics whose life ended because another log, or another life of their log, feeds them now.
     TopicsReplaced = "topics_replaced", "topics";
+    /// Publishes that were not sequenced again, because their home remembers their message ids.
+    TicksDuplicate = "ticks_duplicate", "ticks";
+    /// Message ids forgotten before their time, because the memory of all message ids was used up.
+    MessageIdsForgotten = "message_ids_forgotten", "ids";
     /// Ticks refused: invalid topic, too many topics, or too large.
     TicksRefused = "ticks_refused", "ticks";
     /// Ticks refused because their session publishes too many a second.

@@ -61,7 +61,7 @@ pub struct Publishes {
 
 #[derive(Debug)]
 enum Outcome {
-    Published { topic: Box<str>, epoch: u64, sequence: u64 },
+    Published { topic: Box<str>, epoch: u64, sequence: u64, is_duplicate: bool },
     Failed { code: ErrorCode, text: Box<str> },
 }
 
@@ -116,8 +116,8 @@ impl PendingCall {
     /// Records the answer to one of its parts. Returns whether that completes the request.
     pub fn note(&mut self, reply: &Reply<'_>) -> bool {
         let (request, outcome) = match *reply {
-            Reply::Published { request, name, epoch, sequence, .. } => {
-                (request, Outcome::Published { topic: name.into(), epoch, sequence })
+            Reply::Published { request, name, epoch, sequence, is_duplicate, .. } => {
+                (request, Outcome::Published { topic: name.into(), epoch, sequence, is_duplicate })
             }
             Reply::Error { request, code, text } => (request, Outcome::Failed { code, text: text.into() }),
             _ => return false,
@@ -197,8 +197,10 @@ impl Publishes {
             return (status_of(code), format!("{{\"error\":{}}}", error_json(code, text)));
         }
         let json = |result: &Option<Outcome>| match result {
-            Some(Outcome::Published { topic, epoch, sequence }) => {
-                format!("{{\"topic\":{},\"epoch\":{epoch},\"sequence\":{sequence}}}", json::literal(topic))
+            Some(Outcome::Published { topic, epoch, sequence, is_duplicate }) => {
+                let (topic, duplicate) =
+                    (json::literal(topic), if *is_duplicate { ",\"duplicate\":true" } else { "" });
+                format!("{{\"topic\":{topic},\"epoch\":{epoch},\"sequence\":{sequence}{duplicate}}}")
             }
             Some(Outcome::Failed { code, text }) => format!("{{\"error\":{}}}", error_json(*code, text)),
             None => String::new(),

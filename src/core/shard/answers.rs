@@ -9,7 +9,7 @@
 
 use super::{LOG_TARGET_TOPIC, Shard, Unsequenced};
 use crate::{
-    home::TopicRefusal,
+    home::{TickPosition, TopicRefusal},
     ids::{SessionId, SlotId},
     limits::{ANSWER_UNITS, answer_bytes_max},
     metrics::counters::Counter,
@@ -53,19 +53,25 @@ impl Shard {
         Some(slot)
     }
 
-    /// Acknowledges the last tick sequenced in a topic of this home. `from`: the session's shard.
-    pub(super) fn acknowledge(&mut self, from: ShardId, origin: u64, request: u32, index: u32, key: &str) {
-        let topic = self.home.topic(index);
-        let (id, epoch, sequence) = (topic.id, topic.epoch, topic.sequence.0);
+    /// Acknowledges a tick that this home has sequenced at a position, now or before. `from`: the session's shard.
+    pub(super) fn acknowledge(
+        &mut self,
+        from: ShardId,
+        tick: &Unsequenced<'_>,
+        position: TickPosition,
+        is_duplicate: bool,
+    ) {
+        let Unsequenced { origin, record: Publish { request, .. }, key, .. } = *tick;
         self.charge(ANSWER_UNITS);
         if from == self.id {
             if let Some(slot) = self.take_answered(origin, 0) {
-                self.reply_published(slot, request, id, epoch, sequence, key);
+                self.reply_published(slot, request, position, is_duplicate, key);
             }
             return;
         }
-        let fields = HeaderFields { topic_id: id.0, sequence, ..HeaderFields::default() };
-        let record = Acknowledge { session: origin, epoch, request, reserved: 0 };
+        let TickPosition { topic, epoch, sequence } = position;
+        let fields = HeaderFields { topic_id: topic.0, sequence, ..HeaderFields::default() };
+        let record = Acknowledge { session: origin, epoch, request, is_duplicate: is_duplicate.into() };
         self.stages.push_delivery(from, |out| {
             frame::encode(out, Kind::Acknowledge, fields, &record, &[key.as_bytes()]);
         });
@@ -77,10 +83,11 @@ impl Shard {
             return debug_assert!(false, "this process encoded the frame");
         };
         self.charge(ANSWER_UNITS);
-        let Acknowledge { session, epoch, request, .. } = record;
+        let Acknowledge { session, epoch, request, is_duplicate } = record;
         if let Some(slot) = self.take_answered(session, answer_bytes_max(key.len())) {
-            let topic = TopicId(frame.header.topic_id);
-            self.reply_published(slot, request, topic, epoch, frame.header.sequence, key);
+            let (topic, sequence) = (TopicId(frame.header.topic_id), frame.header.sequence);
+            let position = TickPosition { topic, epoch, sequence };
+            self.reply_published(slot, request, position, is_duplicate != 0, key);
         }
     }
 
@@ -88,13 +95,12 @@ impl Shard {
         &mut self,
         slot: SlotId,
         request: u32,
-        topic: TopicId,
-        epoch: u64,
-        sequence: u64,
+        position: TickPosition,
+        is_duplicate: bool,
         key: &str,
     ) {
-        let name = topic_key::name(key);
-        self.reply(slot, &Reply::Published { request, topic, name, epoch, sequence, is_duplicate: false });
+        let (TickPosition { topic, epoch, sequence }, name) = (position, topic_key::name(key));
+        self.reply(slot, &Reply::Published { request, topic, name, epoch, sequence, is_duplicate });
     }
 
     /// Refuses a tick whose topic cannot be created, or accepts no publishes. `session` is `None` if a source published it.

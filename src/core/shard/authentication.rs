@@ -494,10 +494,13 @@ impl Shard {
         has_token: bool,
         now: Now,
     ) {
-        let offered = match self.limits.nodes.is_alone() {
-            true => Features::GRANTED.without(Features::NODES),
-            false => Features::GRANTED,
-        };
+        let mut offered = Features::GRANTED;
+        if self.limits.nodes.is_alone() {
+            offered = offered.without(Features::NODES);
+        }
+        if !self.remembers_message_ids() {
+            offered = offered.without(Features::MESSAGE_IDS);
+        }
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let features = session.grant(features.map(|asked| asked.intersection(offered)));
         let tells_expiry = has_token || session.proof == Proof::Credentials;

@@ -125,7 +125,7 @@ impl Shard {
             self.keep_alive(slot, now);
         }
         for (at, tick) in ticks.into_iter().enumerate() {
-            let Tick { topic, payload, is_json, producer_time_ns, schema, key } = tick;
+            let Tick { topic, payload, is_json, producer_time_ns, schema, key, message_id } = tick;
             let publish = PublishCommand {
                 request: at as u32 + 1,
                 topic: Cow::Owned(topic.into_bytes()),
@@ -134,6 +134,7 @@ impl Shard {
                 payload: Cow::Owned(payload),
                 payload_is_json: is_json,
                 key,
+                message_id: Cow::Owned(message_id.into_bytes()),
             };
             self.publish_command(slot, &publish, now);
         }

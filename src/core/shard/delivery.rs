@@ -9,6 +9,7 @@ use crate::{
     limits::{
         NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS, TURN_HISTORY_CHUNKS, TURN_IDLE_UNITS,
     },
+    message_id::MessageId,
     metrics::counters::Counter,
     now::Now,
     placement,
@@ -16,7 +17,7 @@ use crate::{
 };
 use tickcast_proto::{
     command::encode_request,
-    frame::{self, FLAG_ANSWERED, FLAG_PAYLOAD_JSON, Frame, HeaderFields, Kind, TickParts},
+    frame::{self, FLAG_ANSWERED, FLAG_PAYLOAD_JSON, Frame, HeaderFields, Kind, PublishParts, TickParts},
     ids::{Sequence, ShardId, TopicId},
     logged::{self, LogPosition},
     pattern,
@@ -30,12 +31,14 @@ impl Shard {
         if home == self.id {
             return self.sequence(Some(self.id), tick, now);
         }
-        let Unsequenced { origin, source, flags, schema, record, key, payload } = *tick;
+        let Unsequenced { origin, source, flags, schema, record, key, payload, message_id } = *tick;
         if flags & FLAG_ANSWERED != 0 {
             self.keep_room_for_answer(origin, key);
         }
         let fields = HeaderFields { flags, sequence: origin, topic_id: source.0, schema };
-        let write = |out: &mut Vec<u8>| frame::encode_publish_with(out, fields, record, key, payload);
+        let id = message_id.map(MessageId::to_bytes);
+        let id = id.as_ref().map_or(&[][..], |bytes| &bytes[..]);
+        let write = |out: &mut Vec<u8>| frame::encode_publish_with(out, fields, record, key, id, payload);
         // A publish that awaits an answer skips the latency budget, here and at the home.
         match flags & FLAG_ANSWERED != 0 {
             true => self.stages.push_request(home, write),
@@ -48,7 +51,7 @@ impl Shard {
     pub fn handle_request(&mut self, from: Option<ShardId>, frame: &Frame<'_>, now: Now) {
         match (frame.kind, from) {
             (Kind::Publish, _) => {
-                let Ok((record, topic, payload)) = frame.publish() else {
+                let Ok(PublishParts { record, topic, message_id, payload }) = frame.publish() else {
                     return debug_assert!(false, "this process encoded the frame");
                 };
                 let Ok(topic) = std::str::from_utf8(topic) else {
@@ -56,7 +59,9 @@ impl Shard {
                 };
                 let FrameHeader { sequence: origin, topic_id, flags, schema, .. } = frame.header;
                 let source = SourceId(topic_id);
-                let tick = Unsequenced { origin, source, flags, schema, record, key: topic, payload };
+                let message_id = MessageId::from_bytes(message_id);
+                let tick =
+                    Unsequenced { origin, source, flags, schema, record, key: topic, payload, message_id };
                 self.sequence(from, &tick, now);
             }
             (Kind::Append, None) => self.append(frame, now),
@@ -92,7 +97,13 @@ impl Shard {
 
     /// Sequences a tick as its home, and passes it to every interested shard, this one included.
     pub(super) fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
-        let Unsequenced { origin, source, flags, schema, record, key: topic_key, payload } = *tick;
+        let Unsequenced { origin, source, flags, schema, record, key: topic_key, payload, message_id } =
+            *tick;
+        if let Some(id) = &message_id
+            && let Some(first) = self.home.tick_of(id, now.monotonic_ns)
+        {
+            return self.drop_duplicate(from, tick, first);
+        }
         let session = from.filter(|_| origin != ORIGIN_SOURCE).map(|from| (from, SessionId(origin)));
         let TopicLookup { index, is_new } =
             match self.home.find_or_create(topic_key, Creator { session, source }, now) {
@@ -104,10 +115,13 @@ impl Shard {
             self.announce_topic(index);
         }
         self.distribute(index, None, flags, schema, record, payload, now);
+        if let Some(id) = &message_id {
+            self.home.remember(id, self.home.last_tick(index), now.monotonic_ns);
+        }
         if flags & FLAG_ANSWERED != 0
             && let Some(from) = from
         {
-            self.acknowledge(from, origin, record.request, index, topic_key);
+            self.acknowledge(from, tick, self.home.last_tick(index), false);
         }
     }
 

@@ -34,6 +34,7 @@ impl Shard {
             keeps_alive: self.limits.http_idle_ns > 0,
             health: self.limits.http_health,
             debug_echo: self.limits.debug_echo,
+            message_ids: self.remembers_message_ids(),
             query_token: self.limits.auth.as_ref().is_some_and(|auth| auth.query_token),
             files: self.files,
             access: &self.limits.http_access,

@@ -394,6 +394,13 @@ impl Shard {
                 format!("the tick's frame has {frame_len} bytes, {} allowed", self.limits.frame_bytes_max);
             return self.fail(slot, publish.request, ErrorCode::TooLarge, &text, now);
         }
+        let message_id = match self.message_id(slot, publish, topic) {
+            Ok(message_id) => message_id,
+            Err(text) => {
+                self.counters.add(Counter::TicksRefused, 1);
+                return self.fail(slot, publish.request, ErrorCode::BadRequest, &text, now);
+            }
+        };
         let Some(session) = self.sessions.open_mut(slot) else {
             return debug_assert!(false, "only an open session publishes");
         };
@@ -418,6 +425,7 @@ impl Shard {
             record,
             key: buffer.key(tenant, topic),
             payload: &publish.payload,
+            message_id,
         };
         match self.sink_of(tick.key) {
             Some(sink) => self.publish_to_sink(sink, slot, &tick, now),

@@ -22,6 +22,7 @@ use crate::{
     in_flight::{InFlight, Ticket, Waiting},
     limits::{ANSWER_UNITS, SINK_IN_FLIGHT_MAX, SINK_STAGE_BYTES_MAX, TURN_SINK_EXPIRED, answer_bytes_max},
     mesh::ring::Stage,
+    message_id::DIGEST_BYTES,
     metrics::counters::Counter,
     now::Now,
     routes::{Outcome, RouteCache, SinkId},
@@ -80,12 +81,15 @@ impl Shard {
     /// Passes a session's tick to a sink, or answers that it has no room.
     pub(super) fn publish_to_sink(&mut self, sink: SinkId, slot: SlotId, tick: &Unsequenced<'_>, now: Now) {
         self.charge(ANSWER_UNITS);
-        let Unsequenced { origin, flags, schema, record, key, payload, .. } = *tick;
+        let Unsequenced { origin, flags, schema, record, key, payload, message_id, .. } = *tick;
         let (Some(queue), Some(config)) =
             (self.routing.sinks.get_mut(sink.index()), self.limits.routes.sinks.get(sink.index()))
         else {
             return debug_assert!(false, "a route names a sink");
         };
+        if message_id.is_some() && !config.recognises_message_ids {
+            return self.tell_failure(slot, record.request, Outcome::NoMessageIds, now);
+        }
         let has_room =
             queue.in_flight.len() < SINK_IN_FLIGHT_MAX && queue.stage.waiting().len() < SINK_STAGE_BYTES_MAX;
         if !has_room {
@@ -105,9 +109,11 @@ impl Shard {
             deadline_ns,
             key: record.key,
             topic_len: key.len() as u16,
+            message_id_len: message_id.map_or(0, |_| DIGEST_BYTES as u16),
             ..Routed::default()
         };
-        frame::encode(queue.stage.tail(), Kind::Routed, fields, &routed, &[key.as_bytes(), payload]);
+        let digest = message_id.as_ref().map_or(&[][..], |id| &id.digest[..]);
+        frame::encode(queue.stage.tail(), Kind::Routed, fields, &routed, &[key.as_bytes(), digest, payload]);
         self.keep_room_for_answer(origin, key);
         self.counters.add(Counter::TicksRouted, 1);
     }

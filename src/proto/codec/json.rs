@@ -69,6 +69,8 @@ struct Message<'a> {
     from: Option<&'a RawValue>,
     #[serde(default, borrow)]
     features: Option<Vec<Cow<'a, str>>>,
+    #[serde(default, borrow)]
+    message_id: Option<Cow<'a, str>>,
 }
 
 /// The value of `token`: a number in a ping, else a client's credentials.
@@ -312,17 +314,18 @@ pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
                     return Err(fail(format!("publish: unknown \"encoding\" {other:?}; use json or base64")));
                 }
             };
+            if message.message_id.as_deref() == Some("") {
+                return Err(fail("publish: \"message_id\" is empty".into()));
+            }
             Ok(Command::Publish(PublishCommand {
                 request,
-                topic: match topic {
-                    Cow::Borrowed(topic) => Cow::Borrowed(topic.as_bytes()),
-                    Cow::Owned(topic) => Cow::Owned(topic.into_bytes()),
-                },
+                topic: into_bytes(topic),
                 producer_time_ns: message.ts,
                 schema: message.schema,
                 payload,
                 payload_is_json,
                 key: message.key,
+                message_id: message.message_id.map(into_bytes).unwrap_or_default(),
             }))
         }
         "ping" => match message.token {
@@ -333,6 +336,13 @@ pub fn decode(text: &str) -> Result<Command<'_>, InvalidRequest> {
             }
         },
         other => Err(fail(format!("unknown op {:?}; use {OPERATIONS}", cut(other)))),
+    }
+}
+
+fn into_bytes(text: Cow<'_, str>) -> Cow<'_, [u8]> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+        Cow::Owned(text) => Cow::Owned(text.into_bytes()),
     }
 }
 

@@ -12,12 +12,15 @@
 
 use std::{borrow::Cow, str::FromStr};
 
-use http::{HeaderName, Method, StatusCode, header};
+use http::{Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Answer, Failure, HttpConfig, Response, query, request::Request, response::Delivery, websocket};
+use super::{
+    Answer, Failure, HttpConfig, Response, idempotency, query, request::Request, response::Delivery,
+    websocket,
+};
 use crate::{
     ErrorCode,
     codec::json,
@@ -126,6 +129,8 @@ pub struct Tick {
     pub schema: u32,
     /// Conflation key; 0: none.
     pub key: u64,
+    /// Message id; empty: none.
+    pub message_id: String,
 }
 
 /// How a request of `/v1` is answered, once its answer is known.
@@ -235,11 +240,8 @@ impl Resource<'_> {
 
 /// Checks what can be checked before the body has arrived, and returns the token.
 pub(super) fn check(request: &Request, config: &HttpConfig<'_>) -> Result<Option<Token<'static>>, Failure> {
-    if request.head.headers().contains_key(HeaderName::from_static("idempotency-key")) {
-        return Err(Failure(
-            StatusCode::NOT_IMPLEMENTED,
-            "header idempotency-key is not supported: a publish that is sent again is published again".into(),
-        ));
+    if idempotency::is_given(request) && request.head.method() == Method::POST && !config.message_ids {
+        return Err(Failure(StatusCode::NOT_IMPLEMENTED, idempotency::OFF.into()));
     }
     let pairs = Query::new(request.head.uri().query());
     let in_query = pairs.value("token");
@@ -262,7 +264,7 @@ pub(super) fn call(
     config: &HttpConfig<'_>,
 ) -> Answer {
     let host = request.authority.as_ref().map_or_else(Box::default, |authority| authority.host().into());
-    match parse(resource, request, body) {
+    match parse(resource, request, body, config) {
         Ok(call) => Answer::Call { call, exchange, host, token },
         Err(Failure(status, text)) => {
             let response = exchange.refuse(
@@ -275,7 +277,12 @@ pub(super) fn call(
     }
 }
 
-fn parse(resource: Resource<'_>, request: &Request, body: &[u8]) -> Result<Call, Failure> {
+fn parse(
+    resource: Resource<'_>,
+    request: &Request,
+    body: &[u8],
+    config: &HttpConfig<'_>,
+) -> Result<Call, Failure> {
     let query = Query::new(request.head.uri().query());
     match resource {
         Resource::Publish => {
@@ -293,7 +300,12 @@ fn parse(resource: Resource<'_>, request: &Request, body: &[u8]) -> Result<Call,
             }
             let text =
                 std::str::from_utf8(body).map_err(|_| Failure::bad_request("the body is not UTF-8"))?;
-            ticks(text, media_type.ends_with("ndjson"))
+            let (mut ticks, is_single) = ticks(text, media_type.ends_with("ndjson"))?;
+            if !config.message_ids && ticks.iter().any(|tick| !tick.message_id.is_empty()) {
+                return Err(Failure(StatusCode::NOT_IMPLEMENTED, idempotency::OFF.into()));
+            }
+            idempotency::give_ids(request, &mut ticks, is_single)?;
+            Ok(Call::Publish { ticks, is_single })
         }
         Resource::PublishTo(topic) => {
             query.check(&["token", "key", "ts", "schema"])?;
@@ -308,8 +320,11 @@ fn parse(resource: Resource<'_>, request: &Request, body: &[u8]) -> Result<Call,
                 producer_time_ns: query.number("ts")?.unwrap_or(0),
                 schema: query.number("schema")?.unwrap_or(0),
                 key: query.number("key")?.unwrap_or(0),
+                message_id: String::new(),
             };
-            Ok(Call::Publish { ticks: vec![tick], is_single: true })
+            let mut ticks = vec![tick];
+            idempotency::give_ids(request, &mut ticks, true)?;
+            Ok(Call::Publish { ticks, is_single: true })
         }
         Resource::Latest => {
             query.check(&["token", "topics", "limit", "after"])?;
@@ -379,11 +394,16 @@ struct Item<'a> {
     schema: u32,
     #[serde(default, deserialize_with = "json::key")]
     key: u64,
+    #[serde(default, borrow)]
+    message_id: Option<Cow<'a, str>>,
 }
 
 impl Item<'_> {
     fn into_tick(self) -> Result<Tick, String> {
-        let Item { topic, data, encoding, ts, schema, key } = self;
+        let Item { topic, data, encoding, ts, schema, key, message_id } = self;
+        if message_id.as_deref() == Some("") {
+            return Err("\"message_id\" is empty".into());
+        }
         let (payload, is_json) = match encoding.as_deref() {
             None | Some("json") => (data.get().as_bytes().to_vec(), true),
             Some("base64") => (json::base64(data)?, false),
@@ -393,12 +413,13 @@ impl Item<'_> {
             }
         };
         let topic = topic.into_owned();
-        Ok(Tick { topic, payload, is_json, producer_time_ns: ts, schema, key })
+        let message_id = message_id.unwrap_or_default().into_owned();
+        Ok(Tick { topic, payload, is_json, producer_time_ns: ts, schema, key, message_id })
     }
 }
 
-/// The ticks in a body: one object, an array of objects, or an object on each line.
-fn ticks(text: &str, are_lines: bool) -> Result<Call, Failure> {
+/// The ticks in a body: one object, an array of objects, or an object on each line. Also returns whether it is one object.
+fn ticks(text: &str, are_lines: bool) -> Result<(Vec<Tick>, bool), Failure> {
     let bad = |at: usize, text: String| Failure::bad_request(format!("tick {at}: {text}"));
     let too_many = || {
         Failure(
@@ -433,7 +454,7 @@ fn ticks(text: &str, are_lines: bool) -> Result<Call, Failure> {
     }
     match ticks.is_empty() {
         true => Err(Failure::bad_request("the body has no tick")),
-        false => Ok(Call::Publish { ticks, is_single }),
+        false => Ok((ticks, is_single)),
     }
 }
 

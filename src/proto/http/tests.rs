@@ -574,7 +574,7 @@ fn a_page_that_may_use_a_resource_may_read_its_errors_too() {
         ("POST /sse", "\r\n", 405),
         ("GET /v1/publish", "\r\n", 405),
         ("GET /v1/latest", "\r\n", 400),
-        ("GET /v1/topics", "Idempotency-Key: x\r\n\r\n", 501),
+        ("POST /v1/publish/a", "Idempotency-Key: \r\nContent-Length: 1\r\n\r\n1", 400),
         ("POST /v1/publish", "Content-Length: 70000\r\n\r\n", 413),
         ("POST /v1/publish", "Transfer-Encoding: chunked\r\n\r\n10001\r\n", 413),
     ] {

@@ -310,6 +310,12 @@ pub struct DeliveryOptions {
     /// Forget a topic after this time without a tick, unless a client names it exactly; 0: never; by topic: odds.>=10m; repeatable [default: 1h]
     #[arg(long, value_name = "[PATTERN=]TIME")]
     pub topic_idle: Vec<String>,
+    /// Remember the message ids of publishes for this time, and drop ticks published again with the same id; 0: refuse message ids
+    #[arg(long, value_name = "TIME", default_value_t = Time::from_ms(limits::MESSAGE_ID_WINDOW_NS_DEFAULT / 1_000_000))]
+    pub message_id_window: Time,
+    /// Memory for message ids, all publishers together; beyond it, who has the most loses the oldest
+    #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::MESSAGE_IDS_BYTES_MAX_DEFAULT))]
+    pub message_ids_memory: Size,
     /// Send buffer of a client's socket (SO_SNDBUF) [default: the kernel's]
     #[arg(long, alias = "socket-send-bytes", value_name = "SIZE")]
     pub socket_send_buffer: Option<Size>,

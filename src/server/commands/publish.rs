@@ -1,11 +1,13 @@
 //! `tickcast pub`: publishes one tick, or one for each line of standard input.
 
 use std::{
+    borrow::Cow,
     io::{self, BufRead, BufReader, ErrorKind, Read, Write},
     os::fd::{AsFd, BorrowedFd},
     time::Duration,
 };
 
+use clap::builder::NonEmptyStringValueParser;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -40,6 +42,9 @@ pub struct PubArgs {
     /// Key within the topic, such as a price level: conflation keeps the last tick of each key; 0 means none
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub key: u64,
+    /// Message id of the tick, by which the server recognises it if it is published again; with lines, line N has the id ID:N
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    pub message_id: Option<String>,
     /// The server.
     #[command(flatten)]
     pub server: ServerArgs,
@@ -79,6 +84,8 @@ pub(super) fn publish_from_either(
         client,
         topic: &args.topic,
         key: args.key,
+        message_id: args.message_id.as_deref(),
+        is_lines: args.data == "-",
         notices,
         first_request: None,
         lines: 0,
@@ -105,6 +112,9 @@ struct Publisher<'a, W> {
     client: Client,
     topic: &'a str,
     key: u64,
+    message_id: Option<&'a str>,
+    /// Whether each line is a tick.
+    is_lines: bool,
     notices: &'a mut W,
     /// Request number and line number of the first tick: both increase together from there.
     first_request: Option<(u32, u64)>,
@@ -200,11 +210,17 @@ impl<W: Write> Publisher<'_, W> {
             self.read_answers(PUBLISHES_UNACKNOWLEDGED_MAX / 2)?;
         }
         self.lines += 1;
+        let message_id = match self.message_id {
+            None => Cow::Borrowed(""),
+            Some(id) if self.is_lines => Cow::Owned(format!("{id}:{}", self.lines)),
+            Some(id) => Cow::Borrowed(id),
+        };
         let publish = PublishRequest {
             topic: self.topic,
             payload,
             producer_time_ns: clock::realtime_ns(),
             key: self.key,
+            message_id: &message_id,
             ..PublishRequest::default()
         };
         match self.client.publish_buffered(publish) {
@@ -213,7 +229,9 @@ impl<W: Write> Publisher<'_, W> {
                 Ok(())
             }
             Err(ClientError::Request(
-                error @ (RequestError::TooLarge { .. } | RequestError::NameLength(_)),
+                error @ (RequestError::TooLarge { .. }
+                | RequestError::NameLength(_)
+                | RequestError::MessageIdLength(_)),
             )) => {
                 // A rejected request uses up a number too, so lines and requests stay in step.
                 let line = self.lines;

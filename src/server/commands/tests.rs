@@ -21,7 +21,13 @@ fn run_sub(args: &SubArgs) -> (Result<(), CommandError>, String, String) {
 }
 
 fn run_pub(server: String, data: &str, input: &[u8]) -> (Result<(), CommandError>, String) {
-    let args = PubArgs { topic: "t".into(), data: data.into(), key: 0, server: ServerArgs::new(&server) };
+    let args = PubArgs {
+        topic: "t".into(),
+        data: data.into(),
+        key: 0,
+        message_id: None,
+        server: ServerArgs::new(&server),
+    };
     let mut notices = Vec::new();
     let result = publish_from(&args, input, &mut notices);
     (result, String::from_utf8(notices).unwrap())
@@ -277,7 +283,8 @@ fn pub_answers_pings_while_it_waits_for_the_rest_of_a_line() {
         (answer, line)
     });
     let server_args = ServerArgs::new(&address);
-    let args = PubArgs { topic: "a.b".into(), data: "-".into(), key: 0, server: server_args };
+    let args =
+        PubArgs { topic: "a.b".into(), data: "-".into(), key: 0, message_id: None, server: server_args };
     publish::publish_from_either(&args, &reader, Some(reader.as_fd()), &mut Vec::new()).unwrap();
     let ((kind, token, _), line) = server.join().unwrap();
     assert_eq!((kind, token, &line[..]), (Kind::Pong, 7, &b"one line"[..]));

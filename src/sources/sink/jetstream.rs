@@ -81,6 +81,7 @@ impl Default for Options {
 
 impl SinkOptions for Options {
     const KIND: &'static str = "jetstream";
+    const RECOGNISES_MESSAGE_IDS: bool = true;
     type Writer = JetStream;
 
     fn configure(self, checks: &mut OptionChecks) -> Option<JetStream> {
@@ -183,6 +184,10 @@ impl JetStream {
         let mut message = PublishMessage::build();
         if let Some(headers) = self.subjects.headers(&publish) {
             message = message.headers(headers);
+        }
+        if let Some(message_id) = publish.message_id {
+            // Kept by the stream for its `duplicate_window`.
+            message = message.message_id(format!("{:032x}", u128::from_be_bytes(message_id)));
         }
         let id = publish.id;
         let message = message.payload(publish.payload.into());

@@ -57,6 +57,8 @@ pub trait SinkOptions: Serialize + DeserializeOwned + Default {
     const KIND: &'static str;
     /// Keys that every `[[sink]]` of the kind must set, besides `name`.
     const REQUIRED: &'static [&'static str] = &[];
+    /// Whether the engine recognises message ids: it stores one tick of those with the same id.
+    const RECOGNISES_MESSAGE_IDS: bool = false;
     /// What passes ticks on.
     type Writer: Writer + Clone + Sync + 'static;
 
@@ -69,6 +71,8 @@ pub trait SinkOptions: Serialize + DeserializeOwned + Default {
 pub struct SinkKind {
     /// [`SinkOptions::KIND`].
     pub name: &'static str,
+    /// [`SinkOptions::RECOGNISES_MESSAGE_IDS`].
+    pub recognises_message_ids: bool,
     required: &'static [&'static str],
     keys: fn() -> &'static [&'static str],
     defaults: fn() -> Table,
@@ -84,6 +88,7 @@ impl SinkKind {
     pub const fn of<T: SinkOptions>() -> SinkKind {
         SinkKind {
             name: T::KIND,
+            recognises_message_ids: T::RECOGNISES_MESSAGE_IDS,
             required: T::REQUIRED,
             keys: field_names::<T>,
             // Every option type can be written to a file; a test checks this for every kind.

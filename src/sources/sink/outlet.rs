@@ -16,6 +16,7 @@ use tickcast_core::{
         SinkLane, SinkWake,
         ring::{Doorbell, FrameConsumer, FrameProducer, Stage, frame_ring},
     },
+    message_id::DIGEST_BYTES,
     metrics::counters::Counter,
     routes::Outcome,
     topic_key,
@@ -91,6 +92,8 @@ pub struct Publish {
     pub producer_time_ns: u64,
     /// What was published.
     pub payload: Vec<u8>,
+    /// Its message id, for an engine that recognises message ids. Two ticks with the same one are the same publish.
+    pub message_id: Option<[u8; DIGEST_BYTES]>,
 }
 
 /// Confirmation that the engine has a tick, and where.
@@ -197,6 +200,7 @@ impl Outlet {
                 key: routed.record.key,
                 producer_time_ns: routed.record.producer_time_ns,
                 payload: routed.payload,
+                message_id: routed.message_id,
             });
         }
         None
@@ -333,6 +337,7 @@ struct ReceivedTick {
     record: Routed,
     key: String,
     payload: Vec<u8>,
+    message_id: Option<[u8; DIGEST_BYTES]>,
 }
 
 fn is_late(record: &Routed, now_ns: u64, pass_on_ns: u64) -> bool {
@@ -342,12 +347,14 @@ fn is_late(record: &Routed, now_ns: u64, pass_on_ns: u64) -> bool {
 impl ReceivedTick {
     fn read(frame: &Frame<'_>, wanted: impl Fn(&Routed) -> bool) -> Option<ReceivedTick> {
         let record = frame.record::<Routed>().ok().filter(|record| wanted(record))?;
-        let (key, payload) = frame.payload().split_at_checked(usize::from(record.topic_len))?;
+        let (key, rest) = frame.payload().split_at_checked(usize::from(record.topic_len))?;
+        let (message_id, payload) = rest.split_at_checked(usize::from(record.message_id_len))?;
         Some(ReceivedTick {
             ticket: frame.header.sequence,
             record,
             key: String::from_utf8(key.to_vec()).ok()?,
             payload: payload.to_vec(),
+            message_id: message_id.try_into().ok(),
         })
     }
 

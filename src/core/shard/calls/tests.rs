@@ -248,8 +248,65 @@ fn bad_requests_are_refused_and_the_connection_goes_on() {
         let (status, answer) = get(&mut driver(), target);
         assert_eq!(status, 400, "{target}: {answer}");
     }
-    let keyed = "POST /v1/publish/a HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\nContent-Length: 1\r\n\r\n1";
-    assert_eq!(request(&mut driver(), keyed).0, 501);
+}
+
+/// A publish with an `Idempotency-Key`.
+fn publish_keyed(driver: &mut Driver, target: &str, key: &str, body: &str) -> (u16, Value) {
+    let length = body.len();
+    let fields = format!("Host: x\r\nIdempotency-Key: {key}\r\nContent-Length: {length}\r\n\r\n");
+    request(driver, &format!("POST {target} HTTP/1.1\r\n{fields}{body}"))
+}
+
+#[test]
+fn a_request_sent_again_with_its_idempotency_key_publishes_what_is_not_published_yet() {
+    let mut driver = driver();
+    let (_, first) = publish_keyed(&mut driver, "/v1/publish/a", "\"k\"", "1");
+    let again = json!({"topic": "a", "epoch": first["epoch"], "sequence": 1, "duplicate": true});
+    assert_eq!(publish_keyed(&mut driver, "/v1/publish/a", "\"k\"", "1"), (200, again.clone()));
+    assert_eq!(publish_keyed(&mut driver, "/v1/publish/a", "k", "1"), (200, again.clone()), "without quotes");
+    let named = r#"{"topic":"a","data":1,"message_id":"k"}"#;
+    assert_eq!(post(&mut driver, "/v1/publish", "", named), (200, again), "in the body");
+    assert_eq!(publish_keyed(&mut driver, "/v1/publish/b", "k", "1").1["sequence"], 1, "another topic");
+    let several = |topics: [&str; 3]| {
+        let ticks: Vec<String> =
+            topics.iter().map(|topic| format!("{{\"topic\":\"{topic}\",\"data\":1}}")).collect();
+        format!("[{}]", ticks.join(","))
+    };
+    let (_, answer) = publish_keyed(&mut driver, "/v1/publish", "l", &several(["a", "a..b", "a"]));
+    assert_eq!(
+        (&answer["results"][0]["sequence"], &answer["results"][2]["sequence"]),
+        (&json!(2), &json!(3))
+    );
+    let (_, answer) = publish_keyed(&mut driver, "/v1/publish", "l", &several(["a", "c", "a"]));
+    let results: Vec<(u64, bool)> = answer["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|result| (result["sequence"].as_u64().unwrap(), result["duplicate"] == true))
+        .collect();
+    assert_eq!(results, [(2, true), (1, false), (3, true)]);
+    let (_, answer) = post(&mut driver, "/v1/publish", "", r#"{"topic":"a","data":1,"message_id":"l:3"}"#);
+    assert_eq!((&answer["sequence"], &answer["duplicate"]), (&json!(3), &json!(true)), "its id is KEY:PLACE");
+}
+
+#[test]
+fn bad_idempotency_keys_and_message_ids_are_refused() {
+    let long = "k".repeat(256);
+    for key in ["", "\"\"", "\"k", "\"k\" x", &long, "k\r\nIdempotency-Key: l"] {
+        let (status, answer) = publish_keyed(&mut driver(), "/v1/publish/a", key, "1");
+        assert_eq!(status, 400, "{key}: {answer}");
+    }
+    let named = r#"{"topic":"a","data":1,"message_id":"m"}"#;
+    assert_eq!(publish_keyed(&mut driver(), "/v1/publish", "k", named).0, 400, "which of the two?");
+    let (none, long) = (named.replace("\"m\"", "\"\""), named.replace("\"m\"", &format!("\"{long}\"")));
+    for body in [none, long] {
+        let (status, answer) = post(&mut driver(), "/v1/publish", "", &body);
+        assert_eq!(status, 400, "{body}: {answer}");
+    }
+    let mut without = driver_with(Limits { message_id_window_ns: 0, ..Limits::default() });
+    assert_eq!(publish_keyed(&mut without, "/v1/publish/a", "k", "1").0, 501);
+    let mut without = driver_with(Limits { message_id_window_ns: 0, ..Limits::default() });
+    assert_eq!(post(&mut without, "/v1/publish", "", named).0, 501);
 }
 
 #[test]

@@ -199,7 +199,7 @@ fn a_publish_to_a_topic_that_a_log_feeds_is_refused_with_a_code_of_its_own() {
     append_all(&mut driver, &[(50, 41)]);
     let mut bytes = Vec::new();
     let record = Publish { request: 7, ..Publish::default() };
-    frame::encode_publish_with(&mut bytes, HeaderFields::default(), record, "t.0", b"2");
+    frame::encode_publish_with(&mut bytes, HeaderFields::default(), record, "t.0", &[], b"2");
     driver.receive(PLAIN, &bytes);
     finish(&mut driver);
     assert_eq!(received(&mut driver, PLAIN), ["error 110"]);

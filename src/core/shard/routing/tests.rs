@@ -6,6 +6,7 @@ use crate::{
     config::Limits,
     ids::{SlotId, TenantId},
     limits::{REPLY_BYTES_MAX, SINK_STAGE_BYTES_MAX, answer_bytes_max},
+    message_id::DIGEST_BYTES,
     metrics::counters::Counter,
     routes::{Outcome, Route, Routes, SinkConfig, SinkId},
     session::CloseReason,
@@ -25,7 +26,8 @@ const TOPIC: &str = "orders.a";
 
 fn limits() -> Limits {
     let route = Route { tenant: TenantId::DEFAULT, topics: "orders.>".into(), sink: SINK };
-    let sink = SinkConfig { name: "engine".into(), ack_timeout_ns: TIMEOUT_NS };
+    let sink =
+        SinkConfig { name: "engine".into(), ack_timeout_ns: TIMEOUT_NS, recognises_message_ids: false };
     Limits { routes: Arc::new(Routes { routes: vec![route], sinks: vec![sink] }), ..Limits::default() }
 }
 
@@ -183,8 +185,39 @@ fn failure_is_told_with_its_code_whether_or_not_a_success_would_be() {
             }
             let counted =
                 [Counter::TicksRoutedConfirmed, Counter::TicksRefusedSink, Counter::TicksUnconfirmed];
-            assert_eq!(counted.map(|counter| count(&driver, counter)), [1, 5, 1]);
+            assert_eq!(counted.map(|counter| count(&driver, counter)), [1, 6, 1]);
         }
+    }
+}
+
+#[test]
+fn message_id_is_passed_on_only_to_an_engine_that_recognises_it() {
+    let features = Features::PUBLISHED.union(Features::MESSAGE_IDS);
+    for is_recognised in [false, true] {
+        let mut limits = limits();
+        let mut routes = (*limits.routes).clone();
+        routes.sinks[0].recognises_message_ids = is_recognised;
+        limits.routes = Arc::new(routes);
+        let mut driver = Driver::new(limits);
+        accept(&mut driver, 0, features);
+        let mut bytes = Vec::new();
+        let record = Publish { request: 7, key: 5, producer_time_ns: 9, ..Publish::default() };
+        frame::encode_publish_with(&mut bytes, HeaderFields::default(), record, TOPIC, b"m", b"{\"n\":1}");
+        driver.receive(0, &bytes);
+        driver.receive(0, &bytes);
+        let left = left(&mut driver);
+        if !is_recognised {
+            assert_eq!(
+                (told(&mut driver, 0), left.len()),
+                (vec![Told::Error(7, ErrorCode::BadRequest); 2], 0)
+            );
+            continue;
+        }
+        assert_eq!(left.len(), 2, "the engine decides");
+        let (id, payload) = left[0].payload.split_at(DIGEST_BYTES);
+        assert_eq!((id, payload), (&left[1].payload[..DIGEST_BYTES], &b"{\"n\":1}"[..]));
+        settle(&mut driver, &left[0], Outcome::Confirmed, 1);
+        assert_eq!(told(&mut driver, 0), [Told::Published(7, 77, 1)]);
     }
 }
 

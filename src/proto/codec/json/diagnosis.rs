@@ -33,7 +33,7 @@ enum Form {
 }
 
 /// The fields of all requests.
-const FIELDS: [(&str, Form); 15] = [
+const FIELDS: [(&str, Form); 16] = [
     ("op", Form::Text),
     ("id", Form::Number32),
     ("name", Form::OptionalText),
@@ -49,6 +49,7 @@ const FIELDS: [(&str, Form); 15] = [
     ("schema", Form::Number32),
     ("key", Form::Key),
     ("token", Form::Token),
+    ("message_id", Form::OptionalText),
 ];
 
 impl Form {

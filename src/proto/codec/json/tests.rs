@@ -163,7 +163,7 @@ fn invalid_requests_are_rejected_with_words_to_act_on() {
     let operations = "hello, refresh, subscribe, update, unsubscribe, publish or ping";
     let number32 = "a whole number from 0 to 4294967295";
     let number64 = "a whole number from 0 to 18446744073709551615";
-    let fields = "op, id, name, features, topics, topic, from, policy, max_rate, data, encoding, ts, schema, key, token";
+    let fields = "op, id, name, features, topics, topic, from, policy, max_rate, data, encoding, ts, schema, key, token, message_id";
     let starts = "is not a start position; use live, latest, positions, or epoch with sequence or sequences";
     let rates = "is not a rate from 0.001 to 1000 ticks per second";
     let long = "x".repeat(100);
