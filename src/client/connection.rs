@@ -23,7 +23,7 @@ use tickcast_proto::{
     codec::Codec,
     features::Features,
     frame::{self, HeaderFields, HelloParts, Kind, Received},
-    framing::websocket::WebSocket,
+    framing::{Framing, websocket::WebSocket},
     identity,
     ids::{Sequence, TopicId},
     limits::FRAME_BYTES_MAX_DEFAULT,
@@ -200,6 +200,10 @@ impl Connection {
                 _ => Features::COUNTS.union(Features::STRING_KEYS).union(Features::POSITIONS),
             };
             let features = features.union(Features::NODES).union(Features::PREVIOUS);
+            let features = match encoding.framing {
+                Framing::WebSocket => features.union(Features::BATCHES),
+                _ => features,
+            };
             let features = match options.acknowledgements {
                 true => features.union(Features::PUBLISHED),
                 false => features,

@@ -9,6 +9,7 @@ pub mod websocket;
 use crate::{
     DecodeError, Step,
     codec::{Message, MessageType},
+    features::Features,
 };
 use websocket::{Fragments, WebSocket};
 
@@ -20,9 +21,8 @@ pub enum Framing {
     Tcp = 0,
     /// WebSocket messages (RFC 6455): one for each encoded message.
     WebSocket = 1,
-    /// WebSocket messages: one for all native frames of a SEND, with a header written when the SEND is gathered.
-    /// No supported [`crate::WireFormat`] uses it: a SEND with its own header must be copied, whereas
-    /// [`Framing::WebSocket`] sends directly from the log.
+    /// WebSocket messages: one for all frames of a SEND, with a header written when the SEND is gathered. Native frames are
+    /// concatenated, JSON objects form an array: [`Features::BATCHES`](crate::features::Features).
     WebSocketBatch = 2,
     /// Server-Sent Events: one event for each JSON message. Each SEND that ends with an event ends with the client's place.
     EventStream = 3,
@@ -30,8 +30,11 @@ pub enum Framing {
     Lines = 4,
 }
 
-/// Longest header that [`Framing::write_send_header`] writes, in bytes.
-pub const SEND_HEADER_BYTES_MAX: usize = 10;
+/// Most bytes that a message of [`Framing::write_send`] has besides its queued bodies.
+pub const SEND_HEADER_BYTES_MAX: usize = 11;
+
+/// What precedes each queued object of a JSON array. The array's first one becomes `[`.
+const ARRAY_SEPARATOR: u8 = b',';
 
 impl Framing {
     /// Number of framings.
@@ -54,12 +57,45 @@ impl Framing {
         self == Framing::WebSocketBatch
     }
 
-    /// Appends the header for a message of the next `len` bytes, which may span several SENDs. Appends nothing if
-    /// queued messages have headers already.
-    pub fn write_send_header(self, message_type: MessageType, len: usize, out: &mut Vec<u8>) {
+    /// The framing of the same messages with these features.
+    pub const fn with(self, features: Features) -> Framing {
         match self {
-            Framing::Tcp | Framing::WebSocket | Framing::EventStream | Framing::Lines => {}
-            Framing::WebSocketBatch => websocket::encode_header(out, message_type, len),
+            Framing::WebSocket | Framing::WebSocketBatch => match features.contains(Features::BATCHES) {
+                true => Framing::WebSocketBatch,
+                false => Framing::WebSocket,
+            },
+            Framing::Tcp | Framing::EventStream | Framing::Lines => self,
+        }
+    }
+
+    /// Appends a message whose queued bodies, from [`Framing::delimit`], `write_bodies` appends: `len` bytes. `rest` more bytes of
+    /// the last body follow in later SENDs; if so, the message has no other body. Appends only the bodies if queued messages have
+    /// headers already.
+    pub fn write_send(
+        self,
+        message_type: MessageType,
+        len: usize,
+        rest: usize,
+        out: &mut Vec<u8>,
+        write_bodies: impl FnOnce(&mut Vec<u8>),
+    ) {
+        match (self.has_send_headers(), message_type, rest) {
+            (false, ..) => write_bodies(out),
+            (true, MessageType::Binary, _) => {
+                websocket::encode_header(out, message_type, len + rest);
+                write_bodies(out);
+            }
+            (true, MessageType::Text, 0) => {
+                websocket::encode_header(out, message_type, len + 1);
+                write_array(out, write_bodies);
+            }
+            // Its end cannot be added later, so it is the object itself.
+            (true, MessageType::Text, _) => {
+                websocket::encode_header(out, message_type, len + rest - 1);
+                let start = out.len();
+                write_bodies(out);
+                out.remove(start);
+            }
         }
     }
 
@@ -76,7 +112,9 @@ impl Framing {
     ) -> (&'a [u8], &'a [u8]) {
         scratch.clear();
         match self {
-            Framing::Tcp | Framing::WebSocketBatch => {}
+            Framing::Tcp => {}
+            Framing::WebSocketBatch if message_type == MessageType::Binary => {}
+            Framing::WebSocketBatch => scratch.push(ARRAY_SEPARATOR),
             Framing::WebSocket => websocket::encode_header(scratch, message_type, body.len()),
             Framing::EventStream | Framing::Lines => {
                 self.write(message_type, body, scratch);
@@ -115,6 +153,22 @@ impl Framing {
         }
     }
 
+    /// Appends a message for [`Framing::write_send`] whose body `write_body` appends. Appends nothing if the body is empty.
+    pub fn queue_with(
+        self,
+        message_type: MessageType,
+        out: &mut Vec<u8>,
+        write_body: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let (mut body, mut scratch) = (Vec::with_capacity(128), Vec::new());
+        write_body(&mut body);
+        if !body.is_empty() {
+            let (header, body) = self.delimit(message_type, &body, &mut scratch);
+            out.extend_from_slice(header);
+            out.extend_from_slice(body);
+        }
+    }
+
     /// Appends a ping, with `token` if the framing has a field for it.
     pub fn write_ping(self, token: u64, out: &mut Vec<u8>) {
         match self {
@@ -132,6 +186,17 @@ impl Framing {
             Framing::WebSocket | Framing::WebSocketBatch => websocket::encode_close(out, code, reason),
         }
     }
+}
+
+/// Appends the JSON array of the queued objects that `write_bodies` appends.
+fn write_array(out: &mut Vec<u8>, write_bodies: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    write_bodies(out);
+    debug_assert_eq!(out.get(start), Some(&ARRAY_SEPARATOR), "a message has at least one object");
+    if let Some(first) = out.get_mut(start) {
+        *first = b'[';
+    }
+    out.push(b']');
 }
 
 /// Result of one step of a [`Decoder`].
@@ -281,17 +346,38 @@ mod tests {
                 framing.write_with(MessageType::Binary, &mut with, |out| out.extend_from_slice(body));
                 let mut scratch = b"stale".to_vec();
                 let (header, rest) = framing.delimit(MessageType::Binary, body, &mut scratch);
-                let mut sent = b"before".to_vec();
-                framing.write_send_header(MessageType::Binary, body.len(), &mut sent);
-                assert!(sent.len() - 6 <= SEND_HEADER_BYTES_MAX);
-                assert_eq!(framing.has_send_headers(), sent.len() > 6);
-                sent.extend_from_slice(&[header, rest].concat());
+                let (mut sent, queued) = (b"before".to_vec(), [header, rest].concat());
+                framing.write_send(MessageType::Binary, queued.len(), 0, &mut sent, |out| out.extend(&queued));
+                assert!(!framing.has_send_headers() || sent.len() - 6 - queued.len() <= SEND_HEADER_BYTES_MAX);
                 assert_eq!((&whole, &whole), (&with, &sent));
             }
             let mut nothing = Vec::new();
             framing.write_with(MessageType::Text, &mut nothing, |_| {});
             assert!(nothing.is_empty(), "no message without a body");
         }
+    }
+
+    #[test]
+    fn queued_objects_of_one_send_are_an_array_and_one_that_is_cut_is_itself() {
+        let framing = Framing::WebSocketBatch;
+        let queued = |bodies: &[&str]| -> Vec<u8> {
+            let mut scratch = Vec::new();
+            let delimited = bodies.iter().map(|body| {
+                let (header, body) = framing.delimit(MessageType::Text, body.as_bytes(), &mut scratch);
+                [header, body].concat()
+            });
+            delimited.collect::<Vec<_>>().concat()
+        };
+        let sent = |queued: &[u8], rest: usize| {
+            let mut out = Vec::new();
+            framing.write_send(MessageType::Text, queued.len(), rest, &mut out, |out| out.extend(queued));
+            assert!(out.len() <= queued.len() + SEND_HEADER_BYTES_MAX);
+            String::from_utf8(out[1..].to_vec()).unwrap()
+        };
+        assert_eq!(sent(&queued(&["{}"]), 0), "\u{4}[{}]");
+        assert_eq!(sent(&queued(&["{}", "{\"a\":1}"]), 0), "\u{c}[{},{\"a\":1}]");
+        let long = queued(&["{\"a\":1}"]);
+        assert_eq!(sent(&long[..4], 4) + std::str::from_utf8(&long[4..]).unwrap(), "\u{7}{\"a\":1}");
     }
 
     #[test]

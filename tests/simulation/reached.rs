@@ -21,6 +21,7 @@ pub struct Reached {
     pub recovered: u64,
     pub not_recovered: u64,
     pub snapshots: u64,
+    pub batches: u64,
     pub reconnected: u64,
     pub lives: u64,
     pub acknowledged: u64,
@@ -56,6 +57,7 @@ impl Reached {
         self.recovered += other.recovered;
         self.not_recovered += other.not_recovered;
         self.snapshots += other.snapshots;
+        self.batches += other.batches;
         self.reconnected += other.reconnected;
         self.lives += other.lives;
         self.acknowledged += other.acknowledged;
@@ -90,6 +92,7 @@ impl Reached {
             self.recovered,
             self.not_recovered,
             self.snapshots,
+            self.batches,
             self.reconnected,
             self.lives,
             self.acknowledged,

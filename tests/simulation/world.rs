@@ -812,6 +812,7 @@ impl World {
             self.reached.recovered += client.recovered;
             self.reached.not_recovered += client.not_recovered;
             self.reached.snapshots += client.snapshots;
+            self.reached.batches += client.batches;
             self.reached.lives += client.lives;
             self.reached.acknowledged += client.publishes.acknowledged;
             self.reached.refused += client.publishes.refused;

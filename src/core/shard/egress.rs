@@ -18,6 +18,7 @@ impl Shard {
     /// Call before the first [`Shard::poll_send`] of a batch and never within one: it appends to the logs, and could
     /// overwrite what a SEND of the batch refers to.
     pub fn prepare_sends(&mut self, now: Now) {
+        self.sessions.messages.begin();
         // No more than the batch carries: values queued too early are outdated when they leave.
         let mut bytes = 0;
         while bytes < GATHER_BYTES
