@@ -302,6 +302,21 @@ pub const IDLE_ROUND_NS_HIGHEST: u64 = 60_000_000_000;
 pub const TOPIC_IDLE_NS_LOWEST: u64 = 100_000_000;
 /// Default of `topic_idle`, nanoseconds.
 pub const TOPIC_IDLE_NS_DEFAULT: u64 = 3_600_000_000_000;
+/// Smallest message that is compressed by default, bytes: shorter ones seldom shrink.
+pub const DEFLATE_BYTES_MIN_DEFAULT: usize = 128;
+/// Bytes that a shard compresses in one turn for its egress logs, and again for the messages of batches: about 2 ms each. What comes
+/// after that is sent plain.
+pub const TURN_DEFLATE_BYTES: usize = 128 << 10;
+/// What compressing a message costs besides its bytes, as bytes.
+pub const DEFLATE_MESSAGE_BYTES: usize = 512;
+/// Compressed messages of batches that a shard remembers for its next sessions, each with the frames in it. Sessions with the same
+/// subscriptions need one.
+pub const DEFLATED_BATCHES_MAX: usize = 8;
+/// Compressions of batches that a shard may do in advance of their use by a second session: each use earns one, and so does each
+/// submission of SENDs.
+pub const DEFLATE_CREDITS_MAX: u32 = 4;
+/// Inflated bytes that count as one unit of delivery.
+pub const INFLATED_BYTES_PER_UNIT: usize = 128;
 /// Bytes of waiting input that a shard processes for its sessions in one turn.
 pub const TURN_INPUT_BYTES: usize = 128 << 10;
 /// Bytes of input that one session may have processed before the next session's turn: some hundred ticks.

@@ -28,6 +28,10 @@ pub enum Framing {
     EventStream = 3,
     /// Lines: one for each JSON message.
     Lines = 4,
+    /// Like [`Framing::WebSocket`]; ticks may be compressed messages (RFC 7692): see [`websocket::deflate`].
+    WebSocketDeflate = 5,
+    /// Like [`Framing::WebSocketBatch`]; messages may be compressed.
+    WebSocketBatchDeflate = 6,
 }
 
 /// Most bytes that a message of [`Framing::write_send`] has besides its queued bodies.
@@ -38,7 +42,7 @@ const ARRAY_SEPARATOR: u8 = b',';
 
 impl Framing {
     /// Number of framings.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 7;
 
     /// Whether each SEND ends with what its client has then: see [`event_stream::encode_place`].
     #[inline]
@@ -54,16 +58,43 @@ impl Framing {
     /// Whether headers are written when a SEND is gathered. If so, queued messages have none.
     #[inline]
     pub fn has_send_headers(self) -> bool {
-        self == Framing::WebSocketBatch
+        matches!(self, Framing::WebSocketBatch | Framing::WebSocketBatchDeflate)
+    }
+
+    /// Whether messages may be compressed.
+    #[inline]
+    pub fn is_deflated(self) -> bool {
+        matches!(self, Framing::WebSocketDeflate | Framing::WebSocketBatchDeflate)
+    }
+
+    /// The framing of the same messages that may be compressed. Only WebSockets have one.
+    pub const fn deflated(self) -> Framing {
+        match self {
+            Framing::WebSocket | Framing::WebSocketDeflate => Framing::WebSocketDeflate,
+            Framing::WebSocketBatch | Framing::WebSocketBatchDeflate => Framing::WebSocketBatchDeflate,
+            Framing::Tcp | Framing::EventStream | Framing::Lines => self,
+        }
+    }
+
+    /// The framing of the same messages that are never compressed.
+    pub const fn plain(self) -> Framing {
+        match self {
+            Framing::WebSocketDeflate => Framing::WebSocket,
+            Framing::WebSocketBatchDeflate => Framing::WebSocketBatch,
+            _ => self,
+        }
     }
 
     /// The framing of the same messages with these features.
     pub const fn with(self, features: Features) -> Framing {
+        let has_batches = features.contains(Features::BATCHES);
         match self {
-            Framing::WebSocket | Framing::WebSocketBatch => match features.contains(Features::BATCHES) {
-                true => Framing::WebSocketBatch,
-                false => Framing::WebSocket,
-            },
+            Framing::WebSocket | Framing::WebSocketBatch if has_batches => Framing::WebSocketBatch,
+            Framing::WebSocket | Framing::WebSocketBatch => Framing::WebSocket,
+            Framing::WebSocketDeflate | Framing::WebSocketBatchDeflate if has_batches => {
+                Framing::WebSocketBatchDeflate
+            }
+            Framing::WebSocketDeflate | Framing::WebSocketBatchDeflate => Framing::WebSocketDeflate,
             Framing::Tcp | Framing::EventStream | Framing::Lines => self,
         }
     }
@@ -87,7 +118,7 @@ impl Framing {
             }
             (true, MessageType::Text, 0) => {
                 websocket::encode_header(out, message_type, len + 1);
-                write_array(out, write_bodies);
+                join_bodies(message_type, out, write_bodies);
             }
             // Its end cannot be added later, so it is the object itself.
             (true, MessageType::Text, _) => {
@@ -113,9 +144,12 @@ impl Framing {
         scratch.clear();
         match self {
             Framing::Tcp => {}
-            Framing::WebSocketBatch if message_type == MessageType::Binary => {}
-            Framing::WebSocketBatch => scratch.push(ARRAY_SEPARATOR),
-            Framing::WebSocket => websocket::encode_header(scratch, message_type, body.len()),
+            Framing::WebSocketBatch | Framing::WebSocketBatchDeflate => {
+                if message_type == MessageType::Text {
+                    scratch.push(ARRAY_SEPARATOR);
+                }
+            }
+            Framing::WebSocket | Framing::WebSocketDeflate => websocket::encode_header(scratch, message_type, body.len()),
             Framing::EventStream | Framing::Lines => {
                 self.write(message_type, body, scratch);
                 return (scratch, &[]);
@@ -128,9 +162,9 @@ impl Framing {
     pub fn write(self, message_type: MessageType, body: &[u8], out: &mut Vec<u8>) {
         match self {
             Framing::Tcp => out.extend_from_slice(body),
-            Framing::WebSocket | Framing::WebSocketBatch => websocket::encode(out, message_type, body),
             Framing::EventStream => event_stream::encode_event(out, body),
             Framing::Lines => event_stream::encode_line(out, body),
+            _ => websocket::encode(out, message_type, body),
         }
     }
 
@@ -143,7 +177,7 @@ impl Framing {
     ) {
         match self {
             Framing::Tcp => write_body(out),
-            Framing::WebSocket | Framing::WebSocketBatch | Framing::EventStream | Framing::Lines => {
+            _ => {
                 let mut body = Vec::with_capacity(128);
                 write_body(&mut body);
                 if !body.is_empty() {
@@ -173,9 +207,9 @@ impl Framing {
     pub fn write_ping(self, token: u64, out: &mut Vec<u8>) {
         match self {
             Framing::Tcp => tcp::encode_ping(out, token),
-            Framing::WebSocket | Framing::WebSocketBatch => websocket::encode_ping(out),
             Framing::EventStream => out.extend_from_slice(b":\n\n"),
             Framing::Lines => out.push(b'\n'),
+            _ => websocket::encode_ping(out),
         }
     }
 
@@ -183,15 +217,18 @@ impl Framing {
     pub fn write_close(self, code: u16, reason: &str, out: &mut Vec<u8>) {
         match self {
             Framing::Tcp | Framing::EventStream | Framing::Lines => {}
-            Framing::WebSocket | Framing::WebSocketBatch => websocket::encode_close(out, code, reason),
+            _ => websocket::encode_close(out, code, reason),
         }
     }
 }
 
-/// Appends the JSON array of the queued objects that `write_bodies` appends.
-fn write_array(out: &mut Vec<u8>, write_bodies: impl FnOnce(&mut Vec<u8>)) {
+/// Appends the body of one message of the queued bodies that `write_bodies` appends: as they are, or a JSON array.
+pub fn join_bodies(message_type: MessageType, out: &mut Vec<u8>, write_bodies: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     write_bodies(out);
+    if message_type == MessageType::Binary {
+        return;
+    }
     debug_assert_eq!(out.get(start), Some(&ARRAY_SEPARATOR), "a message has at least one object");
     if let Some(first) = out.get_mut(start) {
         *first = b'[';
@@ -219,6 +256,8 @@ pub enum Decoder {
     OneWay,
     /// A WebSocket: keeps state only within a fragmented message.
     WebSocket(Option<Box<Fragments>>),
+    /// A WebSocket whose client may compress messages.
+    Inflating(Option<Box<Fragments>>),
     /// A WebSocket with its own permanent decoder, for longer messages than the shared decoder accepts.
     WebSocketOwned(Box<WebSocket>),
 }
@@ -234,12 +273,20 @@ pub struct SharedDecoders {
     message_bytes_max: usize,
     /// `None` until first needed, and after an error.
     websocket: Option<Box<WebSocket>>,
+    /// Bytes inflated since [`SharedDecoders::take_inflated`].
+    inflated: usize,
 }
 
 impl SharedDecoders {
     /// Limits of native frames and WebSocket messages, in bytes.
     pub fn new(frame_bytes_max: usize, message_bytes_max: usize) -> SharedDecoders {
-        SharedDecoders { frame_bytes_max, message_bytes_max, websocket: None }
+        SharedDecoders { frame_bytes_max, message_bytes_max, websocket: None, inflated: 0 }
+    }
+
+    /// Bytes of compressed messages that were inflated since the last call: work that the length of the input does not show.
+    #[inline]
+    pub fn take_inflated(&mut self) -> usize {
+        std::mem::take(&mut self.inflated)
     }
 }
 
@@ -248,14 +295,26 @@ impl Decoder {
     pub fn new(framing: Framing) -> Decoder {
         match framing {
             Framing::Tcp => Decoder::Tcp,
-            Framing::WebSocket | Framing::WebSocketBatch => Decoder::WebSocket(None),
             Framing::EventStream | Framing::Lines => Decoder::OneWay,
+            _ => Decoder::WebSocket(None),
         }
     }
 
     /// A WebSocket decoder with its own limit, for the few sessions with long messages.
     pub fn for_long_messages(message_bytes_max: usize) -> Decoder {
         Decoder::WebSocketOwned(Box::new(WebSocket::server_for_long_messages(message_bytes_max)))
+    }
+
+    /// The same decoder before its first message, for a client that may compress messages.
+    pub fn inflating(self) -> Decoder {
+        match self {
+            Decoder::WebSocket(fragments) => Decoder::Inflating(fragments),
+            Decoder::WebSocketOwned(mut decoder) => {
+                decoder.inflates = true;
+                Decoder::WebSocketOwned(decoder)
+            }
+            other => other,
+        }
     }
 
     /// Decodes the message or frame at the start of `bytes`. Pongs and close answers are appended to `replies`.
@@ -269,21 +328,30 @@ impl Decoder {
         bytes: &'a [u8],
         replies: &mut Vec<u8>,
     ) -> Result<Step<Incoming<'a>>, DecodeError> {
+        let inflates = matches!(self, Decoder::Inflating(_));
         match self {
             Decoder::Tcp => tcp::step(bytes, shared.frame_bytes_max),
             Decoder::OneWay => event_stream::step(bytes),
-            Decoder::WebSocket(fragments) => {
+            Decoder::WebSocket(fragments) | Decoder::Inflating(fragments) => {
                 let mut decoder = shared
                     .websocket
                     .take()
                     .unwrap_or_else(|| Box::new(WebSocket::server(shared.message_bytes_max)));
                 decoder.fragments = fragments.take();
+                decoder.inflates = inflates;
                 let step = decoder.step(bytes, replies)?;
                 *fragments = decoder.fragments.take();
+                if inflates {
+                    shared.inflated += decoder.take_inflated();
+                }
                 shared.websocket = Some(decoder).filter(|decoder| !decoder.is_over());
                 Ok(incoming(step))
             }
-            Decoder::WebSocketOwned(decoder) => decoder.step(bytes, replies).map(incoming),
+            Decoder::WebSocketOwned(decoder) => {
+                let step = decoder.step(bytes, replies)?;
+                shared.inflated += decoder.take_inflated();
+                Ok(incoming(step))
+            }
         }
     }
 
@@ -292,7 +360,7 @@ impl Decoder {
     pub fn fragments_mut(&mut self) -> Option<&mut Fragments> {
         match self {
             Decoder::Tcp | Decoder::OneWay => None,
-            Decoder::WebSocket(fragments) => fragments.as_deref_mut(),
+            Decoder::WebSocket(fragments) | Decoder::Inflating(fragments) => fragments.as_deref_mut(),
             Decoder::WebSocketOwned(decoder) => decoder.fragments.as_deref_mut(),
         }
     }
@@ -302,7 +370,7 @@ impl Decoder {
     pub fn fragments(&self) -> Option<&Fragments> {
         match self {
             Decoder::Tcp | Decoder::OneWay => None,
-            Decoder::WebSocket(fragments) => fragments.as_deref(),
+            Decoder::WebSocket(fragments) | Decoder::Inflating(fragments) => fragments.as_deref(),
             Decoder::WebSocketOwned(decoder) => decoder.fragments.as_deref(),
         }
     }
@@ -311,7 +379,7 @@ impl Decoder {
     pub fn discard_fragments(&mut self) {
         match self {
             Decoder::Tcp | Decoder::OneWay => {}
-            Decoder::WebSocket(fragments) => *fragments = None,
+            Decoder::WebSocket(fragments) | Decoder::Inflating(fragments) => *fragments = None,
             Decoder::WebSocketOwned(decoder) => decoder.fragments = None,
         }
     }
@@ -339,7 +407,8 @@ mod tests {
     fn message_has_the_same_bytes_written_at_once_and_queued_then_sent() {
         let framings =
             [Framing::Tcp, Framing::WebSocket, Framing::WebSocketBatch, Framing::EventStream, Framing::Lines];
-        for framing in framings {
+        for framing in framings.into_iter().chain(framings.map(Framing::deflated)) {
+            assert!(framing.plain() == framing || framing.is_deflated());
             for body in [&b"x"[..], &[7; 200], &[7; 70_000]] {
                 let (mut whole, mut with) = (b"before".to_vec(), b"before".to_vec());
                 framing.write(MessageType::Binary, body, &mut whole);

@@ -96,16 +96,22 @@ impl WireFormat {
         WireFormat { codec: self.codec.with(features), framing }
     }
 
+    /// The pair of the same messages, which may be compressed.
+    pub const fn deflated(self) -> WireFormat {
+        WireFormat { codec: self.codec, framing: self.framing.deflated() }
+    }
+
     /// The features that are part of the pair.
     pub fn features(self) -> Features {
         match self.framing {
-            Framing::WebSocketBatch => self.codec.features().union(Features::BATCHES),
+            Framing::WebSocketBatch | Framing::WebSocketBatchDeflate => self.codec.features().union(Features::BATCHES),
             _ => self.codec.features(),
         }
     }
 
     fn supported(self) -> Option<&'static Supported> {
-        let selected = self.with(Features::NONE);
+        let plain = WireFormat { codec: self.codec, framing: self.framing.plain() };
+        let selected = plain.with(Features::NONE);
         SUPPORTED.iter().find(|supported| supported.format == selected)
     }
 }
@@ -139,6 +145,9 @@ mod tests {
             assert_eq!(batched.features(), if has_batches { Features::BATCHES } else { Features::NONE });
             assert_eq!((batched.name(), batched.subprotocol()), (format.name(), format.subprotocol()));
             assert_eq!(batched.with(Features::NONE), format);
+            let deflated = format.deflated();
+            assert_eq!((deflated.name(), deflated.subprotocol()), (format.name(), format.subprotocol()));
+            assert_eq!(deflated.with(Features::BATCHES), batched.deflated());
         }
     }
 }

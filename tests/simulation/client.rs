@@ -247,9 +247,15 @@ impl Client {
             true => (format!(", bearer.{token}"), String::new()),
             false => (String::new(), token),
         };
-        client
-            .outgoing
-            .extend(upgrade_request(&format!("/ws{query}"), &format!("{subprotocol}{in_upgrade}")));
+        let request = upgrade_request(&format!("/ws{query}"), &format!("{subprotocol}{in_upgrade}"));
+        client.outgoing.extend(match name % 3 {
+            0 => request,
+            _ => {
+                let head = request.len() - 2;
+                let offer = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n";
+                [&request[..head], offer].concat()
+            }
+        });
         match encoding {
             _ if answers.is_empty() => {}
             WireFormat::WEBSOCKET_JSON => {
@@ -483,6 +489,10 @@ impl Client {
             };
             assert!(input.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&input));
             (self.upgraded, at) = (true, end + 4);
+            if let Some(socket) = &mut self.websocket {
+                let head = String::from_utf8_lossy(&input[..end]);
+                socket.inflates = head.contains("\r\nSec-WebSocket-Extensions: permessage-deflate; ");
+            }
         }
         loop {
             let used = match self.websocket.take() {

@@ -22,6 +22,7 @@ pub struct Reached {
     pub not_recovered: u64,
     pub snapshots: u64,
     pub batches: u64,
+    pub deflated: u64,
     pub reconnected: u64,
     pub lives: u64,
     pub acknowledged: u64,
@@ -58,6 +59,7 @@ impl Reached {
         self.not_recovered += other.not_recovered;
         self.snapshots += other.snapshots;
         self.batches += other.batches;
+        self.deflated += other.deflated;
         self.reconnected += other.reconnected;
         self.lives += other.lives;
         self.acknowledged += other.acknowledged;
@@ -93,6 +95,7 @@ impl Reached {
             self.not_recovered,
             self.snapshots,
             self.batches,
+            self.deflated,
             self.reconnected,
             self.lives,
             self.acknowledged,

@@ -81,7 +81,9 @@ impl Outbox {
                     if batch.taken == 0 || (batch.cut_rest > 0 && gather.len() > start) {
                         break;
                     }
-                    self.take_message(log, format, batch, gather);
+                    if !self.take_deflated(log, format, batch, gather, messages) {
+                        self.take_message(log, format, batch, gather);
+                    }
                 }
             }
         }
@@ -119,6 +121,47 @@ impl Outbox {
             break;
         }
         Batch { taken, cut_rest: 0 }
+    }
+
+    /// Takes a message that other sessions may send too, and that is compressed for all of them. Returns `false`, having taken
+    /// nothing, if it is to be sent plain.
+    fn take_deflated(
+        &mut self,
+        log: Option<&EgressLog>,
+        format: WireFormat,
+        batch: Batch,
+        gather: &mut Vec<u8>,
+        messages: &mut SharedMessages,
+    ) -> bool {
+        let Batch { taken, cut_rest: 0 } = batch else { return false };
+        let Some(log) = log.filter(|_| format.framing.is_deflated()) else { return false };
+        if self.front_ranges(taken).any(|range| range.is_none())
+            || !messages.append_deflated(log, format, self.front_ranges(taken).flatten(), gather)
+        {
+            return false;
+        }
+        let mut left = taken;
+        while left > 0
+            && let Some(segment) = self.front()
+        {
+            let len = segment.len().min(left);
+            left -= len;
+            self.advance_front(Cut { len, frame_rest: 0 });
+        }
+        true
+    }
+
+    /// The ranges of the first `taken` bytes; `None` for bytes of this session alone.
+    fn front_ranges(&self, taken: u32) -> impl Iterator<Item = Option<Range>> {
+        let segments = self.backlog.as_deref().into_iter().flat_map(|backlog| &backlog.segments);
+        segments.scan(taken, |left, segment| {
+            let len = segment.len().min(*left);
+            *left -= len;
+            (len > 0).then_some(match *segment {
+                Segment::Shared(range) => Some(Range { start: range.start, len }),
+                Segment::Reply(_) | Segment::Private { .. } | Segment::Notice { .. } => None,
+            })
+        })
     }
 
     fn take_message(
@@ -349,9 +392,11 @@ mod tests {
         let mut log = EgressLog::new(1 << 20);
         let mut sessions = [session(), session(), session()];
         let range = log.append(INFO, &[7; 100]).unwrap();
-        sessions.iter_mut().for_each(|session| drop(session.push_range(&log, range)));
+        for session in &mut sessions {
+            session.push_range(&log, range);
+        }
         let (mut gather, mut messages) = (Vec::new(), SharedMessages::default());
-        let mut source = |session: &mut Session, gather: &mut Vec<u8>, messages: &mut SharedMessages| {
+        let source = |session: &mut Session, gather: &mut Vec<u8>, messages: &mut SharedMessages| {
             match session.take_send(Some(&log), gather, messages) {
                 NextSend::Send(SendSource::Gathered { start, len }) => (start, gather[start..][..len].to_vec()),
                 other => panic!("{other:?}"),

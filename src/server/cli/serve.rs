@@ -310,6 +310,12 @@ pub struct DeliveryOptions {
     /// Forget a topic after this time without a tick, unless a client names it exactly; 0: never; by topic: odds.>=10m; repeatable [default: 1h]
     #[arg(long, value_name = "[PATTERN=]TIME")]
     pub topic_idle: Vec<String>,
+    /// Compress messages for WebSocket clients that accept it: on or off; off for topics with secrets: account.>=off; repeatable [default: off]
+    #[arg(long, value_name = "[PATTERN=]SWITCH")]
+    pub deflate: Vec<String>,
+    /// Smallest message to compress
+    #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::DEFLATE_BYTES_MIN_DEFAULT))]
+    pub deflate_min: Size,
     /// Send buffer of a client's socket (SO_SNDBUF) [default: the kernel's]
     #[arg(long, alias = "socket-send-bytes", value_name = "SIZE")]
     pub socket_send_buffer: Option<Size>,
