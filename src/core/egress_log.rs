@@ -457,7 +457,8 @@ mod tests {
         assert_eq!(ranges.map(|range| log.is_compressible(range)), [true, false, true]);
         assert!(!log.is_compressible(Range { start: first.start, len: 300 }));
         assert!(!log.is_compressible(Range { start: second.start, len: 200 }));
-        let lengths: Vec<u32> = log.frames(Range { start: first.start, len: 300 }).map(|(range, _)| range.len).collect();
+        let lengths: Vec<u32> =
+            log.frames(Range { start: first.start, len: 300 }).map(|(range, _)| range.len).collect();
         assert_eq!((lengths, third.len), (vec![100; 3], 100));
     }
 

@@ -149,7 +149,9 @@ impl Framing {
                     scratch.push(ARRAY_SEPARATOR);
                 }
             }
-            Framing::WebSocket | Framing::WebSocketDeflate => websocket::encode_header(scratch, message_type, body.len()),
+            Framing::WebSocket | Framing::WebSocketDeflate => {
+                websocket::encode_header(scratch, message_type, body.len())
+            }
             Framing::EventStream | Framing::Lines => {
                 self.write(message_type, body, scratch);
                 return (scratch, &[]);
@@ -416,8 +418,11 @@ mod tests {
                 let mut scratch = b"stale".to_vec();
                 let (header, rest) = framing.delimit(MessageType::Binary, body, &mut scratch);
                 let (mut sent, queued) = (b"before".to_vec(), [header, rest].concat());
-                framing.write_send(MessageType::Binary, queued.len(), 0, &mut sent, |out| out.extend(&queued));
-                assert!(!framing.has_send_headers() || sent.len() - 6 - queued.len() <= SEND_HEADER_BYTES_MAX);
+                framing
+                    .write_send(MessageType::Binary, queued.len(), 0, &mut sent, |out| out.extend(&queued));
+                assert!(
+                    !framing.has_send_headers() || sent.len() - 6 - queued.len() <= SEND_HEADER_BYTES_MAX
+                );
                 assert_eq!((&whole, &whole), (&with, &sent));
             }
             let mut nothing = Vec::new();

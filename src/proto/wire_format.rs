@@ -104,7 +104,9 @@ impl WireFormat {
     /// The features that are part of the pair.
     pub fn features(self) -> Features {
         match self.framing {
-            Framing::WebSocketBatch | Framing::WebSocketBatchDeflate => self.codec.features().union(Features::BATCHES),
+            Framing::WebSocketBatch | Framing::WebSocketBatchDeflate => {
+                self.codec.features().union(Features::BATCHES)
+            }
             _ => self.codec.features(),
         }
     }

@@ -14,7 +14,8 @@ use crate::{
 /// Starts a server that replays the market's capture at once when `clients` have subscribed.
 fn serve(clients: usize, more: &[&str]) -> Server {
     let (capture, clients) = (market_capture(), clients.to_string());
-    let options = ["--shards", "1", "--replay", capture.to_str().unwrap(), "--speed", "max", "--replay-wait", &clients];
+    let options =
+        ["--shards", "1", "--replay", capture.to_str().unwrap(), "--speed", "max", "--replay-wait", &clients];
     Server::start(&[&options, more].concat())
 }
 
@@ -25,7 +26,8 @@ fn subscribe(library: Library, server: &Server, encoding: &str, count: usize, he
 
 /// A number that a client has printed at its end.
 fn printed(text: &str, name: &str) -> usize {
-    let value = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}: {text}"));
+    let value =
+        text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{name}: {text}"));
     value.trim().parse().unwrap()
 }
 
@@ -41,7 +43,8 @@ fn ticks_that_leave_together_are_one_message_for_clients_that_ask_and_byte_exact
     let _machine = beside_others();
     let (expected, count) = expected(&market_capture());
     let server = serve(2 * CLIENTS.len(), &[]);
-    let start = |hello| CLIENTS.map(|(library, encoding)| subscribe(library, &server, encoding, count, hello));
+    let start =
+        |hello| CLIENTS.map(|(library, encoding)| subscribe(library, &server, encoding, count, hello));
     let (batched, plain) = (start("batches"), start("plain"));
     for external in batched {
         let (name, text) = (external.name.clone(), external.finish());
@@ -62,7 +65,8 @@ fn compressed_messages_are_byte_exact_and_compressed_once_for_all_clients() {
     let _machine = beside_others();
     let (expected, count) = expected(&market_capture());
     let server = serve(3 * CLIENTS.len(), &["--deflate", "on", "--egress-log", "64MiB"]);
-    let start = |hello| CLIENTS.map(|(library, encoding)| subscribe(library, &server, encoding, count, hello));
+    let start =
+        |hello| CLIENTS.map(|(library, encoding)| subscribe(library, &server, encoding, count, hello));
     let (batched, plain, again) = (start("batches"), start("plain"), start("plain"));
     for external in batched.into_iter().chain(plain).chain(again) {
         let (name, text) = (external.name.clone(), external.finish());
@@ -83,7 +87,9 @@ fn a_topic_that_is_switched_off_is_never_compressed() {
     let server = serve(4, &["--deflate", "on", "--deflate", "market.>=off"]);
     let clients = ["batches", "plain"]
         .into_iter()
-        .flat_map(|hello| ["json", "rkyv"].map(|encoding| subscribe(Library::Ws, &server, encoding, count, hello)))
+        .flat_map(|hello| {
+            ["json", "rkyv"].map(|encoding| subscribe(Library::Ws, &server, encoding, count, hello))
+        })
         .collect::<Vec<_>>();
     for external in clients {
         let (name, text) = (external.name.clone(), external.finish());
@@ -107,7 +113,7 @@ fn offering(server: &Server, path: &str, offers: &str) -> (Peer, String) {
 #[test]
 fn requests_may_be_compressed_and_a_bomb_is_refused_with_1009() {
     let _machine = beside_others();
-    let server = Server::start(&["--no-sim", "--deflate", "on"]);
+    let server = Server::start(&["--deflate", "on"]);
     let (mut peer, head) = offering(&server, "/ws", "permessage-deflate; client_max_window_bits");
     let response = "sec-websocket-extensions: permessage-deflate; server_no_context_takeover; \
                     client_no_context_takeover; server_max_window_bits=12\r\n";
@@ -130,7 +136,7 @@ fn requests_may_be_compressed_and_a_bomb_is_refused_with_1009() {
     assert!(server.rss_bytes() < before + (8 << 20), "no more than the bound is allocated");
     // Nobody agreed on compression without the option.
     server.stop_cleanly();
-    let server = Server::start(&["--no-sim"]);
+    let server = Server::start(&[]);
     let (mut peer, head) = offering(&server, "/ws", "permessage-deflate");
     assert!(!head.contains("sec-websocket-extensions"), "{head}");
     peer.send(&masked(0xc0 | TEXT, &deflated(b"{}")));

@@ -338,8 +338,9 @@ mod tests {
             shared(&mut session, &mut log, &long);
             shared(&mut session, &mut log, b"after");
             let mut sent = send(&mut session, &log).unwrap();
-            assert!(sent.len() > SEND_BYTES_MAX - SEND_HEADER_BYTES_MAX && sent.len() <= SEND_BYTES_MAX);
-            assert_eq!(session.outbox.cut_rest as usize, long.len() - BATCH_BYTES_MAX);
+            assert_eq!(sent.len(), SEND_BYTES_MAX);
+            // The header has 10 bytes.
+            assert_eq!(session.outbox.cut_rest as usize, long.len() + 10 - SEND_BYTES_MAX);
             if thins_out {
                 session.outbox.evict(&log, |_, _, _| Verdict::Evict);
             }
@@ -396,12 +397,15 @@ mod tests {
             session.push_range(&log, range);
         }
         let (mut gather, mut messages) = (Vec::new(), SharedMessages::default());
-        let source = |session: &mut Session, gather: &mut Vec<u8>, messages: &mut SharedMessages| {
-            match session.take_send(Some(&log), gather, messages) {
-                NextSend::Send(SendSource::Gathered { start, len }) => (start, gather[start..][..len].to_vec()),
+        let source =
+            |session: &mut Session, gather: &mut Vec<u8>, messages: &mut SharedMessages| match session
+                .take_send(Some(&log), gather, messages)
+            {
+                NextSend::Send(SendSource::Gathered { start, len }) => {
+                    (start, gather[start..][..len].to_vec())
+                }
                 other => panic!("{other:?}"),
-            }
-        };
+            };
         let [first, second, third] = &mut sessions;
         let (start, bytes) = source(first, &mut gather, &mut messages);
         assert_eq!((start, bytes.len(), gather.len()), (0, 102, 102));
@@ -419,6 +423,9 @@ mod tests {
         shared(&mut session, &mut log, &[0; 600]);
         log.append(INFO, &[0; 600]).unwrap();
         assert_eq!(messages(&send(&mut session, &log).unwrap()), [(false, b"own".to_vec())]);
-        assert_eq!(session.take_send(Some(&log), &mut Vec::new(), &mut SharedMessages::default()), NextSend::Overwritten);
+        assert_eq!(
+            session.take_send(Some(&log), &mut Vec::new(), &mut SharedMessages::default()),
+            NextSend::Overwritten
+        );
     }
 }

@@ -213,7 +213,8 @@ mod tests {
         }
 
         fn frame(&mut self, number: u32) -> Range {
-            let text = format!("{number:05} the quick brown fox jumps over the lazy dog, over and over and over");
+            let text =
+                format!("{number:05} the quick brown fox jumps over the lazy dog, over and over and over");
             let info = FrameInfo { topic: 5, sequence: u64::from(number) + 1 };
             self.log.append(info, text.as_bytes()).unwrap()
         }
@@ -289,7 +290,10 @@ mod tests {
             messages += 1;
         }
         let compressed = bench.messages.take_deflated();
-        assert!(compressed.messages > 2 && compressed.messages < messages / 2, "{compressed:?} of {messages}");
+        assert!(
+            compressed.messages > 2 && compressed.messages < messages / 2,
+            "{compressed:?} of {messages}"
+        );
         bench.messages.begin_turn();
         let number = bench.frame(7);
         bench.send(&[all[9_999], number]);

@@ -68,7 +68,10 @@ fn a_session_whose_frames_were_overwritten_learns_of_it() {
     let range = log.append(INFO, &[0; 600]).unwrap();
     session.push_range(&log, range);
     log.append(INFO, &[0; 600]).unwrap();
-    assert_eq!(session.take_send(Some(&log), &mut Vec::new(), &mut SharedMessages::default()), NextSend::Overwritten);
+    assert_eq!(
+        session.take_send(Some(&log), &mut Vec::new(), &mut SharedMessages::default()),
+        NextSend::Overwritten
+    );
 }
 
 #[test]

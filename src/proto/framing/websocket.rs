@@ -399,7 +399,7 @@ mod tests {
     fn compressed_messages_are_inflated_whole_or_in_fragments_with_pings_between() {
         // RFC 7692, section 7.2.3.1.
         let hello = [0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
-        let mut socket = inflating(5);
+        let mut socket = inflating(7);
         let input = [
             masked(0xc1, &hello),
             masked(0x41, &hello[..3]),

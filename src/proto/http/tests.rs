@@ -58,16 +58,10 @@ fn pattern_in_the_query_needs_no_escapes() {
     let patterns = vec!["a.b".into(), "c.>".into(), "*.d".into()];
     let client = String::new();
     let (format, delivery, from) = (WireFormat::WEBSOCKET_JSON, TickDelivery::default(), StartPosition::Live);
-    assert_eq!(target, Target::Stream {
-            format,
-            inflates: false,
-            patterns,
-            client,
-            delivery,
-            from,
-            kept: None,
-            token: None
-        });
+    assert_eq!(
+        target,
+        Target::Stream { format, inflates: false, patterns, client, delivery, from, kept: None, token: None }
+    );
 }
 
 #[test]

@@ -50,7 +50,8 @@ pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outc
     let mut response = format!(
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n"
     );
-    let extension = config.deflate.then(|| deflate::negotiate(request.list(SEC_WEBSOCKET_EXTENSIONS))).flatten();
+    let extension =
+        config.deflate.then(|| deflate::negotiate(request.list(SEC_WEBSOCKET_EXTENSIONS))).flatten();
     if let Some(extension) = extension {
         response += &format!("Sec-WebSocket-Extensions: {}\r\n", extension.response());
     }

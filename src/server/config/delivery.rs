@@ -114,7 +114,9 @@ mod tests {
         let rules = deflate(&strings(&["account.>=off", "on"])).unwrap();
         assert_eq!((rules.of("account.7"), rules.of("market.a")), (false, true));
         assert!(!deflate(&[]).unwrap().of("market.a"));
-        assert!(deflate(&strings(&["market.>=fast"])).unwrap_err()[0].contains("\"fast\" is neither on nor off"));
+        assert!(
+            deflate(&strings(&["market.>=fast"])).unwrap_err()[0].contains("\"fast\" is neither on nor off")
+        );
     }
 
     #[test]

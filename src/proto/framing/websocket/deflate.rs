@@ -70,7 +70,10 @@ pub fn negotiate<'a>(mut offers: impl Iterator<Item = &'a [u8]>) -> Option<Agree
             }
             names.push(name);
             match (name, value) {
-                (b"server_no_context_takeover" | b"client_no_context_takeover" | b"client_max_window_bits", None) => {}
+                (
+                    b"server_no_context_takeover" | b"client_no_context_takeover" | b"client_max_window_bits",
+                    None,
+                ) => {}
                 (b"client_max_window_bits", Some(value)) => drop(bits(value)?),
                 (b"server_max_window_bits", Some(value)) => window_bits = bits(value)?.min(WINDOW_BITS),
                 _ => return None,
