@@ -6,7 +6,10 @@ use tickcast_proto::{
     command::{Command, PublishCommand, encode_request},
     features::Features,
     frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, HeaderFields, HelloParts, Kind, TickParts},
-    framing::{event_stream, websocket},
+    framing::{
+        event_stream,
+        websocket::{self, deflate::Deflater},
+    },
     ids::{Sequence, TopicId},
     logged,
     records::{LinkedTickTimes, Publish, Request, Resume, Subscribe, TickTimes, Token},
@@ -583,4 +586,46 @@ fn streams_encode_to_the_golden_bytes() {
     event_stream::encode_place_prefix(&mut prefix, "a.\u{e4}", 9);
     event_stream::encode_place(&mut place, |out| event_stream::encode_place_of(out, true, &prefix, 7));
     assert_eq!(place, b"event: place\nid: a.%C3%A4=9.7\ndata: {}\n\n");
+}
+
+/// The message of several queued bodies.
+fn batch(format: WireFormat, bodies: &[&[u8]]) -> Vec<u8> {
+    let WireFormat { codec, framing } = format.with(Features::BATCHES);
+    let (mut queued, mut scratch, mut out) = (Vec::new(), Vec::new(), Vec::new());
+    for body in bodies {
+        let (header, body) = framing.delimit(codec.message_type(), body, &mut scratch);
+        queued.extend_from_slice(&[header, body].concat());
+    }
+    framing.write_send(codec.message_type(), queued.len(), 0, &mut out, |out| out.extend_from_slice(&queued));
+    out
+}
+
+#[test]
+fn frames_of_one_message_are_concatenated_and_json_objects_are_an_array() {
+    let json = |bodies: &[&[u8]]| batch(WireFormat::WEBSOCKET_JSON, bodies);
+    assert_eq!(json(&[b"{\"seq\":1}"]), b"\x81\x0b[{\"seq\":1}]");
+    assert_eq!(json(&[b"{\"seq\":1}", b"{\"seq\":2}"]), b"\x81\x15[{\"seq\":1},{\"seq\":2}]");
+    let frame = |sequence| {
+        let mut out = Vec::new();
+        frame::encode_tick(&mut out, TopicId(5), Sequence(sequence), &TickParts::default());
+        out
+    };
+    let (first, second) = (frame(1), frame(2));
+    let message = batch(WireFormat::WEBSOCKET_NATIVE, &[&first, &second]);
+    assert_eq!(message, [&[0x82, 0x60][..], &first, &second].concat());
+    assert_eq!(Features::from_names(["batches"]).to_wire(), 0x400);
+}
+
+#[test]
+fn a_compressed_message_has_the_first_reserved_bit_and_ends_without_its_tail() {
+    // RFC 7692, section 7.2.3.2: the same text in two messages; without context takeover both are alike.
+    let text = "tick tick tick tick tick tick";
+    let (mut deflater, mut out) = (Deflater::default(), Vec::new());
+    for _ in 0..2 {
+        assert!(deflater.encode(&mut out, MessageType::Text, text.as_bytes()));
+    }
+    let (first, second) = out.split_at(out.len() / 2);
+    assert_eq!(first, second);
+    assert_eq!((first[0], usize::from(first[1])), (0xc1, first.len() - 2));
+    assert!(!first.ends_with(&[0, 0, 0xff, 0xff]) && first.len() < text.len());
 }

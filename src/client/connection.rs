@@ -23,7 +23,7 @@ use tickcast_proto::{
     codec::Codec,
     features::Features,
     frame::{self, HeaderFields, HelloParts, Kind, Received},
-    framing::websocket::WebSocket,
+    framing::{Framing, websocket::WebSocket},
     identity,
     ids::{Sequence, TopicId},
     limits::FRAME_BYTES_MAX_DEFAULT,
@@ -205,6 +205,7 @@ impl Connection {
             let features = features.union(Features::NODES).union(Features::PREVIOUS);
             let with = |wanted: bool, feature| if wanted { feature } else { Features::NONE };
             let features = features
+                .union(with(encoding.framing == Framing::WebSocket, Features::BATCHES))
                 .union(with(options.acknowledgements, Features::PUBLISHED.union(Features::MESSAGE_IDS)))
                 .union(with(options.token.is_some(), Features::TOKENS));
             connection.hello_name = (encoding == WireFormat::WEBSOCKET_JSON).then(|| name.to_owned());

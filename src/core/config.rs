@@ -51,6 +51,10 @@ pub struct Limits {
     pub creation: CreationLimits,
     /// Size of one egress log in bytes. Each shard has one per wire format in use.
     pub egress_log_bytes: usize,
+    /// Whether ticks may be compressed for WebSockets that accept it, by topic. If none may be, the server selects no extension.
+    pub deflate: Rules<bool>,
+    /// Smallest message that is compressed, in bytes.
+    pub deflate_bytes_min: usize,
     /// Bytes that may wait for a session before it is closed as a slow consumer.
     pub outbox_bytes_max: usize,
     /// Bytes that may wait for a session before frames are evicted from its outbox.
@@ -155,6 +159,11 @@ impl Limits {
         message_bytes_max(self.frame_bytes_max)
     }
 
+    /// Whether WebSockets may have compressed messages.
+    pub fn deflates(&self) -> bool {
+        self.deflate.default || self.deflate.rules.iter().any(|(_, deflates)| *deflates)
+    }
+
     /// Time from the first byte of a message to its last, nanoseconds; shorter for an HTTP request or a HELLO.
     pub fn input_deadline_ns(&self, is_handshake: bool) -> u64 {
         if is_handshake { self.handshake_deadline_ns } else { self.frame_deadline_ns }
@@ -189,6 +198,8 @@ impl Default for Limits {
                 per_second: limits::NEW_TOPICS_RATE_DEFAULT,
             },
             egress_log_bytes: limits::EGRESS_LOG_BYTES_DEFAULT,
+            deflate: Rules::all(false),
+            deflate_bytes_min: limits::DEFLATE_BYTES_MIN_DEFAULT,
             outbox_bytes_max: limits::OUTBOX_BYTES_MAX_DEFAULT,
             behind_bytes: limits::BEHIND_BYTES_DEFAULT,
             behind_ns: limits::BEHIND_MS_DEFAULT * 1_000_000,

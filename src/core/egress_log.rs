@@ -84,6 +84,8 @@ struct Frame {
     topic: u32,
 }
 
+/// Flag of a frame in `len` that must not be compressed together with others: see [`EgressLog::keep_last_plain`].
+const PLAIN: u32 = 1 << 31;
 /// Log bytes per index entry. Shorter frames fill the index first, and are overwritten earlier.
 const FRAME_BYTES_EXPECTED: usize = 64;
 /// Resolution of the known age of frames.
@@ -96,6 +98,7 @@ const SWEEP_PARTS: u64 = 8;
 impl EgressLog {
     /// Creates a log of `capacity` bytes, at least the longest frame. One allocation; the index grows with use.
     pub fn new(capacity: usize) -> EgressLog {
+        debug_assert!(capacity < PLAIN as usize, "a length and a flag share a word");
         EgressLog {
             buffer: vec![0; capacity].into_boxed_slice(),
             head: 0,
@@ -164,6 +167,20 @@ impl EgressLog {
             self.frames.pop_front();
         }
         Some(range)
+    }
+
+    /// Marks the last frame as one that must not be compressed together with others.
+    pub fn keep_last_plain(&mut self) {
+        if let Some(last) = self.frames.back_mut() {
+            last.len |= PLAIN;
+        }
+    }
+
+    /// Whether no frame of a range must be kept plain. O(frames of the range).
+    pub fn is_compressible(&self, range: Range) -> bool {
+        let first = self.find(range.start).unwrap_or(0);
+        let mut frames = self.frames.range(first..).take_while(|frame| frame.start < range.end());
+        frames.all(|frame| frame.len & PLAIN == 0)
     }
 
     /// Position after the last frame.
@@ -325,7 +342,7 @@ impl Frame {
     }
 
     fn range(&self) -> Range {
-        Range { start: self.start, len: self.len }
+        Range { start: self.start, len: self.len & !PLAIN }
     }
 }
 
@@ -424,6 +441,25 @@ mod tests {
         assert_eq!(sequences, (491..=500).collect::<Vec<_>>());
         log.rewind();
         assert!(log.is_overwritten(ranges[499].start) && !log.is_fresh(ranges[499].start));
+    }
+
+    #[test]
+    fn a_range_with_a_frame_that_is_kept_plain_is_not_compressible() {
+        let mut log = EgressLog::new(1 << 12);
+        let ranges = [false, true, false].map(|is_plain| {
+            let range = log.append(INFO, &[0; 100]).unwrap();
+            if is_plain {
+                log.keep_last_plain();
+            }
+            range
+        });
+        let [first, second, third] = ranges;
+        assert_eq!(ranges.map(|range| log.is_compressible(range)), [true, false, true]);
+        assert!(!log.is_compressible(Range { start: first.start, len: 300 }));
+        assert!(!log.is_compressible(Range { start: second.start, len: 200 }));
+        let lengths: Vec<u32> =
+            log.frames(Range { start: first.start, len: 300 }).map(|(range, _)| range.len).collect();
+        assert_eq!((lengths, third.len), (vec![100; 3], 100));
     }
 
     #[test]

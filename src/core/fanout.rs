@@ -120,6 +120,8 @@ pub struct Settings {
     pub home_topics_max: usize,
     /// Exports between tenants. Fixed at the start.
     pub exports: Exports,
+    /// Whether ticks may be compressed, by topic. Fixed at the start.
+    pub deflate: Rules<bool>,
 }
 
 /// Delivery counts since they were last taken.
@@ -270,6 +272,7 @@ impl Fanout {
         let is_homed_here = id.home(self.shards) == self.shard;
         let policy = self.settings.policies.of(topic_key::name(key));
         let mut topic = EgressTopic::new(id, epoch, key, policy, is_homed_here);
+        topic.info.compresses = self.settings.deflate.of(topic_key::name(key));
         topic.log = is_log_epoch(epoch).then(|| LogTopic::new(last).into());
         let backlogs = self.take_saved_positions(&topic, sessions);
         self.topics.homes[usize::from(home)][place as usize] = Some(Box::new(topic));
@@ -452,9 +455,10 @@ mod tests {
             behind_bytes: 1 << 16,
             home_topics_max: 16,
             exports: Exports::default(),
+            deflate: Rules::all(false),
         };
         let mut fanout = Fanout::new(OWN, SHARDS, 1, settings, AwaitedSettings::default());
-        let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));
+        let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20, 128));
         for (home, copies) in [(OWN, 0), (ShardId(1), 3)] {
             let id = TopicId::new(0, home, SHARDS).unwrap();
             fanout.handle_open(id, 1, 0, "a", &mut sessions, &mut logs);

@@ -328,6 +328,21 @@ pub const DELIVERIES_PER_OPENING_UNIT: usize = 8;
 /// Bytes of ticks and history that wait on a shard for topics with many members to open. Beyond that, the shard takes in nothing
 /// for a few turns.
 pub const OPENING_BYTES_MAX: usize = 256 << 10;
+/// Smallest message that is compressed by default, bytes: shorter ones seldom shrink.
+pub const DEFLATE_BYTES_MIN_DEFAULT: usize = 128;
+/// Bytes that a shard compresses in one turn for its egress logs, and again for the messages of batches: about 2 ms each. What comes
+/// after that is sent plain.
+pub const TURN_DEFLATE_BYTES: usize = 128 << 10;
+/// What compressing a message costs besides its bytes, as bytes.
+pub const DEFLATE_MESSAGE_BYTES: usize = 512;
+/// Compressed messages of batches that a shard remembers for its next sessions, each with the frames in it. Sessions with the same
+/// subscriptions need one.
+pub const DEFLATED_BATCHES_MAX: usize = 8;
+/// Compressions of batches that a shard may do in advance of their use by a second session: each use earns one, and so does each
+/// submission of SENDs.
+pub const DEFLATE_CREDITS_MAX: u32 = 4;
+/// Inflated bytes that count as one unit of delivery.
+pub const INFLATED_BYTES_PER_UNIT: usize = 128;
 /// Bytes of waiting input that a shard processes for its sessions in one turn.
 pub const TURN_INPUT_BYTES: usize = 128 << 10;
 /// Bytes of input that one session may have processed before the next session's turn: some hundred ticks.

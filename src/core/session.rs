@@ -15,6 +15,7 @@ pub mod places;
 mod protocol;
 mod queues;
 pub mod saved_positions;
+mod shared_messages;
 pub mod subscriptions;
 pub mod table;
 #[cfg(test)]
@@ -32,6 +33,7 @@ pub use self::{
     kept_places::KeptPlacesTable,
     outbox::{Content, NextSend, Outbox, SendSource},
     protocol::{HttpSession, Protocol, Stream},
+    shared_messages::SharedMessages,
 };
 
 use crate::{
@@ -244,8 +246,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Grants the features that the client requests in its hello; `None`: it requests none. String keys and `previous` have their
-    /// own wire formats, and the format must not change once topics may list the session by it.
+    /// Grants the features that the client requests in its hello; `None`: it requests none. String keys, `previous` and batches have
+    /// their own wire formats, and the format must not change once topics may list the session by it.
     pub fn grant(&mut self, asked: Option<Features>) -> Option<Features> {
         let granted = asked.map(|asked| asked.intersection(Features::GRANTED));
         self.features = granted.unwrap_or_default();
@@ -253,9 +255,9 @@ impl Session {
         if !has_subscribed {
             self.format = self.format.with(self.features);
         }
-        // Features that another encoding of the same messages has.
-        let possible = self.format.with(Features::GRANTED).codec.features();
-        self.features = self.features.without(possible.without(self.format.codec.features()));
+        // Features that another wire format of the same messages has, and batches where none has them.
+        let possible = self.format.with(Features::GRANTED).features().union(Features::BATCHES);
+        self.features = self.features.without(possible.without(self.format.features()));
         granted.map(|_| self.features)
     }
 
@@ -462,9 +464,14 @@ impl Session {
 
     /// Takes the next SEND; see [`Outbox::take_send`].
     #[inline]
-    pub fn take_send(&mut self, log: Option<&EgressLog>, gather: &mut Vec<u8>) -> NextSend {
+    pub fn take_send(
+        &mut self,
+        log: Option<&EgressLog>,
+        gather: &mut Vec<u8>,
+        messages: &mut SharedMessages,
+    ) -> NextSend {
         let next = match self.format.framing.has_places() {
-            false => self.outbox.take_send(log, self.format, self.has_unannounced(), gather),
+            false => self.outbox.take_send(log, self.format, self.has_unannounced(), gather, messages),
             true => self.take_tracked_send(log, gather),
         };
         if let NextSend::Send(_) = next {

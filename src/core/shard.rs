@@ -262,11 +262,13 @@ impl Shard {
                     behind_bytes: limits.behind_bytes,
                     home_topics_max: limits.topics_max.div_ceil(usize::from(shards)),
                     exports: limits.tenants.exports().clone(),
+                    deflate: limits.deflate.clone(),
                 },
                 awaited,
             ),
-            logs: EgressLogs::new(limits.egress_log_bytes),
-            sessions: Sessions::new(limits.outbox_bytes_max, limits.behind_bytes),
+            logs: EgressLogs::new(limits.egress_log_bytes, limits.deflate_bytes_min),
+            sessions: Sessions::new(limits.outbox_bytes_max, limits.behind_bytes)
+                .with_deflate(limits.deflate_bytes_min),
             stages: Stages::new(shards),
             routing: Routing::new(limits.routes.sinks.len()),
             actions: VecDeque::new(),
@@ -431,7 +433,7 @@ impl Shard {
         worked |= self.fanout.count_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);
         worked |= self.advance_reads(now);
-        self.logs.note_time(now.monotonic_ns);
+        self.begin_turn_of_logs(now);
         self.kept_places.expire(now.monotonic_ns);
         self.sessions.note_time(now);
         self.end_overload(now);

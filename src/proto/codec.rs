@@ -64,6 +64,8 @@ pub struct TopicInfo {
     pub epoch: u64,
     /// Name.
     pub name: Box<str>,
+    /// Whether its ticks may be compressed.
+    pub compresses: bool,
     /// How each of its ticks begins in JSON.
     json_prefix: Box<[u8]>,
 }
@@ -71,7 +73,8 @@ pub struct TopicInfo {
 impl TopicInfo {
     /// Describes a topic, and encodes the part that all of its ticks share.
     pub fn new(id: TopicId, epoch: u64, name: &str) -> TopicInfo {
-        TopicInfo { id, epoch, name: name.into(), json_prefix: json::tick_prefix(name).into() }
+        let json_prefix = json::tick_prefix(name).into();
+        TopicInfo { id, epoch, name: name.into(), compresses: false, json_prefix }
     }
 
     /// Appends its announcement as a complete message, or nothing if the codec has no announcements.

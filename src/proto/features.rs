@@ -9,7 +9,7 @@ use std::fmt;
 pub struct Features(u16);
 
 /// Every feature with its name in JSON. PROTOCOL.md describes them.
-const NAMES: [(&str, Features); 10] = [
+const NAMES: [(&str, Features); 11] = [
     ("published", Features::PUBLISHED),
     ("reasons", Features::REASONS),
     ("previous", Features::PREVIOUS),
@@ -20,6 +20,7 @@ const NAMES: [(&str, Features); 10] = [
     ("message_ids", Features::MESSAGE_IDS),
     ("string_keys", Features::STRING_KEYS),
     ("positions", Features::POSITIONS),
+    ("batches", Features::BATCHES),
 ];
 
 impl Features {
@@ -45,6 +46,8 @@ impl Features {
     pub const STRING_KEYS: Features = Features(1 << 8);
     /// In JSON, each start position of a subscription may have its own epoch.
     pub const POSITIONS: Features = Features(1 << 9);
+    /// Over WebSocket, frames that leave together are one message.
+    pub const BATCHES: Features = Features(1 << 10);
 
     /// What this version of the server grants.
     pub const GRANTED: Features = Features::PUBLISHED
@@ -55,7 +58,8 @@ impl Features {
         .union(Features::NODES)
         .union(Features::MESSAGE_IDS)
         .union(Features::STRING_KEYS)
-        .union(Features::POSITIONS);
+        .union(Features::POSITIONS)
+        .union(Features::BATCHES);
 
     /// Reads the set from a frame. Bits beyond the sixteenth are ignored: no version uses them.
     pub fn from_wire(bits: u64) -> Features {

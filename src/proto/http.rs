@@ -36,7 +36,7 @@ use self::{
 use crate::{
     Step, WireFormat,
     command::Token,
-    framing::event_stream::KeptPlaces,
+    framing::{event_stream::KeptPlaces, websocket::deflate::Agreement},
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, REFUSED_RETRY_AFTER_S},
     subscription::{Delivery as TickDelivery, StartPosition},
 };
@@ -95,8 +95,10 @@ pub enum Answer {
 pub enum Target {
     /// `/ws`: the protocol, with subscriptions to start immediately. `/sse`: what these subscriptions receive.
     Stream {
-        /// Selected by the subprotocol, JSON if the client offers none; on `/sse` by `Accept`.
+        /// Selected by the subprotocol, JSON if the client offers none, and by `Sec-WebSocket-Extensions`; on `/sse` by `Accept`.
         format: WireFormat,
+        /// Whether the client may compress its messages.
+        inflates: bool,
         /// `?topics=a.b,c.>`, percent-decoded, not validated.
         patterns: Vec<String>,
         /// `?policy=conflate&max_rate=5`.
@@ -111,7 +113,10 @@ pub enum Target {
         token: Option<Token<'static>>,
     },
     /// `/echo`: returns every message.
-    Echo,
+    Echo {
+        /// What client and server have agreed on about compression.
+        extension: Option<Agreement>,
+    },
 }
 
 impl Target {
@@ -132,6 +137,8 @@ pub struct HttpConfig<'a> {
     pub health: bool,
     /// Whether `/echo` exists.
     pub debug_echo: bool,
+    /// Whether messages of WebSockets may be compressed.
+    pub deflate: bool,
     /// Whether `?token=` is accepted.
     pub query_token: bool,
     /// Whether a publish may have a message id, in `Idempotency-Key` for example.
@@ -151,6 +158,7 @@ impl HttpConfig<'_> {
         keeps_alive: true,
         health: false,
         debug_echo: false,
+        deflate: false,
         query_token: false,
         message_ids: true,
         files: &NoFiles,

@@ -212,8 +212,9 @@ impl Reply<'_> {
     /// Appends the reply for queueing among the frames of its topic: without a header if headers are written when a
     /// SEND is gathered.
     pub fn encode_queued(&self, format: WireFormat, out: &mut Vec<u8>) {
-        match format.framing.has_send_headers() {
-            true => format.codec.encode_reply(self, out),
+        let WireFormat { codec, framing } = format;
+        match framing.has_send_headers() {
+            true => framing.queue_with(codec.message_type(), out, |body| codec.encode_reply(self, body)),
             false => self.encode(format, out),
         }
     }

@@ -88,11 +88,32 @@ impl WireFormat {
 
     /// The pair of a client that selected this one and was granted these features in its hello.
     pub const fn with(self, features: Features) -> WireFormat {
-        WireFormat { codec: self.codec.with(features), framing: self.framing }
+        let framing = match self.codec {
+            // Nothing separates the payloads of one message.
+            Codec::Raw => self.framing,
+            _ => self.framing.with(features),
+        };
+        WireFormat { codec: self.codec.with(features), framing }
+    }
+
+    /// The pair of the same messages, which may be compressed.
+    pub const fn deflated(self) -> WireFormat {
+        WireFormat { codec: self.codec, framing: self.framing.deflated() }
+    }
+
+    /// The features that are part of the pair.
+    pub fn features(self) -> Features {
+        match self.framing {
+            Framing::WebSocketBatch | Framing::WebSocketBatchDeflate => {
+                self.codec.features().union(Features::BATCHES)
+            }
+            _ => self.codec.features(),
+        }
     }
 
     fn supported(self) -> Option<&'static Supported> {
-        let selected = self.with(Features::NONE);
+        let plain = WireFormat { codec: self.codec, framing: self.framing.plain() };
+        let selected = plain.with(Features::NONE);
         SUPPORTED.iter().find(|supported| supported.format == selected)
     }
 }
@@ -116,5 +137,19 @@ mod tests {
             }
         }
         assert_eq!(WireFormat::from_subprotocol("tickcast.v1.none"), None);
+    }
+
+    #[test]
+    fn only_websockets_with_delimited_messages_have_batches_and_all_keep_their_names() {
+        for format in [&WireFormat::ALL[..], &WireFormat::ONE_WAY].concat() {
+            let batched = format.with(Features::BATCHES);
+            let has_batches = [WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON].contains(&format);
+            assert_eq!(batched.features(), if has_batches { Features::BATCHES } else { Features::NONE });
+            assert_eq!((batched.name(), batched.subprotocol()), (format.name(), format.subprotocol()));
+            assert_eq!(batched.with(Features::NONE), format);
+            let deflated = format.deflated();
+            assert_eq!((deflated.name(), deflated.subprotocol()), (format.name(), format.subprotocol()));
+            assert_eq!(deflated.with(Features::BATCHES), batched.deflated());
+        }
     }
 }

@@ -472,6 +472,7 @@ impl Checks<'_> {
         let histories = delivery::histories(&delivery.history, limits.egress_log.bytes);
         let history = self.rules("delivery.history", histories);
         let topic_idle = self.rules("delivery.topic_idle", delivery::idle_times(&delivery.topic_idle));
+        let deflate = self.rules("delivery.deflate", delivery::deflate(&delivery.deflate));
         let defaults = Limits::default();
         let http_access = Access {
             origins: self.parsed("web.allow_origin", &tables.web.allow_origin),
@@ -503,6 +504,8 @@ impl Checks<'_> {
                 per_second: limits.new_topics_rate,
             },
             egress_log_bytes: limits.egress_log.bytes,
+            deflate: deflate.unwrap_or(defaults.deflate),
+            deflate_bytes_min: delivery.deflate_min.bytes.max(1),
             outbox_bytes_max: limits.outbox_max.bytes,
             behind_bytes: behind.bytes,
             behind_ns: delivery.behind_time.ns,

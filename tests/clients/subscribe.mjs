@@ -1,16 +1,19 @@
-// subscribe.mjs URL rkyv|json|raw PATTERNS COUNT: prints what npm `ws` receives, for the integration tests to compare.
+// subscribe.mjs URL rkyv|json|raw PATTERNS COUNT [batches|plain]: prints what npm `ws` receives, for the integration tests to compare.
 //
 // It prints "ready" once every pattern is acknowledged (raw: once open), one line per tick (topic TAB sequence TAB base64 of the
-// payload as received), "closing CODE" and "closed CODE" when the server closes, and finally "end".
+// payload as received), "closing CODE" and "closed CODE" when the server closes, and finally "end". With a fifth argument it says
+// hello, with the feature `batches` or none, and prints at its end "extensions NAMES", "messages COUNT" and "bytes COUNT": those that
+// had ticks, and all that it read.
 import WebSocket from "ws";
 import { framesOf, ticksOfJson } from "./wire.mjs";
 
-const [url, encoding, patternList, countText] = process.argv.slice(2);
+const [url, encoding, patternList, countText, hello] = process.argv.slice(2);
 const patterns = patternList.split(",");
 const count = Number(countText);
 const topics = new Map();
 let seen = 0;
 let acknowledged = 0;
+let messages = 0;
 const out = [];
 
 const flush = () => {
@@ -41,6 +44,7 @@ const onText = (text) => {
   for (const message of ticksOfJson(text)) {
     if (message.op === undefined) tick(message.topic, message.sequence, message.payload);
     else if (message.op === "subscribed") message.body.pattern !== undefined && acknowledge();
+    else if (message.op === "welcome") continue;
     else if (message.op === "closing") out.push(`closing ${message.body.code}`);
     else throw new Error(`unexpected message: ${text}`);
   }
@@ -48,6 +52,18 @@ const onText = (text) => {
 
 socket.on("open", () => {
   if (socket.protocol !== `tickcast.v1.${encoding}`) throw new Error(`subprotocol ${socket.protocol}`);
+  if (hello !== undefined && encoding === "json")
+    socket.send(JSON.stringify({ op: "hello", features: hello === "batches" ? ["batches"] : [] }));
+  if (hello !== undefined && encoding === "rkyv") {
+    const frame = Buffer.alloc(48);
+    frame.writeUInt32LE(frame.length, 0);
+    frame.writeUInt16LE(0x6374, 4);
+    frame.writeUInt8(1, 6);
+    frame.writeUInt16LE(1, 8);
+    frame.writeUInt16LE(16, 10);
+    frame.writeUInt32LE(hello === "batches" ? 1 << 10 : 0, 40);
+    socket.send(frame);
+  }
   if (encoding === "raw") out.push("ready");
   else if (encoding === "json") socket.send(JSON.stringify({ op: "subscribe", id: 1, topics: patterns }));
   else
@@ -67,16 +83,24 @@ socket.on("open", () => {
   flush();
 });
 
+// The socket is gone when the WebSocket has closed.
+let bytesRead = 0;
+socket.on("message", () => (bytesRead = socket._socket.bytesRead));
+
 socket.on("message", (data, isBinary) => {
+  const before = seen;
   if (isBinary !== (encoding !== "json")) throw new Error(`a message of the wrong type, binary: ${isBinary}`);
   if (encoding === "raw") tick("", seen + 1, data);
   else if (encoding === "rkyv") framesOf(data).forEach(onFrame);
   else onText(data.toString("utf8"));
+  messages += seen > before ? 1 : 0;
   flush();
   if (count > 0 && seen >= count) socket.close(1000);
 });
 
 socket.on("close", (code) => {
+  const extensions = Object.keys(socket._extensions).join(",");
+  if (hello !== undefined) out.push(`extensions ${extensions}`, `messages ${messages}`, `bytes ${bytesRead}`);
   out.push(`closed ${code}`, "end");
   flush();
 });

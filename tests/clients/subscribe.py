@@ -1,4 +1,4 @@
-"""subscribe.py URL rkyv|json|raw PATTERNS COUNT: prints what Python `websockets` receives, as subscribe.mjs does."""
+"""subscribe.py URL rkyv|json|raw PATTERNS COUNT [batches|plain]: prints what Python `websockets` receives, as subscribe.mjs does."""
 
 import base64
 import json
@@ -12,10 +12,12 @@ from websockets.sync.client import connect
 import wire
 
 url, encoding, pattern_list, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+hello = sys.argv[5] if len(sys.argv) > 5 else None
 patterns = pattern_list.split(",")
 topics = {}
 seen = 0
 acknowledged = 0
+messages = 0
 
 
 def line(*words):
@@ -58,7 +60,7 @@ def on_text(text):
         if body["op"] == "subscribed":
             if "pattern" in body:
                 acknowledge()
-        else:
+        elif body["op"] != "welcome":
             assert body["op"] == "closing", text
             line(f"closing {body['code']}")
 
@@ -67,6 +69,9 @@ if encoding == "raw":
     url += "?topics=" + quote(pattern_list, safe=",")
 with connect(url, subprotocols=[f"tickcast.v1.{encoding}"], max_size=None) as socket:
     assert socket.subprotocol == f"tickcast.v1.{encoding}", socket.subprotocol
+    if hello is not None:
+        features = ["batches"] if hello == "batches" else []
+        socket.send(json.dumps({"op": "hello", "features": features}) if encoding == "json" else wire.hello(features))
     if encoding == "raw":
         line("ready")
     elif encoding == "json":
@@ -76,7 +81,7 @@ with connect(url, subprotocols=[f"tickcast.v1.{encoding}"], max_size=None) as so
             socket.send(wire.subscribe(pattern))
     try:
         while count == 0 or seen < count:
-            data = socket.recv()
+            data, before = socket.recv(), seen
             assert isinstance(data, str) == (encoding == "json"), "a message of the wrong type"
             if encoding == "raw":
                 tick("", seen + 1, data)
@@ -84,8 +89,12 @@ with connect(url, subprotocols=[f"tickcast.v1.{encoding}"], max_size=None) as so
                 on_frames(data)
             else:
                 on_text(data)
+            messages += seen > before
         socket.close(1000)
     except ConnectionClosed:
         pass
+    if hello is not None:
+        line("extensions " + ",".join(extension.name for extension in socket.protocol.extensions))
+        line(f"messages {messages}")
     line(f"closed {socket.close_code}")
     line("end")

@@ -32,6 +32,12 @@ def subscribe(pattern):
     return (header + struct.pack("<II", 1, 0) + text).ljust(length, b"\0")
 
 
+def hello(features):
+    """A HELLO frame that asks for `batches`, if that is among the features."""
+    header = struct.pack("<IHBBHHIQII", 48, 0x6374, 1, 0, 1, 16, 0, 0, 0, 0)
+    return header + struct.pack("<IHHQ", 0, 0, 0, 1 << 10 if "batches" in features else 0)
+
+
 def objects(text):
     """The texts of a message's objects, unparsed: the message itself, or the elements of an array."""
     if not text.startswith("["):

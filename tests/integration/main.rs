@@ -15,6 +15,7 @@ mod bad_http;
 mod bad_native;
 mod bad_websocket;
 mod bare;
+mod batches;
 mod bounds;
 mod budget;
 mod check;

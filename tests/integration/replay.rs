@@ -31,7 +31,7 @@ struct Line<'a> {
 }
 
 /// What each subscriber to all topics must receive.
-fn expected(capture: &Path) -> (ByTopic, usize) {
+pub fn expected(capture: &Path) -> (ByTopic, usize) {
     let text = fs::read_to_string(capture).unwrap();
     let (mut ticks, mut count) = (ByTopic::new(), 0);
     for line in text.lines() {

@@ -111,6 +111,10 @@ pub struct Client {
     pub recovered: u64,
     pub not_recovered: u64,
     pub snapshots: u64,
+    /// Messages with several frames.
+    pub batches: u64,
+    /// Has asked for several frames in one message.
+    is_batched: bool,
     pub identity: String,
     /// Index of its tenant.
     pub tenant: usize,
@@ -191,6 +195,8 @@ impl Client {
             recovered: 0,
             not_recovered: 0,
             snapshots: 0,
+            batches: 0,
+            is_batched: false,
             identity: identity.into(),
             tenant: 0,
             name,
@@ -232,6 +238,8 @@ impl Client {
             client.send_hello(identity, answers.union(Features::COUNTS), &token);
             return client;
         };
+        client.is_batched = client.is_answered && name % 2 == 1;
+        let answers = if client.is_batched { answers.union(Features::BATCHES) } else { answers };
         let query = if identity.is_empty() { String::new() } else { format!("?client={identity}") };
         // Some have their token verified before the upgrade, others after it.
         let (in_upgrade, in_hello) = match answers.is_empty() || name.is_multiple_of(2) {
@@ -239,9 +247,15 @@ impl Client {
             true => (format!(", bearer.{token}"), String::new()),
             false => (String::new(), token),
         };
-        client
-            .outgoing
-            .extend(upgrade_request(&format!("/ws{query}"), &format!("{subprotocol}{in_upgrade}")));
+        let request = upgrade_request(&format!("/ws{query}"), &format!("{subprotocol}{in_upgrade}"));
+        client.outgoing.extend(match name % 3 {
+            0 => request,
+            _ => {
+                let head = request.len() - 2;
+                let offer = b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n";
+                [&request[..head], offer].concat()
+            }
+        });
         match encoding {
             _ if answers.is_empty() => {}
             WireFormat::WEBSOCKET_JSON => {
@@ -475,6 +489,10 @@ impl Client {
             };
             assert!(input.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&input));
             (self.upgraded, at) = (true, end + 4);
+            if let Some(socket) = &mut self.websocket {
+                let head = String::from_utf8_lossy(&input[..end]);
+                socket.inflates = head.contains("\r\nSec-WebSocket-Extensions: permessage-deflate; ");
+            }
         }
         loop {
             let used = match self.websocket.take() {
@@ -501,12 +519,21 @@ impl Client {
         };
         self.outgoing.extend(replies);
         match incoming {
-            Incoming::Text(text) => self.json(&text, published),
+            Incoming::Text(text) => match serde_json::from_str(&text).expect("JSON") {
+                serde_json::Value::Array(values) => {
+                    assert!(self.is_batched);
+                    values.iter().for_each(|value| self.json(value, published));
+                    self.note_batch(values.len());
+                }
+                value => self.json(&value, published),
+            },
             Incoming::Binary(bytes) if self.encoding == WireFormat::WEBSOCKET_NATIVE => {
-                let mut at = 0;
+                let (mut at, mut frames) = (0, 0);
                 while at < bytes.len() {
                     at += self.read_frame(&bytes[at..], published);
+                    frames += 1;
                 }
+                self.note_batch(frames);
             }
             Incoming::Binary(payload) => self.raw(&payload, published),
             Incoming::Close(code) => self.closing = Some(code),
@@ -578,8 +605,12 @@ impl Client {
         used
     }
 
-    fn json(&mut self, text: &str, published: &Published) {
-        let value: serde_json::Value = serde_json::from_str(text).expect("JSON");
+    fn note_batch(&mut self, frames: usize) {
+        assert!(frames == 1 || self.is_batched, "a client that has not asked gets one frame a message");
+        self.batches += u64::from(frames > 1);
+    }
+
+    fn json(&mut self, value: &serde_json::Value, published: &Published) {
         match value["op"].as_str() {
             None => {
                 let (topic, sequence) = (value["topic"].as_str().unwrap(), value["seq"].as_u64().unwrap());
@@ -626,7 +657,7 @@ impl Client {
                     self.topic(topic["topic"].as_str().unwrap(), topic["epoch"].as_u64().unwrap(), published);
                 }
             }
-            Some(_) => panic!("unexpected {text}"),
+            Some(_) => panic!("unexpected {value}"),
         }
     }
 

@@ -21,6 +21,8 @@ pub struct Reached {
     pub recovered: u64,
     pub not_recovered: u64,
     pub snapshots: u64,
+    pub batches: u64,
+    pub deflated: u64,
     pub reconnected: u64,
     pub lives: u64,
     pub acknowledged: u64,
@@ -57,6 +59,8 @@ impl Reached {
         self.recovered += other.recovered;
         self.not_recovered += other.not_recovered;
         self.snapshots += other.snapshots;
+        self.batches += other.batches;
+        self.deflated += other.deflated;
         self.reconnected += other.reconnected;
         self.lives += other.lives;
         self.acknowledged += other.acknowledged;
@@ -92,6 +96,8 @@ impl Reached {
             self.recovered,
             self.not_recovered,
             self.snapshots,
+            self.batches,
+            self.deflated,
             self.reconnected,
             self.lives,
             self.acknowledged,

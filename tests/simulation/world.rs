@@ -155,6 +155,9 @@ impl World {
         let limits = Limits {
             topics_max: if refuses { (of_fullest + rng.usize(1..4)) * count } else { TOPICS_MAX_DEFAULT },
             frame_bytes_max: 4 << 10,
+            // In some runs, for clients that offer it.
+            deflate: Rules { rules: vec![("t.1".into(), false)], default: seed % 3 == 0 },
+            deflate_bytes_min: 40,
             egress_log_bytes: if roomy { ROOMY_BYTES } else { rng.usize(128..200) << 10 },
             outbox_bytes_max: if roomy { ROOMY_BYTES } else { rng.usize(30..60) << 10 },
             behind_bytes: rng.usize(1..50) << 10,
@@ -822,12 +825,14 @@ impl World {
         self.reached.overload_closed = totals(Counter::ClosedOverloaded);
         self.reached.overloads = totals(Counter::Overloads);
         self.reached.delivered = totals(Counter::TicksDelivered);
+        self.reached.deflated = totals(Counter::MessagesDeflated);
         self.reached.conflated = totals(Counter::TicksConflated);
         self.reached.lost = totals(Counter::TicksDropped);
         for client in &self.clients {
             self.reached.recovered += client.recovered;
             self.reached.not_recovered += client.not_recovered;
             self.reached.snapshots += client.snapshots;
+            self.reached.batches += client.batches;
             self.reached.lives += client.lives;
             self.reached.acknowledged += client.publishes.acknowledged;
             self.reached.refused += client.publishes.refused;
@@ -896,7 +901,9 @@ impl World {
             // Egress logs with their index, and what the home keeps.
             let topics =
                 self.published.iter().map(|published| published.ticks.len()).sum::<usize>() * (32 << 10);
-            let bound = WireFormat::ALL.len() * self.limits.egress_log_bytes * 2
+            // Three WebSocket formats, two of them with batches, all of them perhaps deflated, and native frames.
+            let formats = 1 + 2 * (3 + 2);
+            let bound = formats * self.limits.egress_log_bytes * 2
                 + 4 * HISTORY_BYTES_MAX
                 + topics
                 + shard.sessions_len() * session

@@ -1,7 +1,15 @@
 //! The egress logs of a shard: one per wire format in use.
 
-use crate::egress_log::{EgressLog, FrameInfo, Range};
-use tickcast_proto::{WireFormat, codec::TopicInfo, frame::Frame};
+use crate::{
+    deflate::{DeflateCounts, DeflateTurn},
+    egress_log::{EgressLog, FrameInfo, Range},
+};
+use tickcast_proto::{
+    WireFormat,
+    codec::{MessageType, TopicInfo},
+    frame::Frame,
+    framing::Framing,
+};
 
 /// Index of a wire format's log among a shard's logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +31,19 @@ pub struct EgressLogs {
     log_bytes: usize,
     header: Vec<u8>,
     body: Vec<u8>,
+    deflate: DeflateTurn,
 }
 
 impl EgressLogs {
-    /// Creates no log yet; each will have `log_bytes` bytes.
-    pub fn new(log_bytes: usize) -> EgressLogs {
-        EgressLogs { logs: std::array::from_fn(|_| None), log_bytes, header: Vec::new(), body: Vec::new() }
+    /// Creates no log yet; each will have `log_bytes` bytes. Ticks are compressed from `deflate_bytes_min` bytes.
+    pub fn new(log_bytes: usize, deflate_bytes_min: usize) -> EgressLogs {
+        EgressLogs {
+            logs: std::array::from_fn(|_| None),
+            log_bytes,
+            header: Vec::new(),
+            body: Vec::new(),
+            deflate: DeflateTurn::new(deflate_bytes_min),
+        }
     }
 
     /// The log of a wire format, if it has been used.
@@ -58,8 +73,8 @@ impl EgressLogs {
         self.logs.iter().flatten().map(EgressLog::memory_bytes).sum()
     }
 
-    /// Encodes a tick once for all members with a wire format. `None` if it is longer than the log. No allocation once
-    /// the buffers have grown.
+    /// Encodes a tick once for all members with a wire format, and compresses it if the format has that. `None` if it is longer
+    /// than the log. No allocation once the buffers have grown.
     pub(super) fn append_tick(
         &mut self,
         format: WireFormat,
@@ -69,8 +84,19 @@ impl EgressLogs {
         let mark = FrameInfo { topic: tick.header.topic_id, sequence: tick.header.sequence };
         let WireFormat { codec, framing } = format;
         let body = codec.encode_tick(tick, topic, &mut self.body);
+        if framing == Framing::WebSocketDeflate && topic.compresses {
+            self.header.clear();
+            if self.deflate.encode(&mut self.header, codec.message_type(), body) {
+                let (log, range) = append(&mut self.logs, self.log_bytes, format, mark, &self.header, &[])?;
+                return Some((log, range));
+            }
+        }
         let (header, body) = framing.delimit(codec.message_type(), body, &mut self.header);
-        append(&mut self.logs, self.log_bytes, format, mark, header, body)
+        let (log, range) = append(&mut self.logs, self.log_bytes, format, mark, header, body)?;
+        if framing == Framing::WebSocketBatchDeflate && !topic.compresses {
+            log.keep_last_plain();
+        }
+        Some((log, range))
     }
 
     /// Appends a topic's announcement. `None` if the codec has none.
@@ -87,7 +113,8 @@ impl EgressLogs {
             return None;
         }
         let (header, body) = framing.delimit(codec.message_type(), &self.body, &mut self.header);
-        append(&mut self.logs, self.log_bytes, format, mark, header, body)
+        let (log, range) = append(&mut self.logs, self.log_bytes, format, mark, header, body)?;
+        Some((log, range))
     }
 
     /// Appends a tick to `out`, where it waits for one session alone.
@@ -122,9 +149,22 @@ impl EgressLogs {
         self.logs.iter().flatten().map(EgressLog::head).sum()
     }
 
-    /// Records the time, so that [`EgressLog::head_at`] can tell what was appended before it.
-    pub fn note_time(&mut self, now_ns: u64) {
+    /// Begins a turn: records the time, so that [`EgressLog::head_at`] can tell what was appended before it, and renews the budget
+    /// for compression.
+    pub fn begin_turn(&mut self, now_ns: u64) {
         self.logs.iter_mut().flatten().for_each(|log| log.note_time(now_ns));
+        self.deflate.begin();
+    }
+
+    /// Appends the compressed answer of `/echo`, which is for one client. Returns `false`, having appended nothing, if it is to be
+    /// sent plain.
+    pub fn deflate_echo(&mut self, out: &mut Vec<u8>, message_type: MessageType, body: &[u8]) -> bool {
+        self.deflate.encode(out, message_type, body)
+    }
+
+    /// Returns what was compressed since the last call.
+    pub fn take_deflated(&mut self) -> DeflateCounts {
+        self.deflate.take_counts()
     }
 }
 
@@ -144,7 +184,7 @@ fn append<'a>(
     mark: FrameInfo,
     header: &[u8],
     body: &[u8],
-) -> Option<(&'a EgressLog, Range)> {
+) -> Option<(&'a mut EgressLog, Range)> {
     let log = logs[format.index()].get_or_insert_with(|| EgressLog::new(log_bytes));
     let range = log.append_parts(mark, header, body)?;
     Some((log, range))

@@ -169,9 +169,10 @@ mod tests {
             behind_bytes: 1 << 16,
             home_topics_max: 1 << 20,
             exports: Default::default(),
+            deflate: Rules::all(false),
         };
         let mut fanout = Fanout::new(ShardId(0), 1, 1, settings, Default::default());
-        let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20));
+        let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20, 128));
         let entry = fanout.subscribe(crate::ids::SlotId(0), crate::ids::SourceId(0), "t.>").entry;
         let counted = |fanout: &Fanout| {
             let entry = fanout.entries[entry as usize].as_ref().unwrap();

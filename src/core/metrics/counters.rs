@@ -186,6 +186,12 @@ counters! {
     BytesReceived = "bytes_received", "bytes";
     /// Bytes handed to the transport.
     BytesSent = "bytes_sent", "bytes";
+    /// Messages compressed: each for all sessions that receive it.
+    MessagesDeflated = "messages_deflated", "messages";
+    /// Bytes of these messages before they were compressed.
+    DeflatedFromBytes = "deflated_from_bytes", "bytes";
+    /// Bytes of these messages when compressed.
+    DeflatedToBytes = "deflated_to_bytes", "bytes";
     /// SENDs submitted.
     Sends = "sends", "operations";
     /// SENDs that the socket did not take completely, so that the rest was parked.

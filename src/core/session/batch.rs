@@ -1,12 +1,20 @@
 //! SENDs whose header is written when they are gathered: frames are queued without headers, and those of one SEND form one
 //! message.
 
-use super::outbox::{NextSend, Outbox, Segment, SendSource};
+use std::collections::VecDeque;
+
+use super::{
+    outbox::{NextSend, Outbox, Segment, SendSource},
+    shared_messages::SharedMessages,
+};
 use crate::{
     egress_log::{Cut, EgressLog, Range},
     limits::SEND_BYTES_MAX,
 };
 use tickcast_proto::{WireFormat, framing::SEND_HEADER_BYTES_MAX};
+
+/// Most bytes of the frames in one message, unless it is a single frame.
+const BATCH_BYTES_MAX: usize = SEND_BYTES_MAX - SEND_HEADER_BYTES_MAX;
 
 /// The contents of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +34,20 @@ impl Outbox {
         format: WireFormat,
         notices_pending: bool,
         gather: &mut Vec<u8>,
+        messages: &mut SharedMessages,
     ) -> NextSend {
+        // Most SENDs, as in `take_send`.
+        let newest = self.newest;
+        if self.segments().is_none_or(VecDeque::is_empty)
+            && (1..=BATCH_BYTES_MAX).contains(&(newest.len as usize))
+            && !notices_pending
+            && let Some(log) = log.filter(|log| !log.is_overwritten(newest.start))
+        {
+            self.newest.len = 0;
+            self.bytes = 0;
+            self.invariants();
+            return NextSend::Send(messages.message(log, format, newest, gather));
+        }
         self.seal();
         let start = gather.len();
         loop {
@@ -60,7 +81,9 @@ impl Outbox {
                     if batch.taken == 0 || (batch.cut_rest > 0 && gather.len() > start) {
                         break;
                     }
-                    self.take_message(log, format, batch, gather);
+                    if !self.take_deflated(log, format, batch, gather, messages) {
+                        self.take_message(log, format, batch, gather);
+                    }
                 }
             }
         }
@@ -100,6 +123,47 @@ impl Outbox {
         Batch { taken, cut_rest: 0 }
     }
 
+    /// Takes a message that other sessions may send too, and that is compressed for all of them. Returns `false`, having taken
+    /// nothing, if it is to be sent plain.
+    fn take_deflated(
+        &mut self,
+        log: Option<&EgressLog>,
+        format: WireFormat,
+        batch: Batch,
+        gather: &mut Vec<u8>,
+        messages: &mut SharedMessages,
+    ) -> bool {
+        let Batch { taken, cut_rest: 0 } = batch else { return false };
+        let Some(log) = log.filter(|_| format.framing.is_deflated()) else { return false };
+        if self.front_ranges(taken).any(|range| range.is_none())
+            || !messages.append_deflated(log, format, self.front_ranges(taken).flatten(), gather)
+        {
+            return false;
+        }
+        let mut left = taken;
+        while left > 0
+            && let Some(segment) = self.front()
+        {
+            let len = segment.len().min(left);
+            left -= len;
+            self.advance_front(Cut { len, frame_rest: 0 });
+        }
+        true
+    }
+
+    /// The ranges of the first `taken` bytes; `None` for bytes of this session alone.
+    fn front_ranges(&self, taken: u32) -> impl Iterator<Item = Option<Range>> {
+        let segments = self.backlog.as_deref().into_iter().flat_map(|backlog| &backlog.segments);
+        segments.scan(taken, |left, segment| {
+            let len = segment.len().min(*left);
+            *left -= len;
+            (len > 0).then_some(match *segment {
+                Segment::Shared(range) => Some(Range { start: range.start, len }),
+                Segment::Reply(_) | Segment::Private { .. } | Segment::Notice { .. } => None,
+            })
+        })
+    }
+
     fn take_message(
         &mut self,
         log: Option<&EgressLog>,
@@ -108,16 +172,17 @@ impl Outbox {
         gather: &mut Vec<u8>,
     ) {
         let Batch { taken, cut_rest } = batch;
-        let (message_type, framing) = (format.codec.message_type(), format.framing);
-        framing.write_send_header(message_type, taken as usize + cut_rest as usize, gather);
-        let mut left = taken;
-        while left > 0
-            && let Some(segment) = self.front()
-        {
-            let len = segment.len().min(left);
-            left -= len;
-            self.take_front(log, len, if left == 0 { cut_rest } else { 0 }, gather);
-        }
+        let message_type = format.codec.message_type();
+        format.framing.write_send(message_type, taken as usize, cut_rest as usize, gather, |out| {
+            let mut left = taken;
+            while left > 0
+                && let Some(segment) = self.front()
+            {
+                let len = segment.len().min(left);
+                left -= len;
+                self.take_front(log, len, if left == 0 { cut_rest } else { 0 }, out);
+            }
+        });
     }
 
     /// Takes bytes of the first segment. After that, `cut_rest` of its bytes are the rest of a partly sent frame.
@@ -181,7 +246,7 @@ mod tests {
     /// The bytes of the next SEND; `None` if nothing is waiting.
     fn send(session: &mut Session, log: &EgressLog) -> Option<Vec<u8>> {
         let mut gather = b"another's".to_vec();
-        match session.take_send(Some(log), &mut gather) {
+        match session.take_send(Some(log), &mut gather, &mut SharedMessages::default()) {
             NextSend::Send(SendSource::Gathered { start: 9, len }) => {
                 assert!((1..=SEND_BYTES_MAX).contains(&len) && gather.len() == 9 + len);
                 Some(gather.split_off(9))
@@ -274,7 +339,8 @@ mod tests {
             shared(&mut session, &mut log, b"after");
             let mut sent = send(&mut session, &log).unwrap();
             assert_eq!(sent.len(), SEND_BYTES_MAX);
-            assert_eq!(session.outbox.cut_rest as usize, long.len() + SEND_HEADER_BYTES_MAX - SEND_BYTES_MAX);
+            // The header has 10 bytes.
+            assert_eq!(session.outbox.cut_rest as usize, long.len() + 10 - SEND_BYTES_MAX);
             if thins_out {
                 session.outbox.evict(&log, |_, _, _| Verdict::Evict);
             }
@@ -289,12 +355,77 @@ mod tests {
     }
 
     #[test]
+    fn json_objects_that_leave_together_are_an_array_and_no_object_is_lost_or_split() {
+        let mut random = fastrand::Rng::with_seed(5);
+        let format = WireFormat { codec: Codec::Json, framing: Framing::WebSocketBatch };
+        for _ in 0..200 {
+            let (mut session, mut log) = (session(), EgressLog::new(4 << 20));
+            session.format = format;
+            let mut expected = Vec::new();
+            for n in 0..random.u32(1..60) {
+                let padding = "x".repeat(random.usize(1..if n % 10 == 0 { 90_000 } else { 300 }));
+                let object = format!(r#"{{"n":{n},"x":"{padding}"}}"#);
+                let mut queued = Vec::new();
+                format.framing.queue_with(MessageType::Text, &mut queued, |out| out.extend(object.bytes()));
+                match random.bool() {
+                    true => drop(session.push_private(INFO.into(), |out| out.extend_from_slice(&queued))),
+                    false => shared(&mut session, &mut log, &queued),
+                }
+                if random.bool() {
+                    log.append(INFO, b",{}").unwrap();
+                }
+                expected.push(object);
+            }
+            let mut got = Vec::new();
+            for (_, message) in messages(&sends(&mut session, &log).concat()) {
+                let text = String::from_utf8(message).unwrap();
+                match text.strip_prefix('[') {
+                    Some(objects) => got.push(objects.strip_suffix(']').unwrap().to_owned()),
+                    None => got.push(text),
+                }
+            }
+            assert!(got.join(",") == expected.join(","));
+        }
+    }
+
+    #[test]
+    fn sessions_with_the_same_frames_share_one_message_until_the_gather_buffer_is_cleared() {
+        let mut log = EgressLog::new(1 << 20);
+        let mut sessions = [session(), session(), session()];
+        let range = log.append(INFO, &[7; 100]).unwrap();
+        for session in &mut sessions {
+            session.push_range(&log, range);
+        }
+        let (mut gather, mut messages) = (Vec::new(), SharedMessages::default());
+        let source =
+            |session: &mut Session, gather: &mut Vec<u8>, messages: &mut SharedMessages| match session
+                .take_send(Some(&log), gather, messages)
+            {
+                NextSend::Send(SendSource::Gathered { start, len }) => {
+                    (start, gather[start..][..len].to_vec())
+                }
+                other => panic!("{other:?}"),
+            };
+        let [first, second, third] = &mut sessions;
+        let (start, bytes) = source(first, &mut gather, &mut messages);
+        assert_eq!((start, bytes.len(), gather.len()), (0, 102, 102));
+        assert_eq!(source(second, &mut gather, &mut messages), (0, bytes.clone()));
+        assert_eq!(gather.len(), 102);
+        gather = vec![0; 500];
+        messages.begin();
+        assert_eq!(source(third, &mut gather, &mut messages), (500, bytes));
+    }
+
+    #[test]
     fn a_lapped_session_gets_what_comes_before_and_is_told_so() {
         let (mut session, mut log) = (session(), EgressLog::new(1_000));
         session.push_private(INFO.into(), |out| out.extend_from_slice(b"own"));
         shared(&mut session, &mut log, &[0; 600]);
         log.append(INFO, &[0; 600]).unwrap();
         assert_eq!(messages(&send(&mut session, &log).unwrap()), [(false, b"own".to_vec())]);
-        assert_eq!(session.take_send(Some(&log), &mut Vec::new()), NextSend::Overwritten);
+        assert_eq!(
+            session.take_send(Some(&log), &mut Vec::new(), &mut SharedMessages::default()),
+            NextSend::Overwritten
+        );
     }
 }

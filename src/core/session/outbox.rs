@@ -6,7 +6,7 @@ use crate::{
     egress_log::{Cut, EgressLog, FrameInfo, Range},
     ids::Sequence,
     limits::{OUTBOX_RANGES_MAX, REPLY_BYTES_MAX, SEND_BYTES_MAX, SEND_DIRECT_BYTES},
-    session::membership::Gap,
+    session::{membership::Gap, shared_messages::SharedMessages},
 };
 use tickcast_proto::WireFormat;
 
@@ -210,7 +210,7 @@ impl Outbox {
     }
 
     #[inline]
-    fn segments(&self) -> Option<&VecDeque<Segment>> {
+    pub(super) fn segments(&self) -> Option<&VecDeque<Segment>> {
         self.backlog.as_deref().map(|backlog| &backlog.segments)
     }
 
@@ -372,9 +372,10 @@ impl Outbox {
         format: WireFormat,
         notices_pending: bool,
         gather: &mut Vec<u8>,
+        messages: &mut SharedMessages,
     ) -> NextSend {
         if format.framing.has_send_headers() {
-            return self.take_batch(log, format, notices_pending, gather);
+            return self.take_batch(log, format, notices_pending, gather, messages);
         }
         // Most SENDs: the session keeps up, and its new frames since its last SEND are one range.
         let newest = self.newest;

@@ -6,7 +6,7 @@ use crate::{
     limits::REPLY_BYTES_MAX,
     now::Now,
     session::{
-        Content, NextSend, SendState, Session, Yielding,
+        Content, NextSend, SendState, Session, SharedMessages, Yielding,
         fullness::Fullness,
         queues::{QUEUE_SPARE, Queues},
     },
@@ -48,6 +48,8 @@ pub struct Sessions {
     outbox_bytes_max: usize,
     behind_bytes: usize,
     pub(super) queues: Queues,
+    /// Messages of the current batch of SENDs that several sessions send.
+    pub messages: SharedMessages,
     /// Sessions found too far behind while others were served; closed afterwards.
     too_far_behind: Vec<SlotId>,
     /// By slot, up to the highest slot whose socket was ever full.
@@ -72,6 +74,7 @@ impl Sessions {
             outbox_bytes_max,
             behind_bytes,
             queues: Queues::default(),
+            messages: SharedMessages::default(),
             too_far_behind: Vec::new(),
             fullness: Vec::new(),
             is_saturated: false,
@@ -505,7 +508,7 @@ impl Sessions {
                 | SendState::Throttled => continue,
             }
             let waited = session.outbox_bytes() > 0;
-            let next = session.take_send(log_of(session.format), gather);
+            let next = session.take_send(log_of(session.format), gather, &mut self.messages);
             self.queues.waiting -= usize::from(waited && session.outbox_bytes() == 0);
             return Some((slot, session.format, next));
         }

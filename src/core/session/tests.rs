@@ -13,7 +13,7 @@ fn drain(session: &mut Session, log: &EgressLog) -> Vec<u8> {
     let mut out = Vec::new();
     loop {
         let mut gather = Vec::new();
-        match session.take_send(Some(log), &mut gather) {
+        match session.take_send(Some(log), &mut gather, &mut SharedMessages::default()) {
             NextSend::Send(SendSource::Log(range)) => out.extend_from_slice(log.bytes(range)),
             NextSend::Send(SendSource::Gathered { start, len }) => {
                 out.extend_from_slice(&gather[start..start + len])
@@ -57,7 +57,7 @@ fn contiguous_frames_are_one_range() {
     assert_eq!((session.outbox.segments_len(), session.outbox_bytes()), (1, 6400));
     let mut gather = Vec::new();
     assert!(matches!(
-        session.take_send(Some(&log), &mut gather),
+        session.take_send(Some(&log), &mut gather, &mut SharedMessages::default()),
         NextSend::Send(SendSource::Log(Range { len: 6400, .. }))
     ));
 }
@@ -68,7 +68,10 @@ fn a_session_whose_frames_were_overwritten_learns_of_it() {
     let range = log.append(INFO, &[0; 600]).unwrap();
     session.push_range(&log, range);
     log.append(INFO, &[0; 600]).unwrap();
-    assert_eq!(session.take_send(Some(&log), &mut Vec::new()), NextSend::Overwritten);
+    assert_eq!(
+        session.take_send(Some(&log), &mut Vec::new(), &mut SharedMessages::default()),
+        NextSend::Overwritten
+    );
 }
 
 #[test]
@@ -118,7 +121,7 @@ fn replies_stay_in_order_behind_the_frame_that_was_begun() {
         }
         let mut sent = 0;
         for _ in 0..random.u8(..4) {
-            match session.take_send(Some(&log), &mut Vec::new()) {
+            match session.take_send(Some(&log), &mut Vec::new(), &mut SharedMessages::default()) {
                 NextSend::Send(SendSource::Log(range)) => sent += range.len as usize,
                 NextSend::Send(SendSource::Gathered { len, .. }) => sent += len,
                 _ => break,
@@ -140,7 +143,7 @@ fn nothing_follows_a_frame_that_was_begun_and_is_overwritten() {
     let range = log.append(INFO, &[1; 90_000]).unwrap();
     session.push_range(&log, range);
     session.outbox.push_reply(|out| out.extend_from_slice(b"reply"));
-    session.take_send(Some(&log), &mut Vec::new());
+    session.take_send(Some(&log), &mut Vec::new(), &mut SharedMessages::default());
     assert!(session.outbox.is_mid_frame());
     while !log.is_overwritten(range.start) {
         log.append(INFO, &[2; 10_000]).unwrap();

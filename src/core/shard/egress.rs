@@ -1,5 +1,8 @@
 //! From egress logs and outboxes to the sockets: SENDs, their outcomes, and replies.
 
+#[cfg(test)]
+mod deflate_tests;
+
 use super::{Send, Shard, timers::TimerKind};
 use crate::{
     fanout::LogIndex,
@@ -12,12 +15,26 @@ use crate::{
 use tickcast_proto::reply::Reply;
 
 impl Shard {
+    /// Begins a turn of the logs, and counts what was compressed in the last one.
+    pub(super) fn begin_turn_of_logs(&mut self, now: Now) {
+        self.logs.begin_turn(now.monotonic_ns);
+        self.sessions.messages.begin_turn();
+        for counts in [self.logs.take_deflated(), self.sessions.messages.take_deflated()] {
+            if counts.messages > 0 {
+                self.counters.add(Counter::MessagesDeflated, counts.messages);
+                self.counters.add(Counter::DeflatedFromBytes, counts.from_bytes);
+                self.counters.add(Counter::DeflatedToBytes, counts.to_bytes);
+            }
+        }
+    }
+
     /// Prepares a batch of SENDs: queues what the next SENDs of lagging sessions carry, for at most [`SENDS_PER_SUBMIT`] of
     /// them.
     ///
     /// Call before the first [`Shard::poll_send`] of a batch and never within one: it appends to the logs, and could
     /// overwrite what a SEND of the batch refers to.
     pub fn prepare_sends(&mut self, now: Now) {
+        self.sessions.messages.begin();
         // No more than the batch carries: values queued too early are outdated when they leave.
         let mut bytes = 0;
         while bytes < GATHER_BYTES

@@ -35,6 +35,7 @@ impl Shard {
             health: self.limits.http_health,
             debug_echo: self.limits.debug_echo,
             message_ids: self.remembers_message_ids(),
+            deflate: self.limits.deflates(),
             query_token: self.limits.auth.as_ref().is_some_and(|auth| auth.query_token),
             files: self.files,
             access: &self.limits.http_access,
@@ -152,16 +153,23 @@ impl Shard {
             return debug_assert!(false, "the response to an upgrade ends no session");
         };
         session.protocol = match *target {
-            Target::Echo => Protocol::Echo(Decoder::for_long_messages(ECHO_BYTES_MAX)),
+            Target::Echo { extension } => {
+                let decoder = Decoder::for_long_messages(ECHO_BYTES_MAX);
+                if extension.is_some_and(|extension| extension.compresses) {
+                    session.format = session.format.deflated();
+                }
+                Protocol::Echo(if extension.is_some() { decoder.inflating() } else { decoder })
+            }
             Target::Stream { format, .. } if format.framing.is_one_way() => {
                 (session.format, session.features) = (format, STREAM_FEATURES);
                 let new_places = || Places::new(Owner::of(session), self.positions_memory.clone());
                 let places = format.framing.has_places().then(new_places);
                 Protocol::Streaming(Box::new(Stream { decoder: Decoder::new(format.framing), places }))
             }
-            Target::Stream { format, .. } => {
+            Target::Stream { format, inflates, .. } => {
                 session.format = format;
-                Protocol::Open(Decoder::new(format.framing))
+                let decoder = Decoder::new(format.framing);
+                Protocol::Open(if inflates { decoder.inflating() } else { decoder })
             }
         };
     }

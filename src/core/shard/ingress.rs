@@ -5,6 +5,7 @@ use super::{Action, Shard, Unsequenced, authentication::Purpose, timers::TimerKi
 use crate::{
     budgets::{Expense, subscription_costs},
     ids::SlotId,
+    limits::INFLATED_BYTES_PER_UNIT,
     metrics::counters::Counter,
     now::Now,
     principal::AuthRefusal,
@@ -26,6 +27,8 @@ use tickcast_proto::{
 #[derive(Default)]
 struct Progress {
     used: usize,
+    /// Bytes that compressed messages had more than was used of the input. They are work too.
+    inflated: usize,
     /// The rest waits for room, not for more bytes.
     blocked: bool,
     /// A message has been completed, so any unfinished one began after it.
@@ -78,7 +81,7 @@ impl Shard {
     }
 
     /// Processes about `bytes_max` of a paused session's input, and resumes receiving if that was all of it. Returns the bytes
-    /// processed.
+    /// processed, including those inflated.
     pub(super) fn resume_input(&mut self, slot: SlotId, bytes_max: usize, now: Now) -> usize {
         let Some(session) = self.sessions.open_mut(slot) else { return 0 };
         let input = session.take_input();
@@ -95,7 +98,7 @@ impl Shard {
         }
         self.after_input(slot, &progress, now);
         self.note_activity(slot, now);
-        progress.used
+        progress.used + progress.inflated
     }
 
     pub(super) fn process_waiting(&mut self, slot: SlotId, now: Now) {
@@ -145,7 +148,7 @@ impl Shard {
         let mut progress = Progress::default();
         loop {
             let used = progress.used;
-            let room = used < bytes_max && self.takes_input();
+            let room = used.saturating_add(progress.inflated) < bytes_max && self.takes_input();
             let Some(session) = self.sessions.open_mut(slot) else {
                 return Progress { used: bytes.len(), ..progress };
             };
@@ -175,6 +178,11 @@ impl Shard {
                     self.message(slot, rest, now)
                 }
             };
+            let inflated = self.decoders.take_inflated();
+            if inflated > 0 {
+                progress.inflated += inflated;
+                self.charge(inflated / INFLATED_BYTES_PER_UNIT);
+            }
             match step {
                 Ok(Step::Complete(len, ())) => {
                     progress.used += len;
@@ -266,10 +274,12 @@ impl Shard {
             Message::Binary(bytes) => (MessageType::Binary, &bytes[..]),
             Message::Frame(frame) => (MessageType::Binary, frame.bytes),
         };
-        self.sessions.with_outbox(slot, |session| {
-            let framing = session.format.framing;
-            session.outbox.push_reply(|out| framing.write(message_type, body, out));
-        });
+        let Some(framing) = self.sessions.get(slot).map(|session| session.format.framing) else { return };
+        let mut reply = Vec::new();
+        if !(framing.is_deflated() && self.logs.deflate_echo(&mut reply, message_type, body)) {
+            framing.write(message_type, body, &mut reply);
+        }
+        self.push_bytes(slot, &reply);
     }
 
     pub(super) fn execute(

@@ -2,6 +2,7 @@
 //! tungstenite's state machine decodes frames, and this module joins fragments. So a decoder keeps no state of its connection
 //! between two frames, and a message's memory grows fallibly. Output is unmasked frames, which sessions share.
 
+pub mod deflate;
 mod fragments;
 
 pub use self::fragments::Fragments;
@@ -20,6 +21,7 @@ use tungstenite::{
     },
 };
 
+use self::deflate::Inflater;
 use crate::{DecodeError, Step, codec::MessageType};
 
 /// tungstenite's read buffer, in bytes. It is allocated eagerly; the default would be 128 KiB per connection.
@@ -48,6 +50,10 @@ pub struct WebSocket {
     message_bytes_max: usize,
     /// The unfinished message of the connection whose frames come next; `None` between messages.
     pub fragments: Option<Box<Fragments>>,
+    /// Whether the connection whose frames come next may compress messages.
+    pub inflates: bool,
+    /// `None` until first needed.
+    inflater: Option<Box<Inflater>>,
     /// A close frame or an invalid frame has arrived: nothing may follow it.
     is_over: bool,
 }
@@ -75,7 +81,19 @@ impl WebSocket {
             .max_message_size(Some(message_bytes_max))
             .max_frame_size(Some(message_bytes_max));
         let context = WebSocketContext::new(role, Some(config));
-        WebSocket { context, message_bytes_max, fragments: None, is_over: false }
+        WebSocket {
+            context,
+            message_bytes_max,
+            fragments: None,
+            inflates: false,
+            inflater: None,
+            is_over: false,
+        }
+    }
+
+    /// Bytes inflated since the last call.
+    pub fn take_inflated(&mut self) -> usize {
+        self.inflater.as_deref_mut().map_or(0, Inflater::take_inflated)
     }
 
     /// Whether a close frame or an invalid frame has arrived. If so, the decoder can serve no other connection.
@@ -105,14 +123,18 @@ impl WebSocket {
             return Ok(Step::Partial);
         };
         let part = self.part_of(&header)?;
-        // To tungstenite a fragment is a whole binary message: only FIN and the opcode differ.
+        // To tungstenite a fragment, or a compressed message, is a whole binary message: only FIN, the opcode and the bit that
+        // says so differ.
         let (first, rest) = match part {
             Part::Whole => (None, frame),
+            Part::Fragment { is_compressed: true, .. } => {
+                (Some(frame[0] & (RESERVED_BITS & !COMPRESSED_BIT) | WHOLE_BINARY), &frame[1..])
+            }
             Part::Fragment { .. } => (Some(frame[0] & RESERVED_BITS | WHOLE_BINARY), &frame[1..]),
         };
         let mut pipe = Pipe { first, input: rest, output: replies };
         let incoming = match self.context.read(&mut pipe) {
-            Ok(Message::Binary(bytes)) if let Part::Fragment { is_last } = part => {
+            Ok(Message::Binary(bytes)) if let Part::Fragment { is_last, .. } = part => {
                 self.join(&bytes, is_last)?
             }
             Ok(Message::Text(text)) => Incoming::Text(text),
@@ -135,17 +157,21 @@ impl WebSocket {
     /// Whether a frame is part of a fragmented message. The first fragment begins one.
     fn part_of(&mut self, header: &FrameHeader) -> Result<Part, DecodeError> {
         let OpCode::Data(data) = header.opcode else { return Ok(Part::Whole) };
+        // Only the first frame of a message says that it is compressed (RFC 7692, section 6.1).
+        let is_compressed = self.inflates && header.rsv1;
         let is_text = match (data, &self.fragments) {
-            (Data::Continue, Some(_)) => return Ok(Part::Fragment { is_last: header.is_final }),
+            (Data::Continue, Some(_)) => {
+                return Ok(Part::Fragment { is_last: header.is_final, is_compressed: false });
+            }
             (Data::Text | Data::Binary, Some(_)) => {
                 return Err(decode_error(Error::Protocol(ProtocolError::ExpectedFragment(data))));
             }
-            (Data::Text | Data::Binary, None) if !header.is_final => data == Data::Text,
+            (Data::Text | Data::Binary, None) if !header.is_final || is_compressed => data == Data::Text,
             // tungstenite rejects a continuation of nothing and a reserved opcode.
             _ => return Ok(Part::Whole),
         };
-        self.fragments = Some(Box::new(Fragments::new(is_text)));
-        Ok(Part::Fragment { is_last: false })
+        self.fragments = Some(Box::new(Fragments::new(is_text, is_compressed)));
+        Ok(Part::Fragment { is_last: header.is_final, is_compressed })
     }
 
     fn join(&mut self, bytes: &[u8], is_last: bool) -> Result<Incoming, DecodeError> {
@@ -155,7 +181,10 @@ impl WebSocket {
         };
         fragments.push(bytes, self.message_bytes_max)?;
         match self.fragments.take_if(|_| is_last) {
-            Some(message) => message.complete(),
+            Some(message) => {
+                let inflater = self.inflater.get_or_insert_default();
+                message.complete(|bytes| inflater.inflate(bytes, self.message_bytes_max))
+            }
             None => Ok(Incoming::Nothing),
         }
     }
@@ -187,15 +216,19 @@ fn decode_error(error: Error) -> DecodeError {
 enum Part {
     /// A whole message, or a control frame.
     Whole,
-    /// One of several frames of a message.
+    /// One of several frames of a message, or of a compressed one.
     Fragment {
         /// Whether it ends the message.
         is_last: bool,
+        /// Whether it begins a compressed message.
+        is_compressed: bool,
     },
 }
 
 /// The reserved bits of a frame's first byte (RFC 6455, section 5.2).
 const RESERVED_BITS: u8 = 0x70;
+/// The reserved bit that marks a compressed message (RFC 7692, section 6).
+const COMPRESSED_BIT: u8 = 0x40;
 /// FIN and the opcode of a binary message in a frame's first byte.
 const WHOLE_BINARY: u8 = 0x82;
 
@@ -243,6 +276,13 @@ pub fn encode_header(out: &mut Vec<u8>, message_type: MessageType, payload_len: 
     let data = if message_type == MessageType::Text { Data::Text } else { Data::Binary };
     let header = FrameHeader { opcode: OpCode::Data(data), ..FrameHeader::default() };
     append_header(&header, payload_len, out);
+}
+
+/// Appends the header of an unmasked frame with a compressed payload of `payload_len` bytes.
+fn encode_compressed_header(out: &mut Vec<u8>, message_type: MessageType, payload_len: usize) {
+    let start = out.len();
+    encode_header(out, message_type, payload_len);
+    out[start] |= COMPRESSED_BIT;
 }
 
 fn append_header(header: &FrameHeader, payload_len: usize, out: &mut Vec<u8>) {
@@ -346,6 +386,63 @@ mod tests {
             unfinished[of] = socket.fragments.take();
         }
         assert_eq!(joined, ["gr\u{fc}\u{df}e".as_bytes().to_vec(), b"\xff\xfe".to_vec()]);
+    }
+
+    /// A server's decoder of a client that may compress messages.
+    fn inflating(message_bytes_max: usize) -> WebSocket {
+        let mut socket = WebSocket::server(message_bytes_max);
+        socket.inflates = true;
+        socket
+    }
+
+    #[test]
+    fn compressed_messages_are_inflated_whole_or_in_fragments_with_pings_between() {
+        // RFC 7692, section 7.2.3.1.
+        let hello = [0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
+        let mut socket = inflating(7);
+        let input = [
+            masked(0xc1, &hello),
+            masked(0x41, &hello[..3]),
+            masked(0x89, b"p"),
+            masked(0x80, &hello[3..]),
+            masked(0x82, b"plain"),
+            masked(0xc2, &hello),
+        ]
+        .concat();
+        let (mut at, mut got, mut replies) = (0, Vec::new(), Vec::new());
+        while let Step::Complete(used, incoming) = socket.step(&input[at..], &mut replies).unwrap() {
+            at += used;
+            match incoming {
+                Incoming::Text(text) => got.push(text.as_str().to_owned()),
+                Incoming::Binary(bytes) => got.push(format!("binary {}", String::from_utf8_lossy(&bytes))),
+                _ => {}
+            }
+        }
+        assert_eq!(got, ["Hello", "Hello", "binary plain", "binary Hello"]);
+        assert_eq!((at, &replies[..]), (input.len(), &[0x8a, 1, b'p'][..]));
+        assert_eq!(socket.take_inflated(), 15);
+        assert!(!socket.is_over() && socket.fragments.is_none());
+    }
+
+    #[test]
+    fn invalid_compressed_messages_have_their_close_code() {
+        let hello = [0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
+        let not_utf8 = [0xfa, 0x0f, 0x00];
+        let fails = |mut socket: WebSocket, frames: &[Vec<u8>]| {
+            let (last, first) = frames.split_last().unwrap();
+            for frame in first {
+                socket.step(frame, &mut Vec::new()).unwrap();
+            }
+            socket.step(last, &mut Vec::new()).unwrap_err().close_code()
+        };
+        assert_eq!(fails(WebSocket::server(9), &[masked(0xc1, &hello)]), 1002, "nobody agreed on it");
+        assert_eq!(fails(inflating(4), &[masked(0xc1, &hello)]), 1009);
+        assert_eq!(fails(inflating(9), &[masked(0xc1, &not_utf8)]), 1007);
+        assert_eq!(fails(inflating(9), &[masked(0xc1, &[0x06])]), 1002);
+        assert_eq!(fails(inflating(9), &[masked(0xa1, b"x")]), 1002, "another reserved bit");
+        assert_eq!(fails(inflating(9), &[masked(0xc9, b"x")]), 1002, "a compressed ping");
+        assert_eq!(fails(inflating(9), &[masked(0x41, &hello), masked(0xc0, &[])]), 1002);
+        assert_eq!(fails(inflating(9), &[masked(0x01, b"a"), masked(0xc0, &hello)]), 1002);
     }
 
     #[test]

@@ -64,7 +64,10 @@ pub(super) fn open(
         event_stream::encode_retry(&mut response, EVENT_STREAM_RETRY_MS);
     }
     let (patterns, client, delivery) = (query.patterns, query.client, query.delivery);
-    Ok(Outcome::Upgrade(response, Target::Stream { format, patterns, delivery, from, kept, client, token }))
+    Ok(Outcome::Upgrade(
+        response,
+        Target::Stream { format, inflates: false, patterns, delivery, from, kept, client, token },
+    ))
 }
 
 /// Lines if the client accepts them, else events.

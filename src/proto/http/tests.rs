@@ -38,6 +38,7 @@ fn upgrade_request_selects_format_and_topics() {
         target,
         Target::Stream {
             format: WireFormat::WEBSOCKET_RAW,
+            inflates: false,
             patterns: vec!["a.b".into(), "c.>".into()],
             delivery: TickDelivery::default(),
             from: StartPosition::Live,
@@ -57,7 +58,10 @@ fn pattern_in_the_query_needs_no_escapes() {
     let patterns = vec!["a.b".into(), "c.>".into(), "*.d".into()];
     let client = String::new();
     let (format, delivery, from) = (WireFormat::WEBSOCKET_JSON, TickDelivery::default(), StartPosition::Live);
-    assert_eq!(target, Target::Stream { format, patterns, client, delivery, from, kept: None, token: None });
+    assert_eq!(
+        target,
+        Target::Stream { format, inflates: false, patterns, client, delivery, from, kept: None, token: None }
+    );
 }
 
 #[test]
@@ -73,6 +77,7 @@ fn query_parameters_select_start_policy_and_rate() {
         target,
         Target::Stream {
             format,
+            inflates: false,
             patterns,
             client,
             delivery,

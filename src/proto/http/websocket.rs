@@ -4,7 +4,10 @@ use base64::{
     Engine,
     engine::{GeneralPurpose, GeneralPurposeConfig},
 };
-use http::{HeaderValue, Method, StatusCode, Version, header};
+use http::{
+    HeaderValue, Method, StatusCode, Version,
+    header::{self, SEC_WEBSOCKET_EXTENSIONS},
+};
 
 use super::{
     Failure, HttpConfig, Outcome, Target,
@@ -12,7 +15,11 @@ use super::{
     query::{self, StreamPath, StreamQuery},
     request::Request,
 };
-use crate::{WireFormat, command::Token};
+use crate::{
+    WireFormat,
+    command::Token,
+    framing::websocket::deflate::{self, Agreement},
+};
 
 /// Prefix of a token among the subprotocols, the only handshake header that a browser can set.
 const TOKEN_PREFIX: &[u8] = b"bearer.";
@@ -43,15 +50,25 @@ pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outc
     let mut response = format!(
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n"
     );
+    let extension =
+        config.deflate.then(|| deflate::negotiate(request.list(SEC_WEBSOCKET_EXTENSIONS))).flatten();
+    if let Some(extension) = extension {
+        response += &format!("Sec-WebSocket-Extensions: {}\r\n", extension.response());
+    }
     let target = match query {
-        None => Target::Echo,
+        None => Target::Echo { extension },
         Some(StreamQuery { patterns, client, delivery, from, token: in_query, .. }) => {
             let token = token(request, in_query)?;
             let (format, subprotocol) = negotiate(request)?;
             if let Some(name) = subprotocol {
                 response += &format!("Sec-WebSocket-Protocol: {name}\r\n");
             }
-            Target::Stream { format, patterns, client, delivery, from, kept: None, token }
+            let format = match extension {
+                Some(Agreement { compresses: true, .. }) => format.deflated(),
+                _ => format,
+            };
+            let inflates = extension.is_some();
+            Target::Stream { format, inflates, patterns, client, delivery, from, kept: None, token }
         }
     };
     response += "\r\n";

@@ -316,6 +316,12 @@ pub struct DeliveryOptions {
     /// Memory for message ids, all publishers together; beyond it, who has the most loses the oldest
     #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::MESSAGE_IDS_BYTES_MAX_DEFAULT))]
     pub message_ids_memory: Size,
+    /// Compress messages for WebSocket clients that accept it: on or off; off for topics with secrets: account.>=off; repeatable [default: off]
+    #[arg(long, value_name = "[PATTERN=]SWITCH")]
+    pub deflate: Vec<String>,
+    /// Smallest message to compress
+    #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::DEFLATE_BYTES_MIN_DEFAULT))]
+    pub deflate_min: Size,
     /// Send buffer of a client's socket (SO_SNDBUF) [default: the kernel's]
     #[arg(long, alias = "socket-send-bytes", value_name = "SIZE")]
     pub socket_send_buffer: Option<Size>,

@@ -46,6 +46,18 @@ pub(super) fn idle_times(options: &[String]) -> Result<Rules<u64>, Vec<String>> 
     })
 }
 
+/// Parses for which topics messages are compressed.
+///
+/// # Errors
+/// As [`policies`].
+pub(super) fn deflate(options: &[String]) -> Result<Rules<bool>, Vec<String>> {
+    rules(options, false, |value| match value {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        other => Err(format!("{other:?} is neither on nor off")),
+    })
+}
+
 fn rules<T: Copy>(
     options: &[String],
     default: T,
@@ -96,6 +108,16 @@ fn history(value: &str, bytes_highest: usize) -> Result<HistoryBounds, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn compression_is_switched_by_topic() {
+        let rules = deflate(&strings(&["account.>=off", "on"])).unwrap();
+        assert_eq!((rules.of("account.7"), rules.of("market.a")), (false, true));
+        assert!(!deflate(&[]).unwrap().of("market.a"));
+        assert!(
+            deflate(&strings(&["market.>=fast"])).unwrap_err()[0].contains("\"fast\" is neither on nor off")
+        );
+    }
 
     #[test]
     fn idle_times_are_by_topic_and_0_keeps() {

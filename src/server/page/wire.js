@@ -30,6 +30,8 @@ export const FROM = { live: 0, latest: 1, place: 2 };
 /** Slow-consumer policies. */
 export const POLICY = { conflate: 1, drop: 2 };
 
+/** Features that the page asks for: `batches`, several frames in one message. */
+const FEATURES = 1 << 10;
 const HEADER_BYTES = 32;
 const MAGIC = 0x6374;
 const VERSION = 1;
@@ -149,7 +151,7 @@ function encode(kind, stride, write, text = "") {
 }
 
 export function hello(name) {
-  return encode(KIND.hello, 8, () => {}, name);
+  return encode(KIND.hello, 16, (record) => record.setUint32(8, FEATURES, true), name);
 }
 
 export function ping(token) {

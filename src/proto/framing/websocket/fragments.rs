@@ -15,14 +15,15 @@ pub struct Fragments {
     /// When the message's first byte arrived, by the caller's clock. `None` until the caller sets it.
     pub since_ns: Option<u64>,
     is_text: bool,
+    is_compressed: bool,
     bytes: Vec<u8>,
     /// Length of the text that is valid UTF-8 so far, in bytes.
     valid_to: usize,
 }
 
 impl Fragments {
-    pub(super) fn new(is_text: bool) -> Fragments {
-        Fragments { since_ns: None, is_text, bytes: Vec::new(), valid_to: 0 }
+    pub(super) fn new(is_text: bool, is_compressed: bool) -> Fragments {
+        Fragments { since_ns: None, is_text, is_compressed, bytes: Vec::new(), valid_to: 0 }
     }
 
     /// Memory that it holds, in bytes. At most twice the bytes received.
@@ -38,7 +39,7 @@ impl Fragments {
         }
         self.bytes.try_reserve(bytes.len()).map_err(|_| DecodeError::OutOfMemory)?;
         self.bytes.extend_from_slice(bytes);
-        if self.is_text {
+        if self.is_text && !self.is_compressed {
             match str::from_utf8(&self.bytes[self.valid_to..]) {
                 Ok(text) => self.valid_to += text.len(),
                 // A character that the next fragment completes.
@@ -50,9 +51,12 @@ impl Fragments {
     }
 
     /// The whole message, after its last fragment.
-    pub(super) fn complete(self) -> Result<Incoming, DecodeError> {
+    pub(super) fn complete(
+        self,
+        inflate: impl FnOnce(&[u8]) -> Result<Vec<u8>, DecodeError>,
+    ) -> Result<Incoming, DecodeError> {
         let is_text = self.is_text;
-        let bytes = Bytes::from(self.bytes);
+        let bytes = Bytes::from(if self.is_compressed { inflate(&self.bytes)? } else { self.bytes });
         if !is_text {
             return Ok(Incoming::Binary(bytes));
         }

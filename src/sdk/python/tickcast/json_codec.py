@@ -45,7 +45,16 @@ class JsonCodec:
     """Encodes requests and decodes messages as JSON. Unknown operations and fields are skipped."""
 
     subprotocol = "tickcast.v1.json"
-    features: tuple[str, ...] = ("published", "reasons", "counts", "tokens", "sources", "string_keys", "positions")
+    features: tuple[str, ...] = (
+        "published",
+        "reasons",
+        "counts",
+        "tokens",
+        "sources",
+        "string_keys",
+        "positions",
+        "batches",
+    )
 
     def encode(self, request: Request) -> str:
         """The text of a request."""

@@ -20,6 +20,7 @@ FEATURES = (
     "message_ids",
     "string_keys",
     "positions",
+    "batches",
 )
 """All features, in the order of their bits."""
 

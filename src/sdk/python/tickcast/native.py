@@ -75,7 +75,7 @@ class NativeCodec:
     """Encodes requests and decodes messages as native frames."""
 
     subprotocol = "tickcast.v1.rkyv"
-    features: tuple[str, ...] = ("published", "reasons", "counts", "tokens", "sources")
+    features: tuple[str, ...] = ("published", "reasons", "counts", "tokens", "sources", "batches")
 
     def encode(self, request: Request) -> bytes:
         """The frame of a request."""

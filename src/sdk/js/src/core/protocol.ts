@@ -1,9 +1,9 @@
 // What both codecs share: names, bounds and messages of tickcast.v1 (PROTOCOL.md).
 
 /** Features that the client asks for, by name. Bits of native frames: {@link FEATURE_BITS}. */
-export const FEATURES = ["published", "reasons", "counts", "tokens", "sources", "string_keys", "positions"];
-/** `published`, `reasons`, `counts`, `tokens` and `sources`; the other two exist only in JSON. */
-export const FEATURE_BITS = 0x3b;
+export const FEATURES = ["published", "reasons", "counts", "tokens", "sources", "string_keys", "positions", "batches"];
+/** All but `string_keys` and `positions`, which exist only in JSON. */
+export const FEATURE_BITS = 0x43b;
 
 /** Positions in one subscription; the server's limit. */
 export const POSITIONS_PER_SUBSCRIPTION_MAX = 16_384;
