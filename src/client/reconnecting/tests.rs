@@ -2,7 +2,7 @@ use std::thread::JoinHandle;
 
 use super::*;
 use crate::{
-    ProtocolError, PublishRequest,
+    ProtocolError, PublishRequest, RETRIED_BYTES_MAX,
     scripted_server::{Peer, serve, serve_each},
 };
 use tickcast_proto::{
