@@ -92,13 +92,22 @@ fn shards_are_pinned_without_sysfs() {
 }
 
 #[test]
-fn only_the_admin_listener_and_sources_know_their_runtime() {
-    refuse("only the admin listener and sources of other engines name tokio and hyper", |path, line| {
-        let knows = ["tokio::", "hyper::", "hyper_util::", "http_body_util::"];
-        path.starts_with("src/")
-            && !["src/server/operator/admin", "src/sources/"].iter().any(|own| path.starts_with(own))
-            && knows.iter().any(|name| line.contains(name))
-    });
+fn only_the_admin_listener_sources_and_the_asynchronous_client_know_their_runtime() {
+    let own = [
+        "src/server/operator/admin",
+        "src/sources/",
+        "src/client/asynchronous",
+        "src/client/examples/service",
+    ];
+    refuse(
+        "only the admin listener, sources and the asynchronous client name tokio and hyper",
+        |path, line| {
+            let knows = ["tokio::", "hyper::", "hyper_util::", "http_body_util::"];
+            path.starts_with("src/")
+                && !own.iter().any(|own| path.starts_with(own))
+                && knows.iter().any(|name| line.contains(name))
+        },
+    );
 }
 
 #[test]

@@ -15,8 +15,7 @@ use crate::{
 pub struct Backoff {
     base_ms: u64,
     cap_ms: u64,
-    /// State of SplitMix64 (Steele, Lea, Flood 2014): delays must differ between clients, but need not be secret.
-    random: u64,
+    random: SplitMix,
     attempt: u32,
     connected_since_ns: Option<u64>,
 }
@@ -30,7 +29,7 @@ impl Backoff {
 
     /// Delays with other bounds, in milliseconds.
     pub fn with_bounds(seed: u64, base_ms: u64, cap_ms: u64) -> Backoff {
-        Backoff { base_ms, cap_ms, random: seed, attempt: 0, connected_since_ns: None }
+        Backoff { base_ms, cap_ms, random: SplitMix(seed), attempt: 0, connected_since_ns: None }
     }
 
     /// Records that the server welcomed the client at `now_ns`, nanoseconds on a monotonic clock.
@@ -53,17 +52,23 @@ impl Backoff {
         }
         let bound_ms = self.base_ms.saturating_mul(1 << self.attempt.min(32)).min(self.cap_ms);
         self.attempt = self.attempt.saturating_add(1);
-        u64::from(reconnect_after_ms).min(RECONNECT_AFTER_MS_MAX) + self.next_random() % (bound_ms + 1)
+        u64::from(reconnect_after_ms).min(RECONNECT_AFTER_MS_MAX) + self.random.next() % (bound_ms + 1)
     }
 
     /// Attempts since the last connection that lasted [`RECONNECT_STABLE_MS`].
     pub fn attempts(&self) -> u32 {
         self.attempt
     }
+}
 
-    fn next_random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.random ^ (self.random >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+/// SplitMix64 (Steele, Lea, Flood 2014): delays must differ between clients, but need not be secret.
+#[derive(Clone, Debug)]
+pub(super) struct SplitMix(pub(super) u64);
+
+impl SplitMix {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
     }

@@ -2,18 +2,23 @@
 
 mod acknowledged;
 mod renewal;
+mod session_client;
 mod sockets;
 mod stream;
 
 use std::{
     borrow::Cow,
     io::{self, ErrorKind, Read},
-    net::Shutdown,
+    net::{Shutdown, TcpStream},
     sync::Arc,
     time::Duration,
 };
 
 use rustls::ClientConfig;
+
+pub use self::session_client::{
+    GetTokenBlocking, SavePositionsBlocking, SessionClient, SessionClientOptions,
+};
 
 use self::{
     renewal::Renewal,
@@ -162,7 +167,6 @@ fn with_token(options: &ConnectOptions) -> Result<Cow<'_, ConnectOptions>, Clien
 pub struct Client {
     /// Non-blocking, except during [`Client::wait`]. Its calls are those of any stream socket: it may be a Unix socket.
     stream: Stream,
-    read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
     /// Why writing has failed for good. Invariant: set only while something is waiting to be written.
     write_failure: Option<io::Error>,
@@ -204,20 +208,15 @@ impl Client {
     ) -> Result<Client, ClientError> {
         let options = with_token(options)?;
         let fail = |error| ClientError::Connect { address: address.host.clone(), error };
-        let socket = match address.host.strip_prefix(UNIX_PREFIX) {
-            Some(path) => connect_unix(path, CONNECT_TIMEOUT).map_err(fail)?,
-            None => connect_tcp(&address.host).map_err(fail)?,
-        };
-        let mut stream = Stream::new(socket);
+        let mut stream = Stream::new(connect_host(&address.host).map_err(fail)?);
         if let Some(config) = tls {
             stream.start_tls(config, tls::server_name(&address.host)?, &address.host, TLS_TIMEOUT)?;
         }
         stream.socket.set_nonblocking(true)?;
         let (connection, buffer) = (Connection::new(&options), vec![0; READ_BYTES].into_boxed_slice());
-        let (read_timeout, write_timeout, write_failure) = (None, None, None);
+        let (write_timeout, write_failure) = (None, None);
         let renewal = Renewal::new(&options);
-        let mut client =
-            Client { stream, read_timeout, write_timeout, write_failure, connection, renewal, buffer };
+        let mut client = Client { stream, write_timeout, write_failure, connection, renewal, buffer };
         match client.await_welcome() {
             Ok(()) => Ok(client),
             Err(ClientError::Protocol(ProtocolError::Decode(DecodeError::BadMagic(magic)))) => {
@@ -537,26 +536,20 @@ impl Client {
     /// Waits until input arrives, if `may_read`, or up to `timeout`, or until a blocked write is worth another try. May
     /// return early.
     fn wait(&mut self, timeout: Option<Duration>, may_read: bool) -> io::Result<()> {
-        let timeout = match self.has_output() {
-            false => timeout,
-            true => Some(timeout.map_or(WRITE_RETRY_INTERVAL, |timeout| timeout.min(WRITE_RETRY_INTERVAL))),
-        };
+        let has_output = self.has_output();
         if !may_read {
-            clock::sleep(timeout.unwrap_or(WRITE_RETRY_INTERVAL));
+            clock::sleep(stream::wait_at_most(timeout, has_output).unwrap_or(WRITE_RETRY_INTERVAL));
             return Ok(());
         }
-        if self.read_timeout != timeout {
-            self.stream.socket.set_read_timeout(timeout)?;
-            self.read_timeout = timeout;
-        }
-        self.stream.socket.set_nonblocking(false)?;
-        // A peek takes nothing, so that a timeout loses nothing on any platform.
-        let peeked = self.stream.socket.peek(&mut [0]);
-        self.stream.socket.set_nonblocking(true)?;
-        match peeked {
-            Err(error) if !is_timeout(&error) => Err(error),
-            _ => Ok(()),
-        }
+        self.stream.wait(timeout, has_output)
+    }
+}
+
+/// Connects to the host of an [`Address`], for at most [`CONNECT_TIMEOUT`] for each of its socket addresses.
+fn connect_host(host: &str) -> io::Result<TcpStream> {
+    match host.strip_prefix(UNIX_PREFIX) {
+        Some(path) => connect_unix(path, CONNECT_TIMEOUT),
+        None => connect_tcp(host),
     }
 }
 

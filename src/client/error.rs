@@ -2,7 +2,7 @@
 
 use std::{fmt, io, time::Duration};
 
-use crate::{RequestError, TlsError};
+use crate::{PublishFailure, PublishOutcome, RequestError, TlsError};
 use tickcast_proto::{DecodeError, identity::IdentityError};
 
 /// The answer that [`ClientError::TimedOut`] awaited before the connection was open. Perhaps no tickcast server is there.
@@ -218,3 +218,29 @@ impl From<RequestError> for ClientError {
         ClientError::Request(error)
     }
 }
+
+/// Why a publish through a session failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublishError {
+    /// It is invalid, or too much waits for the socket. Nothing was sent.
+    Request(RequestError),
+    /// It was refused or not sent, or the answer did not arrive.
+    Failed(PublishFailure),
+}
+
+impl fmt::Display for PublishError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PublishError::Request(error) => write!(f, "{error}"),
+            PublishError::Failed(PublishFailure { outcome, code, reason }) => match outcome {
+                PublishOutcome::Refused => write!(f, "the server refused the tick: {reason} (code {code})"),
+                PublishOutcome::NotSent => write!(f, "the tick was not sent: {reason} (code {code})"),
+                PublishOutcome::Unknown => {
+                    write!(f, "the tick may have been published or not: {reason} (code {code})")
+                }
+            },
+        }
+    }
+}
+
+impl std::error::Error for PublishError {}

@@ -2,11 +2,15 @@
 //!
 //! | type | use it when |
 //! |---|---|
-//! | [`Client`] | a thread may block on one connection |
-//! | [`ReconnectingClient`] | the same, and lost connections must resume automatically |
-//! | [`Connection`] | you drive the socket: an event loop, an async runtime, a simulation |
+//! | `AsyncClient` (feature `tokio`) | you are on tokio |
+//! | [`SessionClient`] | a thread may block |
+//! | [`ReconnectingClient`] | the same; fewer features, and events that cost no copy |
+//! | [`Client`] | the same for one connection, without reconnects |
+//! | [`Session`], [`Connection`] | you drive the socket: an event loop, another runtime, a simulation |
 //!
-//! [`Connection`] is the protocol over bytes, without a socket, a clock or a thread. The other two wrap it:
+//! [`Session`] and [`Connection`] are the protocol without a socket, a clock or a thread. A session reconnects, resumes, refreshes its
+//! token and keeps publishes until they are answered. `AsyncClient` and [`SessionClient`] wrap it; what it does is the same in all SDKs.
+//! A connection is less: requests and received bytes go in, events and bytes to send come out. The other two wrap it:
 //!
 //! ```text
 //!                 requests                      events
@@ -39,24 +43,32 @@
 //! ```
 //! Addresses with `tls://` and `wss://` use TLS; [`TlsOptions`] defines which servers the client trusts.
 //!
-//! `src/client/examples/` has complete programs: `subscribe`, `publish`, and `recover` (gaps, conflation, reconnects).
+//! [`KeyedView`] and [`BookView`] keep the last values, or the order books, of a subscription.
+//!
+//! `src/client/examples/` has complete programs: `subscribe`, `publish`, `recover` (gaps, conflation, reconnects), and `service` (on
+//! tokio).
 
 mod acknowledgements;
+#[cfg(feature = "tokio")]
+mod asynchronous;
 mod backoff;
 mod blocking;
 mod clock;
 mod connection;
 mod error;
 mod handshake;
+mod link;
 mod positions;
 mod reconnecting;
 mod reply;
 mod request;
 #[cfg(any(test, feature = "scripted-server"))]
 pub mod scripted_server;
+mod session;
 mod tls;
 mod token;
 mod topics;
+mod views;
 
 use std::path::PathBuf;
 
@@ -67,17 +79,30 @@ use tickcast_proto::{
     subscription::{Delivery, Position, StartPosition},
 };
 
+#[cfg(feature = "tokio")]
+pub use self::asynchronous::{
+    AsyncClient, AsyncOptions, CLIENT_EVENTS_MAX, ClientEvents, EVENTS_MAX, GetToken, PUBLISH_TIMEOUT,
+    SavePositions, SubscribeError, Subscription, TokenFuture,
+};
 pub use self::{
     backoff::{Backoff, is_retryable_close},
-    blocking::{Address, Client},
+    blocking::{
+        Address, Client, GetTokenBlocking, SavePositionsBlocking, SessionClient, SessionClientOptions,
+    },
     connection::Connection,
-    error::{ClientError, ProtocolError},
+    error::{ClientError, ProtocolError, PublishError},
     positions::Positions,
     reconnecting::{ReconnectOptions, ReconnectingClient, StreamEvent},
     request::{PublishRequest, RequestError},
+    session::{
+        Action, Change, ClientEvent, ClientState, Message, PublishFailure, PublishId, PublishOutcome,
+        PublishedAt, Random, RecoveryFailure, Session, SessionOptions, SharedTick, SkippedTicks, SourceState,
+        SubscriptionEvent, SubscriptionState, TokenPurpose,
+    },
     tls::{TlsError, TlsOptions, server_name},
     token::ClientToken,
     topics::TopicStats,
+    views::{BookView, KeyedView, Level, OrderBook},
 };
 
 /// Bytes of waiting requests at which a [`Connection`] rejects further ones. One request may exceed it.
@@ -103,6 +128,21 @@ pub const RECONNECT_STABLE_MS: u64 = 10_000;
 pub const RECONNECT_AFTER_MS_MAX: u64 = 900_000;
 /// Subscriptions that a [`ReconnectingClient`] can hold.
 pub const REMEMBERED_SUBSCRIPTIONS_MAX: usize = 65_536;
+
+/// Requests of a [`Session`]'s connection, other than publishes, that may wait for their answers.
+pub const REQUESTS_UNANSWERED_MAX: usize = REMEMBERED_SUBSCRIPTIONS_MAX + 4_096;
+/// Bytes of the topics' names in one subscription of a [`Session`] that resumes. With more, it starts with the last values.
+pub const RESUME_NAMES_BYTES_MAX: usize = 1 << 20;
+/// Publishes that a [`Session`] keeps while there is no connection, by default.
+pub const OFFLINE_QUEUE_MAX: usize = 64;
+/// Bytes of their payloads.
+pub const OFFLINE_QUEUE_BYTES_MAX: usize = 256 << 10;
+/// Entries of a [`KeyedView`] by default, all topics together.
+pub const VIEW_ENTRIES_MAX: usize = 65_536;
+/// Books of a [`BookView`].
+pub const BOOKS_MAX: usize = 65_536;
+/// Price levels of one side of an [`OrderBook`].
+pub const BOOK_LEVELS_MAX: usize = 65_536;
 
 /// Longest name of a client, in bytes.
 pub const CLIENT_NAME_BYTES_MAX: usize = 255;

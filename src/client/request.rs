@@ -59,6 +59,10 @@ pub enum RequestError {
     TooManyPositions,
     /// The pattern is already subscribed. Use an update to change its delivery.
     AlreadySubscribed,
+    /// The pattern is not subscribed.
+    NotSubscribed,
+    /// More than [`crate::REQUESTS_UNANSWERED_MAX`] requests other than publishes wait for their answers. Try again later.
+    Unanswered,
     /// More than [`crate::REMEMBERED_SUBSCRIPTIONS_MAX`] subscriptions on a reconnecting client.
     TooManySubscriptions,
     /// More than [`crate::OUTPUT_BYTES_MAX`] are waiting to be written. Write to the socket, then try again.
@@ -92,6 +96,14 @@ impl fmt::Display for RequestError {
                 write!(f, "more than {RESUME_POSITIONS_MAX} positions to resume from")
             }
             RequestError::AlreadySubscribed => write!(f, "the pattern is already subscribed"),
+            RequestError::NotSubscribed => write!(f, "the pattern is not subscribed"),
+            RequestError::Unanswered => {
+                write!(
+                    f,
+                    "{} requests wait for their answers; try again later",
+                    crate::REQUESTS_UNANSWERED_MAX
+                )
+            }
             RequestError::TooManySubscriptions => write!(
                 f,
                 "more than {} subscriptions on a reconnecting client",
@@ -123,8 +135,13 @@ pub(super) struct RequestNumbers {
 
 impl RequestNumbers {
     pub(super) fn next(&mut self) -> u32 {
-        self.last = self.last.checked_add(1).unwrap_or(1);
+        self.last = self.peek();
         self.last
+    }
+
+    /// What [`RequestNumbers::next`] will return.
+    pub(super) fn peek(&self) -> u32 {
+        self.last.checked_add(1).unwrap_or(1)
     }
 }
 
@@ -142,7 +159,7 @@ pub(super) enum Start<'a> {
 
 /// A request that is not encoded yet.
 pub(super) enum Outgoing<'a> {
-    /// With a token; empty: none. In JSON the WebSocket's handshake has had it.
+    /// With a token; empty: none.
     Hello(HelloParts<'a>, &'a str),
     Subscribe {
         request: u32,
@@ -166,6 +183,10 @@ pub(super) enum Outgoing<'a> {
     Ping {
         token: u64,
     },
+    /// Native only: WebSockets answer pings themselves.
+    Pong {
+        token: u64,
+    },
     Refresh {
         request: u32,
         token: &'a str,
@@ -182,7 +203,10 @@ impl Outgoing<'_> {
             }
             Outgoing::Unsubscribe { pattern, .. } => pattern,
             Outgoing::Publish { publish, .. } => publish.topic,
-            Outgoing::Hello(..) | Outgoing::Ping { .. } | Outgoing::Refresh { .. } => return Ok(()),
+            Outgoing::Hello(..)
+            | Outgoing::Ping { .. }
+            | Outgoing::Pong { .. }
+            | Outgoing::Refresh { .. } => return Ok(()),
         };
         if name.is_empty() || name.len() > TOPIC_BYTES_MAX {
             return Err(RequestError::NameLength(name.len()));
@@ -236,6 +260,9 @@ impl Outgoing<'_> {
             Outgoing::Ping { token } => {
                 frame::encode(out, Kind::Ping, HeaderFields::default(), &Token { token }, &[]);
             }
+            Outgoing::Pong { token } => {
+                frame::encode(out, Kind::Pong, HeaderFields::default(), &Token { token }, &[]);
+            }
             Outgoing::Refresh { request, token } => encode_request(out, Kind::Refresh, request, token),
         }
     }
@@ -243,14 +270,18 @@ impl Outgoing<'_> {
     /// The JSON text.
     pub(super) fn to_json(&self) -> String {
         match *self {
-            Outgoing::Hello(HelloParts { request, name, features, .. }, _) => {
+            Outgoing::Hello(HelloParts { request, name, features, .. }, token) => {
                 let name = json::literal(name);
+                let token = match token {
+                    "" => String::new(),
+                    token => format!(",\"token\":{}", json::literal(token)),
+                };
                 // A server of version 0.1 refuses a hello with a field that it does not know.
                 let features = match features.is_empty() {
                     true => String::new(),
                     false => format!(",\"features\":{features}"),
                 };
-                format!("{{\"op\":\"hello\",\"id\":{request},\"name\":{name}{features}}}")
+                format!("{{\"op\":\"hello\",\"id\":{request},\"name\":{name}{features}{token}}}")
             }
             Outgoing::Subscribe { request, pattern, delivery, start } => {
                 let (options, from) = (json_delivery(delivery), json_start(start));
@@ -267,18 +298,28 @@ impl Outgoing<'_> {
             Outgoing::Publish { request, publish } => {
                 let PublishRequest { topic, payload, producer_time_ns, schema, key, message_id } = publish;
                 let (encoding, data) = json_data(payload);
-                let key = if key == 0 { String::new() } else { format!("\"key\":{key},") };
+                // What has its default is left out. `id` comes before `data`: the server reads no further if that is invalid.
+                let number = |name: &str, value: u64| match value {
+                    0 => String::new(),
+                    value => format!(",\"{name}\":{value}"),
+                };
+                let (ts, schema) = (number("ts", producer_time_ns), number("schema", schema.into()));
+                // A larger number loses digits in readers whose numbers are doubles.
+                let key = match key {
+                    0..=json::NUMBER_HIGHEST => number("key", key),
+                    key => format!(",\"key\":\"{key}\""),
+                };
                 let message_id = match message_id {
                     "" => String::new(),
-                    id => format!("\"message_id\":{},", json::literal(id)),
+                    id => format!(",\"message_id\":{}", json::literal(id)),
                 };
                 format!(
-                    "{{\"op\":\"publish\",\"id\":{request},\"topic\":{},\"ts\":{producer_time_ns},\
-                     \"schema\":{schema},{key}{message_id}{encoding}\"data\":{data}}}",
+                    "{{\"op\":\"publish\",\"id\":{request},\"topic\":{}{ts}{schema}{key}{message_id}{encoding},\"data\":{data}}}",
                     json::literal(topic)
                 )
             }
             Outgoing::Ping { token } => format!("{{\"op\":\"ping\",\"token\":{token}}}"),
+            Outgoing::Pong { token } => format!("{{\"op\":\"pong\",\"token\":{token}}}"),
             Outgoing::Refresh { request, token } => {
                 let token = json::literal(token);
                 format!("{{\"op\":\"refresh\",\"id\":{request},\"token\":{token}}}")
@@ -357,7 +398,7 @@ fn json_data(payload: &[u8]) -> (&'static str, String) {
         Ok(text) if payload.trim_ascii().len() == payload.len() && json::is_json(payload) => {
             ("", text.to_owned())
         }
-        _ => ("\"encoding\":\"base64\",", format!("\"{}\"", BASE64.encode(payload))),
+        _ => (",\"encoding\":\"base64\"", format!("\"{}\"", BASE64.encode(payload))),
     }
 }
 

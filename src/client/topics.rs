@@ -97,13 +97,14 @@ impl Topic {
 
     /// Counts the next tick, before which the topic had none after `previous`; `None` when its sequence does not increase.
     #[inline]
-    fn advance(&mut self, sequence: u64, previous: u64, snapshot: bool) -> Option<Advance> {
+    fn advance(&mut self, sequence: u64, previous: u64, snapshot: bool, is_lenient: bool) -> Option<Advance> {
         let lowest = match (self.next_sequence, self.open_range) {
             (0, Some(range)) if !snapshot => range.from,
             (0, None) if !snapshot && !self.interrupted => self.stats.last_sequence + 1,
             (0, _) => 1,
             (next, _) => next,
         };
+        let lowest = if is_lenient { 1 } else { lowest };
         if sequence < lowest || sequence == u64::MAX {
             return None;
         }
@@ -133,13 +134,21 @@ impl Topic {
 
     /// Counts an announced range `[from, to)` of `count` ticks. Returns the open range before it, if there is one; `None` when the
     /// range is empty or includes ticks that were received or announced before.
-    fn skip(&mut self, reason: SkipReason, from: u64, to: u64, count: u64) -> Option<Option<OpenRange>> {
+    fn skip(
+        &mut self,
+        reason: SkipReason,
+        from: u64,
+        to: u64,
+        count: u64,
+        is_lenient: bool,
+    ) -> Option<Option<OpenRange>> {
         let lowest = match (self.next_sequence, self.open_range) {
             (0, Some(range)) => range.from,
             (0, None) if !self.interrupted => self.stats.last_sequence + 1,
             (0, None) => 1,
             (next, _) => next,
         };
+        let lowest = if is_lenient { 1 } else { lowest };
         if from < lowest || from >= to {
             return None;
         }
@@ -149,7 +158,7 @@ impl Topic {
         }
         // The positions of a log before the range may be of other topics: the next tick says whether one is missing.
         if self.next_sequence != 0 && !is_log_epoch(self.stats.epoch) {
-            self.missed_pending += from - self.next_sequence;
+            self.missed_pending += from.saturating_sub(self.next_sequence);
         }
         self.count_skipped(reason, count);
         self.next_sequence = to;
@@ -225,6 +234,8 @@ impl Hasher for IdHasher {
 /// All topics of one connection, by number and by name.
 #[derive(Debug)]
 pub(super) struct Topics {
+    /// Whether sequences may go back: [`Session`](crate::Session) leaves their order to the server, like the other SDKs.
+    is_lenient: bool,
     /// Index of each topic in `all`.
     index_by_id: HashMap<u32, u32, BuildHasherDefault<IdHasher>>,
     all: Vec<(u32, Topic)>,
@@ -241,6 +252,7 @@ pub(super) struct Topics {
 impl Topics {
     pub(super) fn new() -> Topics {
         Topics {
+            is_lenient: false,
             index_by_id: HashMap::default(),
             all: Vec::new(),
             id_by_name: HashMap::new(),
@@ -248,6 +260,11 @@ impl Topics {
             pattern_positions: Vec::new(),
             recoveries: HashMap::new(),
         }
+    }
+
+    /// The same, whose sequences may go back.
+    pub(super) fn lenient() -> Topics {
+        Topics { is_lenient: true, ..Topics::new() }
     }
 
     /// Adds the resume position of a topic. Positions beyond the bound are dropped: their topics count as new.
@@ -383,11 +400,12 @@ impl Topics {
         preceding: u64,
         snapshot: bool,
     ) -> Result<Advance, ProtocolError> {
+        let is_lenient = self.is_lenient;
         let Some(topic) = self.get_mut(id) else {
             return Err(ProtocolError::UnknownTopic(id.to_string()));
         };
         let previous = topic.stats.last_sequence.max(topic.next_sequence.saturating_sub(1));
-        topic.advance(sequence, preceding, snapshot).ok_or_else(|| ProtocolError::OutOfOrder {
+        topic.advance(sequence, preceding, snapshot, is_lenient).ok_or_else(|| ProtocolError::OutOfOrder {
             topic: topic.stats.name.to_string(),
             previous,
             sequence,
@@ -409,10 +427,11 @@ impl Topics {
         to: u64,
         count: u64,
     ) -> Result<Option<OpenRange>, ProtocolError> {
+        let is_lenient = self.is_lenient;
         let Some(topic) = self.get_mut(id) else {
             return Err(ProtocolError::UnknownTopic(id.to_string()));
         };
-        topic.skip(reason, from, to, count).ok_or_else(|| ProtocolError::BadRange {
+        topic.skip(reason, from, to, count, is_lenient).ok_or_else(|| ProtocolError::BadRange {
             topic: topic.stats.name.to_string(),
             from,
             to,

@@ -53,6 +53,7 @@ mod replay;
 mod report;
 mod sdk_js;
 mod sdk_python;
+mod sdk_rust;
 mod sinks;
 mod slow;
 mod sources;

@@ -10,6 +10,7 @@ use std::{
 
 use rustls::{ClientConfig, ClientConnection, pki_types::ServerName};
 
+use super::{WRITE_RETRY_INTERVAL, is_timeout};
 use crate::{ClientError, TlsError, clock::Deadline, error::HANDSHAKE_AWAITED};
 
 /// Bytes of records received in one call.
@@ -22,6 +23,8 @@ pub(super) struct Stream {
     tls: Option<Box<Tls>>,
     /// Bytes that the socket has accepted.
     pub(super) sent_bytes: u64,
+    /// The socket's time-out for reads.
+    read_timeout: Option<Duration>,
 }
 
 /// TLS on a socket.
@@ -38,7 +41,7 @@ struct Tls {
 impl Stream {
     /// A plain stream over a socket.
     pub(super) fn new(socket: TcpStream) -> Stream {
-        Stream { socket, tls: None, sent_bytes: 0 }
+        Stream { socket, tls: None, sent_bytes: 0, read_timeout: None }
     }
 
     /// Does the TLS handshake, for at most `timeout`. The socket is blocking, without timeouts before and after.
@@ -123,6 +126,24 @@ impl Stream {
         }
     }
 
+    /// Waits until input arrives, or up to `timeout`, or, if output waits, until it is worth another try. May return early. The socket
+    /// is non-blocking before and after.
+    pub(super) fn wait(&mut self, timeout: Option<Duration>, has_output: bool) -> io::Result<()> {
+        let timeout = wait_at_most(timeout, has_output);
+        if self.read_timeout != timeout {
+            self.socket.set_read_timeout(timeout)?;
+            self.read_timeout = timeout;
+        }
+        self.socket.set_nonblocking(false)?;
+        // A peek takes nothing, so that a timeout loses nothing on any platform.
+        let peeked = self.socket.peek(&mut [0]);
+        self.socket.set_nonblocking(true)?;
+        match peeked {
+            Err(error) if !is_timeout(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether sealed bytes wait for room in the socket.
     pub(super) fn has_unsent(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.connection.wants_write())
@@ -144,7 +165,7 @@ impl Stream {
     }
 
     fn send_sealed(&mut self) -> io::Result<()> {
-        let Stream { socket, tls: Some(tls), sent_bytes } = self else { return Ok(()) };
+        let Stream { socket, tls: Some(tls), sent_bytes, .. } = self else { return Ok(()) };
         while tls.connection.wants_write() {
             match tls.connection.write_tls(socket) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
@@ -154,6 +175,14 @@ impl Stream {
             }
         }
         Ok(())
+    }
+}
+
+/// The standard library cannot wait until a socket is readable or writable, so a write is tried again soon.
+pub(super) fn wait_at_most(timeout: Option<Duration>, has_output: bool) -> Option<Duration> {
+    match has_output {
+        false => timeout,
+        true => Some(timeout.map_or(WRITE_RETRY_INTERVAL, |timeout| timeout.min(WRITE_RETRY_INTERVAL))),
     }
 }
 

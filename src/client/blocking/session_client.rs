@@ -1,0 +1,456 @@
+//! A blocking client on a session.
+
+use std::{
+    fmt,
+    io::{self, ErrorKind, Read},
+    mem,
+    net::Shutdown,
+    sync::Arc,
+    time::Duration,
+};
+
+use rustls::ClientConfig;
+
+use super::{CLOSE_TIMEOUT, READ_BYTES, TLS_TIMEOUT, connect_host, is_timeout, stream::Stream};
+use crate::{
+    Action, Address, ClientError, ClientEvent, ClientState, ClientToken, ConnectOptions, OFFLINE_QUEUE_MAX,
+    OUTPUT_BYTES_MAX, Positions, PublishError, PublishId, PublishRequest, PublishedAt, Random, RequestError,
+    Session, SessionOptions, SubscribeOptions, SubscriptionState, TokenPurpose,
+    clock::{self, Deadline},
+    link::{CLOSE_CUT, Link, LinkEvent},
+    tls,
+};
+use tickcast_proto::{WireFormat, subscription::Delivery};
+
+/// Gives tokens: see [`SessionClientOptions::get_token`].
+pub type GetTokenBlocking = Box<dyn FnMut(TokenPurpose) -> Result<ClientToken, String> + Send>;
+/// Saves positions: see [`SessionClientOptions::save_positions`].
+pub type SavePositionsBlocking = Box<dyn FnMut(&Positions) + Send>;
+
+/// Options of a [`SessionClient`].
+pub struct SessionClientOptions {
+    /// The server.
+    pub address: Address,
+    /// Encoding, identity, name, token, TLS and bounds. The token goes into the hello, also over a WebSocket. `acknowledgements` has
+    /// no effect: each publish is acknowledged.
+    pub connect: ConnectOptions,
+    /// Asked for a token before the first connection, and whenever the one in force is about to expire. If there is none, the client
+    /// asks again after a delay. `None`: [`ConnectOptions::token`], or `token_file`, which is read when a token is needed.
+    pub get_token: Option<GetTokenBlocking>,
+    /// Positions that an earlier client saved: subscriptions that match their topics resume there.
+    pub positions: Positions,
+    /// Called with the positions a second after the first change, and when a connection is lost. They may be a few events ahead of
+    /// [`SessionClient::next_event`]; [`SessionClient::positions`] after the last event is exact.
+    pub save_positions: Option<SavePositionsBlocking>,
+    /// Publishes that wait for a connection, with 256 KiB of payloads at most.
+    pub offline_queue_max: usize,
+}
+
+impl SessionClientOptions {
+    /// The default options for a server, in the forms of [`Address::parse`].
+    ///
+    /// # Errors
+    /// [`ClientError::Address`] for any other form.
+    pub fn new(server: &str) -> Result<SessionClientOptions, ClientError> {
+        let address = Address::parse(server)?;
+        let connect = address.connect_options();
+        Ok(SessionClientOptions {
+            address,
+            connect,
+            get_token: None,
+            positions: Positions::new(),
+            save_positions: None,
+            offline_queue_max: OFFLINE_QUEUE_MAX,
+        })
+    }
+}
+
+impl fmt::Debug for SessionClientOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionClientOptions").field("connect", &self.connect).finish_non_exhaustive()
+    }
+}
+
+/// A connected socket, and what it carries.
+struct Wire {
+    stream: Stream,
+    link: Link,
+    /// A write has failed. What the server had sent before is still read.
+    has_failed: bool,
+}
+
+/// A [`Session`] with a socket and a clock, for a thread that may block: it connects, reconnects and resumes by itself.
+///
+/// All work is done in [`SessionClient::next_event`], so call it at least every few seconds, even if you expect no events. Only one
+/// thread at a time may use the client. Compared with [`ReconnectingClient`](crate::ReconnectingClient), it has acknowledged publishes
+/// with time-outs and a queue, tokens, states of subscriptions, and an event for each subscription that matches a tick; its events own
+/// their parts.
+pub struct SessionClient {
+    session: Session,
+    address: Address,
+    options: ConnectOptions,
+    tls: Option<Arc<ClientConfig>>,
+    get_token: Option<GetTokenBlocking>,
+    save_positions: Option<SavePositionsBlocking>,
+    wire: Option<Wire>,
+    buffer: Box<[u8]>,
+}
+
+impl fmt::Debug for SessionClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionClient").field("session", &self.session).finish_non_exhaustive()
+    }
+}
+
+impl SessionClient {
+    /// A client of a server, in the forms of [`Address::parse`]. It connects in [`SessionClient::next_event`].
+    ///
+    /// # Errors
+    /// As [`SessionClient::start`].
+    pub fn connect(server: &str) -> Result<SessionClient, ClientError> {
+        SessionClient::start(SessionClientOptions::new(server)?)
+    }
+
+    /// [`SessionClient::connect`] with all options.
+    ///
+    /// # Errors
+    /// [`ClientError::Address`] for the raw encoding, which has no answers; [`ClientError::TlsSettings`] if a file of the TLS options
+    /// cannot be used.
+    pub fn start(options: SessionClientOptions) -> Result<SessionClient, ClientError> {
+        let SessionClientOptions { address, connect, get_token, positions, save_positions, .. } = options;
+        let mut connect = connect;
+        if connect.encoding == WireFormat::WEBSOCKET_RAW {
+            return Err(ClientError::Address(
+                "the raw encoding has no answers: use JSON or native frames".into(),
+            ));
+        }
+        let tls = address.read_tls(&connect)?;
+        let token = connect.token.take();
+        let get_token = get_token.or_else(|| {
+            let file = connect.token_file.clone().filter(|_| token.is_none())?;
+            let read =
+                move |_| ClientToken::read(&file).map_err(|text| format!("{}: {text}", file.display()));
+            Some(Box::new(read) as GetTokenBlocking)
+        });
+        let session = SessionOptions {
+            name: (*connect.name).into(),
+            client: (*connect.client).into(),
+            token,
+            asks_token: get_token.is_some(),
+            positions,
+            saves_positions: save_positions.is_some(),
+            offline_queue_max: options.offline_queue_max,
+            ..SessionOptions::new(&address.host, connect.encoding)
+        };
+        let mut session = Session::new(session, Random::from_system());
+        session.connect(clock::monotonic_ns());
+        let buffer = vec![0; READ_BYTES].into_boxed_slice();
+        let (wire, options) = (None, connect);
+        Ok(SessionClient { session, address, options, tls, get_token, save_positions, wire, buffer })
+    }
+
+    /// The client's state.
+    pub fn state(&self) -> ClientState {
+        self.session.state()
+    }
+
+    /// The state of a pattern's subscription.
+    pub fn subscription_state(&self, pattern: &str) -> SubscriptionState {
+        self.session.subscription_state(pattern)
+    }
+
+    /// The positions of all topics, exactly as of the events returned once [`SessionClient::next_event`] has returned `None`.
+    pub fn positions(&self) -> &Positions {
+        self.session.positions()
+    }
+
+    /// This machine's clock minus the server's, in nanoseconds; `None` if it is not known. Half of a round trip is its error.
+    pub fn clock_offset_ns(&self) -> Option<i64> {
+        self.session.clock_offset_ns()
+    }
+
+    /// Subscribes to a pattern on this and every later connection.
+    ///
+    /// # Errors
+    /// As [`Session::subscribe`].
+    pub fn subscribe(&mut self, pattern: &str, options: SubscribeOptions) -> Result<(), RequestError> {
+        self.session.subscribe(pattern, options)
+    }
+
+    /// Ends a subscription.
+    ///
+    /// # Errors
+    /// As [`Session::unsubscribe`].
+    pub fn unsubscribe(&mut self, pattern: &str) -> Result<(), RequestError> {
+        self.session.unsubscribe(pattern)
+    }
+
+    /// Replaces policy and rate of a subscription.
+    ///
+    /// # Errors
+    /// As [`Session::update`].
+    pub fn update(&mut self, pattern: &str, delivery: Delivery) -> Result<(), RequestError> {
+        self.session.update(pattern, delivery)
+    }
+
+    /// Replaces the token: on the open connection, and for later ones.
+    pub fn set_token(&mut self, token: ClientToken) {
+        self.session.set_token(token);
+    }
+
+    /// Connects again after the server has ended the connection for good. Does nothing unless disconnected.
+    pub fn reconnect(&mut self) {
+        self.session.connect(clock::monotonic_ns());
+    }
+
+    /// Publishes a tick with the next [`SessionClient::next_event`]. Exactly one event with this id answers, at the latest after
+    /// `timeout`.
+    ///
+    /// # Errors
+    /// [`RequestError`] if the topic is invalid, or if too much waits for the socket.
+    pub fn publish(
+        &mut self,
+        publish: PublishRequest<'_>,
+        timeout: Duration,
+    ) -> Result<PublishId, RequestError> {
+        // What earlier calls have queued counts. Without a connection, the session has a bound of its own.
+        if self.wire.is_some() {
+            self.act();
+        }
+        let waiting = self.wire.as_ref().map_or(0, |wire| wire.link.poll_transmit().len());
+        if waiting > OUTPUT_BYTES_MAX {
+            return Err(RequestError::Backpressure);
+        }
+        self.session.publish(publish, timeout, clock::monotonic_ns())
+    }
+
+    /// Publishes a tick and waits for the answer. Other events go to `other`.
+    ///
+    /// # Errors
+    /// [`PublishError`]: see [`PublishFailure`](crate::PublishFailure) for whether the tick was published.
+    pub fn publish_acknowledged(
+        &mut self,
+        publish: PublishRequest<'_>,
+        timeout: Duration,
+        mut other: impl FnMut(ClientEvent),
+    ) -> Result<PublishedAt, PublishError> {
+        let sent = self.publish(publish, timeout).map_err(PublishError::Request)?;
+        loop {
+            match self.next_event(None) {
+                Some(ClientEvent::Published { publish, published }) if publish == sent => {
+                    return Ok(published);
+                }
+                Some(ClientEvent::PublishFailed { publish, failure }) if publish == sent => {
+                    return Err(PublishError::Failed(failure));
+                }
+                Some(event) => other(event),
+                // Its answer, at the latest its time-out, has been an event before.
+                None => return Err(PublishError::Request(RequestError::Ended)),
+            }
+        }
+    }
+
+    /// The next event, waiting up to `timeout` for it (`None`: without limit); `None` if none arrived in time, or if the client is
+    /// disconnected and has nothing more to say. The timeout does not cut a connection attempt short, which may take up to 10 s.
+    pub fn next_event(&mut self, timeout: Option<Duration>) -> Option<ClientEvent> {
+        let deadline = Deadline::after(timeout);
+        loop {
+            self.act();
+            if let Some(event) = self.session.poll_event() {
+                return Some(event);
+            }
+            // Before the timers: what has arrived shows that the server is alive.
+            if self.transfer() {
+                continue;
+            }
+            let now_ns = clock::monotonic_ns();
+            let timer_ns = self.session.poll_timeout();
+            if timer_ns.is_some_and(|at_ns| at_ns <= now_ns) {
+                self.session.handle_timeout(now_ns);
+                continue;
+            }
+            let left = deadline.remaining();
+            if left == Some(Duration::ZERO) || (timer_ns.is_none() && self.wire.is_none()) {
+                return None;
+            }
+            let until_timer = timer_ns.map(|at_ns| Duration::from_nanos(at_ns - now_ns));
+            let wait = match (left, until_timer) {
+                (Some(left), Some(timer)) => Some(left.min(timer)),
+                (left, timer) => left.or(timer),
+            };
+            self.wait(wait);
+        }
+    }
+
+    /// Sends everything queued, for at most 2 s, and closes the connection. Publishes without an answer stay unanswered.
+    pub fn close(mut self) {
+        self.session.disconnect(clock::monotonic_ns());
+        self.act();
+    }
+
+    /// Does what the session asks for.
+    fn act(&mut self) {
+        while let Some(action) = self.session.poll_action() {
+            match action {
+                Action::Dial { .. } => self.dial(),
+                Action::Send { message, is_optional } => {
+                    if let Some(wire) = &mut self.wire
+                        && !(is_optional && wire.link.poll_transmit().len() > OUTPUT_BYTES_MAX)
+                    {
+                        wire.link.send(message);
+                    }
+                }
+                Action::HangUp { code } => {
+                    if let Some(mut wire) = self.wire.take() {
+                        wire.link.hang_up(code);
+                        // The connection ends either way.
+                        let _ = wire.finish();
+                    }
+                }
+                Action::AskToken(purpose) => {
+                    let token = self.get_token.as_mut().map(|get_token| get_token(purpose));
+                    let now_ns = clock::monotonic_ns();
+                    match token {
+                        Some(Ok(token)) => self.session.handle_token(token, now_ns),
+                        Some(Err(reason)) => self.session.handle_token_failed(&reason, now_ns),
+                        None => debug_assert!(false, "the session asks only if there is a function"),
+                    }
+                }
+                Action::Save(positions) => {
+                    if let Some(save_positions) = &mut self.save_positions {
+                        save_positions(&positions);
+                    }
+                }
+            }
+        }
+    }
+
+    fn dial(&mut self) {
+        match self.open() {
+            Ok(stream) => {
+                let link = Link::new(&self.options);
+                self.wire = Some(Wire { stream, link, has_failed: false });
+                self.handle_link();
+            }
+            Err(error) => {
+                if matches!(error, ClientError::Tls { .. })
+                    && let Ok(renewed) = self.address.read_tls(&self.options)
+                {
+                    self.tls = renewed;
+                }
+                self.session.handle_closed(CLOSE_CUT, &error.to_string(), 0, clock::monotonic_ns());
+            }
+        }
+    }
+
+    fn open(&self) -> Result<Stream, ClientError> {
+        let host = &self.address.host;
+        let socket =
+            connect_host(host).map_err(|error| ClientError::Connect { address: host.clone(), error })?;
+        let mut stream = Stream::new(socket);
+        if let Some(config) = self.tls.clone() {
+            stream.start_tls(config, tls::server_name(host)?, host, TLS_TIMEOUT)?;
+        }
+        stream.socket.set_nonblocking(true)?;
+        Ok(stream)
+    }
+
+    /// Writes and reads what the socket takes and has, without blocking; returns whether bytes or the end arrived.
+    fn transfer(&mut self) -> bool {
+        let Some(wire) = &mut self.wire else { return false };
+        if !wire.has_failed && wire.write_some().is_err() {
+            wire.has_failed = true;
+        }
+        match wire.stream.read(&mut self.buffer) {
+            Ok(0) => wire.link.handle_eof(),
+            Ok(read) => wire.link.handle_bytes(&self.buffer[..read]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+            Err(error) if error.kind() == ErrorKind::Interrupted => return true,
+            Err(_) => wire.link.handle_eof(),
+        }
+        self.handle_link();
+        true
+    }
+
+    /// Gives the session what has arrived.
+    fn handle_link(&mut self) {
+        let now_ns = clock::monotonic_ns();
+        while let Some(event) = self.wire.as_mut().and_then(|wire| wire.link.poll_event()) {
+            match event {
+                LinkEvent::Open(protocol) => self.session.handle_open(protocol, now_ns),
+                LinkEvent::Message(message) => {
+                    self.session.handle_message(&message, now_ns, clock::wall_ns());
+                }
+                LinkEvent::Closed { code, reason, reconnect_after_ms } => {
+                    self.session.handle_closed(code, &reason, reconnect_after_ms, now_ns);
+                    if let Some(mut wire) = mem::take(&mut self.wire) {
+                        // The answer to a close frame, as far as the socket takes it at once.
+                        let _ = wire.write_some();
+                    }
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) {
+        match &mut self.wire {
+            None => clock::sleep(timeout.unwrap_or_default()),
+            Some(wire) => {
+                let has_output = !wire.has_failed && wire.has_output();
+                if wire.stream.wait(timeout, has_output).is_err() {
+                    wire.link.handle_eof();
+                    self.handle_link();
+                }
+            }
+        }
+    }
+}
+
+impl Wire {
+    fn has_output(&self) -> bool {
+        !self.link.poll_transmit().is_empty() || self.stream.has_unsent()
+    }
+
+    /// Writes what the socket accepts without blocking.
+    fn write_some(&mut self) -> io::Result<()> {
+        while self.has_output() {
+            match self.stream.write(self.link.poll_transmit()) {
+                Ok(written) => self.link.handle_transmitted(written),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what waits, says goodbye, and waits until the server has closed its side, for at most [`CLOSE_TIMEOUT`].
+    fn finish(mut self) -> io::Result<()> {
+        let deadline = Deadline::after(Some(CLOSE_TIMEOUT));
+        let left = |deadline: Deadline| deadline.remaining().filter(|left| !left.is_zero());
+        self.stream.say_goodbye();
+        self.write_some()?;
+        while let Some(left) = left(deadline).filter(|_| self.has_output()) {
+            self.stream.wait(Some(left), true)?;
+            let mut discarded = [0; 4_096];
+            // The server may wait for this side to read.
+            while matches!(self.stream.read(&mut discarded), Ok(read) if read > 0) {}
+            self.write_some()?;
+        }
+        let socket = &mut self.stream.socket;
+        socket.shutdown(Shutdown::Write)?;
+        socket.set_nonblocking(false)?;
+        while let Some(left) = left(deadline) {
+            socket.set_read_timeout(Some(left))?;
+            match socket.read(&mut [0; 4_096]) {
+                Ok(0) => break,
+                Err(error) if !is_timeout(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

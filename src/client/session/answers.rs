@@ -1,0 +1,239 @@
+//! The server's messages, and the subscriptions that they change.
+
+use std::sync::Arc;
+
+use super::{
+    ClientEvent, ClientState, Message, Session, SubscriptionEvent, SubscriptionState, Timer, TopicPositions,
+    close_code,
+    exchange::{Closing, Pending},
+    message::{self, ServerMessage},
+    subscriptions::SubscriptionId,
+};
+use crate::{
+    ProtocolError,
+    request::Start,
+    topics::{Announcer, SkipReason},
+};
+use tickcast_proto::{
+    ErrorCode,
+    subscription::{Position, StartPosition},
+};
+
+const MS_NS: u64 = 1_000_000;
+
+impl Session {
+    /// A message has arrived. A tick costs no allocation beyond its events' queue, except for the first of a topic.
+    pub fn handle_message(&mut self, message: &Message, now_ns: u64, wall_ns: u64) {
+        let Some(exchange) = &mut self.exchange else { return };
+        exchange.is_silent = false;
+        let mut pinged = None;
+        let decoded = message::decode(self.options.codec(), message);
+        let handled = decoded.and_then(|messages| {
+            for message in messages {
+                match message {
+                    ServerMessage::Tick(tick) => self.handle_tick(tick, wall_ns)?,
+                    ServerMessage::Ping { token } => pinged = Some(token),
+                    message => self.handle_answer(message, now_ns)?,
+                }
+                if self.exchange.is_none() {
+                    // An answer has ended it.
+                    return Ok(());
+                }
+            }
+            Ok(())
+        });
+        match (handled, &self.exchange, pinged) {
+            (Err(error), _, _) => self.handle_malformed(&error.to_string(), now_ns),
+            // One answer a message: a message has room for many more pings than a server needs.
+            (Ok(()), Some(exchange), Some(token)) => exchange.pong(token, &mut self.outbox),
+            _ => {}
+        }
+        self.save_later(now_ns);
+    }
+
+    fn handle_answer(&mut self, message: ServerMessage<'_>, now_ns: u64) -> Result<(), ProtocolError> {
+        let Session { exchange: Some(exchange), publishes, timers, outbox, tokens, .. } = self else {
+            return Ok(());
+        };
+        match message {
+            ServerMessage::Published { request, topic, epoch, sequence, is_duplicate } => {
+                let published = (topic.into(), Position { epoch, sequence }, is_duplicate);
+                publishes.handle_published(request, published, timers, outbox);
+            }
+            ServerMessage::Pong { token } => exchange.handle_pong(token, now_ns, outbox),
+            ServerMessage::Welcome { request, frame_bytes_max, features } => {
+                exchange.pending.remove(&request);
+                if exchange.welcomed_ns.is_none() {
+                    exchange.handle_welcome(frame_bytes_max, features, now_ns);
+                    self.handle_welcomed(now_ns);
+                }
+            }
+            ServerMessage::Subscribed { request } => {
+                let pending = exchange.pending.remove(&request);
+                self.handle_acknowledged(pending);
+            }
+            ServerMessage::Unsubscribed { request, pattern, code, text } => {
+                exchange.topics.interrupt();
+                if request != 0 {
+                    exchange.pending.remove(&request);
+                } else if let Ok(record) = self.subscriptions.named(&pattern)
+                    && record.is_sent
+                {
+                    self.end_subscription(record.id, code, &text);
+                }
+            }
+            ServerMessage::Error { request, code, text } => {
+                if !publishes.handle_refused(request, code, &text, timers, outbox) {
+                    let pending = exchange.pending.remove(&request);
+                    self.handle_refused(pending, code, &text, now_ns);
+                }
+            }
+            ServerMessage::Closing { code, text, reconnect_after_ms } => {
+                exchange.closing = Some(Closing { code, reason: text.into_owned(), reconnect_after_ms });
+            }
+            ServerMessage::Expires { request, expires_in_s } => {
+                outbox.emit(ClientEvent::Expires { expires_in_s });
+                exchange.pending.remove(&request);
+                tokens.handle_expires(expires_in_s, now_ns, timers);
+                if request == 0 {
+                    tokens.refresh(timers, outbox);
+                }
+            }
+            ServerMessage::Source { source, state, since_ns } => {
+                outbox.emit(ClientEvent::Source { source: source.into(), state, since_ns });
+            }
+            // About topics.
+            message => self.handle_topic_message(message)?,
+        }
+        Ok(())
+    }
+
+    fn handle_welcomed(&mut self, now_ns: u64) {
+        self.timers.cancel(&Timer::Welcome);
+        self.set_state(ClientState::Connected, 0, &"".into(), None);
+        self.ping(now_ns);
+        if self.tokens.is_unused() {
+            self.refresh_token();
+        }
+        for (id, positions) in self.subscriptions.to_resume(&self.positions) {
+            self.send_subscription(id, &positions);
+        }
+        if let Some(exchange) = &mut self.exchange {
+            self.publishes.send_waiting(exchange, &mut self.timers, &mut self.outbox);
+        }
+    }
+
+    /// A subscription or an update of one is live.
+    fn handle_acknowledged(&mut self, pending: Option<Pending>) {
+        match pending {
+            Some(Pending::Subscribe(id)) => {
+                if let Some(record) = self.subscriptions.get_mut(id) {
+                    record.is_acknowledged = true;
+                    record.jitter.reset();
+                    self.set_subscription(id, SubscriptionState::Subscribed, 0, &"".into(), None);
+                }
+            }
+            Some(Pending::Update(id, delivery)) => {
+                if let Some(record) = self.subscriptions.get_mut(id) {
+                    record.confirmed = delivery;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn handle_refused(&mut self, pending: Option<Pending>, code: u16, text: &str, now_ns: u64) {
+        match pending {
+            Some(Pending::Subscribe(id)) => {
+                let Some(record) = self.subscriptions.get_mut(id) else { return };
+                if code != ErrorCode::RateLimited as u16 {
+                    self.end_subscription(id, code, text);
+                    return;
+                }
+                record.is_sent = false;
+                let retry_in_ms = record.jitter.next_ms(&mut self.random);
+                let timer = Timer::Subscribe(record.pattern.clone());
+                self.timers.set(timer, now_ns + retry_in_ms * MS_NS);
+                let state = SubscriptionState::Subscribing;
+                self.set_subscription(id, state, code, &text.into(), Some(retry_in_ms));
+            }
+            Some(Pending::Update(id, delivery)) => {
+                let Some(record) = self.subscriptions.get_mut(id) else { return };
+                if record.delivery == delivery {
+                    record.delivery = record.confirmed;
+                }
+                let reason = text.into();
+                self.outbox.emit_on(&record.pattern, SubscriptionEvent::Error { code, reason });
+            }
+            Some(Pending::Refresh) => self.handle_no_token(text, code, now_ns),
+            Some(Pending::Hello) => self.hang_up(close_code::MALFORMED, code, text, now_ns),
+            Some(Pending::Unsubscribe) | None => {
+                self.outbox.emit(ClientEvent::Error { code, reason: text.into() });
+            }
+        }
+    }
+
+    /// Sends a subscription that resumes from these positions.
+    pub(super) fn send_subscription(&mut self, id: SubscriptionId, positions: &TopicPositions) {
+        let (Some(exchange), Some(record)) = (&mut self.exchange, self.subscriptions.get_mut(id)) else {
+            return;
+        };
+        let start = if positions.is_empty() && !record.is_acknowledged {
+            match record.from {
+                StartPosition::Live => Start::Live,
+                StartPosition::Latest => Start::Latest,
+                StartPosition::After(position) => Start::After(position),
+                StartPosition::AfterEach(_) | StartPosition::Resume => Start::Positions(&[]),
+            }
+        } else if record.conflates() {
+            Start::Latest
+        } else {
+            Start::Positions(positions)
+        };
+        let mut is_latest = matches!(start, Start::Latest);
+        if !exchange.subscribe(record, start, &mut self.outbox) {
+            is_latest = true;
+            exchange.subscribe(record, Start::Latest, &mut self.outbox);
+        }
+        let announcer = match (is_latest, record.conflates()) {
+            (false, _) => Announcer::Server,
+            (true, true) => Announcer::Client(SkipReason::Conflated),
+            (true, false) => Announcer::Client(SkipReason::Gap),
+        };
+        for (topic, position) in positions {
+            exchange.topics.add_position(topic, *position, announcer);
+        }
+        record.is_sent = true;
+        record.confirmed = record.delivery;
+    }
+
+    pub(super) fn subscribe_again(&mut self, pattern: &str) {
+        if let Some(id) = self.subscriptions.id(pattern)
+            && self.state == ClientState::Connected
+        {
+            let positions = self.subscriptions.positions_of(pattern, &self.positions);
+            self.send_subscription(id, &positions);
+        }
+    }
+
+    pub(super) fn end_subscription(&mut self, id: SubscriptionId, code: u16, reason: &str) {
+        if let Some(record) = self.subscriptions.remove(id, &mut self.positions) {
+            let state = SubscriptionState::Unsubscribed;
+            self.outbox.emit_subscription(&record.pattern, state, code, &reason.into(), None);
+        }
+    }
+
+    pub(super) fn set_subscription(
+        &mut self,
+        id: SubscriptionId,
+        state: SubscriptionState,
+        code: u16,
+        reason: &Arc<str>,
+        retry_in_ms: Option<u64>,
+    ) {
+        if let Some(record) = self.subscriptions.get_mut(id) {
+            record.state = state;
+            self.outbox.emit_subscription(&record.pattern, state, code, reason, retry_in_ms);
+        }
+    }
+}

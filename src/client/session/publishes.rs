@@ -1,0 +1,230 @@
+//! Publishes without an answer: those that wait for a connection, and those in flight.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+    sync::Arc,
+};
+
+use super::{
+    actions::Outbox,
+    event::{ClientEvent, PublishFailure, PublishId, PublishOutcome, PublishedAt},
+    exchange::Exchange,
+    timers::{Timer, Timers},
+};
+use crate::{OFFLINE_QUEUE_BYTES_MAX, PUBLISHES_UNACKNOWLEDGED_MAX, PublishRequest};
+use tickcast_proto::{ErrorCode, subscription::Position};
+
+/// A publish that waits for a connection.
+#[derive(Debug)]
+struct Waiting {
+    topic: Box<str>,
+    payload: Box<[u8]>,
+    producer_time_ns: u64,
+    schema: u32,
+    key: u64,
+}
+
+impl Waiting {
+    fn new(publish: PublishRequest<'_>) -> Waiting {
+        let PublishRequest { topic, payload, producer_time_ns, schema, key, message_id: _ } = publish;
+        Waiting { topic: topic.into(), payload: payload.into(), producer_time_ns, schema, key }
+    }
+
+    fn request(&self) -> PublishRequest<'_> {
+        let &Waiting { producer_time_ns, schema, key, .. } = self;
+        PublishRequest {
+            topic: &self.topic,
+            payload: &self.payload,
+            producer_time_ns,
+            schema,
+            key,
+            message_id: "",
+        }
+    }
+}
+
+/// Publishes by id. Each gets exactly one event.
+///
+/// Invariant: at most `waiting_max` wait, with [`OFFLINE_QUEUE_BYTES_MAX`] of payloads, and at most
+/// [`PUBLISHES_UNACKNOWLEDGED_MAX`] are in flight. A publish is in one of the two, and has a timer.
+#[derive(Debug)]
+pub(super) struct Publishes {
+    waiting_max: usize,
+    last: u64,
+    /// Oldest first.
+    waiting: BTreeMap<u64, Waiting>,
+    waiting_bytes: usize,
+    /// Those in flight by request number of this connection.
+    in_flight: HashMap<u32, u64>,
+    /// The same the other way round, oldest first.
+    requests: BTreeMap<u64, u32>,
+}
+
+impl Publishes {
+    pub(super) fn new(waiting_max: usize) -> Publishes {
+        Publishes {
+            waiting_max,
+            last: 0,
+            waiting: BTreeMap::new(),
+            waiting_bytes: 0,
+            in_flight: HashMap::new(),
+            requests: BTreeMap::new(),
+        }
+    }
+
+    /// The number of publishes without an answer.
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len() + self.requests.len()
+    }
+
+    /// Takes a publish until a deadline. The caller sends it, lets it wait, or fails it.
+    pub(super) fn submit(&mut self, deadline_ns: u64, timers: &mut Timers) -> PublishId {
+        self.last += 1;
+        timers.set(Timer::Publish(self.last), deadline_ns);
+        PublishId(self.last)
+    }
+
+    /// Keeps a publish for the next connection, within the bounds.
+    pub(super) fn wait(
+        &mut self,
+        id: PublishId,
+        publish: PublishRequest<'_>,
+        timers: &mut Timers,
+        outbox: &mut Outbox,
+    ) {
+        let waiting_bytes = self.waiting_bytes + publish.payload.len();
+        if self.waiting.len() >= self.waiting_max || waiting_bytes > OFFLINE_QUEUE_BYTES_MAX {
+            fail(
+                id,
+                PublishOutcome::NotSent,
+                0,
+                "too many publishes wait for a connection".into(),
+                timers,
+                outbox,
+            );
+            return;
+        }
+        self.waiting_bytes = waiting_bytes;
+        self.waiting.insert(id.0, Waiting::new(publish));
+    }
+
+    /// Sends a publish, if another one may be in flight and it fits into a message.
+    pub(super) fn send(
+        &mut self,
+        id: PublishId,
+        publish: PublishRequest<'_>,
+        exchange: &mut Exchange,
+        timers: &mut Timers,
+        outbox: &mut Outbox,
+    ) {
+        if self.in_flight.len() >= PUBLISHES_UNACKNOWLEDGED_MAX {
+            let reason = "too many publishes wait for their answers".into();
+            fail(id, PublishOutcome::NotSent, 0, reason, timers, outbox);
+            return;
+        }
+        let Some(request) = exchange.publish(publish, outbox) else {
+            let bytes_max = exchange.message_bytes_max();
+            let reason = format!("it does not fit into a message; the server accepts {bytes_max} bytes");
+            let code = ErrorCode::TooLarge as u16;
+            fail(id, PublishOutcome::NotSent, code, reason.into(), timers, outbox);
+            return;
+        };
+        self.in_flight.insert(request, id.0);
+        self.requests.insert(id.0, request);
+    }
+
+    /// Sends all that wait.
+    pub(super) fn send_waiting(&mut self, exchange: &mut Exchange, timers: &mut Timers, outbox: &mut Outbox) {
+        self.waiting_bytes = 0;
+        for (id, publish) in mem::take(&mut self.waiting) {
+            self.send(PublishId(id), publish.request(), exchange, timers, outbox);
+        }
+    }
+
+    /// The server has sequenced a tick. An answer that is not awaited any more means nothing.
+    pub(super) fn handle_published(
+        &mut self,
+        request: u32,
+        published: (Box<str>, Position, bool),
+        timers: &mut Timers,
+        outbox: &mut Outbox,
+    ) {
+        if let Some(publish) = self.answered(request) {
+            timers.cancel(&Timer::Publish(publish.0));
+            let (topic, position, is_duplicate) = published;
+            let published = PublishedAt { topic, position, is_duplicate };
+            outbox.emit(ClientEvent::Published { publish, published });
+        }
+    }
+
+    /// The server has refused a request; returns whether it was a publish.
+    pub(super) fn handle_refused(
+        &mut self,
+        request: u32,
+        code: u16,
+        text: &str,
+        timers: &mut Timers,
+        outbox: &mut Outbox,
+    ) -> bool {
+        let answered = self.answered(request);
+        if let Some(id) = answered {
+            fail(id, PublishOutcome::Refused, code, text.into(), timers, outbox);
+        }
+        answered.is_some()
+    }
+
+    /// A publish has waited for long enough.
+    pub(super) fn handle_timeout(&mut self, id: u64, timers: &mut Timers, outbox: &mut Outbox) {
+        let id = PublishId(id);
+        if let Some(waiting) = self.waiting.remove(&id.0) {
+            self.waiting_bytes -= waiting.payload.len();
+            fail(id, PublishOutcome::NotSent, 0, "no connection in time".into(), timers, outbox);
+        } else if let Some(&request) = self.requests.get(&id.0) {
+            self.answered(request);
+            fail(id, PublishOutcome::Unknown, 0, "no answer in time".into(), timers, outbox);
+        }
+    }
+
+    /// The connection is lost: nobody knows what became of those in flight. If it is final, the others are not sent either.
+    pub(super) fn handle_lost(
+        &mut self,
+        code: u16,
+        reason: &Arc<str>,
+        is_final: bool,
+        timers: &mut Timers,
+        outbox: &mut Outbox,
+    ) {
+        self.in_flight.clear();
+        for id in mem::take(&mut self.requests).into_keys() {
+            fail(PublishId(id), PublishOutcome::Unknown, code, reason.clone(), timers, outbox);
+        }
+        if is_final {
+            self.waiting_bytes = 0;
+            for id in mem::take(&mut self.waiting).into_keys() {
+                fail(PublishId(id), PublishOutcome::NotSent, code, reason.clone(), timers, outbox);
+            }
+        }
+    }
+
+    /// Removes a publish in flight.
+    fn answered(&mut self, request: u32) -> Option<PublishId> {
+        let id = self.in_flight.remove(&request)?;
+        self.requests.remove(&id);
+        Some(PublishId(id))
+    }
+}
+
+/// Reports that a publish has failed.
+pub(super) fn fail(
+    publish: PublishId,
+    outcome: PublishOutcome,
+    code: u16,
+    reason: Arc<str>,
+    timers: &mut Timers,
+    outbox: &mut Outbox,
+) {
+    timers.cancel(&Timer::Publish(publish.0));
+    let failure = PublishFailure { outcome, code, reason };
+    outbox.emit(ClientEvent::PublishFailed { publish, failure });
+}
