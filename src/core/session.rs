@@ -15,6 +15,7 @@ pub mod places;
 mod protocol;
 mod queues;
 pub mod saved_positions;
+pub mod socket_io;
 pub mod subscriptions;
 pub mod table;
 #[cfg(test)]
@@ -377,6 +378,14 @@ impl Session {
     /// Whether its handshake is complete but the credentials it needs may still arrive.
     pub fn lacks_credentials(&self) -> bool {
         self.proof == Proof::None && matches!(self.protocol, Protocol::Open(_))
+    }
+
+    /// Whether it may still do nothing but say who it is: in a hello, or by entering the namespace of Socket.IO.
+    pub fn awaits_hello(&self) -> bool {
+        match &self.protocol {
+            Protocol::SocketIo(state) => !state.is_connected && !self.awaits_verdict(),
+            _ => self.lacks_credentials(),
+        }
     }
 
     /// Whether its credentials are being verified. Its requests wait until then.

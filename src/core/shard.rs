@@ -41,6 +41,7 @@ mod proxied;
 mod quotas;
 mod reload;
 mod routing;
+mod socket_io;
 mod stages;
 mod streams;
 mod subscriptions;

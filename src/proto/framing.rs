@@ -1,7 +1,8 @@
 //! Framings: how messages are delimited on a connection, and how pings and closes are sent.
-//! To add a framing, add a variant here, a module beside [`tcp`], [`websocket`] and [`event_stream`], its pairs with codecs in the
+//! To add a framing, add a variant here, a module beside [`tcp`], [`websocket`], [`event_stream`] and [`engine_io`], its pairs with codecs in the
 //! table of [`crate::WireFormat`], and the way in which a client asks for it (over HTTP: [`crate::http`]).
 
+pub mod engine_io;
 pub mod event_stream;
 pub mod tcp;
 pub mod websocket;
@@ -28,6 +29,8 @@ pub enum Framing {
     EventStream = 3,
     /// Lines: one for each JSON message.
     Lines = 4,
+    /// Engine.IO 4 over WebSocket: one packet for each Socket.IO packet, and a binary message for its attachment.
+    EngineIo = 5,
 }
 
 /// Longest header that [`Framing::write_send_header`] writes, in bytes.
@@ -35,7 +38,7 @@ pub const SEND_HEADER_BYTES_MAX: usize = 10;
 
 impl Framing {
     /// Number of framings.
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 6;
 
     /// Whether each SEND ends with what its client has then: see [`event_stream::encode_place`].
     #[inline]
@@ -58,7 +61,8 @@ impl Framing {
     /// queued messages have headers already.
     pub fn write_send_header(self, message_type: MessageType, len: usize, out: &mut Vec<u8>) {
         match self {
-            Framing::Tcp | Framing::WebSocket | Framing::EventStream | Framing::Lines => {}
+            Framing::Tcp | Framing::WebSocket | Framing::EventStream | Framing::Lines | Framing::EngineIo => {
+            }
             Framing::WebSocketBatch => websocket::encode_header(out, message_type, len),
         }
     }
@@ -78,7 +82,10 @@ impl Framing {
         match self {
             Framing::Tcp | Framing::WebSocketBatch => {}
             Framing::WebSocket => websocket::encode_header(scratch, message_type, body.len()),
-            Framing::EventStream | Framing::Lines => {
+            Framing::EngineIo if !engine_io::has_attachment(body) => {
+                engine_io::encode_header(scratch, body.len())
+            }
+            Framing::EventStream | Framing::Lines | Framing::EngineIo => {
                 self.write(message_type, body, scratch);
                 return (scratch, &[]);
             }
@@ -93,6 +100,7 @@ impl Framing {
             Framing::WebSocket | Framing::WebSocketBatch => websocket::encode(out, message_type, body),
             Framing::EventStream => event_stream::encode_event(out, body),
             Framing::Lines => event_stream::encode_line(out, body),
+            Framing::EngineIo => engine_io::encode_message(out, body),
         }
     }
 
@@ -105,7 +113,11 @@ impl Framing {
     ) {
         match self {
             Framing::Tcp => write_body(out),
-            Framing::WebSocket | Framing::WebSocketBatch | Framing::EventStream | Framing::Lines => {
+            Framing::WebSocket
+            | Framing::WebSocketBatch
+            | Framing::EventStream
+            | Framing::Lines
+            | Framing::EngineIo => {
                 let mut body = Vec::with_capacity(128);
                 write_body(&mut body);
                 if !body.is_empty() {
@@ -122,6 +134,7 @@ impl Framing {
             Framing::WebSocket | Framing::WebSocketBatch => websocket::encode_ping(out),
             Framing::EventStream => out.extend_from_slice(b":\n\n"),
             Framing::Lines => out.push(b'\n'),
+            Framing::EngineIo => engine_io::encode_ping(out),
         }
     }
 
@@ -129,7 +142,9 @@ impl Framing {
     pub fn write_close(self, code: u16, reason: &str, out: &mut Vec<u8>) {
         match self {
             Framing::Tcp | Framing::EventStream | Framing::Lines => {}
-            Framing::WebSocket | Framing::WebSocketBatch => websocket::encode_close(out, code, reason),
+            Framing::WebSocket | Framing::WebSocketBatch | Framing::EngineIo => {
+                websocket::encode_close(out, code, reason);
+            }
         }
     }
 }
@@ -183,7 +198,7 @@ impl Decoder {
     pub fn new(framing: Framing) -> Decoder {
         match framing {
             Framing::Tcp => Decoder::Tcp,
-            Framing::WebSocket | Framing::WebSocketBatch => Decoder::WebSocket(None),
+            Framing::WebSocket | Framing::WebSocketBatch | Framing::EngineIo => Decoder::WebSocket(None),
             Framing::EventStream | Framing::Lines => Decoder::OneWay,
         }
     }
@@ -272,10 +287,16 @@ mod tests {
 
     #[test]
     fn message_has_the_same_bytes_written_at_once_and_queued_then_sent() {
-        let framings =
-            [Framing::Tcp, Framing::WebSocket, Framing::WebSocketBatch, Framing::EventStream, Framing::Lines];
+        let framings = [
+            Framing::Tcp,
+            Framing::WebSocket,
+            Framing::WebSocketBatch,
+            Framing::EventStream,
+            Framing::Lines,
+            Framing::EngineIo,
+        ];
         for framing in framings {
-            for body in [&b"x"[..], &[7; 200], &[7; 70_000]] {
+            for body in [&b"x"[..], &[7; 200], &[7; 70_000], b"51-[]\x1eattached"] {
                 let (mut whole, mut with) = (b"before".to_vec(), b"before".to_vec());
                 framing.write(MessageType::Binary, body, &mut whole);
                 framing.write_with(MessageType::Binary, &mut with, |out| out.extend_from_slice(body));

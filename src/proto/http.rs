@@ -16,6 +16,7 @@ pub mod host;
 mod query;
 mod request;
 mod response;
+mod socket_io;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -92,9 +93,10 @@ pub enum Answer {
 /// The use of a WebSocket or a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target {
-    /// `/ws`: the protocol, with subscriptions to start immediately. `/sse`: what these subscriptions receive.
+    /// `/ws`: the protocol, with subscriptions to start immediately. `/sse`: what these subscriptions receive. `/socket.io/`: an
+    /// Engine.IO session, without subscriptions.
     Stream {
-        /// Selected by the subprotocol, JSON if the client offers none; on `/sse` by `Accept`.
+        /// Selected by the subprotocol, JSON if the client offers none; on `/sse` by `Accept`; on `/socket.io/` always the same.
         format: WireFormat,
         /// `?topics=a.b,c.>`, percent-decoded, not validated.
         patterns: Vec<String>,
@@ -314,18 +316,24 @@ fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> (Result<Outcome
         return (Err(failure), String::new());
     }
     let resource = api::Resource::at(path);
-    if resource.is_none() && path != "/sse" {
+    let is_socket_io = socket_io::is_at(path);
+    if resource.is_none() && path != "/sse" && !is_socket_io {
         return (respond_to_own(request, config), String::new());
     }
     let cors = match access::cors(config.access, request) {
         Ok(cors) => cors,
         Err(failure) => return (Err(failure), String::new()),
     };
-    let allowed = resource.map_or(stream::ALLOWED, api::Resource::allowed);
+    let allowed = match resource {
+        Some(resource) => resource.allowed(),
+        None if is_socket_io => socket_io::ALLOWED,
+        None => stream::ALLOWED,
+    };
     let outcome = match (request.head.method(), resource) {
         (&Method::OPTIONS, _) => Ok(Outcome::Response(preflight(allowed))),
         (method, Some(resource)) if !resource.allows(method) => Err(Failure::method_not_allowed(allowed)),
         (_, Some(resource)) => api::check(request, config).map(|token| Outcome::Call(resource, token)),
+        (_, None) if is_socket_io => socket_io::open(request, config),
         (_, None) => stream::open(request, &cors, config),
     };
     (outcome, cors)
@@ -339,7 +347,7 @@ fn respond_to_own(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome<
     if !is_health && !is_websocket && !config.files.contains(path) {
         return Err(Failure(
             StatusCode::NOT_FOUND,
-            "not found; the page is at /, the WebSocket at /ws, the stream at /sse, requests at /v1"
+            "not found; the page is at /, the WebSocket at /ws, the stream at /sse, Socket.IO at /socket.io/, requests at /v1"
                 .to_owned(),
         ));
     }

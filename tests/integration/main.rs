@@ -53,6 +53,7 @@ mod sdk_js;
 mod sdk_python;
 mod sinks;
 mod slow;
+mod socket_io;
 mod sources;
 mod sse;
 mod startup;

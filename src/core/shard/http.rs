@@ -16,7 +16,7 @@ use crate::{
     },
 };
 use tickcast_proto::{
-    DecodeError, Step,
+    DecodeError, Step, WireFormat,
     command::Command,
     features::Features,
     framing::Decoder,
@@ -91,7 +91,7 @@ impl Shard {
                         self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
                     }
                     Entry::Refused(refusal) => {
-                        self.begin_messages(slot, &response, &target);
+                        self.begin_messages(slot, &response, &target, now);
                         self.end(slot, CloseReason::Unauthorized(refusal), now);
                     }
                 }
@@ -125,7 +125,7 @@ impl Shard {
         target: Target,
         now: Now,
     ) -> Result<(), DecodeError> {
-        self.begin_messages(slot, response, &target);
+        self.begin_messages(slot, response, &target, now);
         let Target::Stream { patterns, delivery, from, .. } = target else { return Ok(()) };
         if let Some(session) = self.sessions.open_mut(slot)
             && self.limits.auth.is_some()
@@ -144,7 +144,7 @@ impl Shard {
     }
 
     /// Answers a request for a WebSocket or a stream with the response that its messages follow.
-    pub(super) fn begin_messages(&mut self, slot: SlotId, response: &[u8], target: &Target) {
+    pub(super) fn begin_messages(&mut self, slot: SlotId, response: &[u8], target: &Target, now: Now) {
         self.actions.push_back(Action::HandshakeDone(slot));
         self.push_bytes(slot, response);
         let Some(session) = self.sessions.open_mut(slot) else {
@@ -157,6 +157,10 @@ impl Shard {
                 let new_places = || Places::new(Owner::of(session), self.positions_memory.clone());
                 let places = format.framing.has_places().then(new_places);
                 Protocol::Streaming(Box::new(Stream { decoder: Decoder::new(format.framing), places }))
+            }
+            Target::Stream { format: WireFormat::SOCKET_IO, .. } => {
+                session.format = WireFormat::SOCKET_IO;
+                return self.begin_socket_io(slot, now);
             }
             Target::Stream { format, .. } => {
                 session.format = format;

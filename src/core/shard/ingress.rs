@@ -171,9 +171,11 @@ impl Shard {
                     }
                 },
                 Protocol::Admitting | Protocol::Leaving(_) => Ok(Step::Partial),
-                Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) => {
-                    self.message(slot, rest, now)
-                }
+                Protocol::Hello(_)
+                | Protocol::Open(_)
+                | Protocol::Echo(_)
+                | Protocol::Streaming(_)
+                | Protocol::SocketIo(_) => self.message(slot, rest, now),
             };
             match step {
                 Ok(Step::Complete(len, ())) => {
@@ -202,6 +204,7 @@ impl Shard {
             return Ok(Step::Partial);
         };
         let is_echo = matches!(session.protocol, Protocol::Echo(_));
+        let is_socket_io = matches!(session.protocol, Protocol::SocketIo(_));
         let Some(decoder) = session.protocol.decoder_mut() else {
             debug_assert!(false, "the input of a session that takes messages goes to its decoder");
             return Ok(Step::Partial);
@@ -217,6 +220,7 @@ impl Shard {
             Incoming::Nothing => {}
             Incoming::Close => self.end(slot, CloseReason::Peer, now),
             Incoming::Message(message) if is_echo => self.echo(slot, &message),
+            Incoming::Message(message) if is_socket_io => self.socket_io(slot, &message, now)?,
             Incoming::Message(message) => match self.requests(slot, &message, now)? {
                 Served::Here => {}
                 Served::Later => return Ok(Step::Partial),

@@ -7,7 +7,7 @@ use crate::{
     now::Now,
     principal::AuthRefusal,
     session::{CloseReason, Ending, InputState, KeptOutbox, Protocol},
-    shard::{Action, ListenerKind, Shard, timers::TimerKind},
+    shard::{Action, ListenerKind, Shard, socket_io, timers::TimerKind},
 };
 use tickcast_proto::{framing::event_stream, http, reply::Reply};
 
@@ -235,7 +235,11 @@ impl Shard {
                 session.listener == ListenerKind::Http
             }
             Protocol::Http(_) => true,
-            Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) => false,
+            Protocol::Hello(_)
+            | Protocol::Open(_)
+            | Protocol::Echo(_)
+            | Protocol::Streaming(_)
+            | Protocol::SocketIo(_) => false,
         };
         match session.protocol {
             _ if speaks_http => {
@@ -254,6 +258,14 @@ impl Shard {
                 }
             }
             Protocol::Echo(_) => framing.write_close(reason.close_frame_code(), &text, &mut bytes),
+            Protocol::SocketIo(ref state) => {
+                if state.is_connected {
+                    Reply::Closing { code: reason.code(), reason: &text, reconnect_after_ms }
+                        .encode(session.format, &mut bytes);
+                }
+                socket_io::encode_end(state, reason, &mut bytes);
+                framing.write_close(reason.close_frame_code(), &text, &mut bytes);
+            }
             _ => {
                 if framing.has_places() && reconnect_after_ms > 0 {
                     event_stream::encode_retry(&mut bytes, reconnect_after_ms);
