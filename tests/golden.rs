@@ -633,15 +633,14 @@ fn socket_io_encodes_to_the_golden_bytes() {
     check(&out, "8101 32");
     out.clear();
     let open = engine_io::Open {
-        sid: &engine_io::sid(18, 0xfe),
+        sid: &engine_io::Sid { shard: 18, key: 0xfe }.to_string(),
         upgrades: &["websocket"],
         ping_interval: 25_000,
         ping_timeout: 20_000,
         max_payload: 65_536,
     };
-    engine_io::encode_open(&mut out, &open);
     assert_eq!(
-        String::from_utf8(out.split_off(4)).unwrap(),
+        engine_io::open_packet(&open),
         "0{\"sid\":\"12.000000000000000000000000000000fe\",\"upgrades\":[\"websocket\"],\"pingInterval\":25000,\
          \"pingTimeout\":20000,\"maxPayload\":65536}"
     );

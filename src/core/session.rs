@@ -384,6 +384,7 @@ impl Session {
     pub fn awaits_hello(&self) -> bool {
         match &self.protocol {
             Protocol::SocketIo(state) => !state.is_connected && !self.awaits_verdict(),
+            Protocol::Carrier(carrier) => !carrier.is_upgraded,
             _ => self.lacks_credentials(),
         }
     }

@@ -37,6 +37,7 @@ mod intake;
 mod lifecycle;
 mod logged;
 mod overload;
+mod polling;
 mod proxied;
 mod quotas;
 mod reload;
@@ -57,8 +58,9 @@ use std::{
 };
 
 use self::{
-    authentication::Authentication, calls::CallQueues, control::Control, intake::IntakeKind, quotas::Quotas,
-    routing::Routing, stages::Stages, timers::Timer, unfinished::Unfinished,
+    authentication::Authentication, calls::CallQueues, control::Control, intake::IntakeKind,
+    polling::PollingSlots, quotas::Quotas, routing::Routing, stages::Stages, timers::Timer,
+    unfinished::Unfinished,
 };
 use crate::{
     budgets::Budgets,
@@ -197,6 +199,8 @@ pub struct Shard {
     kept_places: KeptPlacesTable,
     /// `/v1` requests.
     calls: CallQueues,
+    /// Slots of sessions that have no socket of their own.
+    polling: PollingSlots,
     counters: Arc<Counters>,
     latency: Latency,
     control: Control,
@@ -283,6 +287,7 @@ impl Shard {
             positions_memory,
             kept_places: KeptPlacesTable::default(),
             calls: CallQueues::default(),
+            polling: PollingSlots::default(),
             counters,
             latency: Latency::default(),
             control: Control::new(),
@@ -496,7 +501,8 @@ impl Shard {
 
     /// Returns the next command to the transport.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        // Sessions that poll have no socket to command.
+        std::iter::from_fn(|| self.actions.pop_front()).find(|action| !self.polling.contain(action.slot()))
     }
 
     /// Calls `take` with the frames staged for another shard, so that it can move them into that shard's rings.

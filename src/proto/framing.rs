@@ -167,6 +167,8 @@ pub enum Decoder {
     Tcp,
     /// A stream whose client only reads.
     OneWay,
+    /// Packets of Engine.IO's long-polling.
+    Polling,
     /// A WebSocket: keeps state only within a fragmented message.
     WebSocket(Option<Box<Fragments>>),
     /// A WebSocket with its own permanent decoder, for longer messages than the shared decoder accepts.
@@ -222,6 +224,7 @@ impl Decoder {
         match self {
             Decoder::Tcp => tcp::step(bytes, shared.frame_bytes_max),
             Decoder::OneWay => event_stream::step(bytes),
+            Decoder::Polling => engine_io::step(bytes),
             Decoder::WebSocket(fragments) => {
                 let mut decoder = shared
                     .websocket
@@ -241,7 +244,7 @@ impl Decoder {
     #[inline]
     pub fn fragments_mut(&mut self) -> Option<&mut Fragments> {
         match self {
-            Decoder::Tcp | Decoder::OneWay => None,
+            Decoder::Tcp | Decoder::OneWay | Decoder::Polling => None,
             Decoder::WebSocket(fragments) => fragments.as_deref_mut(),
             Decoder::WebSocketOwned(decoder) => decoder.fragments.as_deref_mut(),
         }
@@ -251,7 +254,7 @@ impl Decoder {
     #[inline]
     pub fn fragments(&self) -> Option<&Fragments> {
         match self {
-            Decoder::Tcp | Decoder::OneWay => None,
+            Decoder::Tcp | Decoder::OneWay | Decoder::Polling => None,
             Decoder::WebSocket(fragments) => fragments.as_deref(),
             Decoder::WebSocketOwned(decoder) => decoder.fragments.as_deref(),
         }
@@ -260,7 +263,7 @@ impl Decoder {
     /// Frees the unfinished message. The decoder must not be used again.
     pub fn discard_fragments(&mut self) {
         match self {
-            Decoder::Tcp | Decoder::OneWay => {}
+            Decoder::Tcp | Decoder::OneWay | Decoder::Polling => {}
             Decoder::WebSocket(fragments) => *fragments = None,
             Decoder::WebSocketOwned(decoder) => decoder.fragments = None,
         }

@@ -16,7 +16,7 @@ pub mod host;
 mod query;
 mod request;
 mod response;
-mod socket_io;
+pub mod socket_io;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -32,11 +32,12 @@ use self::{
     body::Body,
     request::Request,
     response::Delivery,
+    socket_io::Poll,
 };
 use crate::{
     Step, WireFormat,
     command::Token,
-    framing::event_stream::KeptPlaces,
+    framing::{engine_io::Sid, event_stream::KeptPlaces},
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, REFUSED_RETRY_AFTER_S},
     subscription::{Delivery as TickDelivery, StartPosition},
 };
@@ -75,6 +76,17 @@ pub enum Answer {
         /// The client's token: in `Authorization: Bearer` or in `?token=`. Never empty.
         token: Option<Token<'static>>,
     },
+    /// Serve a request of Engine.IO's long-polling, then answer it.
+    Poll {
+        /// The request.
+        poll: Poll,
+        /// How it is answered.
+        exchange: Exchange,
+        /// As in [`Answer::Upgrade`].
+        host: Box<str>,
+        /// As in [`Answer::Call`].
+        token: Option<Token<'static>>,
+    },
     /// Send the response, then speak WebSocket, or send a stream.
     Upgrade {
         /// The 101 response, or the beginning of the stream.
@@ -111,6 +123,8 @@ pub enum Target {
         /// The client's token: in `Authorization: Bearer`, as the subprotocol `bearer.TOKEN`, or in `?token=`. Never empty.
         token: Option<Token<'static>>,
     },
+    /// `/socket.io/` with a session's name: the WebSocket to which that session is upgraded.
+    Carrier(Sid),
     /// `/echo`: returns every message.
     Echo,
 }
@@ -207,6 +221,8 @@ enum Outcome<'a> {
     Response(Response),
     /// A request of `/v1` and its token. To be parsed once its body has arrived.
     Call(api::Resource<'a>, Option<Token<'static>>),
+    /// The same for long-polling.
+    Poll(Option<Sid>, Option<Token<'static>>),
     Upgrade(Vec<u8>, Target),
 }
 
@@ -243,6 +259,14 @@ impl Connection {
                         let content = body::content(&bytes[head_bytes..used], request.body);
                         let exchange = Exchange::new(&request, keeps_alive, cors);
                         api::call(resource, &request, &content, exchange, token, config)
+                    }
+                    Ok(Outcome::Poll(sid, token)) => {
+                        let content = body::content(&bytes[head_bytes..used], request.body);
+                        let exchange = Exchange::new(&request, keeps_alive, cors);
+                        let poll = socket_io::poll(&request, sid, &content);
+                        let authority = request.authority.as_ref();
+                        let host = authority.map_or_else(Box::default, |authority| authority.host().into());
+                        Answer::Poll { poll, exchange, host, token }
                     }
                     outcome => deliver(outcome, cors, &request, keeps_alive, config),
                 };
@@ -286,8 +310,8 @@ fn deliver(
             return Answer::Upgrade { response, target, host, forwarded_for, cors };
         }
         Ok(Outcome::Response(response)) => response,
-        Ok(Outcome::Call(..)) => {
-            debug_assert!(false, "a call is answered by the core");
+        Ok(Outcome::Call(..) | Outcome::Poll(..)) => {
+            debug_assert!(false, "the core answers it");
             Response::text(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
         }
         Err(failure) => failure.into(),
@@ -333,7 +357,10 @@ fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> (Result<Outcome
         (&Method::OPTIONS, _) => Ok(Outcome::Response(preflight(allowed))),
         (method, Some(resource)) if !resource.allows(method) => Err(Failure::method_not_allowed(allowed)),
         (_, Some(resource)) => api::check(request, config).map(|token| Outcome::Call(resource, token)),
-        (_, None) if is_socket_io => socket_io::open(request, config),
+        (_, None) if is_socket_io => socket_io::find(request, config).map(|found| match found {
+            socket_io::Resource::WebSocket(outcome) => outcome,
+            socket_io::Resource::Poll(sid, token) => Outcome::Poll(sid, token),
+        }),
         (_, None) => stream::open(request, &cors, config),
     };
     (outcome, cors)

@@ -29,10 +29,11 @@ assert client.transport() == ("polling" if TRANSPORTS == ["polling"] else "webso
 answer = client.call("subscribe", "room.*")
 assert answer == {"op": "subscribed", "id": answer["id"], "pattern": "room.*", "topics": []}, answer
 answer = client.call("publish", ("room.a", {"price": 1.5}, {"key": 7}))
-assert answer["op"] == "published" and answer["sequence"] == 1, answer
+assert answer["op"] == "published", answer
 tick = next_tick()
-assert (tick["topic"], tick["seq"], tick["key"], tick["data"]) == ("room.a", 1, 7, {"price": 1.5}), tick
-for length in [0, 1, 100_000]:
+assert (tick["topic"], tick["seq"]) == ("room.a", answer["sequence"]), tick
+assert (tick["key"], tick["data"]) == (7, {"price": 1.5}), tick
+for length in [0, 1, 40_000 if TRANSPORTS == ["polling"] else 100_000]:
     assert client.call("publish", ("room.b", b"\xfe" * length))["op"] == "published"
     assert next_tick()["data"] == b"\xfe" * length
 assert client.call("subscribe", "a..b")["code"] == 102

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     harness::{Server, beside_others, eventually, raw::Peer, tickcast},
+    page::browser,
     sse::{Program, server_with_tokens},
 };
 
@@ -55,10 +56,32 @@ fn socket_io_client_subscribes_publishes_and_comes_back_over_websocket() {
 }
 
 #[test]
-fn python_socketio_subscribes_and_publishes_over_websocket() {
+fn socket_io_client_with_its_defaults_polls_and_upgrades() {
+    let _machine = beside_others();
+    node_through_a_restart("polling,websocket");
+}
+
+#[test]
+fn socket_io_client_subscribes_publishes_and_comes_back_by_polling_alone() {
+    let _machine = beside_others();
+    node_through_a_restart("polling");
+}
+
+#[test]
+fn socket_io_client_in_chromium_upgrades_subscribes_and_publishes() {
     let _machine = beside_others();
     let server = server();
-    python("socket_io_python.py", &[&server.http.to_string(), "websocket"]).finish();
+    node("socketio-browser.mjs", &[&server.http.to_string(), &browser()]).finish();
+    server.stop_cleanly();
+}
+
+#[test]
+fn python_socketio_subscribes_and_publishes_over_each_transport() {
+    let _machine = beside_others();
+    let server = server();
+    for transports in ["websocket", "polling,websocket", "polling"] {
+        python("socket_io_python.py", &[&server.http.to_string(), transports]).finish();
+    }
     server.stop_cleanly();
 }
 
@@ -66,7 +89,9 @@ fn python_socketio_subscribes_and_publishes_over_websocket() {
 fn tokens_in_auth_are_verified_and_refusals_reach_the_application() {
     let _machine = beside_others();
     let (server, token) = server_with_tokens();
-    node("socketio-auth.mjs", &[&server.http.to_string(), &token("alice"), "websocket"]).finish();
+    for transports in ["websocket", "polling"] {
+        node("socketio-auth.mjs", &[&server.http.to_string(), &token("alice"), transports]).finish();
+    }
     server.stop_cleanly();
 }
 

@@ -3,7 +3,7 @@
 use super::{
     call::{Calls, PendingCall},
     places::Places,
-    socket_io::SocketIo,
+    socket_io::{Carrier, SocketIo},
 };
 use tickcast_proto::{
     framing::{Decoder, websocket::Fragments},
@@ -32,6 +32,8 @@ pub enum Protocol {
     Streaming(Box<Stream>),
     /// The input is packets of Socket.IO.
     SocketIo(Box<SocketIo>),
+    /// The input is that of a Socket.IO session in another slot, or probes whether it may be.
+    Carrier(Box<Carrier>),
 }
 
 /// A one-way stream.
@@ -65,7 +67,8 @@ impl Protocol {
         match self {
             Protocol::ProxyHeader | Protocol::Admitting | Protocol::Leaving(_) => true,
             Protocol::Hello(_) | Protocol::Http(_) => true,
-            Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) | Protocol::SocketIo(_) => false,
+            Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) => false,
+            Protocol::SocketIo(_) | Protocol::Carrier(_) => false,
         }
     }
 
@@ -91,6 +94,7 @@ impl Protocol {
             Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => Some(decoder),
             Protocol::Streaming(stream) => Some(&mut stream.decoder),
             Protocol::SocketIo(state) => Some(&mut state.decoder),
+            Protocol::Carrier(carrier) => Some(&mut carrier.decoder),
             Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
         }
     }
@@ -104,6 +108,7 @@ impl Protocol {
             Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
             Protocol::Streaming(_) => None,
             Protocol::SocketIo(state) => state.decoder.fragments(),
+            Protocol::Carrier(carrier) => carrier.decoder.fragments(),
         }
     }
 
@@ -139,6 +144,7 @@ impl Protocol {
                 size_of::<Calls>() + calls.pending.as_ref().map_or(0, PendingCall::memory_bytes)
             }),
             Protocol::SocketIo(state) => state.heap_bytes(),
+            Protocol::Carrier(_) => size_of::<Carrier>(),
             _ => 0,
         }
     }

@@ -51,7 +51,7 @@ impl Shard {
             self.settle_last_caller(slot, token.as_ref());
         }
         // A call adds work to this shard and others, unlike anything else that a new connection may begin with.
-        if matches!(answer, Answer::Call { .. }) && !self.takes_input() {
+        if matches!(answer, Answer::Call { .. } | Answer::Poll { .. }) && !self.takes_input() {
             if let Some(Protocol::Http(http)) =
                 self.sessions.open_mut(slot).map(|session| &mut session.protocol)
             {
@@ -76,6 +76,16 @@ impl Shard {
             }
             Answer::Upgrade { forwarded_for, .. } if self.awaits_admission(slot, &forwarded_for) => {
                 return Ok(Step::Partial);
+            }
+            Answer::Poll { poll, exchange, host, token } => {
+                if let Step::Partial = self.poll(slot, poll, exchange, &host, token.as_ref(), now) {
+                    return Ok(Step::Partial);
+                }
+            }
+            Answer::Upgrade { response, target: Target::Carrier(sid), cors, .. } => {
+                if let Step::Partial = self.begin_carrier(slot, sid, &response, &cors, now) {
+                    return Ok(Step::Partial);
+                }
             }
             Answer::Upgrade { response, target, host, cors, .. } => {
                 match self.enter_stream(slot, &target, &host, now) {
@@ -151,6 +161,7 @@ impl Shard {
             return debug_assert!(false, "the response to an upgrade ends no session");
         };
         session.protocol = match *target {
+            Target::Carrier(_) => return debug_assert!(false, "begin_carrier answers it"),
             Target::Echo => Protocol::Echo(Decoder::for_long_messages(ECHO_BYTES_MAX)),
             Target::Stream { format, .. } if format.framing.is_one_way() => {
                 (session.format, session.features) = (format, STREAM_FEATURES);

@@ -95,6 +95,9 @@ impl Shard {
         }
         self.after_input(slot, &progress, now);
         self.note_activity(slot, now);
+        if !progress.blocked {
+            self.finish_post(slot, now);
+        }
         progress.used
     }
 
@@ -145,14 +148,14 @@ impl Shard {
         let mut progress = Progress::default();
         loop {
             let used = progress.used;
-            let room = used < bytes_max && self.takes_input();
+            let room = used < bytes_max && self.takes_input() && self.takes_input_of(slot);
             let Some(session) = self.sessions.open_mut(slot) else {
                 return Progress { used: bytes.len(), ..progress };
             };
             if used == bytes.len() && !session.has_message_rest() {
                 break;
             }
-            let waits = !room || !session.takes_input();
+            let waits = !room;
             if waits && (session.awaits_verdict() || !session.protocol.is_new()) {
                 return Progress { blocked: true, ..progress };
             }
@@ -175,7 +178,8 @@ impl Shard {
                 | Protocol::Open(_)
                 | Protocol::Echo(_)
                 | Protocol::Streaming(_)
-                | Protocol::SocketIo(_) => self.message(slot, rest, now),
+                | Protocol::SocketIo(_)
+                | Protocol::Carrier(_) => self.message(slot, rest, now),
             };
             match step {
                 Ok(Step::Complete(len, ())) => {
@@ -205,6 +209,7 @@ impl Shard {
         };
         let is_echo = matches!(session.protocol, Protocol::Echo(_));
         let is_socket_io = matches!(session.protocol, Protocol::SocketIo(_));
+        let is_carrier = matches!(session.protocol, Protocol::Carrier(_));
         let Some(decoder) = session.protocol.decoder_mut() else {
             debug_assert!(false, "the input of a session that takes messages goes to its decoder");
             return Ok(Step::Partial);
@@ -221,6 +226,7 @@ impl Shard {
             Incoming::Close => self.end(slot, CloseReason::Peer, now),
             Incoming::Message(message) if is_echo => self.echo(slot, &message),
             Incoming::Message(message) if is_socket_io => self.socket_io(slot, &message, now)?,
+            Incoming::Message(message) if is_carrier => self.carrier_message(slot, &message, now)?,
             Incoming::Message(message) => match self.requests(slot, &message, now)? {
                 Served::Here => {}
                 Served::Later => return Ok(Step::Partial),

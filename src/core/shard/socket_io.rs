@@ -15,19 +15,20 @@ use crate::{
     principal::AuthRefusal,
     session::{
         CloseReason, Protocol,
-        socket_io::{SocketIo, heartbeat_ms},
+        socket_io::{Carried, SocketIo, heartbeat_ms},
     },
 };
 use tickcast_proto::{
     DecodeError, ErrorCode,
-    codec::{Message, socket_io},
+    codec::{Message, MessageType, socket_io},
     command::Command,
     features::Features,
     framing::{
         Decoder, Framing,
-        engine_io::{self, Open},
+        engine_io::{self, Open, Sid},
+        websocket,
     },
-    limits::SOCKET_IO_BINARY_EVENT_BYTES_MAX,
+    limits::{HTTP_BODY_BYTES_MAX, SOCKET_IO_BINARY_EVENT_BYTES_MAX},
 };
 
 /// Features of all sessions, whose clients cannot ask for any: everything that version 0.1 lacked.
@@ -40,27 +41,44 @@ const FEATURES: Features = Features::COUNTS
 impl Shard {
     /// Begins a session after the response that opened its WebSocket.
     pub(super) fn begin_socket_io(&mut self, slot: SlotId, now: Now) {
+        let decoder = Decoder::new(Framing::EngineIo);
+        if let Some(packet) = self.begin_engine_io(slot, decoder, None, now) {
+            let mut bytes = Vec::new();
+            websocket::encode(&mut bytes, MessageType::Text, packet.as_bytes());
+            self.push_bytes(slot, &bytes);
+        }
+    }
+
+    /// Begins a session, and returns its first packet.
+    pub(super) fn begin_engine_io(
+        &mut self,
+        slot: SlotId,
+        decoder: Decoder,
+        carried: Option<Box<Carried>>,
+        now: Now,
+    ) -> Option<String> {
         let (interval_ns, timeout_ns) = (self.limits.ping_interval_ns, self.limits.ping_timeout_ns);
         let message_bytes_max = self.limits.message_bytes_max();
-        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let session = self.sessions.open_mut(slot)?;
         let id = session.id;
         session.features = FEATURES;
-        let state = SocketIo::new(Decoder::new(session.format.framing), interval_ns, now.low_ms());
+        let mut state = SocketIo::new(decoder, interval_ns, now.low_ms());
+        state.carried = carried;
+        let is_polling = state.carried.is_some();
         let open = Open {
-            sid: &engine_io::sid(self.id.0, self.kept_places.kept_as(self.id, id).key),
-            upgrades: &[],
+            sid: &Sid { shard: self.id.0, key: self.kept_places.kept_as(self.id, id).key }.to_string(),
+            upgrades: if is_polling { &["websocket"] } else { &[] },
             ping_interval: state.ping_interval_ms,
             // The server notices a client that is gone earlier than the client a server that is late.
             ping_timeout: heartbeat_ms(timeout_ns.saturating_mul(2)),
-            max_payload: message_bytes_max,
+            max_payload: if is_polling { HTTP_BODY_BYTES_MAX } else { message_bytes_max },
         };
+        let packet = engine_io::open_packet(&open);
         session.protocol = Protocol::SocketIo(Box::new(state));
-        let mut bytes = Vec::new();
-        engine_io::encode_open(&mut bytes, &open);
-        self.push_bytes(slot, &bytes);
         // It must enter the namespace within the same deadline as any other handshake.
         let deadline_ns = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
         self.set_timer(deadline_ns, TimerKind::Credentials, id);
+        Some(packet)
     }
 
     /// Handles a message of a session.

@@ -157,6 +157,7 @@ impl Shard {
             TimerKind::Expiry => self.check_expiry(slot, now),
             TimerKind::Throttle => session.is_throttled = false,
             TimerKind::HalfClosed => self.end(slot, CloseReason::Peer, now),
+            TimerKind::Linger if self.polling.contain(slot) => self.end_polling(slot, now),
             TimerKind::Linger => self.remove(slot),
         }
     }
@@ -220,6 +221,14 @@ impl Shard {
     pub(super) fn note_activity(&mut self, slot: SlotId, now: Now) {
         let interval_ns = self.limits.ping_interval_ns;
         let Some(session) = self.sessions.open_mut(slot) else { return };
+        if let Protocol::Carrier(carrier) = &session.protocol {
+            // Its session has the heartbeat.
+            let carried = carrier.session.slot();
+            return match session.protocol.carries() {
+                Some(_) => self.note_activity(carried, now),
+                None => {}
+            };
+        }
         session.pulse_ms = now.low_ms();
         if session.protocol.is_handshake() || interval_ns == u64::MAX {
             return;

@@ -9,10 +9,17 @@
 //! ```
 //! The separator cannot be part of the packet: JSON escapes control characters.
 
-use serde::Serialize;
+use std::fmt;
 
-use super::websocket;
-use crate::{DecodeError, codec::MessageType};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use serde::Serialize;
+use tungstenite::{Bytes, Utf8Bytes};
+
+use super::{Incoming, websocket};
+use crate::{
+    DecodeError, Step,
+    codec::{Message, MessageType},
+};
 
 /// Separates an attachment from its packet; in polling, a packet from the next one.
 pub const SEPARATOR: u8 = 0x1e;
@@ -109,16 +116,103 @@ pub fn encode_message(out: &mut Vec<u8>, body: &[u8]) {
     }
 }
 
-/// The name of a session for its client. `key` has bits that nobody can guess.
-pub fn sid(shard: u16, key: u128) -> String {
-    format!("{shard:x}.{key:032x}")
+/// The name of a session for its client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sid {
+    /// The shard that serves it.
+    pub shard: u16,
+    /// Names it there, and has bits that nobody can guess.
+    pub key: u128,
 }
 
-/// Appends the first packet.
-pub fn encode_open(out: &mut Vec<u8>, open: &Open<'_>) {
+impl Sid {
+    /// Decodes a name; `None` if no server has given it.
+    pub fn decode(text: &str) -> Option<Sid> {
+        let (shard, key) = text.split_once('.')?;
+        let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !is_hex(shard) || !is_hex(key) || key.len() != 32 {
+            return None;
+        }
+        Some(Sid { shard: u16::from_str_radix(shard, 16).ok()?, key: u128::from_str_radix(key, 16).ok()? })
+    }
+}
+
+impl fmt::Display for Sid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}.{:032x}", self.shard, self.key)
+    }
+}
+
+/// The first packet.
+pub fn open_packet(open: &Open<'_>) -> String {
     let json = serde_json::to_string(open);
     debug_assert!(json.is_ok(), "strings and numbers are JSON");
-    websocket::encode(out, MessageType::Text, format!("0{}", json.unwrap_or_default()).as_bytes());
+    format!("0{}", json.unwrap_or_default())
+}
+
+/// Appends the answer to a probe.
+pub fn encode_probed(out: &mut Vec<u8>) {
+    websocket::encode(out, MessageType::Text, b"3probe");
+}
+
+/// Decodes the packet at the front of what a client has sent by long-polling, each of which ends with [`SEPARATOR`]: text, or `b` and
+/// an attachment as base64.
+///
+/// # Errors
+/// [`DecodeError`] for text that is not UTF-8, and for other base64.
+pub fn step<'a>(bytes: &[u8]) -> Result<Step<Incoming<'a>>, DecodeError> {
+    let Some(len) = bytes.iter().position(|&byte| byte == SEPARATOR) else { return Ok(Step::Partial) };
+    let message = match &bytes[..len] {
+        [b'b', attachment @ ..] => match BASE64.decode(attachment) {
+            Ok(attachment) => Message::Binary(attachment.into()),
+            Err(_) => return Err(DecodeError::SocketIo("an attachment is not base64")),
+        },
+        text => Message::Text(
+            Utf8Bytes::try_from(Bytes::copy_from_slice(text)).map_err(|_| DecodeError::NotUtf8)?,
+        ),
+    };
+    Ok(Step::Complete(len + 1, Incoming::Message(message)))
+}
+
+/// Appends WebSocket messages of the server, as they lie in the log, as packets of long-polling. The messages are whole.
+pub fn append_polled(out: &mut Vec<u8>, mut messages: &[u8]) {
+    while let Some((opcode, payload, rest)) = next_message(messages) {
+        messages = rest;
+        if !out.is_empty() {
+            out.push(SEPARATOR);
+        }
+        match opcode {
+            OPCODE_TEXT => out.extend_from_slice(payload),
+            OPCODE_BINARY => {
+                out.push(b'b');
+                out.extend_from_slice(BASE64.encode(payload).as_bytes());
+            }
+            // The end of the session.
+            _ => out.push(b'1'),
+        }
+    }
+    debug_assert!(messages.is_empty(), "whole messages");
+}
+
+const OPCODE_TEXT: u8 = 1;
+const OPCODE_BINARY: u8 = 2;
+
+/// Opcode and payload of the first of the server's messages, which have no masks (RFC 6455, section 5.2).
+fn next_message(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&[first, second], rest) = bytes.split_first_chunk::<2>()?;
+    let (len, rest) = match second {
+        126 => {
+            let (len, rest) = rest.split_first_chunk()?;
+            (usize::from(u16::from_be_bytes(*len)), rest)
+        }
+        127 => {
+            let (len, rest) = rest.split_first_chunk()?;
+            (usize::try_from(u64::from_be_bytes(*len)).ok()?, rest)
+        }
+        len => (usize::from(len), rest),
+    };
+    let (payload, rest) = rest.split_at_checked(len)?;
+    Some((first & 0x0f, payload, rest))
 }
 
 /// Appends a ping.
@@ -165,5 +259,59 @@ mod tests {
         out.clear();
         encode_message(&mut out, b"51-[]\x1e");
         assert_eq!(out, b"\x81\x06451-[]\x82\x00", "an empty payload");
+    }
+
+    #[test]
+    fn packets_of_polling_decode_one_by_one() {
+        let decoded = |bytes: &[u8]| match step(bytes) {
+            Ok(Step::Complete(used, Incoming::Message(Message::Text(text)))) => {
+                Some((used, text.to_string()))
+            }
+            Ok(Step::Complete(used, Incoming::Message(Message::Binary(bytes)))) => {
+                Some((used, format!("{:?}", &bytes[..])))
+            }
+            Ok(_) => None,
+            Err(error) => Some((0, error.to_string())),
+        };
+        assert_eq!(decoded(b"40"), None, "each packet ends with a separator");
+        assert_eq!(decoded(b"40\x1e3\x1e"), Some((3, "40".into())));
+        assert_eq!(decoded(b"bAB7/\x1e"), Some((6, "[0, 30, 255]".into())));
+        assert_eq!(decoded(b"b\x1e"), Some((2, "[]".into())));
+        assert_eq!(decoded(b"\x1e"), Some((1, String::new())));
+        assert!(decoded(b"b?\x1e").unwrap().1.contains("base64"));
+        assert!(decoded(b"4\xff\x1e").unwrap().1.contains("UTF-8"));
+    }
+
+    #[test]
+    fn messages_of_the_log_are_packets_of_polling() {
+        let (mut messages, mut polled) = (Vec::new(), Vec::new());
+        encode_message(&mut messages, b"51-[]\x1e\x00\x1e\xff");
+        encode_message(&mut messages, &[b'7'; 200]);
+        encode_message(&mut messages, &[b'7'; 70_000]);
+        encode_ping(&mut messages);
+        websocket::encode_close(&mut messages, 1000, "bye");
+        append_polled(&mut polled, &messages);
+        let (short, long) = ("7".repeat(200), "7".repeat(70_000));
+        assert_eq!(
+            String::from_utf8(polled).unwrap(),
+            format!("451-[]\x1ebAB7/\x1e4{short}\x1e4{long}\x1e2\x1e1")
+        );
+    }
+
+    #[test]
+    fn a_name_reads_back_and_others_do_not() {
+        let sid = Sid { shard: 18, key: 0xfe };
+        assert_eq!(sid.to_string(), "12.000000000000000000000000000000fe");
+        assert_eq!(Sid::decode(&sid.to_string()), Some(sid));
+        for text in [
+            "",
+            "1",
+            "1.2",
+            ".00000000000000000000000000000001",
+            "12345.000000000000000000000000000000fe",
+            "+1.000000000000000000000000000000fe",
+        ] {
+            assert_eq!(Sid::decode(text), None, "{text}");
+        }
     }
 }

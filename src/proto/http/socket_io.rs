@@ -1,18 +1,24 @@
-//! `/socket.io/`: the requests of Engine.IO 4 that open a session. Errors have Engine.IO's codes, which its clients show.
+//! `/socket.io/`: the requests of Engine.IO 4 that open a session, upgrade it, or are its long-polling. Errors have Engine.IO's codes, which its clients show.
 
 use std::borrow::Cow;
 
 use http::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
 
-use super::{Failure, HttpConfig, Outcome, Response, Target, query, request::Request, websocket};
+use super::{
+    Failure, HttpConfig, Outcome, Response, Target, body::BodyLength, query, request::Request,
+    response::Delivery, websocket,
+};
 use crate::{
-    WireFormat, identity,
-    subscription::{Delivery, StartPosition},
+    WireFormat,
+    command::Token,
+    framing::engine_io::Sid,
+    identity,
+    subscription::{Delivery as TickDelivery, StartPosition},
 };
 
 /// Methods of `/socket.io/`.
-pub(super) const ALLOWED: &str = "GET";
+pub(super) const ALLOWED: &str = "GET, POST";
 
 /// Whether a path is that of Socket.IO. Some clients leave out its last slash.
 pub(super) fn is_at(path: &str) -> bool {
@@ -24,6 +30,8 @@ pub(super) fn is_at(path: &str) -> bool {
 enum EngineError {
     UnknownTransport = 0,
     UnknownSession = 1,
+    BadMethod = 2,
+    BadRequest = 3,
     UnsupportedProtocol = 5,
 }
 
@@ -32,16 +40,21 @@ impl EngineError {
         match self {
             EngineError::UnknownTransport => "Transport unknown",
             EngineError::UnknownSession => "Session ID unknown",
+            EngineError::BadMethod => "Bad handshake method",
+            EngineError::BadRequest => "Bad request",
             EngineError::UnsupportedProtocol => "Unsupported protocol version",
         }
     }
 
+    fn body(self) -> String {
+        format!("{{\"code\":{},\"message\":\"{}\"}}", self as u8, self.message())
+    }
+
     fn respond(self) -> Response {
-        let body = format!("{{\"code\":{},\"message\":\"{}\"}}", self as u8, self.message());
         Response {
             status: StatusCode::BAD_REQUEST,
             fields: "Content-Type: application/json\r\n".to_owned(),
-            body: Cow::Owned(body.into_bytes()),
+            body: Cow::Owned(self.body().into_bytes()),
         }
     }
 }
@@ -78,32 +91,95 @@ fn parameters<'a>(text: Option<&'a str>, takes_token: bool) -> Result<Parameters
     Ok(parameters)
 }
 
-/// Answers a request for a session.
-pub(super) fn open(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome<'static>, Failure> {
+/// A request of long-polling.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Poll {
+    /// Open a session.
+    Open,
+    /// Answer with the packets for the client, as soon as there are any.
+    Receive(Sid),
+    /// Take packets from the client, separated by 0x1e.
+    Send(Sid, Vec<u8>),
+}
+
+/// What `/socket.io/` is asked for.
+pub(super) enum Resource {
+    /// A WebSocket: a session of its own, or the transport to which a session is upgraded.
+    WebSocket(Outcome<'static>),
+    /// Long-polling. The body of a POST has not been read yet.
+    Poll(Option<Sid>, Option<Token<'static>>),
+}
+
+/// Answers a request, or finds what it polls.
+pub(super) fn find(request: &Request, config: &HttpConfig<'_>) -> Result<Resource, Failure> {
     let Parameters { version, transport, sid, client, token } =
         parameters(request.head.uri().query(), config.query_token)?;
-    let error = match (version, transport, sid) {
-        ("4", "websocket", "") => None,
-        ("4", "websocket", _) => Some(EngineError::UnknownSession),
-        ("4", ..) => Some(EngineError::UnknownTransport),
-        _ => Some(EngineError::UnsupportedProtocol),
-    };
-    if let Some(error) = error {
-        return Ok(Outcome::Response(error.respond()));
+    let respond = |error: EngineError| Ok(Resource::WebSocket(Outcome::Response(error.respond())));
+    if version != "4" {
+        return respond(EngineError::UnsupportedProtocol);
     }
-    if request.head.method() != Method::GET {
+    if transport != "polling" && transport != "websocket" {
+        return respond(EngineError::UnknownTransport);
+    }
+    let sid = match sid {
+        "" => None,
+        text => match Sid::decode(text) {
+            None => return respond(EngineError::UnknownSession),
+            sid => sid,
+        },
+    };
+    let method = request.head.method();
+    if transport == "polling" {
+        return match (method, sid) {
+            (&Method::POST, None) => respond(EngineError::BadMethod),
+            (&Method::GET, _) if request.body != BodyLength::Bytes(0) => respond(EngineError::BadRequest),
+            (&Method::GET | &Method::POST, sid) => Ok(Resource::Poll(sid, websocket::token(request, token)?)),
+            _ => Err(Failure::method_not_allowed(ALLOWED)),
+        };
+    }
+    if method != Method::GET {
         return Err(Failure::method_not_allowed(ALLOWED));
     }
     let mut response = websocket::accept(request)?;
     response += "\r\n";
-    let target = Target::Stream {
-        format: WireFormat::SOCKET_IO,
-        patterns: Vec::new(),
-        delivery: Delivery::default(),
-        from: StartPosition::Live,
-        kept: None,
-        client,
-        token: websocket::token(request, token)?,
+    let target = match sid {
+        Some(sid) => Target::Carrier(sid),
+        None => Target::Stream {
+            format: WireFormat::SOCKET_IO,
+            patterns: Vec::new(),
+            delivery: TickDelivery::default(),
+            from: StartPosition::Live,
+            kept: None,
+            client,
+            token: websocket::token(request, token)?,
+        },
     };
-    Ok(Outcome::Upgrade(response.into_bytes(), target))
+    Ok(Resource::WebSocket(Outcome::Upgrade(response.into_bytes(), target)))
+}
+
+/// The request with its body.
+pub(super) fn poll(request: &Request, sid: Option<Sid>, body: &[u8]) -> Poll {
+    match (request.head.method(), sid) {
+        (&Method::POST, Some(sid)) => Poll::Send(sid, body.to_vec()),
+        (_, Some(sid)) => Poll::Receive(sid),
+        (_, None) => Poll::Open,
+    }
+}
+
+/// The response that refuses to upgrade a session, and ends the connection. `exists`: whether there is such a session.
+pub fn refuse(exists: bool, cors: &str, realtime_ns: u64) -> Vec<u8> {
+    let error = if exists { EngineError::BadRequest } else { EngineError::UnknownSession };
+    let mut response = error.respond();
+    response.fields += cors;
+    response.encode(Delivery { is_head: false, keeps_alive: false, is_1_0: false, realtime_ns })
+}
+
+/// The body that says that a request belongs to no session.
+pub fn unknown_session() -> String {
+    EngineError::UnknownSession.body()
+}
+
+/// The body that says that a request does not fit the state of its session.
+pub fn bad_request() -> String {
+    EngineError::BadRequest.body()
 }

@@ -82,6 +82,9 @@ impl Shard {
 
     /// Begins a session's end: it gets no more ticks, and its input is discarded.
     pub(in crate::shard) fn end(&mut self, slot: SlotId, reason: CloseReason, now: Now) {
+        if self.sessions.open_mut(slot).is_none() || self.note_connection_ends(slot, &reason, now) {
+            return;
+        }
         let Some(session) = self.sessions.open_mut(slot) else { return };
         log_end(session.id, &reason);
         if session.lag.is_some() || session.yields() {
@@ -123,6 +126,11 @@ impl Shard {
         {
             self.continue_ending(slot, now);
         }
+        // A server that stops waits for no poll.
+        if self.draining.is_some() && self.is_abandoned(slot) {
+            self.end_polling(slot, now);
+        }
+        self.finish_post(slot, now);
     }
 
     /// Drops the part of the outbox that an ending session no longer receives. Returns whether more may be sent: `false` if the
@@ -239,7 +247,8 @@ impl Shard {
             | Protocol::Open(_)
             | Protocol::Echo(_)
             | Protocol::Streaming(_)
-            | Protocol::SocketIo(_) => false,
+            | Protocol::SocketIo(_)
+            | Protocol::Carrier(_) => false,
         };
         match session.protocol {
             _ if speaks_http => {
@@ -257,7 +266,9 @@ impl Shard {
                     bytes = http::refused(status, &text, now.realtime_ns);
                 }
             }
-            Protocol::Echo(_) => framing.write_close(reason.close_frame_code(), &text, &mut bytes),
+            Protocol::Echo(_) | Protocol::Carrier(_) => {
+                framing.write_close(reason.close_frame_code(), &text, &mut bytes)
+            }
             Protocol::SocketIo(ref state) => {
                 if state.is_connected {
                     Reply::Closing { code: reason.code(), reason: &text, reconnect_after_ms }
@@ -280,6 +291,15 @@ impl Shard {
 
     /// Takes the next step of a session's end, if it is ending and its outbox is empty.
     pub(in crate::shard) fn continue_ending(&mut self, slot: SlotId, now: Now) {
+        if self.polling.contain(slot) {
+            let is_done = self
+                .sessions
+                .get(slot)
+                .is_some_and(|session| session.ending.is_some() && !session.is_sending());
+            return if is_done {
+                self.end_polling(slot, now)
+            };
+        }
         let Some(session) = self.sessions.any_mut(slot) else { return };
         let sending = session.is_sending();
         let Some(ending) = &mut session.ending else { return };
