@@ -7,7 +7,7 @@ use tickcast_proto::{
     features::Features,
     frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, HeaderFields, HelloParts, Kind, TickParts},
     framing::{
-        event_stream,
+        engine_io, event_stream,
         websocket::{self, deflate::Deflater},
     },
     ids::{Sequence, TopicId},
@@ -628,4 +628,72 @@ fn a_compressed_message_has_the_first_reserved_bit_and_ends_without_its_tail() {
     assert_eq!(first, second);
     assert_eq!((first[0], usize::from(first[1])), (0xc1, first.len() - 2));
     assert!(!first.ends_with(&[0, 0, 0xff, 0xff]) && first.len() < text.len());
+}
+
+#[test]
+fn socket_io_encodes_to_the_golden_bytes() {
+    let topic = TopicInfo::new(TopicId(5), 9, "a.b");
+    let tick = |flags, key, payload: &[u8]| {
+        let (mut frame, mut body, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        let times = TickTimes { producer_time_ns: 1, ingest_time_ns: 2 };
+        frame::encode_tick(
+            &mut frame,
+            topic.id,
+            Sequence(7),
+            &TickParts { flags, times, key, payload, ..Default::default() },
+        );
+        let Ok(Step::Complete(_, tick)) = frame::decode(&frame, 1 << 10) else { panic!("not a tick") };
+        let WireFormat { codec, framing } = WireFormat::SOCKET_IO;
+        let body = codec.encode_tick(&tick, &topic, &mut body);
+        let (header, rest) = framing.delimit(codec.message_type(), body, &mut scratch);
+        [header, rest].concat()
+    };
+    check(
+        &tick(FLAG_PAYLOAD_JSON, 0, b"{\"p\":1.10}"),
+        r#"813b "42["22"tick"22",{"22"topic"22":"22"a.b"22","22"seq"22":7,"22"ts"22":1,"22"data"22":{"22"p"22":1.10}}]""#,
+    );
+    check(
+        &tick(FLAG_SNAPSHOT, 1 << 53, b"\x00\x1e\xff"),
+        r#"8179 "451-["22"tick"22",{"22"topic"22":"22"a.b"22","22"seq"22":7,"22"ts"22":1,"22"key"22":"22"9007199254740992"22","
+           22"snapshot"22":true,"22"data"22":{"22"_placeholder"22":true,"22"num"22":0}}]" 8203 001eff"#,
+    );
+    let reply = |reply: &Reply<'_>| {
+        let mut out = Vec::new();
+        reply.encode(WireFormat::SOCKET_IO, &mut out);
+        let header = if out[1] < 126 { 2 } else { 4 };
+        assert_eq!(out[0], 0x81, "one whole text message");
+        String::from_utf8(out.split_off(header)).unwrap()
+    };
+    let skipped = Skipped { topic: topic.id, name: "a.b", from: 8, to: 10, count: Some(2) };
+    assert_eq!(
+        reply(&Reply::Gap(skipped)),
+        r#"42["gap",{"op":"gap","topic":"a.b","from":8,"to":10,"count":2}]"#
+    );
+    assert_eq!(
+        reply(&Reply::Published {
+            request: 1,
+            topic: topic.id,
+            name: "a.b",
+            epoch: 9,
+            sequence: 7,
+            is_duplicate: false
+        }),
+        r#"430[{"op":"published","id":0,"topic":"a.b","epoch":9,"sequence":7}]"#
+    );
+    let mut out = Vec::new();
+    WireFormat::SOCKET_IO.framing.write_ping(1, &mut out);
+    check(&out, "8101 32");
+    out.clear();
+    let open = engine_io::Open {
+        sid: &engine_io::Sid { shard: 18, key: 0xfe }.to_string(),
+        upgrades: &["websocket"],
+        ping_interval: 25_000,
+        ping_timeout: 20_000,
+        max_payload: 65_536,
+    };
+    assert_eq!(
+        engine_io::open_packet(&open),
+        "0{\"sid\":\"12.000000000000000000000000000000fe\",\"upgrades\":[\"websocket\"],\"pingInterval\":25000,\
+         \"pingTimeout\":20000,\"maxPayload\":65536}"
+    );
 }

@@ -142,8 +142,8 @@ impl<'a> Handshake<'a> {
                     self.decoder = Decoder::WebSocket(Box::new(WebSocket::server(FRAME_BYTES_MAX_DEFAULT)));
                     Ok(Some(used))
                 }
-                Step::Complete(_, Answer::Call { .. }) => {
-                    Err(invalid("the client sent a request of /v1: it must ask for a WebSocket"))
+                Step::Complete(_, Answer::Call { .. } | Answer::Poll { .. }) => {
+                    Err(invalid("the client must ask for a WebSocket at /ws"))
                 }
                 Step::Complete(_, Answer::Respond { status, .. }) => {
                     Err(invalid(format!("the client sent a request whose answer would be {status}")))

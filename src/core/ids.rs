@@ -67,6 +67,11 @@ impl SessionId {
         SessionId(u64::from(generation) << SLOT_BITS | u64::from(slot.0))
     }
 
+    /// Returns whether sessions may be in a slot.
+    pub fn has_slot(slot: u32) -> bool {
+        slot < 1 << SLOT_BITS
+    }
+
     /// Returns the session's slot, which may belong to another session once this one has ended.
     pub fn slot(self) -> SlotId {
         SlotId((self.0 & ((1 << SLOT_BITS) - 1)) as u32)

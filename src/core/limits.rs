@@ -62,6 +62,13 @@ pub const PING_TIMEOUT_MS_DEFAULT: u64 = 10_000;
 pub const PING_MS_LOWEST: u64 = 100;
 /// Highest ping interval and timeout: sessions store idle time in 32 bits of milliseconds.
 pub const PING_MS_HIGHEST: u64 = 86_400_000;
+/// Most sessions of a shard that began by long-polling of Engine.IO: they have slots of their own.
+pub const POLLING_SESSIONS_MAX: u32 = 16_384;
+/// Most of them for one address.
+pub const POLLING_SESSIONS_PER_SOURCE_MAX: u32 = 1_024;
+/// Longest time that clients of Engine.IO are told, milliseconds: if heartbeats are off. They add two such times to a timer, which
+/// in JavaScript takes at most 2^31 - 1.
+pub const ENGINE_IO_HEARTBEAT_MS_MAX: u32 = 1_000_000_000;
 /// Times per ping interval at which idle sessions are checked, so that many share one wake-up of the shard.
 pub const PING_LOOKS_PER_INTERVAL: u64 = 256;
 /// The CLOSING code for a connection that a limit refuses.

@@ -16,6 +16,7 @@ mod protocol;
 mod queues;
 pub mod saved_positions;
 mod shared_messages;
+pub mod socket_io;
 pub mod subscriptions;
 pub mod table;
 #[cfg(test)]
@@ -379,6 +380,15 @@ impl Session {
     /// Whether its handshake is complete but the credentials it needs may still arrive.
     pub fn lacks_credentials(&self) -> bool {
         self.proof == Proof::None && matches!(self.protocol, Protocol::Open(_))
+    }
+
+    /// Whether it may still do nothing but say who it is: in a hello, or by entering the namespace of Socket.IO.
+    pub fn awaits_hello(&self) -> bool {
+        match &self.protocol {
+            Protocol::SocketIo(state) => !state.is_connected && !self.awaits_verdict(),
+            Protocol::Carrier(carrier) => !carrier.is_upgraded,
+            _ => self.lacks_credentials(),
+        }
     }
 
     /// Whether its credentials are being verified. Its requests wait until then.

@@ -38,10 +38,12 @@ mod lifecycle;
 mod logged;
 mod message_ids;
 mod overload;
+mod polling;
 mod proxied;
 mod quotas;
 mod reload;
 mod routing;
+mod socket_io;
 mod stages;
 mod streams;
 mod subscriptions;
@@ -57,8 +59,9 @@ use std::{
 };
 
 use self::{
-    authentication::Authentication, calls::CallQueues, control::Control, intake::IntakeKind, quotas::Quotas,
-    routing::Routing, stages::Stages, timers::Timer, unfinished::Unfinished,
+    authentication::Authentication, calls::CallQueues, control::Control, intake::IntakeKind,
+    polling::PollingSlots, quotas::Quotas, routing::Routing, stages::Stages, timers::Timer,
+    unfinished::Unfinished,
 };
 use crate::{
     budgets::Budgets,
@@ -200,6 +203,8 @@ pub struct Shard {
     kept_places: KeptPlacesTable,
     /// `/v1` requests.
     calls: CallQueues,
+    /// Slots of sessions that have no socket of their own.
+    polling: PollingSlots,
     counters: Arc<Counters>,
     latency: Latency,
     control: Control,
@@ -292,6 +297,7 @@ impl Shard {
             positions_memory,
             kept_places: KeptPlacesTable::default(),
             calls: CallQueues::default(),
+            polling: PollingSlots::default(),
             counters,
             latency: Latency::default(),
             control: Control::new(),
@@ -521,7 +527,8 @@ impl Shard {
 
     /// Returns the next command to the transport.
     pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+        // Sessions that poll have no socket to command.
+        std::iter::from_fn(|| self.actions.pop_front()).find(|action| !self.polling.contain(action.slot()))
     }
 
     /// Calls `take` with the frames staged for another shard, so that it can move them into that shard's rings.

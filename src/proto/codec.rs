@@ -7,6 +7,7 @@
 
 pub mod json;
 pub mod native;
+pub mod socket_io;
 
 use tungstenite::{Bytes, Utf8Bytes};
 
@@ -33,6 +34,8 @@ pub enum Codec {
     JsonLinked = 5,
     /// Both of [`Codec::JsonStringKeys`] and [`Codec::JsonLinked`].
     JsonLinkedStringKeys = 6,
+    /// Socket.IO packets, whose events have JSON objects like those of [`Codec::JsonLinkedStringKeys`].
+    SocketIo = 7,
 }
 
 /// Text or binary, for framings that distinguish them.
@@ -86,7 +89,7 @@ impl TopicInfo {
 
 impl Codec {
     /// Number of codecs.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
 
     /// The codec that encodes the same messages with these features.
     pub const fn with(self, features: Features) -> Codec {
@@ -95,6 +98,7 @@ impl Codec {
             Codec::Native | Codec::NativeLinked if has_previous => Codec::NativeLinked,
             Codec::Native | Codec::NativeLinked => Codec::Native,
             Codec::Raw => Codec::Raw,
+            Codec::SocketIo => Codec::SocketIo,
             Codec::Json | Codec::JsonStringKeys | Codec::JsonLinked | Codec::JsonLinkedStringKeys => {
                 match (features.contains(Features::STRING_KEYS), has_previous) {
                     (false, false) => Codec::Json,
@@ -109,7 +113,8 @@ impl Codec {
     /// The features that are part of the encoding.
     pub const fn features(self) -> Features {
         match self {
-            Codec::Native | Codec::Json | Codec::Raw => Features::NONE,
+            // Events of Socket.IO have all features of the encoding: none is asked for.
+            Codec::Native | Codec::Json | Codec::Raw | Codec::SocketIo => Features::NONE,
             Codec::JsonStringKeys => Features::STRING_KEYS,
             Codec::NativeLinked | Codec::JsonLinked => Features::PREVIOUS,
             Codec::JsonLinkedStringKeys => Features::STRING_KEYS.union(Features::PREVIOUS),
@@ -122,7 +127,7 @@ impl Codec {
 
     /// Type of the messages that the server sends.
     pub fn message_type(self) -> MessageType {
-        if self.is_json() { MessageType::Text } else { MessageType::Binary }
+        if self.is_json() || self == Codec::SocketIo { MessageType::Text } else { MessageType::Binary }
     }
 
     /// Whether the server answers requests. If not, a request that fails closes its session.
@@ -149,6 +154,11 @@ impl Codec {
                 json::encode_frame(scratch, &topic.json_prefix, tick, self.features());
                 scratch
             }
+            Codec::SocketIo => {
+                scratch.clear();
+                socket_io::encode_frame(scratch, &topic.json_prefix, tick);
+                scratch
+            }
         }
     }
 
@@ -158,6 +168,7 @@ impl Codec {
         match self {
             Codec::Native | Codec::NativeLinked => crate::frame::encode_topic(out, id, epoch, name),
             Codec::Raw => {}
+            Codec::SocketIo => socket_io::encode_event(out, |out| json::encode_topic(out, id, epoch, name)),
             _ => json::encode_topic(out, id, epoch, name),
         }
     }
@@ -167,6 +178,7 @@ impl Codec {
         match self {
             Codec::Native | Codec::NativeLinked => native::encode_reply(reply, out),
             Codec::Raw => {}
+            Codec::SocketIo => socket_io::encode_reply(reply, out),
             _ => json::encode_reply(reply, out),
         }
     }
@@ -174,7 +186,8 @@ impl Codec {
     /// Decodes a message into its requests, in order.
     ///
     /// # Errors
-    /// [`DecodeError::WrongMessageType`] for a text message if the codec requires binary ones, or the reverse.
+    /// [`DecodeError::WrongMessageType`] for a text message if the codec requires binary ones, or the reverse. Packets of
+    /// [`Codec::SocketIo`] are decoded by [`socket_io`], because some are about the connection.
     #[inline]
     pub fn decode<'a>(
         self,
@@ -183,6 +196,9 @@ impl Codec {
     ) -> Result<Requests<'a>, DecodeError> {
         let remaining = match (message, self) {
             (Message::Frame(frame), _) => Remaining::Frame(*frame),
+            (Message::Text(_) | Message::Binary(_), Codec::SocketIo) => {
+                return Err(DecodeError::SocketIo("its packets are decoded one by one"));
+            }
             (Message::Text(text), codec) if codec.is_json() || codec == Codec::Raw => Remaining::Json(text),
             (Message::Text(_), _) => {
                 return Err(DecodeError::WrongMessageType("tickcast.v1.rkyv requires binary messages"));
@@ -270,6 +286,7 @@ mod tests {
         Codec::NativeLinked,
         Codec::JsonLinked,
         Codec::JsonLinkedStringKeys,
+        Codec::SocketIo,
     ];
 
     fn subscribes() -> Vec<u8> {
@@ -308,7 +325,7 @@ mod tests {
         let (text, binary) = (Message::Text("{\"op\":\"ping\"}".into()), Message::Binary(Bytes::new()));
         let taken = |codec: Codec| [&text, &binary].map(|message| codec.decode(message, 1 << 10).is_ok());
         let (native, json, raw) = ([false, true], [true, false], [true, true]);
-        assert_eq!(ALL.map(taken), [native, json, raw, json, native, json, json]);
+        assert_eq!(ALL.map(taken), [native, json, raw, json, native, json, json, [false; 2]]);
     }
 
     #[test]

@@ -92,6 +92,8 @@ pub enum DecodeError {
     BadIdentity(IdentityError),
     /// The client of a one-way stream has sent something.
     OneWay,
+    /// A violation of Engine.IO or Socket.IO, with its description.
+    SocketIo(&'static str),
     /// There was not enough memory for a fragmented message. Not the peer's fault.
     OutOfMemory,
 }
@@ -134,6 +136,7 @@ impl fmt::Display for DecodeError {
             DecodeError::WrongMessageType(text) => write!(f, "{text}"),
             DecodeError::HelloExpected => write!(f, "the first frame must be HELLO"),
             DecodeError::BadIdentity(error) => write!(f, "{error}"),
+            DecodeError::SocketIo(text) => write!(f, "Socket.IO: {text}"),
             DecodeError::OneWay => write!(f, "nothing may follow the request for a stream on its connection"),
             DecodeError::OutOfMemory => write!(f, "no memory for the message"),
         }

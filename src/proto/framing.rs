@@ -1,7 +1,8 @@
 //! Framings: how messages are delimited on a connection, and how pings and closes are sent.
-//! To add a framing, add a variant here, a module beside [`tcp`], [`websocket`] and [`event_stream`], its pairs with codecs in the
+//! To add a framing, add a variant here, a module beside [`tcp`], [`websocket`], [`event_stream`] and [`engine_io`], its pairs with codecs in the
 //! table of [`crate::WireFormat`], and the way in which a client asks for it (over HTTP: [`crate::http`]).
 
+pub mod engine_io;
 pub mod event_stream;
 pub mod tcp;
 pub mod websocket;
@@ -32,6 +33,8 @@ pub enum Framing {
     WebSocketDeflate = 5,
     /// Like [`Framing::WebSocketBatch`]; messages may be compressed.
     WebSocketBatchDeflate = 6,
+    /// Engine.IO 4 over WebSocket: one packet for each Socket.IO packet, and a binary message for its attachment.
+    EngineIo = 7,
 }
 
 /// Most bytes that a message of [`Framing::write_send`] has besides its queued bodies.
@@ -42,7 +45,7 @@ const ARRAY_SEPARATOR: u8 = b',';
 
 impl Framing {
     /// Number of framings.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
 
     /// Whether each SEND ends with what its client has then: see [`event_stream::encode_place`].
     #[inline]
@@ -72,7 +75,7 @@ impl Framing {
         match self {
             Framing::WebSocket | Framing::WebSocketDeflate => Framing::WebSocketDeflate,
             Framing::WebSocketBatch | Framing::WebSocketBatchDeflate => Framing::WebSocketBatchDeflate,
-            Framing::Tcp | Framing::EventStream | Framing::Lines => self,
+            Framing::Tcp | Framing::EventStream | Framing::Lines | Framing::EngineIo => self,
         }
     }
 
@@ -95,7 +98,7 @@ impl Framing {
                 Framing::WebSocketBatchDeflate
             }
             Framing::WebSocketDeflate | Framing::WebSocketBatchDeflate => Framing::WebSocketDeflate,
-            Framing::Tcp | Framing::EventStream | Framing::Lines => self,
+            Framing::Tcp | Framing::EventStream | Framing::Lines | Framing::EngineIo => self,
         }
     }
 
@@ -152,7 +155,10 @@ impl Framing {
             Framing::WebSocket | Framing::WebSocketDeflate => {
                 websocket::encode_header(scratch, message_type, body.len())
             }
-            Framing::EventStream | Framing::Lines => {
+            Framing::EngineIo if !engine_io::has_attachment(body) => {
+                engine_io::encode_header(scratch, body.len())
+            }
+            Framing::EventStream | Framing::Lines | Framing::EngineIo => {
                 self.write(message_type, body, scratch);
                 return (scratch, &[]);
             }
@@ -166,7 +172,11 @@ impl Framing {
             Framing::Tcp => out.extend_from_slice(body),
             Framing::EventStream => event_stream::encode_event(out, body),
             Framing::Lines => event_stream::encode_line(out, body),
-            _ => websocket::encode(out, message_type, body),
+            Framing::EngineIo => engine_io::encode_message(out, body),
+            Framing::WebSocket
+            | Framing::WebSocketBatch
+            | Framing::WebSocketDeflate
+            | Framing::WebSocketBatchDeflate => websocket::encode(out, message_type, body),
         }
     }
 
@@ -211,7 +221,11 @@ impl Framing {
             Framing::Tcp => tcp::encode_ping(out, token),
             Framing::EventStream => out.extend_from_slice(b":\n\n"),
             Framing::Lines => out.push(b'\n'),
-            _ => websocket::encode_ping(out),
+            Framing::EngineIo => engine_io::encode_ping(out),
+            Framing::WebSocket
+            | Framing::WebSocketBatch
+            | Framing::WebSocketDeflate
+            | Framing::WebSocketBatchDeflate => websocket::encode_ping(out),
         }
     }
 
@@ -256,6 +270,8 @@ pub enum Decoder {
     Tcp,
     /// A stream whose client only reads.
     OneWay,
+    /// Packets of Engine.IO's long-polling.
+    Polling,
     /// A WebSocket: keeps state only within a fragmented message.
     WebSocket(Option<Box<Fragments>>),
     /// A WebSocket whose client may compress messages.
@@ -334,6 +350,7 @@ impl Decoder {
         match self {
             Decoder::Tcp => tcp::step(bytes, shared.frame_bytes_max),
             Decoder::OneWay => event_stream::step(bytes),
+            Decoder::Polling => engine_io::step(bytes),
             Decoder::WebSocket(fragments) | Decoder::Inflating(fragments) => {
                 let mut decoder = shared
                     .websocket
@@ -361,7 +378,7 @@ impl Decoder {
     #[inline]
     pub fn fragments_mut(&mut self) -> Option<&mut Fragments> {
         match self {
-            Decoder::Tcp | Decoder::OneWay => None,
+            Decoder::Tcp | Decoder::OneWay | Decoder::Polling => None,
             Decoder::WebSocket(fragments) | Decoder::Inflating(fragments) => fragments.as_deref_mut(),
             Decoder::WebSocketOwned(decoder) => decoder.fragments.as_deref_mut(),
         }
@@ -371,7 +388,7 @@ impl Decoder {
     #[inline]
     pub fn fragments(&self) -> Option<&Fragments> {
         match self {
-            Decoder::Tcp | Decoder::OneWay => None,
+            Decoder::Tcp | Decoder::OneWay | Decoder::Polling => None,
             Decoder::WebSocket(fragments) | Decoder::Inflating(fragments) => fragments.as_deref(),
             Decoder::WebSocketOwned(decoder) => decoder.fragments.as_deref(),
         }
@@ -380,7 +397,7 @@ impl Decoder {
     /// Frees the unfinished message. The decoder must not be used again.
     pub fn discard_fragments(&mut self) {
         match self {
-            Decoder::Tcp | Decoder::OneWay => {}
+            Decoder::Tcp | Decoder::OneWay | Decoder::Polling => {}
             Decoder::WebSocket(fragments) | Decoder::Inflating(fragments) => *fragments = None,
             Decoder::WebSocketOwned(decoder) => decoder.fragments = None,
         }
@@ -407,11 +424,17 @@ mod tests {
 
     #[test]
     fn message_has_the_same_bytes_written_at_once_and_queued_then_sent() {
-        let framings =
-            [Framing::Tcp, Framing::WebSocket, Framing::WebSocketBatch, Framing::EventStream, Framing::Lines];
+        let framings = [
+            Framing::Tcp,
+            Framing::WebSocket,
+            Framing::WebSocketBatch,
+            Framing::EventStream,
+            Framing::Lines,
+            Framing::EngineIo,
+        ];
         for framing in framings.into_iter().chain(framings.map(Framing::deflated)) {
             assert!(framing.plain() == framing || framing.is_deflated());
-            for body in [&b"x"[..], &[7; 200], &[7; 70_000]] {
+            for body in [&b"x"[..], &[7; 200], &[7; 70_000], b"51-[]\x1eattached"] {
                 let (mut whole, mut with) = (b"before".to_vec(), b"before".to_vec());
                 framing.write(MessageType::Binary, body, &mut whole);
                 framing.write_with(MessageType::Binary, &mut with, |out| out.extend_from_slice(body));

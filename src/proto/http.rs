@@ -17,6 +17,7 @@ mod idempotency;
 mod query;
 mod request;
 mod response;
+pub mod socket_io;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -32,11 +33,12 @@ use self::{
     body::Body,
     request::Request,
     response::Delivery,
+    socket_io::Poll,
 };
 use crate::{
     Step, WireFormat,
     command::Token,
-    framing::{event_stream::KeptPlaces, websocket::deflate::Agreement},
+    framing::{engine_io::Sid, event_stream::KeptPlaces, websocket::deflate::Agreement},
     limits::{HTTP_HEAD_BYTES_MAX_DEFAULT, REFUSED_RETRY_AFTER_S},
     subscription::{Delivery as TickDelivery, StartPosition},
 };
@@ -75,6 +77,17 @@ pub enum Answer {
         /// The client's token: in `Authorization: Bearer` or in `?token=`. Never empty.
         token: Option<Token<'static>>,
     },
+    /// Serve a request of Engine.IO's long-polling, then answer it.
+    Poll {
+        /// The request.
+        poll: Poll,
+        /// How it is answered.
+        exchange: Exchange,
+        /// As in [`Answer::Upgrade`].
+        host: Box<str>,
+        /// As in [`Answer::Call`].
+        token: Option<Token<'static>>,
+    },
     /// Send the response, then speak WebSocket, or send a stream.
     Upgrade {
         /// The 101 response, or the beginning of the stream.
@@ -93,9 +106,11 @@ pub enum Answer {
 /// The use of a WebSocket or a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target {
-    /// `/ws`: the protocol, with subscriptions to start immediately. `/sse`: what these subscriptions receive.
+    /// `/ws`: the protocol, with subscriptions to start immediately. `/sse`: what these subscriptions receive. `/socket.io/`: an
+    /// Engine.IO session, without subscriptions.
     Stream {
-        /// Selected by the subprotocol, JSON if the client offers none, and by `Sec-WebSocket-Extensions`; on `/sse` by `Accept`.
+        /// Selected by the subprotocol, JSON if the client offers none, and by `Sec-WebSocket-Extensions`; on `/sse` by `Accept`; on
+        /// `/socket.io/` always the same.
         format: WireFormat,
         /// Whether the client may compress its messages.
         inflates: bool,
@@ -112,6 +127,8 @@ pub enum Target {
         /// The client's token: in `Authorization: Bearer`, as the subprotocol `bearer.TOKEN`, or in `?token=`. Never empty.
         token: Option<Token<'static>>,
     },
+    /// `/socket.io/` with a session's name: the WebSocket to which that session is upgraded.
+    Carrier(Sid),
     /// `/echo`: returns every message.
     Echo {
         /// What client and server have agreed on about compression.
@@ -217,6 +234,8 @@ enum Outcome<'a> {
     Response(Response),
     /// A request of `/v1` and its token. To be parsed once its body has arrived.
     Call(api::Resource<'a>, Option<Token<'static>>),
+    /// The same for long-polling.
+    Poll(Option<Sid>, Option<Token<'static>>),
     Upgrade(Vec<u8>, Target),
 }
 
@@ -253,6 +272,14 @@ impl Connection {
                         let content = body::content(&bytes[head_bytes..used], request.body);
                         let exchange = Exchange::new(&request, keeps_alive, cors);
                         api::call(resource, &request, &content, exchange, token, config)
+                    }
+                    Ok(Outcome::Poll(sid, token)) => {
+                        let content = body::content(&bytes[head_bytes..used], request.body);
+                        let exchange = Exchange::new(&request, keeps_alive, cors);
+                        let poll = socket_io::poll(&request, sid, &content);
+                        let authority = request.authority.as_ref();
+                        let host = authority.map_or_else(Box::default, |authority| authority.host().into());
+                        Answer::Poll { poll, exchange, host, token }
                     }
                     outcome => deliver(outcome, cors, &request, keeps_alive, config),
                 };
@@ -296,8 +323,8 @@ fn deliver(
             return Answer::Upgrade { response, target, host, forwarded_for, cors };
         }
         Ok(Outcome::Response(response)) => response,
-        Ok(Outcome::Call(..)) => {
-            debug_assert!(false, "a call is answered by the core");
+        Ok(Outcome::Call(..) | Outcome::Poll(..)) => {
+            debug_assert!(false, "the core answers it");
             Response::text(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
         }
         Err(failure) => failure.into(),
@@ -326,18 +353,27 @@ fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> (Result<Outcome
         return (Err(failure), String::new());
     }
     let resource = api::Resource::at(path);
-    if resource.is_none() && path != "/sse" {
+    let is_socket_io = socket_io::is_at(path);
+    if resource.is_none() && path != "/sse" && !is_socket_io {
         return (respond_to_own(request, config), String::new());
     }
     let cors = match access::cors(config.access, request) {
         Ok(cors) => cors,
         Err(failure) => return (Err(failure), String::new()),
     };
-    let allowed = resource.map_or(stream::ALLOWED, api::Resource::allowed);
+    let allowed = match resource {
+        Some(resource) => resource.allowed(),
+        None if is_socket_io => socket_io::ALLOWED,
+        None => stream::ALLOWED,
+    };
     let outcome = match (request.head.method(), resource) {
         (&Method::OPTIONS, _) => Ok(Outcome::Response(preflight(allowed))),
         (method, Some(resource)) if !resource.allows(method) => Err(Failure::method_not_allowed(allowed)),
         (_, Some(resource)) => api::check(request, config).map(|token| Outcome::Call(resource, token)),
+        (_, None) if is_socket_io => socket_io::find(request, config).map(|found| match found {
+            socket_io::Resource::WebSocket(outcome) => outcome,
+            socket_io::Resource::Poll(sid, token) => Outcome::Poll(sid, token),
+        }),
         (_, None) => stream::open(request, &cors, config),
     };
     (outcome, cors)
@@ -351,7 +387,7 @@ fn respond_to_own(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome<
     if !is_health && !is_websocket && !config.files.contains(path) {
         return Err(Failure(
             StatusCode::NOT_FOUND,
-            "not found; the page is at /, the WebSocket at /ws, the stream at /sse, requests at /v1"
+            "not found; the page is at /, the WebSocket at /ws, the stream at /sse, Socket.IO at /socket.io/, requests at /v1"
                 .to_owned(),
         ));
     }

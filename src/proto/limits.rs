@@ -57,6 +57,12 @@ pub const LAST_EVENT_ID_BYTES_MAX: usize = 4 << 10;
 /// Time after which an EventSource reconnects, unless the server says otherwise, milliseconds.
 pub const EVENT_STREAM_RETRY_MS: u32 = 1_000;
 
+/// Longest name of a Socket.IO namespace, in bytes. Only `/` exists; the refusal of others repeats the name.
+pub const SOCKET_IO_NAMESPACE_BYTES_MAX: usize = 255;
+/// Longest packet of a Socket.IO event whose attachment follows, in bytes: name, topic and options. A session keeps it until the
+/// attachment has arrived.
+pub const SOCKET_IO_BINARY_EVENT_BYTES_MAX: usize = 4 << 10;
+
 /// Most ticks that one HTTP request may publish.
 pub const HTTP_PUBLISH_TICKS_MAX: usize = 1_024;
 /// Most ticks or topics in one answer over HTTP.
@@ -79,6 +85,7 @@ const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + TOPIC_BYTES_
 const _: () = assert!(FRAME_BYTES_MAX_LOWEST > FRAME_HEADER_BYTES + IDENTITY_BYTES_MAX + 512);
 const _: () = assert!(FRAME_BYTES_MAX_HIGHEST <= u32::MAX as usize, "frame lengths are u32");
 const _: () = assert!(TOPIC_BYTES_MAX <= u16::MAX as usize && IDENTITY_BYTES_MAX <= u16::MAX as usize);
+const _: () = assert!(SOCKET_IO_BINARY_EVENT_BYTES_MAX > 6 * TOPIC_BYTES_MAX + 256, "any topic's name fits");
 const _: () = assert!(JSON_ENVELOPE_BYTES > 6 * (TOPIC_BYTES_MAX + MESSAGE_ID_BYTES_MAX) + 256);
 const _: () = assert!(JSON_DEPTH_MAX + 2 < 64 && JSON_NUMBER_BYTES_MAX < 308);
 const _: () =

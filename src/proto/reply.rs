@@ -203,6 +203,27 @@ impl SourceState {
 pub const SERVER: &str = concat!("tickcast/", env!("CARGO_PKG_VERSION"));
 
 impl Reply<'_> {
+    /// The id of the request that it answers; `None` if such replies answer none.
+    pub fn request_mut(&mut self) -> Option<&mut u32> {
+        match self {
+            Reply::Welcome { request, .. }
+            | Reply::Expires { request, .. }
+            | Reply::Subscribed { request, .. }
+            | Reply::Unsubscribed { request, .. }
+            | Reply::Published { request, .. }
+            | Reply::Error { request, .. } => Some(request),
+            Reply::Nodes { .. }
+            | Reply::Recovered { .. }
+            | Reply::Conflated(_)
+            | Reply::Gap(_)
+            | Reply::Removed { .. }
+            | Reply::Source { .. }
+            | Reply::Stale { .. }
+            | Reply::Pong { .. }
+            | Reply::Closing { .. } => None,
+        }
+    }
+
     /// Appends the reply as a complete message, or nothing if the codec has no replies.
     pub fn encode(&self, format: WireFormat, out: &mut Vec<u8>) {
         let WireFormat { codec, framing } = format;

@@ -20,14 +20,16 @@ struct Supported {
     subprotocol: Option<&'static str>,
 }
 
-/// One row per pair in [`WireFormat::ALL`], in the same order, then one per pair in [`WireFormat::ONE_WAY`].
-const SUPPORTED: [Supported; WireFormat::ALL.len() + WireFormat::ONE_WAY.len()] = [
+/// One row per pair in [`WireFormat::ALL`], in the same order, then one per pair in [`WireFormat::ONE_WAY`], then
+/// [`WireFormat::SOCKET_IO`].
+const SUPPORTED: [Supported; WireFormat::ALL.len() + WireFormat::ONE_WAY.len() + 1] = [
     Supported { format: WireFormat::TCP_NATIVE, name: "native", subprotocol: None },
     Supported { format: WireFormat::WEBSOCKET_NATIVE, name: "rkyv", subprotocol: Some("tickcast.v1.rkyv") },
     Supported { format: WireFormat::WEBSOCKET_JSON, name: "json", subprotocol: Some("tickcast.v1.json") },
     Supported { format: WireFormat::WEBSOCKET_RAW, name: "raw", subprotocol: Some("tickcast.v1.raw") },
     Supported { format: WireFormat::EVENTS_JSON, name: "sse", subprotocol: None },
     Supported { format: WireFormat::LINES_JSON, name: "ndjson", subprotocol: None },
+    Supported { format: WireFormat::SOCKET_IO, name: "socketio", subprotocol: None },
 ];
 
 impl WireFormat {
@@ -49,6 +51,9 @@ impl WireFormat {
     /// JSON objects as lines.
     pub const LINES_JSON: WireFormat = WireFormat { codec: Codec::Json, framing: Framing::Lines };
 
+    /// Socket.IO packets in Engine.IO packets, of `/socket.io/`.
+    pub const SOCKET_IO: WireFormat = WireFormat { codec: Codec::SocketIo, framing: Framing::EngineIo };
+
     /// All supported pairs that a client selects by port or subprotocol.
     pub const ALL: [WireFormat; 4] =
         [Self::TCP_NATIVE, Self::WEBSOCKET_NATIVE, Self::WEBSOCKET_JSON, Self::WEBSOCKET_RAW];
@@ -65,7 +70,7 @@ impl WireFormat {
         self.framing as usize * Codec::COUNT + self.codec as usize
     }
 
-    /// Short name: `native`, `rkyv`, `json`, `raw`, `sse` or `ndjson`.
+    /// Short name: `native`, `rkyv`, `json`, `raw`, `sse`, `ndjson` or `socketio`.
     pub fn name(self) -> &'static str {
         self.supported().map_or("unsupported", |supported| supported.name)
     }
@@ -124,7 +129,7 @@ mod tests {
 
     #[test]
     fn every_supported_pair_has_a_row_and_unique_index_and_names() {
-        let all = [&WireFormat::ALL[..], &WireFormat::ONE_WAY].concat();
+        let all = [&WireFormat::ALL[..], &WireFormat::ONE_WAY, &[WireFormat::SOCKET_IO]].concat();
         for (at, &format) in all.iter().enumerate() {
             assert_eq!(SUPPORTED[at].format, format);
             assert!(format.index() < WireFormat::PAIRS);

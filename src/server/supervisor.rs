@@ -331,6 +331,7 @@ fn start(
             server.counters[index].clone(),
         );
         shard.set_static_files(&page::Page);
+        shard.set_slots_end(clients_max as u32);
         let parts = ShardParts {
             shard,
             mesh,

@@ -56,6 +56,7 @@ mod sdk_python;
 mod sdk_rust;
 mod sinks;
 mod slow;
+mod socket_io;
 mod sources;
 mod sse;
 mod startup;

@@ -66,14 +66,17 @@ fn ask(address: SocketAddr, method: &str, target: &str, fields: &str, body: &str
 }
 
 /// A client's program in `tests/clients`, whose last line is "end".
-struct Program {
-    child: Child,
-    out: Log,
+pub struct Program {
+    /// The process.
+    pub child: Child,
+    /// What it prints.
+    pub out: Log,
     errors: Log,
 }
 
 impl Program {
-    fn start(interpreter: &str, program: &str, arguments: &[&str]) -> Program {
+    /// Starts it.
+    pub fn start(interpreter: &str, program: &str, arguments: &[&str]) -> Program {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients");
         let mut child = Command::new(interpreter)
             .arg(folder.join(program))
@@ -87,7 +90,8 @@ impl Program {
         Program { child, out: Log::collect(out), errors: Log::collect(errors) }
     }
 
-    fn finish(mut self) {
+    /// Waits for its successful end.
+    pub fn finish(mut self) {
         let code = wait_for_exit(&mut self.child);
         assert_eq!(code, Some(0), "{}\n{}", self.out.text(), self.errors.text());
         assert!(self.out.whole().ends_with("end\n"), "{}", self.errors.text());
@@ -224,7 +228,7 @@ fn a_stopping_server_tells_streams_when_to_come_back_and_ends_them() {
 }
 
 /// A server with an HMAC key, whose tokens `tickcast token` makes.
-fn server_with_tokens() -> (Server, impl Fn(&str) -> String) {
+pub fn server_with_tokens() -> (Server, impl Fn(&str) -> String) {
     let key = |name: &str| data(&format!("auth/{name}")).to_str().unwrap().to_owned();
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sse-auth.toml");
     let config = format!(

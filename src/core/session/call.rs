@@ -3,7 +3,11 @@
 use std::{fmt::Write as _, sync::Arc};
 
 use crate::{
-    home::lookup::PageStart, ids::TenantId, limits::HTTP_PAGE_BYTES, principal::Permissions, topic_key,
+    home::lookup::PageStart,
+    ids::{SessionId, TenantId},
+    limits::HTTP_PAGE_BYTES,
+    principal::Permissions,
+    topic_key,
 };
 use tickcast_proto::{
     ErrorCode, Step,
@@ -49,6 +53,8 @@ pub enum Work {
     Publish(Publishes),
     /// A read.
     Read(Box<Read>),
+    /// A request of long-polling, which the session with this id answers.
+    Poll(SessionId),
 }
 
 /// Publishes that await their answers. Their request ids are their positions, from 1.
@@ -128,7 +134,7 @@ impl PendingCall {
                 read.fail(status_of(code), code, text.into());
                 true
             }
-            (Work::Read(_), Outcome::Published { .. }) => false,
+            (Work::Read(_), Outcome::Published { .. }) | (Work::Poll(_), _) => false,
         }
     }
 
@@ -147,6 +153,7 @@ impl PendingCall {
         match &self.work {
             Work::Publish(publishes) => publishes.missing == 0,
             Work::Read(read) => read.state != ReadState::Going,
+            Work::Poll(_) => false,
         }
     }
 
@@ -155,6 +162,7 @@ impl PendingCall {
         match self.work {
             Work::Publish(publishes) => publishes.answer(),
             Work::Read(read) => read.answer(),
+            Work::Poll(_) => (200, String::new()),
         }
     }
 
@@ -164,6 +172,7 @@ impl PendingCall {
             + match &self.work {
                 Work::Publish(publishes) => publishes.results.capacity() * size_of::<Option<Outcome>>(),
                 Work::Read(read) => size_of::<Read>() + read.out.capacity(),
+                Work::Poll(_) => 0,
             }
     }
 }

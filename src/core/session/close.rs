@@ -77,6 +77,11 @@ impl CloseReason {
         }
     }
 
+    /// Whether its client should not reconnect.
+    pub fn is_final(&self) -> bool {
+        !matches!(self.code(), 3000..3500 | CLOSE_REFUSED..)
+    }
+
     /// The code in the WebSocket close frame: RFC 6455's own where it has one, because every client knows those.
     pub fn close_frame_code(&self) -> u16 {
         match self {

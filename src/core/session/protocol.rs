@@ -3,6 +3,7 @@
 use super::{
     call::{Calls, PendingCall},
     places::Places,
+    socket_io::{Carrier, SocketIo},
 };
 use tickcast_proto::{
     framing::{Decoder, websocket::Fragments},
@@ -29,6 +30,10 @@ pub enum Protocol {
     Echo(Decoder),
     /// No input: the client of `/sse` only reads.
     Streaming(Box<Stream>),
+    /// The input is packets of Socket.IO.
+    SocketIo(Box<SocketIo>),
+    /// The input is that of a Socket.IO session in another slot, or probes whether it may be.
+    Carrier(Box<Carrier>),
 }
 
 /// A one-way stream.
@@ -63,6 +68,7 @@ impl Protocol {
             Protocol::ProxyHeader | Protocol::Admitting | Protocol::Leaving(_) => true,
             Protocol::Hello(_) | Protocol::Http(_) => true,
             Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) => false,
+            Protocol::SocketIo(_) | Protocol::Carrier(_) => false,
         }
     }
 
@@ -87,6 +93,8 @@ impl Protocol {
         match self {
             Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => Some(decoder),
             Protocol::Streaming(stream) => Some(&mut stream.decoder),
+            Protocol::SocketIo(state) => Some(&mut state.decoder),
+            Protocol::Carrier(carrier) => Some(&mut carrier.decoder),
             Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
         }
     }
@@ -99,6 +107,8 @@ impl Protocol {
             }
             Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
             Protocol::Streaming(_) => None,
+            Protocol::SocketIo(state) => state.decoder.fragments(),
+            Protocol::Carrier(carrier) => carrier.decoder.fragments(),
         }
     }
 
@@ -124,7 +134,7 @@ impl Protocol {
         matches!(self, Protocol::Http(http) if http.calls.as_deref().is_some_and(|calls| calls.pending.is_some()))
     }
 
-    /// Heap bytes of a stream's places or a `/v1` request.
+    /// Heap bytes of a stream's places, a `/v1` request or a Socket.IO session's state.
     pub fn heap_bytes(&self) -> usize {
         match self {
             Protocol::Streaming(stream) => {
@@ -133,6 +143,8 @@ impl Protocol {
             Protocol::Http(http) => http.calls.as_deref().map_or(0, |calls| {
                 size_of::<Calls>() + calls.pending.as_ref().map_or(0, PendingCall::memory_bytes)
             }),
+            Protocol::SocketIo(state) => state.heap_bytes(),
+            Protocol::Carrier(_) => size_of::<Carrier>(),
             _ => 0,
         }
     }

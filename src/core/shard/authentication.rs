@@ -501,9 +501,16 @@ impl Shard {
         if !self.remembers_message_ids() {
             offered = offered.without(Features::MESSAGE_IDS);
         }
+        let is_socket_io = self.welcome_socket_io(slot);
         let Some(session) = self.sessions.open_mut(slot) else { return };
-        let features = session.grant(features.map(|asked| asked.intersection(offered)));
         let tells_expiry = has_token || session.proof == Proof::Credentials;
+        if is_socket_io {
+            // It has no hello that could ask for features.
+            return if tells_expiry {
+                self.reply_expires(slot, 0, now)
+            };
+        }
+        let features = session.grant(features.map(|asked| asked.intersection(offered)));
         let (epoch, session, frame_bytes_max) = (self.epoch, session.id.0, self.limits.frame_bytes_max);
         self.reply(slot, &Reply::Welcome { request, epoch, session, frame_bytes_max, features });
         if tells_expiry {

@@ -90,7 +90,7 @@ impl Shard {
     }
 
     /// Refuses a request's credentials, and closes the connection, so that each further attempt costs a connection.
-    fn refuse_call(&mut self, slot: SlotId, exchange: &Exchange, refusal: &AuthRefusal, now: Now) {
+    pub(super) fn refuse_call(&mut self, slot: SlotId, exchange: &Exchange, refusal: &AuthRefusal, now: Now) {
         let status = refusal.status();
         let mut exchange = exchange.clone();
         exchange.closes = true;

@@ -68,6 +68,7 @@ impl Shard {
             }
             let (slot, format, next) = taken?;
             match next {
+                NextSend::Send(source) if self.polling.contain(slot) => self.carry(slot, source, gather, now),
                 NextSend::Send(mut source) => {
                     if format.framing.has_places() {
                         self.append_place(slot, &mut source, gather);
@@ -133,6 +134,7 @@ impl Shard {
 
     pub(super) fn send_completed(&mut self, slot: SlotId, now: Now) {
         if self.sessions.end_send(slot) {
+            self.note_carrier_sent(slot, now);
             self.fanout.handle_drained(slot, &mut self.sessions);
             self.fanout.queue_pull(slot, &mut self.sessions);
             self.continue_ending(slot, now);

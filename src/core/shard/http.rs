@@ -16,7 +16,7 @@ use crate::{
     },
 };
 use tickcast_proto::{
-    DecodeError, Step,
+    DecodeError, Step, WireFormat,
     command::Command,
     features::Features,
     framing::Decoder,
@@ -53,7 +53,7 @@ impl Shard {
             self.settle_last_caller(slot, token.as_ref());
         }
         // A call adds work to this shard and others, unlike anything else that a new connection may begin with.
-        if matches!(answer, Answer::Call { .. }) && !self.takes_input() {
+        if matches!(answer, Answer::Call { .. } | Answer::Poll { .. }) && !self.takes_input() {
             if let Some(Protocol::Http(http)) =
                 self.sessions.open_mut(slot).map(|session| &mut session.protocol)
             {
@@ -79,6 +79,16 @@ impl Shard {
             Answer::Upgrade { forwarded_for, .. } if self.awaits_admission(slot, &forwarded_for) => {
                 return Ok(Step::Partial);
             }
+            Answer::Poll { poll, exchange, host, token } => {
+                if let Step::Partial = self.poll(slot, poll, exchange, &host, token.as_ref(), now) {
+                    return Ok(Step::Partial);
+                }
+            }
+            Answer::Upgrade { response, target: Target::Carrier(sid), cors, .. } => {
+                if let Step::Partial = self.begin_carrier(slot, sid, &response, &cors, now) {
+                    return Ok(Step::Partial);
+                }
+            }
             Answer::Upgrade { response, target, host, cors, .. } => {
                 match self.enter_stream(slot, &target, &host, now) {
                     Entry::Admitted if target.is_one_way() => {
@@ -93,7 +103,7 @@ impl Shard {
                         self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);
                     }
                     Entry::Refused(refusal) => {
-                        self.begin_messages(slot, &response, &target);
+                        self.begin_messages(slot, &response, &target, now);
                         self.end(slot, CloseReason::Unauthorized(refusal), now);
                     }
                 }
@@ -127,7 +137,7 @@ impl Shard {
         target: Target,
         now: Now,
     ) -> Result<(), DecodeError> {
-        self.begin_messages(slot, response, &target);
+        self.begin_messages(slot, response, &target, now);
         let Target::Stream { patterns, delivery, from, .. } = target else { return Ok(()) };
         if let Some(session) = self.sessions.open_mut(slot)
             && self.limits.auth.is_some()
@@ -146,13 +156,14 @@ impl Shard {
     }
 
     /// Answers a request for a WebSocket or a stream with the response that its messages follow.
-    pub(super) fn begin_messages(&mut self, slot: SlotId, response: &[u8], target: &Target) {
+    pub(super) fn begin_messages(&mut self, slot: SlotId, response: &[u8], target: &Target, now: Now) {
         self.actions.push_back(Action::HandshakeDone(slot));
         self.push_bytes(slot, response);
         let Some(session) = self.sessions.open_mut(slot) else {
             return debug_assert!(false, "the response to an upgrade ends no session");
         };
         session.protocol = match *target {
+            Target::Carrier(_) => return debug_assert!(false, "begin_carrier answers it"),
             Target::Echo { extension } => {
                 let decoder = Decoder::for_long_messages(ECHO_BYTES_MAX);
                 if extension.is_some_and(|extension| extension.compresses) {
@@ -165,6 +176,10 @@ impl Shard {
                 let new_places = || Places::new(Owner::of(session), self.positions_memory.clone());
                 let places = format.framing.has_places().then(new_places);
                 Protocol::Streaming(Box::new(Stream { decoder: Decoder::new(format.framing), places }))
+            }
+            Target::Stream { format: WireFormat::SOCKET_IO, .. } => {
+                session.format = WireFormat::SOCKET_IO;
+                return self.begin_socket_io(slot, now);
             }
             Target::Stream { format, inflates, .. } => {
                 session.format = format;

@@ -98,6 +98,9 @@ impl Shard {
         }
         self.after_input(slot, &progress, now);
         self.note_activity(slot, now);
+        if !progress.blocked {
+            self.finish_post(slot, now);
+        }
         progress.used + progress.inflated
     }
 
@@ -148,14 +151,16 @@ impl Shard {
         let mut progress = Progress::default();
         loop {
             let used = progress.used;
-            let room = used.saturating_add(progress.inflated) < bytes_max && self.takes_input();
+            let room = used.saturating_add(progress.inflated) < bytes_max
+                && self.takes_input()
+                && self.takes_input_of(slot);
             let Some(session) = self.sessions.open_mut(slot) else {
                 return Progress { used: bytes.len(), ..progress };
             };
             if used == bytes.len() && !session.has_message_rest() {
                 break;
             }
-            let waits = !room || !session.takes_input();
+            let waits = !room;
             if waits && (session.awaits_verdict() || !session.protocol.is_new()) {
                 return Progress { blocked: true, ..progress };
             }
@@ -174,9 +179,12 @@ impl Shard {
                     }
                 },
                 Protocol::Admitting | Protocol::Leaving(_) => Ok(Step::Partial),
-                Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) => {
-                    self.message(slot, rest, now)
-                }
+                Protocol::Hello(_)
+                | Protocol::Open(_)
+                | Protocol::Echo(_)
+                | Protocol::Streaming(_)
+                | Protocol::SocketIo(_)
+                | Protocol::Carrier(_) => self.message(slot, rest, now),
             };
             let inflated = self.decoders.take_inflated();
             if inflated > 0 {
@@ -210,6 +218,8 @@ impl Shard {
             return Ok(Step::Partial);
         };
         let is_echo = matches!(session.protocol, Protocol::Echo(_));
+        let is_socket_io = matches!(session.protocol, Protocol::SocketIo(_));
+        let is_carrier = matches!(session.protocol, Protocol::Carrier(_));
         let Some(decoder) = session.protocol.decoder_mut() else {
             debug_assert!(false, "the input of a session that takes messages goes to its decoder");
             return Ok(Step::Partial);
@@ -225,6 +235,8 @@ impl Shard {
             Incoming::Nothing => {}
             Incoming::Close => self.end(slot, CloseReason::Peer, now),
             Incoming::Message(message) if is_echo => self.echo(slot, &message),
+            Incoming::Message(message) if is_socket_io => self.socket_io(slot, &message, now)?,
+            Incoming::Message(message) if is_carrier => self.carrier_message(slot, &message, now)?,
             Incoming::Message(message) => match self.requests(slot, &message, now)? {
                 Served::Here => {}
                 Served::Later => return Ok(Step::Partial),

@@ -87,7 +87,7 @@ impl Shard {
         if self.sessions.get(slot).is_some_and(Session::awaits_verdict) {
             return;
         }
-        match self.sessions.get(slot).is_some_and(|session| session.takes_input()) {
+        match self.takes_input_of(slot) {
             true => self.input_queue.push(slot),
             false => self.paused.push(slot),
         }
@@ -110,8 +110,8 @@ impl Shard {
             let waits = self.sessions.open_mut(slot).is_some_and(|session| session.is_paused());
             let used = if waits { self.resume_input(slot, credit, now) } else { 0 };
             let session = self.sessions.open_mut(slot).filter(|session| session.is_paused());
-            let (is_paused, takes_input) =
-                (session.is_some(), session.is_some_and(|session| session.takes_input()));
+            let is_paused = session.is_some();
+            let takes_input = is_paused && self.takes_input_of(slot);
             self.input_queue.end_turn(slot, used, is_paused && takes_input);
             if is_paused && !takes_input {
                 self.list_paused(slot);
@@ -124,11 +124,7 @@ impl Shard {
 
     /// Returns whether [`Shard::turn`] would resume a paused session, now or soon.
     pub(super) fn paused_can_resume(&self) -> bool {
-        !self.input_queue.is_empty()
-            || self
-                .paused
-                .iter()
-                .any(|&slot| self.sessions.get(slot).is_some_and(|session| session.takes_input()))
+        !self.input_queue.is_empty() || self.paused.iter().any(|&slot| self.takes_input_of(slot))
     }
 }
 

@@ -95,6 +95,7 @@ impl Shard {
 
     /// Ends the session of a socket that has failed.
     pub fn handle_error(&mut self, slot: SlotId, errno: i32, now: Now) {
+        self.note_connection_ends(slot, &CloseReason::Transport(errno), now);
         self.disconnected(slot, CloseReason::Transport(errno));
         self.apply_deferred(now);
     }
@@ -112,7 +113,7 @@ impl Shard {
     }
 
     /// Opens a session, whichever shard accepted its connection.
-    fn open(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
+    pub(super) fn open(&mut self, slot: SlotId, listener: ListenerKind, now: Now) {
         self.generation = self.generation.wrapping_add(1);
         let id = SessionId::new(self.generation, slot);
         self.sessions.insert(slot, Session::new(id, listener));
@@ -177,6 +178,9 @@ impl Shard {
         self.keep_places(&mut session);
         self.counters.subtract(Counter::SessionsSubscribed, u64::from(session.subscribed));
         self.counters.subtract(Counter::SessionsOpen, 1);
-        self.actions.push_back(Action::Close(slot));
+        match self.polling.contain(slot) {
+            true => self.free_polling(slot, session.source),
+            false => self.actions.push_back(Action::Close(slot)),
+        }
     }
 }

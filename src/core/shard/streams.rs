@@ -42,7 +42,7 @@ impl Shard {
             self.refuse_with(slot, 403, &text, cors, now);
             return Ok(());
         }
-        self.begin_messages(slot, response, &target);
+        self.begin_messages(slot, response, &target, now);
         let Target::Stream { patterns, delivery, from, kept, .. } = target else { return Ok(()) };
         let is_kept = kept.is_some();
         let from = match kept {
@@ -79,7 +79,7 @@ impl Shard {
     ) {
         let is_event_stream = matches!(target, Target::Stream { format: WireFormat::EVENTS_JSON, .. });
         if is_event_stream && refusal == AuthRefusal::Busy {
-            self.begin_messages(slot, response, target);
+            self.begin_messages(slot, response, target, now);
             return self.end(slot, CloseReason::Unauthorized(refusal), now);
         }
         self.refuse_with(slot, refusal.status(), &refusal.to_string(), cors, now);

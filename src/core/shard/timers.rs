@@ -32,7 +32,7 @@ pub(super) enum TimerKind {
     Stall,
     /// A tick of this topic held back by the session's rate limit may be sent.
     Pace(TopicId),
-    /// Deadline of a hello with the credentials that the request for a WebSocket lacked.
+    /// Deadline of a hello with the credentials that the request for a WebSocket lacked, or of entering the namespace of Socket.IO.
     Credentials,
     /// Deadline of the verdict on credentials.
     Verdict,
@@ -149,7 +149,7 @@ impl Shard {
                     now.monotonic_ns,
                 );
             }
-            TimerKind::Credentials if session.lacks_credentials() => {
+            TimerKind::Credentials if session.awaits_hello() => {
                 self.end(slot, CloseReason::HandshakeDeadline, now);
             }
             TimerKind::Credentials => {}
@@ -157,6 +157,7 @@ impl Shard {
             TimerKind::Expiry => self.check_expiry(slot, now),
             TimerKind::Throttle => session.is_throttled = false,
             TimerKind::HalfClosed => self.end(slot, CloseReason::Peer, now),
+            TimerKind::Linger if self.polling.contain(slot) => self.end_polling(slot, now),
             TimerKind::Linger => self.remove(slot),
         }
     }
@@ -220,6 +221,14 @@ impl Shard {
     pub(super) fn note_activity(&mut self, slot: SlotId, now: Now) {
         let interval_ns = self.limits.ping_interval_ns;
         let Some(session) = self.sessions.open_mut(slot) else { return };
+        if let Protocol::Carrier(carrier) = &session.protocol {
+            // Its session has the heartbeat.
+            let carried = carrier.session.slot();
+            return match session.protocol.carries() {
+                Some(_) => self.note_activity(carried, now),
+                None => {}
+            };
+        }
         session.pulse_ms = now.low_ms();
         if session.protocol.is_handshake() || interval_ns == u64::MAX {
             return;
@@ -238,11 +247,17 @@ impl Shard {
 
     /// Pings a peer that was silent for the interval. Ends the session of one that was silent since its ping.
     fn check_heartbeat(&mut self, slot: SlotId, now: Now) {
-        let (interval_ns, timeout_ns) = (self.limits.ping_interval_ns, self.limits.ping_timeout_ns);
+        let (mut interval_ns, timeout_ns) = (self.limits.ping_interval_ns, self.limits.ping_timeout_ns);
         // Once input is no longer processed, silence means nothing, and the sessions end soon.
         let watches = !self.input_stopped;
         let Some(session) = self.sessions.open_mut(slot).filter(|_| watches) else { return };
         debug_assert!(session.pulse != Pulse::Unwatched, "an unwatched session has no heartbeat timer");
+        let mut pinged_ms = None;
+        if let Protocol::SocketIo(state) = &session.protocol {
+            // Its client relies on what it was told, whatever the configuration says now.
+            interval_ns = interval_ns.min(state.ping_interval_ns());
+            pinged_ms = Some(state.pinged_ms);
+        }
         if interval_ns == u64::MAX {
             // Heartbeats were switched off since the timer was set.
             session.pulse = Pulse::Unwatched;
@@ -260,7 +275,12 @@ impl Shard {
         }
         let (interval_ms, half_ms) = (interval_ns / 1_000_000, timeout_ns.div_ceil(2_000_000));
         let timer = Timer::new(TimerKind::Heartbeat, session.id);
-        let mut waited_ms = since_ms(session.pulse_ms, now);
+        // Clients of Engine.IO expect pings however active they are.
+        let since_active_ms = since_ms(session.pulse_ms, now);
+        let mut waited_ms = match pinged_ms {
+            Some(pinged_ms) if session.pulse == Pulse::Quiet => since_ms(pinged_ms, now),
+            _ => since_active_ms,
+        };
         if session.pulse == Pulse::Quiet && waited_ms < interval_ms {
             let when_ns = now.monotonic_ns + (interval_ms - waited_ms) * 1_000_000;
             return self.timers.insert(next_check_ns(when_ns, interval_ns), timer);
@@ -307,6 +327,9 @@ impl Shard {
         debug_assert!(!session.protocol.is_handshake(), "heartbeats start after the handshake");
         let mut bytes = Vec::new();
         session.format.framing.write_ping(now.monotonic_ns, &mut bytes);
+        if let Protocol::SocketIo(state) = &mut session.protocol {
+            state.pinged_ms = now.low_ms();
+        }
         self.counters.add(Counter::Pings, 1);
         self.push_bytes(slot, &bytes);
     }

@@ -13,7 +13,7 @@ use std::{borrow::Cow, collections::HashMap, io::Write};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-pub(super) use self::tick::encode_frame;
+pub(super) use self::tick::{encode_frame, encode_frame_beside};
 pub use self::{
     bounds::is_within_bounds,
     payload::base64,
@@ -246,7 +246,7 @@ pub fn whole_number(text: &str) -> Option<u64> {
 }
 
 /// An invalid request, and the error that answers it. The session stays open.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidRequest {
     /// Request id if it could be read, even if the rest is invalid; else 0.
     pub request: u32,

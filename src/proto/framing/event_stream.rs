@@ -55,7 +55,7 @@ fn append_as_line(out: &mut Vec<u8>, body: &[u8]) {
 
 /// The name of a message's event: its operation, or `tick`. An operation `error` is an event `failed`, because an EventSource has
 /// `error` events of its own.
-fn event_name(body: &[u8]) -> &[u8] {
+pub(crate) fn event_name(body: &[u8]) -> &[u8] {
     let operation = body.strip_prefix(OPERATION).and_then(|rest| {
         let end = rest.iter().position(|&byte| byte == b'"')?;
         rest.get(..end)

@@ -165,6 +165,18 @@ impl Exchange {
             _ => {}
         }
         let response = Response { status, fields, body: Cow::Owned((json + "\n").into_bytes()) };
+        self.encode(&response, realtime_ns)
+    }
+
+    /// The bytes of an answer to long-polling: packets, or `ok`; with status 400 an error as JSON.
+    pub fn answer_poll(&self, status: u16, body: Vec<u8>, realtime_ns: u64) -> Vec<u8> {
+        let media_type = if status == 200 { "text/plain; charset=UTF-8" } else { "application/json" };
+        let fields = format!("Content-Type: {media_type}\r\nCache-Control: no-store\r\n{}", self.cors);
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        self.encode(&Response { status, fields, body: Cow::Owned(body) }, realtime_ns)
+    }
+
+    fn encode(&self, response: &Response, realtime_ns: u64) -> Vec<u8> {
         let (is_head, keeps_alive, is_1_0) = (self.is_head, !self.closes, self.is_1_0);
         response.encode(Delivery { is_head, keeps_alive, is_1_0, realtime_ns })
     }

@@ -230,7 +230,9 @@ fn answers(bytes: &[u8], piece: usize) -> Vec<(u16, bool)> {
                         }
                         Answer::Respond { status, closes, .. } => got.push((status, closes)),
                         Answer::Upgrade { .. } => got.push((101, false)),
-                        Answer::Call { exchange, .. } => got.push((200, exchange.closes)),
+                        Answer::Call { exchange, .. } | Answer::Poll { exchange, .. } => {
+                            got.push((200, exchange.closes));
+                        }
                     }
                 }
             }

@@ -44,12 +44,7 @@ pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outc
     if let Some(host) = &request.authority {
         config.access.check_origin(request.head.headers().get(header::ORIGIN), host)?;
     }
-    if request.body != BodyLength::Bytes(0) {
-        return Err(Failure::bad_request("a request for a WebSocket has no body"));
-    }
-    let mut response = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n"
-    );
+    let mut response = accept_with(request, &accept)?;
     let extension =
         config.deflate.then(|| deflate::negotiate(request.list(SEC_WEBSOCKET_EXTENSIONS))).flatten();
     if let Some(extension) = extension {
@@ -73,6 +68,21 @@ pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outc
     };
     response += "\r\n";
     Ok(Outcome::Upgrade(response.into_bytes(), target))
+}
+
+/// Checks the client's handshake, and returns the lines of the response that opens the WebSocket. The caller has checked the origin.
+pub(super) fn accept(request: &Request) -> Result<String, Failure> {
+    let accept = handshake(request)?;
+    accept_with(request, &accept)
+}
+
+fn accept_with(request: &Request, accept: &str) -> Result<String, Failure> {
+    if request.body != BodyLength::Bytes(0) {
+        return Err(Failure::bad_request("a request for a WebSocket has no body"));
+    }
+    Ok(format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: {accept}\r\n"
+    ))
 }
 
 /// Checks the client's handshake (RFC 6455, section 4.2.1) and returns the value of `Sec-WebSocket-Accept`.

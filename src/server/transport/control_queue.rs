@@ -117,7 +117,9 @@ impl Driver {
             Survey::Sockets(seen, mut views, reply) => {
                 for summary in seen.iter().skip(views.len()).take(TURN_SOCKET_LOOKUPS) {
                     let mut view = SessionView::new(self.shard.id(), summary);
-                    if self.shard.is_session(summary.slot, summary.id) {
+                    // A session that polls has no socket.
+                    if self.shard.is_session(summary.slot, summary.id) && !self.shard.is_polling(summary.slot)
+                    {
                         let socket = self.ring.look_at(summary.slot.0)?;
                         let client = self.admission.client(summary.slot.0);
                         (view.address, view.rtt_us) = (client.or(socket.address), socket.rtt_us);

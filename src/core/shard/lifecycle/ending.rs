@@ -7,7 +7,7 @@ use crate::{
     now::Now,
     principal::AuthRefusal,
     session::{CloseReason, Ending, InputState, KeptOutbox, Protocol},
-    shard::{Action, ListenerKind, Shard, timers::TimerKind},
+    shard::{Action, ListenerKind, Shard, socket_io, timers::TimerKind},
 };
 use tickcast_proto::{framing::event_stream, http, reply::Reply};
 
@@ -83,6 +83,9 @@ impl Shard {
 
     /// Begins a session's end: it gets no more ticks, and its input is discarded.
     pub(in crate::shard) fn end(&mut self, slot: SlotId, reason: CloseReason, now: Now) {
+        if self.sessions.open_mut(slot).is_none() || self.note_connection_ends(slot, &reason, now) {
+            return;
+        }
         let Some(session) = self.sessions.open_mut(slot) else { return };
         log_end(session.id, &reason);
         if session.lag.is_some() || session.yields() {
@@ -124,6 +127,11 @@ impl Shard {
         {
             self.continue_ending(slot, now);
         }
+        // A server that stops waits for no poll.
+        if self.draining.is_some() && self.is_abandoned(slot) {
+            self.end_polling(slot, now);
+        }
+        self.finish_post(slot, now);
     }
 
     /// Drops the part of the outbox that an ending session no longer receives. Returns whether more may be sent: `false` if the
@@ -236,7 +244,12 @@ impl Shard {
                 session.listener == ListenerKind::Http
             }
             Protocol::Http(_) => true,
-            Protocol::Hello(_) | Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) => false,
+            Protocol::Hello(_)
+            | Protocol::Open(_)
+            | Protocol::Echo(_)
+            | Protocol::Streaming(_)
+            | Protocol::SocketIo(_)
+            | Protocol::Carrier(_) => false,
         };
         match session.protocol {
             _ if speaks_http => {
@@ -254,7 +267,17 @@ impl Shard {
                     bytes = http::refused(status, &text, now.realtime_ns);
                 }
             }
-            Protocol::Echo(_) => framing.write_close(reason.close_frame_code(), &text, &mut bytes),
+            Protocol::Echo(_) | Protocol::Carrier(_) => {
+                framing.write_close(reason.close_frame_code(), &text, &mut bytes)
+            }
+            Protocol::SocketIo(ref state) => {
+                if state.is_connected {
+                    Reply::Closing { code: reason.code(), reason: &text, reconnect_after_ms }
+                        .encode(session.format, &mut bytes);
+                }
+                socket_io::encode_end(state, reason, &mut bytes);
+                framing.write_close(reason.close_frame_code(), &text, &mut bytes);
+            }
             _ => {
                 if framing.has_places() && reconnect_after_ms > 0 {
                     event_stream::encode_retry(&mut bytes, reconnect_after_ms);
@@ -269,6 +292,15 @@ impl Shard {
 
     /// Takes the next step of a session's end, if it is ending and its outbox is empty.
     pub(in crate::shard) fn continue_ending(&mut self, slot: SlotId, now: Now) {
+        if self.polling.contain(slot) {
+            let is_done = self
+                .sessions
+                .get(slot)
+                .is_some_and(|session| session.ending.is_some() && !session.is_sending());
+            return if is_done {
+                self.end_polling(slot, now)
+            };
+        }
         let Some(session) = self.sessions.any_mut(slot) else { return };
         let sending = session.is_sending();
         let Some(ending) = &mut session.ending else { return };

@@ -24,12 +24,33 @@ pub(in crate::codec) fn encode_frame(out: &mut Vec<u8>, prefix: &[u8], tick: &Fr
         TickParts { flags: tick.header.flags, schema: 0, times, key: tick.key(), payload: tick.payload() };
     let quoted = features.contains(Features::STRING_KEYS) && parts.key > NUMBER_HIGHEST;
     let previous = (tick.is_linked() && features.contains(Features::PREVIOUS)).then(|| tick.previous());
-    encode_tick_with(out, prefix, tick.header.sequence, previous, &parts, if quoted { "\"" } else { "" });
+    let quote = if quoted { "\"" } else { "" };
+    encode_tick_with(out, prefix, tick.header.sequence, previous, &parts, quote, append_as_base64);
+}
+
+/// As [`encode_frame`] with both features, for messages that have opaque payloads beside them: `opaque` stands for these.
+pub(in crate::codec) fn encode_frame_beside(
+    out: &mut Vec<u8>,
+    prefix: &[u8],
+    tick: &Frame<'_>,
+    opaque: &[u8],
+) {
+    let times = tick.record::<TickTimes>();
+    debug_assert!(times.is_ok(), "a TICK frame has times");
+    let times = times.unwrap_or_default();
+    let parts =
+        TickParts { flags: tick.header.flags, schema: 0, times, key: tick.key(), payload: tick.payload() };
+    let quote = if parts.key > NUMBER_HIGHEST { "\"" } else { "" };
+    let previous = tick.is_linked().then(|| tick.previous());
+    encode_tick_with(out, prefix, tick.header.sequence, previous, &parts, quote, |out, _| {
+        out.extend_from_slice(b",\"data\":");
+        out.extend_from_slice(opaque);
+    });
 }
 
 /// Appends a tick. `prefix` is the topic's [`tick_prefix`]. Allocates only to grow `out`.
 pub fn encode_tick(out: &mut Vec<u8>, prefix: &[u8], sequence: u64, tick: &TickParts<'_>) {
-    encode_tick_with(out, prefix, sequence, None, tick, "");
+    encode_tick_with(out, prefix, sequence, None, tick, "", append_as_base64);
 }
 
 #[inline]
@@ -40,6 +61,7 @@ fn encode_tick_with(
     previous: Option<u64>,
     tick: &TickParts<'_>,
     key_quote: &str,
+    append_opaque: impl FnOnce(&mut Vec<u8>, &[u8]),
 ) {
     let TickParts { flags, times, key, payload, .. } = *tick;
     let mut digits = itoa::Buffer::new();
@@ -63,17 +85,17 @@ fn encode_tick_with(
     if flags & FLAG_PAYLOAD_JSON != 0 {
         out.extend_from_slice(b",\"data\":");
         out.extend_from_slice(payload);
-        out.push(b'}');
     } else {
-        out.extend_from_slice(b",\"encoding\":\"base64\",\"data\":\"");
-        append_base64(out, payload);
-        out.extend_from_slice(b"\"}");
+        append_opaque(out, payload);
     }
+    out.push(b'}');
 }
 
-fn append_base64(out: &mut Vec<u8>, bytes: &[u8]) {
+fn append_as_base64(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(b",\"encoding\":\"base64\",\"data\":\"");
     let (start, len) = (out.len(), bytes.len().div_ceil(3) * 4);
     out.resize(start + len, 0);
     let written = BASE64.encode_slice(bytes, &mut out[start..]);
     debug_assert_eq!(written, Ok(len), "base64 has 4 characters per 3 bytes, padded");
+    out.push(b'"');
 }
