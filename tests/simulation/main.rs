@@ -76,7 +76,7 @@ fn nodes_that_read_one_log_serve_every_tick_exactly_once_for_every_seed() {
 #[test]
 fn the_seeds_cover_every_situation() {
     let mut reached = Reached::default();
-    for seed in 0..200 {
+    for seed in 0..240 {
         let mut world = World::new(seed);
         (0..STEPS).for_each(|_| world.step());
         world.settle();

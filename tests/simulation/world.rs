@@ -753,8 +753,10 @@ impl World {
         let turns_min = if self.is_limited { 400 } else { SETTLE_TURNS_MIN };
         let mut settled = false;
         for turns in 0..SETTLE_TURNS_MAX {
-            // Then the clock stands still, so that nobody is pinged any more.
-            if turns < turns_min {
+            // Then the clock stands still, so that nobody is pinged any more, unless a publish that has left late for the sink
+            // waits for its deadline.
+            let is_routing = self.shards.iter().any(|shard| !shard.routed_are_settled());
+            if turns < turns_min || is_routing {
                 self.now.monotonic_ns += SETTLE_TURN_NS;
             }
             let _ = self.lanes.flush();
