@@ -304,7 +304,7 @@ pub const TOPIC_IDLE_NS_LOWEST: u64 = 100_000_000;
 pub const TOPIC_IDLE_NS_DEFAULT: u64 = 3_600_000_000_000;
 /// Smallest message that is compressed by default, bytes: shorter ones seldom shrink.
 pub const DEFLATE_BYTES_MIN_DEFAULT: usize = 128;
-/// Bytes that a shard compresses in one turn for its egress logs, and again for the messages of batches: about 2 ms each. What comes
+/// Bytes that a shard compresses in one turn for its egress logs, and again for the messages of batches: 1 to 3 ms each. What comes
 /// after that is sent plain.
 pub const TURN_DEFLATE_BYTES: usize = 128 << 10;
 /// What compressing a message costs besides its bytes, as bytes.
