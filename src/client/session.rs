@@ -376,7 +376,8 @@ impl Session {
             .union(Features::REASONS)
             .union(Features::COUNTS)
             .union(Features::TOKENS)
-            .union(Features::SOURCES);
+            .union(Features::SOURCES)
+            .union(Features::BATCHES);
         let features = match self.options.codec() {
             Codec::Native => features,
             _ => features.union(Features::STRING_KEYS).union(Features::POSITIONS),

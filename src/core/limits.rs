@@ -337,7 +337,7 @@ pub const DELIVERIES_PER_OPENING_UNIT: usize = 8;
 pub const OPENING_BYTES_MAX: usize = 256 << 10;
 /// Smallest message that is compressed by default, bytes: shorter ones seldom shrink.
 pub const DEFLATE_BYTES_MIN_DEFAULT: usize = 128;
-/// Bytes that a shard compresses in one turn for its egress logs, and again for the messages of batches: about 2 ms each. What comes
+/// Bytes that a shard compresses in one turn for its egress logs, and again for the messages of batches: 1 to 3 ms each. What comes
 /// after that is sent plain.
 pub const TURN_DEFLATE_BYTES: usize = 128 << 10;
 /// What compressing a message costs besides its bytes, as bytes.

@@ -34,6 +34,7 @@ mod egress;
 mod http;
 mod ingress;
 mod intake;
+mod invariants;
 mod lifecycle;
 mod logged;
 mod message_ids;
@@ -101,9 +102,6 @@ pub use crate::session::{ClientAddress, ListenerKind};
 
 /// Origin of ticks from a source. Refused ticks are counted; there is no session to answer.
 pub const ORIGIN_SOURCE: u64 = u64::MAX;
-
-/// [`Shard::invariants`] visits every session up to this many slots, so that turns stay cheap in tests with thousands.
-const INVARIANT_SESSIONS_MAX: u32 = 64;
 
 /// A command to the transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -452,43 +450,6 @@ impl Shard {
         self.apply_deferred(now);
         self.invariants();
         worked
-    }
-
-    /// Checks the invariants after every turn in debug builds. Checks that visit every session run only while there are few, as
-    /// in the simulation.
-    fn invariants(&self) {
-        if !cfg!(debug_assertions) {
-            return;
-        }
-        self.stages.invariants();
-        self.sessions.invariants();
-        assert_eq!(
-            self.counters.value(Counter::SessionsOpen),
-            self.sessions.len() as u64,
-            "each session is counted once"
-        );
-        assert!(self.identities.len() <= self.sessions.len(), "an identity goes with its session");
-        assert!(self.timers.len() <= self.timers_max, "timers without a session are dropped in time");
-        if self.sessions.slots_len() > INVARIANT_SESSIONS_MAX {
-            return;
-        }
-        let open = || self.sessions.iter().filter(|session| session.ending.is_none());
-        assert!(
-            self.draining.is_none() || open().next().is_none(),
-            "no session stays open once the server drains"
-        );
-        assert!(
-            open().all(|session| {
-                let slot = session.id.slot();
-                let waits = session.awaits_verdict() && self.authentication.awaits_verdict(session.id);
-                let is_listed = || self.paused.contains(&slot) || self.input_queue.contains(slot);
-                !session.is_paused() || waits || is_listed()
-            }),
-            "every paused session is listed or waits for a verdict, or nothing would resume it"
-        );
-        for session in open() {
-            self.control.check_waits(session.id, session.changes_pending);
-        }
     }
 
     /// Applies what was deferred while sessions were served: counters, pace timers and the ends of sessions.

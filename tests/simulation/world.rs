@@ -768,9 +768,11 @@ impl World {
             if self.shards.iter().any(Shard::opens_topics) {
                 timed_turns = timed_turns.max(SETTLE_TURNS_MIN);
             }
-            // Then the clock stands still, so that nobody is pinged any more.
-            if timed_turns > 0 {
-                timed_turns -= 1;
+            // Then the clock stands still, so that nobody is pinged any more, unless a publish that has left late for the sink
+            // waits for its deadline.
+            let is_routing = self.shards.iter().any(|shard| !shard.routed_are_settled());
+            if timed_turns > 0 || is_routing {
+                timed_turns = timed_turns.saturating_sub(1);
                 self.now.monotonic_ns += SETTLE_TURN_NS;
             }
             let _ = self.lanes.flush();

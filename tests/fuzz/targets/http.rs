@@ -15,6 +15,7 @@ fn answers(bytes: &[u8], cut: usize) -> Vec<Answer> {
         keeps_alive: true,
         health: true,
         debug_echo: true,
+        deflate: true,
         query_token: true,
         files: &NoFiles,
         access: &access,

@@ -9,6 +9,7 @@ use tickcast_proto::{
 
 fn messages(bytes: &[u8], cut: usize) -> (Vec<Incoming>, Vec<u8>, bool) {
     let (mut decoder, mut messages, mut replies) = (WebSocket::server(1 << 16), Vec::new(), Vec::new());
+    decoder.inflates = true;
     let (mut at, mut shown) = (0, cut);
     loop {
         match decoder.step(&bytes[at..shown.min(bytes.len())], &mut replies) {

@@ -18,16 +18,14 @@ use crate::{DecodeError, codec::MessageType};
 /// Name of the extension.
 const NAME: &[u8] = b"permessage-deflate";
 /// Window of the compressor, as a power of two: `server_max_window_bits`. Python's `websockets` asks for it, it covers all ticks
-/// but the longest, and 32 KiB would save 2 % of a market feed's bytes more.
+/// but the longest. With fifty ticks a message, 32 KiB would leave 19 % of a market feed's bytes instead of 22 % (zlib).
 const WINDOW_BITS: u8 = 12;
 /// Bytes of the window.
 const WINDOW_BYTES: usize = 1 << WINDOW_BITS;
 /// How each compressed message ends; it is not sent (RFC 7692, section 7.2.1).
 const TAIL: [u8; 4] = [0, 0, 0xff, 0xff];
-/// Messages up to this length are compressed with the fixed Huffman codes. In shorter ones, a code of their own takes more than it
-/// saves.
-const FIXED_CODES_BYTES_MAX: usize = 1 << 10;
-/// Level of the compressor. Higher ones save 1 % of a market feed's bytes more.
+/// Level of the compressor. Of the bytes of a market feed it leaves 76 % with one tick a message, 24 % with ten and 21 % with fifty; level 6
+/// leaves 76, 22 and 18 %, in up to 1.6 times the time.
 const LEVEL: u8 = 1;
 /// First size of the buffer for an inflated message: this many bytes for each compressed one.
 const INFLATED_TIMES: usize = 4;
@@ -89,18 +87,17 @@ fn bits(value: &[u8]) -> Option<u8> {
     (8..=15).find(|bits: &u8| bits.to_string().as_bytes() == value)
 }
 
-/// Compresses messages, each on its own. About 700 KiB, allocated when first used.
+/// Compresses messages, each on its own. About 330 KiB, allocated when first used.
 #[derive(Default)]
 pub struct Deflater {
-    /// With the fixed codes, and with codes for each message.
-    compressors: [Option<Box<CompressorOxide>>; 2],
+    compressor: Option<Box<CompressorOxide>>,
     /// The compressed message.
     compressed: Vec<u8>,
 }
 
 impl Deflater {
     /// Appends a compressed message, with its header. Returns `false`, having appended nothing, if that would be no shorter than the
-    /// plain message. 5 us, and 15 ns for each byte.
+    /// plain message. 18 us for a tick of 200 bytes, 98 us for 10 KiB (with miniz_oxide's opt-level 1).
     pub fn encode(&mut self, out: &mut Vec<u8>, message_type: MessageType, body: &[u8]) -> bool {
         let Some(len) = self.compress(body) else { return false };
         encode_compressed_header(out, message_type, len);
@@ -113,14 +110,8 @@ impl Deflater {
         if body.is_empty() {
             return None;
         }
-        let is_fixed = body.len() <= FIXED_CODES_BYTES_MAX;
-        let slot = &mut self.compressors[usize::from(!is_fixed)];
-        let compressor = slot.get_or_insert_with(|| {
-            let strategy = match is_fixed {
-                true => CompressionStrategy::Fixed,
-                false => CompressionStrategy::Default,
-            };
-            Box::new(CompressorOxide::with_params(DataFormat::Raw, LEVEL, strategy, 15))
+        let compressor = self.compressor.get_or_insert_with(|| {
+            Box::new(CompressorOxide::with_params(DataFormat::Raw, LEVEL, CompressionStrategy::Default, 15))
         });
         let room = body.len() + TAIL.len();
         if self.compressed.len() < room {
@@ -133,7 +124,7 @@ impl Deflater {
             len += result.bytes_written;
             if result.bytes_consumed < piece.len() || len == room {
                 // Its output waits in the compressor.
-                *slot = None;
+                self.compressor = None;
                 return None;
             }
         }

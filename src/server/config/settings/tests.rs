@@ -327,6 +327,7 @@ fn the_shipped_file_is_good_and_what_it_comments_out_is_the_default() {
     // Their defaults depend on the machine, or the file writes them out.
     let by_hand = [
         "delivery.behind_size",
+        "delivery.deflate",
         "delivery.history",
         "delivery.policy",
         "delivery.topic_idle",
