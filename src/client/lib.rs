@@ -111,6 +111,9 @@ pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
 pub const PUBLISHES_UNACKNOWLEDGED_MAX: usize = 1_024;
 /// Bytes of publishes with message ids that a [`ReconnectingClient`] keeps until they are answered.
 pub const RETRIED_BYTES_MAX: usize = 8 << 20;
+/// Time for which a [`ReconnectingClient`] sends a publish with a message id again, in milliseconds: half of the time for which a server
+/// remembers ids by default.
+pub const RETRIED_AGE_MS_MAX: u64 = 60_000;
 /// Topics a server may announce on one connection, about 170 bytes each.
 pub const CONNECTION_TOPICS_MAX: usize = 1 << 20;
 /// Buffer capacity that an idle connection keeps, in bytes; it frees larger buffers after a burst.

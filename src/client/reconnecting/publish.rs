@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::{ClientError, Event, PublishRequest, RETRIED_BYTES_MAX, ReconnectingClient, RequestError};
+use crate::{
+    ClientError, Event, PublishRequest, RETRIED_AGE_MS_MAX, RETRIED_BYTES_MAX, ReconnectingClient,
+    RequestError, clock,
+};
 use tickcast_proto::ErrorCode;
 
 /// Publishes with message ids that the server has not answered: they are sent again on the next connection.
@@ -28,9 +31,17 @@ struct Kept {
     message_id: Box<str>,
     /// Epoch of the server that it was sent to: only that server knows the id.
     server_epoch: u64,
+    /// When it was first sent, nanoseconds on a monotonic clock.
+    sent_ns: u64,
 }
 
 impl Kept {
+    /// Whether the server of this epoch still knows its id.
+    fn is_known_to(&self, server_epoch: Option<u64>) -> bool {
+        let age_ns = clock::monotonic_ns().saturating_sub(self.sent_ns);
+        server_epoch == Some(self.server_epoch) && age_ns <= RETRIED_AGE_MS_MAX * 1_000_000
+    }
+
     fn request(&self) -> PublishRequest<'_> {
         let Kept { topic, payload, producer_time_ns, schema, key, message_id, .. } = self;
         let (producer_time_ns, schema, key) = (*producer_time_ns, *schema, *key);
@@ -55,7 +66,8 @@ impl Retries {
         self.bytes += Retries::bytes_of(publish);
         let PublishRequest { topic, payload, producer_time_ns, schema, key, message_id } = *publish;
         let (topic, payload, message_id) = (topic.into(), payload.into(), message_id.into());
-        let kept = Kept { topic, payload, producer_time_ns, schema, key, message_id, server_epoch };
+        let sent_ns = clock::monotonic_ns();
+        let kept = Kept { topic, payload, producer_time_ns, schema, key, message_id, server_epoch, sent_ns };
         self.kept.insert(number, kept);
     }
 
@@ -88,13 +100,12 @@ impl ReconnectingClient {
     /// publishes, it answers only refusals, by an error with request 0.
     ///
     /// A publish with a message id is kept until it is answered, and sent again after a reconnect, so it is published once. If the
-    /// server has restarted meanwhile, or another node has taken its place, nobody knows the id any more: then it is not sent again, and
-    /// an error with this number and code 112 reports it.
+    /// server has restarted meanwhile, if another node has taken its place, or after [`RETRIED_AGE_MS_MAX`], the server may not know
+    /// the id any more: then it is not sent again, and an error with this number and code 112 reports it.
     ///
     /// # Errors
     /// [`ClientError::Request`] if the request is invalid, or if too many publishes wait for their answer, or, with message ids, more
-    /// than [`RETRIED_BYTES_MAX`]. A lost connection is
-    /// no error. Otherwise as [`ReconnectingClient::next_event`].
+    /// than [`RETRIED_BYTES_MAX`]. A lost connection is no error. Otherwise as [`ReconnectingClient::next_event`].
     pub fn publish(&mut self, publish: PublishRequest<'_>) -> Result<Option<u32>, ClientError> {
         let Some(client) = &mut self.client else { return Ok(None) };
         if client.has_write_failure() {
@@ -130,7 +141,7 @@ impl ReconnectingClient {
         let Retries { kept, bytes, unconfirmed } = retries;
         let mut lost = Vec::new();
         for (&number, publish) in kept.iter() {
-            if epoch != Some(publish.server_epoch) {
+            if !publish.is_known_to(epoch) {
                 lost.push(number);
                 continue;
             }
