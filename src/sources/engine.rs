@@ -442,6 +442,6 @@ mod tests {
     #[test]
     fn a_source_that_takes_over_while_it_waits_for_its_engine_publishes_what_it_holds() {
         publishes(|context, mapping, reader| run(context, mapping, reader).unwrap());
-        publishes(|context, mapping, reader| run_blocking(context, mapping, reader));
+        publishes(run_blocking);
     }
 }

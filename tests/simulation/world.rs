@@ -156,7 +156,7 @@ impl World {
             topics_max: if refuses { (of_fullest + rng.usize(1..4)) * count } else { TOPICS_MAX_DEFAULT },
             frame_bytes_max: 4 << 10,
             // In some runs, for clients that offer it.
-            deflate: Rules { rules: vec![("t.1".into(), false)], default: seed % 3 == 0 },
+            deflate: Rules { rules: vec![("t.1".into(), false)], default: seed.is_multiple_of(3) },
             deflate_bytes_min: 40,
             egress_log_bytes: if roomy { ROOMY_BYTES } else { rng.usize(128..200) << 10 },
             outbox_bytes_max: if roomy { ROOMY_BYTES } else { rng.usize(30..60) << 10 },

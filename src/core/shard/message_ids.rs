@@ -38,9 +38,11 @@ impl Shard {
         let text = &*publish.message_id;
         let Some(session) = self.sessions.get(slot).filter(|_| !text.is_empty()) else { return Ok(None) };
         // HTTP has no features: the header or field asks for it.
-        if !session.features.contains(Features::MESSAGE_IDS)
-            && !(session.protocol.has_call() && self.remembers_message_ids())
-        {
+        let is_granted = match session.protocol.has_call() {
+            true => self.remembers_message_ids(),
+            false => session.features.contains(Features::MESSAGE_IDS),
+        };
+        if !is_granted {
             return Err("message id: the server has not granted this session the feature message_ids".into());
         }
         if text.len() > MESSAGE_ID_BYTES_MAX {

@@ -224,10 +224,10 @@ impl Shard {
         if let Protocol::Carrier(carrier) = &session.protocol {
             // Its session has the heartbeat.
             let carried = carrier.session.slot();
-            return match session.protocol.carries() {
-                Some(_) => self.note_activity(carried, now),
-                None => {}
-            };
+            if session.protocol.carries().is_some() {
+                self.note_activity(carried, now);
+            }
+            return;
         }
         session.pulse_ms = now.low_ms();
         if session.protocol.is_handshake() || interval_ns == u64::MAX {
