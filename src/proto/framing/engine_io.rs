@@ -175,9 +175,16 @@ pub fn step<'a>(bytes: &[u8]) -> Result<Step<Incoming<'a>>, DecodeError> {
 }
 
 /// Appends WebSocket messages of the server, as they lie in the log, as packets of long-polling. The messages are whole.
+///
+/// The end of the session is a packet only if nothing precedes it: socket.io-client acts on it at once, and on the packets before
+/// it afterwards, so it would not know why it was disconnected. Its next request finds that the session has ended.
 pub fn append_polled(out: &mut Vec<u8>, mut messages: &[u8]) {
     while let Some((opcode, payload, rest)) = next_message(messages) {
         messages = rest;
+        let is_end = !matches!(opcode, OPCODE_TEXT | OPCODE_BINARY);
+        if !out.is_empty() && is_end {
+            continue;
+        }
         if !out.is_empty() {
             out.push(SEPARATOR);
         }
@@ -187,7 +194,6 @@ pub fn append_polled(out: &mut Vec<u8>, mut messages: &[u8]) {
                 out.push(b'b');
                 out.extend_from_slice(BASE64.encode(payload).as_bytes());
             }
-            // The end of the session.
             _ => out.push(b'1'),
         }
     }
@@ -294,8 +300,12 @@ mod tests {
         let (short, long) = ("7".repeat(200), "7".repeat(70_000));
         assert_eq!(
             String::from_utf8(polled).unwrap(),
-            format!("451-[]\x1ebAB7/\x1e4{short}\x1e4{long}\x1e2\x1e1")
+            format!("451-[]\x1ebAB7/\x1e4{short}\x1e4{long}\x1e2")
         );
+        let (mut end, mut polled) = (Vec::new(), Vec::new());
+        websocket::encode_close(&mut end, 1000, "bye");
+        append_polled(&mut polled, &end);
+        assert_eq!(polled, b"1");
     }
 
     #[test]

@@ -15,6 +15,7 @@ fn answers(bytes: &[u8], cut: usize) -> Vec<Answer> {
         keeps_alive: true,
         health: true,
         debug_echo: true,
+        message_ids: true,
         deflate: true,
         query_token: true,
         files: &NoFiles,
@@ -38,7 +39,7 @@ fn answers(bytes: &[u8], cut: usize) -> Vec<Answer> {
                     }
                     Answer::Respond { closes, .. } => *closes,
                     Answer::Upgrade { .. } => true,
-                    Answer::Call { exchange, .. } => exchange.closes,
+                    Answer::Call { exchange, .. } | Answer::Poll { exchange, .. } => exchange.closes,
                 };
                 answers.push(answer);
                 if is_last || answers.len() > 100 {
