@@ -160,6 +160,7 @@ impl AsyncClient {
                 output_bytes: 0,
                 answers_awaited: 0,
                 is_closing: false,
+                left: Positions::new(),
             }),
             wake: Notify::new(),
             changed: Notify::new(),
@@ -181,7 +182,8 @@ impl AsyncClient {
         self.subscribe_with(pattern, SubscribeOptions::default(), EVENTS_MAX)
     }
 
-    /// [`AsyncClient::subscribe`] with a policy, a rate and a start. `events_max`: events that may wait for the application.
+    /// [`AsyncClient::subscribe`] with a policy, a rate and a start. `events_max`: events that may wait for the application. The
+    /// events of one read, 64 KiB, may come on top; beyond twice `events_max`, the oldest are dropped, and a gap announces their ticks.
     ///
     /// # Errors
     /// As [`AsyncClient::subscribe`].
@@ -194,7 +196,9 @@ impl AsyncClient {
         let shared = &self.handle.shared;
         let mut state = shared.lock();
         state.session.subscribe(pattern, options)?;
-        let (pattern, queue) = (Arc::<str>::from(pattern), Arc::new(Mutex::new(Queue::new(events_max))));
+        let mut queue = Queue::new(events_max);
+        queue.set_ended(state.session.state() == ClientState::Disconnected);
+        let (pattern, queue) = (Arc::<str>::from(pattern), Arc::new(Mutex::new(queue)));
         state.queues.insert(pattern.clone(), queue.clone());
         shared.pump(&mut state);
         drop(state);
@@ -269,8 +273,12 @@ impl AsyncClient {
         }
     }
 
-    /// Connects again after the server has ended the connection for good. Does nothing unless disconnected.
+    /// Connects again after the server has ended the connection for good. Does nothing unless disconnected, and after
+    /// [`AsyncClient::close`].
     pub fn reconnect(&self) {
+        if self.handle.shared.lock().is_closing {
+            return;
+        }
         self.call(|session| session.connect(clock::monotonic_ns()));
     }
 
@@ -404,20 +412,40 @@ struct State {
     output_bytes: usize,
     /// How many futures wait for the server, besides publishes.
     answers_awaited: usize,
+    /// The task has ended, or is about to: the client cannot connect again.
     is_closing: bool,
+    /// Positions in topics of dropped subscriptions. A program that ends drops them before the client, which then saves its positions.
+    left: Positions,
 }
 
 impl State {
     /// Whether the socket is not read, because the application is too slow.
     fn is_paused(&self) -> bool {
-        self.answers_awaited == 0
+        // Without the handshake's answers, the client would give up connecting.
+        self.session.state() == ClientState::Connected
+            && self.answers_awaited == 0
             && self.publishes.is_empty()
             && self.queues.values().any(|queue| lock(queue).is_full())
     }
 
     fn finished_positions(&self) -> Positions {
         let queues: Vec<_> = self.queues.values().map(|queue| lock(queue)).collect();
-        queue::finished(self.session.positions(), queues.iter().map(|queue| &**queue))
+        let mut finished = queue::finished(self.session.positions(), queues.iter().map(|queue| &**queue));
+        for (topic, position) in self.left.iter() {
+            if finished.position(topic).is_none() {
+                finished.advance(topic, position);
+            }
+        }
+        finished
+    }
+
+    /// Keeps the positions of topics that the session has left.
+    fn keep_left(&mut self, finished: Positions) {
+        for (topic, position) in finished.iter() {
+            if self.session.positions().position(topic).is_none() {
+                self.left.advance(topic, position);
+            }
+        }
     }
 }
 

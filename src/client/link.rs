@@ -7,7 +7,7 @@ use tungstenite::{
 };
 
 use crate::{
-    ConnectOptions, MESSAGE_OVERHEAD_BYTES, Message, ProtocolError,
+    ConnectOptions, MESSAGE_OVERHEAD_BYTES, Message, OUTPUT_BYTES_MAX, ProtocolError,
     handshake::{self, Handshake},
 };
 use tickcast_proto::{
@@ -21,6 +21,8 @@ pub(super) const CLOSE_CUT: u16 = 1006;
 const CLOSE_NOT_ADMITTED: u16 = 3504;
 /// Close code after bytes that violate the protocol of WebSockets.
 const CLOSE_PROTOCOL: u16 = 1002;
+/// First byte of a pong (RFC 6455, section 5.2).
+const PONG: u8 = 0x8a;
 /// Characters of the reason for an end that are kept.
 const REASON_CHARS_MAX: usize = 512;
 /// Capacity that an idle connection's buffers keep, in bytes.
@@ -50,7 +52,6 @@ enum Phase {
 ///
 /// Call [`Link::poll_event`] until it returns `None` after each [`Link::handle_bytes`]: then the input holds at most one incomplete
 /// message. A message's payloads share its memory.
-#[derive(Debug)]
 pub(super) struct Link {
     encoding: WireFormat,
     message_bytes_max: usize,
@@ -213,7 +214,10 @@ impl Link {
             let websocket = self.websocket.as_mut()?;
             let mut replies = Vec::new();
             let stepped = websocket.step(&self.input, &mut replies);
-            self.output.extend_from_slice(&replies);
+            // A server that pings and never reads gets no more pongs; an answer to its close is sent in any case.
+            if replies.first() != Some(&PONG) || self.output.len() <= OUTPUT_BYTES_MAX {
+                self.output.extend_from_slice(&replies);
+            }
             let (used, incoming) = match stepped {
                 Ok(Step::Partial) => return None,
                 Ok(Step::Complete(used, incoming)) => (used, incoming),

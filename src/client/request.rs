@@ -83,7 +83,7 @@ impl fmt::Display for RequestError {
                 write!(f, "the message id is {len} bytes long; {MESSAGE_ID_BYTES_MAX} are allowed")
             }
             RequestError::MessageIdsNotGranted => {
-                write!(f, "the server recognises no message ids: a tick sent again would be published again")
+                write!(f, "this connection has no message ids: a tick sent again would be published again")
             }
             RequestError::TooLarge { bytes, bytes_max } => {
                 write!(

@@ -127,7 +127,7 @@ impl Topic {
         self.next_sequence = sequence + 1;
         self.stats.last_sequence = sequence;
         self.stats.ticks += 1;
-        self.stats.missed += missed;
+        self.stats.missed = self.stats.missed.saturating_add(missed);
         self.invariants();
         Some(Advance { missed, skipped })
     }
@@ -158,7 +158,7 @@ impl Topic {
         }
         // The positions of a log before the range may be of other topics: the next tick says whether one is missing.
         if self.next_sequence != 0 && !is_log_epoch(self.stats.epoch) {
-            self.missed_pending += from.saturating_sub(self.next_sequence);
+            self.missed_pending = self.missed_pending.saturating_add(from.saturating_sub(self.next_sequence));
         }
         self.count_skipped(reason, count);
         self.next_sequence = to;
@@ -169,8 +169,8 @@ impl Topic {
 
     fn count_skipped(&mut self, reason: SkipReason, ticks: u64) {
         match reason {
-            SkipReason::Conflated => self.stats.conflated += ticks,
-            SkipReason::Gap => self.stats.gap += ticks,
+            SkipReason::Conflated => self.stats.conflated = self.stats.conflated.saturating_add(ticks),
+            SkipReason::Gap => self.stats.gap = self.stats.gap.saturating_add(ticks),
         }
     }
 

@@ -123,6 +123,21 @@ pub enum Action {
     Close(SlotId),
 }
 
+impl Action {
+    /// Returns the slot that it is about.
+    pub(super) fn slot(self) -> SlotId {
+        match self {
+            Action::PauseReceive(slot)
+            | Action::ResumeReceive(slot)
+            | Action::ShutdownWrite(slot)
+            | Action::HandshakeDone(slot)
+            | Action::Admit(slot, _)
+            | Action::HandOver(slot)
+            | Action::Close(slot) => slot,
+        }
+    }
+}
+
 /// One SEND for the transport to submit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Send {

@@ -129,7 +129,7 @@ fn a_server_without_message_ids_refuses_them() {
     assert!(matches!(refused, Err(ClientError::Request(RequestError::MessageIdsNotGranted))), "{refused:?}");
     let output = tickcast_pub(&server, &["a", "1", "--message-id", "m"], "");
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("recognises no message ids"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("has no message ids"), "{output:?}");
     assert_eq!(post(server.http, "a", "Idempotency-Key: m\r\n").0, 501);
     assert_eq!(post(server.http, "a", "").0, 200);
     drop(client);

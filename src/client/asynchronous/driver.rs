@@ -79,8 +79,14 @@ struct Ended(Arc<Shared>);
 
 impl Drop for Ended {
     fn drop(&mut self) {
+        let mut state = self.0.lock();
+        // Nobody serves the session any more: subscriptions end.
+        state.is_closing = true;
+        state.session.disconnect(clock::monotonic_ns());
+        self.0.pump(&mut state);
         // Waiting publishes are answered by the drop of their senders.
-        mem::take(&mut self.0.lock().publishes);
+        state.publishes.clear();
+        drop(state);
         self.0.ended.send_replace(true);
     }
 }

@@ -157,12 +157,12 @@ impl Queue {
             }
             None => return,
         };
-        self.dropped_ticks += gap.count;
+        self.dropped_ticks = self.dropped_ticks.saturating_add(gap.count);
         let ranges = self.dropped.entry(gap.topic.clone()).or_default();
         match ranges.back_mut().filter(|last| last.epoch == gap.epoch) {
             Some(last) => {
                 (last.from, last.to) = (last.from.min(gap.from), last.to.max(gap.to));
-                last.count += gap.count;
+                last.count = last.count.saturating_add(gap.count);
             }
             None => {
                 ranges.push_back(gap);

@@ -145,9 +145,11 @@ impl Drop for Subscription {
         let mut state = shared.lock();
         // The pattern may have another subscription by now.
         if state.queues.get(&self.pattern).is_some_and(|queue| Arc::ptr_eq(queue, &self.queue)) {
+            let finished = state.finished_positions();
             state.queues.remove(&self.pattern);
             // It fails only while too many requests wait, and then the pattern stays subscribed.
             let _ = state.session.unsubscribe(&self.pattern);
+            state.keep_left(finished);
             shared.pump(&mut state);
             shared.wake.notify_one();
         }

@@ -92,6 +92,7 @@ pub struct SessionClient {
     tls: Option<Arc<ClientConfig>>,
     get_token: Option<GetTokenBlocking>,
     save_positions: Option<SavePositionsBlocking>,
+    is_save_due: bool,
     wire: Option<Wire>,
     buffer: Box<[u8]>,
 }
@@ -146,7 +147,18 @@ impl SessionClient {
         session.connect(clock::monotonic_ns());
         let buffer = vec![0; READ_BYTES].into_boxed_slice();
         let (wire, options) = (None, connect);
-        Ok(SessionClient { session, address, options, tls, get_token, save_positions, wire, buffer })
+        let is_save_due = false;
+        Ok(SessionClient {
+            session,
+            address,
+            options,
+            tls,
+            get_token,
+            save_positions,
+            is_save_due,
+            wire,
+            buffer,
+        })
     }
 
     /// The client's state.
@@ -259,9 +271,11 @@ impl SessionClient {
             if let Some(event) = self.session.poll_event() {
                 return Some(event);
             }
+            self.save_if_due();
             // Before the timers: what has arrived shows that the server is alive.
-            if self.transfer() {
-                continue;
+            let has_arrived = self.transfer();
+            if has_arrived {
+                self.session.handle_paused();
             }
             let now_ns = clock::monotonic_ns();
             let timer_ns = self.session.poll_timeout();
@@ -269,7 +283,16 @@ impl SessionClient {
                 self.session.handle_timeout(now_ns);
                 continue;
             }
+            if has_arrived {
+                self.act();
+                if let Some(event) = self.session.poll_event() {
+                    return Some(event);
+                }
+            }
             let left = deadline.remaining();
+            if has_arrived && left != Some(Duration::ZERO) {
+                continue;
+            }
             if left == Some(Duration::ZERO) || (timer_ns.is_none() && self.wire.is_none()) {
                 return None;
             }
@@ -286,6 +309,16 @@ impl SessionClient {
     pub fn close(mut self) {
         self.session.disconnect(clock::monotonic_ns());
         self.act();
+        self.save_if_due();
+    }
+
+    /// Saves the positions if the session has asked for it, once all events have been returned.
+    fn save_if_due(&mut self) {
+        if std::mem::take(&mut self.is_save_due)
+            && let Some(save_positions) = &mut self.save_positions
+        {
+            save_positions(self.session.positions());
+        }
     }
 
     /// Does what the session asks for.
@@ -316,11 +349,7 @@ impl SessionClient {
                         None => debug_assert!(false, "the session asks only if there is a function"),
                     }
                 }
-                Action::Save(positions) => {
-                    if let Some(save_positions) = &mut self.save_positions {
-                        save_positions(&positions);
-                    }
-                }
+                Action::Save(_) => self.is_save_due = true,
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What a session asks of its driver.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, fmt, sync::Arc};
 
 use bytes::Bytes;
 
@@ -8,12 +8,23 @@ use super::event::{Change, ClientEvent, SubscriptionEvent, SubscriptionState};
 use crate::Positions;
 
 /// A message of the server, or to it. Over native TCP, one or more whole frames.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Message {
     /// JSON. From the server, it need not be valid UTF-8.
     Text(Bytes),
     /// Native frames.
     Binary(Bytes),
+}
+
+/// Without the bytes, which may hold a token.
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Message::Text(_) => "Text",
+            Message::Binary(_) => "Binary",
+        };
+        write!(f, "{kind}({} bytes)", self.len())
+    }
 }
 
 impl Message {

@@ -177,7 +177,7 @@ pub struct SharedTick {
     pub payload_is_json: bool,
     /// Ticks before this one that were neither delivered nor announced as skipped; 0 unless the server has a bug.
     pub missed: u64,
-    /// The producer's bytes. A part of the received message, which stays in memory as long as any of its ticks.
+    /// The producer's bytes. A part of what one read received, up to 64 KiB, which stays in memory as long as any of its ticks.
     pub payload: Bytes,
 }
 

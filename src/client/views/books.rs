@@ -43,7 +43,7 @@ impl PartialEq for Price {
 
 impl Eq for Price {}
 
-/// The sizes of one side by price. Bound: [`BOOK_LEVELS_MAX`] after each change.
+/// The sizes of one side by price. Bound: [`BOOK_LEVELS_MAX`] while the book is live.
 type Side = BTreeMap<Price, f64>;
 
 /// One book. It is live after a snapshot, until ticks are missing; then its levels are the last ones known.

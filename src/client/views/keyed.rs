@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use serde::de::IgnoredAny;
 
 use crate::{SharedTick, SubscriptionEvent, VIEW_ENTRIES_MAX};
@@ -72,7 +73,9 @@ impl KeyedView {
         }
         self.set += 1;
         self.order.insert(self.set, (tick.topic.clone(), tick.key));
-        let entry = Entry { place: self.set, tick: tick.clone() };
+        // A copy: the tick's own payload keeps the whole read in memory that it came with.
+        let payload = Bytes::copy_from_slice(&tick.payload);
+        let entry = Entry { place: self.set, tick: SharedTick { payload, ..tick.clone() } };
         self.topics.entry(tick.topic.clone()).or_default().insert(tick.key, entry);
     }
 

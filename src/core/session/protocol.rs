@@ -23,7 +23,12 @@ pub enum Protocol {
     /// The input is messages; the first must be HELLO.
     Hello(Decoder),
     /// The handshake bytes are kept for the shard that will serve the session.
-    Leaving(ShardId),
+    Leaving {
+        /// That shard.
+        to: ShardId,
+        /// As [`HttpSession::is_forwarded`].
+        is_forwarded: bool,
+    },
     /// The input is messages in the session's wire format.
     Open(Decoder),
     /// The input is WebSocket messages to be echoed: `/echo`.
@@ -62,10 +67,16 @@ pub struct HttpSession {
 }
 
 impl Protocol {
+    /// Begins to leave for another shard, which goes on with the bytes that are kept.
+    pub fn leave(&mut self, to: ShardId) {
+        let is_forwarded = matches!(self, Protocol::Http(http) if http.is_forwarded);
+        *self = Protocol::Leaving { to, is_forwarded };
+    }
+
     /// Whether the handshake is not complete yet, here or on another shard.
     pub fn is_handshake(&self) -> bool {
         match self {
-            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Leaving(_) => true,
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Leaving { .. } => true,
             Protocol::Hello(_) | Protocol::Http(_) => true,
             Protocol::Open(_) | Protocol::Echo(_) | Protocol::Streaming(_) => false,
             Protocol::SocketIo(_) | Protocol::Carrier(_) => false,
@@ -95,7 +106,9 @@ impl Protocol {
             Protocol::Streaming(stream) => Some(&mut stream.decoder),
             Protocol::SocketIo(state) => Some(&mut state.decoder),
             Protocol::Carrier(carrier) => Some(&mut carrier.decoder),
-            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving { .. } => {
+                None
+            }
         }
     }
 
@@ -105,7 +118,9 @@ impl Protocol {
             Protocol::Hello(decoder) | Protocol::Open(decoder) | Protocol::Echo(decoder) => {
                 decoder.fragments()
             }
-            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving(_) => None,
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Http(_) | Protocol::Leaving { .. } => {
+                None
+            }
             Protocol::Streaming(_) => None,
             Protocol::SocketIo(state) => state.decoder.fragments(),
             Protocol::Carrier(carrier) => carrier.decoder.fragments(),

@@ -113,6 +113,11 @@ impl Authentication {
         self.expiries.get(&slot).map(|expiry| expiry.due_ns)
     }
 
+    /// Takes the name in a client's certificate, if it has not been verified.
+    pub(super) fn take_certificate_name(&mut self, slot: SlotId) -> Option<Box<str>> {
+        self.certificate_names.remove(&slot)
+    }
+
     /// Whether a verdict on the session's credentials will come.
     pub(super) fn awaits_verdict(&self, id: SessionId) -> bool {
         self.pending.contains_key(&id)

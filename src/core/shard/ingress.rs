@@ -91,7 +91,7 @@ impl Shard {
             if !progress.blocked {
                 session.input_state = InputState::Open;
                 // When a session leaves, the shard it goes to resumes receiving from it.
-                if !matches!(session.protocol, Protocol::Leaving(_)) {
+                if !matches!(session.protocol, Protocol::Leaving { .. }) {
                     self.actions.push_back(Action::ResumeReceive(slot));
                 }
             }
@@ -178,7 +178,7 @@ impl Shard {
                         return Progress { used: bytes.len(), ..progress };
                     }
                 },
-                Protocol::Admitting | Protocol::Leaving(_) => Ok(Step::Partial),
+                Protocol::Admitting | Protocol::Leaving { .. } => Ok(Step::Partial),
                 Protocol::Hello(_)
                 | Protocol::Open(_)
                 | Protocol::Echo(_)

@@ -29,12 +29,28 @@ impl Shard {
     /// They contain a whole HELLO or request head, and its credentials have been verified, so the handshake is complete when this
     /// returns, and its deadline need not account for the time spent on the other shard.
     pub fn handle_attached(&mut self, slot: SlotId, source: SourceId, session: &DetachedSession, now: Now) {
-        let DetachedSession { listener, tenant, principal, is_read_only, bytes, .. } = session;
+        let DetachedSession {
+            listener,
+            tenant,
+            principal,
+            is_read_only,
+            is_forwarded,
+            certificate_name,
+            bytes,
+            ..
+        } = session;
         self.open(slot, *listener, now);
         self.set_source(slot, source);
         self.set_tenant(slot, *tenant);
         if *is_read_only {
             self.set_read_only(slot);
+        }
+        if let Some(name) = certificate_name {
+            self.set_certificate_name(slot, name);
+        }
+        if let Some(Protocol::Http(http)) = self.sessions.open_mut(slot).map(|session| &mut session.protocol)
+        {
+            http.is_forwarded = *is_forwarded;
         }
         if let Some(principal) = principal {
             self.attach_principal(slot, principal.clone(), now);
@@ -58,7 +74,7 @@ impl Shard {
             if ending.half_closed {
                 self.remove(slot);
             }
-        } else if !session.is_paused() && !matches!(session.protocol, Protocol::Leaving(_)) {
+        } else if !session.is_paused() && !matches!(session.protocol, Protocol::Leaving { .. }) {
             let id = session.id;
             if !self.end_if_answered(id, now) {
                 self.half_closed.push_back(id);

@@ -46,21 +46,6 @@ use tickcast_proto::{
 /// Tells a client to poll no more.
 const NOOP: &[u8] = b"6";
 
-impl Action {
-    /// Returns the slot that it is about.
-    pub(super) fn slot(self) -> SlotId {
-        match self {
-            Action::PauseReceive(slot)
-            | Action::ResumeReceive(slot)
-            | Action::ShutdownWrite(slot)
-            | Action::HandshakeDone(slot)
-            | Action::Admit(slot, _)
-            | Action::HandOver(slot)
-            | Action::Close(slot) => slot,
-        }
-    }
-}
-
 /// Slots of sessions without sockets.
 #[derive(Debug)]
 pub(super) struct PollingSlots {
@@ -135,6 +120,9 @@ impl Shard {
         token: Option<&Token<'_>>,
         now: Now,
     ) -> Step<()> {
+        if !matches!(poll, Poll::Open) {
+            self.forget_caller(slot);
+        }
         match poll {
             Poll::Open => return self.poll_open(slot, &exchange, host, token, now),
             Poll::Receive(sid) | Poll::Send(sid, _) if self.leaves_for(slot, sid) => return Step::Partial,
@@ -204,7 +192,7 @@ impl Shard {
     fn leaves_for(&mut self, slot: SlotId, sid: Sid) -> bool {
         let is_elsewhere = sid.shard != self.id.0 && sid.shard < self.shards;
         if is_elsewhere && let Some(session) = self.sessions.open_mut(slot) {
-            session.protocol = Protocol::Leaving(ShardId(sid.shard));
+            session.protocol.leave(ShardId(sid.shard));
             self.actions.push_back(Action::HandOver(slot));
         }
         is_elsewhere
@@ -250,8 +238,10 @@ impl Shard {
         let Some(id) = self.named(sid).filter(is_open) else {
             return self.answer_poll(slot, &exchange, 400, unknown_session().into_bytes(), now);
         };
+        // What an earlier POST left, whose connection is gone, still waits.
+        let has_waiting = self.sessions.get(id.slot()).is_some_and(|session| !session.input().is_empty());
         match self.carried_mut(id) {
-            Some(Carried { websocket: None, post: None, .. }) => {}
+            Some(Carried { websocket: None, post: None, .. }) if !has_waiting => {}
             Some(Carried { websocket: None, .. }) => {
                 self.answer_poll(slot, &exchange, 400, bad_request().into_bytes(), now);
                 return self.end_overlapping(id, now);
@@ -356,6 +346,10 @@ impl Shard {
             (None, Some(connection)) => {
                 let mut packets = Vec::with_capacity(messages.len());
                 engine_io::append_polled(&mut packets, &messages);
+                // The connection's SENDs are charged to its own tenant.
+                if self.tenant_of(connection.slot()) != self.tenant_of(slot) {
+                    self.note_egress(slot, packets.len(), now);
+                }
                 self.answer_waiting(connection, packets, now);
             }
             (None, None) => {
@@ -377,7 +371,7 @@ impl Shard {
 
     fn push_to_carrier(&mut self, websocket: SessionId, messages: &[u8]) {
         let slot = websocket.slot();
-        if let Some(carrier) = self.sessions.any_mut(slot).filter(|session| session.id == websocket) {
+        if let Some(carrier) = self.sessions.open_mut(slot).filter(|session| session.id == websocket) {
             // So that the end of its SEND is noticed.
             carrier.is_unsettled = true;
             self.push_bytes(slot, messages);
@@ -413,6 +407,7 @@ impl Shard {
         cors: &str,
         now: Now,
     ) -> Step<()> {
+        self.forget_caller(slot);
         if self.leaves_for(slot, sid) {
             return Step::Partial;
         }
@@ -427,6 +422,9 @@ impl Shard {
         };
         self.actions.push_back(Action::HandshakeDone(slot));
         self.push_bytes(slot, response);
+        // Its SENDs are the session's.
+        let tenant = self.tenant_of(id.slot());
+        self.set_tenant(slot, tenant);
         let Some(session) = self.sessions.open_mut(slot) else { return Step::Complete(0, ()) };
         session.format = WireFormat::SOCKET_IO;
         let decoder = Decoder::new(session.format.framing);

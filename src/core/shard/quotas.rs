@@ -69,7 +69,7 @@ impl Shard {
         }
     }
 
-    fn tenant_of(&self, slot: SlotId) -> TenantId {
+    pub(super) fn tenant_of(&self, slot: SlotId) -> TenantId {
         self.sessions.get(slot).map_or(TenantId::DEFAULT, |session| session.tenant)
     }
 

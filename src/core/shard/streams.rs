@@ -100,7 +100,7 @@ impl Shard {
             return false;
         }
         let Some(session) = self.sessions.open_mut(slot) else { return false };
-        session.protocol = Protocol::Leaving(ShardId(kept.shard));
+        session.protocol.leave(ShardId(kept.shard));
         self.actions.push_back(Action::HandOver(slot));
         true
     }

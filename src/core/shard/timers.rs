@@ -195,8 +195,13 @@ impl Shard {
     pub(super) fn check_stall(&mut self, slot: SlotId, now: Now) {
         let (behind_ns, deadline_ns) = (self.limits.behind_ns, self.limits.stall_deadline_ns);
         let full_ns = self.sessions.full_ns(slot, now);
+        let is_unpolled = self.is_abandoned(slot);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.stall_timer_pending = false;
+        // Without heartbeats, nothing else notices that its client is gone.
+        if is_unpolled && self.limits.ping_interval_ns == u64::MAX && full_ns >= deadline_ns {
+            return self.end(slot, CloseReason::HeartbeatTimeout, now);
+        }
         if !matches!(session.send_state, SendState::Parked | SendState::Throttled) {
             return;
         }

@@ -53,8 +53,10 @@ mod tests {
             to: ShardId(to),
             listener: ListenerKind::Native,
             is_read_only: false,
+            is_forwarded: false,
             tenant: TenantId::DEFAULT,
             principal: None,
+            certificate_name: None,
             bytes: n.to_le_bytes().to_vec(),
         };
         (Handover { socket: ours.into(), departure, admitted: Admitted::default(), tls: None }, theirs)

@@ -40,6 +40,20 @@ impl Shard {
         }
     }
 
+    /// Forgets what earlier requests on a connection have proven: what it is used for next belongs to whoever knows a name of a
+    /// session, which may be somebody else.
+    pub(in crate::shard) fn forget_caller(&mut self, slot: SlotId) {
+        let Some(session) = self.sessions.open_mut(slot).filter(|session| !session.awaits_verdict()) else {
+            return;
+        };
+        let Protocol::Http(http) = &mut session.protocol else { return };
+        let caller = http.calls.as_deref_mut().and_then(|calls| calls.caller.take());
+        if let Some(Caller { tenant, .. }) = caller {
+            self.forget_principal(slot);
+            self.set_tenant(slot, tenant);
+        }
+    }
+
     fn forget_principal(&mut self, slot: SlotId) {
         self.leave_tenant(slot);
         let Some(session) = self.sessions.open_mut(slot) else { return };

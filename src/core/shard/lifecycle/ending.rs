@@ -240,7 +240,7 @@ impl Shard {
         let framing = session.format.framing;
         let speaks_http = match session.protocol {
             // A session that leaves for another shard has already cancelled its handover.
-            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Leaving(_) => {
+            Protocol::ProxyHeader | Protocol::Admitting | Protocol::Leaving { .. } => {
                 session.listener == ListenerKind::Http
             }
             Protocol::Http(_) => true,

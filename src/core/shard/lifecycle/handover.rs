@@ -34,10 +34,14 @@ pub struct DetachedSession {
     pub listener: ListenerKind,
     /// Whether that listener is read-only: it accepts no ticks.
     pub is_read_only: bool,
+    /// Whether its client is still to be admitted, by the address in `X-Forwarded-For`.
+    pub is_forwarded: bool,
     /// Its tenant, as far as it is known.
     pub tenant: TenantId,
     /// Its principal, if its credentials have been verified.
     pub principal: Option<Arc<Principal>>,
+    /// The name in the client's certificate, if it has not been verified yet.
+    pub certificate_name: Option<Box<str>>,
     /// All bytes received. Bound: the longest frame or request head, and what arrived until I/O stopped.
     pub bytes: Vec<u8>,
 }
@@ -46,13 +50,16 @@ impl Shard {
     /// Removes the session of [`Action::HandOver`] once the transport has stopped I/O on its socket. Returns `None` if the
     /// session has begun to end since: then it ends on this shard.
     pub fn handle_detached(&mut self, slot: SlotId) -> Option<DetachedSession> {
-        let Protocol::Leaving(to) = self.sessions.open_mut(slot)?.protocol else { return None };
+        let Protocol::Leaving { to, is_forwarded } = self.sessions.open_mut(slot)?.protocol else {
+            return None;
+        };
         // `/v1` requests may have counted it as a connection of its tenant.
         self.leave_tenant(slot);
         let session = self.sessions.open_mut(slot)?;
         let Session { listener, is_read_only, tenant, .. } = *session;
         let bytes = session.take_input();
         let principal = session.principal.take();
+        let certificate_name = self.authentication.take_certificate_name(slot);
         self.authentication.forget(slot, principal.as_deref());
         let is_proven = session.proof == Proof::Credentials;
         self.sessions.remove(slot);
@@ -60,7 +67,16 @@ impl Shard {
         self.counters.add(Counter::SessionsHandedOver, 1);
         // An anonymous client is anonymous there too.
         let principal = principal.filter(|_| is_proven);
-        Some(DetachedSession { to, listener, is_read_only, tenant, principal, bytes })
+        Some(DetachedSession {
+            to,
+            listener,
+            is_read_only,
+            is_forwarded,
+            tenant,
+            principal,
+            certificate_name,
+            bytes,
+        })
     }
 
     /// Routes a session by the identity in its handshake: the subject of its credentials, otherwise the identity that it
@@ -84,7 +100,7 @@ impl Shard {
         };
         let to = placement::serving_shard(&identity, self.shards);
         if to != self.id && (!client.is_empty() || self.limits.identity_replaces) {
-            session.protocol = Protocol::Leaving(to);
+            session.protocol.leave(to);
             self.actions.push_back(Action::HandOver(slot));
             return false;
         }
@@ -107,7 +123,7 @@ impl Shard {
         let Some(session) = self.sessions.any_mut(slot) else {
             return debug_assert!(false, "a session stays while it ends");
         };
-        if let Protocol::Leaving(_) = session.protocol {
+        if let Protocol::Leaving { .. } = session.protocol {
             session.begin_handshake();
             // The shard waits for the peer's FIN.
             self.actions.push_back(Action::ResumeReceive(slot));
@@ -143,7 +159,16 @@ mod tests {
 
     fn detached(to: ShardId, listener: ListenerKind, bytes: Vec<u8>) -> DetachedSession {
         let tenant = TenantId::DEFAULT;
-        DetachedSession { to, listener, is_read_only: false, tenant, principal: None, bytes }
+        DetachedSession {
+            to,
+            listener,
+            is_read_only: false,
+            is_forwarded: false,
+            tenant,
+            principal: None,
+            certificate_name: None,
+            bytes,
+        }
     }
 
     /// Returns an identity that another shard serves, and that shard.

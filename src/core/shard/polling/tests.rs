@@ -405,6 +405,21 @@ fn a_poll_whose_connection_is_lost_leaves_the_session_to_the_next_one() {
 }
 
 #[test]
+fn posts_whose_connections_are_lost_do_not_pile_up_in_a_session_that_is_not_polled() {
+    let mut driver = driver();
+    let sid = connected(&mut driver);
+    // So many errors that its input waits until somebody fetches them.
+    let flood = vec!["420[\"shout\"]"; 4_000].join("\u{1e}");
+    request(&mut driver, POST, &sid, Some(&flood));
+    assert_eq!(answers(&mut driver, POST), [], "it waits");
+    driver.shard.handle_error(SlotId(POST), 104, driver.now);
+    driver.turn();
+    assert_eq!(ask(&mut driver, OTHER, &sid, Some(&flood)), (400, bad_request()));
+    let (status, got) = ask(&mut driver, GET, &sid, None);
+    assert!(status == 200 && got.contains("42[\"closing\""), "{status} {got}");
+}
+
+#[test]
 fn a_stopping_server_tells_pollers_and_waits_for_no_others() {
     let mut driver = driver();
     let (polled, _idle, upgraded_sid) =

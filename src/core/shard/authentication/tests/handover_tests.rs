@@ -188,3 +188,22 @@ fn an_anonymous_session_is_anonymous_where_it_goes() {
     let session = there.sessions.get(SlotId(8)).unwrap();
     assert_eq!(session.proof, Proof::Anonymous);
 }
+
+#[test]
+fn a_connection_that_polls_takes_nobodys_token_to_the_shard_of_a_session() {
+    let mut from = shard(ShardId(0), with(AuthLimits::default()));
+    from.handle_accept(SlotId(3), ListenerKind::Http, START);
+    let call = "GET /v1/topics?pattern=a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer alice@1000\r\n\r\n";
+    from.handle_bytes(SlotId(3), call.as_bytes(), START);
+    assert_eq!(verify(&mut from), 1);
+    while from.turn(START) {}
+    sent(&mut from);
+    actions(&mut from);
+    assert!(from.sessions.get(SlotId(3)).is_some_and(|session| session.principal.is_some()));
+    let poll =
+        format!("GET /socket.io/?EIO=4&transport=polling&sid=1.{:032x} HTTP/1.1\r\nHost: x\r\n\r\n", 7);
+    from.handle_bytes(SlotId(3), poll.as_bytes(), START);
+    assert!(actions(&mut from).contains(&Action::HandOver(SlotId(3))));
+    let detached = from.handle_detached(SlotId(3)).unwrap();
+    assert_eq!((detached.to, detached.principal), (ShardId(1), None));
+}
