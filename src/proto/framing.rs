@@ -358,18 +358,20 @@ impl Decoder {
                     .unwrap_or_else(|| Box::new(WebSocket::server(shared.message_bytes_max)));
                 decoder.fragments = fragments.take();
                 decoder.inflates = inflates;
-                let step = decoder.step(bytes, replies)?;
-                *fragments = decoder.fragments.take();
+                let step = decoder.step(bytes, replies);
+                // Work, whatever came of it.
                 if inflates {
                     shared.inflated += decoder.take_inflated();
                 }
+                let step = step?;
+                *fragments = decoder.fragments.take();
                 shared.websocket = Some(decoder).filter(|decoder| !decoder.is_over());
                 Ok(incoming(step))
             }
             Decoder::WebSocketOwned(decoder) => {
-                let step = decoder.step(bytes, replies)?;
+                let step = decoder.step(bytes, replies);
                 shared.inflated += decoder.take_inflated();
-                Ok(incoming(step))
+                Ok(incoming(step?))
             }
         }
     }

