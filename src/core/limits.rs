@@ -247,6 +247,9 @@ pub const fn answer_bytes_max(topic_bytes: usize) -> usize {
 
 /// Default time for which a home remembers message ids, nanoseconds: JetStream's default, and longer than a client takes to reconnect.
 pub const MESSAGE_ID_WINDOW_NS_DEFAULT: u64 = 120_000_000_000;
+/// Lowest value of it that remembers ids, nanoseconds: clients publish with the same id again for a minute, and the tick has a way to
+/// its home.
+pub const MESSAGE_ID_WINDOW_NS_LOWEST: u64 = 90_000_000_000;
 /// Highest configurable value of that time, nanoseconds.
 pub const MESSAGE_ID_WINDOW_NS_HIGHEST: u64 = 86_400_000_000_000;
 /// Default bytes of the message ids of all homes together: 320,000 ids.

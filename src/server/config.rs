@@ -448,13 +448,13 @@ impl Checks<'_> {
         if delivery.keys_per_topic_max == 0 {
             self.refuse("delivery.keys_per_topic_max", "0: must be at least 1".into());
         }
-        let window_highest = Time { ns: limits::MESSAGE_ID_WINDOW_NS_HIGHEST };
-        self.within(
-            "delivery.message_id_window",
-            delivery.message_id_window,
-            Time::default(),
-            window_highest,
-        );
+        // 0 turns message ids off.
+        if delivery.message_id_window != Time::default() {
+            let (lowest, highest) =
+                (limits::MESSAGE_ID_WINDOW_NS_LOWEST, limits::MESSAGE_ID_WINDOW_NS_HIGHEST);
+            let (lowest, highest) = (Time { ns: lowest }, Time { ns: highest });
+            self.within("delivery.message_id_window", delivery.message_id_window, lowest, highest);
+        }
         let ids_lowest = Size::new(limits::MESSAGE_IDS_BYTES_MAX_LOWEST);
         if delivery.message_ids_memory < ids_lowest {
             let text = format!("{}: must be at least {ids_lowest}", delivery.message_ids_memory);

@@ -310,7 +310,7 @@ pub struct DeliveryOptions {
     /// Forget a topic after this time without a tick, unless a client names it exactly; 0: never; by topic: odds.>=10m; repeatable [default: 1h]
     #[arg(long, value_name = "[PATTERN=]TIME")]
     pub topic_idle: Vec<String>,
-    /// Remember the message ids of publishes for this time, and drop ticks published again with the same id; 0: refuse message ids
+    /// Remember the message ids of publishes for this time, and drop ticks published again with the same id; at least 90s, or 0: refuse message ids
     #[arg(long, value_name = "TIME", default_value_t = Time::from_ms(limits::MESSAGE_ID_WINDOW_NS_DEFAULT / 1_000_000))]
     pub message_id_window: Time,
     /// Memory for message ids, all publishers together; beyond it, who has the most loses the oldest
