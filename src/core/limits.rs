@@ -66,7 +66,7 @@ pub const PING_MS_HIGHEST: u64 = 86_400_000;
 pub const POLLING_SESSIONS_MAX: u32 = 16_384;
 /// Most of them for one address.
 pub const POLLING_SESSIONS_PER_SOURCE_MAX: u32 = 1_024;
-/// Longest time that clients of Engine.IO are told, milliseconds: if heartbeats are off. They add two such times to a timer, which
+/// Longest time in Engine.IO's open packet, milliseconds, which stands for heartbeats that are off. They add two such times to a timer, which
 /// in JavaScript takes at most 2^31 - 1.
 pub const ENGINE_IO_HEARTBEAT_MS_MAX: u32 = 1_000_000_000;
 /// Times per ping interval at which idle sessions are checked, so that many share one wake-up of the shard.

@@ -258,7 +258,7 @@ impl World {
         input.drain(..done);
     }
 
-    /// Asserts that the subscriber has received each tick once, at the position that its publisher was told.
+    /// Asserts that the subscriber has received each tick once, at the position in its publisher's acknowledgement.
     fn check(&mut self) {
         self.settle();
         let (mut names, mut ticks) = (HashMap::new(), HashMap::new());

@@ -39,8 +39,8 @@ pub struct SessionClientOptions {
     pub get_token: Option<GetTokenBlocking>,
     /// Positions that an earlier client saved: subscriptions that match their topics resume there.
     pub positions: Positions,
-    /// Called with the positions a second after the first change, and when a connection is lost. They may be a few events ahead of
-    /// [`SessionClient::next_event`]; [`SessionClient::positions`] after the last event is exact.
+    /// Called with the positions a second after the first change, and when a connection is lost, but only once
+    /// [`SessionClient::next_event`] has returned all events: a process that is killed reads some again, and misses none.
     pub save_positions: Option<SavePositionsBlocking>,
     /// Publishes that wait for a connection, with 256 KiB of payloads at most.
     pub offline_queue_max: usize,
@@ -307,9 +307,13 @@ impl SessionClient {
 
     /// Sends everything queued, for at most 2 s, and closes the connection. Publishes without an answer stay unanswered.
     pub fn close(mut self) {
+        // Ticks that nobody has read would be missed at the next start.
+        let has_unread = self.session.poll_event().is_some();
         self.session.disconnect(clock::monotonic_ns());
         self.act();
-        self.save_if_due();
+        if !has_unread {
+            self.save_if_due();
+        }
     }
 
     /// Saves the positions if the session has asked for it, once all events have been returned.

@@ -11,7 +11,7 @@ pub struct SocketIo {
     pub decoder: Decoder,
     /// Whether its client has entered the namespace. Until then, it may do nothing else.
     pub is_connected: bool,
-    /// Interval of pings that the client was told, milliseconds: it gives up if one is missing.
+    /// Ping interval in the open packet, milliseconds. The client gives up if a ping is missing.
     pub ping_interval_ms: u32,
     /// When it was last pinged, or began: the low 32 bits of CLOCK_MONOTONIC milliseconds.
     pub pinged_ms: u32,
@@ -93,7 +93,7 @@ impl Protocol {
     }
 }
 
-/// A time as clients are told it, milliseconds.
+/// A time for the open packet, milliseconds.
 pub fn heartbeat_ms(ns: u64) -> u32 {
     (ns / 1_000_000).min(u64::from(ENGINE_IO_HEARTBEAT_MS_MAX)) as u32
 }

@@ -259,7 +259,7 @@ impl Shard {
         debug_assert!(session.pulse != Pulse::Unwatched, "an unwatched session has no heartbeat timer");
         let mut pinged_ms = None;
         if let Protocol::SocketIo(state) = &session.protocol {
-            // Its client relies on what it was told, whatever the configuration says now.
+            // Its client expects the interval in the open packet, whatever the configuration says now.
             interval_ns = interval_ns.min(state.ping_interval_ns());
             pinged_ms = Some(state.pinged_ms);
         }
