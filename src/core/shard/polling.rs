@@ -140,12 +140,7 @@ impl Shard {
         token: Option<&Token<'_>>,
         now: Now,
     ) -> Step<()> {
-        self.settle_caller(slot, token);
-        let entry = match self.enter_tenant_of_host(slot, host) {
-            Ok(()) => self.enter(slot, token, true, now),
-            Err(refusal) => Entry::Refused(refusal),
-        };
-        match entry {
+        match self.enter_caller(slot, host, token, true, now) {
             Entry::Waits => return Step::Partial,
             Entry::Refused(refusal) => self.refuse_call(slot, exchange, &refusal, now),
             Entry::Admitted => match self.open_polling(slot, now) {

@@ -1,14 +1,33 @@
 //! Credentials of HTTP connections. A proxy may send the requests of many clients over one connection, so each request has the
 //! permissions of its own token, and no others.
 
+use super::Entry;
 use crate::{
     ids::SlotId,
+    now::Now,
     session::{Caller, Proof, Protocol},
     shard::Shard,
 };
 use tickcast_proto::command::Token;
 
 impl Shard {
+    /// Assigns a connection to the client of a request, in the tenant of its host. Returns the state of its credentials, as
+    /// [`Shard::enter`] does.
+    pub(in crate::shard) fn enter_caller(
+        &mut self,
+        slot: SlotId,
+        host: &str,
+        token: Option<&Token<'_>>,
+        may_come_later: bool,
+        now: Now,
+    ) -> Entry {
+        self.settle_caller(slot, token);
+        match self.enter_tenant_of_host(slot, host) {
+            Ok(()) => self.enter(slot, token, may_come_later, now),
+            Err(refusal) => Entry::Refused(refusal),
+        }
+    }
+
     /// Assigns a connection to the client whose request carries this token: forgets what an earlier request has proven, unless
     /// that carried the same token.
     pub(in crate::shard) fn settle_caller(&mut self, slot: SlotId, token: Option<&Token<'_>>) {
