@@ -210,7 +210,7 @@ impl Inflater {
         Ok(out)
     }
 
-    /// Bytes inflated since the last call, and [`BLOCK_WORK_BYTES`] for each block: work that the length of the input does not show.
+    /// Bytes inflated since the last call, and 1 KiB for each block: work that the length of the input does not show.
     pub fn take_inflated(&mut self) -> usize {
         std::mem::take(&mut self.inflated)
     }
