@@ -20,6 +20,10 @@ TOPICS = 8
 GUARD_S = 60
 # What is read of a client's file to see its last ticks.
 TAIL_BYTES = 1 << 16
+# Each node keeps what a client misses while it is away, however long a busy machine makes that: ticks, bytes and age, by topic.
+HISTORY = "20000:2MiB:10m"
+# Lines of each log that are shown if a run fails.
+LOG_LINES = 8
 # Time under load before, between and after the two losses.
 PHASE_S = 4
 
@@ -32,11 +36,12 @@ def fail(text):
     sys.exit(f"scripts/two-nodes.sh: {text}")
 
 
-def eventually(what, done):
+def eventually(what, done, found=lambda: ""):
+    """Waits. `found`: what there is instead, if that takes too long."""
     deadline = time.monotonic() + GUARD_S
     while not done():
         if time.monotonic() > deadline:
-            fail(f"timed out waiting for: {what}")
+            fail(f"timed out waiting for: {what}{found()}")
         time.sleep(0.02)
 
 
@@ -121,7 +126,7 @@ class Node:
     def __init__(self, name, folder, processes, binary, source):
         self.name, self.processes, self.binary, self.log = name, processes, binary, folder / f"{name}.log"
         self.config = folder / f"{name}.toml"
-        self.config.write_text(f'[server]\nnode = "{name}"\n[timeouts]\nreconnect_spread = "500ms"\n[[source]]\n{source}')
+        self.config.write_text(f'[server]\nnode = "{name}"\n[timeouts]\nreconnect_spread = "500ms"\n[delivery]\nhistory = ["{HISTORY}"]\n[[source]]\n{source}')
         self.addresses = ["127.0.0.1:0"] * 3
         self.start()
         found = re.search(r"listening tcp=(\S+) http=(\S+) admin=(\S+)", self.log.read_text())
@@ -153,7 +158,7 @@ class Node:
 def haproxy(folder, processes, nodes):
     """Starts HAProxy on a Unix socket. Only nodes that are ready get clients."""
     servers = [
-        f"  server {node.name} {node.addresses[0]} check inter 100ms fall 1 rise 1 port {node.addresses[2].rsplit(':', 1)[1]}" for node in nodes
+        f"  server {node.name} {node.addresses[0]} check inter 100ms fall 2 rise 1 port {node.addresses[2].rsplit(':', 1)[1]}" for node in nodes
     ]
     text = [
         "defaults",
@@ -161,6 +166,8 @@ def haproxy(folder, processes, nodes):
         "  timeout connect 2s",
         "  timeout client 1h",
         "  timeout server 1h",
+        # Without it, a check must be answered within its interval: on a busy machine, nodes that are ready would seem lost.
+        "  timeout check 10s",
         "  retries 5",
         "  option redispatch 1",
         "listen ticks",
@@ -217,7 +224,8 @@ class Feed(threading.Thread):
 def account(file):
     """What a client has collected: its ticks, and what is wrong with them."""
     expected, ticks, faults = {}, 0, []
-    for text in file.read_text().splitlines():
+    whole, _, _ = file.read_text().rpartition("\n")
+    for text in whole.splitlines():
         line = json.loads(text)
         if "seq" not in line:
             if line.get("op") in ("gap", "conflated") or line.get("recovered") is False:
@@ -229,6 +237,17 @@ def account(file):
             faults.append(f"{topic}: {number} instead of {expected.get(topic, 0)}")
         expected[topic] = number + 1
     return ticks, faults
+
+
+def described(files, nodes):
+    """What each client has collected so far, and what it and the nodes have logged last."""
+    lines = []
+    for file in files:
+        ticks, faults = account(file)
+        lines.append(f"{file.name}: {ticks} ticks, {len(faults)} faults {faults[:2]} {faults[-2:]}")
+    for log in [*(pathlib.Path(f"{file}.log") for file in files), *(node.log for node in nodes)]:
+        lines += [f"{log.name}: {line}" for line in log.read_text().splitlines()[-LOG_LINES:]]
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def has_later(file, wanted):
@@ -248,9 +267,12 @@ def run(options, folder, processes):
     eventually("the nodes to be ready", lambda: all(node.is_ready() for node in nodes))
     front = haproxy(folder, processes, nodes)
     files = [folder / f"client-{number}.ndjson" for number in range(options.clients)]
-    for file in files:
-        processes.start(f"{file}.log", options.binary, "sub", "ticks.>", "--server", front, "--from", "beginning", "--append", str(file))
-    eventually("the clients", lambda: all("subscribed" in pathlib.Path(f"{file}.log").read_text() or file.exists() for file in files))
+    def check(clients):
+        if any(client.poll() is not None for client in clients):
+            fail(f"a client has ended:{described(files, nodes)}")
+
+    words = [options.binary, "sub", "ticks.>", "--server", front, "--from", "beginning", "--append"]
+    clients = [processes.start(f"{file}.log", *words, str(file)) for file in files]
     feed = Feed(engine, options.rate)
     feed.start()
     for node, how in zip(nodes, (signal.SIGTERM, signal.SIGKILL)):
@@ -259,7 +281,11 @@ def run(options, folder, processes):
         node.lose(how)
         wanted = feed.begun
         # The lost node cannot have sent what is published from here on.
-        eventually("ticks at the other node", lambda: feed.check() or all(has_later(file, wanted) for file in files))
+        eventually(
+            "ticks at the other node",
+            lambda: feed.check() or check(clients) or all(has_later(file, wanted) for file in files),
+            lambda: described(files, nodes),
+        )
         say(f"node {node.name} lost by {how.name}: every client has ticks of the other {time.monotonic() - lost:.2f} s later")
         node.start()
     time.sleep(PHASE_S)
@@ -267,7 +293,11 @@ def run(options, folder, processes):
     # A third of what is due.
     if published < options.rate * PHASE_S:
         fail(f"only {published} ticks were published")
-    eventually("every tick at every client", lambda: all(account(file)[0] >= published for file in files))
+    eventually(
+        f"each of {published} ticks at every client",
+        lambda: check(clients) or all(account(file)[0] >= published for file in files),
+        lambda: described(files, nodes),
+    )
     faults = [fault for file in files for fault in account(file)[1]]
     if faults:
         fail(f"{len(faults)} faults, such as {faults[:3]}")
