@@ -81,8 +81,8 @@ def cases() -> list[Case]:
     auto, fixed = replace(native, budget_us=None), replace(native, budget_us=BUDGET_US)
     light = replace(named["S1"], producers=5, variants=())
 
-    def beside_plain(name: str, figures: tuple[Figure, ...] = CONSTANT) -> Case:
-        plain, other = named[name].variants
+    def beside_plain(name: str, figures: tuple[Figure, ...] = CONSTANT, at: int = 1) -> Case:
+        plain, other = named[name].variants[0], named[name].variants[at]
         return Case(name, named[name], other, figures, old_variant=plain)
 
     return [
@@ -101,7 +101,10 @@ def cases() -> list[Case]:
         Case("idle-native", named["idle-native"], named["idle-native"].variants[0], IDLE),
         Case("idle-ws", named["idle-ws"], named["idle-ws"].variants[0], IDLE),
         beside_plain("S1-tls"),
+        beside_plain("S1-tls", at=2),
         beside_plain("S3-tls"),
+        beside_plain("S3-tls-500"),
+        beside_plain("S3-tls-500", at=2),
         beside_plain("idle-tls", IDLE),
         beside_plain("S1-auth"),
         beside_plain("engine-sse"),

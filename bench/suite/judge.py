@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable
 
 from figures import Row, ratio
-from loads import AUTHENTICATED, OVER_TLS
+from loads import AUTHENTICATED, OVER_TLS, PROXIED
 
 MS = 1e3
 M = 1e6
@@ -154,6 +154,7 @@ def verdicts(loads: dict[str, list[Row]]) -> list[Verdict]:
         tls_cpu("S1-tls", "CPU per delivery", 1.15, rows.get("S1-tls", []), lambda row: row.cpu_us_per_delivery),
         tls_cpu("S1-tls", "p99", 1.2, rows.get("S1-tls", []), lambda row: row.p99_us),
         tls_cpu("S3-tls", "server CPU per MB", 1.5, rows.get("S3-tls", []), cpu_us_per_mb),
+        tls_cpu("S3-tls-500", "server CPU per MB", 1.5, rows.get("S3-tls-500", []), cpu_us_per_mb),
         tls_memory(rows.get("idle-tls", [])),
         cpu_beside("S1-auth", "with tokens", 1.03, AUTHENTICATED, rows.get("S1-auth", [])),
         cpu_beside("engine-sse", "of Server-Sent Events", 1.1, "sse", rows.get("engine-sse", [])),
@@ -289,7 +290,7 @@ def idle(rows: list[Row]) -> Verdict:
 
 def plain_and_tls(rows: list[Row], of: Callable[[Row], float | None]) -> tuple[float | None, Row | None]:
     """The figure of the plain variant, and the row of the one over TLS."""
-    plain = best((row for row in rows if OVER_TLS not in row.variant), of)
+    plain = best((row for row in rows if OVER_TLS not in row.variant and PROXIED not in row.variant), of)
     return plain and of(plain), best((row for row in rows if OVER_TLS in row.variant), of)
 
 

@@ -58,7 +58,9 @@ def resident_bytes(pids: list[int]) -> int:
 class Process:
     """One child process. Standard output is read line by line; standard error goes to a file."""
 
-    def __init__(self, argv: list[str], core: int | None, environment: dict[str, str] | None = None):
+    def __init__(
+        self, argv: list[str], core: int | None, environment: dict[str, str] | None = None, fds: tuple[int, ...] = ()
+    ):
         pinned = ["taskset", "-c", str(core), *argv] if core is not None else list(argv)
         self.argv = pinned
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
@@ -72,6 +74,7 @@ class Process:
                 text=True,
                 start_new_session=True,
                 env={**os.environ, **(environment or {})},
+                pass_fds=fds,
             )
         except OSError as error:
             self.errors.close()
@@ -174,9 +177,15 @@ class Processes:
         self.commands: list[str] = []
         self._others: list = []
 
-    def start(self, argv: list[str], core: int | None = None, environment: dict[str, str] | None = None) -> Process:
-        """Starts a process on `core` and records its command."""
-        process = Process(argv, core, environment)
+    def start(
+        self,
+        argv: list[str],
+        core: int | None = None,
+        environment: dict[str, str] | None = None,
+        fds: tuple[int, ...] = (),
+    ) -> Process:
+        """Starts a process on `core`, which inherits the descriptors `fds`, and records its command."""
+        process = Process(argv, core, environment, fds)
         self.started.append(process)
         self.commands.append(readable_command(process.argv))
         return process

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -145,10 +146,14 @@ class Tickcast:
             self.feed = Feed(processes, self.programs, options, native, load)
         policy = ("--policy", load.policy) if load.policy else ()
         # Its certificate is made for this run: nobody has to be convinced by it.
-        tls = ("--tls", "--insecure") if self.variant.tls else ()
+        tls = ("--tls", "--insecure") if self.variant.tls or self.variant.tls_proxy else ()
         token = ("--token-file", str(self.token)) if self.token else ()
         address = native if self.variant.transport == "native" else http
-        return Endpoint(address, (*TRANSPORTS[self.variant.transport], *tls, *token), (self.server.pid,), policy)
+        pids = [self.server.pid]
+        if self.variant.tls_proxy:
+            address, proxy = start_tls_proxy(processes, address)
+            pids.append(proxy.pid)
+        return Endpoint(address, (*TRANSPORTS[self.variant.transport], *tls, *token), tuple(pids), policy)
 
     def configuration(self, processes: Processes, load: Load) -> tuple[str, ...]:
         """The option for a configuration file, if the variant needs one."""
@@ -211,11 +216,11 @@ def auth_configuration(processes: Processes, server: Path, patterns: tuple[str, 
     return configuration, token
 
 
-def tls_configuration(processes: Processes) -> Path:
-    """Writes a configuration whose listeners have TLS, with a certificate of ECDSA and P-256 signed by itself."""
+def certificate(processes: Processes) -> tuple[Path, Path]:
+    """Makes a certificate of ECDSA and P-256 signed by itself, and its key, in a folder of their own."""
     folder = Path(tempfile.mkdtemp(prefix="tickcast-tls-"))
     processes.add_stop(lambda: shutil.rmtree(folder, ignore_errors=True))
-    cert, key, configuration = folder / "server.pem", folder / "server.key", folder / "tickcast.toml"
+    cert, key = folder / "server.pem", folder / "server.key"
     argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
             "-subj", "/CN=localhost", "-days", "2", "-keyout", str(key), "-out", str(cert)]
     try:
@@ -224,11 +229,39 @@ def tls_configuration(processes: Processes) -> Path:
         raise RunFailed(f"no certificate without openssl: {error}") from None
     if done.returncode != 0:
         raise RunFailed(f"openssl made no certificate: {done.stderr.strip()}")
+    return cert, key
+
+
+def tls_configuration(processes: Processes) -> Path:
+    """Writes a configuration whose listeners have TLS."""
+    cert, key = certificate(processes)
+    configuration = cert.parent / "tickcast.toml"
     tls = f'tls = {{ cert = "{cert}", key = "{key}", min_version = "1.3" }}'
     # The addresses are those of the command line.
     listeners = (f'[[listener]]\nkind = "{kind}"\naddress = "127.0.0.1:1"\n{tls}\n' for kind in ("native", "http"))
     configuration.write_text("".join(listeners))
     return configuration
+
+
+def start_tls_proxy(processes: Processes, server: str) -> tuple[str, Process]:
+    """Starts HAProxy with TLS 1.3 on the server's core, in front of a plain server. Returns its address."""
+    cert, key = certificate(processes)
+    both, configuration = cert.parent / "both.pem", cert.parent / "haproxy.cfg"
+    both.write_text(cert.read_text() + key.read_text())
+    # HAProxy cannot tell which port it was given, so it inherits the socket.
+    listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
+    configuration.write_text(
+        "global\n  nbthread 1\n  maxconn 6000\n"
+        "defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
+        f"listen ticks\n  bind fd@{listening.fileno()} ssl crt {both} ssl-min-ver TLSv1.3"
+        " ciphersuites TLS_AES_128_GCM_SHA256\n"
+        f"  server tickcast {server}\n"
+    )
+    with listening:
+        argv = ["haproxy", "-db", "-f", str(configuration)]
+        proxy = processes.start(argv, SERVER_CORE, fds=(listening.fileno(),))
+        host, port = listening.getsockname()
+    return f"{host}:{port}", proxy
 
 
 def capture_lines(load: Load, seconds: int):
