@@ -146,7 +146,7 @@ impl AsyncClient {
             positions: options.positions,
             saves_positions: options.save_positions.is_some(),
             offline_queue_max: options.offline_queue_max,
-            ..SessionOptions::new(&options.address.host, encoding)
+            ..SessionOptions::new(&options.address.to_string(), encoding)
         };
         let mut session = Session::new(session, Random::from_system());
         let dialer = Dialer::new(options.address, options.connect)?;

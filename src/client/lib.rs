@@ -49,6 +49,8 @@
 //! tokio).
 
 mod acknowledgements;
+mod address;
+mod addresses;
 #[cfg(feature = "tokio")]
 mod asynchronous;
 mod backoff;
@@ -85,10 +87,9 @@ pub use self::asynchronous::{
     SavePositions, SubscribeError, Subscription, TokenFuture,
 };
 pub use self::{
+    address::Address,
     backoff::{Backoff, is_retryable_close},
-    blocking::{
-        Address, Client, GetTokenBlocking, SavePositionsBlocking, SessionClient, SessionClientOptions,
-    },
+    blocking::{Client, GetTokenBlocking, SavePositionsBlocking, SessionClient, SessionClientOptions},
     connection::Connection,
     error::{ClientError, ProtocolError, PublishError},
     positions::Positions,

@@ -1,6 +1,5 @@
 //! A client that reconnects automatically and resumes its subscriptions.
 
-mod addresses;
 mod progress;
 mod publish;
 
@@ -14,13 +13,13 @@ use std::{
 use rustls::ClientConfig;
 
 use self::{
-    addresses::Addresses,
     progress::{PROGRESS_MAX, advance},
     publish::Retries,
 };
 use crate::{
     Address, Backoff, Client, ClientError, ConnectOptions, Connection, Event, Positions,
     REMEMBERED_SUBSCRIPTIONS_MAX, RequestError, SubscribeOptions, Tick,
+    addresses::Addresses,
     backoff::delay_ms_min,
     clock::{self, Deadline},
     request::RequestNumbers,

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     GetToken, SavePositions, Shared, TokenFuture,
-    dial::{Dialer, Socket},
+    dial::{Dialed, Dialer, Socket},
 };
 use crate::{
     Action, ClientToken, Message, OUTPUT_BYTES_MAX, Positions, clock,
@@ -29,7 +29,7 @@ const HANG_UP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes read in one call.
 const READ_BYTES: usize = 64 << 10;
 
-type Dialing = Pin<Box<dyn Future<Output = Result<Box<dyn Socket>, String>> + Send>>;
+type Dialing = Pin<Box<dyn Future<Output = Result<Dialed, String>> + Send>>;
 
 /// A connection that is open, perhaps still in its handshake.
 struct Open {
@@ -54,7 +54,7 @@ enum Turn {
     /// A handle has changed something.
     Woken,
     Timeout,
-    Dialed(Result<Box<dyn Socket>, String>),
+    Dialed(Result<Dialed, String>),
     /// So many bytes were read; 0: the end of the stream.
     Read(usize),
     Token(Result<ClientToken, String>),
@@ -163,8 +163,8 @@ impl Driver {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Dial { .. } => {
-                self.connection = Connection::Dialing(Box::pin(self.dialer.clone().dial()));
+            Action::Dial { url, .. } => {
+                self.connection = Connection::Dialing(Box::pin(self.dialer.clone().dial(url)));
             }
             Action::Send { message, is_optional } => self.send(message, is_optional),
             Action::HangUp { code } => {
@@ -261,8 +261,7 @@ impl Driver {
                 self.connection = Connection::None;
                 state.session.handle_closed(CLOSE_CUT, &reason, 0, now_ns);
             }
-            Turn::Dialed(Ok(socket)) => {
-                let link = Link::new(&self.dialer.options);
+            Turn::Dialed(Ok((socket, link))) => {
                 let open = Open { socket, link, needs_flush: false, has_failed: false };
                 self.connection = Connection::Open(Box::new(open));
             }

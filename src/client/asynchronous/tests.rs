@@ -279,3 +279,31 @@ fn outside_of_a_runtime_and_with_the_raw_encoding_no_client_starts() {
         assert!(matches!(AsyncClient::start(options), Err(ClientError::Address(_))));
     });
 }
+
+#[test]
+fn a_client_whose_server_is_gone_connects_to_another_node_that_it_has_named() {
+    let (second, second_server) = serve(|peer| {
+        welcome(peer);
+        stay(peer);
+    });
+    let named = second.clone();
+    let (first, first_server) = serve(move |peer| {
+        peer.welcome_with(3, Some(Features::NODES));
+        assert_eq!(peer.next_frame().unwrap().0, Kind::Ping);
+        peer.reply(Reply::Nodes { node: "first", addresses: &[&named] });
+        peer.closing(3001, "the server stops");
+    });
+    block_on(async {
+        let client = AsyncClient::connect(&first).unwrap();
+        let mut events = client.events();
+        let mut connected = 0;
+        while connected < 2 {
+            if let Some(ClientEvent::State(Change { state: ClientState::Connected, .. })) = events.next().await {
+                connected += 1;
+            }
+        }
+        client.close().await;
+        join(first_server).await;
+        join(second_server).await;
+    });
+}

@@ -16,6 +16,7 @@ use crate::{
     Action, Address, ClientError, ClientEvent, ClientState, ClientToken, ConnectOptions, OFFLINE_QUEUE_MAX,
     OUTPUT_BYTES_MAX, Positions, PublishError, PublishId, PublishRequest, PublishedAt, Random, RequestError,
     Session, SessionOptions, SubscribeOptions, SubscriptionState, TokenPurpose,
+    addresses,
     clock::{self, Deadline},
     link::{CLOSE_CUT, Link, LinkEvent},
     tls,
@@ -141,7 +142,7 @@ impl SessionClient {
             positions,
             saves_positions: save_positions.is_some(),
             offline_queue_max: options.offline_queue_max,
-            ..SessionOptions::new(&address.host, connect.encoding)
+            ..SessionOptions::new(&address.to_string(), connect.encoding)
         };
         let mut session = Session::new(session, Random::from_system());
         session.connect(clock::monotonic_ns());
@@ -329,7 +330,7 @@ impl SessionClient {
     fn act(&mut self) {
         while let Some(action) = self.session.poll_action() {
             match action {
-                Action::Dial { .. } => self.dial(),
+                Action::Dial { url, .. } => self.dial(&url),
                 Action::Send { message, is_optional } => {
                     if let Some(wire) = &mut self.wire
                         && !(is_optional && wire.link.poll_transmit().len() > OUTPUT_BYTES_MAX)
@@ -358,10 +359,11 @@ impl SessionClient {
         }
     }
 
-    fn dial(&mut self) {
-        match self.open() {
+    fn dial(&mut self, url: &str) {
+        let address = addresses::dialed(url, &self.address);
+        match self.open(&address.host) {
             Ok(stream) => {
-                let link = Link::new(&self.options);
+                let link = Link::new(&addresses::options_for(&address, &self.address, &self.options));
                 self.wire = Some(Wire { stream, link, has_failed: false });
                 self.handle_link();
             }
@@ -376,10 +378,9 @@ impl SessionClient {
         }
     }
 
-    fn open(&self) -> Result<Stream, ClientError> {
-        let host = &self.address.host;
+    fn open(&self, host: &str) -> Result<Stream, ClientError> {
         let socket =
-            connect_host(host).map_err(|error| ClientError::Connect { address: host.clone(), error })?;
+            connect_host(host).map_err(|error| ClientError::Connect { address: host.into(), error })?;
         let mut stream = Stream::new(socket);
         if let Some(config) = self.tls.clone() {
             stream.start_tls(config, tls::server_name(host)?, host, TLS_TIMEOUT)?;
