@@ -6,7 +6,7 @@ mod queue;
 mod subscription;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
     future::Future,
     pin::Pin,
@@ -29,6 +29,9 @@ use tickcast_proto::WireFormat;
 
 /// Events of a subscription that may wait for the application, by default.
 pub const EVENTS_MAX: usize = 4_096;
+/// Events of subscriptions with full queues that wait besides: those of one message, or of the ends of many connections. Beyond that,
+/// their queues take them, and drop the oldest.
+const HELD_EVENTS_MAX: usize = 16_384;
 /// Events of the client itself that may wait for one reader. It misses older ones.
 pub const CLIENT_EVENTS_MAX: usize = 256;
 /// Time for the answer to a publish, by default.
@@ -88,9 +91,10 @@ impl fmt::Debug for AsyncOptions {
 /// A client that connects, reconnects and resumes by itself, on a task of the tokio runtime. Clones share the connection; it closes
 /// with the last clone and [`Subscription`].
 ///
-/// A slow application slows down its socket: with [`EVENTS_MAX`] events of a subscription unread, the client stops reading, and the
-/// server applies the subscription's policy. While the application awaits an answer of the server, such as that to a publish, the
-/// client reads on, and events beyond twice that number become gaps.
+/// A slow application slows down its socket: with [`EVENTS_MAX`] events of a subscription unread, the client takes nothing more from it,
+/// and the server applies the subscription's policy. The rest of the message under way, and of one read, wait until there is room. While
+/// the application awaits an answer of the server, such as that to a publish, the client reads on, and events beyond twice that
+/// number become gaps.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -157,6 +161,7 @@ impl AsyncClient {
                 session,
                 queues: HashMap::new(),
                 publishes: HashMap::new(),
+                held: VecDeque::new(),
                 output_bytes: 0,
                 answers_awaited: 0,
                 is_closing: false,
@@ -182,8 +187,8 @@ impl AsyncClient {
         self.subscribe_with(pattern, SubscribeOptions::default(), EVENTS_MAX)
     }
 
-    /// [`AsyncClient::subscribe`] with a policy, a rate and a start. `events_max`: events that may wait for the application. The
-    /// events of one read, 64 KiB, may come on top; beyond twice `events_max`, the oldest are dropped, and a gap announces their ticks.
+    /// [`AsyncClient::subscribe`] with a policy, a rate and a start. `events_max`: events that may wait for the application. While it
+    /// awaits an answer of the server, twice as many may wait; then the oldest are dropped, and a gap announces their ticks.
     ///
     /// # Errors
     /// As [`AsyncClient::subscribe`].
@@ -408,6 +413,8 @@ struct State {
     queues: HashMap<Arc<str>, Arc<Mutex<Queue>>>,
     /// Bound: [`PUBLISHES_UNACKNOWLEDGED_MAX`](crate::PUBLISHES_UNACKNOWLEDGED_MAX) and the offline queue.
     publishes: HashMap<PublishId, oneshot::Sender<Result<PublishedAt, PublishFailure>>>,
+    /// Events whose queue was full, or that came after such: in order, for all subscriptions. Bound: [`HELD_EVENTS_MAX`].
+    held: VecDeque<(Arc<str>, SubscriptionEvent)>,
     /// Bytes that wait for the socket, about.
     output_bytes: usize,
     /// How many futures wait for the server, besides publishes.
@@ -419,18 +426,29 @@ struct State {
 }
 
 impl State {
+    /// Whether the application awaits an answer, which may come behind more events than it has room for.
+    fn must_read_on(&self) -> bool {
+        self.answers_awaited > 0 || !self.publishes.is_empty()
+    }
+
     /// Whether the socket is not read, because the application is too slow.
     fn is_paused(&self) -> bool {
         // Without the handshake's answers, the client would give up connecting.
         self.session.state() == ClientState::Connected
-            && self.answers_awaited == 0
-            && self.publishes.is_empty()
-            && self.queues.values().any(|queue| lock(queue).is_full())
+            && !self.must_read_on()
+            && (!self.held.is_empty() || self.queues.values().any(|queue| lock(queue).is_full()))
+    }
+
+    /// Whether an event must wait until the application has read others.
+    fn must_hold(&self, on: &Arc<str>) -> bool {
+        !self.must_read_on() && self.queues.get(on).is_some_and(|queue| lock(queue).is_full())
     }
 
     fn finished_positions(&self) -> Positions {
         let queues: Vec<_> = self.queues.values().map(|queue| lock(queue)).collect();
-        let mut finished = queue::finished(self.session.positions(), queues.iter().map(|queue| &**queue));
+        let held = self.held.iter().map(|(_, event)| event);
+        let mut finished =
+            queue::finished(self.session.positions(), queues.iter().map(|queue| &**queue), held);
         for (topic, position) in self.left.iter() {
             if finished.position(topic).is_none() {
                 finished.advance(topic, position);
@@ -454,25 +472,24 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// Gives the session's events to those that wait for them.
+    /// Gives the session's events to those that wait for them, as far as there is room.
     fn pump(&self, state: &mut State) {
+        while let Some((on, _)) = state.held.front()
+            && !state.must_hold(on)
+        {
+            self.deliver_held(state);
+        }
         while let Some(event) = state.session.poll_event() {
             match event {
                 ClientEvent::Subscription { on, event } => {
-                    let Some(queue) = state.queues.get(&on) else { continue };
-                    let change = match &event {
-                        SubscriptionEvent::State(change) => Some(change.state),
-                        _ => None,
-                    };
-                    lock(queue).put(event);
-                    if change == Some(SubscriptionState::Unsubscribed)
-                        && let Some(queue) = state.queues.remove(&on)
-                    {
-                        lock(&queue).set_ended(true);
+                    if state.held.is_empty() && !state.must_hold(&on) {
+                        self.deliver(on, event, state);
+                        continue;
                     }
-                    if change.is_some() {
-                        self.changed.notify_waiters();
+                    if state.held.len() >= HELD_EVENTS_MAX {
+                        self.deliver_held(state);
                     }
+                    state.held.push_back((on, event));
                 }
                 ClientEvent::Published { publish, published } => {
                     if let Some(waiting) = state.publishes.remove(&publish) {
@@ -488,6 +505,9 @@ impl Shared {
                 event => {
                     if let ClientEvent::State(change) = &event {
                         let has_ended = change.state == ClientState::Disconnected;
+                        while has_ended && !state.held.is_empty() {
+                            self.deliver_held(state);
+                        }
                         state.queues.values().for_each(|queue| lock(queue).set_ended(has_ended));
                         self.change.send_replace(change.clone());
                         self.changed.notify_waiters();
@@ -496,6 +516,41 @@ impl Shared {
                     let _ = self.events.send(event);
                 }
             }
+        }
+    }
+
+    fn deliver_held(&self, state: &mut State) {
+        if let Some((on, event)) = state.held.pop_front() {
+            self.deliver(on, event, state);
+        }
+    }
+
+    /// Puts an event into its subscription's queue, whatever waits there.
+    fn deliver(&self, on: Arc<str>, event: SubscriptionEvent, state: &mut State) {
+        let Some(queue) = state.queues.get(&on) else { return };
+        let change = match &event {
+            SubscriptionEvent::State(change) => Some(change.state),
+            _ => None,
+        };
+        lock(queue).put(event);
+        if change == Some(SubscriptionState::Unsubscribed)
+            && let Some(queue) = state.queues.remove(&on)
+        {
+            lock(&queue).set_ended(true);
+        }
+        if change.is_some() {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// The application has made room in a queue that was full.
+    fn refill(&self) {
+        let mut state = self.lock();
+        self.pump(&mut state);
+        let reads = !state.is_paused();
+        drop(state);
+        if reads {
+            self.wake.notify_one();
         }
     }
 

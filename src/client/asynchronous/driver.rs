@@ -39,6 +39,8 @@ struct Open {
     needs_flush: bool,
     /// A write has failed. What the server had sent before is still read.
     has_failed: bool,
+    /// The link may have more events: the application had no room for them.
+    has_events: bool,
 }
 
 #[derive(Default)]
@@ -229,6 +231,7 @@ impl Driver {
                     }
                     match is_paused && !open.has_failed {
                         true => Poll::Pending,
+                        false if open.has_events => Poll::Ready(Turn::Woken),
                         false => open.poll_read(context, &mut self.buffer).map(Turn::Read),
                     }
                 }
@@ -262,7 +265,7 @@ impl Driver {
                 state.session.handle_closed(CLOSE_CUT, &reason, 0, now_ns);
             }
             Turn::Dialed(Ok((socket, link))) => {
-                let open = Open { socket, link, needs_flush: false, has_failed: false };
+                let open = Open { socket, link, needs_flush: false, has_failed: false, has_events: true };
                 self.connection = Connection::Open(Box::new(open));
             }
             Turn::Read(read) => {
@@ -279,7 +282,13 @@ impl Driver {
             return;
         };
         let mut has_ended = false;
-        while let Some(event) = open.link.poll_event() {
+        open.has_events = true;
+        // What a server had sent before a write failed is taken whatever the application does.
+        while open.has_failed || !state.holds_back() {
+            let Some(event) = open.link.poll_event() else {
+                open.has_events = false;
+                break;
+            };
             match event {
                 LinkEvent::Open(protocol) => state.session.handle_open(protocol, now_ns),
                 LinkEvent::Message(message) => {
