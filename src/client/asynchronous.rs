@@ -7,7 +7,6 @@ mod subscription;
 
 use std::{
     collections::{HashMap, VecDeque},
-    fmt,
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,12 +19,10 @@ pub use self::subscription::{SubscribeError, Subscription};
 
 use self::{dial::Dialer, driver::Driver, queue::Queue};
 use crate::{
-    Address, Change, ClientError, ClientEvent, ClientState, ClientToken, ConnectOptions, OFFLINE_QUEUE_MAX,
-    OUTPUT_BYTES_MAX, Positions, PublishError, PublishFailure, PublishId, PublishOutcome, PublishRequest,
-    PublishedAt, Random, RequestError, Session, SessionOptions, SubscribeOptions, SubscriptionEvent,
-    SubscriptionState, TokenPurpose, clock,
+    Change, ClientError, ClientEvent, ClientOptions, ClientState, ClientToken, OUTPUT_BYTES_MAX, Positions,
+    PublishError, PublishFailure, PublishId, PublishOutcome, PublishRequest, PublishedAt, Random,
+    RequestError, Session, SubscribeOptions, SubscriptionEvent, SubscriptionState, TokenPurpose, clock,
 };
-use tickcast_proto::WireFormat;
 
 /// Events of a subscription that may wait for the application, by default.
 pub const EVENTS_MAX: usize = 4_096;
@@ -39,54 +36,13 @@ pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A token that the application will have, or why it has none.
 pub type TokenFuture = Pin<Box<dyn Future<Output = Result<ClientToken, String>> + Send>>;
-/// Gives tokens: see [`AsyncOptions::get_token`].
+/// Gives tokens: see [`AsyncOptions::get_token`](ClientOptions::get_token).
 pub type GetToken = Box<dyn FnMut(TokenPurpose) -> TokenFuture + Send>;
-/// Saves positions: see [`AsyncOptions::save_positions`].
+/// Saves positions: see [`AsyncOptions::save_positions`](ClientOptions::save_positions). Must not block.
 pub type SavePositions = Box<dyn FnMut(Positions) + Send>;
 
 /// Options of an [`AsyncClient`].
-pub struct AsyncOptions {
-    /// The server.
-    pub address: Address,
-    /// Encoding, identity, name, token, TLS and bounds. The token goes into the hello, also over a WebSocket. `acknowledgements` has
-    /// no effect: each publish is acknowledged.
-    pub connect: ConnectOptions,
-    /// Asked for a token before the first connection, and whenever the one in force is about to expire. If there is none, the client
-    /// asks again after a delay. `None`: [`ConnectOptions::token`], or `token_file`, which is read when a token is needed.
-    pub get_token: Option<GetToken>,
-    /// Positions that an earlier client saved: subscriptions that match their topics resume there.
-    pub positions: Positions,
-    /// Called with the positions a second after the first change, and when a connection is lost. They are those of the events that
-    /// the application has finished: a process that is killed reads some again, and misses none. Must not block.
-    pub save_positions: Option<SavePositions>,
-    /// Publishes that wait for a connection, with 256 KiB of payloads at most.
-    pub offline_queue_max: usize,
-}
-
-impl AsyncOptions {
-    /// The default options for a server, in the forms of [`Address::parse`].
-    ///
-    /// # Errors
-    /// [`ClientError::Address`] for any other form.
-    pub fn new(server: &str) -> Result<AsyncOptions, ClientError> {
-        let address = Address::parse(server)?;
-        let connect = address.connect_options();
-        Ok(AsyncOptions {
-            address,
-            connect,
-            get_token: None,
-            positions: Positions::new(),
-            save_positions: None,
-            offline_queue_max: OFFLINE_QUEUE_MAX,
-        })
-    }
-}
-
-impl fmt::Debug for AsyncOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AsyncOptions").field("connect", &self.connect).finish_non_exhaustive()
-    }
-}
+pub type AsyncOptions = ClientOptions<GetToken, SavePositions>;
 
 /// A client that connects, reconnects and resumes by itself, on a task of the tokio runtime. Clones share the connection; it closes
 /// with the last clone and [`Subscription`].
@@ -131,27 +87,9 @@ impl AsyncClient {
     /// [`ClientError::Address`] for the raw encoding, which has no answers; [`ClientError::TlsSettings`] if a file of the TLS options
     /// cannot be used; [`ClientError::Io`] outside of a tokio runtime.
     pub fn start(mut options: AsyncOptions) -> Result<AsyncClient, ClientError> {
-        let encoding = options.connect.encoding;
-        if encoding == WireFormat::WEBSOCKET_RAW {
-            return Err(ClientError::Address(
-                "the raw encoding has no answers: use JSON or native frames".into(),
-            ));
-        }
+        let session = options.take_session(read_token)?;
         let runtime = tokio::runtime::Handle::try_current()
             .map_err(|error| std::io::Error::other(error.to_string()))?;
-        let token = options.connect.token.take();
-        let get_token =
-            options.get_token.take().or_else(|| read_from(options.connect.token_file.clone()?, &token));
-        let session = SessionOptions {
-            name: (*options.connect.name).into(),
-            client: (*options.connect.client).into(),
-            token,
-            asks_token: get_token.is_some(),
-            positions: options.positions,
-            saves_positions: options.save_positions.is_some(),
-            offline_queue_max: options.offline_queue_max,
-            ..SessionOptions::new(&options.address.to_string(), encoding)
-        };
         let mut session = Session::new(session, Random::from_system());
         let dialer = Dialer::new(options.address, options.connect)?;
         session.connect(clock::monotonic_ns());
@@ -174,7 +112,7 @@ impl AsyncClient {
             ended: watch::Sender::new(false),
         });
         shared.pump(&mut shared.lock());
-        let driver = Driver::new(shared.clone(), dialer, get_token, options.save_positions);
+        let driver = Driver::new(shared.clone(), dialer, options.get_token, options.save_positions);
         runtime.spawn(driver.run());
         Ok(AsyncClient { handle: Arc::new(Handle { shared }) })
     }
@@ -292,7 +230,7 @@ impl AsyncClient {
         self.call(|session| session.set_token(token));
     }
 
-    /// The positions of all topics, as of the events that the application has finished: those of [`AsyncOptions::save_positions`].
+    /// The positions of all topics, as of the events that the application has finished: those of [`AsyncOptions::save_positions`](ClientOptions::save_positions).
     pub fn positions(&self) -> Positions {
         self.handle.shared.lock().finished_positions()
     }
@@ -333,13 +271,12 @@ impl AsyncClient {
     }
 }
 
-/// Tokens from a file, unless there is one already.
-fn read_from(file: std::path::PathBuf, token: &Option<ClientToken>) -> Option<GetToken> {
-    let read: GetToken = Box::new(move |_| {
+/// Tokens from a file.
+fn read_token(file: std::path::PathBuf) -> GetToken {
+    Box::new(move |_| {
         let read = ClientToken::read(&file).map_err(|text| format!("token file {}: {text}", file.display()));
         Box::pin(std::future::ready(read))
-    });
-    token.is_none().then_some(read)
+    })
 }
 
 /// Events of a client. A reader that is more than [`CLIENT_EVENTS_MAX`] events behind misses the oldest.
@@ -437,6 +374,11 @@ impl State {
         self.session.state() == ClientState::Connected
             && !self.must_read_on()
             && (!self.held.is_empty() || self.queues.values().any(|queue| lock(queue).is_full()))
+    }
+
+    /// Whether the next message must wait, because the application has no room for this one.
+    fn holds_back(&self) -> bool {
+        !self.held.is_empty() && self.is_paused()
     }
 
     /// Whether an event must wait until the application has read others.

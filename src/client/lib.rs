@@ -55,6 +55,7 @@ mod addresses;
 mod asynchronous;
 mod backoff;
 mod blocking;
+mod client_options;
 mod clock;
 mod connection;
 mod error;
@@ -90,6 +91,7 @@ pub use self::{
     address::Address,
     backoff::{Backoff, is_retryable_close},
     blocking::{Client, GetTokenBlocking, SavePositionsBlocking, SessionClient, SessionClientOptions},
+    client_options::ClientOptions,
     connection::Connection,
     error::{ClientError, ProtocolError, PublishError},
     positions::Positions,
