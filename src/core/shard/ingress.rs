@@ -89,9 +89,10 @@ impl Shard {
         if let Some(session) = self.sessions.open_mut(slot) {
             session.keep_rest(input, progress.used);
             if !progress.blocked {
-                session.input_state = InputState::Open;
+                // A WebSocket whose session has ended receives again already.
+                let was_paused = std::mem::take(&mut session.input_state) == InputState::Paused;
                 // When a session leaves, the shard it goes to resumes receiving from it.
-                if !matches!(session.protocol, Protocol::Leaving { .. }) {
+                if was_paused && !matches!(session.protocol, Protocol::Leaving { .. }) {
                     self.actions.push_back(Action::ResumeReceive(slot));
                 }
             }
@@ -157,6 +158,9 @@ impl Shard {
             let Some(session) = self.sessions.open_mut(slot) else {
                 return Progress { used: bytes.len(), ..progress };
             };
+            if matches!(&session.protocol, Protocol::Carrier(carrier) if carrier.is_over) {
+                return Progress { used: bytes.len(), completed: true, ..progress };
+            }
             let rest_len = session.message_rest_len();
             if used == bytes.len() && rest_len == 0 {
                 break;
