@@ -15,6 +15,8 @@ const GET: u32 = 1;
 const POST: u32 = 2;
 const SOCKET: u32 = 3;
 const OTHER: u32 = 4;
+/// So few that the invariants look at every session after each turn.
+const SLOTS: u32 = 32;
 const SECOND_NS: u64 = 1_000_000_000;
 
 fn driver() -> Driver {
@@ -23,6 +25,7 @@ fn driver() -> Driver {
 
 fn driver_with(limits: Limits) -> Driver {
     let mut driver = Driver::new(limits);
+    driver.shard.set_slots_end(SLOTS);
     driver.accept(PUBLISHER, ListenerKind::Native, &hello());
     for slot in [GET, POST, OTHER] {
         driver.accept(slot, ListenerKind::Http, b"");
