@@ -6,8 +6,7 @@ mod queue;
 mod subscription;
 
 use std::{
-    collections::HashMap,
-    fmt,
+    collections::{HashMap, VecDeque},
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -20,15 +19,16 @@ pub use self::subscription::{SubscribeError, Subscription};
 
 use self::{dial::Dialer, driver::Driver, queue::Queue};
 use crate::{
-    Address, Change, ClientError, ClientEvent, ClientState, ClientToken, ConnectOptions, OFFLINE_QUEUE_MAX,
-    OUTPUT_BYTES_MAX, Positions, PublishError, PublishFailure, PublishId, PublishOutcome, PublishRequest,
-    PublishedAt, Random, RequestError, Session, SessionOptions, SubscribeOptions, SubscriptionEvent,
-    SubscriptionState, TokenPurpose, clock,
+    Change, ClientError, ClientEvent, ClientOptions, ClientState, ClientToken, OUTPUT_BYTES_MAX, Positions,
+    PublishError, PublishFailure, PublishId, PublishOutcome, PublishRequest, PublishedAt, Random,
+    RequestError, Session, SubscribeOptions, SubscriptionEvent, SubscriptionState, TokenPurpose, clock,
 };
-use tickcast_proto::WireFormat;
 
 /// Events of a subscription that may wait for the application, by default.
 pub const EVENTS_MAX: usize = 4_096;
+/// Events of subscriptions with full queues that wait besides: those of one message, or of the ends of many connections. Beyond that,
+/// their queues take them, and drop the oldest.
+const HELD_EVENTS_MAX: usize = 16_384;
 /// Events of the client itself that may wait for one reader. It misses older ones.
 pub const CLIENT_EVENTS_MAX: usize = 256;
 /// Time for the answer to a publish, by default.
@@ -36,61 +36,21 @@ pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A token that the application will have, or why it has none.
 pub type TokenFuture = Pin<Box<dyn Future<Output = Result<ClientToken, String>> + Send>>;
-/// Gives tokens: see [`AsyncOptions::get_token`].
+/// Gives tokens: see [`AsyncOptions::get_token`](ClientOptions::get_token).
 pub type GetToken = Box<dyn FnMut(TokenPurpose) -> TokenFuture + Send>;
-/// Saves positions: see [`AsyncOptions::save_positions`].
+/// Saves positions: see [`AsyncOptions::save_positions`](ClientOptions::save_positions). Must not block.
 pub type SavePositions = Box<dyn FnMut(Positions) + Send>;
 
 /// Options of an [`AsyncClient`].
-pub struct AsyncOptions {
-    /// The server.
-    pub address: Address,
-    /// Encoding, identity, name, token, TLS and bounds. The token goes into the hello, also over a WebSocket. `acknowledgements` has
-    /// no effect: each publish is acknowledged.
-    pub connect: ConnectOptions,
-    /// Asked for a token before the first connection, and whenever the one in force is about to expire. If there is none, the client
-    /// asks again after a delay. `None`: [`ConnectOptions::token`], or `token_file`, which is read when a token is needed.
-    pub get_token: Option<GetToken>,
-    /// Positions that an earlier client saved: subscriptions that match their topics resume there.
-    pub positions: Positions,
-    /// Called with the positions a second after the first change, and when a connection is lost. They are those of the events that
-    /// the application has finished: a process that is killed reads some again, and misses none. Must not block.
-    pub save_positions: Option<SavePositions>,
-    /// Publishes that wait for a connection, with 256 KiB of payloads at most.
-    pub offline_queue_max: usize,
-}
-
-impl AsyncOptions {
-    /// The default options for a server, in the forms of [`Address::parse`].
-    ///
-    /// # Errors
-    /// [`ClientError::Address`] for any other form.
-    pub fn new(server: &str) -> Result<AsyncOptions, ClientError> {
-        let address = Address::parse(server)?;
-        let connect = address.connect_options();
-        Ok(AsyncOptions {
-            address,
-            connect,
-            get_token: None,
-            positions: Positions::new(),
-            save_positions: None,
-            offline_queue_max: OFFLINE_QUEUE_MAX,
-        })
-    }
-}
-
-impl fmt::Debug for AsyncOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AsyncOptions").field("connect", &self.connect).finish_non_exhaustive()
-    }
-}
+pub type AsyncOptions = ClientOptions<GetToken, SavePositions>;
 
 /// A client that connects, reconnects and resumes by itself, on a task of the tokio runtime. Clones share the connection; it closes
 /// with the last clone and [`Subscription`].
 ///
-/// A slow application slows down its socket: with [`EVENTS_MAX`] events of a subscription unread, the client stops reading, and the
-/// server applies the subscription's policy. While the application awaits an answer of the server, such as that to a publish, the
-/// client reads on, and events beyond twice that number become gaps.
+/// A slow application slows down its socket: with [`EVENTS_MAX`] events of a subscription unread, the client takes nothing more from it,
+/// and the server applies the subscription's policy. The rest of the message under way, and of one read, wait until there is room. While
+/// the application awaits an answer of the server, such as that to a publish, the client reads on, and events beyond twice that
+/// number become gaps.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -127,27 +87,9 @@ impl AsyncClient {
     /// [`ClientError::Address`] for the raw encoding, which has no answers; [`ClientError::TlsSettings`] if a file of the TLS options
     /// cannot be used; [`ClientError::Io`] outside of a tokio runtime.
     pub fn start(mut options: AsyncOptions) -> Result<AsyncClient, ClientError> {
-        let encoding = options.connect.encoding;
-        if encoding == WireFormat::WEBSOCKET_RAW {
-            return Err(ClientError::Address(
-                "the raw encoding has no answers: use JSON or native frames".into(),
-            ));
-        }
+        let session = options.take_session(read_token)?;
         let runtime = tokio::runtime::Handle::try_current()
             .map_err(|error| std::io::Error::other(error.to_string()))?;
-        let token = options.connect.token.take();
-        let get_token =
-            options.get_token.take().or_else(|| read_from(options.connect.token_file.clone()?, &token));
-        let session = SessionOptions {
-            name: (*options.connect.name).into(),
-            client: (*options.connect.client).into(),
-            token,
-            asks_token: get_token.is_some(),
-            positions: options.positions,
-            saves_positions: options.save_positions.is_some(),
-            offline_queue_max: options.offline_queue_max,
-            ..SessionOptions::new(&options.address.host, encoding)
-        };
         let mut session = Session::new(session, Random::from_system());
         let dialer = Dialer::new(options.address, options.connect)?;
         session.connect(clock::monotonic_ns());
@@ -157,6 +99,7 @@ impl AsyncClient {
                 session,
                 queues: HashMap::new(),
                 publishes: HashMap::new(),
+                held: VecDeque::new(),
                 output_bytes: 0,
                 answers_awaited: 0,
                 is_closing: false,
@@ -169,7 +112,7 @@ impl AsyncClient {
             ended: watch::Sender::new(false),
         });
         shared.pump(&mut shared.lock());
-        let driver = Driver::new(shared.clone(), dialer, get_token, options.save_positions);
+        let driver = Driver::new(shared.clone(), dialer, options.get_token, options.save_positions);
         runtime.spawn(driver.run());
         Ok(AsyncClient { handle: Arc::new(Handle { shared }) })
     }
@@ -182,8 +125,8 @@ impl AsyncClient {
         self.subscribe_with(pattern, SubscribeOptions::default(), EVENTS_MAX)
     }
 
-    /// [`AsyncClient::subscribe`] with a policy, a rate and a start. `events_max`: events that may wait for the application. The
-    /// events of one read, 64 KiB, may come on top; beyond twice `events_max`, the oldest are dropped, and a gap announces their ticks.
+    /// [`AsyncClient::subscribe`] with a policy, a rate and a start. `events_max`: events that may wait for the application. While it
+    /// awaits an answer of the server, twice as many may wait; then the oldest are dropped, and a gap announces their ticks.
     ///
     /// # Errors
     /// As [`AsyncClient::subscribe`].
@@ -287,7 +230,7 @@ impl AsyncClient {
         self.call(|session| session.set_token(token));
     }
 
-    /// The positions of all topics, as of the events that the application has finished: those of [`AsyncOptions::save_positions`].
+    /// The positions of all topics, as of the events that the application has finished: those of [`AsyncOptions::save_positions`](ClientOptions::save_positions).
     pub fn positions(&self) -> Positions {
         self.handle.shared.lock().finished_positions()
     }
@@ -328,13 +271,12 @@ impl AsyncClient {
     }
 }
 
-/// Tokens from a file, unless there is one already.
-fn read_from(file: std::path::PathBuf, token: &Option<ClientToken>) -> Option<GetToken> {
-    let read: GetToken = Box::new(move |_| {
+/// Tokens from a file.
+fn read_token(file: std::path::PathBuf) -> GetToken {
+    Box::new(move |_| {
         let read = ClientToken::read(&file).map_err(|text| format!("token file {}: {text}", file.display()));
         Box::pin(std::future::ready(read))
-    });
-    token.is_none().then_some(read)
+    })
 }
 
 /// Events of a client. A reader that is more than [`CLIENT_EVENTS_MAX`] events behind misses the oldest.
@@ -408,6 +350,8 @@ struct State {
     queues: HashMap<Arc<str>, Arc<Mutex<Queue>>>,
     /// Bound: [`PUBLISHES_UNACKNOWLEDGED_MAX`](crate::PUBLISHES_UNACKNOWLEDGED_MAX) and the offline queue.
     publishes: HashMap<PublishId, oneshot::Sender<Result<PublishedAt, PublishFailure>>>,
+    /// Events whose queue was full, or that came after such: in order, for all subscriptions. Bound: [`HELD_EVENTS_MAX`].
+    held: VecDeque<(Arc<str>, SubscriptionEvent)>,
     /// Bytes that wait for the socket, about.
     output_bytes: usize,
     /// How many futures wait for the server, besides publishes.
@@ -419,18 +363,34 @@ struct State {
 }
 
 impl State {
+    /// Whether the application awaits an answer, which may come behind more events than it has room for.
+    fn must_read_on(&self) -> bool {
+        self.answers_awaited > 0 || !self.publishes.is_empty()
+    }
+
     /// Whether the socket is not read, because the application is too slow.
     fn is_paused(&self) -> bool {
         // Without the handshake's answers, the client would give up connecting.
         self.session.state() == ClientState::Connected
-            && self.answers_awaited == 0
-            && self.publishes.is_empty()
-            && self.queues.values().any(|queue| lock(queue).is_full())
+            && !self.must_read_on()
+            && (!self.held.is_empty() || self.queues.values().any(|queue| lock(queue).is_full()))
+    }
+
+    /// Whether the next message must wait, because the application has no room for this one.
+    fn holds_back(&self) -> bool {
+        !self.held.is_empty() && self.is_paused()
+    }
+
+    /// Whether an event must wait until the application has read others.
+    fn must_hold(&self, on: &Arc<str>) -> bool {
+        !self.must_read_on() && self.queues.get(on).is_some_and(|queue| lock(queue).is_full())
     }
 
     fn finished_positions(&self) -> Positions {
         let queues: Vec<_> = self.queues.values().map(|queue| lock(queue)).collect();
-        let mut finished = queue::finished(self.session.positions(), queues.iter().map(|queue| &**queue));
+        let held = self.held.iter().map(|(_, event)| event);
+        let mut finished =
+            queue::finished(self.session.positions(), queues.iter().map(|queue| &**queue), held);
         for (topic, position) in self.left.iter() {
             if finished.position(topic).is_none() {
                 finished.advance(topic, position);
@@ -454,25 +414,24 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// Gives the session's events to those that wait for them.
+    /// Gives the session's events to those that wait for them, as far as there is room.
     fn pump(&self, state: &mut State) {
+        while let Some((on, _)) = state.held.front()
+            && !state.must_hold(on)
+        {
+            self.deliver_held(state);
+        }
         while let Some(event) = state.session.poll_event() {
             match event {
                 ClientEvent::Subscription { on, event } => {
-                    let Some(queue) = state.queues.get(&on) else { continue };
-                    let change = match &event {
-                        SubscriptionEvent::State(change) => Some(change.state),
-                        _ => None,
-                    };
-                    lock(queue).put(event);
-                    if change == Some(SubscriptionState::Unsubscribed)
-                        && let Some(queue) = state.queues.remove(&on)
-                    {
-                        lock(&queue).set_ended(true);
+                    if state.held.is_empty() && !state.must_hold(&on) {
+                        self.deliver(on, event, state);
+                        continue;
                     }
-                    if change.is_some() {
-                        self.changed.notify_waiters();
+                    if state.held.len() >= HELD_EVENTS_MAX {
+                        self.deliver_held(state);
                     }
+                    state.held.push_back((on, event));
                 }
                 ClientEvent::Published { publish, published } => {
                     if let Some(waiting) = state.publishes.remove(&publish) {
@@ -488,6 +447,9 @@ impl Shared {
                 event => {
                     if let ClientEvent::State(change) = &event {
                         let has_ended = change.state == ClientState::Disconnected;
+                        while has_ended && !state.held.is_empty() {
+                            self.deliver_held(state);
+                        }
                         state.queues.values().for_each(|queue| lock(queue).set_ended(has_ended));
                         self.change.send_replace(change.clone());
                         self.changed.notify_waiters();
@@ -496,6 +458,41 @@ impl Shared {
                     let _ = self.events.send(event);
                 }
             }
+        }
+    }
+
+    fn deliver_held(&self, state: &mut State) {
+        if let Some((on, event)) = state.held.pop_front() {
+            self.deliver(on, event, state);
+        }
+    }
+
+    /// Puts an event into its subscription's queue, whatever waits there.
+    fn deliver(&self, on: Arc<str>, event: SubscriptionEvent, state: &mut State) {
+        let Some(queue) = state.queues.get(&on) else { return };
+        let change = match &event {
+            SubscriptionEvent::State(change) => Some(change.state),
+            _ => None,
+        };
+        lock(queue).put(event);
+        if change == Some(SubscriptionState::Unsubscribed)
+            && let Some(queue) = state.queues.remove(&on)
+        {
+            lock(&queue).set_ended(true);
+        }
+        if change.is_some() {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// The application has made room in a queue that was full.
+    fn refill(&self) {
+        let mut state = self.lock();
+        self.pump(&mut state);
+        let reads = !state.is_paused();
+        drop(state);
+        if reads {
+            self.wake.notify_one();
         }
     }
 

@@ -49,10 +49,13 @@
 //! tokio).
 
 mod acknowledgements;
+mod address;
+mod addresses;
 #[cfg(feature = "tokio")]
 mod asynchronous;
 mod backoff;
 mod blocking;
+mod client_options;
 mod clock;
 mod connection;
 mod error;
@@ -85,10 +88,10 @@ pub use self::asynchronous::{
     SavePositions, SubscribeError, Subscription, TokenFuture,
 };
 pub use self::{
+    address::Address,
     backoff::{Backoff, is_retryable_close},
-    blocking::{
-        Address, Client, GetTokenBlocking, SavePositionsBlocking, SessionClient, SessionClientOptions,
-    },
+    blocking::{Client, GetTokenBlocking, SavePositionsBlocking, SessionClient, SessionClientOptions},
+    client_options::ClientOptions,
     connection::Connection,
     error::{ClientError, ProtocolError, PublishError},
     positions::Positions,

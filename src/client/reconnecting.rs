@@ -1,6 +1,5 @@
 //! A client that reconnects automatically and resumes its subscriptions.
 
-mod addresses;
 mod progress;
 mod publish;
 
@@ -14,13 +13,13 @@ use std::{
 use rustls::ClientConfig;
 
 use self::{
-    addresses::Addresses,
     progress::{PROGRESS_MAX, advance},
-    publish::Retries,
+    publish::{Retries, await_event_or_room},
 };
 use crate::{
     Address, Backoff, Client, ClientError, ConnectOptions, Connection, Event, Positions,
     REMEMBERED_SUBSCRIPTIONS_MAX, RequestError, SubscribeOptions, Tick,
+    addresses::Addresses,
     backoff::delay_ms_min,
     clock::{self, Deadline},
     request::RequestNumbers,
@@ -336,7 +335,7 @@ impl ReconnectingClient {
                 ConnectionChange::Reconnected => StreamEvent::Reconnected,
             }));
         }
-        if let Some(event) = self.retries.pop_unconfirmed() {
+        if let Some(event) = self.retries.pop_failed() {
             return Ok(Some(StreamEvent::Event(event)));
         }
         if self.progress.len() >= PROGRESS_MAX {
@@ -407,19 +406,26 @@ impl ReconnectingClient {
     /// # Errors
     /// [`ClientError::Io`] if the connection broke before.
     pub fn close(mut self) -> Result<(), ClientError> {
+        while self.publish_waiting() {
+            self.flush()?;
+        }
         self.client.take().map_or(Ok(()), Client::close)
     }
 
     /// Waits for an event, connecting if necessary; returns whether there is one.
     fn await_event(&mut self, deadline: Deadline) -> Result<bool, ClientError> {
         loop {
-            if self.pending_change.is_some() || self.retries.has_unconfirmed() {
+            if self.pending_change.is_some() || self.retries.has_failed() {
                 return Ok(true);
             }
             if self.failed {
                 return Err(ClientError::Io(std::io::ErrorKind::UnexpectedEof.into()));
             }
             let timeout = deadline.remaining();
+            let wants_room = self.publish_waiting();
+            if self.retries.has_failed() {
+                continue;
+            }
             let Some(client) = &mut self.client else {
                 let delay = self.retry_at.remaining().unwrap_or_default();
                 if delay.is_zero() {
@@ -431,10 +437,11 @@ impl ReconnectingClient {
                 }
                 continue;
             };
-            match client.await_event(timeout) {
-                Ok(true) if !client.connection().is_at_end() => return Ok(true),
-                Ok(false) => return Ok(false),
-                Ok(true) => self.handle_lost(ClientError::Closed { code: 0, text: String::new() })?,
+            match await_event_or_room(client, wants_room, deadline) {
+                Ok(None) => {}
+                Ok(Some(true)) if !client.connection().is_at_end() => return Ok(true),
+                Ok(Some(false)) => return Ok(false),
+                Ok(Some(true)) => self.handle_lost(ClientError::Closed { code: 0, text: String::new() })?,
                 Err(error) => self.handle_lost(error)?,
             }
         }
@@ -454,7 +461,8 @@ impl ReconnectingClient {
                 client.set_write_timeout(self.write_timeout);
                 self.backoff.handle_connected(clock::monotonic_ns());
                 self.client = Some(client);
-                let sent = self.resubscribe().and_then(|()| self.publish_again());
+                self.retries.handle_connected();
+                let sent = self.resubscribe();
                 self.retry_if_lost(sent)?;
                 if self.client.is_some() {
                     self.pending_change = Some(ConnectionChange::Reconnected);

@@ -38,7 +38,7 @@ use self::{
 };
 use crate::{
     CLIENT_NAME_BYTES_MAX, ClientToken, OFFLINE_QUEUE_MAX, Positions, PublishRequest, RequestError,
-    SubscribeOptions,
+    SubscribeOptions, addresses::Addresses,
 };
 use tickcast_proto::{
     WireFormat,
@@ -56,6 +56,9 @@ const PING_INTERVAL_NS: u64 = 10_000_000_000;
 const ASLEEP_NS: u64 = 5_000_000_000;
 /// Time from a change of a position to saving it.
 const SAVE_DELAY_NS: u64 = 1_000_000_000;
+
+/// What a session can do that not every SDK does.
+const EXTENSIONS: Features = Features::NODES.union(Features::PREVIOUS);
 
 /// Close codes that the session gives or handles itself.
 mod close_code {
@@ -76,8 +79,11 @@ mod close_code {
 /// Options of a [`Session`].
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
-    /// Where to connect: what [`Action::Dial`] repeats.
+    /// Where to connect: what [`Action::Dial`] repeats. If it has a form of [`Address::parse`](crate::Address::parse), the session dials the nodes that a
+    /// server names in turn with it, with its path. Of these, it takes those of the same transport, with TLS or without.
     pub url: Arc<str>,
+    /// What to ask a server for beyond what every SDK does, of [`Features::NODES`] and [`Features::PREVIOUS`]: both by default.
+    pub extensions: Features,
     /// The encoding: JSON, or native frames over a WebSocket or TCP. Raw WebSockets have no session: they count as JSON.
     pub encoding: WireFormat,
     /// Name of the client software, in the server's log and admin pages. Not sent if longer than [`CLIENT_NAME_BYTES_MAX`].
@@ -101,6 +107,7 @@ impl SessionOptions {
     pub fn new(url: &str, encoding: WireFormat) -> SessionOptions {
         SessionOptions {
             url: url.into(),
+            extensions: EXTENSIONS,
             encoding,
             name: concat!("tickcast-client/", env!("CARGO_PKG_VERSION")).into(),
             client: "".into(),
@@ -149,6 +156,8 @@ pub struct Session {
     state: ClientState,
     /// The connection, from the dial on.
     exchange: Option<Exchange>,
+    /// The addresses to dial in turn, from the first dial on; `None`: only the URL is known.
+    addresses: Option<Addresses>,
     subscriptions: Subscriptions,
     positions: Positions,
     publishes: Publishes,
@@ -162,7 +171,9 @@ pub struct Session {
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Session").field("url", &self.options.url).field("state", &self.state).finish()
+        // Its query may have a token.
+        let url = self.options.url.split('?').next();
+        f.debug_struct("Session").field("url", &url).field("state", &self.state).finish()
     }
 }
 
@@ -180,6 +191,7 @@ impl Session {
             tokens: Tokens::new(options.token.clone(), options.asks_token),
             state: ClientState::Disconnected,
             exchange: None,
+            addresses: None,
             subscriptions: Subscriptions::default(),
             positions: std::mem::take(&mut options.positions),
             publishes: Publishes::new(options.offline_queue_max),
@@ -377,7 +389,8 @@ impl Session {
             .union(Features::COUNTS)
             .union(Features::TOKENS)
             .union(Features::SOURCES)
-            .union(Features::BATCHES);
+            .union(Features::BATCHES)
+            .union(self.options.extensions.intersection(EXTENSIONS));
         let features = match self.options.codec() {
             Codec::Native => features,
             _ => features.union(Features::STRING_KEYS).union(Features::POSITIONS),

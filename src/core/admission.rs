@@ -1,8 +1,13 @@
 //! Admission control: limits on connections and on the accept rate.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{HashMap, hash_map::RandomState},
+    hash::BuildHasher,
+    net::IpAddr,
+    sync::Arc,
+};
 
-use crate::metrics::counters::Counter;
+use crate::{ids::SourceId, metrics::counters::Counter, networks::Networks};
 
 /// The key by which connections are counted: an IPv4 address, or the /64 of an IPv6 address.
 ///
@@ -17,6 +22,39 @@ impl Origin {
             IpAddr::V4(address) => Origin(address.to_ipv6_mapped().to_bits()),
             IpAddr::V6(address) => Origin(address.to_bits() >> 64 << 64),
         }
+    }
+}
+
+/// Finds the origins and sources of addresses. Clones find the same ones.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// Hashes origins to [`SourceId`]s: the same on all shards, and secret, so that clients cannot choose a collision.
+    key: RandomState,
+    /// Addresses without a limit, such as those of proxies, which all their clients share.
+    unlimited: Arc<Networks>,
+    /// Trusted proxies: their own addresses have no limit, and the client addresses that they report are trusted.
+    proxies: Arc<Networks>,
+}
+
+impl Sources {
+    /// Limits all addresses but those in `unlimited` and `proxies`.
+    pub fn new(unlimited: Networks, proxies: Networks) -> Sources {
+        Sources { key: RandomState::new(), unlimited: Arc::new(unlimited), proxies: Arc::new(proxies) }
+    }
+
+    /// Whether an address is that of a trusted proxy.
+    pub fn is_proxy(&self, address: IpAddr) -> bool {
+        self.proxies.contain(address)
+    }
+
+    /// The origin and the source of an address; `None` if it has no limits.
+    pub fn find(&self, address: IpAddr) -> Option<(Origin, SourceId)> {
+        if self.unlimited.contain(address) || self.proxies.contain(address) {
+            return None;
+        }
+        let origin = Origin::of(address);
+        // 0 means no limit.
+        Some((origin, SourceId(self.key.hash_one(origin) as u32 | 1)))
     }
 }
 

@@ -30,7 +30,7 @@ pub use self::{
     call::{Caller, Calls, PendingCall, Publishes, Read, Readable, Work},
     close::{CloseReason, DepartureState, Ending, KeptOutbox},
     eviction::Verdict,
-    input::{InputState, WaitingInput},
+    input::{InputState, MessageRest, WaitingInput},
     kept_places::KeptPlacesTable,
     outbox::{Content, NextSend, Outbox, SendSource},
     protocol::{HttpSession, Protocol, Stream},

@@ -9,7 +9,8 @@ pub mod json;
 pub mod native;
 pub mod socket_io;
 
-use tungstenite::{Bytes, Utf8Bytes};
+pub use tungstenite::Bytes;
+use tungstenite::Utf8Bytes;
 
 use crate::{
     DecodeError, WireFormat, command::Command, features::Features, frame::Frame, ids::TopicId, logged,

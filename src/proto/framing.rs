@@ -301,6 +301,12 @@ impl SharedDecoders {
         SharedDecoders { frame_bytes_max, message_bytes_max, websocket: None, inflated: 0 }
     }
 
+    /// Whether a message has been inflated since the last call of [`SharedDecoders::take_inflated`].
+    #[inline]
+    pub fn has_inflated(&self) -> bool {
+        self.inflated > 0
+    }
+
     /// Bytes of compressed messages that were inflated since the last call: work that the length of the input does not show.
     #[inline]
     pub fn take_inflated(&mut self) -> usize {

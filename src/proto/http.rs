@@ -85,6 +85,8 @@ pub enum Answer {
         exchange: Exchange,
         /// As in [`Answer::Upgrade`].
         host: Box<str>,
+        /// As in [`Answer::Upgrade`].
+        forwarded_for: Vec<IpAddr>,
         /// As in [`Answer::Call`].
         token: Option<Token<'static>>,
     },
@@ -235,7 +237,11 @@ enum Outcome<'a> {
     /// A request of `/v1` and its token. To be parsed once its body has arrived.
     Call(api::Resource<'a>, Option<Token<'static>>),
     /// The same for long-polling.
-    Poll(Option<Sid>, Option<Token<'static>>),
+    Poll {
+        sid: Option<Sid>,
+        client: Box<str>,
+        token: Option<Token<'static>>,
+    },
     Upgrade(Vec<u8>, Target),
 }
 
@@ -273,13 +279,14 @@ impl Connection {
                         let exchange = Exchange::new(&request, keeps_alive, cors);
                         api::call(resource, &request, &content, exchange, token, config)
                     }
-                    Ok(Outcome::Poll(sid, token)) => {
+                    Ok(Outcome::Poll { sid, client, token }) => {
                         let content = body::content(&bytes[head_bytes..used], request.body);
                         let exchange = Exchange::new(&request, keeps_alive, cors);
-                        let poll = socket_io::poll(&request, sid, &content);
+                        let poll = socket_io::poll(&request, sid, client, &content);
                         let authority = request.authority.as_ref();
                         let host = authority.map_or_else(Box::default, |authority| authority.host().into());
-                        Answer::Poll { poll, exchange, host, token }
+                        let forwarded_for = request.forwarded_for();
+                        Answer::Poll { poll, exchange, host, forwarded_for, token }
                     }
                     outcome => deliver(outcome, cors, &request, keeps_alive, config),
                 };
@@ -323,7 +330,7 @@ fn deliver(
             return Answer::Upgrade { response, target, host, forwarded_for, cors };
         }
         Ok(Outcome::Response(response)) => response,
-        Ok(Outcome::Call(..) | Outcome::Poll(..)) => {
+        Ok(Outcome::Call(..) | Outcome::Poll { .. }) => {
             debug_assert!(false, "the core answers it");
             Response::text(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
         }
@@ -372,7 +379,7 @@ fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> (Result<Outcome
         (_, Some(resource)) => api::check(request, config).map(|token| Outcome::Call(resource, token)),
         (_, None) if is_socket_io => socket_io::find(request, config).map(|found| match found {
             socket_io::Resource::WebSocket(outcome) => outcome,
-            socket_io::Resource::Poll(sid, token) => Outcome::Poll(sid, token),
+            socket_io::Resource::Poll { sid, client, token } => Outcome::Poll { sid, client, token },
         }),
         (_, None) => stream::open(request, &cors, config),
     };

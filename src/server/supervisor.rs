@@ -332,6 +332,7 @@ fn start(
         );
         shard.set_static_files(&page::Page);
         shard.set_slots_end(clients_max as u32);
+        shard.set_sources(counts.sources());
         let parts = ShardParts {
             shard,
             mesh,

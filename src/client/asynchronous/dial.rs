@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::ClientConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -13,19 +13,23 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::lock;
-use crate::{Address, ClientError, ConnectOptions, TlsError, blocking::UNIX_PREFIX, tls};
+use crate::{
+    Address, ClientError, ConnectOptions, TlsError, address::UNIX_PREFIX, addresses, link::Link, tls,
+};
 
 /// A connected socket, with or without TLS.
 pub(super) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
 
+/// A connected socket, and what it will carry.
+pub(super) type Dialed = (Box<dyn Socket>, Link);
+
 /// Makes the connections of one client.
 #[derive(Debug)]
 pub(super) struct Dialer {
     address: Address,
-    pub(super) options: ConnectOptions,
-    name: Option<ServerName<'static>>,
+    options: ConnectOptions,
     /// Read again after a failed handshake: certificates are renewed.
     tls: Mutex<Option<Arc<ClientConfig>>>,
 }
@@ -33,16 +37,24 @@ pub(super) struct Dialer {
 impl Dialer {
     pub(super) fn new(address: Address, options: ConnectOptions) -> Result<Arc<Dialer>, ClientError> {
         let tls = address.read_tls(&options)?;
-        let name = address.is_tls.then(|| tls::server_name(&address.host)).transpose()?;
-        Ok(Arc::new(Dialer { address, options, name, tls: Mutex::new(tls) }))
+        if address.is_tls {
+            tls::server_name(&address.host)?;
+        }
+        Ok(Arc::new(Dialer { address, options, tls: Mutex::new(tls) }))
     }
 
-    /// Connects, with the TLS handshake. The caller limits the time.
+    /// Connects to the server's address or that of another node, with the TLS handshake. The caller limits the time.
     ///
     /// # Errors
     /// Why not, for a person.
-    pub(super) async fn dial(self: Arc<Dialer>) -> Result<Box<dyn Socket>, String> {
-        let host = &*self.address.host;
+    pub(super) async fn dial(self: Arc<Dialer>, url: Arc<str>) -> Result<Dialed, String> {
+        let address = addresses::dialed(&url, &self.address);
+        let socket = self.connect(&address.host).await?;
+        let link = Link::new(&addresses::options_for(&address, &self.address, &self.options));
+        Ok((socket, link))
+    }
+
+    async fn connect(&self, host: &str) -> Result<Box<dyn Socket>, String> {
         let fail = |error: io::Error| ClientError::Connect { address: host.into(), error }.to_string();
         if let Some(path) = host.strip_prefix(UNIX_PREFIX) {
             return connect_unix(path).await.map_err(fail);
@@ -50,7 +62,8 @@ impl Dialer {
         let socket = TcpStream::connect(host).await.map_err(fail)?;
         socket.set_nodelay(true).map_err(fail)?;
         let config = lock(&self.tls).clone();
-        let (Some(config), Some(name)) = (config, self.name.clone()) else { return Ok(Box::new(socket)) };
+        let Some(config) = config else { return Ok(Box::new(socket)) };
+        let name = tls::server_name(host).map_err(|error| error.to_string())?;
         match TlsConnector::from(config).connect(name, socket).await {
             Ok(socket) => Ok(Box::new(socket)),
             Err(error) => {

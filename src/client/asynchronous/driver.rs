@@ -17,7 +17,7 @@ use tokio::{
 
 use super::{
     GetToken, SavePositions, Shared, TokenFuture,
-    dial::{Dialer, Socket},
+    dial::{Dialed, Dialer, Socket},
 };
 use crate::{
     Action, ClientToken, Message, OUTPUT_BYTES_MAX, Positions, clock,
@@ -29,7 +29,7 @@ const HANG_UP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes read in one call.
 const READ_BYTES: usize = 64 << 10;
 
-type Dialing = Pin<Box<dyn Future<Output = Result<Box<dyn Socket>, String>> + Send>>;
+type Dialing = Pin<Box<dyn Future<Output = Result<Dialed, String>> + Send>>;
 
 /// A connection that is open, perhaps still in its handshake.
 struct Open {
@@ -39,6 +39,8 @@ struct Open {
     needs_flush: bool,
     /// A write has failed. What the server had sent before is still read.
     has_failed: bool,
+    /// The link may have more events: the application had no room for them.
+    has_events: bool,
 }
 
 #[derive(Default)]
@@ -54,7 +56,7 @@ enum Turn {
     /// A handle has changed something.
     Woken,
     Timeout,
-    Dialed(Result<Box<dyn Socket>, String>),
+    Dialed(Result<Dialed, String>),
     /// So many bytes were read; 0: the end of the stream.
     Read(usize),
     Token(Result<ClientToken, String>),
@@ -163,8 +165,8 @@ impl Driver {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Dial { .. } => {
-                self.connection = Connection::Dialing(Box::pin(self.dialer.clone().dial()));
+            Action::Dial { url, .. } => {
+                self.connection = Connection::Dialing(Box::pin(self.dialer.clone().dial(url)));
             }
             Action::Send { message, is_optional } => self.send(message, is_optional),
             Action::HangUp { code } => {
@@ -229,6 +231,7 @@ impl Driver {
                     }
                     match is_paused && !open.has_failed {
                         true => Poll::Pending,
+                        false if open.has_events => Poll::Ready(Turn::Woken),
                         false => open.poll_read(context, &mut self.buffer).map(Turn::Read),
                     }
                 }
@@ -261,9 +264,8 @@ impl Driver {
                 self.connection = Connection::None;
                 state.session.handle_closed(CLOSE_CUT, &reason, 0, now_ns);
             }
-            Turn::Dialed(Ok(socket)) => {
-                let link = Link::new(&self.dialer.options);
-                let open = Open { socket, link, needs_flush: false, has_failed: false };
+            Turn::Dialed(Ok((socket, link))) => {
+                let open = Open { socket, link, needs_flush: false, has_failed: false, has_events: true };
                 self.connection = Connection::Open(Box::new(open));
             }
             Turn::Read(read) => {
@@ -280,7 +282,13 @@ impl Driver {
             return;
         };
         let mut has_ended = false;
-        while let Some(event) = open.link.poll_event() {
+        open.has_events = true;
+        // What a server had sent before a write failed is taken whatever the application does.
+        while open.has_failed || !state.holds_back() {
+            let Some(event) = open.link.poll_event() else {
+                open.has_events = false;
+                break;
+            };
             match event {
                 LinkEvent::Open(protocol) => state.session.handle_open(protocol, now_ns),
                 LinkEvent::Message(message) => {

@@ -14,7 +14,7 @@ const EPOCHS_MAX: usize = 16;
 
 /// Events that wait for the reader of one subscription.
 ///
-/// With `events_max` events it is full, and the client stops reading its socket: the server then sees a slow client, and applies the
+/// With `events_max` events it is full, and further ones are held back: the server then sees a slow client, and applies the
 /// subscription's policy. But while the application awaits an answer of the server, the client must read on. A queue with twice
 /// `events_max` then drops its oldest event, and a gap takes the place of its ticks: before the topic's next event, or when no other
 /// event waits.
@@ -62,7 +62,7 @@ impl Queue {
         &self.change
     }
 
-    /// Whether the client should stop reading.
+    /// Whether further events should be held back.
     pub(super) fn is_full(&self) -> bool {
         self.events.len() >= self.events_max
     }
@@ -176,9 +176,7 @@ impl Queue {
 
     /// Moves positions back before the first event of each topic that the application has not finished.
     pub(super) fn hold_back(&self, positions: &mut HashMap<Arc<str>, Position>) {
-        let mut hold = |topic: Arc<str>, position: Position| {
-            positions.entry(topic).and_modify(|first| *first = earlier(*first, position)).or_insert(position);
-        };
+        let mut hold = |topic: Arc<str>, position: Position| hold(positions, topic, position);
         if let Some((topic, position)) = &self.current {
             hold(topic.clone(), *position);
         }
@@ -191,15 +189,25 @@ impl Queue {
     }
 }
 
-/// The positions of what the application has finished: those of the session, held back by unread events.
-pub(super) fn finished<'a>(positions: &Positions, queues: impl Iterator<Item = &'a Queue>) -> Positions {
+/// The positions of what the application has finished: those of the session, held back by unread events, and by those that the queues
+/// have no room for.
+pub(super) fn finished<'a>(
+    positions: &Positions,
+    queues: impl Iterator<Item = &'a Queue>,
+    waiting: impl Iterator<Item = &'a SubscriptionEvent>,
+) -> Positions {
     let mut held = HashMap::new();
     queues.for_each(|queue| queue.hold_back(&mut held));
+    waiting.filter_map(unfinished).for_each(|(topic, position)| hold(&mut held, topic, position));
     let mut finished = Positions::new();
     for (topic, position) in positions.iter() {
         finished.advance(topic, held.get(topic).copied().unwrap_or(position));
     }
     finished
+}
+
+fn hold(positions: &mut HashMap<Arc<str>, Position>, topic: Arc<str>, position: Position) {
+    positions.entry(topic).and_modify(|first| *first = earlier(*first, position)).or_insert(position);
 }
 
 /// The position before a range or a tick.
@@ -297,7 +305,9 @@ mod tests {
         queue.put(tick("a", 4));
         queue.put(tick("a", 5));
         let sequence_of_a = |queue: &Queue| {
-            finished(&positions, [queue].into_iter()).position("a").map(|position| position.sequence)
+            finished(&positions, [queue].into_iter(), [].iter())
+                .position("a")
+                .map(|position| position.sequence)
         };
         assert_eq!(sequence_of_a(&queue), Some(3));
         assert_eq!(next(&mut queue), "a 4");
@@ -307,7 +317,7 @@ mod tests {
         assert!(queue.poll_next(&mut Context::from_waker(Waker::noop())).is_pending());
         assert_eq!(sequence_of_a(&queue), Some(5));
         assert_eq!(
-            finished(&positions, [&queue].into_iter()).position("b"),
+            finished(&positions, [&queue].into_iter(), [].iter()).position("b"),
             Some(Position { epoch: 7, sequence: 2 })
         );
     }

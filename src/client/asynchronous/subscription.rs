@@ -61,8 +61,7 @@ impl Subscription {
         let polled = queue.poll_next(context);
         if was_full && !queue.is_full() {
             drop(queue);
-            // The client may read again.
-            self.handle.shared.wake.notify_one();
+            self.handle.shared.refill();
         }
         polled
     }
@@ -147,6 +146,7 @@ impl Drop for Subscription {
         if state.queues.get(&self.pattern).is_some_and(|queue| Arc::ptr_eq(queue, &self.queue)) {
             let finished = state.finished_positions();
             state.queues.remove(&self.pattern);
+            state.held.retain(|(on, _)| *on != self.pattern);
             // It fails only while too many requests wait, and then the pattern stays subscribed.
             let _ = state.session.unsubscribe(&self.pattern);
             state.keep_left(finished);

@@ -8,7 +8,14 @@ use crate::{
     RecoveryFailure, SkippedTicks,
     scripted_server::{Peer, serve, serve_each},
 };
-use tickcast_proto::{features::Features, frame::Kind, ids::TopicId, reply::Reply, subscription::Position};
+use tickcast_proto::{
+    WireFormat,
+    features::Features,
+    frame::{self, Kind, TickParts},
+    ids::{Sequence, TopicId},
+    reply::Reply,
+    subscription::Position,
+};
 
 /// Runs a future on a runtime of this thread.
 fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -277,5 +284,72 @@ fn outside_of_a_runtime_and_with_the_raw_encoding_no_client_starts() {
         let mut options = AsyncOptions::new("ws://127.0.0.1:1/ws").unwrap();
         options.connect.encoding = WireFormat::WEBSOCKET_RAW;
         assert!(matches!(AsyncClient::start(options), Err(ClientError::Address(_))));
+    });
+}
+
+#[test]
+fn a_client_whose_server_is_gone_connects_to_another_node_that_it_has_named() {
+    let (second, second_server) = serve(|peer| {
+        welcome(peer);
+        stay(peer);
+    });
+    let named = second.clone();
+    let (first, first_server) = serve(move |peer| {
+        peer.welcome_with(3, Some(Features::NODES));
+        assert_eq!(peer.next_frame().unwrap().0, Kind::Ping);
+        peer.reply(Reply::Nodes { node: "first", addresses: &[&named] });
+        peer.closing(3001, "the server stops");
+    });
+    block_on(async {
+        let client = AsyncClient::connect(&first).unwrap();
+        let mut events = client.events();
+        let mut connected = 0;
+        while connected < 2 {
+            if let Some(ClientEvent::State(Change { state: ClientState::Connected, .. })) =
+                events.next().await
+            {
+                connected += 1;
+            }
+        }
+        client.close().await;
+        join(first_server).await;
+        join(second_server).await;
+    });
+}
+
+#[test]
+fn a_queue_never_holds_more_than_its_bound_and_nothing_is_lost_by_it() {
+    const TICKS: u64 = 500;
+    let (address, server) = serve(|peer| {
+        welcome(peer);
+        peer.subscribed();
+        // One write, which the client reads at once.
+        let mut ticks = Vec::new();
+        for sequence in 1..=TICKS {
+            let parts = TickParts { payload: b"1", ..TickParts::default() };
+            frame::encode_tick(&mut ticks, TopicId(5), Sequence(sequence), &parts);
+        }
+        std::io::Write::write_all(&mut peer.stream, &ticks).unwrap();
+        stay(peer);
+    });
+    block_on(async {
+        let client = AsyncClient::connect(&address).unwrap();
+        let mut subscription = client.subscribe_with("a.>", SubscribeOptions::default(), 3).unwrap();
+        let mut ticks = 0;
+        while ticks < TICKS {
+            assert!(subscription.unread() <= 3, "{}", subscription.unread());
+            if let SubscriptionEvent::Tick(tick) = subscription.next().await.unwrap() {
+                ticks += 1;
+                assert_eq!(tick.sequence, ticks);
+                let finished = client.positions().position("a.b").map_or(0, |position| position.sequence);
+                assert_eq!(finished, ticks - 1, "the rest is unread, wherever it waits");
+            }
+            assert!(subscription.unread() <= 3, "{}", subscription.unread());
+            // The client's task takes what it can.
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(subscription.dropped_ticks(), 0);
+        client.close().await;
+        join(server).await;
     });
 }

@@ -5,6 +5,7 @@ use std::{
     io::{self, ErrorKind, Read},
     mem,
     net::Shutdown,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -13,62 +14,29 @@ use rustls::ClientConfig;
 
 use super::{CLOSE_TIMEOUT, READ_BYTES, TLS_TIMEOUT, connect_host, is_timeout, stream::Stream};
 use crate::{
-    Action, Address, ClientError, ClientEvent, ClientState, ClientToken, ConnectOptions, OFFLINE_QUEUE_MAX,
+    Action, Address, ClientError, ClientEvent, ClientOptions, ClientState, ClientToken, ConnectOptions,
     OUTPUT_BYTES_MAX, Positions, PublishError, PublishId, PublishRequest, PublishedAt, Random, RequestError,
-    Session, SessionOptions, SubscribeOptions, SubscriptionState, TokenPurpose,
+    Session, SubscribeOptions, SubscriptionState, TokenPurpose, addresses,
     clock::{self, Deadline},
     link::{CLOSE_CUT, Link, LinkEvent},
     tls,
 };
-use tickcast_proto::{WireFormat, subscription::Delivery};
+use tickcast_proto::subscription::Delivery;
 
-/// Gives tokens: see [`SessionClientOptions::get_token`].
+/// Gives tokens: see [`SessionClientOptions::get_token`](ClientOptions::get_token).
 pub type GetTokenBlocking = Box<dyn FnMut(TokenPurpose) -> Result<ClientToken, String> + Send>;
-/// Saves positions: see [`SessionClientOptions::save_positions`].
+/// Saves positions: see [`SessionClientOptions::save_positions`](ClientOptions::save_positions). Called only once
+/// [`SessionClient::next_event`] has returned all events.
 pub type SavePositionsBlocking = Box<dyn FnMut(&Positions) + Send>;
 
 /// Options of a [`SessionClient`].
-pub struct SessionClientOptions {
-    /// The server.
-    pub address: Address,
-    /// Encoding, identity, name, token, TLS and bounds. The token goes into the hello, also over a WebSocket. `acknowledgements` has
-    /// no effect: each publish is acknowledged.
-    pub connect: ConnectOptions,
-    /// Asked for a token before the first connection, and whenever the one in force is about to expire. If there is none, the client
-    /// asks again after a delay. `None`: [`ConnectOptions::token`], or `token_file`, which is read when a token is needed.
-    pub get_token: Option<GetTokenBlocking>,
-    /// Positions that an earlier client saved: subscriptions that match their topics resume there.
-    pub positions: Positions,
-    /// Called with the positions a second after the first change, and when a connection is lost, but only once
-    /// [`SessionClient::next_event`] has returned all events: a process that is killed reads some again, and misses none.
-    pub save_positions: Option<SavePositionsBlocking>,
-    /// Publishes that wait for a connection, with 256 KiB of payloads at most.
-    pub offline_queue_max: usize,
-}
+pub type SessionClientOptions = ClientOptions<GetTokenBlocking, SavePositionsBlocking>;
 
-impl SessionClientOptions {
-    /// The default options for a server, in the forms of [`Address::parse`].
-    ///
-    /// # Errors
-    /// [`ClientError::Address`] for any other form.
-    pub fn new(server: &str) -> Result<SessionClientOptions, ClientError> {
-        let address = Address::parse(server)?;
-        let connect = address.connect_options();
-        Ok(SessionClientOptions {
-            address,
-            connect,
-            get_token: None,
-            positions: Positions::new(),
-            save_positions: None,
-            offline_queue_max: OFFLINE_QUEUE_MAX,
-        })
-    }
-}
-
-impl fmt::Debug for SessionClientOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SessionClientOptions").field("connect", &self.connect).finish_non_exhaustive()
-    }
+/// Tokens from a file.
+fn read_token(file: PathBuf) -> GetTokenBlocking {
+    Box::new(move |_| {
+        ClientToken::read(&file).map_err(|text| format!("token file {}: {text}", file.display()))
+    })
 }
 
 /// A connected socket, and what it carries.
@@ -117,37 +85,14 @@ impl SessionClient {
     /// # Errors
     /// [`ClientError::Address`] for the raw encoding, which has no answers; [`ClientError::TlsSettings`] if a file of the TLS options
     /// cannot be used.
-    pub fn start(options: SessionClientOptions) -> Result<SessionClient, ClientError> {
-        let SessionClientOptions { address, connect, get_token, positions, save_positions, .. } = options;
-        let mut connect = connect;
-        if connect.encoding == WireFormat::WEBSOCKET_RAW {
-            return Err(ClientError::Address(
-                "the raw encoding has no answers: use JSON or native frames".into(),
-            ));
-        }
-        let tls = address.read_tls(&connect)?;
-        let token = connect.token.take();
-        let get_token = get_token.or_else(|| {
-            let file = connect.token_file.clone().filter(|_| token.is_none())?;
-            let read =
-                move |_| ClientToken::read(&file).map_err(|text| format!("{}: {text}", file.display()));
-            Some(Box::new(read) as GetTokenBlocking)
-        });
-        let session = SessionOptions {
-            name: (*connect.name).into(),
-            client: (*connect.client).into(),
-            token,
-            asks_token: get_token.is_some(),
-            positions,
-            saves_positions: save_positions.is_some(),
-            offline_queue_max: options.offline_queue_max,
-            ..SessionOptions::new(&address.host, connect.encoding)
-        };
+    pub fn start(mut options: SessionClientOptions) -> Result<SessionClient, ClientError> {
+        let session = options.take_session(read_token)?;
+        let SessionClientOptions { address, connect: options, get_token, save_positions, .. } = options;
+        let tls = address.read_tls(&options)?;
         let mut session = Session::new(session, Random::from_system());
         session.connect(clock::monotonic_ns());
         let buffer = vec![0; READ_BYTES].into_boxed_slice();
-        let (wire, options) = (None, connect);
-        let is_save_due = false;
+        let (wire, is_save_due) = (None, false);
         Ok(SessionClient {
             session,
             address,
@@ -329,7 +274,7 @@ impl SessionClient {
     fn act(&mut self) {
         while let Some(action) = self.session.poll_action() {
             match action {
-                Action::Dial { .. } => self.dial(),
+                Action::Dial { url, .. } => self.dial(&url),
                 Action::Send { message, is_optional } => {
                     if let Some(wire) = &mut self.wire
                         && !(is_optional && wire.link.poll_transmit().len() > OUTPUT_BYTES_MAX)
@@ -358,10 +303,11 @@ impl SessionClient {
         }
     }
 
-    fn dial(&mut self) {
-        match self.open() {
+    fn dial(&mut self, url: &str) {
+        let address = addresses::dialed(url, &self.address);
+        match self.open(&address.host) {
             Ok(stream) => {
-                let link = Link::new(&self.options);
+                let link = Link::new(&addresses::options_for(&address, &self.address, &self.options));
                 self.wire = Some(Wire { stream, link, has_failed: false });
                 self.handle_link();
             }
@@ -376,10 +322,9 @@ impl SessionClient {
         }
     }
 
-    fn open(&self) -> Result<Stream, ClientError> {
-        let host = &self.address.host;
+    fn open(&self, host: &str) -> Result<Stream, ClientError> {
         let socket =
-            connect_host(host).map_err(|error| ClientError::Connect { address: host.clone(), error })?;
+            connect_host(host).map_err(|error| ClientError::Connect { address: host.into(), error })?;
         let mut stream = Stream::new(socket);
         if let Some(config) = self.tls.clone() {
             stream.start_tls(config, tls::server_name(host)?, host, TLS_TIMEOUT)?;

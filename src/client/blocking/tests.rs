@@ -2,7 +2,7 @@ use std::io::Write;
 
 use super::*;
 use crate::{PUBLISHES_UNACKNOWLEDGED_MAX, RequestError, scripted_server::serve};
-use tickcast_proto::{features::Features, frame::Kind};
+use tickcast_proto::{WireFormat, features::Features, frame::Kind};
 
 const LONG: Duration = Duration::from_secs(20);
 

@@ -494,3 +494,57 @@ fn kept_publishes_are_bounded() {
     drop(client);
     server.join().unwrap();
 }
+
+#[test]
+fn publishes_are_sent_again_while_a_server_that_reads_nothing_yet_sends_what_was_missed() {
+    const COUNT: usize = 39;
+    const TICKS: u64 = 160;
+    let (address, server) = serve_each(vec![
+        |peer| {
+            peer.welcome_with(3, WITH_IDS);
+            (0..COUNT).for_each(|_| drop(peer.next_frame()));
+        },
+        |peer| {
+            peer.welcome_with(3, WITH_IDS);
+            peer.topic(3);
+            // More than the client keeps unread. The server reads nothing until the client has read that.
+            (1..=TICKS).for_each(|sequence| peer.tick(sequence, &[b'x'; 200 << 10]));
+            for sequence in 1..=COUNT as u64 + 2 {
+                let (_, request, payload) = peer.next_frame().unwrap();
+                assert_eq!(payload[0], sequence as u8, "in order");
+                peer.published(request, sequence);
+            }
+            peer.next_frame();
+        },
+    ]);
+    let address = Address::parse(&address).unwrap();
+    let connect_options = ConnectOptions { acknowledgements: true, ..address.connect_options() };
+    let options = ReconnectOptions { reconnect: true, backoff: Backoff::with_bounds(1, 0, 0) };
+    let mut client = ReconnectingClient::connect_with(&address, &connect_options, options).unwrap();
+    // A client that does not read while it writes would lose the connection.
+    client.set_write_timeout(Some(Duration::from_secs(3)));
+    let payload = |number: u8| vec![number; 200 << 10];
+    for number in 1..=COUNT as u8 {
+        client.publish(with_id(&format!("m{number}"), &payload(number))).unwrap();
+    }
+    let (mut ticks, mut published) = (0, Vec::new());
+    while published.len() < COUNT + 2 {
+        match client.next_event(Some(LONG)).unwrap().expect("an event") {
+            StreamEvent::Event(Event::Tick(_)) => ticks += 1,
+            StreamEvent::Event(Event::Published { request, .. }) => published.push(request),
+            StreamEvent::Event(Event::Error { request, code, .. }) => panic!("{request}: {code}"),
+            StreamEvent::Disconnected { .. } => assert_eq!(ticks, 0, "only the first connection is lost"),
+            StreamEvent::Reconnected => {
+                // Those that the application publishes meanwhile come after them, with or without an id.
+                let number = COUNT as u8 + 1;
+                assert!(client.publish(with_id("", &payload(number))).unwrap().is_some());
+                assert!(client.publish(with_id("later", &[number + 1])).unwrap().is_some());
+            }
+            StreamEvent::Event(_) => {}
+        }
+    }
+    assert_eq!((ticks, client.unacknowledged()), (TICKS, 0));
+    assert_eq!(published, (1..=COUNT as u32 + 2).collect::<Vec<_>>());
+    drop(client);
+    server.join().unwrap();
+}

@@ -102,6 +102,7 @@ impl Session {
             ServerMessage::Source { source, state, since_ns } => {
                 outbox.emit(ClientEvent::Source { source: source.into(), state, since_ns });
             }
+            ServerMessage::Nodes { addresses } => self.handle_nodes(&addresses),
             // About topics.
             message => self.handle_topic_message(message)?,
         }

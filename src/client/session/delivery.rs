@@ -10,7 +10,7 @@ use crate::{
     ProtocolError,
     topics::{OpenRange, SkipReason, Topics},
 };
-use tickcast_proto::{logged::is_log_epoch, subscription::Position};
+use tickcast_proto::{features::Features, logged::is_log_epoch, subscription::Position};
 
 /// Finds a topic's number.
 fn topic_id(topics: &Topics, topic: &TopicRef<'_>) -> Result<u32, ProtocolError> {
@@ -28,12 +28,13 @@ type Patterns = Arc<[Arc<str>]>;
 impl Session {
     pub(super) fn handle_tick(&mut self, tick: TickMessage<'_>, wall_ns: u64) -> Result<(), ProtocolError> {
         let Some(exchange) = &mut self.exchange else { return Ok(()) };
+        let links_ticks = exchange.grants(Features::PREVIOUS);
         let topics = &mut exchange.topics;
         let id = topic_id(topics, &tick.topic)?;
         let TickMessage { sequence, snapshot, .. } = tick;
-        // The sequences of a log leave numbers out, and this client does not ask how many.
+        // The sequences of a log leave numbers out. A server that does not say how many leaves holes unnoticed.
         let is_of_log = topics.topic(id).is_some_and(|topic| is_log_epoch(topic.epoch));
-        let preceding = if is_of_log { 0 } else { sequence.saturating_sub(1) };
+        let preceding = if is_of_log && !links_ticks { 0 } else { tick.previous };
         let advance = topics.advance(id, sequence, preceding, snapshot)?;
         if let Some(OpenRange { reason, from }) = advance.skipped {
             let count = topics.ticks_in(id, from, sequence);

@@ -123,6 +123,11 @@ impl Exchange {
         self.frame_bytes_max = frame_bytes_max as usize;
     }
 
+    /// Whether the server has granted a feature.
+    pub(super) fn grants(&self, feature: Features) -> bool {
+        self.features.contains(feature)
+    }
+
     pub(super) fn ping(&mut self, now_ns: u64, outbox: &mut Outbox) {
         self.pings += 1;
         self.pinged_ns = Some(now_ns);

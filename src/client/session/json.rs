@@ -47,6 +47,8 @@ struct TickFields<'a> {
     #[serde(default)]
     seq: u64,
     #[serde(default)]
+    prev: Option<u64>,
+    #[serde(default)]
     ts: Option<u64>,
     #[serde(default, borrow, deserialize_with = "present")]
     data: Option<&'a RawValue>,
@@ -98,6 +100,7 @@ fn tick<'a>(message: &Bytes, fields: TickFields<'a>) -> Result<TickMessage<'a>, 
     Ok(TickMessage {
         topic: TopicRef::Name(fields.topic),
         sequence: fields.seq,
+        previous: fields.prev.unwrap_or(fields.seq - 1),
         producer_time_ns,
         ingest_time_ns: 0,
         schema: 0,
@@ -229,6 +232,12 @@ fn decode_operation(fields: &Fields, decoded: &mut Vec<ServerMessage<'_>>) -> Re
             state: SourceState::from_name(&fields.text("state", None)?),
             since_ns: fields.number("since", Some(0))?,
         },
+        "nodes" => {
+            let addresses: Option<Vec<&str>> = fields.list("addresses")?.iter().map(Value::as_str).collect();
+            let addresses =
+                addresses.ok_or_else(|| ProtocolError::Json("an address is not a string".into()))?;
+            ServerMessage::Nodes { addresses: addresses.join(" ").into() }
+        }
         "stale" => ServerMessage::Stale {
             topic: fields.topic()?,
             is_stale: fields.flag("stale")?,

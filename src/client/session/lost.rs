@@ -6,7 +6,11 @@ use super::{
     ASLEEP_NS, Action, ClientEvent, ClientState, PING_INTERVAL_NS, SAVE_DELAY_NS, Session, SubscriptionState,
     Timer, WELCOME_TIMEOUT_NS, close_code, exchange::Exchange,
 };
-use crate::{RECONNECT_AFTER_MS_MAX, RECONNECT_STABLE_MS, backoff::delay_ms_min, is_retryable_close};
+use crate::{
+    Address, RECONNECT_AFTER_MS_MAX, RECONNECT_STABLE_MS, addresses::Addresses, backoff::delay_ms_min,
+    is_retryable_close,
+};
+use tickcast_proto::features::Features;
 
 const MS_NS: u64 = 1_000_000;
 
@@ -19,8 +23,28 @@ impl Session {
         self.tokens.take_for_use();
         self.exchange = Some(Exchange::new(self.options.codec()));
         self.timers.set(Timer::Welcome, now_ns + WELCOME_TIMEOUT_NS);
-        let (url, protocol) = (self.options.url.clone(), self.options.encoding.subprotocol());
+        let (url, protocol) = (self.next_url(), self.options.encoding.subprotocol());
         self.outbox.act(Action::Dial { url, protocol });
+    }
+
+    /// The address whose turn it is.
+    fn next_url(&mut self) -> Arc<str> {
+        let url = self.options.url.clone();
+        match &mut self.addresses {
+            None => {
+                self.addresses = Address::parse(&url).ok().map(Addresses::new);
+                url
+            }
+            Some(addresses) => addresses.next_other().map_or(url, |other| other.to_string().into()),
+        }
+    }
+
+    /// A server has named its nodes.
+    pub(super) fn handle_nodes(&mut self, addresses: &str) {
+        let is_granted = self.exchange.as_ref().is_some_and(|exchange| exchange.grants(Features::NODES));
+        if let Some(known) = self.addresses.as_mut().filter(|_| is_granted) {
+            known.set_others(addresses);
+        }
     }
 
     pub(super) fn ping(&mut self, now_ns: u64) {

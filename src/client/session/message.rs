@@ -31,6 +31,8 @@ pub(super) enum TopicRef<'a> {
 pub(super) struct TickMessage<'a> {
     pub(super) topic: TopicRef<'a>,
     pub(super) sequence: u64,
+    /// An upper bound of the preceding sequence in the topic.
+    pub(super) previous: u64,
     pub(super) producer_time_ns: u64,
     pub(super) ingest_time_ns: u64,
     pub(super) schema: u32,
@@ -84,6 +86,10 @@ pub(super) enum ServerMessage<'a> {
         epoch: u64,
         sequence: u64,
         is_duplicate: bool,
+    },
+    /// Addresses of nodes, separated by spaces.
+    Nodes {
+        addresses: Cow<'a, str>,
     },
     Ping {
         token: u64,

@@ -15,8 +15,8 @@ use tickcast_proto::{
     frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, Kind, Received},
     limits::FRAME_HEADER_BYTES,
     records::{
-        Closing, Condition, CountedRange, ErrorRecord, Expires, Published, Recovered, Removed, SkippedRange,
-        Subscribed, TickTimes, Token, Welcome, WelcomeWithFeatures, WireRecord,
+        Closing, Condition, CountedRange, ErrorRecord, Expires, Nodes, Published, Recovered, Removed,
+        SkippedRange, Subscribed, TickTimes, Token, Welcome, WelcomeWithFeatures, WireRecord,
     },
 };
 
@@ -50,6 +50,7 @@ fn decode_frame<'a>(
         return Ok(Some(ServerMessage::Tick(TickMessage {
             topic: TopicRef::Id(header.topic_id),
             sequence: header.sequence,
+            previous: frame.previous(),
             producer_time_ns,
             ingest_time_ns,
             schema: header.schema,
@@ -117,7 +118,11 @@ fn decode_frame<'a>(
             let Condition { since_ns, state, .. } = frame.record()?;
             ServerMessage::Stale { topic: TopicRef::Id(header.topic_id), is_stale: state != 0, since_ns }
         }
-        Kind::Nodes => return Ok(None),
+        Kind::Nodes => {
+            let node_len = usize::from(frame.record::<Nodes>()?.node_len);
+            let addresses = text.get(node_len..).unwrap_or_default().to_owned().into();
+            ServerMessage::Nodes { addresses }
+        }
         _ => return Err(DecodeError::UnknownKind(header.kind).into()),
     }))
 }

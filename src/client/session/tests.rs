@@ -1,5 +1,6 @@
 //! Runs the transcripts of tests/transcripts, as the tests of the other SDKs do. See the README there for the format.
 
+mod extensions;
 mod shown;
 
 use std::{
@@ -482,7 +483,9 @@ fn options(options: &Value) -> SessionOptions {
         }
     }
     let default = SessionOptions::new(options["url"].as_str().unwrap(), encoding);
+    // The transcripts show what every SDK does.
     SessionOptions {
+        extensions: Features::NONE,
         name: options["name"].as_str().unwrap_or("app").into(),
         token: options["token"].as_str().map(|token| ClientToken::new(token).unwrap()),
         asks_token: options["get_token"].as_bool().unwrap_or(false),

@@ -5,10 +5,13 @@
 //! [`Fanout::advance_openings`], and what its home sends meanwhile waits here.
 //!
 //! ```text
-//!  Leaving ------> Losing ------> Joining ------> Delivering ------> open
-//!  members of      their frames   members         ticks and history
-//!  the last life   that wait                      that waited
+//!  Waiting ------> Leaving ------> Losing ------> Joining ------> Delivering ------> open, or forgotten
+//!  for the last    members of      their frames   members         ticks and history
+//!  life to open    the last life   that wait                      that waited
 //! ```
+//!
+//! If its home forgets a topic that is still opening, the topic opens as if nothing had happened, and its life ends after that:
+//! its members are owed what it had. Its next life waits for it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -49,7 +52,7 @@ impl Default for OpeningUnits {
 /// The topics that are opening.
 ///
 /// Bound: `topics_max`, and [`OPENING_BYTES_MAX`] of waiting frames plus one frame: the shard takes nothing in beyond that.
-/// Invariant: `order` lists each topic of `by_topic` once.
+/// Invariant: `order` lists each topic of `by_topic` once, and a life before the next one of its topic.
 #[derive(Debug, Default)]
 pub(super) struct Openings {
     /// The one that continues next comes first.
@@ -74,10 +77,14 @@ struct Opening {
     waiting: Vec<u8>,
     /// How much of `waiting` has been delivered.
     delivered: usize,
+    /// Its last sequence, if its home has forgotten it meanwhile.
+    forgotten: Option<u64>,
 }
 
 #[derive(Debug)]
 enum Stage {
+    /// The topic's last life is still opening itself.
+    Waiting { last: TopicId },
     /// The members of the topic's last life leave.
     Leaving { last: TopicId },
     /// What sessions still wait for of the last life is lost; `next` is the next slot.
@@ -106,6 +113,38 @@ impl Openings {
         opening.waiting.extend_from_slice(frame.bytes);
         self.waiting_bytes += frame.bytes.len();
         true
+    }
+
+    /// Notes that the home has forgotten a topic. Returns `false` if the topic is open.
+    pub(super) fn end_when_open(&mut self, id: TopicId, last: u64) -> bool {
+        let opening = self.by_topic.get_mut(&id);
+        opening.map(|opening| opening.forgotten = Some(last)).is_some()
+    }
+
+    /// Whether a topic is opening whose home has forgotten it.
+    pub(super) fn is_forgotten(&self, id: TopicId) -> bool {
+        self.by_topic.get(&id).is_some_and(|opening| opening.forgotten.is_some())
+    }
+
+    /// Keeps what a session recovers in a topic that waits for its last life to open: the session joins it in its turn, because
+    /// it may yet get ticks of that life. Returns `false` if the topic does not wait.
+    pub(super) fn keep_member(&mut self, id: TopicId, session: SessionId, backlog: Option<Backlog>) -> bool {
+        let opening = self.by_topic.get_mut(&id);
+        let Some(opening) = opening.filter(|opening| matches!(opening.stage, Stage::Waiting { .. })) else {
+            return false;
+        };
+        if let Some(backlog) = backlog {
+            opening.backlogs.entry(session).or_insert(backlog);
+        }
+        true
+    }
+
+    /// The last life of a topic that waits for it to open.
+    fn waits_for(&self, id: TopicId) -> Option<TopicId> {
+        match self.by_topic.get(&id)?.stage {
+            Stage::Waiting { last } => Some(last).filter(|&last| self.contains(last)),
+            _ => None,
+        }
     }
 
     /// Units that a topic may use when its home opens it. While others wait, they go first.
@@ -157,16 +196,12 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let mut opening = Opening { stage: Stage::Delivering, backlogs, waiting: Vec::new(), delivered: 0 };
-        match last {
-            None => opening.stage = self.begin_joining(id, &mut opening.backlogs, sessions),
-            Some(last) => {
-                if let Some(topic) = topic_mut(&mut self.topics, last, self.shards) {
-                    topic.life = Life::Ended;
-                }
-                opening.stage = Stage::Leaving { last };
-            }
-        }
+        let (waiting, delivered, forgotten) = (Vec::new(), 0, None);
+        let mut opening = Opening { stage: Stage::Delivering, backlogs, waiting, delivered, forgotten };
+        opening.stage = match last {
+            None => self.begin_joining(id, &mut opening.backlogs, sessions),
+            Some(last) => Stage::Waiting { last },
+        };
         let units = self.openings.units_at_once();
         let (used, is_done) = self.advance_opening(id, &mut opening, units, sessions, logs, 0);
         self.openings.left = self.openings.left.saturating_sub(used);
@@ -195,21 +230,31 @@ impl Fanout {
             };
             let (used, is_done) = self.advance_opening(id, &mut opening, left, sessions, logs, now_ns);
             left = left.saturating_sub(used);
-            match is_done {
-                true => drop(self.openings.order.pop_front()),
-                false => self.openings.insert(id, opening),
+            match (is_done, opening.forgotten) {
+                (false, _) => self.openings.insert(id, opening),
+                (true, forgotten) => {
+                    self.openings.order.pop_front();
+                    forgotten.into_iter().for_each(|last| self.end_life(id, last));
+                }
             }
         }
         true
     }
 
-    /// Finishes a topic's opening at once, because its home sends something that cannot wait: the end of its life, or that this
-    /// shard no longer needs it. Does nothing if the topic is open.
+    /// Finishes a topic's opening at once, because this shard no longer needs the topic, and its home may open it again. Does
+    /// nothing if the topic is open.
     pub(super) fn finish_opening(&mut self, id: TopicId, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        let Some(mut opening) = self.openings.remove(id) else { return };
-        self.openings.order.retain(|&other| other != id);
-        let now_ns = self.openings.now_ns;
-        self.advance_opening(id, &mut opening, usize::MAX, sessions, logs, now_ns);
+        let mut lives = vec![id];
+        while let Some(last) = lives.last().and_then(|&id| self.openings.waits_for(id)) {
+            lives.push(last);
+        }
+        for id in lives.into_iter().rev() {
+            let Some(mut opening) = self.openings.remove(id) else { return };
+            self.openings.order.retain(|&other| other != id);
+            let now_ns = self.openings.now_ns;
+            self.advance_opening(id, &mut opening, usize::MAX, sessions, logs, now_ns);
+            opening.forgotten.into_iter().for_each(|last| self.end_life(id, last));
+        }
     }
 
     /// Finishes all openings at once, because the server stops.
@@ -252,6 +297,14 @@ impl Fanout {
         let mut used = 0;
         let is_done = loop {
             match &mut opening.stage {
+                Stage::Waiting { last } if self.openings.contains(*last) => break false,
+                Stage::Waiting { last } => {
+                    let last = *last;
+                    if let Some(topic) = topic_mut(&mut self.topics, last, self.shards) {
+                        topic.life = Life::Ended;
+                    }
+                    opening.stage = Stage::Leaving { last };
+                }
                 Stage::Leaving { last } => {
                     let last = *last;
                     let topic = topic_ref(&self.topics, last, self.shards);

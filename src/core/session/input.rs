@@ -2,7 +2,7 @@
 
 use super::Session;
 use crate::limits::INPUT_SPARE_BYTES;
-use tickcast_proto::framing::websocket::Fragments;
+use tickcast_proto::{codec::Bytes, framing::websocket::Fragments};
 
 /// What a session's input waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,10 +21,38 @@ pub enum InputState {
 pub struct WaitingInput {
     /// Received but not decoded. At most the longest frame, plus what was in flight when receiving was paused.
     bytes: Vec<u8>,
-    /// Frames of a WebSocket message that wait for pending changes.
-    message_rest: Vec<u8>,
+    /// What is left of a WebSocket message whose other frames have been executed.
+    message_rest: Option<MessageRest>,
     /// When the first of `bytes` arrived, CLOCK_MONOTONIC nanoseconds.
     began_ns: u64,
+}
+
+/// The frames of a WebSocket message that wait for room, or for earlier requests. They are copied once, however often the session
+/// has to wait within the message.
+#[derive(Debug)]
+pub struct MessageRest {
+    /// Whole frames, or what the peer sent in their place.
+    pub frames: Bytes,
+    /// Bytes of the copy, at most the longest message.
+    held_bytes: usize,
+    /// When the message was inflated, CLOCK_MONOTONIC nanoseconds; `None`: it was not compressed. The peer has sent far less than an
+    /// inflated rest holds, so it counts as unfinished.
+    inflated_ns: Option<u64>,
+}
+
+impl MessageRest {
+    /// Copies the frames of a message. `None` if there is no memory for them.
+    pub fn new(frames: &[u8], inflated_ns: Option<u64>) -> Option<MessageRest> {
+        let mut copy = Vec::new();
+        copy.try_reserve_exact(frames.len()).ok()?;
+        copy.extend_from_slice(frames);
+        Some(MessageRest { frames: copy.into(), held_bytes: frames.len(), inflated_ns })
+    }
+
+    /// The same, less the frames before `rest`, which must be a part of its frames.
+    pub fn advance_to(self, rest: &[u8]) -> MessageRest {
+        MessageRest { frames: self.frames.slice_ref(rest), ..self }
+    }
 }
 
 impl Session {
@@ -64,24 +92,23 @@ impl Session {
         self.input.get_or_insert_default().bytes = bytes;
     }
 
-    /// Whether frames of a WebSocket message wait for pending changes.
-    pub fn has_message_rest(&self) -> bool {
-        self.input.as_deref().is_some_and(|input| !input.message_rest.is_empty())
+    /// What is left of a WebSocket message, bytes.
+    pub fn message_rest_len(&self) -> usize {
+        self.message_rest().map_or(0, |rest| rest.frames.len())
     }
 
-    /// Takes the waiting frames of a WebSocket message.
-    pub fn take_message_rest(&mut self) -> Vec<u8> {
-        self.input.as_deref_mut().map(|input| std::mem::take(&mut input.message_rest)).unwrap_or_default()
+    fn message_rest(&self) -> Option<&MessageRest> {
+        self.input.as_deref()?.message_rest.as_ref()
     }
 
-    /// Keeps the frames of a WebSocket message that wait for pending changes. Returns `false` if there is no memory for them.
-    pub fn keep_message_rest(&mut self, frames: &[u8]) -> bool {
-        let rest = &mut self.input.get_or_insert_default().message_rest;
-        let has_room = rest.try_reserve_exact(frames.len()).is_ok();
-        if has_room {
-            rest.extend_from_slice(frames);
-        }
-        has_room
+    /// Takes out what is left of a WebSocket message.
+    pub fn take_message_rest(&mut self) -> Option<MessageRest> {
+        self.input.as_deref_mut()?.message_rest.take()
+    }
+
+    /// Keeps what is left of a WebSocket message.
+    pub fn keep_message_rest(&mut self, rest: MessageRest) {
+        self.input.get_or_insert_default().message_rest = Some(rest);
     }
 
     /// When the first byte of an incomplete frame or message arrived, CLOCK_MONOTONIC nanoseconds. The bytes may have become
@@ -97,7 +124,7 @@ impl Session {
     /// Records when the remaining input began, after some has been processed. Frees its memory if none remains.
     pub fn note_began(&mut self, began_ns: u64) {
         match self.input.as_deref_mut() {
-            Some(input) if !input.bytes.is_empty() || !input.message_rest.is_empty() => {
+            Some(input) if !input.bytes.is_empty() || input.message_rest.is_some() => {
                 input.began_ns = began_ns;
             }
             Some(_) => self.input = None,
@@ -106,19 +133,23 @@ impl Session {
     }
 
     /// Bytes held for a frame or message that the peer has not completed, or that awaits the verdict on its credentials, because
-    /// clients control how much of both accumulates. Input that waits for room does not count: the shard itself makes it wait.
+    /// clients control how much of both accumulates. Other input that waits for room does not count, because the shard itself makes
+    /// it wait, unless it has been inflated.
     pub fn held_unfinished_bytes(&self) -> usize {
+        let awaits_verdict = self.awaits_verdict();
         let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
-        let input = self.input.as_deref().map_or(0, |input| match self.awaits_verdict() {
-            true => input.bytes.capacity() + input.message_rest.capacity(),
-            false => input.bytes.capacity(),
-        });
-        fragments + if self.is_paused() && !self.awaits_verdict() { 0 } else { input }
+        let input = self.input.as_deref().map_or(0, |input| input.bytes.capacity());
+        let input = if self.is_paused() && !awaits_verdict { 0 } else { input };
+        let rest = self.message_rest().filter(|rest| awaits_verdict || rest.inflated_ns.is_some());
+        fragments + input + rest.map_or(0, |rest| rest.held_bytes)
     }
 
-    /// When the first byte of the unfinished frame or message, or of the input that awaits a verdict, arrived, CLOCK_MONOTONIC
-    /// nanoseconds.
+    /// When the first byte of the unfinished frame or message, or of the input that awaits a verdict, arrived, or the message that
+    /// waits was inflated, CLOCK_MONOTONIC nanoseconds.
     pub fn unfinished_since_ns(&self) -> Option<u64> {
+        if let Some(inflated_ns) = self.message_rest().and_then(|rest| rest.inflated_ns) {
+            return Some(inflated_ns);
+        }
         match (self.protocol.fragments(), self.input_state) {
             (Some(fragments), _) => fragments.since_ns,
             (None, InputState::Partial) => self.input.as_deref().map(|input| input.began_ns),
@@ -137,7 +168,8 @@ impl Session {
     /// Bytes of waiting input.
     pub(super) fn input_bytes(&self) -> usize {
         self.input.as_deref().map_or(0, |input| {
-            size_of::<WaitingInput>() + input.bytes.capacity() + input.message_rest.capacity()
+            let rest = input.message_rest.as_ref().map_or(0, |rest| rest.held_bytes);
+            size_of::<WaitingInput>() + input.bytes.capacity() + rest
         })
     }
 }

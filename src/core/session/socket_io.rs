@@ -46,6 +46,8 @@ pub struct Carrier {
     pub session: SessionId,
     /// Whether it carries the session. Until then, its client may only probe.
     pub is_upgraded: bool,
+    /// Whether the session ends, so that what the client still sends is discarded.
+    pub is_over: bool,
 }
 
 impl SocketIo {

@@ -209,7 +209,7 @@ impl Shard {
             Kind::Forget => {
                 self.charge(NEW_TOPIC_UNITS);
                 let last = frame.header.sequence;
-                self.fanout.handle_forget(id, last, &mut self.sessions, &mut self.logs);
+                self.fanout.handle_forget(id, last);
             }
             Kind::Acknowledge => self.handle_acknowledge(frame),
             Kind::Found => self.handle_found(frame),
@@ -282,7 +282,7 @@ impl Shard {
                 });
             }
             InterestEvent::Forget(shard, topic) if shard == own => {
-                fanout.handle_forget(topic.id, topic.sequence.0, sessions, logs);
+                fanout.handle_forget(topic.id, topic.sequence.0);
             }
             InterestEvent::Forget(shard, topic) => {
                 stages.push_delivery(shard, |out| encode_forget(out, topic.id, topic.sequence));

@@ -79,8 +79,10 @@ impl Shard {
             Answer::Upgrade { forwarded_for, .. } if self.awaits_admission(slot, &forwarded_for) => {
                 return Ok(Step::Partial);
             }
-            Answer::Poll { poll, exchange, host, token } => {
-                if let Step::Partial = self.poll(slot, poll, exchange, &host, token.as_ref(), now) {
+            Answer::Poll { poll, exchange, host, forwarded_for, token } => {
+                if let Step::Partial =
+                    self.poll(slot, poll, exchange, (&host, &forwarded_for), token.as_ref(), now)
+                {
                     return Ok(Step::Partial);
                 }
             }

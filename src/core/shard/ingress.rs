@@ -9,7 +9,7 @@ use crate::{
     metrics::counters::Counter,
     now::Now,
     principal::AuthRefusal,
-    session::{CloseReason, InputState, Proof, Protocol, Session},
+    session::{CloseReason, InputState, MessageRest, Proof, Protocol, Session},
     topic_key::KeyBuffer,
 };
 use tickcast_proto::{
@@ -27,7 +27,7 @@ use tickcast_proto::{
 #[derive(Default)]
 struct Progress {
     used: usize,
-    /// Bytes that compressed messages had more than was used of the input. They are work too.
+    /// Bytes that compressed messages had more than was used of the input, and of messages begun earlier. They are work too.
     inflated: usize,
     /// The rest waits for room, not for more bytes.
     blocked: bool,
@@ -89,9 +89,10 @@ impl Shard {
         if let Some(session) = self.sessions.open_mut(slot) {
             session.keep_rest(input, progress.used);
             if !progress.blocked {
-                session.input_state = InputState::Open;
+                // A WebSocket whose session has ended receives again already.
+                let was_paused = std::mem::take(&mut session.input_state) == InputState::Paused;
                 // When a session leaves, the shard it goes to resumes receiving from it.
-                if !matches!(session.protocol, Protocol::Leaving { .. }) {
+                if was_paused && !matches!(session.protocol, Protocol::Leaving { .. }) {
                     self.actions.push_back(Action::ResumeReceive(slot));
                 }
             }
@@ -157,7 +158,11 @@ impl Shard {
             let Some(session) = self.sessions.open_mut(slot) else {
                 return Progress { used: bytes.len(), ..progress };
             };
-            if used == bytes.len() && !session.has_message_rest() {
+            if matches!(&session.protocol, Protocol::Carrier(carrier) if carrier.is_over) {
+                return Progress { used: bytes.len(), completed: true, ..progress };
+            }
+            let rest_len = session.message_rest_len();
+            if used == bytes.len() && rest_len == 0 {
                 break;
             }
             let waits = !room;
@@ -166,9 +171,11 @@ impl Shard {
             }
             let rest = &bytes[used..];
             let step = match session.protocol {
-                _ if session.has_message_rest() => {
-                    let message = Message::Binary(session.take_message_rest().into());
-                    self.requests(slot, &message, now).map(|_| Step::Complete(0, ()))
+                _ if rest_len > 0 => {
+                    let step = self.rest_of_message(slot, now).map(|_| Step::Complete(0, ()));
+                    let left = self.sessions.get(slot).map_or(0, Session::message_rest_len);
+                    progress.inflated += rest_len.saturating_sub(left);
+                    step
                 }
                 Protocol::Http(_) => self.http(slot, rest, now),
                 Protocol::ProxyHeader => match self.proxy_header(slot, rest, now) {
@@ -237,7 +244,7 @@ impl Shard {
             Incoming::Message(message) if is_echo => self.echo(slot, &message),
             Incoming::Message(message) if is_socket_io => self.socket_io(slot, &message, now)?,
             Incoming::Message(message) if is_carrier => self.carrier_message(slot, &message, now)?,
-            Incoming::Message(message) => match self.requests(slot, &message, now)? {
+            Incoming::Message(message) => match self.requests(slot, &message, None, now)? {
                 Served::Here => {}
                 Served::Later => return Ok(Step::Partial),
             },
@@ -245,9 +252,26 @@ impl Shard {
         Ok(Step::Complete(used, ()))
     }
 
-    /// Executes a message's requests in order. If one of them makes later ones wait, they are kept as a message of their
-    /// own.
-    fn requests(&mut self, slot: SlotId, message: &Message<'_>, now: Now) -> Result<Served, DecodeError> {
+    /// Continues a message within which the session had to wait.
+    fn rest_of_message(&mut self, slot: SlotId, now: Now) -> Result<Served, DecodeError> {
+        let rest = self.sessions.open_mut(slot).and_then(Session::take_message_rest);
+        let Some(rest) = rest else {
+            debug_assert!(false, "only a session with the rest of a message continues it");
+            return Ok(Served::Here);
+        };
+        let message = Message::Binary(rest.frames.clone());
+        self.requests(slot, &message, Some(rest), now)
+    }
+
+    /// Executes a message's requests in order. If one of them makes later ones wait, or if there is no more room for their effects,
+    /// the later ones are kept. `rest`: the message is the rest of one that was kept before.
+    fn requests(
+        &mut self,
+        slot: SlotId,
+        message: &Message<'_>,
+        mut rest: Option<MessageRest>,
+        now: Now,
+    ) -> Result<Served, DecodeError> {
         let Some(session) = self.sessions.open_mut(slot) else {
             debug_assert!(false, "only an open session's messages are processed");
             return Ok(Served::Here);
@@ -266,16 +290,20 @@ impl Shard {
                 }
                 Err(RequestDecodeError::Fatal(error)) => return Err(error),
             }
-            let rest = requests.remaining_frames();
-            if !rest.is_empty()
-                && let Some(session) = self.sessions.open_mut(slot)
-                && session.must_wait()
-            {
-                if !session.keep_message_rest(rest) {
-                    self.end(slot, CloseReason::UnfinishedMemory, now);
-                }
-                break;
+            let later = requests.remaining_frames();
+            if later.is_empty() || (self.takes_input() && self.takes_input_of(slot)) {
+                continue;
             }
+            let inflated_ns = self.decoders.has_inflated().then_some(now.monotonic_ns);
+            let Some(session) = self.sessions.open_mut(slot) else { break };
+            match rest
+                .take()
+                .map_or_else(|| MessageRest::new(later, inflated_ns), |rest| Some(rest.advance_to(later)))
+            {
+                Some(rest) => session.keep_message_rest(rest),
+                None => self.end(slot, CloseReason::UnfinishedMemory, now),
+            }
+            break;
         }
         Ok(Served::Here)
     }

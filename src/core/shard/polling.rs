@@ -12,16 +12,21 @@
 //! ```
 //! The log has the same bytes for all Socket.IO sessions; a SEND for a GET is converted. Two GETs or two POSTs at once end a session.
 
-use std::collections::HashMap;
+mod slots;
+
+pub(super) use self::slots::PollingSlots;
+
+use std::net::IpAddr;
 
 use super::{Action, Shard, authentication::Entry, timers::TimerKind};
 use crate::{
+    admission::Sources,
     ids::{SessionId, SlotId, SourceId},
-    limits::{POLLING_SESSIONS_MAX, POLLING_SESSIONS_PER_SOURCE_MAX},
     metrics::counters::Counter,
     now::Now,
     session::{
-        CloseReason, ListenerKind, PendingCall, Proof, Protocol, SendSource, SendState, Session, Work,
+        CloseReason, InputState, ListenerKind, PendingCall, Proof, Protocol, SendSource, SendState, Session,
+        Work,
         socket_io::{Carried, Carrier},
     },
 };
@@ -46,63 +51,15 @@ use tickcast_proto::{
 /// Tells a client to poll no more.
 const NOOP: &[u8] = b"6";
 
-/// Slots of sessions without sockets.
-#[derive(Debug)]
-pub(super) struct PollingSlots {
-    /// The first one: beyond all slots of the transport.
-    from: u32,
-    /// Slots that have been in use.
-    used: u32,
-    free: Vec<u32>,
-    /// Sessions of each address. Bound: one entry for each session.
-    by_source: HashMap<SourceId, u32>,
-}
-
-impl Default for PollingSlots {
-    fn default() -> PollingSlots {
-        PollingSlots { from: 1 << 16, used: 0, free: Vec::new(), by_source: HashMap::new() }
-    }
-}
-
-impl PollingSlots {
-    #[inline]
-    pub(super) fn contain(&self, slot: SlotId) -> bool {
-        slot.0 >= self.from
-    }
-
-    /// A vacant slot for a session of this address; `None` if too many are in use.
-    fn take(&mut self, source: SourceId) -> Option<SlotId> {
-        let of_source = self.by_source.get(&source).copied().unwrap_or_default();
-        if source.is_limited() && of_source >= POLLING_SESSIONS_PER_SOURCE_MAX {
-            return None;
-        }
-        let slot = match self.free.pop() {
-            Some(slot) => slot,
-            None if self.used < POLLING_SESSIONS_MAX && SessionId::has_slot(self.from + self.used) => {
-                self.used += 1;
-                self.from + self.used - 1
-            }
-            None => return None,
-        };
-        self.by_source.insert(source, of_source + 1);
-        Some(SlotId(slot))
-    }
-
-    fn give_back(&mut self, slot: SlotId, source: SourceId) {
-        self.free.push(slot.0);
-        if let Some(count) = self.by_source.get_mut(&source) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_source.remove(&source);
-            }
-        }
-    }
-}
-
 impl Shard {
     /// Sets the first slot that the transport never uses. Call it before the first connection.
     pub fn set_slots_end(&mut self, slots: u32) {
-        self.polling.from = slots;
+        self.polling.set_from(slots);
+    }
+
+    /// Sets how the sources of addresses are found that proxies report for sessions that poll. Without it, these have no source.
+    pub fn set_sources(&mut self, sources: Sources) {
+        self.polling.set_sources(sources);
     }
 
     /// Whether a session has no socket of its own.
@@ -116,15 +73,18 @@ impl Shard {
         slot: SlotId,
         poll: Poll,
         exchange: Exchange,
-        host: &str,
+        (host, forwarded_for): (&str, &[IpAddr]),
         token: Option<&Token<'_>>,
         now: Now,
     ) -> Step<()> {
-        if !matches!(poll, Poll::Open) {
+        if !matches!(poll, Poll::Open { .. }) {
             self.forget_caller(slot);
         }
         match poll {
-            Poll::Open => return self.poll_open(slot, &exchange, host, token, now),
+            Poll::Open { client } => {
+                let forwarded = self.forwarded_client(slot, forwarded_for);
+                return self.poll_open(slot, &exchange, (host, forwarded, &client), token, now);
+            }
             Poll::Receive(sid) | Poll::Send(sid, _) if self.leaves_for(slot, sid) => return Step::Partial,
             Poll::Receive(sid) => self.poll_receive(slot, sid, exchange, now),
             Poll::Send(sid, body) => self.poll_send_packets(slot, sid, body, exchange, now),
@@ -136,14 +96,15 @@ impl Shard {
         &mut self,
         slot: SlotId,
         exchange: &Exchange,
-        host: &str,
+        (host, forwarded, client): (&str, Option<IpAddr>, &str),
         token: Option<&Token<'_>>,
         now: Now,
     ) -> Step<()> {
         match self.enter_caller(slot, host, token, true, now) {
             Entry::Waits => return Step::Partial,
             Entry::Refused(refusal) => self.refuse_call(slot, exchange, &refusal, now),
-            Entry::Admitted => match self.open_polling(slot, now) {
+            Entry::Admitted if self.leaves_with_identity(slot, client) => return Step::Partial,
+            Entry::Admitted => match self.open_polling(slot, forwarded, client, now) {
                 Some(packet) => self.answer_poll(slot, exchange, 200, packet.into_bytes(), now),
                 None => {
                     let error = error_json(ErrorCode::RateLimited, "too many sessions poll");
@@ -155,10 +116,34 @@ impl Shard {
         Step::Complete(0, ())
     }
 
-    /// Opens a session for the client of a connection. Returns its first packet; `None` if there is no room for it.
-    fn open_polling(&mut self, slot: SlotId, now: Now) -> Option<String> {
+    /// Whether a connection is handed over to the shard of the identity of the client that opens a session.
+    ///
+    /// The connection leaves without what the request has proven, because it may carry the requests of others later. The other
+    /// shard verifies the token again.
+    fn leaves_with_identity(&mut self, slot: SlotId, client: &str) -> bool {
+        let to = self.identity_of(slot, client).and_then(|identity| self.shard_of(&identity, client));
+        if let Some(to) = to {
+            self.forget_caller(slot);
+            if let Some(session) = self.sessions.open_mut(slot) {
+                session.protocol.leave(to);
+                self.actions.push_back(Action::HandOver(slot));
+            }
+        }
+        to.is_some()
+    }
+
+    /// Opens a session for the client of a connection, whose address a proxy may have `forwarded`. Returns its first packet; `None`
+    /// if there is no room for it.
+    fn open_polling(
+        &mut self,
+        slot: SlotId,
+        forwarded: Option<IpAddr>,
+        client: &str,
+        now: Now,
+    ) -> Option<String> {
         let Session { source, tenant, is_read_only, proof, ref principal, .. } =
             *self.sessions.open_mut(slot)?;
+        let source = forwarded.map_or(source, |client| self.polling.source_of(client));
         let principal = principal.clone().filter(|_| proof == Proof::Credentials);
         let session = self.polling.take(source)?;
         self.open(session, ListenerKind::Http, now);
@@ -178,6 +163,9 @@ impl Shard {
         let opened = self.sessions.open_mut(session)?;
         opened.format = WireFormat::SOCKET_IO;
         let packet = self.begin_engine_io(session, Decoder::Polling, Some(Box::default()), now)?;
+        if let Some(identity) = self.identity_of(session, client) {
+            self.claim_identity(session, &identity, now);
+        }
         self.park(session, now);
         self.note_activity(session, now);
         Some(packet)
@@ -423,7 +411,9 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot) else { return Step::Complete(0, ()) };
         session.format = WireFormat::SOCKET_IO;
         let decoder = Decoder::new(session.format.framing);
-        session.protocol = Protocol::Carrier(Box::new(Carrier { decoder, session: id, is_upgraded: false }));
+        let (is_upgraded, is_over) = (false, false);
+        session.protocol =
+            Protocol::Carrier(Box::new(Carrier { decoder, session: id, is_upgraded, is_over }));
         let connection = session.id;
         let deadline_ns = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
         self.set_timer(deadline_ns, TimerKind::Credentials, connection);
@@ -535,6 +525,25 @@ impl Shard {
         carried.get = None;
         self.park(id.slot(), now);
         false
+    }
+
+    /// Drops the input of the WebSocket that carries a session which begins to end, now and from now on: it only has to send the
+    /// session's goodbye.
+    pub(super) fn drop_carrier_input(&mut self, slot: SlotId) {
+        let carried = self.sessions.any_mut(slot).and_then(|session| session.protocol.carried_mut());
+        let Some(websocket) = carried.and_then(|carried| carried.websocket) else { return };
+        let slot = websocket.slot();
+        let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == websocket) else {
+            return;
+        };
+        let Protocol::Carrier(carrier) = &mut session.protocol else { return };
+        carrier.is_over = true;
+        carrier.decoder.discard_fragments();
+        session.discard_input();
+        if std::mem::take(&mut session.input_state) == InputState::Paused {
+            self.actions.push_back(Action::ResumeReceive(slot));
+        }
+        self.sessions.count_unfinished(slot);
     }
 
     /// Ends what carries a session that has nothing more to say, and removes the session.

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Proxies reuse HTTP connections for the requests of many clients. A client is therefore admitted when it asks for a WebSocket,
-//! which belongs to it alone.
+//! which belongs to it alone. A session that polls has no connection, so it is not admitted as one, but the limits of its client's
+//! address apply to it too.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -92,17 +93,24 @@ impl Shard {
     /// Returns whether a request for a WebSocket waits until its client is admitted by the address that proxies have
     /// forwarded.
     pub(super) fn awaits_admission(&mut self, slot: SlotId, forwarded_for: &[IpAddr]) -> bool {
-        let proxies = &self.limits.trusted_proxies;
-        // Addresses beyond the first that is not a proxy's were written by the client.
-        let client = forwarded_for.iter().find(|address| !proxies.contain(**address));
-        let Some(&client) = client.or(forwarded_for.last()) else { return false };
-        let Some(session) = self.sessions.open_mut(slot) else { return false };
-        let Protocol::Http(http) = &session.protocol else { return false };
-        let awaits = http.is_forwarded;
-        if awaits {
+        let client = self.forwarded_client(slot, forwarded_for);
+        if let (Some(client), Some(session)) = (client, self.sessions.open_mut(slot)) {
             session.protocol = Protocol::Admitting;
             self.actions.push_back(Action::Admit(slot, SocketAddr::new(client, 0)));
         }
-        awaits
+        client.is_some()
+    }
+
+    /// The address of the client of a request that a proxy has forwarded; `None` if the connection is not a proxy's, or is one
+    /// client's already.
+    pub(super) fn forwarded_client(&self, slot: SlotId, forwarded_for: &[IpAddr]) -> Option<IpAddr> {
+        match &self.sessions.get(slot)?.protocol {
+            Protocol::Http(http) if http.is_forwarded => {}
+            _ => return None,
+        }
+        let proxies = &self.limits.trusted_proxies;
+        // Addresses beyond the first that is not a proxy's were written by the client.
+        let client = forwarded_for.iter().find(|address| !proxies.contain(**address));
+        client.or(forwarded_for.last()).copied()
     }
 }

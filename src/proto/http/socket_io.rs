@@ -94,8 +94,11 @@ fn parameters<'a>(text: Option<&'a str>, takes_token: bool) -> Result<Parameters
 /// A request of long-polling.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Poll {
-    /// Open a session.
-    Open,
+    /// Open a session of a client with this identity, if it claims one.
+    Open {
+        /// The identity; empty: none.
+        client: Box<str>,
+    },
     /// Answer with the packets for the client, as soon as there are any.
     Receive(Sid),
     /// Take packets from the client, separated by 0x1e.
@@ -107,7 +110,7 @@ pub(super) enum Resource {
     /// A WebSocket: a session of its own, or the transport to which a session is upgraded.
     WebSocket(Outcome<'static>),
     /// Long-polling. The body of a POST has not been read yet.
-    Poll(Option<Sid>, Option<Token<'static>>),
+    Poll { sid: Option<Sid>, client: Box<str>, token: Option<Token<'static>> },
 }
 
 /// Answers a request, or finds what it polls.
@@ -133,7 +136,9 @@ pub(super) fn find(request: &Request, config: &HttpConfig<'_>) -> Result<Resourc
         return match (method, sid) {
             (&Method::POST, None) => respond(EngineError::BadMethod),
             (&Method::GET, _) if request.body != BodyLength::Bytes(0) => respond(EngineError::BadRequest),
-            (&Method::GET | &Method::POST, sid) => Ok(Resource::Poll(sid, websocket::token(request, token)?)),
+            (&Method::GET | &Method::POST, sid) => {
+                Ok(Resource::Poll { sid, client: client.into(), token: websocket::token(request, token)? })
+            }
             _ => Err(Failure::method_not_allowed(ALLOWED)),
         };
     }
@@ -159,11 +164,11 @@ pub(super) fn find(request: &Request, config: &HttpConfig<'_>) -> Result<Resourc
 }
 
 /// The request with its body.
-pub(super) fn poll(request: &Request, sid: Option<Sid>, body: &[u8]) -> Poll {
+pub(super) fn poll(request: &Request, sid: Option<Sid>, client: Box<str>, body: &[u8]) -> Poll {
     match (request.head.method(), sid) {
         (&Method::POST, Some(sid)) => Poll::Send(sid, body.to_vec()),
         (_, Some(sid)) => Poll::Receive(sid),
-        (_, None) => Poll::Open,
+        (_, None) => Poll::Open { client },
     }
 }
 

@@ -5,8 +5,7 @@
 //! opens or closes, never on a tick's path.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::RandomState},
-    hash::BuildHasher,
+    collections::{HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
     sync::{
@@ -23,7 +22,7 @@ use crate::{
     limits::{CLOSE_REFUSED, REFUSED_LINGER_MS, REFUSED_LINGERING_MAX, REFUSED_RETRY_AFTER_S},
 };
 use tickcast_core::{
-    admission::{Origin, Origins, Refusal},
+    admission::{Origin, Origins, Refusal, Sources},
     ids::SourceId,
     networks::Networks,
     shard::ListenerKind,
@@ -48,12 +47,7 @@ pub struct ConnectionCounts {
     clients_max: usize,
     /// Connections by origin (an IPv4 address or IPv6 /64); `None` without a limit on them.
     origins: Option<Arc<Mutex<Origins>>>,
-    /// Hashes origins to [`SourceId`]s: the same on all shards, and secret, so that clients cannot choose a collision.
-    source_key: RandomState,
-    /// Addresses without a limit, such as those of proxies, which all their clients share.
-    unlimited: Arc<Networks>,
-    /// Trusted proxies: their own addresses have no limit, and the client addresses that they report are trusted.
-    proxies: Arc<Networks>,
+    sources: Sources,
 }
 
 /// What an admitted connection counts towards, and its client's address.
@@ -78,15 +72,13 @@ impl ConnectionCounts {
     ) -> ConnectionCounts {
         let origins =
             (clients_per_source_max > 0).then(|| Arc::new(Mutex::new(Origins::new(clients_per_source_max))));
-        let (unlimited, proxies) = (Arc::new(unlimited), Arc::new(proxies));
-        ConnectionCounts {
-            connections: Arc::default(),
-            clients_max,
-            origins,
-            source_key: RandomState::new(),
-            unlimited,
-            proxies,
-        }
+        let sources = Sources::new(unlimited, proxies);
+        ConnectionCounts { connections: Arc::default(), clients_max, origins, sources }
+    }
+
+    /// The sources of addresses, for sessions that are not connections of their own.
+    pub fn sources(&self) -> Sources {
+        self.sources.clone()
     }
 }
 
@@ -130,7 +122,7 @@ impl Admission {
     pub fn is_proxy(&self, socket: &OwnedFd) -> bool {
         match SockRef::from(socket).peer_addr() {
             Ok(address) => {
-                address.as_socket().is_none_or(|address| self.counts.proxies.contain(address.ip()))
+                address.as_socket().is_none_or(|address| self.counts.sources.is_proxy(address.ip()))
             }
             // The peer is gone; the first receive will fail.
             Err(_) => false,
@@ -183,14 +175,9 @@ impl Admission {
 
     /// Counts a connection for an address. Returns its source, and its origin if that has a limit.
     fn enter(&self, address: Option<IpAddr>) -> Result<(Option<Origin>, SourceId), Refusal> {
-        let is_limited = |address: &IpAddr| {
-            !self.counts.unlimited.contain(*address) && !self.counts.proxies.contain(*address)
-        };
-        let Some(origin) = address.filter(is_limited).map(Origin::of) else {
+        let Some((origin, source)) = address.and_then(|address| self.counts.sources.find(address)) else {
             return Ok((None, SourceId::default()));
         };
-        // 0 means no limit.
-        let source = SourceId(self.counts.source_key.hash_one(origin) as u32 | 1);
         match self.origin_counts() {
             None => Ok((None, source)),
             Some(mut origins) => {

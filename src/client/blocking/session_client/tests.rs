@@ -1,9 +1,9 @@
 use super::*;
 use crate::{
     Change, PublishOutcome, SubscriptionEvent,
-    scripted_server::{Peer, serve_each},
+    scripted_server::{Peer, serve, serve_each},
 };
-use tickcast_proto::{features::Features, frame::Kind, subscription::Position};
+use tickcast_proto::{features::Features, frame::Kind, reply::Reply, subscription::Position};
 
 const LONG: Option<Duration> = Some(Duration::from_secs(20));
 
@@ -84,4 +84,24 @@ fn a_disconnected_client_returns_instead_of_waiting_for_ever() {
     assert_eq!(failure.outcome, PublishOutcome::NotSent);
     client.close();
     server.join().unwrap();
+}
+
+#[test]
+fn a_client_whose_server_is_gone_connects_to_another_node_that_it_has_named() {
+    let (second, second_server) = serve(|peer| {
+        welcome(peer);
+        while peer.next_frame().is_some() {}
+    });
+    let named = second.clone();
+    let (first, first_server) = serve(move |peer| {
+        peer.welcome_with(3, Some(Features::NODES));
+        assert_eq!(peer.next_frame().unwrap().0, Kind::Ping);
+        peer.reply(Reply::Nodes { node: "first", addresses: &[&named] });
+        peer.closing(3001, "the server stops");
+    });
+    let mut client = SessionClient::connect(&first).unwrap();
+    expect(&mut client, &["Connecting 0", "Connected 0", "Connecting 3001", "Connected 0"]);
+    client.close();
+    first_server.join().unwrap();
+    second_server.join().unwrap();
 }

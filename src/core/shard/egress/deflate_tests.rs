@@ -2,14 +2,18 @@
 
 use crate::{
     config::Limits,
+    ids::SlotId,
+    limits::REPLY_BYTES_MAX,
     metrics::counters::Counter,
     shard::ListenerKind,
-    testing::{Driver, masked, upgrade_request},
+    testing::{Driver, frame, masked, messages as frames_of, upgrade_request},
 };
 use tickcast_proto::{
     Step,
     codec::MessageType,
+    frame::{self, Kind},
     framing::websocket::{Incoming, WebSocket, deflate::Deflater},
+    records::Token,
     subscription::Rules,
 };
 
@@ -29,7 +33,11 @@ fn driver() -> Driver {
 
 /// Opens a WebSocket whose client offers compression.
 fn accept(driver: &mut Driver, slot: u32) {
-    let request = String::from_utf8(upgrade_request("/ws", "tickcast.v1.json")).unwrap();
+    accept_as(driver, slot, "tickcast.v1.json");
+}
+
+fn accept_as(driver: &mut Driver, slot: u32, protocol: &str) {
+    let request = String::from_utf8(upgrade_request("/ws", protocol)).unwrap();
     let offer = "\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
     driver.accept(slot, ListenerKind::Http, request.replacen("\r\n\r\n", offer, 1).as_bytes());
     driver.sent.clear();
@@ -173,4 +181,85 @@ fn inflating_is_work_of_the_turn_so_that_a_flood_of_small_bombs_waits() {
     let answers: Vec<String> = messages(&driver, PUBLISHER).into_iter().map(|(_, text)| text).collect();
     let expected: Vec<String> = (0..100).map(|token| format!(r#"{{"op":"pong","token":{token}}}"#)).collect();
     assert_eq!(answers, expected);
+}
+
+/// A compressed message of one native PING after the other.
+fn pings(count: usize) -> Vec<u8> {
+    let pings = frame(Kind::Ping, &Token { token: 7 }, b"").repeat(count);
+    let mut message = Vec::new();
+    assert!(Deflater::default().encode(&mut message, MessageType::Binary, &pings));
+    masked(0xc2, &message[if message[1] < 126 { 2 } else { 4 }..])
+}
+
+/// The PONGs sent to a slot.
+fn pongs(driver: &mut Driver, slot: u32) -> usize {
+    let sent = driver.take_sent(slot);
+    let bodies: Vec<u8> = frames_of(&sent).into_iter().flat_map(|(_, body)| body).collect();
+    let (mut rest, mut pongs) = (&bodies[..], 0);
+    while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
+        assert_eq!((frame.kind, frame.record::<Token>().unwrap().token), (Kind::Pong, 7));
+        (rest, pongs) = (&rest[used..], pongs + 1);
+    }
+    pongs
+}
+
+#[test]
+fn the_answers_to_one_small_message_wait_for_a_client_that_does_not_read() {
+    const COUNT: usize = 7_000;
+    let mut driver = driver();
+    accept_as(&mut driver, 1, "tickcast.v1.rkyv");
+    let message = pings(COUNT);
+    assert!(message.len() < 12_000, "{}", message.len());
+    driver.full.insert(1);
+    driver.receive(1, &message);
+    finish(&mut driver);
+    let session = driver.shard.sessions.get(SlotId(1)).unwrap();
+    let queued = session.outbox.reply_bytes();
+    let is_bounded = (1..=REPLY_BYTES_MAX + 100).contains(&queued);
+    assert!(session.is_paused() && is_bounded, "{queued} bytes");
+    let held = driver.shard.sessions.unfinished_bytes();
+    assert!(held > 100 << 10, "{held} bytes of what it has not sent itself count as unfinished");
+    let mut answered = 0;
+    while answered < COUNT {
+        driver.open();
+        finish(&mut driver);
+        let more = pongs(&mut driver, 1);
+        assert!(more > 0, "it goes on when there is room");
+        answered += more;
+        driver.full.insert(1);
+    }
+    assert_eq!((answered, driver.shard.sessions.unfinished_bytes()), (COUNT, 0));
+    driver.open();
+    // The next message comes after the rest.
+    driver.receive(1, &pings(3));
+    finish(&mut driver);
+    assert_eq!(pongs(&mut driver, 1), 3);
+}
+
+#[test]
+fn inflated_rests_have_the_bound_of_unfinished_messages() {
+    let mut driver = Driver::new(Limits {
+        deflate: Rules::all(true),
+        frame_bytes_max: 128 << 10,
+        unfinished_bytes_max: 1,
+        ..Limits::default()
+    });
+    let longest = driver.shard.limits.message_bytes_max();
+    let count = longest / frame(Kind::Ping, &Token { token: 7 }, b"").len();
+    let slots = 1..=40;
+    for slot in slots.clone() {
+        accept_as(&mut driver, slot, "tickcast.v1.rkyv");
+        driver.full.insert(slot);
+    }
+    for slot in slots.clone() {
+        driver.receive(slot, &pings(count));
+        driver.turn();
+        driver.jump(1_000_000);
+    }
+    let open: Vec<u32> =
+        slots.filter(|&slot| driver.shard.sessions.open_mut(SlotId(slot)).is_some()).collect();
+    assert!((2..30).contains(&open.len()), "{open:?}");
+    assert!(open.contains(&40), "the oldest go");
+    driver.pass(3_000_000_000);
+    assert!(driver.shard.counters().value(Counter::ClosedUnfinishedMemory) > 0);
 }

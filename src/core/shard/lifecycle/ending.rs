@@ -98,12 +98,15 @@ impl Shard {
         if let Some(decoder) = session.protocol.decoder_mut() {
             decoder.discard_fragments();
         }
-        let id = session.id;
+        let (id, is_polling) = (session.id, session.protocol.carried_mut().is_some());
         // The shard waits for the peer's FIN, and unread input would turn the close into a reset.
         if std::mem::take(&mut session.input_state) == InputState::Paused {
             self.actions.push_back(Action::ResumeReceive(slot));
         }
         self.cancel_handover(slot);
+        if is_polling {
+            self.drop_carrier_input(slot);
+        }
         // Its goodbye does not wait for its tenant's quota.
         self.sessions.release_throttled(slot, now);
         self.drop_subscriptions(slot);

@@ -11,7 +11,7 @@
 //! The accepting shard answers nothing before the handover. The other shard decodes the same bytes from the beginning,
 //! finds the same identity, and so keeps the connection: nothing is handed over twice.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use crate::{
     ids::{SlotId, TenantId},
@@ -92,30 +92,47 @@ impl Shard {
         if !session.protocol.is_handshake() {
             return true;
         }
-        let principal = session.principal.clone().filter(|_| session.proof == Proof::Credentials);
-        let identity = match &principal {
-            Some(principal) => principal.identity(),
-            None if client.is_empty() => return true,
-            None => Cow::Borrowed(client),
-        };
-        let to = placement::serving_shard(&identity, self.shards);
-        if to != self.id && (!client.is_empty() || self.limits.identity_replaces) {
-            session.protocol.leave(to);
+        let Some(identity) = self.identity_of(slot, client) else { return true };
+        if let Some(to) = self.shard_of(&identity, client) {
+            if let Some(session) = self.sessions.open_mut(slot) {
+                session.protocol.leave(to);
+            }
             self.actions.push_back(Action::HandOver(slot));
             return false;
         }
-        self.identities.insert(slot, (*identity).into());
+        self.claim_identity(slot, &identity, now);
+        true
+    }
+
+    /// The identity of a session: the subject of its credentials, otherwise the one that it claims. `None`: it has none.
+    pub(in crate::shard) fn identity_of(&self, slot: SlotId, client: &str) -> Option<Box<str>> {
+        let session = self.sessions.get(slot)?;
+        match &session.principal {
+            Some(principal) if session.proof == Proof::Credentials => Some((*principal.identity()).into()),
+            _ => Some(client.into()).filter(|_| !client.is_empty()),
+        }
+    }
+
+    /// The shard to which the connection of an identity goes; `None` if it stays.
+    pub(in crate::shard) fn shard_of(&self, identity: &str, client: &str) -> Option<ShardId> {
+        let to = placement::serving_shard(identity, self.shards);
+        Some(to).filter(|&to| to != self.id && (!client.is_empty() || self.limits.identity_replaces))
+    }
+
+    /// Notes the identity of a session that stays on this shard. It may end another session with this identity.
+    pub(in crate::shard) fn claim_identity(&mut self, slot: SlotId, identity: &str, now: Now) {
+        let Some(session) = self.sessions.get(slot) else { return };
         // With authentication, a mere claim ends nobody's session.
-        let is_proven = principal.is_some() || self.limits.auth.is_none();
+        let is_proven = session.proof == Proof::Credentials || self.limits.auth.is_none();
         // The same claim in two tenants means two clients.
-        let tenant = self.sessions.get(slot).map_or(TenantId::DEFAULT, |session| session.tenant);
+        let tenant = session.tenant;
+        self.identities.insert(slot, identity.into());
         if self.limits.identity_replaces
             && is_proven
-            && let Some(before) = self.holders.enter(slot, &topic_key::of(tenant, &identity))
+            && let Some(before) = self.holders.enter(slot, &topic_key::of(tenant, identity))
         {
             self.end(before, CloseReason::Replaced, now);
         }
-        true
     }
 
     /// Cancels the handover of a session that ends, so that it ends here, with the CLOSING of its listener's protocol.
@@ -245,6 +262,27 @@ mod tests {
         assert_eq!(String::from_utf8(answers).unwrap().matches("HTTP/1.1 404 ").count(), 2);
         assert_eq!(actions, [Action::PauseReceive(SlotId(3)), Action::HandOver(SlotId(3))]);
         assert_eq!(from.handle_detached(SlotId(3)).unwrap().bytes, upgrade(&name));
+    }
+
+    #[test]
+    fn a_client_that_polls_is_served_by_the_shard_of_its_identity_and_its_session_has_the_identity() {
+        let (name, home) = identity_elsewhere(ShardId(0));
+        let open =
+            format!("GET /socket.io/?EIO=4&transport=polling&client={name} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let mut from = shard(ShardId(0), Limits::default());
+        from.handle_accept(SlotId(3), ListenerKind::Http, NOW);
+        from.handle_bytes(SlotId(3), open.as_bytes(), NOW);
+        assert_eq!(from.poll_action(), Some(Action::HandOver(SlotId(3))));
+        assert_eq!(sent(&mut from), b"", "nothing is answered before the handover");
+        let detached = from.handle_detached(SlotId(3)).unwrap();
+        assert_eq!((detached.to, &detached.bytes[..]), (home, open.as_bytes()));
+        let mut to = shard(home, Limits::default());
+        to.set_slots_end(10);
+        to.handle_attached(SlotId(8), SourceId::default(), &detached, NOW);
+        let answer = String::from_utf8(sent(&mut to)).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains(&format!("\"sid\":\"{}.", home.0)));
+        assert_eq!(to.identities.get(&SlotId(10)).map(|identity| &**identity), Some(&*name));
+        assert!(!to.identities.contains_key(&SlotId(8)), "the connection may carry others' requests too");
     }
 
     #[test]

@@ -1,6 +1,10 @@
 use super::*;
 use crate::{
     config::Limits,
+    ids::SourceId,
+    limits::POLLING_SESSIONS_PER_SOURCE_MAX,
+    networks::Networks,
+    shard::ClientAddress,
     testing::{Driver, hello, masked, messages},
 };
 use tickcast_proto::{frame, records::Publish};
@@ -11,6 +15,8 @@ const GET: u32 = 1;
 const POST: u32 = 2;
 const SOCKET: u32 = 3;
 const OTHER: u32 = 4;
+/// So few that the invariants look at every session after each turn.
+const SLOTS: u32 = 32;
 const SECOND_NS: u64 = 1_000_000_000;
 
 fn driver() -> Driver {
@@ -19,6 +25,7 @@ fn driver() -> Driver {
 
 fn driver_with(limits: Limits) -> Driver {
     let mut driver = Driver::new(limits);
+    driver.shard.set_slots_end(SLOTS);
     driver.accept(PUBLISHER, ListenerKind::Native, &hello());
     for slot in [GET, POST, OTHER] {
         driver.accept(slot, ListenerKind::Http, b"");
@@ -82,7 +89,16 @@ fn ask(driver: &mut Driver, slot: u32, sid: &str, body: Option<&str>) -> (u16, S
 
 /// Opens a session and enters the namespace. Returns its name.
 fn connected(driver: &mut Driver) -> String {
-    let (status, packet) = ask(driver, GET, "", None);
+    connected_as(driver, "")
+}
+
+/// The same, of a client with this identity.
+fn connected_as(driver: &mut Driver, client: &str) -> String {
+    let client = if client.is_empty() { String::new() } else { format!("&client={client}") };
+    let open = format!("GET /socket.io/?EIO=4&transport=polling{client} HTTP/1.1\r\nHost: x\r\n\r\n");
+    driver.receive(GET, open.as_bytes());
+    driver.turn();
+    let (status, packet) = answer(driver, GET);
     assert_eq!(status, 200, "{packet}");
     let open: serde_json::Value = serde_json::from_str(packet.strip_prefix('0').unwrap()).unwrap();
     assert_eq!(open["upgrades"], serde_json::json!(["websocket"]));
@@ -439,4 +455,93 @@ fn a_stopping_server_tells_pollers_and_waits_for_no_others() {
     }
     driver.turn();
     assert_eq!(driver.shard.sessions_len(), 0);
+}
+
+#[test]
+fn a_client_that_polls_through_a_proxy_has_the_limits_of_its_own_address() {
+    const PROXY: u32 = 5;
+    let proxies: Networks = "10.0.0.0/8".parse().unwrap();
+    let mut driver = driver_with(Limits { trusted_proxies: proxies.clone(), ..Limits::default() });
+    let sources = Sources::new(Networks::default(), proxies);
+    driver.shard.set_sources(sources.clone());
+    driver.shard.handle_accept_proxied(
+        SlotId(PROXY),
+        ListenerKind::Http,
+        ClientAddress::ForwardedFor,
+        driver.now,
+    );
+    let mut open = |address: &str| {
+        let request = format!(
+            "GET /socket.io/?EIO=4&transport=polling HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {address}\r\n\r\n"
+        );
+        driver.receive(PROXY, request.as_bytes());
+        driver.turn();
+        let (status, _) = answer(&mut driver, PROXY);
+        (status, driver.shard.polling.by_source.clone())
+    };
+    let of = |address: &str| sources.find(address.parse().unwrap()).unwrap().1;
+    let (first, second) = (of("203.0.113.7"), of("203.0.113.8"));
+    for _ in 0..POLLING_SESSIONS_PER_SOURCE_MAX {
+        assert_eq!(open("203.0.113.7, 10.0.0.1").0, 200);
+    }
+    let (status, by_source) = open("198.51.100.1, 203.0.113.7");
+    assert_eq!(
+        (status, by_source[&first]),
+        (503, POLLING_SESSIONS_PER_SOURCE_MAX),
+        "the last address counts"
+    );
+    let (status, by_source) = open("203.0.113.8");
+    assert_eq!((status, by_source[&second], by_source.len()), (200, 1, 2));
+    assert_eq!(driver.shard.sessions.get(SlotId(PROXY)).unwrap().source, SourceId::default());
+}
+
+#[test]
+fn a_second_session_of_an_identity_replaces_the_first_if_configured_and_the_first_learns_why() {
+    for identity_replaces in [false, true] {
+        let mut driver = driver_with(Limits { identity_replaces, ..Limits::default() });
+        let first = connected_as(&mut driver, "desk-7");
+        let second = connected_as(&mut driver, "desk-7");
+        assert_eq!(ask(&mut driver, POST, &second, Some("420[\"subscribe\",\"a\"]")), (200, "ok".into()));
+        request(&mut driver, GET, &first, None);
+        let got = answers(&mut driver, GET);
+        match identity_replaces {
+            false => assert_eq!(got, []),
+            true => {
+                assert!(got[0].1.starts_with("42[\"closing\",{\"op\":\"closing\",\"code\":3502,"), "{got:?}")
+            }
+        }
+        let replaced = driver.shard.counters().value(Counter::ClosedReplaced);
+        assert_eq!(replaced, u64::from(identity_replaces));
+    }
+}
+
+#[test]
+fn what_a_websocket_sends_while_its_session_ends_is_dropped_and_the_goodbye_is_sent() {
+    let mut driver = driver();
+    let sid = connected(&mut driver);
+    ask(&mut driver, POST, &sid, Some("42[\"subscribe\",\"a\"]"));
+    upgraded(&mut driver, &sid);
+    read(&mut driver, SOCKET);
+    driver.full.insert(SOCKET);
+    publish(&mut driver, "a", &[b'7'; 10_000]);
+    publish(&mut driver, "a", &[b'7'; 10_000]);
+    // The beginning of a message, then the frame that ends the session, which is not masked.
+    driver.receive(SOCKET, &masked(0x01, &[b'x'; 5_000]));
+    driver.turn();
+    assert!(driver.shard.sessions.unfinished_bytes() > 0);
+    driver.receive(SOCKET, b"\x80\x01x");
+    driver.turn();
+    // And more of it: another broken frame, and the beginning of a long one.
+    driver.receive(SOCKET, b"\x80\x01x");
+    driver.turn();
+    driver.receive(SOCKET, &masked(0x81, &[b'x'; 50_000])[..40_000]);
+    driver.turn();
+    let socket = driver.shard.sessions.open_mut(SlotId(SOCKET)).expect("it carries the goodbye");
+    assert_eq!(socket.input(), b"");
+    assert_eq!(driver.shard.sessions.unfinished_bytes(), 0);
+    driver.open();
+    let got = read(&mut driver, SOCKET);
+    let closing =
+        got.iter().position(|packet| packet.starts_with("42[\"closing\",{\"op\":\"closing\",\"code\":1002,"));
+    assert!(closing.is_some() && got.last().unwrap() == "close 1002", "{got:?}");
 }

@@ -1,7 +1,24 @@
 //! Where a reconnecting client connects to: in turn the address that the caller gave, and those that a server has named.
 
-use crate::{Address, blocking::UNIX_PREFIX};
-use tickcast_proto::limits::NODES_MAX;
+use crate::{Address, ConnectOptions, address::UNIX_PREFIX};
+use tickcast_proto::limits::{NODE_BYTES_MAX, NODES_MAX};
+
+/// Options of a connection to one of the addresses. If they name the caller's host to the server, they name the node's.
+pub(super) fn options_for(address: &Address, first: &Address, options: &ConnectOptions) -> ConnectOptions {
+    let mut options = options.clone();
+    if options.host == first.host {
+        options.host.clone_from(&address.host);
+    }
+    options
+}
+
+/// The address of a dial, which is the caller's or a node's.
+pub(super) fn dialed(url: &str, first: &Address) -> Address {
+    match Address::parse(url) {
+        Ok(other) if other.host != first.host => Address { encoding: first.encoding, ..other },
+        _ => first.clone(),
+    }
+}
 
 /// The addresses, and whose turn it is.
 #[derive(Debug)]
@@ -29,8 +46,15 @@ impl Addresses {
         &self.all[self.at]
     }
 
+    /// The one to try next; `None`: the caller's.
+    pub(super) fn next_other(&mut self) -> Option<&Address> {
+        self.next();
+        self.all.get(self.at).filter(|_| self.at > 0)
+    }
+
     /// Replaces the others by those of a server, separated by spaces. Ignores addresses of other transports than the caller's (all,
-    /// if that is a Unix socket: what goes through it may not go over a network), and those beyond [`NODES_MAX`]. The path stays the caller's, because it may hold patterns and the client's identity.
+    /// if that is a Unix socket: what goes through it may not go over a network), those longer than [`NODE_BYTES_MAX`], and those
+    /// beyond [`NODES_MAX`]. The path stays the caller's, because it may hold patterns and the client's identity.
     pub(super) fn set_others(&mut self, named: &str) {
         let current = self.all[self.at].host.clone();
         self.all.truncate(1);
@@ -39,7 +63,8 @@ impl Addresses {
             self.at = 0;
             return;
         }
-        let others = named.split(' ').take(NODES_MAX).filter_map(|text| Address::parse(text).ok());
+        let others = named.split(' ').take(NODES_MAX).filter(|text| text.len() <= NODE_BYTES_MAX);
+        let others = others.filter_map(|text| Address::parse(text).ok());
         let others = others.filter(|other| {
             other.is_tls == is_tls
                 && other.path.is_empty() == path.is_empty()
