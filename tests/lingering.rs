@@ -16,7 +16,7 @@ const MS: u64 = 1_000_000;
 const HANDSHAKE_MS: u64 = 10 * LINGER_DEADLINE_MS;
 
 fn request(path: &str, fields: &str) -> String {
-    format!("GET {path} HTTP/1.1\r\nHost: x\r\n{fields}\r\n")
+    format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n")
 }
 
 /// A shard with one client that has requested a path and whose socket may be full.

@@ -253,7 +253,7 @@ def unfinished(target: Target) -> None:
     """200 WebSocket messages of 340 KB that never end, and an empty fragment now and then"""
     connections = []
     request = (
-        "GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     ).encode()
     for _ in range(200):

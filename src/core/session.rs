@@ -170,6 +170,8 @@ pub struct Session {
     pub source: SourceId,
     /// The kind of listener that accepted it.
     pub listener: ListenerKind,
+    /// How a proxy has told its address, if its peer is a trusted proxy.
+    pub client_address: ClientAddress,
     /// Its wire format: the listener's default until the handshake negotiates another.
     pub format: WireFormat,
     /// Protocol features granted to the client.
@@ -272,6 +274,7 @@ impl Session {
             id,
             source: SourceId::default(),
             listener,
+            client_address: ClientAddress::Peer,
             format,
             features: Features::NONE,
             principal: None,

@@ -28,7 +28,7 @@ use std::{borrow::Cow, net::IpAddr};
 use http::{Method, StatusCode};
 
 use self::{
-    access::Access,
+    access::{Access, Sender},
     api::{Call, Exchange},
     body::Body,
     request::Request,
@@ -47,6 +47,8 @@ pub use self::response::Response;
 
 /// Asks a waiting client to send the body of its request (RFC 9110, section 10.1.1).
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// Path for the probes of load balancers.
+const HEALTH: &str = "/healthz";
 /// How the text about a method that is not supported begins.
 const ONLY: &str = "only ";
 /// Methods that every page and file supports.
@@ -166,6 +168,8 @@ pub struct HttpConfig<'a> {
     pub files: &'a dyn StaticFiles,
     /// Web pages and host names that are allowed.
     pub access: &'a Access,
+    /// Who sends the connection's requests.
+    pub sender: Sender,
     /// The time, CLOCK_REALTIME nanoseconds.
     pub realtime_ns: u64,
 }
@@ -181,7 +185,8 @@ impl HttpConfig<'_> {
         query_token: false,
         message_ids: true,
         files: &NoFiles,
-        access: &Access { origins: Vec::new(), hosts: Vec::new(), is_local: false },
+        access: &Access { origins: Vec::new(), hosts: Vec::new(), tenant_hosts: Vec::new(), is_local: false },
+        sender: Sender::Anyone,
         realtime_ns: 0,
     };
 }
@@ -356,7 +361,10 @@ fn respond_with(response: Response, delivery: Delivery) -> Answer {
 /// whatever that is: without them, a page cannot tell a refusal from a network error.
 fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> (Result<Outcome<'a>, Failure>, String) {
     let path = request.head.uri().path();
-    if let Err(failure) = config.access.check_host(request.authority.as_ref()) {
+    // Load balancers probe by any name, and a page learns nothing from the answer.
+    if path != HEALTH
+        && let Err(failure) = config.access.check_host(request, config.sender)
+    {
         return (Err(failure), String::new());
     }
     let resource = api::Resource::at(path);
@@ -389,7 +397,7 @@ fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> (Result<Outcome
 /// Finds a resource that only pages of the server's own origin use.
 fn respond_to_own(request: &Request, config: &HttpConfig<'_>) -> Result<Outcome<'static>, Failure> {
     let (method, path) = (request.head.method(), request.head.uri().path());
-    let is_health = config.health && path == "/healthz";
+    let is_health = config.health && path == HEALTH;
     let is_websocket = path == "/ws" || config.debug_echo && path == "/echo";
     if !is_health && !is_websocket && !config.files.contains(path) {
         return Err(Failure(

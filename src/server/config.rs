@@ -474,9 +474,11 @@ impl Checks<'_> {
         let topic_idle = self.rules("delivery.topic_idle", delivery::idle_times(&delivery.topic_idle));
         let deflate = self.rules("delivery.deflate", delivery::deflate(&delivery.deflate));
         let defaults = Limits::default();
+        let tenant_hosts = self.settings.tenants.iter().flat_map(|tenant| &tenant.hosts);
         let http_access = Access {
             origins: self.parsed("web.allow_origin", &tables.web.allow_origin),
             hosts: self.parsed("web.allow_host", &tables.web.allow_host),
+            tenant_hosts: tenant_hosts.filter_map(|host| host.parse().ok()).collect(),
             // Known once the listeners are open.
             is_local: false,
         };

@@ -184,7 +184,11 @@ pub fn run(
     let is_local = |(kind, address): &(Kind, Address)| *kind != Kind::Http || address.is_local();
     let mut limits = config.limits.clone();
     // Use the sockets' addresses: the service manager may have passed others than the configuration names.
-    limits.http_access.is_local = addresses.iter().all(is_local);
+    // No browser connects to a Unix socket, or by TLS under a name that the certificate does not have.
+    let is_open_to_browsers = clients.iter().zip(&client_tls).any(|(listening, tls)| {
+        listening.kind == Kind::Http && listening.address.tcp().is_some() && tls.is_none()
+    });
+    limits.http_access.is_local = is_open_to_browsers && addresses.iter().all(is_local);
     let reloader = Reloader::new(reload, limits, authority.clone(), config.log.clone())
         .with_tls(certificates, admin_tls)
         .with_access(access)

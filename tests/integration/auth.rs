@@ -90,8 +90,8 @@ fn native(server: &Server, token: &str) -> (Peer, frames::Received) {
 fn websocket(server: &Server, token: &str) -> Peer {
     let mut peer = Peer::connect(server.http);
     let request = upgrade_request("/ws", "tickcast.v1.json");
-    let with_token = format!("Host: test\r\nAuthorization: Bearer {token}\r\n");
-    peer.send(request.replacen("Host: test\r\n", &with_token, 1).as_bytes());
+    let with_token = format!("Host: localhost\r\nAuthorization: Bearer {token}\r\n");
+    peer.send(request.replacen("Host: localhost\r\n", &with_token, 1).as_bytes());
     let head = peer.http_head();
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
     peer

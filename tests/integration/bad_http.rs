@@ -17,7 +17,7 @@ fn with(from: &str, to: &str) -> Vec<u8> {
 
 fn refused() -> Vec<(&'static str, Vec<u8>, u16)> {
     let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    let host = "Host: test\r\n";
+    let host = "Host: localhost\r\n";
     let header_of_64_kib = format!("{host}X-Long: {}\r\n", "x".repeat(64 << 10));
     let many_headers: String = (0..65).map(|n| format!("X-{n}: 1\r\n")).collect();
     vec![
@@ -26,32 +26,32 @@ fn refused() -> Vec<(&'static str, Vec<u8>, u16)> {
         ("two keys", with(key, &key.repeat(2)), 400),
         ("no key", with(key, ""), 400),
         ("a short key", with("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQ="), 400),
-        ("a folded header", with(host, "Host: test\r\n folded\r\n"), 400),
+        ("a folded header", with(host, "Host: localhost\r\n folded\r\n"), 400),
         ("a header without a colon", with(host, "Host test\r\n"), 400),
         ("a blank before the colon", with("Host:", "Host :"), 400),
-        ("a control character in a header", with("Host: test", "Host: te\x01st"), 400),
-        ("NUL in a header", with("Host: test", "Host: te\0st"), 400),
-        ("a body", with(host, "Host: test\r\nContent-Length: 5\r\n"), 400),
-        ("a chunked body", with(host, "Host: test\r\nTransfer-Encoding: chunked\r\n"), 400),
+        ("a control character in a header", with("Host: localhost", "Host: te\x01st"), 400),
+        ("NUL in a header", with("Host: localhost", "Host: te\0st"), 400),
+        ("a body", with(host, "Host: localhost\r\nContent-Length: 5\r\n"), 400),
+        ("a chunked body", with(host, "Host: localhost\r\nTransfer-Encoding: chunked\r\n"), 400),
         ("a fragment in the target", with("topics=a", "topics=a#b"), 400),
         (
             "a length and chunks",
-            with(host, "Host: test\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n"),
+            with(host, "Host: localhost\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n"),
             400,
         ),
-        ("another coding", with(host, "Host: test\r\nTransfer-Encoding: gzip, chunked\r\n"), 501),
-        ("too long a body", with(host, "Host: test\r\nContent-Length: 65537\r\n"), 413),
-        ("another expectation", with(host, "Host: test\r\nExpect: 200-ok\r\n"), 417),
-        ("a foreign page", with(host, "Host: test\r\nOrigin: https://evil.example\r\n"), 403),
-        ("a page without an origin", with(host, "Host: test\r\nOrigin: null\r\n"), 403),
-        ("a page at another port", with(host, "Host: test\r\nOrigin: http://test:81\r\n"), 403),
+        ("another coding", with(host, "Host: localhost\r\nTransfer-Encoding: gzip, chunked\r\n"), 501),
+        ("too long a body", with(host, "Host: localhost\r\nContent-Length: 65537\r\n"), 413),
+        ("another expectation", with(host, "Host: localhost\r\nExpect: 200-ok\r\n"), 417),
+        ("a foreign page", with(host, "Host: localhost\r\nOrigin: https://evil.example\r\n"), 403),
+        ("a page without an origin", with(host, "Host: localhost\r\nOrigin: null\r\n"), 403),
+        ("a page at another port", with(host, "Host: localhost\r\nOrigin: http://localhost:81\r\n"), 403),
         (
             "a name made to point here",
             with(host, "Host: evil.example\r\nOrigin: http://evil.example\r\n"),
             403,
         ),
-        ("two lengths", with(host, "Host: test\r\nContent-Length: 0\r\nContent-Length: 0\r\n"), 400),
-        ("an unknown subprotocol", with(host, "Host: test\r\nSec-WebSocket-Protocol: soap\r\n"), 400),
+        ("two lengths", with(host, "Host: localhost\r\nContent-Length: 0\r\nContent-Length: 0\r\n"), 400),
+        ("an unknown subprotocol", with(host, "Host: localhost\r\nSec-WebSocket-Protocol: soap\r\n"), 400),
         ("an unknown parameter", with("topics=", "topic="), 400),
         ("topics not UTF-8", with("topics=a", "topics=%ff"), 400),
         ("no such path", with("/ws?", "/nothing?"), 404),

@@ -81,7 +81,7 @@ fn ticks_wait_for_the_budget_and_everything_else_is_answered_at_once() {
         framed.send(&masked(0x80 | BINARY, &Raw::ping(1).bytes()));
         assert_eq!(framed.message().unwrap().opcode, BINARY);
         let mut http = Peer::connect(server.http);
-        http.send(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        http.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let head = http.http_head().to_lowercase();
         let length = head.split_once("content-length: ").unwrap().1.lines().next().unwrap();
         assert_eq!(http.read_to_end().len().to_string(), length);

@@ -11,7 +11,7 @@ use crate::harness::{
 };
 use serde_json::Value;
 
-const GET: &str = "GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n";
+const GET: &str = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// The next response's status line and body.
 fn response(peer: &mut Peer) -> (String, String) {
@@ -28,9 +28,8 @@ fn requests_on_one_connection_are_answered_in_order_and_then_it_may_become_a_web
     let server = Server::start(&["--http-health", "--shards", "2"]);
     for client in ["a", "b", "c", "d"] {
         let mut peer = Peer::connect(server.http);
-        let page = "GET / HTTP/1.1\r\nHost: test\r\nContent-Length: 3\r\n\r\nabc";
-        let posted =
-            "POST /nothing HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n";
+        let page = "GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc";
+        let posted = "POST /nothing HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n";
         let upgrade = upgrade_request(&format!("/ws?client={client}"), "");
         peer.send([GET, page, posted, &GET.repeat(100), &upgrade].concat().as_bytes());
         assert_eq!(response(&mut peer), ("HTTP/1.1 200 OK".into(), "ok\n".into()));
@@ -53,7 +52,7 @@ fn a_half_closed_client_gets_the_whole_answer_on_both_ports() {
     let server = Server::start(&["--shards", "2"]);
     for _ in 0..20 {
         let mut peer = Peer::connect(server.http);
-        peer.send(b"GET /page/main.js HTTP/1.1\r\nHost: test\r\n\r\nHEAD /ws HTTP/1.1\r\nHost: test\r\n\r\n");
+        peer.send(b"GET /page/main.js HTTP/1.1\r\nHost: localhost\r\n\r\nHEAD /ws HTTP/1.1\r\nHost: localhost\r\n\r\n");
         peer.shut_write();
         let (status, body) = response(&mut peer);
         assert!(status == "HTTP/1.1 200 OK" && body.ends_with("\n"), "{status}");
@@ -102,7 +101,7 @@ fn probes_of_load_balancers_are_answered_and_leave_no_line_in_the_log() {
     for (request, body) in [("HEAD /", ""), ("HEAD /healthz", ""), ("GET /healthz", "ok\n")] {
         for version in ["1.0", "1.1"] {
             let mut peer = Peer::connect(server.http);
-            peer.send(format!("{request} HTTP/{version}\r\nHost: test\r\n\r\n").as_bytes());
+            peer.send(format!("{request} HTTP/{version}\r\nHost: localhost\r\n\r\n").as_bytes());
             peer.shut_write();
             let head = peer.http_head();
             assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{request}: {head}");
@@ -142,7 +141,7 @@ fn origins_and_hosts_are_allowed_by_option() {
         let mut peer = Peer::connect(server.http);
         let origin = if origin.is_empty() { String::new() } else { format!("Origin: {origin}\r\n") };
         let own = format!("Host: {host}\r\n{origin}");
-        peer.send(upgrade_request("/ws", "").replacen("Host: test\r\n", &own, 1).as_bytes());
+        peer.send(upgrade_request("/ws", "").replacen("Host: localhost\r\n", &own, 1).as_bytes());
         peer.http_head()[9..12].parse::<u16>().unwrap()
     };
     let own = server.http.to_string();
@@ -153,6 +152,37 @@ fn origins_and_hosts_are_allowed_by_option() {
     assert_eq!(status("ticks.example", "https://example.com"), 403);
     assert_eq!(status("evil.example", "http://evil.example"), 403);
     assert_eq!(status("evil.example", ""), 403);
+    server.stop_cleanly();
+}
+
+#[test]
+fn a_page_whose_name_was_made_to_point_to_a_local_server_reads_nothing() {
+    let _machine = beside_others();
+    let server = Server::start(&["--http-health"]);
+    let status = |target: &str, host: &str| {
+        let mut peer = Peer::connect(server.http);
+        // As a browser asks for something of the page's own host: without an origin.
+        peer.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes());
+        peer.http_head()[9..12].parse::<u16>().unwrap()
+    };
+    for target in [
+        "/",
+        "/sse?topics=a",
+        "/v1/latest?topics=a",
+        "/v1/history?topic=a",
+        "/v1/topics",
+        "/socket.io/?EIO=4",
+    ] {
+        assert_eq!(status(target, "evil.example:9480"), 403, "{target}");
+        assert_ne!(status(target, "localhost"), 403, "{target}");
+        assert_ne!(status(target, &server.http.to_string()), 403, "{target}");
+    }
+    let mut peer = Peer::connect(server.http);
+    peer.send(upgrade_request("/ws", "").replacen("localhost", "evil.example", 1).as_bytes());
+    assert!(peer.http_head().starts_with("HTTP/1.1 403 "));
+    peer.shut_write();
+    assert!(String::from_utf8(peer.read_to_end()).unwrap().contains("--allow-host evil.example"));
+    assert_eq!(status("/healthz", "balancer.example"), 200);
     server.stop_cleanly();
 }
 

@@ -54,7 +54,7 @@ fn publish(client: &mut Client, topic: &str, message_id: &str) -> Result<(u64, u
 /// Publishes over HTTP. Returns the status and the answer.
 fn post(http: SocketAddr, topic: &str, fields: &str) -> (u16, Value) {
     let mut peer = Peer::connect(http);
-    let head = format!("POST /v1/publish/{topic} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n");
+    let head = format!("POST /v1/publish/{topic} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
     peer.send(format!("{head}{fields}Content-Length: 1\r\n\r\n1").as_bytes());
     let head = peer.http_head();
     let body = String::from_utf8(peer.read_to_end()).unwrap();

@@ -21,7 +21,7 @@ use tickcast::limits::LINGER_DEADLINE_MS;
 /// Sends a request and returns the body of the response and its head, but for the date.
 fn request(server: &Server, line: &str, headers: &str) -> (String, Vec<u8>) {
     let mut peer = Peer::connect(server.http);
-    peer.send(format!("{line} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}\r\n").as_bytes());
+    peer.send(format!("{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n").as_bytes());
     let mut head = peer.http_head();
     let date = head.find("Date: ").unwrap();
     head.drain(date..=date + head[date..].find('\n').unwrap());
@@ -86,7 +86,7 @@ fn a_client_on_a_slow_link_gets_the_whole_page() {
     let options = ["--socket-send-buffer", "4KiB", "--notsent-lowat", "0", "--handshake-deadline", "1m"];
     let server = Server::start(&options);
     let mut peer = Peer::connect_with_small_window(server.http);
-    peer.send(b"GET /page/main.js HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+    peer.send(b"GET /page/main.js HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     // Stall with the socket full for longer than any other response may take.
     std::thread::sleep(Duration::from_millis(2 * LINGER_DEADLINE_MS));
     let head = peer.http_head();

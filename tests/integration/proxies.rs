@@ -7,7 +7,7 @@ use crate::harness::{
     frames::{self, Raw},
     http,
     raw::{Peer, upgrade_request},
-    tickcast,
+    tickcast, tunnel,
 };
 
 /// A server whose listeners have these keys, with one connection per address, and the address of its admin listener.
@@ -41,8 +41,8 @@ fn binary(command: u8, address: [u8; 4]) -> Vec<u8> {
 /// Opens a WebSocket after these bytes; the status.
 fn upgrade(server: &Server, before: &[u8], fields: &str) -> (Peer, u16) {
     let mut peer = Peer::connect(server.http);
-    let host = format!("Host: test\r\n{fields}");
-    let request = upgrade_request("/ws?client=x", "").replacen("Host: test\r\n", &host, 1);
+    let host = format!("Host: localhost\r\n{fields}");
+    let request = upgrade_request("/ws?client=x", "").replacen("Host: localhost\r\n", &host, 1);
     peer.send(&[before, request.as_bytes()].concat());
     let status = peer.http_head()[9..12].parse().unwrap();
     (peer, status)
@@ -109,7 +109,7 @@ fn a_trusted_proxy_must_send_a_header_and_others_are_not_believed() {
         .map(|n| {
             let mut peer = Peer::connect(trusting.http);
             let header = if n % 2 == 0 { binary(0x20, [0; 4]) } else { b"PROXY UNKNOWN\r\n".to_vec() };
-            peer.send(&[&header[..], b"GET /healthz HTTP/1.1\r\nHost: test\r\n\r\n"].concat());
+            peer.send(&[&header[..], b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"].concat());
             assert!(peer.http_head().starts_with("HTTP/1.1 200 "));
             peer
         })
@@ -132,10 +132,40 @@ fn a_trusted_proxy_must_send_a_header_and_others_are_not_believed() {
 }
 
 #[test]
+fn a_trusted_proxy_may_forward_any_name_and_a_browser_may_not_come_directly() {
+    let _machine = beside_others();
+    let ask = |server: &Server, before: &[u8], fields: &str| {
+        let mut peer = Peer::connect(server.http);
+        // Half of these identities are served by the shard that did not accept the connection.
+        let statuses = ["/ws?client=a", "/ws?client=b", "/ws?client=c"].map(|path| {
+            let host = format!("Host: ticks.example\r\n{fields}");
+            let request = upgrade_request(path, "").replacen("Host: localhost\r\n", &host, 1);
+            let mut peer = Peer::connect(server.http);
+            peer.send(&[before, request.as_bytes()].concat());
+            peer.http_head()[9..12].parse::<u16>().unwrap()
+        });
+        let request = format!("GET /v1/topics HTTP/1.1\r\nHost: ticks.example\r\n{fields}\r\n");
+        peer.send(&[before, request.as_bytes()].concat());
+        let status: u16 = peer.http_head()[9..12].parse().unwrap();
+        (statuses, status)
+    };
+    let (header, _) = server("names-header", "127.0.0.1", "proxy_protocol = true");
+    let (statuses, call) = ask(&header, &binary(0x20, [0; 4]), "");
+    assert_eq!((statuses, call), ([101; 3], 200));
+    header.stop_cleanly();
+    let (forwarded, _) = server("names-forwarded", "127.0.0.1", "forwarded_for = true");
+    let (statuses, call) = ask(&forwarded, b"", "X-Forwarded-For: 127.0.0.1\r\n");
+    assert_eq!((statuses, call), ([101; 3], 200));
+    let (statuses, call) = ask(&forwarded, b"", "");
+    assert_eq!((statuses, call), ([403; 3], 403));
+    forwarded.stop_cleanly();
+}
+
+#[test]
 fn forwarded_addresses_count_when_a_client_asks_for_a_websocket() {
     let _machine = beside_others();
     let (server, admin) = server("forwarded", "127.0.0.1,192.0.2.0/24", "forwarded_for = true");
-    let page = b"HEAD / HTTP/1.1\r\nHost: test\r\nX-Forwarded-For: 198.51.100.1\r\n\r\n".repeat(3);
+    let page = b"HEAD / HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 198.51.100.1\r\n\r\n".repeat(3);
     let mut kept = Peer::connect(server.http);
     kept.send(&page);
     for _ in 0..3 {
@@ -149,7 +179,7 @@ fn forwarded_addresses_count_when_a_client_asks_for_a_websocket() {
     assert_eq!(status, 429);
     kept.send(
         upgrade_request("/ws", "")
-            .replacen("Host: test\r\n", "Host: test\r\nX-Forwarded-For: [2001:db8::7]\r\n", 1)
+            .replacen("Host: localhost\r\n", "Host: localhost\r\nX-Forwarded-For: [2001:db8::7]\r\n", 1)
             .as_bytes(),
     );
     assert!(kept.http_head().starts_with("HTTP/1.1 101 "));

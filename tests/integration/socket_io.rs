@@ -98,7 +98,9 @@ fn tokens_in_auth_are_verified_and_refusals_reach_the_application() {
 /// The answer to a request on a connection of its own: its first line and its body.
 fn ask(server: &Server, target: &str, fields: &str) -> (String, String) {
     let mut peer = Peer::connect(server.http);
-    peer.send(format!("GET {target} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{fields}\r\n").as_bytes());
+    peer.send(
+        format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}\r\n").as_bytes(),
+    );
     let head = peer.http_head();
     let body = String::from_utf8(peer.read_to_end()).unwrap();
     (head.lines().next().unwrap().to_owned(), body)

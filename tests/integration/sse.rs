@@ -57,7 +57,7 @@ fn ask(address: SocketAddr, method: &str, target: &str, fields: &str, body: &str
     let mut peer = Peer::connect(address);
     let length = body.len();
     peer.send(
-        format!("{method} {target} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{fields}Content-Length: {length}\r\n\r\n{body}")
+        format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{fields}Content-Length: {length}\r\n\r\n{body}")
             .as_bytes(),
     );
     let head = peer.http_head();
@@ -215,7 +215,7 @@ fn a_stopping_server_tells_streams_when_to_come_back_and_ends_them() {
     let _machine = beside_others();
     let server = server();
     let mut peer = Peer::connect(server.http);
-    peer.send(b"GET /sse?topics=a HTTP/1.1\r\nHost: test\r\n\r\n");
+    peer.send(b"GET /sse?topics=a HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(peer.http_head().starts_with("HTTP/1.1 200 OK"));
     publish(&server, "a", "1");
     eventually("the tick", || String::from_utf8_lossy(&peer.take(1)).contains('}'));
@@ -291,7 +291,7 @@ fn each_request_has_the_permissions_of_its_own_token() {
     // One connection, as proxies use them: each request counts by its own token, and none by that of the request before.
     let mut peer = Peer::connect(http);
     let mut on_one = |target: &str, fields: &str| {
-        peer.send(format!("GET {target} HTTP/1.1\r\nHost: test\r\n{fields}\r\n").as_bytes());
+        peer.send(format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n").as_bytes());
         let head = peer.http_head();
         let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
         peer.take(length.parse().unwrap());
@@ -306,7 +306,8 @@ fn each_request_has_the_permissions_of_its_own_token() {
     // A WebSocket after them has its own token too, or none.
     let mut peer = Peer::connect(http);
     peer.send(
-        format!("GET /v1/latest?topics=alice.x HTTP/1.1\r\nHost: test\r\n{}\r\n", bearer(&alice)).as_bytes(),
+        format!("GET /v1/latest?topics=alice.x HTTP/1.1\r\nHost: localhost\r\n{}\r\n", bearer(&alice))
+            .as_bytes(),
     );
     let head = peer.http_head();
     let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();

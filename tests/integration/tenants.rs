@@ -68,7 +68,7 @@ fn of_host(server: &Server, host: &str) -> Peer {
     let mut peer = Peer::connect(server.http);
     peer.send(
         upgrade_request("/ws", "tickcast.v1.json")
-            .replacen("Host: test", &format!("Host: {host}"), 1)
+            .replacen("Host: localhost", &format!("Host: {host}"), 1)
             .as_bytes(),
     );
     assert!(peer.http_head().starts_with("HTTP/1.1 101 "));
@@ -122,7 +122,7 @@ fn tenants_by_host_and_by_listener_use_the_same_names_and_see_nothing_of_each_ot
     let _machine = beside_others();
     let path = socket("names");
     let server = server("names", &format!("{TWO}{}", listeners(&path)));
-    let mut none = Json(of_host(&server, "elsewhere.test"));
+    let mut none = Json(of_host(&server, "elsewhere.localhost"));
     let (mut a, mut b) = (Json(of_host(&server, "a.test")), Json(of_host(&server, "b.test:80")));
     let (mut also_a, welcome) = of_listener(&path);
     assert_eq!(welcome.kind, frames::WELCOME);
@@ -194,8 +194,8 @@ fn a_token_names_the_tenant_and_is_refused_for_another_host_or_listener() {
         peer
     };
     let mut clients =
-        [("", ""), ("elsewhere.test", "a"), ("b.test", "b"), ("b.test", "")].map(|(host, tenant)| {
-            let mut client = Json(websocket(if host.is_empty() { "x.test" } else { host }, tenant));
+        [("", ""), ("elsewhere.localhost", "a"), ("b.test", "b"), ("b.test", "")].map(|(host, tenant)| {
+            let mut client = Json(websocket(if host.is_empty() { "localhost" } else { host }, tenant));
             assert_eq!(client.next()["op"], "welcome");
             client.subscribe("t.x");
             client
@@ -205,7 +205,7 @@ fn a_token_names_the_tenant_and_is_refused_for_another_host_or_listener() {
     }
     let received = clients.each_mut().map(|client| client.tick().1);
     assert_eq!(received, [0, 1, 2, 2]);
-    for (host, tenant) in [("a.test", "b"), ("x.test", "unknown")] {
+    for (host, tenant) in [("a.test", "b"), ("localhost", "unknown")] {
         let mut peer = websocket(host, tenant);
         let code = loop {
             let message = peer.message().unwrap();

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::{Action, Shard, authentication::Entry, timers::TimerKind};
+use super::{Action, ClientAddress, Shard, authentication::Entry, timers::TimerKind};
 use crate::{
     ids::SlotId,
     limits::ECHO_BYTES_MAX,
@@ -20,7 +20,7 @@ use tickcast_proto::{
     command::Command,
     features::Features,
     framing::Decoder,
-    http::{Answer, HttpConfig, Target},
+    http::{Answer, HttpConfig, Target, access::Sender},
 };
 
 /// Features of streams, whose clients cannot request any: the fields that 0.1 lacked, all of which an event may contain.
@@ -29,6 +29,11 @@ const STREAM_FEATURES: Features = Features::COUNTS.union(Features::REASONS);
 impl Shard {
     /// Answers the request at the front of `bytes`. Consumes no byte of a request that waits for room in the shard.
     pub(super) fn http(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
+        let sender = match self.sessions.open_mut(slot).map(|session| session.client_address) {
+            Some(ClientAddress::ProxyHeader) => Sender::Proxy,
+            Some(ClientAddress::ForwardedFor) => Sender::ForwardingProxy,
+            Some(ClientAddress::Peer) | None => Sender::Anyone,
+        };
         let config = HttpConfig {
             head_bytes_max: self.limits.http_head_bytes_max,
             keeps_alive: self.limits.http_idle_ns > 0,
@@ -39,6 +44,7 @@ impl Shard {
             query_token: self.limits.auth.as_ref().is_some_and(|auth| auth.query_token),
             files: self.files,
             access: &self.limits.http_access,
+            sender,
             realtime_ns: now.realtime_ns,
         };
         let Some(Protocol::Http(http)) = self.sessions.open_mut(slot).map(|session| &mut session.protocol)

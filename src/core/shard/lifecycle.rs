@@ -35,6 +35,7 @@ impl Shard {
             principal,
             is_read_only,
             is_forwarded,
+            client_address,
             certificate_name,
             bytes,
             ..
@@ -48,9 +49,11 @@ impl Shard {
         if let Some(name) = certificate_name {
             self.set_certificate_name(slot, name);
         }
-        if let Some(Protocol::Http(http)) = self.sessions.open_mut(slot).map(|session| &mut session.protocol)
-        {
-            http.is_forwarded = *is_forwarded;
+        if let Some(session) = self.sessions.open_mut(slot) {
+            session.client_address = *client_address;
+            if let Protocol::Http(http) = &mut session.protocol {
+                http.is_forwarded = *is_forwarded;
+            }
         }
         if let Some(principal) = principal {
             self.attach_principal(slot, principal.clone(), now);

@@ -33,6 +33,7 @@ impl Shard {
     ) {
         self.handle_accept(slot, listener, now);
         let Some(session) = self.sessions.open_mut(slot) else { return };
+        session.client_address = client;
         match (client, &mut session.protocol) {
             (ClientAddress::ProxyHeader, protocol) => *protocol = Protocol::ProxyHeader,
             (ClientAddress::ForwardedFor, Protocol::Http(http)) => http.is_forwarded = true,

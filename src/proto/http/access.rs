@@ -2,12 +2,13 @@
 //! Browsers do not apply the same-origin policy to WebSockets: they send `Origin` and let the server decide (RFC
 //! 6455, section 10.2). A page may use its own server, and servers whose operators allow it.
 //! In a DNS rebinding attack, a foreign page's name points to the server's address, so that the page looks like the server's
-//! own. Therefore the server also checks the name. A page at an IP address or localhost is never foreign. Neither is a page
-//! that was loaded over TLS, because the attacker has no certificate for the server's name.
+//! own. Its browser then sends no `Origin` with a GET. Therefore the server also checks the name, for every resource. A page at an
+//! IP address or localhost is never foreign. Neither is a page that was loaded over TLS, because the attacker has no certificate
+//! for the server's name.
 
 use std::str::FromStr;
 
-use http::{HeaderValue, StatusCode, header, uri::Authority};
+use http::{HeaderName, HeaderValue, StatusCode, header, uri::Authority};
 
 use super::{Failure, host, request::Request};
 
@@ -18,8 +19,23 @@ pub struct Access {
     pub origins: Vec<OriginPattern>,
     /// Host names that requests may use, besides IP addresses and localhost; empty: any, except if `is_local`.
     pub hosts: Vec<HostPattern>,
-    /// Whether only this machine can connect. Then a page at an unlisted name is not the server's own.
+    /// Host names of tenants, which are names of this server too.
+    pub tenant_hosts: Vec<HostPattern>,
+    /// Whether only this machine can connect, and a browser can do so directly. Then a page at an unlisted name is not the
+    /// server's own.
     pub is_local: bool,
+}
+
+/// Who has sent a request, as far as that shows whether a web page can have sent it directly.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sender {
+    /// Perhaps a browser.
+    #[default]
+    Anyone,
+    /// A trusted proxy, if the request has `X-Forwarded-For`.
+    ForwardingProxy,
+    /// A trusted proxy: the connection begins with a PROXY header.
+    Proxy,
 }
 
 /// Hosts that are allowed.
@@ -52,19 +68,47 @@ pub enum OriginPattern {
 }
 
 impl Access {
-    /// Checks the host of a request, if the operator lists the hosts.
-    pub(super) fn check_host(&self, host: Option<&Authority>) -> Result<(), Failure> {
-        match host {
-            Some(host) if !self.hosts.is_empty() && !self.lists(host) => Err(forbidden(format!(
-                "{:?} is not a name of this server; --allow-host {} adds it",
-                host.as_str(),
-                host.host()
-            ))),
-            _ => Ok(()),
+    /// Checks the host of a request: that the operator lists it or, if none is listed, that no web page of a foreign site can
+    /// have sent the request under it.
+    pub(super) fn check_host(&self, request: &Request, sender: Sender) -> Result<(), Failure> {
+        let Some(host) = request.authority.as_ref().filter(|host| !self.lists(host)) else { return Ok(()) };
+        let (whole, name) = (host.as_str(), host.host());
+        if !self.hosts.is_empty() {
+            let text = format!("{whole:?} is not a name of this server; --allow-host {name} adds it");
+            return Err(forbidden(text));
         }
+        if self.is_local && self.may_be_rebound(request, host, sender) {
+            return Err(forbidden(format!(
+                "this server is local, and {whole:?} is neither an IP address nor localhost; --allow-host {name} allows it"
+            )));
+        }
+        Ok(())
     }
 
-    /// Checks the origin of a request to `host`. Clients other than browsers send none.
+    /// Whether a web page may have sent the request after its name was made to point here. Such a page has been loaded over plain
+    /// HTTP, and the request is for its own host and port.
+    fn may_be_rebound(&self, request: &Request, host: &Authority, sender: Sender) -> bool {
+        let headers = request.head.headers();
+        let is_proxied = match sender {
+            Sender::Anyone => false,
+            Sender::ForwardingProxy => headers.contains_key(HeaderName::from_static("x-forwarded-for")),
+            Sender::Proxy => true,
+        };
+        if is_proxied || self.origins.contains(&OriginPattern::Any) {
+            return false;
+        }
+        // Browsers send no origin with a GET of their own page.
+        let Some(origin) = headers.get(header::ORIGIN) else { return true };
+        let text = origin.to_str().unwrap_or_default();
+        let origin = Origin::parse(text);
+        if self.origins.iter().any(|pattern| pattern.allows(text, origin.as_ref())) {
+            return false;
+        }
+        // `check_origin` refuses the pages of other hosts.
+        origin.is_some_and(|own| own.scheme == "http" && host::is_same(&own.host, host, own.default_port))
+    }
+
+    /// Checks the origin of a request to `host`, whose host has been checked. Clients other than browsers send none.
     pub(super) fn check_origin(&self, origin: Option<&HeaderValue>, host: &Authority) -> Result<(), Failure> {
         let Some(text) = origin else { return Ok(()) };
         let Ok(text) = text.to_str() else { return Err(Failure::bad_request("malformed header origin")) };
@@ -72,17 +116,10 @@ impl Access {
         if self.origins.iter().any(|pattern| pattern.allows(text, origin.as_ref())) {
             return Ok(());
         }
-        let Some(own) = origin.filter(|origin| host::is_same(&origin.host, host, origin.default_port)) else {
+        if !origin.is_some_and(|own| host::is_same(&own.host, host, own.default_port)) {
             return Err(forbidden(format!(
                 "a page of {text:?} may not connect to {:?}; --allow-origin {text} allows it",
                 host.as_str()
-            )));
-        };
-        if self.is_local && own.scheme == "http" && !self.lists(host) {
-            return Err(forbidden(format!(
-                "this server is local, and {:?} is neither an IP address nor localhost; --allow-host {} allows it",
-                host.as_str(),
-                host.host()
             )));
         }
         Ok(())
@@ -90,7 +127,7 @@ impl Access {
 
     fn lists(&self, host: &Authority) -> bool {
         host::is_address_or_localhost(host.host())
-            || self.hosts.iter().any(|pattern| pattern.allows(host.host()))
+            || self.hosts.iter().chain(&self.tenant_hosts).any(|pattern| pattern.allows(host.host()))
     }
 }
 

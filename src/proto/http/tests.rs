@@ -1,5 +1,7 @@
 //! Requests as clients and intermediaries send them, by the right answers.
 
+mod access_tests;
+
 use super::*;
 use crate::subscription::Policy;
 
@@ -409,124 +411,6 @@ fn every_time_of_the_clock_has_a_date() {
     }
 }
 
-/// The status of a handshake with these headers.
-fn from_page(access: &Access, host: &str, origin: Option<&str>) -> u16 {
-    let origin = origin.map(|origin| format!("Origin: {origin}\r\n")).unwrap_or_default();
-    let request = format!("{}{origin}\r\n", REQUEST.replace("Host: x", &format!("Host: {host}")));
-    match step(request.as_bytes(), HttpConfig { access, ..CONFIG }) {
-        Step::Complete(_, Answer::Upgrade { .. }) => 101,
-        Step::Complete(_, Answer::Respond { status, .. }) => status,
-        _ => 0,
-    }
-}
-
-fn access(origins: &[&str], hosts: &[&str], is_local: bool) -> Access {
-    Access {
-        origins: origins.iter().map(|text| text.parse().unwrap()).collect(),
-        hosts: hosts.iter().map(|text| text.parse().unwrap()).collect(),
-        is_local,
-    }
-}
-
-#[test]
-fn a_page_may_connect_only_to_its_own_host_and_port() {
-    let own = access(&[], &[], false);
-    for (host, origin) in [
-        ("x", None),
-        ("x", Some("http://x")),
-        ("x", Some("http://X:80")),
-        ("x:443", Some("https://x")),
-        ("x", Some("https://x")),
-        ("ticks.example:9480", Some("http://ticks.example:9480")),
-        ("127.0.0.1:9480", Some("http://127.0.0.1:9480")),
-        ("[::1]:9480", Some("http://[::1]:9480")),
-    ] {
-        assert_eq!(from_page(&own, host, origin), 101, "{host} {origin:?}");
-    }
-    for (host, origin) in [
-        ("x", "http://y"),
-        ("x", "null"),
-        ("x", ""),
-        ("x", "x"),
-        ("x", "http://"),
-        ("x", "http://x.y"),
-        ("x", "http://y.x"),
-        ("x", "http://x:9480"),
-        ("x:9480", "http://x"),
-        ("x", "http://x@y"),
-        ("x", "http://x http://y"),
-        ("127.0.0.1", "http://127.0.0.1.evil.example"),
-        ("127.0.0.1", "http://localhost"),
-    ] {
-        assert_eq!(from_page(&own, host, Some(origin)), 403, "{host} {origin}");
-    }
-    let twice = format!("{REQUEST}Origin: http://x\r\nOrigin: http://x\r\n\r\n");
-    assert_eq!(status(&twice), 400);
-}
-
-#[test]
-fn listed_origins_may_connect_too() {
-    let listed = access(&["https://App.example", "https://*.example.org:8443", "null"], &[], true);
-    for origin in
-        ["https://app.example", "https://a.example.org:8443", "https://a.b.example.org:8443", "null"]
-    {
-        assert_eq!(from_page(&listed, "x", Some(origin)), 101, "{origin}");
-    }
-    for origin in [
-        "http://app.example",
-        "https://app.example:8443",
-        "https://b.app.example",
-        "https://example.org:8443",
-        "https://evilexample.org:8443",
-        "https://a.example.org",
-    ] {
-        assert_eq!(from_page(&listed, "x", Some(origin)), 403, "{origin}");
-    }
-    for origin in ["http://evil.example", "null", "chrome-extension://abcdef"] {
-        assert_eq!(from_page(&access(&["*"], &[], true), "x", Some(origin)), 101, "{origin}");
-    }
-    for bad in [
-        "",
-        "app.example",
-        "https://",
-        "https://*",
-        "https://a.*.example",
-        "https://a/b",
-        "**",
-        "https://a@b",
-    ] {
-        assert!(bad.parse::<access::OriginPattern>().unwrap_err().contains("is not an origin"), "{bad}");
-    }
-}
-
-#[test]
-fn a_name_made_to_point_to_a_local_server_is_refused() {
-    let local = access(&[], &[], true);
-    for host in ["localhost:9480", "app.localhost:9480", "127.0.0.1:9480", "[::1]:9480", "192.0.2.1:9480"] {
-        assert_eq!(from_page(&local, host, Some(&format!("http://{host}"))), 101, "{host}");
-    }
-    assert_eq!(from_page(&local, "evil.example:9480", Some("http://evil.example:9480")), 403);
-    assert_eq!(
-        from_page(&local, "ticks.example", Some("https://ticks.example")),
-        101,
-        "a TLS proxy is in front"
-    );
-    assert_eq!(from_page(&local, "ticks.example", None), 101, "not a browser");
-    let named = access(&[], &["ticks.example", "*.lan"], true);
-    for host in ["ticks.example", "TICKS.example:80", "a.lan", "localhost", "10.0.0.1"] {
-        assert_eq!(from_page(&named, host, Some(&format!("http://{host}"))), 101, "{host}");
-        assert_eq!(from_page(&named, host, None), 101, "{host}");
-    }
-    for host in ["evil.example", "lan", "xlan"] {
-        assert_eq!(from_page(&named, host, Some(&format!("https://{host}"))), 403, "{host}");
-        assert_eq!(from_page(&named, host, None), 403, "{host}: the list is complete");
-    }
-    assert_eq!(from_page(&access(&[], &["*"], true), "evil.example", Some("http://evil.example")), 101);
-    for bad in ["", "a:80", "a/b", "*a", "*.", "a b", "http://a"] {
-        assert!(bad.parse::<access::HostPattern>().unwrap_err().contains("is not a host"), "{bad}");
-    }
-}
-
 #[test]
 fn a_target_in_absolute_form_is_for_the_host_of_the_header() {
     let of = |target: &str, host: &str| status(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
@@ -561,34 +445,4 @@ fn forwarded_addresses_are_read_from_the_last_proxy_backwards() {
                  X-Forwarded-For: 192.0.2.4:5\r\n";
     assert_eq!(of(lines), "192.0.2.4 ::3 2001:db8::2 2001:db8::1 192.0.2.1");
     assert_eq!(of("X-Forwarded-For: 192.0.2.1, unknown\r\n"), "");
-}
-
-#[test]
-fn a_page_that_may_use_a_resource_may_read_its_errors_too() {
-    let access = access(&["https://app.example"], &[], false);
-    let answer = |line: &str, rest: &str| {
-        let request = format!("{line} HTTP/1.1\r\nHost: x\r\nOrigin: https://app.example\r\n{rest}");
-        match step(request.as_bytes(), HttpConfig { access: &access, ..CONFIG }) {
-            Step::Complete(_, Answer::Respond { response, status, .. }) => {
-                (status, String::from_utf8(response).unwrap())
-            }
-            other => panic!("{request}: {other:?}"),
-        }
-    };
-    for (line, rest, status) in [
-        ("OPTIONS /sse", "\r\n", 204),
-        ("GET /sse", "\r\n", 400),
-        ("POST /sse", "\r\n", 405),
-        ("GET /v1/publish", "\r\n", 405),
-        ("GET /v1/latest", "\r\n", 400),
-        ("POST /v1/publish/a", "Idempotency-Key: \r\nContent-Length: 1\r\n\r\n1", 400),
-        ("POST /v1/publish", "Content-Length: 70000\r\n\r\n", 413),
-        ("POST /v1/publish", "Transfer-Encoding: chunked\r\n\r\n10001\r\n", 413),
-    ] {
-        let (found, response) = answer(line, rest);
-        assert_eq!(found, status, "{line}: {response}");
-        let lines = response.matches("Access-Control-Allow-Origin: https://app.example\r\n").count();
-        assert_eq!(lines, 1, "{line}: {response}");
-    }
-    assert!(!answer("GET /nothing", "\r\n").1.contains("Access-Control"));
 }

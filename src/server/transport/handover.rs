@@ -44,7 +44,11 @@ mod tests {
 
     use super::*;
     use crate::limits::HANDOVERS_PER_LANE;
-    use tickcast_core::{ids::TenantId, mesh::ring::Doorbell, shard::ListenerKind};
+    use tickcast_core::{
+        ids::TenantId,
+        mesh::ring::Doorbell,
+        shard::{ClientAddress, ListenerKind},
+    };
     use tickcast_proto::ids::ShardId;
 
     fn handover(to: u16, n: usize) -> (Handover, UnixStream) {
@@ -54,6 +58,7 @@ mod tests {
             listener: ListenerKind::Native,
             is_read_only: false,
             is_forwarded: false,
+            client_address: ClientAddress::Peer,
             tenant: TenantId::DEFAULT,
             principal: None,
             certificate_name: None,

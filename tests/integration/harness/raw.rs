@@ -232,7 +232,7 @@ pub fn upgrade_request(path: &str, subprotocol: &str) -> String {
         name => format!("Sec-WebSocket-Protocol: {name}\r\n"),
     };
     format!(
-        "GET {path} HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{subprotocol}\r\n"
     )
 }

@@ -20,7 +20,7 @@ use crate::{
     placement,
     principal::Principal,
     session::{CloseReason, Proof, Protocol, Session},
-    shard::{Action, ListenerKind, Shard},
+    shard::{Action, ClientAddress, ListenerKind, Shard},
     topic_key,
 };
 use tickcast_proto::ids::ShardId;
@@ -36,6 +36,8 @@ pub struct DetachedSession {
     pub is_read_only: bool,
     /// Whether its client is still to be admitted, by the address in `X-Forwarded-For`.
     pub is_forwarded: bool,
+    /// How a proxy has told its client's address.
+    pub client_address: ClientAddress,
     /// Its tenant, as far as it is known.
     pub tenant: TenantId,
     /// Its principal, if its credentials have been verified.
@@ -56,7 +58,7 @@ impl Shard {
         // `/v1` requests may have counted it as a connection of its tenant.
         self.leave_tenant(slot);
         let session = self.sessions.open_mut(slot)?;
-        let Session { listener, is_read_only, tenant, .. } = *session;
+        let Session { listener, client_address, is_read_only, tenant, .. } = *session;
         let bytes = session.take_input();
         let principal = session.principal.take();
         let certificate_name = self.authentication.take_certificate_name(slot);
@@ -72,6 +74,7 @@ impl Shard {
             listener,
             is_read_only,
             is_forwarded,
+            client_address,
             tenant,
             principal,
             certificate_name,
@@ -181,6 +184,7 @@ mod tests {
             listener,
             is_read_only: false,
             is_forwarded: false,
+            client_address: ClientAddress::Peer,
             tenant,
             principal: None,
             certificate_name: None,
