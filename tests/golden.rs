@@ -2,7 +2,7 @@
 
 use tickcast_proto::{
     ErrorCode, Step, WireFormat,
-    codec::{MessageType, TopicInfo, json},
+    codec::{Codec, MessageType, TopicInfo, json},
     command::{Command, PublishCommand, encode_request},
     features::Features,
     frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, HeaderFields, HelloParts, Kind, TickParts},
@@ -327,24 +327,29 @@ fn json_requests_decode_as_specified() {
 }
 
 #[test]
-fn keys_that_a_double_does_not_hold_are_strings_for_clients_that_ask() {
-    let tick = |format: WireFormat, key| {
+fn keys_that_a_double_does_not_hold_are_strings_in_every_json() {
+    let tick = |codec: Codec, key| {
         let topic = TopicInfo::new(TopicId(5), 10, "a.b");
         let parts = TickParts { flags: FLAG_PAYLOAD_JSON, key, payload: b"{}", ..TickParts::default() };
         let mut bytes = Vec::new();
         let header = frame::encode_tick(&mut bytes, topic.id, Sequence(3), &parts);
         let frame = Frame { header, kind: Kind::Tick, bytes: &bytes };
-        String::from_utf8(format.codec.encode_tick(&frame, &topic, &mut Vec::new()).to_vec()).unwrap()
+        String::from_utf8(codec.encode_tick(&frame, &topic, &mut Vec::new()).to_vec()).unwrap()
     };
     let (highest, beyond) = ((1 << 53) - 1, 1 << 53);
-    for (format, key, text) in [
-        (WireFormat::WEBSOCKET_JSON, highest, "9007199254740991"),
-        (WireFormat::WEBSOCKET_JSON, beyond, "9007199254740992"),
-        (WireFormat::WEBSOCKET_JSON_STRING_KEYS, highest, "9007199254740991"),
-        (WireFormat::WEBSOCKET_JSON_STRING_KEYS, beyond, "\"9007199254740992\""),
-    ] {
+    for (key, text) in [(highest, "9007199254740991"), (beyond, "\"9007199254740992\"")] {
         let wanted = format!(r#"{{"topic":"a.b","seq":3,"ts":0,"key":{text},"data":{{}}}}"#);
-        assert_eq!(tick(format, key), wanted);
+        let formats = [WireFormat::WEBSOCKET_JSON, WireFormat::EVENTS_JSON, WireFormat::LINES_JSON];
+        for format in formats.iter().flat_map(|format| [*format, format.with(Features::STRING_KEYS)]) {
+            assert_eq!(tick(format.codec, key), wanted);
+        }
+        let event = tick(Codec::SocketIo, key);
+        assert!(event.contains(&wanted), "{event}");
+        // As `tickcast sub --json` prints it.
+        let (mut line, parts) = (Vec::new(), TickParts { key, ..TickParts::default() });
+        json::encode_tick(&mut line, &json::tick_prefix("a.b"), 3, &parts);
+        let line = String::from_utf8(line).unwrap();
+        assert!(line.contains(&format!(r#""key":{text},"#)), "{line}");
     }
     for key in ["18446744073709551615", "\"18446744073709551615\""] {
         let text = format!(r#"{{"op":"publish","id":1,"topic":"a.b","key":{key},"data":1}}"#);

@@ -249,7 +249,7 @@ pub struct Session {
 }
 
 impl Session {
-    /// Grants the features that the client requests in its hello; `None`: it requests none. String keys, `previous` and batches have
+    /// Grants the features that the client requests in its hello; `None`: it requests none. `previous` and batches have
     /// their own wire formats, and the format must not change once topics may list the session by it.
     pub fn grant(&mut self, asked: Option<Features>) -> Option<Features> {
         let granted = asked.map(|asked| asked.intersection(Features::GRANTED));

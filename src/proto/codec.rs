@@ -27,16 +27,12 @@ pub enum Codec {
     Json = 1,
     /// The server sends tick payloads and nothing else. Requests are JSON objects or native frames.
     Raw = 2,
-    /// JSON objects, with keys above 2^53 - 1 as strings: [`Features::STRING_KEYS`](crate::features::Features).
-    JsonStringKeys = 3,
     /// Native frames whose ticks have `previous`: [`Features::PREVIOUS`](crate::features::Features).
-    NativeLinked = 4,
+    NativeLinked = 3,
     /// JSON objects whose ticks have `prev`.
-    JsonLinked = 5,
-    /// Both of [`Codec::JsonStringKeys`] and [`Codec::JsonLinked`].
-    JsonLinkedStringKeys = 6,
-    /// Socket.IO packets, whose events have JSON objects like those of [`Codec::JsonLinkedStringKeys`].
-    SocketIo = 7,
+    JsonLinked = 4,
+    /// Socket.IO packets, whose events have JSON objects like those of [`Codec::JsonLinked`].
+    SocketIo = 5,
 }
 
 /// Text or binary, for framings that distinguish them.
@@ -90,7 +86,7 @@ impl TopicInfo {
 
 impl Codec {
     /// Number of codecs.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 6;
 
     /// The codec that encodes the same messages with these features.
     pub const fn with(self, features: Features) -> Codec {
@@ -100,14 +96,8 @@ impl Codec {
             Codec::Native | Codec::NativeLinked => Codec::Native,
             Codec::Raw => Codec::Raw,
             Codec::SocketIo => Codec::SocketIo,
-            Codec::Json | Codec::JsonStringKeys | Codec::JsonLinked | Codec::JsonLinkedStringKeys => {
-                match (features.contains(Features::STRING_KEYS), has_previous) {
-                    (false, false) => Codec::Json,
-                    (true, false) => Codec::JsonStringKeys,
-                    (false, true) => Codec::JsonLinked,
-                    (true, true) => Codec::JsonLinkedStringKeys,
-                }
-            }
+            Codec::Json | Codec::JsonLinked if has_previous => Codec::JsonLinked,
+            Codec::Json | Codec::JsonLinked => Codec::Json,
         }
     }
 
@@ -116,14 +106,12 @@ impl Codec {
         match self {
             // Events of Socket.IO have all features of the encoding: none is asked for.
             Codec::Native | Codec::Json | Codec::Raw | Codec::SocketIo => Features::NONE,
-            Codec::JsonStringKeys => Features::STRING_KEYS,
             Codec::NativeLinked | Codec::JsonLinked => Features::PREVIOUS,
-            Codec::JsonLinkedStringKeys => Features::STRING_KEYS.union(Features::PREVIOUS),
         }
     }
 
     const fn is_json(self) -> bool {
-        matches!(self, Codec::Json | Codec::JsonStringKeys | Codec::JsonLinked | Codec::JsonLinkedStringKeys)
+        matches!(self, Codec::Json | Codec::JsonLinked)
     }
 
     /// Type of the messages that the server sends.
@@ -150,7 +138,7 @@ impl Codec {
             }
             Codec::Native | Codec::NativeLinked => tick.bytes,
             Codec::Raw => tick.payload(),
-            Codec::Json | Codec::JsonStringKeys | Codec::JsonLinked | Codec::JsonLinkedStringKeys => {
+            Codec::Json | Codec::JsonLinked => {
                 scratch.clear();
                 json::encode_frame(scratch, &topic.json_prefix, tick, self.features());
                 scratch
@@ -279,16 +267,8 @@ mod tests {
         records::TickTimes,
     };
 
-    const ALL: [Codec; Codec::COUNT] = [
-        Codec::Native,
-        Codec::Json,
-        Codec::Raw,
-        Codec::JsonStringKeys,
-        Codec::NativeLinked,
-        Codec::JsonLinked,
-        Codec::JsonLinkedStringKeys,
-        Codec::SocketIo,
-    ];
+    const ALL: [Codec; Codec::COUNT] =
+        [Codec::Native, Codec::Json, Codec::Raw, Codec::NativeLinked, Codec::JsonLinked, Codec::SocketIo];
 
     fn subscribes() -> Vec<u8> {
         let mut frames = Vec::new();
@@ -326,7 +306,7 @@ mod tests {
         let (text, binary) = (Message::Text("{\"op\":\"ping\"}".into()), Message::Binary(Bytes::new()));
         let taken = |codec: Codec| [&text, &binary].map(|message| codec.decode(message, 1 << 10).is_ok());
         let (native, json, raw) = ([false, true], [true, false], [true, true]);
-        assert_eq!(ALL.map(taken), [native, json, raw, json, native, json, json, [false; 2]]);
+        assert_eq!(ALL.map(taken), [native, json, raw, native, json, [false; 2]]);
     }
 
     #[test]

@@ -42,7 +42,7 @@ impl Features {
     pub const NODES: Features = Features(1 << 6);
     /// A PUBLISH may have a message id, by which the topic's home recognises duplicates.
     pub const MESSAGE_IDS: Features = Features(1 << 7);
-    /// In JSON, keys above 2^53 - 1 are strings.
+    /// In JSON, keys above 2^53 - 1 are strings. They always are; it remains for clients that ask.
     pub const STRING_KEYS: Features = Features(1 << 8);
     /// In JSON, each start position of a subscription may have its own epoch.
     pub const POSITIONS: Features = Features(1 << 9);

@@ -42,10 +42,6 @@ impl WireFormat {
     /// `tickcast.v1.raw`: tick payloads in binary WebSocket messages.
     pub const WEBSOCKET_RAW: WireFormat = WireFormat { codec: Codec::Raw, framing: Framing::WebSocket };
 
-    /// `tickcast.v1.json` with [`Features::STRING_KEYS`], which the client asks for in its hello.
-    pub const WEBSOCKET_JSON_STRING_KEYS: WireFormat =
-        WireFormat { codec: Codec::JsonStringKeys, framing: Framing::WebSocket };
-
     /// JSON objects as Server-Sent Events.
     pub const EVENTS_JSON: WireFormat = WireFormat { codec: Codec::Json, framing: Framing::EventStream };
     /// JSON objects as lines.

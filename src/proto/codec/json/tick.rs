@@ -14,21 +14,19 @@ pub fn tick_prefix(topic: &str) -> Vec<u8> {
     format!("{{\"topic\":{},\"seq\":", literal(topic)).into_bytes()
 }
 
-/// Appends the tick in a TICK frame. `prefix` is the topic's [`tick_prefix`]. With the feature `string_keys`, keys that a double
-/// cannot hold are strings; with `previous`, a tick has the bound that its frame has.
+/// Appends the tick in a TICK frame. `prefix` is the topic's [`tick_prefix`]. With the feature `previous`, a tick has the bound
+/// that its frame has.
 pub(in crate::codec) fn encode_frame(out: &mut Vec<u8>, prefix: &[u8], tick: &Frame<'_>, features: Features) {
     let times = tick.record::<TickTimes>();
     debug_assert!(times.is_ok(), "a TICK frame has times");
     let times = times.unwrap_or_default();
     let parts =
         TickParts { flags: tick.header.flags, schema: 0, times, key: tick.key(), payload: tick.payload() };
-    let quoted = features.contains(Features::STRING_KEYS) && parts.key > NUMBER_HIGHEST;
     let previous = (tick.is_linked() && features.contains(Features::PREVIOUS)).then(|| tick.previous());
-    let quote = if quoted { "\"" } else { "" };
-    encode_tick_with(out, prefix, tick.header.sequence, previous, &parts, quote, append_as_base64);
+    encode_tick_with(out, prefix, tick.header.sequence, previous, &parts, append_as_base64);
 }
 
-/// As [`encode_frame`] with both features, for messages that have opaque payloads beside them: `opaque` stands for these.
+/// As [`encode_frame`] with that feature, for messages that have opaque payloads beside them: `opaque` stands for these.
 pub(in crate::codec) fn encode_frame_beside(
     out: &mut Vec<u8>,
     prefix: &[u8],
@@ -40,9 +38,8 @@ pub(in crate::codec) fn encode_frame_beside(
     let times = times.unwrap_or_default();
     let parts =
         TickParts { flags: tick.header.flags, schema: 0, times, key: tick.key(), payload: tick.payload() };
-    let quote = if parts.key > NUMBER_HIGHEST { "\"" } else { "" };
     let previous = tick.is_linked().then(|| tick.previous());
-    encode_tick_with(out, prefix, tick.header.sequence, previous, &parts, quote, |out, _| {
+    encode_tick_with(out, prefix, tick.header.sequence, previous, &parts, |out, _| {
         out.extend_from_slice(b",\"data\":");
         out.extend_from_slice(opaque);
     });
@@ -50,9 +47,10 @@ pub(in crate::codec) fn encode_frame_beside(
 
 /// Appends a tick. `prefix` is the topic's [`tick_prefix`]. Allocates only to grow `out`.
 pub fn encode_tick(out: &mut Vec<u8>, prefix: &[u8], sequence: u64, tick: &TickParts<'_>) {
-    encode_tick_with(out, prefix, sequence, None, tick, "", append_as_base64);
+    encode_tick_with(out, prefix, sequence, None, tick, append_as_base64);
 }
 
+/// A key that a double cannot hold is a string of its digits, so that every JSON parser reads it exactly.
 #[inline]
 fn encode_tick_with(
     out: &mut Vec<u8>,
@@ -60,7 +58,6 @@ fn encode_tick_with(
     sequence: u64,
     previous: Option<u64>,
     tick: &TickParts<'_>,
-    key_quote: &str,
     append_opaque: impl FnOnce(&mut Vec<u8>, &[u8]),
 ) {
     let TickParts { flags, times, key, payload, .. } = *tick;
@@ -74,10 +71,11 @@ fn encode_tick_with(
     out.extend_from_slice(b",\"ts\":");
     out.extend_from_slice(digits.format(times.producer_time_ns).as_bytes());
     if key != 0 {
+        let quote: &[u8] = if key > NUMBER_HIGHEST { b"\"" } else { b"" };
         out.extend_from_slice(b",\"key\":");
-        out.extend_from_slice(key_quote.as_bytes());
+        out.extend_from_slice(quote);
         out.extend_from_slice(digits.format(key).as_bytes());
-        out.extend_from_slice(key_quote.as_bytes());
+        out.extend_from_slice(quote);
     }
     if flags & FLAG_SNAPSHOT != 0 {
         out.extend_from_slice(b",\"snapshot\":true");
