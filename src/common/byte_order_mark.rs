@@ -8,6 +8,9 @@ pub fn strip(text: &[u8]) -> &[u8] {
     text.strip_prefix(UTF8).unwrap_or(text)
 }
 
+/// What to do with a text in UTF-16.
+pub const UTF16: &str = "the text is UTF-16, convert it with iconv -f UTF-16 -t UTF-8";
+
 /// Whether the text starts with a UTF-16 byte order mark of either byte order.
 pub fn is_utf16(text: &[u8]) -> bool {
     text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff")

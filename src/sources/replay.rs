@@ -21,9 +21,19 @@ use crate::{
     LOG_TARGET_REPLAY,
     limits::{REPLAY_LINE_BYTES_MAX, REPLAY_WAIT_SAID_NS},
 };
-use tickcast_common::{byte_order_mark, clock, values::Speed};
+use tickcast_common::{
+    byte_order_mark::{self, UTF16},
+    clock,
+    values::Speed,
+};
 use tickcast_core::metrics::counters::Counter;
-use tickcast_proto::{codec::json, pattern};
+use tickcast_proto::{
+    codec::json::{
+        self,
+        diagnosis::{self, Form, Shape},
+    },
+    pattern,
+};
 
 /// The name that selects standard input.
 const STDIN: &str = "-";
@@ -157,8 +167,6 @@ impl fmt::Display for ReplayError {
 
 impl std::error::Error for ReplayError {}
 
-const UTF16: &str = "the text is UTF-16, convert it with iconv -f UTF-16 -t UTF-8";
-
 /// The fields of a line. Others are ignored.
 #[derive(Deserialize)]
 struct Fields<'a> {
@@ -172,6 +180,16 @@ struct Fields<'a> {
     #[serde(default, borrow)]
     key: Option<&'a RawValue>,
 }
+
+/// [`Fields`], for errors.
+const LINE: Shape = Shape {
+    text: "line",
+    object: "line",
+    is_line: true,
+    fields: &[("at_ns", Form::Any), ("topic", Form::Text), ("data", Form::Any), ("key", Form::Any)],
+    required: &[("at_ns", ""), ("topic", ""), ("data", "")],
+    has_others: true,
+};
 
 /// One line of a capture.
 struct Line<'a> {
@@ -341,7 +359,7 @@ fn time_ns(text: &str) -> Option<u64> {
     json::whole_number(text).or_else(|| unquoted.parse().ok().filter(fits).map(|ns: f64| ns as u64))
 }
 
-/// What is wrong with a line that is not JSON with the right fields. Does not contain serde's line number, which is always 1.
+/// What is wrong with a line that is not JSON with the right fields.
 fn described(line: &[u8], error: &serde_json::Error) -> String {
     // The column is that of the first unexpected byte, or of the byte before.
     let near = |number: &&&str| {
@@ -355,7 +373,10 @@ fn described(line: &[u8], error: &serde_json::Error) -> String {
     {
         return format!("{number} at column {} is not JSON: write null", error.column());
     }
-    error.to_string().replace(" at line 1 column ", " at column ")
+    match std::str::from_utf8(line) {
+        Ok(text) => diagnosis::explain(text, &LINE),
+        Err(error) => format!("the line is not UTF-8 at column {}", error.valid_up_to() + 1),
+    }
 }
 
 #[cfg(test)]
@@ -377,13 +398,17 @@ mod tests {
     #[test]
     fn bad_lines_say_what_is_wrong() {
         for (line, part) in [
-            (&b"{"[..], "EOF"),
-            (br#"{"at_ns":1,"topic":"a"}"#, "data"),
+            (&b"{"[..], "the line is not JSON: it ends too early"),
+            (b"[1]", "a line is one JSON object, not [1]"),
+            (br#"{"at_ns":1,"topic":"a"}"#, "\"data\" is missing"),
+            (br#"{"at_ns":1,"topic":7,"data":1}"#, "\"topic\" must be a string, not 7"),
+            (br#"{"at_ns":1,"topic":"a","data":1,"data":2}"#, "\"data\" is given twice"),
+            (br#"{"at_ns":1,"topic":"a","data":1} 2"#, "something follows it"),
             (br#"{"at_ns":-1,"topic":"a","data":1}"#, "at_ns -1 is not a number of nanoseconds"),
-            (br#"{"at_ns":1,"topic":"a","data":tru}"#, "at column"),
+            (br#"{"at_ns":1,"topic":"a","data":tru}"#, "the line is not JSON at column 34: \"}\""),
             (br#"{"at_ns":1,"topic":"a b","data":1}"#, "whitespace"),
             (br#"{"at_ns":1,"topic":"a","data":"xxxxxxxx"}"#, "allowed"),
-            (b"\xff", "expected"),
+            (b"\xff", "the line is not UTF-8 at column 1"),
             (b"\xff\xfe{\0", "UTF-16, convert it with iconv -f UTF-16 -t UTF-8"),
             (b"{\0\"\0", "UTF-16"),
             (b"\0{\0\"", "UTF-16"),

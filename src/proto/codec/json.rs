@@ -4,7 +4,7 @@
 //! numbers is preserved.
 
 mod bounds;
-mod diagnosis;
+pub mod diagnosis;
 mod payload;
 mod tick;
 

@@ -23,7 +23,10 @@ use super::{
 };
 use crate::{
     ErrorCode,
-    codec::json,
+    codec::json::{
+        self,
+        diagnosis::{self, Form, Shape},
+    },
     command::Token,
     limits::{HTTP_PAGE_ITEMS_DEFAULT, HTTP_PAGE_ITEMS_MAX, HTTP_PUBLISH_TICKS_MAX, REFUSED_RETRY_AFTER_S},
     pattern,
@@ -410,6 +413,26 @@ struct Item<'a> {
     message_id: Option<Cow<'a, str>>,
 }
 
+/// [`Item`], for errors.
+const TICK: Shape = Shape {
+    text: "tick",
+    object: "tick",
+    is_line: false,
+    fields: &[
+        ("topic", Form::Text),
+        ("data", Form::Any),
+        ("encoding", Form::OptionalText),
+        ("ts", Form::Number64),
+        ("schema", Form::Number32),
+        ("key", Form::Key),
+        ("message_id", Form::OptionalText),
+    ],
+    required: &[("topic", ""), ("data", "")],
+    has_others: false,
+};
+/// A body that is an array of ticks, for errors.
+const BODY: Shape = Shape { text: "body", object: "body", fields: &[], required: &[], ..TICK };
+
 impl Item<'_> {
     fn into_tick(self) -> Result<Tick, String> {
         let Item { topic, data, encoding, ts, schema, key, message_id } = self;
@@ -441,27 +464,34 @@ fn ticks(text: &str, are_lines: bool) -> Result<(Vec<Tick>, bool), Failure> {
     };
     let mut ticks = Vec::new();
     let is_single = !are_lines && text.trim_ascii_start().starts_with('{');
-    let mut add = |item: Result<Item<'_>, serde_json::Error>| {
+    let mut add = |text: &str| {
         let at = ticks.len() + 1;
         if at > HTTP_PUBLISH_TICKS_MAX {
             return Err(too_many());
         }
-        let item = item.map_err(|error| bad(at, error.to_string()))?;
+        let item: Item<'_> =
+            serde_json::from_str(text).map_err(|_| bad(at, diagnosis::explain(text, &TICK)))?;
         ticks.push(item.into_tick().map_err(|text| bad(at, text))?);
         Ok(())
     };
     if are_lines {
         for line in text.lines().filter(|line| !line.trim_ascii().is_empty()) {
-            add(serde_json::from_str(line))?;
+            add(line)?;
         }
     } else if is_single {
-        add(serde_json::from_str(text))?;
+        add(text)?;
     } else {
         let items: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| {
-            Failure::bad_request(format!("the body is neither a tick nor an array of ticks: {error}"))
+            Failure::bad_request(match text.trim_ascii_start().chars().next() {
+                None => {
+                    "the body is empty; it has one tick, an array of ticks, or a tick on each line".to_owned()
+                }
+                Some('[') => diagnosis::not_json(text, &error, &BODY),
+                Some(_) => "the body is neither a tick nor an array of ticks".to_owned(),
+            })
         })?;
         for item in items {
-            add(serde_json::from_str(item.get()))?;
+            add(item.get())?;
         }
     }
     match ticks.is_empty() {
@@ -531,6 +561,33 @@ impl<'a> Query<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_body_is_said_in_the_words_of_its_author() {
+        for (text, part) in [
+            ("", "the body is empty"),
+            ("7", "the body is neither a tick nor an array of ticks"),
+            ("[1,]", "the body is not JSON: see line 1, column 4, at \"]\""),
+            (r#"[{"topic":"a","data":1},7]"#, "tick 2: a tick is one JSON object, not 7"),
+            (r#"{"topic":"a","data":1} x"#, "tick 1: a tick is one JSON object, and something follows it"),
+            (r#"{"topic":7,"data":1}"#, "tick 1: \"topic\" must be a string, not 7"),
+            (r#"{"data":1}"#, "tick 1: \"topic\" is missing"),
+            (r#"{"topic":"a","data":1,"data":2}"#, "tick 1: \"data\" is given twice"),
+            (
+                r#"{"topic":"a","data":1,"x":2}"#,
+                "tick 1: unknown field \"x\"; the fields are topic, data, encoding",
+            ),
+            (r#"{"topic":"a","data":1,"key":-1}"#, "tick 1: \"key\" must be a whole number from 0 to"),
+            (
+                "{\"topic\":\"a\",\n\"data\":NaN}",
+                "tick 1: the tick is not JSON: see line 2, column 8, at \"NaN}\"",
+            ),
+            (r#"{"topic":"a","data":"#, "tick 1: the tick is not JSON: it ends too early"),
+        ] {
+            let Failure(status, said) = ticks(text, false).unwrap_err();
+            assert!(status == StatusCode::BAD_REQUEST && said.starts_with(part), "{text}: {said}");
+        }
+    }
 
     #[test]
     fn errors_of_the_server_and_of_engines_are_not_blamed_on_the_request() {

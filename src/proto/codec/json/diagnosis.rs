@@ -1,5 +1,5 @@
-//! Explains why a text is not a request, so that its author can correct it, and finds its id, which the ERROR repeats.
-//! Runs only after decoding has failed, so valid requests are parsed once.
+//! Explains why a text is not a request, or another object that clients and files have, so that its author can correct it. Finds the
+//! id of a request, which the ERROR repeats. Runs only after decoding has failed, so valid texts are parsed once.
 
 use std::{borrow::Cow, fmt};
 
@@ -11,9 +11,26 @@ use serde_json::{error::Category, value::RawValue};
 
 use super::{InvalidRequest, OPERATIONS, cut, key};
 
+/// An object as its author knows it: see [`explain`].
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// What the text is called: `message`.
+    pub text: &'static str,
+    /// What the object is called: `request`.
+    pub object: &'static str,
+    /// Whether the text is one line of a file, whose number is said elsewhere.
+    pub is_line: bool,
+    /// Its fields. At most 32.
+    pub fields: &'static [(&'static str, Form)],
+    /// Fields that may not be missing, and what to use; empty: that is plain.
+    pub required: &'static [(&'static str, &'static str)],
+    /// Whether other fields are skipped.
+    pub has_others: bool,
+}
+
 /// What a field's value must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
+pub enum Form {
     /// A string.
     Text,
     /// A string, or `null` for none.
@@ -32,25 +49,32 @@ enum Form {
     Any,
 }
 
-/// The fields of all requests.
-const FIELDS: [(&str, Form); 16] = [
-    ("op", Form::Text),
-    ("id", Form::Number32),
-    ("name", Form::OptionalText),
-    ("features", Form::Texts),
-    ("topics", Form::Texts),
-    ("topic", Form::OptionalText),
-    ("from", Form::Any),
-    ("policy", Form::Any),
-    ("max_rate", Form::Any),
-    ("data", Form::Any),
-    ("encoding", Form::OptionalText),
-    ("ts", Form::Number64),
-    ("schema", Form::Number32),
-    ("key", Form::Key),
-    ("token", Form::Token),
-    ("message_id", Form::OptionalText),
-];
+/// Requests, with the fields of all of them.
+const REQUEST: Shape = Shape {
+    text: "message",
+    object: "request",
+    is_line: false,
+    required: &[("op", OPERATIONS)],
+    has_others: false,
+    fields: &[
+        ("op", Form::Text),
+        ("id", Form::Number32),
+        ("name", Form::OptionalText),
+        ("features", Form::Texts),
+        ("topics", Form::Texts),
+        ("topic", Form::OptionalText),
+        ("from", Form::Any),
+        ("policy", Form::Any),
+        ("max_rate", Form::Any),
+        ("data", Form::Any),
+        ("encoding", Form::OptionalText),
+        ("ts", Form::Number64),
+        ("schema", Form::Number32),
+        ("key", Form::Key),
+        ("token", Form::Token),
+        ("message_id", Form::OptionalText),
+    ],
+};
 
 impl Form {
     fn is(self, value: &str) -> bool {
@@ -85,33 +109,49 @@ impl fmt::Display for Form {
 /// The id is the first valid `id` before the point where the text ceases to be JSON; else 0.
 #[cold]
 pub(super) fn diagnose(text: &str) -> InvalidRequest {
-    if !text.trim_start().starts_with('{') {
-        let text = match text.trim() {
-            "" => "the message is empty; a request is one JSON object".into(),
-            other => format!("a request is one JSON object, not {}", cut(other)),
-        };
-        return InvalidRequest { request: 0, text };
-    }
-    let mut findings = Findings::default();
-    let mut deserializer = serde_json::Deserializer::from_str(text);
-    let read = deserializer.deserialize_map(&mut findings);
-    let Findings { request, problem, has_op, .. } = findings;
-    let text = problem.unwrap_or_else(|| match read.map(|()| deserializer.end()) {
-        Err(error) => not_json(text, &error),
-        Ok(Err(_)) => "a message is one JSON object, and something follows it".into(),
-        Ok(Ok(())) if !has_op => format!("\"op\" is missing; use {OPERATIONS}"),
-        Ok(Ok(())) => {
-            debug_assert!(false, "what cannot be decoded has something wrong with it");
-            "not a request".into()
-        }
-    });
+    let (request, text) = examine(text, &REQUEST);
     InvalidRequest { request, text }
 }
 
-/// Describes where a text ceases to be JSON.
-fn not_json(text: &str, error: &serde_json::Error) -> String {
+/// The first reason why `text`, which cannot be decoded, is not an object of a shape.
+#[cold]
+pub fn explain(text: &str, shape: &'static Shape) -> String {
+    examine(text, shape).1
+}
+
+/// The `id` that the text has, and what is wrong with it.
+fn examine(text: &str, shape: &'static Shape) -> (u32, String) {
+    let Shape { text: whole, object, .. } = *shape;
+    if !text.trim_start().starts_with('{') {
+        let text = match text.trim() {
+            "" => format!("the {whole} is empty; a {object} is one JSON object"),
+            other => format!("a {object} is one JSON object, not {}", cut(other)),
+        };
+        return (0, text);
+    }
+    let mut findings = Findings { shape, request: 0, seen: 0, problem: None };
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let read = deserializer.deserialize_map(&mut findings);
+    let missing = findings.missing();
+    let Findings { request, problem, .. } = findings;
+    let text = problem.unwrap_or_else(|| match (read.map(|()| deserializer.end()), missing) {
+        (Err(error), _) => not_json(text, &error, shape),
+        (Ok(Err(_)), _) => format!("a {whole} is one JSON object, and something follows it"),
+        (Ok(Ok(())), Some((name, ""))) => format!("\"{name}\" is missing"),
+        (Ok(Ok(())), Some((name, values))) => format!("\"{name}\" is missing; use {values}"),
+        (Ok(Ok(())), None) => {
+            debug_assert!(false, "what cannot be decoded has something wrong with it");
+            format!("not a {object}")
+        }
+    });
+    (request, text)
+}
+
+/// Describes where a text, which the shape names, ceases to be JSON.
+pub fn not_json(text: &str, error: &serde_json::Error, shape: &Shape) -> String {
+    let whole = shape.text;
     if error.classify() == Category::Eof {
-        return "the message is not JSON: it ends too early".into();
+        return format!("the {whole} is not JSON: it ends too early");
     }
     // Lines end at LF; a column counts bytes from 1.
     let line = text.split('\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
@@ -119,36 +159,40 @@ fn not_json(text: &str, error: &serde_json::Error) -> String {
     while !line.is_char_boundary(at) {
         at -= 1;
     }
-    let (line_number, column) = (error.line(), error.column());
-    format!("the message is not JSON: see line {line_number}, column {column}, at {:?}", cut(&line[at..]))
+    let (line_number, column, at) = (error.line(), error.column(), cut(&line[at..]));
+    match shape.is_line {
+        true => format!("the {whole} is not JSON at column {column}: {at:?}"),
+        false => format!("the {whole} is not JSON: see line {line_number}, column {column}, at {at:?}"),
+    }
 }
 
 /// What the object has contained so far.
-#[derive(Default)]
 struct Findings {
+    shape: &'static Shape,
     request: u32,
-    has_op: bool,
-    /// Fields seen so far, as bits by their index in [`FIELDS`].
+    /// Fields seen so far, as bits by their index.
     seen: u32,
     problem: Option<String>,
 }
 
 impl Findings {
     fn field(&mut self, name: &str, value: &str) {
-        let Some(at) = FIELDS.iter().position(|(known, _)| *known == name) else {
-            self.problem.get_or_insert_with(|| {
-                let known: Vec<_> = FIELDS.iter().map(|(name, _)| *name).collect();
-                format!("unknown field {:?}; the fields are {}", cut(name), known.join(", "))
-            });
+        let fields = self.shape.fields;
+        let Some(at) = fields.iter().position(|(known, _)| *known == name) else {
+            if !self.shape.has_others {
+                self.problem.get_or_insert_with(|| {
+                    let known: Vec<_> = fields.iter().map(|(name, _)| *name).collect();
+                    format!("unknown field {:?}; the fields are {}", cut(name), known.join(", "))
+                });
+            }
             return;
         };
-        let (bit, form) = (1 << at, FIELDS[at].1);
+        let (bit, form) = (1 << at, fields[at].1);
         if self.seen & bit != 0 {
             self.problem.get_or_insert_with(|| format!("\"{name}\" is given twice"));
             return;
         }
         self.seen |= bit;
-        self.has_op |= name == "op";
         if form == Form::Token && !form.is(value) {
             self.problem.get_or_insert_with(|| format!("\"{name}\" must be {form}"));
         } else if !form.is(value) {
@@ -156,6 +200,20 @@ impl Findings {
         } else if name == "id" {
             self.request = serde_json::from_str(value).unwrap_or(0);
         }
+    }
+}
+
+impl Findings {
+    /// The first required field that the object does not have.
+    fn missing(&self) -> Option<(&'static str, &'static str)> {
+        let has = |name| {
+            self.shape
+                .fields
+                .iter()
+                .position(|(known, _)| *known == name)
+                .is_some_and(|at| self.seen & 1 << at != 0)
+        };
+        self.shape.required.iter().find(|(name, _)| !has(*name)).copied()
     }
 }
 
