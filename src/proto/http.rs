@@ -104,6 +104,8 @@ pub enum Answer {
         forwarded_for: Vec<IpAddr>,
         /// Header lines for browsers, which an answer that refuses the request must have too: see [`refused_to_page`].
         cors: String,
+        /// The request was HEAD, for a stream: the response is the beginning alone, and ends the connection.
+        is_head: bool,
     },
 }
 
@@ -332,7 +334,8 @@ fn deliver(
             let host =
                 request.authority.as_ref().map_or_else(Box::default, |authority| authority.host().into());
             let forwarded_for = request.forwarded_for();
-            return Answer::Upgrade { response, target, host, forwarded_for, cors };
+            let is_head = request.is_head();
+            return Answer::Upgrade { response, target, host, forwarded_for, cors, is_head };
         }
         Ok(Outcome::Response(response)) => response,
         Ok(Outcome::Call(..) | Outcome::Poll { .. }) => {
@@ -452,14 +455,14 @@ impl From<Failure> for Response {
 
 /// The response that ends a connection before its request has been read: status and reason.
 pub fn refused(status: u16, text: &str, realtime_ns: u64) -> Vec<u8> {
-    refused_to_page(status, text, "", realtime_ns)
+    refused_to_page(status, text, ("", false), realtime_ns)
 }
 
-/// As [`refused`], after the request has been read. `cors`: that of [`Answer::Upgrade`].
-pub fn refused_to_page(status: u16, text: &str, cors: &str, realtime_ns: u64) -> Vec<u8> {
+/// As [`refused`], after the request has been read. `cors` and `is_head`: those of [`Answer::Upgrade`].
+pub fn refused_to_page(status: u16, text: &str, (cors, is_head): (&str, bool), realtime_ns: u64) -> Vec<u8> {
     let code = StatusCode::from_u16(status);
     debug_assert!(code.is_ok(), "{status} is an HTTP status");
-    let delivery = Delivery { is_head: false, keeps_alive: false, is_1_0: false, realtime_ns };
+    let delivery = Delivery { is_head, keeps_alive: false, is_1_0: false, realtime_ns };
     let failure = Failure(code.unwrap_or(StatusCode::SERVICE_UNAVAILABLE), text.to_owned());
     let mut response = Response::from(failure);
     response.fields += cors;

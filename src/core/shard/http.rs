@@ -97,15 +97,15 @@ impl Shard {
                     return Ok(Step::Partial);
                 }
             }
-            Answer::Upgrade { response, target, host, cors, .. } => {
+            Answer::Upgrade { response, target, host, cors, is_head, .. } => {
                 match self.enter_stream(slot, &target, &host, now) {
                     Entry::Admitted if target.is_one_way() => {
-                        self.begin_stream(slot, &response, target, &cors, now)?
+                        self.begin_stream(slot, &response, target, (&cors, is_head), now)?
                     }
                     Entry::Admitted => self.upgrade(slot, &response, target, now)?,
                     Entry::Waits => return Ok(Step::Partial),
                     Entry::Refused(refusal) if target.is_one_way() => {
-                        self.refuse_stream(slot, &response, &target, refusal, &cors, now);
+                        self.refuse_stream(slot, &response, &target, refusal, (&cors, is_head), now);
                     }
                     Entry::Refused(AuthRefusal::Busy) => {
                         self.end(slot, CloseReason::Unauthorized(AuthRefusal::Busy), now);

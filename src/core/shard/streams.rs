@@ -25,21 +25,27 @@ use tickcast_proto::{
 const LOST: Position = Position { epoch: 0, sequence: 0 };
 
 impl Shard {
-    /// Begins a stream, unless its client may not receive a pattern at all: then the answer is 403. `cors`: that of
-    /// [`http::Answer::Upgrade`].
+    /// Begins a stream, unless its client may not receive a pattern at all: then the answer is 403. `to`: the
+    /// `cors` and `is_head` of [`http::Answer::Upgrade`].
     pub(super) fn begin_stream(
         &mut self,
         slot: SlotId,
         response: &[u8],
         target: Target,
-        cors: &str,
+        to: (&str, bool),
         now: Now,
     ) -> Result<(), DecodeError> {
         let Target::Stream { patterns, .. } = &target else { return Ok(()) };
         if let Some(refused) = patterns.iter().find(|pattern| self.allowed(slot, pattern) == Allowed::Nothing)
         {
             let text = self.refuse_pattern(refused);
-            self.refuse_with(slot, 403, &text, cors, now);
+            self.refuse_with(slot, 403, &text, to, now);
+            return Ok(());
+        }
+        if let (_, true) = to {
+            self.counters.add(Counter::HttpResponses, 1);
+            self.push_bytes(slot, response);
+            self.end(slot, CloseReason::Http(200), now);
             return Ok(());
         }
         self.begin_messages(slot, response, &target, now);
@@ -67,28 +73,28 @@ impl Shard {
     /// Refuses the credentials of a client that has requested a stream, before the stream begins. If the server is too busy to
     /// verify them, the client gets a stream that ends at once, because an EventSource does not reconnect after an error
     /// response.
-    /// `cors`: that of [`http::Answer::Upgrade`].
+    /// `to`: as in [`Shard::begin_stream`].
     pub(super) fn refuse_stream(
         &mut self,
         slot: SlotId,
         response: &[u8],
         target: &Target,
         refusal: AuthRefusal,
-        cors: &str,
+        to: (&str, bool),
         now: Now,
     ) {
         let is_event_stream = matches!(target, Target::Stream { format: WireFormat::EVENTS_JSON, .. });
-        if is_event_stream && refusal == AuthRefusal::Busy {
+        if is_event_stream && refusal == AuthRefusal::Busy && !to.1 {
             self.begin_messages(slot, response, target, now);
             return self.end(slot, CloseReason::Unauthorized(refusal), now);
         }
-        self.refuse_with(slot, refusal.status(), &refusal.to_string(), cors, now);
+        self.refuse_with(slot, refusal.status(), &refusal.to_string(), to, now);
     }
 
     /// Answers a request for a stream with an error, and closes its connection.
-    fn refuse_with(&mut self, slot: SlotId, status: u16, text: &str, cors: &str, now: Now) {
+    fn refuse_with(&mut self, slot: SlotId, status: u16, text: &str, to: (&str, bool), now: Now) {
         self.counters.add(Counter::HttpResponses, 1);
-        self.push_bytes(slot, &http::refused_to_page(status, text, cors, now.realtime_ns));
+        self.push_bytes(slot, &http::refused_to_page(status, text, to, now.realtime_ns));
         self.end(slot, CloseReason::Http(status), now);
     }
 

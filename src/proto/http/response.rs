@@ -55,7 +55,9 @@ impl Response {
             (_, true) => "",
         };
         head += connection;
-        if ![StatusCode::NOT_MODIFIED, StatusCode::NO_CONTENT].contains(&self.status) {
+        // A HEAD without the content that a GET would get leaves out its length (RFC 9110, section 9.3.2).
+        let is_unknown = delivery.is_head && self.body.is_empty();
+        if !is_unknown && ![StatusCode::NOT_MODIFIED, StatusCode::NO_CONTENT].contains(&self.status) {
             // Writing to a String cannot fail.
             let _ = write!(head, "Content-Length: {}\r\n", self.body.len());
         }

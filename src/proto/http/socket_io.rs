@@ -18,7 +18,10 @@ use crate::{
 };
 
 /// Methods of `/socket.io/`.
-pub(super) const ALLOWED: &str = "GET, POST";
+pub(super) const ALLOWED: &str = "GET, HEAD, POST";
+
+/// Header lines of an answer to long-polling.
+pub(super) const POLL_FIELDS: &str = "Content-Type: text/plain; charset=UTF-8\r\nCache-Control: no-store\r\n";
 
 /// Whether a path is that of Socket.IO. Some clients leave out its last slash.
 pub(super) fn is_at(path: &str) -> bool {
@@ -107,7 +110,7 @@ pub enum Poll {
 
 /// What `/socket.io/` is asked for.
 pub(super) enum Resource {
-    /// A WebSocket: a session of its own, or the transport to which a session is upgraded.
+    /// A WebSocket: a session of its own, or the transport to which a session is upgraded. Also an answer that needs no session.
     WebSocket(Outcome<'static>),
     /// Long-polling. The body of a POST has not been read yet.
     Poll { sid: Option<Sid>, client: Box<str>, token: Option<Token<'static>> },
@@ -135,14 +138,22 @@ pub(super) fn find(request: &Request, config: &HttpConfig<'_>) -> Result<Resourc
     if transport == "polling" {
         return match (method, sid) {
             (&Method::POST, None) => respond(EngineError::BadMethod),
-            (&Method::GET, _) if request.body != BodyLength::Bytes(0) => respond(EngineError::BadRequest),
+            (&Method::GET | &Method::HEAD, _) if request.body != BodyLength::Bytes(0) => {
+                respond(EngineError::BadRequest)
+            }
             (&Method::GET | &Method::POST, sid) => {
                 Ok(Resource::Poll { sid, client: client.into(), token: websocket::token(request, token)? })
             }
+            // Neither opens a session nor takes its packets.
+            (&Method::HEAD, _) => Ok(Resource::WebSocket(Outcome::Response(Response {
+                status: StatusCode::OK,
+                fields: POLL_FIELDS.to_owned(),
+                body: Cow::Borrowed(&[]),
+            }))),
             _ => Err(Failure::method_not_allowed(ALLOWED)),
         };
     }
-    if method != Method::GET {
+    if method != Method::GET && method != Method::HEAD {
         return Err(Failure::method_not_allowed(ALLOWED));
     }
     let mut response = websocket::accept(request)?;

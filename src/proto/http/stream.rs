@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Methods of `/sse`.
-pub(super) const ALLOWED: &str = "GET";
+pub(super) const ALLOWED: &str = "GET, HEAD";
 
 /// Answers a request for a stream. `cors`: header lines for browsers.
 pub(super) fn open(
@@ -29,7 +29,7 @@ pub(super) fn open(
     cors: &str,
     config: &HttpConfig<'_>,
 ) -> Result<Outcome<'static>, Failure> {
-    if request.head.method() != Method::GET {
+    if request.head.method() != Method::GET && !request.is_head() {
         return Err(Failure::method_not_allowed(ALLOWED));
     }
     let headers = request.head.headers();
@@ -60,7 +60,7 @@ pub(super) fn open(
         response::date(config.realtime_ns)
     )
     .into_bytes();
-    if format.framing.has_places() {
+    if format.framing.has_places() && !request.is_head() {
         event_stream::encode_retry(&mut response, EVENT_STREAM_RETRY_MS);
     }
     let (patterns, client, delivery) = (query.patterns, query.client, query.delivery);

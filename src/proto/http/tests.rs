@@ -399,6 +399,42 @@ fn each_response_has_its_date_and_connection_options() {
 }
 
 #[test]
+fn head_is_answered_wherever_get_is_with_the_headers_alone() {
+    let answer = |line: &str| match step(format!("{line} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes(), CONFIG) {
+        Step::Complete(_, Answer::Upgrade { response, is_head, .. }) => {
+            (200, is_head, String::from_utf8(response).unwrap())
+        }
+        Step::Complete(_, Answer::Respond { status, response, .. }) => {
+            (status, true, String::from_utf8(response).unwrap())
+        }
+        other => panic!("{line}: {other:?}"),
+    };
+    let (status, is_head, get) = answer("GET /sse?topics=a");
+    assert!(status == 200 && !is_head);
+    let (status, is_head, head) = answer("HEAD /sse?topics=a");
+    assert!(status == 200 && is_head && head.ends_with("\r\n\r\n") && get.starts_with(&head), "{head}");
+    let polling = "/socket.io/?EIO=4&transport=polling";
+    let (status, _, head) = answer(&format!("HEAD {polling}"));
+    assert!(status == 200 && head.ends_with("\r\n\r\n") && !head.contains("Content-Length"), "{head}");
+    assert!(head.contains("Content-Type: text/plain"), "{head}");
+    for (target, status) in [
+        ("/sse", 400),
+        ("/sse?topics=a..b", 400),
+        ("/socket.io/?EIO=3", 400),
+        ("/socket.io/?EIO=4&transport=polling&sid=x", 400),
+        ("/socket.io/?EIO=4&transport=websocket", 426),
+    ] {
+        let (found, _, head) = answer(&format!("HEAD {target}"));
+        assert!(found == status && head.ends_with("\r\n\r\n"), "{target}: {head}");
+        assert_eq!(answer(&format!("GET {target}")).0, status, "{target}");
+    }
+    for (target, allowed) in [("/sse?topics=a", "GET, HEAD"), (polling, "GET, HEAD, POST")] {
+        let (status, _, response) = answer(&format!("DELETE {target}"));
+        assert!(status == 405 && response.contains(&format!("\r\nAllow: {allowed}\r\n")), "{response}");
+    }
+}
+
+#[test]
 fn every_time_of_the_clock_has_a_date() {
     for (realtime_ns, expected) in [
         (0, "Thu, 01 Jan 1970 00:00:00 GMT"),

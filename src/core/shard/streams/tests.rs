@@ -402,3 +402,22 @@ fn a_resumed_stream_that_stays_quiet_can_be_resumed_once_its_first_places_are_fo
         driver.take_sent(slot);
     }
 }
+
+#[test]
+fn head_of_a_stream_has_its_headers_subscribes_to_nothing_and_ends() {
+    let mut driver = driver();
+    let head = |driver: &mut Driver, target: &str| {
+        driver.accept(
+            LATER,
+            ListenerKind::Http,
+            format!("HEAD {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes(),
+        );
+        let head = text(driver, LATER);
+        publish(driver, "a", "1");
+        assert_eq!(text(driver, LATER), "", "it has no content");
+        head
+    };
+    let answer = head(&mut driver, "/sse?topics=a");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n"), "{answer}");
+    assert!(answer.contains("\r\nContent-Type: text/event-stream\r\n"), "{answer}");
+}
