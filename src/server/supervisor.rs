@@ -161,10 +161,11 @@ pub fn run(
     let sinks: Vec<SinkStatus> = config.sinks.iter().map(sink_status).collect();
     let (event_sender, events) = channel();
     // Before opening any socket, so that a bad certificate leaves nothing behind.
-    let (certificates, configs) =
-        Certificates::load(&config.listeners, times()).map_err(StartupError::Tls)?;
+    let listeners = listening::with_passed(&config.listeners, &passed)?;
+    let (certificates, configs) = Certificates::load(&listeners, times()).map_err(StartupError::Tls)?;
     let (admin_tls, client_tls) = certificates.by_use(configs);
-    let Opened { admin, clients, files, addresses } = listening::open(config, passed)?;
+    let Opened { admin, clients, files, addresses } =
+        listening::open(&listeners, listeners.len() - config.listeners.len(), config.shards, passed)?;
     let authority = config.auth.as_ref().map(|auth| Arc::new(Authority::new(auth.policy.clone())));
     let admin_tls = AdminTls::new(admin_tls);
     let tenants = SharedTenants::new(config.limits.tenants.clone());

@@ -260,6 +260,27 @@ fn a_socket_passed_to_the_parent_is_served_with_or_without_a_name() {
 }
 
 #[test]
+fn a_socket_whose_unit_gives_no_name_is_served_and_further_ones_are_further_listeners() {
+    let _machine = beside_others();
+    for (names, is_http, sockets) in [
+        ("tickcast.socket", false, 1),
+        ("tickcast-http.socket", true, 1),
+        // As a unit with two ListenStream= for IPv4 and IPv6.
+        ("http:http", true, 2),
+        ("tickcast.socket:tickcast.socket", false, 2),
+    ] {
+        let (passed, address) = listener();
+        let mut command = passing(names);
+        let server = Server::start_with_input(command.env("RUST_LOG", "info"), input(&passed), &["--no-sim"]);
+        assert_eq!(if is_http { server.http } else { server.tcp }, address, "{names}");
+        let format = if is_http { WireFormat::WEBSOCKET_JSON } else { WireFormat::TCP_NATIVE };
+        (0..4).for_each(|_| drop(connect(&server, format)));
+        let log = server.stop_cleanly().log;
+        assert_eq!(log.matches("a socket that the service manager passed").count(), sockets, "{log}");
+    }
+}
+
+#[test]
 fn what_a_parent_has_open_is_not_taken_for_its_listening_sockets() {
     let _machine = beside_others();
     let parent = std::process::id();
@@ -317,8 +338,8 @@ fn an_unusable_passed_socket_is_refused_with_the_fix_for_its_unit() {
     let _machine = beside_others();
     let (passed, _) = listener();
     for (names, answer) in [
-        ("tcp:tcp", "one ListenStream= only"),
-        ("tickcast.socket", "FileDescriptorName= of its unit must be one of: tcp, http, admin"),
+        ("admin:admin", "one ListenStream= only"),
+        ("ticks", "FileDescriptorName= of its unit must be one of: tcp, http, admin"),
     ] {
         let (code, text) = startup::run_with_input(passing(names).arg("serve"), input(&passed));
         assert_eq!((code, text.lines().count()), (Some(1), 1), "{names}: {text}");

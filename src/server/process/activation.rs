@@ -2,8 +2,10 @@
 //! and connections that arrive meanwhile wait in them.
 //!
 //! Each has a name, FileDescriptorName= of its socket unit: `tcp` is the first native listener, `http` the first HTTP
-//! listener, `admin` the operator's. systemd/ has a unit for each of the first two. Sockets without names (the manager sets no
-//! LISTEN_FDNAMES) get these names in this order.
+//! listener, `admin` the operator's. systemd/ has a unit for each of the first two. Without FileDescriptorName= the name is that of
+//! the unit: `tickcast-http.socket` is `http` too. Sockets without names (the manager sets no LISTEN_FDNAMES), or of a unit whose
+//! name says nothing, get these names in this order, but two of them with the same port, such as those of IPv4 and IPv6, get the
+//! same name. Further sockets of a name are further listeners with the options of the first.
 //! LISTEN_PID names this process, or its parent: podman sets it to 1, which is the init of `podman run --init` or a shell. A
 //! parent may have kept its sockets and passed on only the variables, so the server then ignores descriptors that are not
 //! listening sockets.
@@ -45,7 +47,7 @@ impl Passed {
     /// these variables as the service manager set them.
     ///
     /// # Errors
-    /// [`StartupError::Passed`]: a name that is unknown or comes twice, or, with this process's LISTEN_PID, a descriptor that is
+    /// [`StartupError::Passed`]: a name that is unknown, a second socket for the admin listener, or, with this process's LISTEN_PID, a descriptor that is
     /// not a listening stream socket.
     pub unsafe fn take() -> Result<Passed, StartupError> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -87,10 +89,18 @@ impl Passed {
         Ok(passed)
     }
 
-    /// Takes the socket for the first listener of a kind.
+    /// Takes the first socket that is left for a listener of this kind.
     pub fn take_for(&mut self, kind: Kind) -> Option<OwnedFd> {
         let at = self.sockets.iter().position(|(has, _)| *has == kind)?;
-        Some(self.sockets.swap_remove(at).1)
+        Some(self.sockets.remove(at).1)
+    }
+
+    /// The kinds of sockets beyond the first of each kind.
+    pub fn further(&self) -> impl Iterator<Item = Kind> {
+        let kinds = self.sockets.iter().map(|(kind, _)| *kind).enumerate();
+        kinds
+            .filter(|(at, kind)| self.sockets[..*at].iter().any(|(has, _)| has == kind))
+            .map(|(_, kind)| kind)
     }
 
     /// The name of the first socket that no listener has taken.
@@ -101,9 +111,10 @@ impl Passed {
     fn add(&mut self, name: &str, socket: OwnedFd) -> Result<(), StartupError> {
         let refuse = |why: &str| Err(StartupError::Passed(format!("{name:?}: {why}")));
         let is_free = |kind: &Kind| self.sockets.iter().all(|(has, _)| has != kind);
-        let found = match name {
-            UNNAMED => Kind::ALL.into_iter().find(is_free),
-            _ => Kind::ALL.into_iter().find(|kind| kind.option() == name || kind.name() == name),
+        let found = match kind_of(name) {
+            Some(Named::Kind(kind)) => Some(kind),
+            Some(Named::Any) => self.of_same_port(&socket).or_else(|| Kind::ALL.into_iter().find(is_free)),
+            None => None,
         };
         let Some(kind) = found else {
             let names = Kind::ALL.map(Kind::option).join(", ");
@@ -118,11 +129,38 @@ impl Passed {
                 ));
             }
         }
-        if self.sockets.iter().any(|(has, _)| *has == kind) {
+        if kind == Kind::Admin && self.sockets.iter().any(|(has, _)| *has == kind) {
             return refuse("passed twice; its unit may have one ListenStream= only");
         }
         self.sockets.push((kind, socket));
         Ok(())
+    }
+
+    /// The kind of a socket with the same port.
+    fn of_same_port(&self, socket: &OwnedFd) -> Option<Kind> {
+        let port = |socket: &OwnedFd| Some(SockRef::from(socket).local_addr().ok()?.as_socket()?.port());
+        let own = port(socket)?;
+        self.sockets.iter().find(|(_, other)| port(other) == Some(own)).map(|(kind, _)| *kind)
+    }
+}
+
+/// What a socket's name says.
+enum Named {
+    Kind(Kind),
+    /// Any kind that is free.
+    Any,
+}
+
+/// The meaning of a name: that of a kind, or of a socket unit. `None` for any other.
+fn kind_of(name: &str) -> Option<Named> {
+    let known = |name: &str| Kind::ALL.into_iter().find(|kind| kind.option() == name || kind.name() == name);
+    match (name.strip_suffix(".socket"), known(name)) {
+        (_, Some(kind)) => Some(Named::Kind(kind)),
+        (Some(unit), None) => {
+            let last = unit.rsplit('-').next().unwrap_or_default();
+            Some(known(last).map_or(Named::Any, Named::Kind))
+        }
+        (None, None) => (name == UNNAMED).then_some(Named::Any),
     }
 }
 
@@ -203,6 +241,41 @@ mod tests {
     }
 
     #[test]
+    fn the_name_of_a_unit_says_which_listener_its_sockets_are() {
+        let taken = |names: &[&str]| {
+            let mut passed = Passed::default();
+            for name in names {
+                passed.add(name, TcpListener::bind("127.0.0.1:0").unwrap().into()).unwrap();
+            }
+            passed.sockets.iter().map(|(kind, _)| *kind).collect::<Vec<_>>()
+        };
+        use Kind::{Admin, Http, Native};
+        assert_eq!(taken(&["tickcast-http.socket", "tickcast.socket"]), [Http, Native]);
+        assert_eq!(taken(&["tickcast-admin.socket", "http.socket", "my-tcp.socket"]), [Admin, Http, Native]);
+        assert_eq!(taken(&["tickcast.socket", "tickcast.socket", "tickcast.socket"]), [Native, Http, Admin]);
+    }
+
+    #[test]
+    fn further_sockets_of_a_name_or_port_are_further_listeners_of_that_kind() {
+        let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut passed = Passed::default();
+        for name in ["http", "tcp", "http"] {
+            passed.add(name, listener().into()).unwrap();
+        }
+        assert_eq!(passed.further().collect::<Vec<_>>(), [Kind::Http]);
+        let mut passed = Passed::default();
+        let first = listener();
+        let port = first.local_addr().unwrap().port();
+        // As ListenStream=0.0.0.0:9400 and ListenStream=[::]:9400 of one unit.
+        let second = TcpListener::bind(("127.0.0.2", port)).unwrap();
+        for socket in [first, second, listener()] {
+            passed.add("tickcast.socket", socket.into()).unwrap();
+        }
+        let kinds: Vec<Kind> = passed.sockets.iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(kinds, [Kind::Native, Kind::Native, Kind::Http]);
+    }
+
+    #[test]
     fn each_passed_socket_has_a_name_or_none_has() {
         assert_eq!(names("2", Some("tcp:http")).unwrap(), ["tcp", "http"]);
         assert_eq!(names("2", Some("tcp:")).unwrap(), ["tcp", UNNAMED]);
@@ -236,7 +309,7 @@ mod tests {
     fn what_cannot_be_served_is_refused_with_what_the_unit_must_say() {
         let mut passed = Passed::default();
         let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(refusal(&mut passed, "tickcast.socket", listener()).contains("one of: tcp, http, admin"));
+        assert!(refusal(&mut passed, "ticks", listener()).contains("one of: tcp, http, admin"));
         assert!(
             refusal(&mut passed, "tcp", UdpSocket::bind("127.0.0.1:0").unwrap()).contains("ListenStream=")
         );
@@ -247,7 +320,7 @@ mod tests {
         let to = listener();
         let connected = TcpStream::connect(to.local_addr().unwrap()).unwrap();
         assert!(refusal(&mut passed, "tcp", connected).contains("Accept=no"));
-        passed.add("tcp", listener().into()).unwrap();
-        assert!(refusal(&mut passed, "tcp", listener()).contains("one ListenStream="));
+        passed.add("admin", listener().into()).unwrap();
+        assert!(refusal(&mut passed, "admin", listener()).contains("one ListenStream="));
     }
 }

@@ -1,11 +1,9 @@
 //! Opens the configured listeners and formats their addresses.
 
 use crate::{
-    config::{
-        Config,
-        listener::{Address, Kind, open_to_all},
-    },
+    config::listener::{Address, Kind, Listener, open_to_all},
     error::StartupError,
+    limits::LISTENERS_MAX,
     process::activation::Passed,
     transport::listener::{self, Listening, SocketFile},
 };
@@ -22,16 +20,45 @@ pub(super) struct Opened {
     pub(super) addresses: Vec<(Kind, Address)>,
 }
 
-/// Opens every listener. A passed socket takes the place of the first listener of its kind.
+/// The listeners of the configuration, then one with the options of the first of its kind for each further passed socket.
+///
+/// # Errors
+/// [`StartupError::Passed`] if there are too many.
+pub(super) fn with_passed(configured: &[Listener], passed: &Passed) -> Result<Vec<Listener>, StartupError> {
+    let mut listeners = configured.to_vec();
+    for kind in passed.further() {
+        let Some(first) = configured.iter().find(|listener| listener.kind == kind) else { continue };
+        let named =
+            format!("{}, further passed socket {}", first.named, listeners.len() - configured.len() + 1);
+        listeners.push(Listener { named, ..first.clone() });
+    }
+    match listeners.len() {
+        ..=LISTENERS_MAX => Ok(listeners),
+        all => Err(StartupError::Passed(format!(
+            "with them, there are {all} listeners, the limit is {LISTENERS_MAX}"
+        ))),
+    }
+}
+
+/// Opens every listener; the last `further` are for passed sockets only. Otherwise a passed socket takes the place of the first
+/// listener of its kind.
 ///
 /// # Errors
 /// [`StartupError::Listen`]; [`StartupError::Passed`] for a passed socket that cannot be used, that no listener takes, or that
 /// other machines can reach although the configuration does not define who may use it.
-pub(super) fn open(config: &Config, mut passed: Passed) -> Result<Opened, StartupError> {
+pub(super) fn open(
+    listeners: &[Listener],
+    further: usize,
+    shards: u16,
+    mut passed: Passed,
+) -> Result<Opened, StartupError> {
     let mut opened = Opened { admin: None, clients: Vec::new(), files: Vec::new(), addresses: Vec::new() };
-    for wanted in &config.listeners {
-        let shards = if wanted.kind == Kind::Admin { 1 } else { config.shards };
-        let mut listening = listener::open(wanted, passed.take_for(wanted.kind), shards)?;
+    for (at, wanted) in listeners.iter().enumerate() {
+        let shards = if wanted.kind == Kind::Admin { 1 } else { shards };
+        let is_first = listeners[..at].iter().all(|before| before.kind != wanted.kind);
+        let takes = is_first || at >= listeners.len() - further;
+        let socket = if takes { passed.take_for(wanted.kind) } else { None };
+        let mut listening = listener::open(wanted, socket, shards)?;
         // The addresses in the configuration have been checked, but a passed socket may have another.
         if !(wanted.is_guarded || listening.address.is_local()) {
             return Err(StartupError::Passed(open_to_all(wanted.kind, &listening.address)));
