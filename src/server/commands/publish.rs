@@ -164,7 +164,7 @@ impl<W: Write> Publisher<'_, W> {
                 Err(error) => return Err(CommandError::Input(error)),
             };
             if chunk.is_empty() {
-                self.strip_byte_order_mark(line);
+                self.strip_byte_order_mark(line)?;
                 return Ok(!line.is_empty());
             }
             let end = chunk.iter().position(|&byte| byte == b'\n');
@@ -174,18 +174,25 @@ impl<W: Write> Publisher<'_, W> {
             input.consume(used);
             if end.is_some() {
                 line.pop_if(|byte| *byte == b'\r');
-                self.strip_byte_order_mark(line);
+                self.strip_byte_order_mark(line)?;
                 return Ok(true);
             }
         }
     }
 
-    /// Removes a UTF-8 byte order mark from the first line.
-    fn strip_byte_order_mark(&self, line: &mut Vec<u8>) {
+    /// Removes a UTF-8 byte order mark from the first line. Refuses UTF-16: its lines end within characters.
+    fn strip_byte_order_mark(&self, line: &mut Vec<u8>) -> Result<(), CommandError> {
         if self.lines == 0 {
+            if byte_order_mark::is_utf16(line) {
+                return Err(CommandError::Input(io::Error::new(
+                    ErrorKind::InvalidData,
+                    byte_order_mark::UTF16,
+                )));
+            }
             let mark_bytes = line.len() - byte_order_mark::strip(line).len();
             line.drain(..mark_bytes);
         }
+        Ok(())
     }
 
     /// Waits until the server has sent something, the client has something to do, or `input` is readable; returns whether `input`

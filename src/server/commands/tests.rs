@@ -268,6 +268,21 @@ fn pub_sends_each_line_and_exits_after_the_barrier() {
 }
 
 #[test]
+fn pub_refuses_utf_16_before_it_publishes_anything() {
+    for input in [&b"\xff\xfeo\0n\0e\0\n\0"[..], b"\xfe\xff\0o\0n\0e\0\n", b"\xff\xfe"] {
+        let (address, server) = serve(|peer| {
+            peer.welcome();
+            peer.next_frame()
+        });
+        let (result, notices) = run_pub(address, "-", input);
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("UTF-16") && error.contains("iconv -f UTF-16 -t UTF-8"), "{error}");
+        assert_eq!(notices, "");
+        assert!(server.join().unwrap().is_none(), "nothing was published");
+    }
+}
+
+#[test]
 fn pub_answers_pings_while_it_waits_for_the_rest_of_a_line() {
     let (reader, mut writer) = io::pipe().unwrap();
     writer.write_all(b"one").unwrap();

@@ -27,6 +27,7 @@ use super::{
     tenant::TENANT,
 };
 use crate::{
+    byte_order_mark,
     cli::{ServeArgs, old, serve::Tables},
     error::Problem,
     sources::{
@@ -124,7 +125,17 @@ fn text_of(path: &Path) -> Result<String, String> {
     if bytes > FILE_BYTES_MAX {
         return Err(format!("the file is too long: {bytes} bytes, the limit is {FILE_BYTES_MAX} (--config)"));
     }
-    std::fs::read_to_string(path).map_err(unreadable)
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    if byte_order_mark::is_utf16(&bytes) {
+        return Err(format!("{} (--config)", byte_order_mark::UTF16));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|&&byte| byte == b'\n')
+            .count();
+        format!("line {line} is not UTF-8 (--config)")
+    })
 }
 
 /// Collects the entries and errors of a file.
