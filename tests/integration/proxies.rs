@@ -1,9 +1,15 @@
 //! Clients behind proxies: the PROXY protocol and `X-Forwarded-For`.
 
-use std::{fs, net::SocketAddr};
+use std::{
+    fs,
+    io::{Read, Write},
+    net::SocketAddr,
+};
 
 use crate::harness::{
-    Server, beside_others, eventually,
+    Server, beside_others,
+    certificates::Certificates,
+    eventually,
     frames::{self, Raw},
     http,
     raw::{Peer, upgrade_request},
@@ -86,6 +92,61 @@ fn the_address_in_a_proxy_header_is_the_clients_for_limits_and_views() {
     drop(first);
     eventually("the address is free", || upgrade(&server, &line("198.51.100.1"), "").1 == 101);
     server.stop_cleanly();
+}
+
+#[test]
+fn a_proxy_header_comes_before_the_tls_of_its_client() {
+    let _machine = beside_others();
+    let certificates = Certificates::new("proxied");
+    let keys = format!("proxy_protocol = true\n{}", certificates.listener(""));
+    let (server, admin) = server("tls", "127.0.0.1", &keys);
+    let config = tunnel::client_config(&certificates, None, rustls::DEFAULT_VERSIONS);
+    let upgrade = |header: &[u8]| {
+        let mut stream = tunnel::connect(server.http, config.clone());
+        stream.sock.write_all(header).unwrap();
+        stream.write_all(upgrade_request("/ws?client=x", "").as_bytes()).unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).unwrap();
+        (stream, String::from_utf8(status.to_vec()).unwrap())
+    };
+    let (_first, status) = upgrade(&line("198.51.100.1"));
+    assert_eq!(status, "HTTP/1.1 101");
+    let (_second, status) = upgrade(&binary(0x21, [198, 51, 100, 2]));
+    assert_eq!(status, "HTTP/1.1 101");
+    let (_refused, status) = upgrade(&line("198.51.100.1"));
+    assert_eq!(status, "HTTP/1.1 429", "the limits of the client's own address apply");
+    let mut native = tunnel::connect(server.tcp, config.clone());
+    native.sock.write_all(&line("198.51.100.3")).unwrap();
+    native.write_all(&Raw::request(frames::HELLO, 1, b"proxied").bytes()).unwrap();
+    let mut head = [0; 10];
+    native.read_exact(&mut head).unwrap();
+    assert_eq!(u16::from_le_bytes([head[8], head[9]]), frames::WELCOME);
+    assert_eq!(addresses(admin), ["198.51.100.1:5", "198.51.100.2:5", "198.51.100.3:5"]);
+    server.stop_cleanly();
+}
+
+#[test]
+fn probes_of_a_proxy_without_a_header_leave_no_line_in_the_log() {
+    let _machine = beside_others();
+    let (server, admin) = server("probes", "127.0.0.1", "proxy_protocol = true");
+    for address in [server.tcp, server.http] {
+        drop(Peer::connect(address));
+        Peer::connect(address).reset();
+        let mut peer = Peer::connect(address);
+        peer.shut_write();
+        assert_eq!(peer.read_to_end(), b"");
+        let mut peer = Peer::connect(address);
+        peer.send(&binary(0x20, [0; 4]));
+        peer.shut_write();
+        assert_eq!(peer.read_to_end(), b"");
+    }
+    eventually("all probes are accepted", || {
+        let shards = http::get_of_all_shards(admin, "/v1/shards").json();
+        let accepted = |shard: &serde_json::Value| shard["counters"]["sessions_accepted"].as_u64().unwrap();
+        shards["shards"].as_array().unwrap().iter().map(accepted).sum::<u64>() == 8
+    });
+    let log = server.stop_cleanly().log;
+    assert!(!log.contains("session ") && !log.contains("refused") && !log.contains("PROXY"), "{log}");
 }
 
 #[test]

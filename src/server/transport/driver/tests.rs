@@ -3,7 +3,7 @@ use std::{
     net::{Shutdown, TcpListener, TcpStream},
 };
 
-use rustls::ClientConfig;
+use rustls::{ClientConfig, ServerConfig};
 use tickcast_tls::{
     handshake::{Established, Progress},
     record::Outcome,
@@ -39,34 +39,44 @@ struct Bench {
     client: Box<Established>,
 }
 
+/// The first of two shards, with one listener of this kind, and the lanes of the other.
+fn driver(kind: ListenerKind, tls: Option<Arc<ServerConfig>>) -> (Driver, HandoverLanes) {
+    let bells: Vec<_> = (0..2).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
+    let shard = Shard::new(ShardId(0), 2, 1, Limits::default(), Arc::new(Counters::default()));
+    let settings = Settings { slots: 8, receive_buffers: 8, receive_buffer_bytes: 4096 };
+    let counts = ConnectionCounts::new(8, 0, Networks::default(), Networks::default());
+    let mut lanes: Vec<HandoverLanes> = handover_lanes(&bells);
+    let (other, own) = (lanes.pop().unwrap(), lanes.pop().unwrap());
+    let mut driver = Driver::new(
+        shard,
+        DataRing::new(settings, eventfd().unwrap()).unwrap(),
+        (mesh(&bells, 1 << 16).swap_remove(0), own),
+        bells[0].clone(),
+        Arc::new(Stop::new(bells.clone())),
+        Admission::new(counts, 0, 2),
+        ControlQueue::new(control_channels(&bells).1.swap_remove(0)),
+    );
+    driver.listeners = vec![ClientListener::new(kind, ClientAddress::Peer, false, false, TenantId::DEFAULT)];
+    driver.tls.set_configs(vec![tls]);
+    (driver, other)
+}
+
+/// A connection that the driver has just accepted.
+fn accepted(driver: &mut Driver) -> TcpStream {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    driver.accepted(ListenerId(0), listener.accept().unwrap().0.into(), clock::now());
+    socket
+}
+
 impl Bench {
     /// Accepts a connection and performs the handshake up to the client's Finished. Also returns the Finished, which has not been
     /// sent.
     fn connect() -> (Bench, Vec<u8>) {
         let (server, config): (_, Arc<ClientConfig>) = testing::configs();
-        let bells: Vec<_> = (0..2).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
-        let shard = Shard::new(ShardId(0), 2, 1, Limits::default(), Arc::new(Counters::default()));
-        let settings = Settings { slots: 8, receive_buffers: 8, receive_buffer_bytes: 4096 };
-        let counts = ConnectionCounts::new(8, 0, Networks::default(), Networks::default());
-        let mut lanes: Vec<HandoverLanes> = handover_lanes(&bells);
-        let (other, own) = (lanes.pop().unwrap(), lanes.pop().unwrap());
-        let mut driver = Driver::new(
-            shard,
-            DataRing::new(settings, eventfd().unwrap()).unwrap(),
-            (mesh(&bells, 1 << 16).swap_remove(0), own),
-            bells[0].clone(),
-            Arc::new(Stop::new(bells.clone())),
-            Admission::new(counts, 0, 2),
-            ControlQueue::new(control_channels(&bells).1.swap_remove(0)),
-        );
-        let listener =
-            ClientListener::new(ListenerKind::Native, ClientAddress::Peer, false, false, TenantId::DEFAULT);
-        driver.listeners = vec![listener];
-        driver.tls.set_configs(vec![Some(server)]);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut driver, other) = driver(ListenerKind::Native, Some(server));
+        let mut socket = accepted(&mut driver);
         socket.set_nonblocking(true).unwrap();
-        driver.accepted(ListenerId(0), listener.accept().unwrap().0.into(), clock::now());
         let (mut handshake, hello) = testing::hello(&config);
         socket.write_all(&hello).unwrap();
         let mut finished = Vec::new();
@@ -135,6 +145,30 @@ fn kinds(mut bytes: &[u8]) -> Vec<frame::Kind> {
         bytes = &bytes[used..];
     }
     kinds
+}
+
+#[test]
+fn an_overloaded_shard_refuses_new_connections_only_if_the_operator_wants_that() {
+    for (kind, answer) in
+        [(ListenerKind::Native, &3504u16.to_le_bytes()[..]), (ListenerKind::Http, b"HTTP/1.1 503 ")]
+    {
+        let (mut driver, _other) = driver(kind, None);
+        let refused = |driver: &Driver| driver.shard.counters().value(Counter::SessionsRefusedOverload);
+        driver.overload_refuses = true;
+        let _before = accepted(&mut driver);
+        assert_eq!((driver.shard.sessions_len(), refused(&driver)), (1, 0), "{kind:?}: not overloaded");
+        driver.shard.counters().set(Counter::Overloaded, 1);
+        let mut socket = accepted(&mut driver);
+        assert_eq!((driver.shard.sessions_len(), refused(&driver)), (1, 1), "{kind:?}");
+        let mut bytes = Vec::new();
+        socket.read_to_end(&mut bytes).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        assert!(text.contains("the server is overloaded (--overload-refuse)"), "{kind:?}: {text}");
+        assert!(bytes.windows(answer.len()).any(|part| part == answer), "{kind:?}: {text}");
+        driver.overload_refuses = false;
+        let _served = accepted(&mut driver);
+        assert_eq!((driver.shard.sessions_len(), refused(&driver)), (2, 1), "{kind:?}: served");
+    }
 }
 
 /// A HELLO from a client that the other shard must serve.
