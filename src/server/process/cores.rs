@@ -112,7 +112,8 @@ impl Cores {
     /// As [`CoreSet::allowed`].
     pub fn of_process() -> io::Result<Cores> {
         let allowed = CoreSet::allowed()?.cores().collect();
-        // The standard library reads the quotas of the process's cgroup (v1 and v2) and of all groups above it.
+        // The standard library reads the quotas of the process's cgroup (v1 and v2) and of all groups above it. On machines whose
+        // cores do not fit its mask of 1,024, it takes the lower one of the quota and the number of cores that are online.
         let parallelism = thread::available_parallelism().map_or(usize::MAX, usize::from);
         Ok(Cores::new(allowed, parallelism, sched_getcpu()))
     }
