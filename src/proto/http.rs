@@ -76,6 +76,8 @@ pub enum Answer {
         exchange: Exchange,
         /// As in [`Answer::Upgrade`].
         host: Box<str>,
+        /// As in [`Answer::Upgrade`].
+        forwarded_for: Vec<IpAddr>,
         /// The client's token: in `Authorization: Bearer` or in `?token=`. Never empty.
         token: Option<Token<'static>>,
     },

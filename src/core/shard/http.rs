@@ -67,6 +67,12 @@ impl Shard {
             }
             return Ok(Step::Complete(0, ()));
         }
+        match &answer {
+            Answer::Call { forwarded_for, .. } => self.enter_forwarded(slot, forwarded_for),
+            // The session that it may open has a source of its own.
+            Answer::Poll { .. } => self.enter_forwarded(slot, &[]),
+            _ => {}
+        }
         match answer {
             Answer::Interim(bytes) => self.push_bytes(slot, bytes),
             Answer::Respond { response, status, closes } => {
@@ -77,7 +83,7 @@ impl Shard {
                     false => self.keep_alive(slot, now),
                 }
             }
-            Answer::Call { call, exchange, host, token } => {
+            Answer::Call { call, exchange, host, token, .. } => {
                 if let Step::Partial = self.begin_call(slot, call, exchange, &host, token.as_ref(), now) {
                     return Ok(Step::Partial);
                 }

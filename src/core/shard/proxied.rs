@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Proxies reuse HTTP connections for the requests of many clients. A client is therefore admitted when it asks for a WebSocket,
-//! which belongs to it alone. A session that polls has no connection, so it is not admitted as one, but the limits of its client's
-//! address apply to it too.
+//! which belongs to it alone. A session that polls and a request of `/v1` have no connection, so they are not admitted as one, but the
+//! limits of the client's address apply to them too.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,7 +18,7 @@ use crate::{
     admission::Refusal,
     ids::{SlotId, SourceId},
     now::Now,
-    session::{CloseReason, Protocol},
+    session::{CloseReason, Protocol, Session},
 };
 use tickcast_proto::{Step, proxy};
 
@@ -100,6 +100,19 @@ impl Shard {
             self.actions.push_back(Action::Admit(slot, SocketAddr::new(client, 0)));
         }
         client.is_some()
+    }
+
+    /// Makes the address that proxies have forwarded the source of a request, for the limits of that address and its share of the
+    /// memory for message ids. The connection stays that of the proxy, so the next request has a source of its own.
+    pub(super) fn enter_forwarded(&mut self, slot: SlotId, forwarded_for: &[IpAddr]) {
+        let is_forwarded =
+            |session: &Session| matches!(&session.protocol, Protocol::Http(http) if http.is_forwarded);
+        if !self.sessions.get(slot).is_some_and(is_forwarded) {
+            return;
+        }
+        let client = self.forwarded_client(slot, forwarded_for);
+        let source = client.map_or_else(SourceId::default, |client| self.polling.source_of(client));
+        self.set_source(slot, source);
     }
 
     /// The address of the client of a request that a proxy has forwarded; `None` if the connection is not a proxy's, or is one

@@ -280,7 +280,7 @@ pub(super) fn call(
 ) -> Answer {
     let host = request.authority.as_ref().map_or_else(Box::default, |authority| authority.host().into());
     match parse(resource, request, body, config) {
-        Ok(call) => Answer::Call { call, exchange, host, token },
+        Ok(call) => Answer::Call { call, exchange, host, forwarded_for: request.forwarded_for(), token },
         Err(Failure(status, text)) => {
             let response = exchange.refuse(
                 status.as_u16(),

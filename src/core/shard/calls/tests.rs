@@ -1,17 +1,19 @@
 use serde_json::{Value, json};
 
 use crate::{
+    admission::Sources,
     budgets::{BudgetLimits, Rates},
     config::Limits,
-    ids::SlotId,
+    ids::{SlotId, SourceId},
     limits::{CALL_PATTERNS_MAX, CALL_UNITS, MESH_STAGE_BYTES, TURN_SURVEYED},
     mesh::Mesh,
     metrics::counters::Counter,
+    networks::Networks,
     now::Now,
     placement,
     principal::AuthRefusal,
     session::{CloseReason, ListenerKind},
-    shard::Shard,
+    shard::{ClientAddress, Shard},
     testing::{Driver, START, TurnLoop, cluster},
 };
 
@@ -373,6 +375,39 @@ fn a_budget_that_is_used_up_is_answered_with_429_and_a_time_to_wait() {
         status == 429 && head.contains("Retry-After: 1") && body.contains("\"code\":109"),
         "{head} {body}"
     );
+}
+
+#[test]
+fn requests_through_a_proxy_have_the_limits_of_their_clients_addresses() {
+    const PROXY: u32 = 5;
+    let proxies: Networks = "10.0.0.0/8".parse().unwrap();
+    let source = Rates { ticks: 1, history: 1, ..Rates::default() };
+    let budgets = BudgetLimits { source, ..BudgetLimits::default() };
+    let mut driver = driver_with(Limits { budgets, trusted_proxies: proxies.clone(), ..Limits::default() });
+    let sources = Sources::new(Networks::default(), proxies);
+    driver.shard.set_sources(sources.clone());
+    let (slot, now) = (SlotId(PROXY), driver.now);
+    driver.shard.handle_accept_proxied(slot, ListenerKind::Http, ClientAddress::ForwardedFor, now);
+    // All on one connection, as proxies send them.
+    let mut ask = |fields: &str| {
+        let request = format!("POST /v1/publish/a HTTP/1.1\r\nHost: x\r\n{fields}Content-Length: 1\r\n\r\n1");
+        driver.receive(PROXY, request.as_bytes());
+        let mut bytes = Vec::new();
+        for _ in 0..10 {
+            driver.turn();
+            bytes.extend(driver.take_sent(PROXY));
+        }
+        (parse(&bytes).0, driver.shard.sessions.get(slot).unwrap().source)
+    };
+    let of = |address: &str| sources.find(address.parse().unwrap()).unwrap().1;
+    let first = "X-Forwarded-For: 198.51.100.1, 203.0.113.7, 10.0.0.1\r\n";
+    assert_eq!(ask(first), (200, of("203.0.113.7")));
+    assert_eq!(ask(first).0, 429);
+    assert_eq!(ask("X-Forwarded-For: 203.0.113.8\r\n"), (200, of("203.0.113.8")));
+    for _ in 0..3 {
+        assert_eq!(ask(""), (200, SourceId::default()), "the proxy's own requests have no limit");
+    }
+    assert_eq!(ask(first).0, 429);
 }
 
 #[test]

@@ -38,7 +38,7 @@ impl PollingSlots {
     }
 
     /// The source of a client whose address a proxy has reported.
-    pub(super) fn source_of(&self, client: IpAddr) -> SourceId {
+    pub(in crate::shard) fn source_of(&self, client: IpAddr) -> SourceId {
         let found = self.sources.as_ref().and_then(|sources| sources.find(client));
         found.map(|(_, source)| source).unwrap_or_default()
     }
