@@ -2,9 +2,9 @@
 //! Browsers do not apply the same-origin policy to WebSockets: they send `Origin` and let the server decide (RFC
 //! 6455, section 10.2). A page may use its own server, and servers whose operators allow it.
 //! In a DNS rebinding attack, a foreign page's name points to the server's address, so that the page looks like the server's
-//! own. Its browser then sends no `Origin` with a GET. Therefore the server also checks the name, for every resource. A page at an
-//! IP address or localhost is never foreign. Neither is a page that was loaded over TLS, because the attacker has no certificate
-//! for the server's name.
+//! own. Its browser then sends no `Origin` with a GET that is not a WebSocket handshake. Therefore the server also checks the
+//! name, whatever is asked for that a page could not read anywhere. A page at an IP address or localhost is never foreign.
+//! Neither is a page that was loaded over TLS, because the attacker has no certificate for the server's name.
 
 use std::str::FromStr;
 
@@ -69,15 +69,20 @@ pub enum OriginPattern {
 
 impl Access {
     /// Checks the host of a request: that the operator lists it or, if none is listed, that no web page of a foreign site can
-    /// have sent the request under it.
-    pub(super) fn check_host(&self, request: &Request, sender: Sender) -> Result<(), Failure> {
+    /// have sent the request under it. `is_public`: what it asks for is no secret, such as the server's own page.
+    pub(super) fn check_host(
+        &self,
+        request: &Request,
+        sender: Sender,
+        is_public: bool,
+    ) -> Result<(), Failure> {
         let Some(host) = request.authority.as_ref().filter(|host| !self.lists(host)) else { return Ok(()) };
         let (whole, name) = (host.as_str(), host.host());
         if !self.hosts.is_empty() {
             let text = format!("{whole:?} is not a name of this server; --allow-host {name} adds it");
             return Err(forbidden(text));
         }
-        if self.is_local && self.may_be_rebound(request, host, sender) {
+        if self.is_local && !is_public && self.may_be_rebound(request, host, sender) {
             return Err(forbidden(format!(
                 "this server is local, and {whole:?} is neither an IP address nor localhost; --allow-host {name} allows it"
             )));
@@ -97,8 +102,9 @@ impl Access {
         if is_proxied || self.origins.contains(&OriginPattern::Any) {
             return false;
         }
-        // Browsers send no origin with a GET of their own page.
-        let Some(origin) = headers.get(header::ORIGIN) else { return true };
+        // Browsers send no origin with a GET of their own page. But they always send one with a WebSocket handshake (RFC 6455,
+        // section 4.1), and no page can set the header Upgrade itself (Fetch, forbidden request-headers).
+        let Some(origin) = headers.get(header::ORIGIN) else { return !headers.contains_key(header::UPGRADE) };
         let text = origin.to_str().unwrap_or_default();
         let origin = Origin::parse(text);
         if self.origins.iter().any(|pattern| pattern.allows(text, origin.as_ref())) {
