@@ -18,7 +18,7 @@ use tickcast_proto::{
 };
 
 /// Who a session is and what it may do. Sessions of a shard with equal permissions share them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Principal {
     /// Who it is: 1 to 255 bytes that [`identity::check`](tickcast_proto::identity::check) accepts. For an anonymous principal, a
     /// name shown to operators, which identifies nobody.
@@ -27,6 +27,8 @@ pub struct Principal {
     pub tenant: Box<str>,
     /// Id of its token (`jti`), for revocation.
     pub token_id: Option<Box<str>>,
+    /// When its token was issued (`iat`), seconds since 1970; `None`: not known.
+    pub issued_at_s: Option<u64>,
     /// When its credentials expire, seconds since 1970; `None`: never.
     pub expires_at_s: Option<u64>,
     /// What it may do.
@@ -44,6 +46,11 @@ impl Principal {
             "" => Cow::Borrowed(&self.subject),
             tenant => Cow::Owned(format!("{tenant}{IDENTITY_SEPARATOR}{}", self.subject)),
         }
+    }
+
+    /// Whether its token was issued after this moment, seconds since 1970. Never true without a time of issue.
+    pub fn is_issued_after(&self, at_s: u64) -> bool {
+        self.issued_at_s.is_some_and(|issued_at_s| issued_at_s > at_s)
     }
 
     /// Whether another principal is the same client with other credentials.
@@ -300,7 +307,7 @@ impl std::error::Error for AuthRefusal {}
 /// Selects the sessions to close.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Revocation {
-    /// All sessions of a subject, whatever their tokens.
+    /// All sessions of a subject whose tokens were not issued after the revocation.
     Subject {
         /// The subject's tenant; empty if there is none.
         tenant: Box<str>,
@@ -312,11 +319,12 @@ pub enum Revocation {
 }
 
 impl Revocation {
-    /// Whether a principal is revoked.
-    pub fn revokes(&self, principal: &Principal) -> bool {
+    /// Whether a principal is revoked by this revocation at `at_s`, seconds since 1970.
+    pub fn revokes(&self, principal: &Principal, at_s: u64) -> bool {
         match self {
             Revocation::Subject { tenant, subject } => {
                 (tenant, subject) == (&principal.tenant, &principal.subject)
+                    && !principal.is_issued_after(at_s)
             }
             Revocation::TokenId(id) => principal.token_id.as_ref() == Some(id),
         }
@@ -428,18 +436,20 @@ mod tests {
         let principal = |tenant: &str, subject: &str| Principal {
             subject: subject.into(),
             tenant: tenant.into(),
-            token_id: None,
-            expires_at_s: None,
-            permissions: Arc::default(),
+            ..Principal::default()
         };
         let (none, a, b) = (principal("", "s"), principal("a", "s"), principal("b", "s"));
         assert_eq!(none.identity(), "s");
         assert!(a.identity() != b.identity() && a.identity() != none.identity());
         assert!(a.is_same_client(&a) && !a.is_same_client(&b) && !a.is_same_client(&none));
         let revocation = Revocation::Subject { tenant: "a".into(), subject: "s".into() };
-        assert!(revocation.revokes(&a) && !revocation.revokes(&b) && !revocation.revokes(&none));
+        let revokes = |principal: &Principal| revocation.revokes(principal, 100);
+        assert!(revokes(&a) && !revokes(&b) && !revokes(&none));
+        let issued_at = |at_s| Principal { issued_at_s: Some(at_s), ..a.clone() };
+        assert!(revokes(&issued_at(100)) && !revokes(&issued_at(101)));
         let revocation = Revocation::TokenId("id".into());
-        assert!(!revocation.revokes(&a));
-        assert!(revocation.revokes(&Principal { token_id: Some("id".into()), ..a }));
+        assert!(!revocation.revokes(&a, 100));
+        let later = Principal { token_id: Some("id".into()), ..issued_at(101) };
+        assert!(revocation.revokes(&later, 100));
     }
 }

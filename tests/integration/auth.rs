@@ -5,6 +5,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Output, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use crate::harness::{
@@ -106,6 +107,10 @@ fn close_code(mut peer: Peer) -> u16 {
             opcode => assert_eq!(opcode, TEXT),
         }
     }
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 fn expired() -> String {
@@ -221,6 +226,10 @@ fn a_revoked_subject_or_token_is_closed_and_refused() {
     let closing = alice_peer.frame().unwrap();
     assert_eq!((closing.kind, closing.code()), (frames::CLOSING, 3500));
     assert_eq!(native(&server, &first).1.code(), 3500);
+    let revoked_s = now_s();
+    eventually("the second of the revocation is over", || now_s() > revoked_s);
+    let (_later_peer, later) = native(&server, &alice(&["--jti", "7"]));
+    assert_eq!(later.kind, frames::WELCOME, "a token issued later is valid at once");
     bob_peer.send(&Raw::ping(1).bytes());
     assert_eq!(bob_peer.frame().unwrap().kind, frames::PONG, "bob does not notice");
     let answer = request(admin, "POST", "/v1/revocations?jti=8");

@@ -76,6 +76,16 @@ struct Expiry {
     is_announced: bool,
 }
 
+/// A recent revocation.
+#[derive(Debug)]
+struct Revoked {
+    revocation: Revocation,
+    /// When it was made, seconds since 1970.
+    at_s: u64,
+    /// When every verdict reflects it, CLOCK_MONOTONIC nanoseconds.
+    until_ns: u64,
+}
+
 /// State of a session's handshake.
 pub(super) enum Entry {
     /// Its principal is known, or is not needed yet.
@@ -101,9 +111,8 @@ pub(super) struct Authentication {
     expiries: HashMap<SlotId, Expiry>,
     /// How often sessions may give new tokens. Bound: one per session.
     new_tokens: HashMap<SlotId, Bucket>,
-    /// Revocations that verdicts under way may not reflect, and until when, CLOCK_MONOTONIC nanoseconds. Bound:
-    /// [`REVOCATIONS_RECENT_MAX`].
-    revoked: VecDeque<(Revocation, u64)>,
+    /// Revocations that verdicts under way may not reflect. Bound: [`REVOCATIONS_RECENT_MAX`].
+    revoked: VecDeque<Revoked>,
     permissions: PermissionSets,
 }
 
@@ -140,8 +149,8 @@ impl Authentication {
     }
 
     fn is_revoked(&self, principal: &Principal, now: Now) -> bool {
-        let recent = |until_ns: u64| until_ns > now.monotonic_ns;
-        self.revoked.iter().any(|(revocation, until_ns)| recent(*until_ns) && revocation.revokes(principal))
+        let mut recent = self.revoked.iter().filter(|revoked| revoked.until_ns > now.monotonic_ns);
+        recent.any(|revoked| revoked.revocation.revokes(principal, revoked.at_s))
     }
 
     /// Counts a new token of an open session, and returns whether it may be verified.
@@ -263,20 +272,21 @@ impl Shard {
     }
 
     /// Closes the sessions of a revoked principal with 3500. Also refuses the principal to sessions whose verdict is under way,
-    /// for longer than a handshake takes; the verifier refuses later ones. O(sessions). Returns the number of sessions closed.
-    pub fn revoke(&mut self, revocation: &Revocation, now: Now) -> usize {
+    /// for longer than a handshake takes; the verifier refuses later ones. `at_s`: when it was revoked, seconds since 1970; the
+    /// same for the verifier. O(sessions). Returns the number of sessions closed.
+    pub fn revoke(&mut self, revocation: &Revocation, at_s: u64, now: Now) -> usize {
         let revoked = &mut self.authentication.revoked;
-        revoked.retain(|(_, until_ns)| *until_ns > now.monotonic_ns);
+        revoked.retain(|revoked| revoked.until_ns > now.monotonic_ns);
         if revoked.len() == REVOCATIONS_RECENT_MAX {
             revoked.pop_front();
         }
         // One deadline for the verdict, and another for the handover.
         let until_ns = now.monotonic_ns.saturating_add(2 * self.limits.handshake_deadline_ns);
-        revoked.push_back((revocation.clone(), until_ns));
+        revoked.push_back(Revoked { revocation: revocation.clone(), at_s, until_ns });
         let mut closed = 0;
         for slot in self.sessions.slots() {
             let principal = self.sessions.open_mut(slot).and_then(|session| session.principal.as_deref());
-            if principal.is_some_and(|principal| revocation.revokes(principal)) {
+            if principal.is_some_and(|principal| revocation.revokes(principal, at_s)) {
                 self.end(slot, CloseReason::Unauthorized(AuthRefusal::Revoked), now);
                 closed += 1;
             }

@@ -108,22 +108,22 @@ impl Policy {
 
     /// Verifies credentials. `now_s`: seconds since 1970. Cost: at most [`KEYS_TRIED_MAX`] signature checks, no system call.
     pub fn verify(&self, credentials: &Credentials, now_s: u64, revocations: &Revocations) -> Outcome {
-        let (principal, issued_at_s) = match (&credentials.token, &credentials.certificate_name) {
+        let principal = match (&credentials.token, &credentials.certificate_name) {
             (Some(token), _) => match self.static_token(token) {
-                Some(principal) => (principal.clone(), None),
+                Some(principal) => principal.clone(),
                 None => match self.web_token(token, now_s) {
-                    Ok((principal, issued_at_s)) => (principal, issued_at_s),
+                    Ok(principal) => principal,
                     Err(outcome) => return outcome,
                 },
             },
             (None, Some(name)) => match self.certificates.get(name) {
-                Some(principal) => (principal.clone(), None),
+                Some(principal) => principal.clone(),
                 // The certificate proves nothing here: treat the client as one without credentials, and let the shard decide.
                 None => return Outcome::Verdict(Err(AuthRefusal::Missing)),
             },
             (None, None) => return Outcome::Verdict(Err(AuthRefusal::Missing)),
         };
-        Outcome::Verdict(match revocations.is_revoked(&principal, issued_at_s, now_s) {
+        Outcome::Verdict(match revocations.is_revoked(&principal, now_s) {
             true => Err(AuthRefusal::Revoked),
             false => Ok(principal),
         })
@@ -137,7 +137,7 @@ impl Policy {
         self.tokens.get(&sha256(token.as_bytes()))
     }
 
-    fn web_token(&self, token: &str, now_s: u64) -> Result<(Arc<Principal>, Option<u64>), Outcome> {
+    fn web_token(&self, token: &str, now_s: u64) -> Result<Arc<Principal>, Outcome> {
         let refused = |text| Outcome::Verdict(Err(invalid(text)));
         if token.len() > TOKEN_BYTES_MAX {
             return Err(refused("it is longer than 8192 bytes"));
@@ -172,9 +172,7 @@ impl Policy {
                     }
                     Ok(claims) => {
                         let identified = claims.identify(&entry.expected, &self.common, now_s);
-                        return identified
-                            .map(|found| (Arc::new(found.principal), found.issued_at_s))
-                            .map_err(|refusal| Outcome::Verdict(Err(refusal)));
+                        return identified.map(Arc::new).map_err(|refusal| Outcome::Verdict(Err(refusal)));
                     }
                     Err(NotVerified::Signature) => refusal = invalid("its signature is wrong"),
                     Err(NotVerified::Malformed) => {
@@ -490,9 +488,8 @@ fn principal(name: &str, tenant: &str, permissions: tickcast_core::principal::Pe
     Arc::new(Principal {
         subject: name.into(),
         tenant: tenant.into(),
-        token_id: None,
-        expires_at_s: None,
         permissions: Arc::new(permissions),
+        ..Principal::default()
     })
 }
 

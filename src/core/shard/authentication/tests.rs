@@ -174,18 +174,15 @@ fn wide() -> Permissions {
 }
 
 fn named(subject: &str, permissions: Permissions) -> Principal {
-    Principal {
-        subject: subject.into(),
-        tenant: "".into(),
-        token_id: None,
-        expires_at_s: None,
-        permissions: permissions.into(),
-    }
+    Principal { subject: subject.into(), permissions: permissions.into(), ..Principal::default() }
 }
 
-/// What a token says: `SUBJECT[/narrow][@SECONDS]`, where `root` may do everything, the time until it expires from the start of the test, or a refusal.
+/// What a token says: `SUBJECT[/narrow][@SECONDS][^SECONDS]`, where `root` may do everything, when it expires and when it was
+/// issued, both from the start of the test, or a refusal.
 fn verdict(credentials: &Credentials) -> Result<Arc<Principal>, AuthRefusal> {
     let token = credentials.token.as_deref().or(credentials.certificate_name.as_deref()).unwrap();
+    let (token, issued) = token.split_once('^').map_or((token, None), |(token, at)| (token, Some(at)));
+    let issued_at_s = issued.map(|seconds| START_S + seconds.parse::<u64>().unwrap());
     let (token, seconds) = token.split_once('@').map_or((token, None), |(token, at)| (token, Some(at)));
     let expires_at_s = seconds.map(|seconds| START_S + seconds.parse::<u64>().unwrap());
     let (subject, is_narrow) = token.split_once('/').map_or((token, false), |(subject, _)| (subject, true));
@@ -203,6 +200,7 @@ fn verdict(credentials: &Credentials) -> Result<Arc<Principal>, AuthRefusal> {
         "unlisted" => Err(AuthRefusal::Missing),
         subject => Ok(Arc::new(Principal {
             token_id: Some(format!("id of {token}").into()),
+            issued_at_s,
             expires_at_s,
             ..named(subject, permissions)
         })),

@@ -335,8 +335,9 @@ impl AdminContext {
         }
         authority.count_revocation();
         let revocation = Arc::new(revocation);
-        let ShardReplies { replies, unanswered } =
-            self.query_shards(None, move |reply| ShardRequest::Revoke(revocation.clone(), reply)).await;
+        let ShardReplies { replies, unanswered } = self
+            .query_shards(None, move |reply| ShardRequest::Revoke(revocation.clone(), now_s, reply))
+            .await;
         let closed: usize = replies.iter().map(|(_, closed)| closed).sum();
         match unanswered.is_empty() {
             true => change.end(format_args!("revoked, {closed} sessions closed")),
