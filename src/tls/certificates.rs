@@ -7,7 +7,7 @@ use rustls::{
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, ring as provider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
 use x509_cert::{Certificate, der::Decode};
@@ -179,6 +179,8 @@ pub fn server_config(settings: &ServerSettings<'_>) -> Result<Arc<ServerConfig>,
     let mut config = builder.with_cert_resolver(Arc::new(ByName(settings.identities.to_vec())));
     config.alpn_protocols = settings.protocols.iter().map(|name| name.to_vec()).collect();
     config.ticketer = Arc::new(settings.tickets.clone());
+    // Sessions are resumed by ticket only. A cache would hold secrets without an age limit, behind a lock that all shards share.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ignore_client_order = true;
     config.send_tls13_tickets = 1;
     if settings.hands_over {

@@ -1,6 +1,6 @@
 use std::io::Write;
 
-use rustls::{AlertDescription, ClientConnection, Error};
+use rustls::{AlertDescription, ClientConnection, Error, client::Tls12Resumption};
 
 use super::*;
 use crate::{
@@ -48,6 +48,22 @@ fn a_ticket_resumes_a_session_on_another_thread_with_other_certificates_if_the_k
             assert_eq!(pair.server.is_resumed, is_resumed);
             pair.send_to_client(b"on we go");
         }
+    }
+}
+
+#[test]
+fn a_client_without_tickets_is_not_resumed_by_its_session_id() {
+    let authority = Authority::new("authority");
+    let server = server_config(&[authority.identity(&["a.test"])], None, 1);
+    for (resumption, is_resumed) in
+        [(Tls12Resumption::SessionIdOrTickets, true), (Tls12Resumption::SessionIdOnly, false)]
+    {
+        let mut client = client_config(&authority, SUITES[3], None);
+        client.resumption = client.resumption.tls12_resumption(resumption);
+        let client = Arc::new(client);
+        connect(&server, &client, "a.test", b"", 1 << 20).unwrap();
+        let pair = connect(&server, &client, "a.test", b"", 1 << 20).unwrap();
+        assert_eq!(pair.server.is_resumed, is_resumed, "{resumption:?}");
     }
 }
 
