@@ -190,13 +190,22 @@ fn patterns(patterns: impl IntoIterator<Item: Into<Box<str>>>) -> Result<Vec<Box
     Ok(checked)
 }
 
-/// A client's credentials: a token, a certificate name, or both.
+/// A client's credentials: a token, a certificate, or both.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// A token, 1 to [`TOKEN_BYTES_MAX`] bytes.
     pub token: Option<Box<str>>,
-    /// The DNS or URI name in its TLS certificate, which a trusted authority has signed.
-    pub certificate_name: Option<Box<str>>,
+    /// Its TLS certificate, which a trusted authority has signed.
+    pub certificate: Option<ClientCertificate>,
+}
+
+/// What a client's certificate says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Its DNS or URI name.
+    pub name: Box<str>,
+    /// The last second at which it is valid, since 1970.
+    pub ends_s: u64,
 }
 
 /// Omits the token, which is a secret.
@@ -204,7 +213,7 @@ impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
             .field("token_bytes", &self.token.as_deref().map(str::len))
-            .field("certificate_name", &self.certificate_name)
+            .field("certificate", &self.certificate)
             .finish()
     }
 }
@@ -216,9 +225,9 @@ impl Credentials {
     /// [`AuthRefusal::Invalid`] if it is empty, too long, or not UTF-8.
     pub fn new(
         token: Option<&Token<'_>>,
-        certificate_name: Option<Box<str>>,
+        certificate: Option<ClientCertificate>,
     ) -> Result<Credentials, AuthRefusal> {
-        let Some(Token(token)) = token else { return Ok(Credentials { token: None, certificate_name }) };
+        let Some(Token(token)) = token else { return Ok(Credentials { token: None, certificate }) };
         if token.is_empty() {
             return Err(AuthRefusal::Invalid("it is empty".into()));
         }
@@ -227,7 +236,7 @@ impl Credentials {
             return Err(AuthRefusal::Invalid(text.into()));
         }
         match std::str::from_utf8(token) {
-            Ok(token) => Ok(Credentials { token: Some(token.into()), certificate_name }),
+            Ok(token) => Ok(Credentials { token: Some(token.into()), certificate }),
             Err(_) => Err(AuthRefusal::Invalid("it is not UTF-8".into())),
         }
     }

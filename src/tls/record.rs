@@ -310,6 +310,13 @@ impl RecordLayer {
         }
     }
 
+    /// Withdraws the tickets of TLS 1.3, the first records under these keys: they are not sent, and the next record replaces them.
+    pub(crate) fn withdraw_tickets(&mut self) {
+        if self.version == Version::Tls13 {
+            self.tx.sequence = 0;
+        }
+    }
+
     /// The negotiated version.
     pub fn version(&self) -> Version {
         self.version

@@ -32,7 +32,7 @@ use crate::{
     metrics::counters::Counter,
     now::Now,
     permission_sets::PermissionSets,
-    principal::{AuthRefusal, Credentials, Principal, Revocation},
+    principal::{AuthRefusal, ClientCertificate, Credentials, Principal, Revocation},
     session::{CloseReason, Proof},
     token_bucket::{Bucket, Pace},
 };
@@ -105,8 +105,8 @@ pub(super) struct Authentication {
     pending: HashMap<SessionId, Pending>,
     /// WebSockets to upgrade and close, because their credentials were refused. Bound: one per session.
     refused: HashMap<SlotId, AuthRefusal>,
-    /// Names in clients' certificates. Bound: one per session.
-    certificate_names: HashMap<SlotId, Box<str>>,
+    /// Clients' certificates. Bound: one per session.
+    certificates: HashMap<SlotId, ClientCertificate>,
     /// Bound: one per session.
     expiries: HashMap<SlotId, Expiry>,
     /// How often sessions may give new tokens. Bound: one per session.
@@ -122,9 +122,9 @@ impl Authentication {
         self.expiries.get(&slot).map(|expiry| expiry.due_ns)
     }
 
-    /// Takes the name in a client's certificate, if it has not been verified.
-    pub(super) fn take_certificate_name(&mut self, slot: SlotId) -> Option<Box<str>> {
-        self.certificate_names.remove(&slot)
+    /// Takes a client's certificate, unless it is known to prove nothing.
+    pub(super) fn take_certificate(&mut self, slot: SlotId) -> Option<ClientCertificate> {
+        self.certificates.remove(&slot)
     }
 
     /// Whether a verdict on the session's credentials will come.
@@ -140,7 +140,7 @@ impl Authentication {
     /// Forgets a session that leaves its slot.
     pub(super) fn forget(&mut self, slot: SlotId, principal: Option<&Principal>) {
         self.refused.remove(&slot);
-        self.certificate_names.remove(&slot);
+        self.certificates.remove(&slot);
         self.expiries.remove(&slot);
         self.new_tokens.remove(&slot);
         if let Some(principal) = principal {
@@ -173,7 +173,7 @@ impl Authentication {
             + self.pending.capacity() * size_of::<(SessionId, Pending)>()
             + self.expiries.capacity() * size_of::<(SlotId, Expiry)>()
             + self.new_tokens.capacity() * size_of::<(SlotId, Bucket)>()
-            + self.certificate_names.values().map(|name| name.len() + 32).sum::<usize>()
+            + self.certificates.values().map(|certificate| certificate.name.len() + 40).sum::<usize>()
             + self.permissions.heap_bytes()
     }
 }
@@ -229,7 +229,7 @@ impl Shard {
             // A certificate with an unlisted name proves nothing: the handshake continues as without one.
             Err(AuthRefusal::Missing)
                 if purpose == Purpose::Handshake
-                    && self.authentication.certificate_names.remove(&slot).is_some() => {}
+                    && self.authentication.certificates.remove(&slot).is_some() => {}
             Err(refusal) => self.refuse_credentials_for(slot, refusal, purpose, now),
         }
         self.resume_after_verdict(slot, now);
@@ -295,10 +295,10 @@ impl Shard {
         closed
     }
 
-    /// Notes the name in a client's TLS certificate. Call it before the first bytes from the client.
-    pub fn set_certificate_name(&mut self, slot: SlotId, name: &str) {
+    /// Notes a client's TLS certificate. Call it before the first bytes from the client.
+    pub fn set_certificate(&mut self, slot: SlotId, certificate: &ClientCertificate) {
         if self.limits.auth.is_some() && self.sessions.open_mut(slot).is_some() {
-            self.authentication.certificate_names.insert(slot, name.into());
+            self.authentication.certificates.insert(slot, certificate.clone());
         }
     }
 
@@ -349,7 +349,7 @@ impl Shard {
             Proof::Pending => return Entry::Waits,
             Proof::None => {}
         }
-        let refusal = if token.is_some() || self.authentication.certificate_names.contains_key(&slot) {
+        let refusal = if token.is_some() || self.authentication.certificates.contains_key(&slot) {
             match self.ask(slot, token, Purpose::Handshake, now) {
                 Ok(()) => return Entry::Waits,
                 Err(refusal) => refusal,
@@ -375,8 +375,8 @@ impl Shard {
         purpose: Purpose,
         now: Now,
     ) -> Result<(), AuthRefusal> {
-        let certificate_name = self.authentication.certificate_names.get(&slot).cloned();
-        let credentials = Credentials::new(token, certificate_name)?;
+        let certificate = self.authentication.certificates.get(&slot).cloned();
+        let credentials = Credentials::new(token, certificate)?;
         let waiting_max = self.limits.auth.as_ref().map_or(0, |auth| auth.waiting_max);
         let Some(session) = self.sessions.open_mut(slot) else {
             debug_assert!(false, "only an open session gives credentials");

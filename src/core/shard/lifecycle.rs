@@ -35,7 +35,7 @@ impl Shard {
             principal,
             is_read_only,
             is_forwarded,
-            certificate_name,
+            certificate,
             bytes,
             ..
         } = session;
@@ -45,8 +45,8 @@ impl Shard {
         if *is_read_only {
             self.set_read_only(slot);
         }
-        if let Some(name) = certificate_name {
-            self.set_certificate_name(slot, name);
+        if let Some(certificate) = certificate {
+            self.set_certificate(slot, certificate);
         }
         if let Some(Protocol::Http(http)) = self.sessions.open_mut(slot).map(|session| &mut session.protocol)
         {

@@ -108,7 +108,7 @@ impl Policy {
 
     /// Verifies credentials. `now_s`: seconds since 1970. Cost: at most [`KEYS_TRIED_MAX`] signature checks, no system call.
     pub fn verify(&self, credentials: &Credentials, now_s: u64, revocations: &Revocations) -> Outcome {
-        let principal = match (&credentials.token, &credentials.certificate_name) {
+        let principal = match (&credentials.token, &credentials.certificate) {
             (Some(token), _) => match self.static_token(token) {
                 Some(principal) => principal.clone(),
                 None => match self.web_token(token, now_s) {
@@ -116,8 +116,12 @@ impl Policy {
                     Err(outcome) => return outcome,
                 },
             },
-            (None, Some(name)) => match self.certificates.get(name) {
-                Some(principal) => principal.clone(),
+            (None, Some(certificate)) => match self.certificates.get(&certificate.name) {
+                Some(_) if certificate.ends_s < now_s => return Outcome::Verdict(Err(AuthRefusal::Expired)),
+                Some(principal) => Arc::new(Principal {
+                    expires_at_s: Some(certificate.ends_s),
+                    ..Principal::clone(principal)
+                }),
                 // The certificate proves nothing here: treat the client as one without credentials, and let the shard decide.
                 None => return Outcome::Verdict(Err(AuthRefusal::Missing)),
             },

@@ -56,7 +56,7 @@ mod tests {
             is_forwarded: false,
             tenant: TenantId::DEFAULT,
             principal: None,
-            certificate_name: None,
+            certificate: None,
             bytes: n.to_le_bytes().to_vec(),
         };
         (Handover { socket: ours.into(), departure, admitted: Admitted::default(), tls: None }, theirs)

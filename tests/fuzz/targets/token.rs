@@ -52,7 +52,7 @@ libfuzzer_sys::fuzz_target!(|input: (u8, &str)| {
     if token.is_empty() {
         return;
     }
-    let credentials = Credentials { token: Some(token.clone().into()), certificate_name: None };
+    let credentials = Credentials { token: Some(token.clone().into()), certificate: None };
     match POLICY.verify(&credentials, NOW_S, &Revocations::default()) {
         Outcome::Verdict(Ok(principal)) => {
             assert_eq!(kind % 3, 1, "only what is signed is valid");

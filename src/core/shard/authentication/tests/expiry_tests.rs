@@ -304,3 +304,30 @@ fn a_token_issued_after_the_revocation_of_its_subject_is_valid_at_once() {
         bench.end();
     }
 }
+
+#[test]
+fn a_session_by_certificate_ends_with_the_certificate_unless_it_gets_a_token() {
+    for transport in OPEN {
+        for has_token in [false, true] {
+            let mut bench = Bench::new();
+            bench.accept(0, transport, b"");
+            bench.driver.shard.set_certificate(SlotId(0), &certificate("alice", 100));
+            bench.driver.receive(0, &transport.opening(None, ""));
+            bench.verify();
+            bench.take(0);
+            if has_token {
+                let expires = bench.request(0, &transport.refresh("alice"));
+                assert!(expires.iter().all(|event| event == "expires 9 0"), "{expires:?}");
+            }
+            bench.pass(104_900);
+            bench.take(0);
+            bench.pass(200);
+            let events = bench.take(0);
+            match has_token {
+                true => assert_eq!(events, [] as [&str; 0], "{transport:?}"),
+                false => assert_eq!(events, closed(transport, 3005), "{transport:?}"),
+            }
+            bench.end();
+        }
+    }
+}

@@ -215,7 +215,7 @@ fn a_certificate_stands_for_a_token() {
     for transport in TRANSPORTS {
         let mut bench = Bench::new();
         bench.accept(0, transport, b"");
-        bench.driver.shard.set_certificate_name(SlotId(0), "alice");
+        bench.driver.shard.set_certificate(SlotId(0), &certificate("alice", 1_000));
         bench.driver.receive(0, &transport.opening(None, ""));
         bench.verify();
         let first = if transport == Native { "welcome" } else { "101" };
@@ -235,7 +235,7 @@ fn a_certificate_whose_name_is_not_listed_is_no_credentials() {
             let anonymous = is_allowed.then(|| anonymous.clone());
             let mut bench = Bench::with(with(AuthLimits { anonymous, ..AuthLimits::default() }));
             bench.accept(0, transport, b"");
-            bench.driver.shard.set_certificate_name(SlotId(0), "unlisted");
+            bench.driver.shard.set_certificate(SlotId(0), &certificate("unlisted", 1_000));
             bench.driver.receive(0, &transport.opening(None, ""));
             assert_eq!(bench.verify(), 1, "asked about once");
             let events = bench.take(0);
