@@ -10,6 +10,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 
 use crate::{
     limits::{CLOSE_REFUSED, PERMISSION_PATTERNS_MAX, TOKEN_BYTES_MAX},
+    listed::Listing,
     metrics::counters::Counter,
 };
 use tickcast_proto::{
@@ -33,6 +34,8 @@ pub struct Principal {
     pub expires_at_s: Option<u64>,
     /// What it may do.
     pub permissions: Arc<Permissions>,
+    /// The table of the configuration file that defines it; `None`: a JSON Web Token does.
+    pub listing: Option<Listing>,
 }
 
 /// Separates tenant and subject in an identity. Neither contains it, because it is a control character.

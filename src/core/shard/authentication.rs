@@ -17,6 +17,7 @@
 
 mod caller;
 mod expiry;
+mod listed;
 mod permissions;
 
 use std::{
@@ -113,6 +114,8 @@ pub(super) struct Authentication {
     new_tokens: HashMap<SlotId, Bucket>,
     /// Revocations that verdicts under way may not reflect. Bound: [`REVOCATIONS_RECENT_MAX`].
     revoked: VecDeque<Revoked>,
+    /// The first slot whose session is still to be compared with the principals that the configuration file lists.
+    listed_review: Option<SlotId>,
     permissions: PermissionSets,
 }
 
@@ -162,6 +165,11 @@ impl Authentication {
             bucket.spend(pace, now.monotonic_ns);
         }
         takes
+    }
+
+    /// Whether sessions are still to be compared with the principals that the configuration file lists.
+    pub(super) fn is_reviewing_listed(&self) -> bool {
+        self.listed_review.is_some()
     }
 
     /// Heap memory in bytes.
@@ -247,6 +255,7 @@ impl Shard {
         if self.authentication.is_revoked(&principal, now) {
             return Err(AuthRefusal::Revoked);
         }
+        let principal = self.listed_now(&principal)?;
         self.claimed_tenant(slot, &principal.tenant)?;
         let known = self.sessions.get(slot).and_then(|session| session.principal.as_deref());
         match known.filter(|_| before == Proof::Credentials) {
@@ -492,9 +501,13 @@ impl Shard {
 
     /// Takes over the principal of a session that another shard has handed over.
     pub(super) fn attach_principal(&mut self, slot: SlotId, principal: Arc<Principal>, now: Now) {
-        match self.authentication.is_revoked(&principal, now) {
-            true => self.end(slot, CloseReason::Unauthorized(AuthRefusal::Revoked), now),
-            false => drop(self.set_principal(slot, principal, now)),
+        let current = match self.authentication.is_revoked(&principal, now) {
+            true => Err(AuthRefusal::Revoked),
+            false => self.listed_now(&principal),
+        };
+        match current {
+            Ok(principal) => drop(self.set_principal(slot, principal, now)),
+            Err(refusal) => self.end(slot, CloseReason::Unauthorized(refusal), now),
         }
     }
 

@@ -1,6 +1,15 @@
 //! The `[auth]` configuration of clients, and the verification of credentials against it. Reads no clock and no socket.
 
-use std::{collections::HashMap, fs, io::Read, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs,
+    io::Read,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use jsonwebtoken::{Validation, dangerous, decode, decode_header, errors::ErrorKind};
 use ring::digest;
@@ -21,13 +30,19 @@ use crate::{
         KEYS_TRIED_MAX, TOKEN_LEEWAY_MS_HIGHEST,
     },
 };
-use tickcast_core::principal::{AuthRefusal, Credentials, Principal};
+use tickcast_core::{
+    listed::{self, Listed, Listing},
+    principal::{AuthRefusal, Credentials, Permissions, Principal},
+};
 use tickcast_proto::{identity, limits::TOKEN_BYTES_MAX};
 use tickcast_tls::certificates;
 
 const NS_PER_S: u64 = 1_000_000_000;
 /// Subject of anonymous clients, shown to operators.
 const ANONYMOUS: &str = "anonymous";
+
+/// The version of the next policy.
+static VERSIONS: AtomicU64 = AtomicU64::new(1);
 
 /// A SHA-256 hash.
 pub(super) type Hash = [u8; digest::SHA256_OUTPUT_LEN];
@@ -40,6 +55,8 @@ pub struct Policy {
     certificates: HashMap<Box<str>, Arc<Principal>>,
     anonymous: Option<Arc<Principal>>,
     common: Common,
+    /// Later readings of the file have higher ones.
+    version: u64,
 }
 
 /// An `[[auth.key]]` table.
@@ -82,6 +99,12 @@ impl Policy {
     /// The principal of clients without credentials; `None`: they are not allowed.
     pub fn anonymous(&self) -> Option<&Arc<Principal>> {
         self.anonymous.as_ref()
+    }
+
+    /// The principals that the file lists.
+    pub fn listed(&self) -> Listed {
+        let listed = self.tokens.values().chain(self.certificates.values()).chain(&self.anonymous);
+        Listed::new(self.version, listed.cloned())
     }
 
     /// The key sets to fetch.
@@ -266,6 +289,7 @@ pub(super) fn parsed_hash(text: &str) -> Option<Hash> {
 /// Checks `[auth]` and reads its key files.
 pub struct Builder<'a> {
     tables: &'a AuthTables,
+    version: u64,
     /// Each problem's path in the file, and what is wrong.
     problems: Vec<(String, String)>,
 }
@@ -276,7 +300,8 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// All problems, each with its path, such as `auth.key[0].file`.
     pub fn build(tables: &'a AuthTables, is_whole: bool) -> Result<Policy, Vec<(String, String)>> {
-        let mut builder = Builder { tables, problems: Vec::new() };
+        let version = VERSIONS.fetch_add(1, Relaxed);
+        let mut builder = Builder { tables, version, problems: Vec::new() };
         let policy = builder.policy();
         let mut problems = builder.problems;
         problems.retain(|(_, text)| is_whole || !text.contains("is missing"));
@@ -338,6 +363,7 @@ impl<'a> Builder<'a> {
                 self.refuse(format!("{path}.sha256"), text);
                 continue;
             };
+            let principal = principal.map(|principal| self.listed(listed::Entry::Token(hash), principal));
             if principal.is_some_and(|principal| tokens.insert(hash, principal).is_some()) {
                 self.refuse(
                     format!("{path}.sha256"),
@@ -349,14 +375,18 @@ impl<'a> Builder<'a> {
         for (at, table) in tables.certificates.iter().enumerate() {
             let path = format!("auth.certificate[{at}]");
             let principal = self.principal(&path, &table.name, &table.tenant, &table.permissions);
-            let name = table.name.as_str().into();
+            let name: Box<str> = table.name.as_str().into();
+            let principal =
+                principal.map(|principal| self.listed(listed::Entry::Certificate(name.clone()), principal));
             if principal.is_some_and(|principal| certificates.insert(name, principal).is_some()) {
                 self.refuse(format!("{path}.name"), "another [[auth.certificate]] has the same name");
             }
         }
         let anonymous = tables.anonymous.as_ref().and_then(|table| {
             match table.permissions.expand(Templates::default()) {
-                Ok(permissions) => Some(principal(ANONYMOUS, "", permissions)),
+                Ok(permissions) => {
+                    Some(self.listed(listed::Entry::Anonymous, principal(ANONYMOUS, "", permissions)))
+                }
                 Err(error) => {
                     let text = format!("{} (anonymous clients have no name and no tenant)", error.text());
                     self.refuse("auth.anonymous.permissions", text);
@@ -364,7 +394,13 @@ impl<'a> Builder<'a> {
                 }
             }
         });
-        Policy { keys, tokens, certificates, anonymous, common }
+        Policy { keys, tokens, certificates, anonymous, common, version: self.version }
+    }
+
+    /// Notes where the file lists a principal.
+    fn listed(&self, entry: listed::Entry, principal: Principal) -> Arc<Principal> {
+        let listing = Some(Listing { entry, version: self.version });
+        Arc::new(Principal { listing, ..principal })
     }
 
     /// The principal of a static token or a certificate.
@@ -374,7 +410,7 @@ impl<'a> Builder<'a> {
         name: &str,
         tenant: &str,
         permissions: &PermissionsTable,
-    ) -> Option<Arc<Principal>> {
+    ) -> Option<Principal> {
         if name.is_empty() {
             self.refuse(path, "name is missing");
             return None;
@@ -488,13 +524,13 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn principal(name: &str, tenant: &str, permissions: tickcast_core::principal::Permissions) -> Arc<Principal> {
-    Arc::new(Principal {
+fn principal(name: &str, tenant: &str, permissions: Permissions) -> Principal {
+    Principal {
         subject: name.into(),
         tenant: tenant.into(),
         permissions: Arc::new(permissions),
         ..Principal::default()
-    })
+    }
 }
 
 /// Reads the certificates of authorities, DER.

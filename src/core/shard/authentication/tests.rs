@@ -27,6 +27,7 @@ use tickcast_proto::{
 mod expiry_tests;
 mod filter_tests;
 mod handover_tests;
+mod listed_tests;
 mod opening_tests;
 mod permission_tests;
 
