@@ -224,7 +224,12 @@ impl Shard {
         match verdict {
             Ok(principal) => {
                 self.counters.add(Counter::CredentialsAccepted, 1);
+                let identity = principal.identity().into_owned();
                 let has_changed = self.set_principal(slot, principal, now);
+                if purpose != Purpose::Handshake && before != Proof::Credentials {
+                    // The handshake has named none, or one that was only claimed.
+                    self.name_identity(slot, &identity, true, now);
+                }
                 match purpose {
                     Purpose::Handshake => {}
                     Purpose::Hello { request, features } => self.welcome(slot, request, features, true, now),

@@ -104,18 +104,30 @@ impl Shard {
             self.actions.push_back(Action::HandOver(slot));
             return false;
         }
-        self.identities.insert(slot, (*identity).into());
         // With authentication, a mere claim ends nobody's session.
         let is_proven = principal.is_some() || self.limits.auth.is_none();
+        self.name_identity(slot, &identity, is_proven, now);
+        true
+    }
+
+    /// Gives a session its identity, which a hello or its handshake has named. A proven one ends the session that has it on this
+    /// shard, if the configuration says so.
+    pub(in crate::shard) fn name_identity(
+        &mut self,
+        slot: SlotId,
+        identity: &str,
+        is_proven: bool,
+        now: Now,
+    ) {
+        self.identities.insert(slot, identity.into());
         // The same claim in two tenants means two clients.
         let tenant = self.sessions.get(slot).map_or(TenantId::DEFAULT, |session| session.tenant);
         if self.limits.identity_replaces
             && is_proven
-            && let Some(before) = self.holders.enter(slot, &topic_key::of(tenant, &identity))
+            && let Some(before) = self.holders.enter(slot, &topic_key::of(tenant, identity))
         {
             self.end(before, CloseReason::Replaced, now);
         }
-        true
     }
 
     /// Cancels the handover of a session that ends, so that it ends here, with the CLOSING of its listener's protocol.

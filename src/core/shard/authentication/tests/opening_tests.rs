@@ -389,3 +389,36 @@ fn truncated_and_mutated_openings_end_or_wait() {
         }
     }
 }
+
+#[test]
+fn a_token_in_a_later_hello_names_the_identity_and_replaces_its_session() {
+    let anonymous = Some(Arc::new(named("anonymous", wide())));
+    for transport in [JsonHello, FramesHello] {
+        for anonymous in [None, anonymous.clone()] {
+            let auth = with(AuthLimits { anonymous, ..AuthLimits::default() });
+            let mut bench = Bench::with(Limits { identity_replaces: true, ..auth });
+            let identity = |bench: &Bench, slot| {
+                bench.driver.shard.identities.get(&SlotId(slot)).map(|identity| identity.to_string())
+            };
+            bench.accept(0, transport, &transport.opening(Some("alice"), "client=claimed"));
+            bench.verify();
+            assert_eq!(bench.take(0), opened(transport));
+            assert_eq!(
+                identity(&bench, 0).as_deref(),
+                Some("alice"),
+                "{transport:?}: not what it has claimed"
+            );
+            bench.open(1, transport, Some("bob"));
+            assert_eq!(bench.take(0), [] as [&str; 0]);
+            bench.open(2, transport, Some("alice"));
+            assert_eq!(bench.take(0)[0], "closing 3502", "{transport:?}");
+            // A new token of the same client replaces nobody.
+            bench.request(2, &transport.refresh("alice"));
+            bench.request(2, &transport.hello("alice", ""));
+            assert_eq!(bench.take(1), [] as [&str; 0]);
+            bench.open(3, Native, Some("alice"));
+            assert_eq!(bench.take(2)[0], "closing 3502", "{transport:?}");
+            bench.end();
+        }
+    }
+}
