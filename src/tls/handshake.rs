@@ -15,7 +15,8 @@ use rustls::{
 
 use crate::{
     certificates,
-    record::{Alert, Cipher, HEADER_BYTES, Keys, PLAINTEXT_BYTES_MAX, RecordLayer, Role, Version},
+    keys::Keys,
+    record::{Alert, Cipher, HEADER_BYTES, PLAINTEXT_BYTES_MAX, RecordLayer, Role, Version},
     secrets::{self, Revealed, Secret, TrafficSecrets},
 };
 
@@ -347,11 +348,15 @@ impl Agreed {
             Role::Client => (client, server),
             Role::Server => (server, client),
         };
-        let (cipher, tx) = keys(extracted.tx, own)?;
-        let (_, rx) = keys(extracted.rx, other)?;
-        let records = RecordLayer::new(role, version, cipher, tx, rx);
+        let cipher = cipher(&extracted.tx.1)?;
+        // The keys are written where they stay: a move would leave a copy behind.
+        let records = RecordLayer::new(role, version, cipher);
         let server_name = revealed.server_name;
-        Ok(Box::new(Established { records, unopened, server_name, peer, is_resumed }))
+        let mut established = Box::new(Established { records, unopened, server_name, peer, is_resumed });
+        let (tx, rx) = established.records.keys_mut();
+        fill(tx, &extracted.tx, own);
+        fill(rx, &extracted.rx, other);
+        Ok(established)
     }
 }
 
@@ -443,22 +448,28 @@ fn encode(encode: &mut dyn FnMut(&mut [u8]) -> Result<usize, EncodeError>, out: 
     }
 }
 
-/// The keys of one direction.
-fn keys(
-    (sequence, secrets): (u64, ConnectionTrafficSecrets),
-    secret: &Secret,
-) -> Result<(Cipher, Keys), HandshakeError> {
-    let (cipher, key, iv) = match &secrets {
-        ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (Cipher::Aes128Gcm, key, iv),
-        ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (Cipher::Aes256Gcm, key, iv),
-        ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (Cipher::ChaCha20Poly1305, key, iv),
-        _ => return Err(HandshakeError::Refused(rustls::Error::General("an unknown cipher suite".into()))),
-    };
-    let mut keys = Keys { sequence, key: [0; 32], iv: [0; 12], secret: secret.0 };
-    let key = key.as_ref();
-    keys.key[..key.len()].copy_from_slice(key);
-    keys.iv.copy_from_slice(iv.as_ref());
-    Ok((cipher, keys))
+/// The cipher of a connection.
+fn cipher(secrets: &ConnectionTrafficSecrets) -> Result<Cipher, HandshakeError> {
+    match secrets {
+        ConnectionTrafficSecrets::Aes128Gcm { .. } => Ok(Cipher::Aes128Gcm),
+        ConnectionTrafficSecrets::Aes256Gcm { .. } => Ok(Cipher::Aes256Gcm),
+        ConnectionTrafficSecrets::Chacha20Poly1305 { .. } => Ok(Cipher::ChaCha20Poly1305),
+        _ => Err(HandshakeError::Refused(rustls::Error::General("an unknown cipher suite".into()))),
+    }
+}
+
+/// Sets the keys of one direction, whose cipher [`cipher`] knows.
+fn fill(keys: &mut Keys, (sequence, secrets): &(u64, ConnectionTrafficSecrets), secret: &Secret) {
+    if let ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+    | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+    | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } = secrets
+    {
+        let key = key.as_ref();
+        keys.key[..key.len()].copy_from_slice(key);
+        keys.iv.copy_from_slice(iv.as_ref());
+    }
+    keys.sequence = *sequence;
+    keys.secret.copy_from_slice(&secret.0);
 }
 
 impl PeerCertificate {

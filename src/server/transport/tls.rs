@@ -362,9 +362,13 @@ impl TlsConnections {
             (std::mem::take(&mut handshake.is_paused), std::mem::take(&mut handshake.has_eof));
         let shaken = match progress {
             Ok(Progress::Waiting) => Shaken::Waiting,
-            Ok(Progress::Done(established)) => {
-                let Established { records, unopened, is_resumed, peer, server_name, .. } = *established;
-                connection.state = State::Open { records, opener: Opener::default(), peer_closed: false };
+            Ok(Progress::Done(mut established)) => {
+                let (records, opener) = (RecordLayer::VACANT, Opener::default());
+                connection.state = State::Open { records, opener, peer_closed: false };
+                if let State::Open { records, .. } = &mut connection.state {
+                    established.records.take_into(records);
+                }
+                let Established { unopened, is_resumed, peer, server_name, .. } = *established;
                 Shaken::Done { is_resumed, peer, server_name, unopened }
             }
             Err(error) => {
