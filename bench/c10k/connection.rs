@@ -9,10 +9,10 @@ use tickcast::clock;
 use tickcast_client::Event;
 
 use crate::{
+    common::tls::{Received, Tls},
     feed::Feed,
     plan::Plan,
     tally::{Tally, intended_ns},
-    tls::{Received, Tls},
 };
 
 /// Most reads of one connection in a row, so that a busy one does not starve the others.

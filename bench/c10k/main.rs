@@ -77,7 +77,6 @@ mod run;
 mod skew;
 mod svg;
 mod tally;
-mod tls;
 mod worker;
 
 use std::{fs::File, io::BufWriter, process::ExitCode};

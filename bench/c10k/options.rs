@@ -34,6 +34,12 @@ pub struct Options {
     /// With --tls: do not verify the server
     #[arg(long, requires = "tls")]
     pub insecure: bool,
+    /// With --tls: PEM file of the certificate to show to servers that ask for one
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    pub cert: Option<PathBuf>,
+    /// With --cert: PEM file of its private key [default: the file of --cert]
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub key: Option<PathBuf>,
     /// File with the token of every connection
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tickcast::limits::{LISTEN_BACKLOG, TOPIC_BYTES_MAX};
-use tickcast_client::{ClientToken, ConnectOptions, SubscribeOptions, TlsOptions, server_name};
+use tickcast_client::{ClientToken, ConnectOptions, SubscribeOptions, TlsOptions};
 use tickcast_proto::{
     WireFormat,
     subscription::Delivery,
@@ -16,10 +16,12 @@ use tickcast_proto::{
 use tickcast_tls::certificates::{ALPN_HTTP, ALPN_NATIVE};
 
 use crate::{
-    common::checks::{check_path, duration_within, resolve_server, within},
+    common::{
+        checks::{check_path, duration_within, resolve_server, within},
+        tls::TlsPlan,
+    },
     options::{Options, PeerProtocol, Transport, WebSocketEncoding},
     own_topics::OwnTopics,
-    tls::TlsPlan,
 };
 
 /// Connections per source address: a third of the ephemeral ports stays free for others.
@@ -150,7 +152,10 @@ impl Plan {
         let server = resolve_server(&host)?;
         let tls = match options.tls {
             false => None,
-            true => Some(tls_plan(&host, encoding, peer, options.ca, options.insecure)?),
+            true => {
+                let Options { ca, cert, key, insecure, .. } = options;
+                Some(tls_plan(&host, encoding, peer, &TlsOptions { ca, cert, key, insecure })?)
+            }
         };
         if options.sources.is_some() && !is_loopback_v4(server) {
             return Err(format!("--sources needs a server on 127.0.0.0/8, not {server}"));
@@ -247,17 +252,14 @@ fn tls_plan(
     host: &str,
     encoding: WireFormat,
     peer: Option<PeerProtocol>,
-    ca: Option<PathBuf>,
-    insecure: bool,
+    options: &TlsOptions,
 ) -> Result<TlsPlan, String> {
     let protocols: &[&[u8]] = match (peer, encoding) {
         (None, WireFormat::TCP_NATIVE) => &[ALPN_NATIVE],
         (None, _) => &[ALPN_HTTP],
         (Some(_), _) => &[],
     };
-    let options = TlsOptions { ca, insecure, ..TlsOptions::default() };
-    let config = options.read(protocols, true).map_err(|error| format!("--tls: {error}"))?;
-    Ok(TlsPlan { config, name: server_name(host).map_err(|error| error.to_string())? })
+    TlsPlan::new(host, protocols, options)
 }
 
 /// The path to upgrade at, and the patterns to subscribe to.
@@ -397,6 +399,9 @@ mod tests {
             "--connections 4 --stalled 5",
             "--stalled 1 --expect-ticks 9",
             "--ca a.pem",
+            "--cert a.pem",
+            "--tls --key a.pem",
+            "--tls --cert no/such/file",
             "--insecure",
             "--tls --insecure --ca a.pem",
             "--tls --ca no/such/file",

@@ -6,3 +6,4 @@ pub mod checks;
 pub mod histogram;
 pub mod nats;
 pub mod process;
+pub mod tls;

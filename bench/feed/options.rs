@@ -1,12 +1,17 @@
 //! Command line of the feeder, and the checked plan made from it.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Parser, ValueEnum};
 use tickcast::limits::SIM_SIZE_LOWEST;
+use tickcast_client::{ClientToken, TlsOptions};
 use tickcast_proto::units::{NS_PER_S, NS_PER_US, parse_duration_ns, parse_seconds_ns, parse_size_bytes};
+use tickcast_tls::certificates::ALPN_NATIVE;
 
-use crate::common::checks::{check_path, duration_within, resolve_server, size_within, within};
+use crate::common::{
+    checks::{check_path, duration_within, resolve_server, size_within, within},
+    tls::TlsPlan,
+};
 
 /// Most ticks per second of all producers: more than one thread can write.
 const TICKS_PER_S_MAX: u64 = 10_000_000;
@@ -55,6 +60,24 @@ pub struct Options {
     /// Old spelling of --duration.
     #[arg(long = "duration-s", hide = true, value_parser = parse_seconds_ns, conflicts_with = "duration_ns")]
     duration_ns_from_s: Option<u64>,
+    /// Encrypt every connection; only for tickcast
+    #[arg(long)]
+    tls: bool,
+    /// With --tls: PEM file of the authorities that may sign the server's certificate [default: the system's]
+    #[arg(long, value_name = "FILE", requires = "tls", conflicts_with = "insecure")]
+    ca: Option<PathBuf>,
+    /// With --tls: PEM file of the certificate to show to servers that ask for one
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    cert: Option<PathBuf>,
+    /// With --cert: PEM file of its private key [default: the file of --cert]
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+    /// With --tls: do not verify the server
+    #[arg(long, requires = "tls")]
+    insecure: bool,
+    /// File with the token of every connection; only for tickcast
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Nchan's publisher location, to which ?id=TOPIC is appended
     #[arg(long, value_name = "PATH", default_value = "/pub")]
     path: String,
@@ -110,6 +133,8 @@ pub struct Plan {
     pub connections: usize,
     /// `None` runs until a signal.
     pub duration_ns: Option<u64>,
+    pub tls: Option<TlsPlan>,
+    pub token: Option<ClientToken>,
 }
 
 impl Plan {
@@ -131,7 +156,17 @@ impl Plan {
             duration_within("--duration", duration_ns, NS_PER_US, DURATION_NS_MAX)?;
         }
         check_path(&options.path, "/pub")?;
+        if options.protocol != Protocol::Tickcast && (options.tls || options.token_file.is_some()) {
+            return Err("--tls and --token-file are for tickcast servers".into());
+        }
+        let token = options.token_file.as_deref().map(|file| {
+            ClientToken::read(file).map_err(|text| format!("--token-file {}: {text}", file.display()))
+        });
+        let token = token.transpose()?;
         let host = options.server.unwrap_or_else(|| options.protocol.default_server().into());
+        let (ca, cert, key, insecure) = (options.ca, options.cert, options.key, options.insecure);
+        let tls = TlsOptions { ca, cert, key, insecure };
+        let tls = options.tls.then(|| TlsPlan::new(&host, &[ALPN_NATIVE], &tls)).transpose()?;
         Ok(Plan {
             protocol: options.protocol,
             server: resolve_server(&host)?,
@@ -143,6 +178,8 @@ impl Plan {
             topics: topics as u32,
             connections: connections as usize,
             duration_ns,
+            tls,
+            token,
         })
     }
 
@@ -205,6 +242,12 @@ mod tests {
             "--protocol kafka",
             "--server nowhere",
             "--path pub",
+            "--ca a.pem",
+            "--insecure",
+            "--tls --ca no/such/file",
+            "--tls --insecure --cert no/such/file",
+            "--tls --insecure --protocol nats",
+            "--token-file no/such/file",
         ] {
             assert!(plan(bad).is_err(), "{bad}");
         }

@@ -57,6 +57,7 @@ impl Publisher {
             Protocol::Tickcast => {
                 let options = ConnectOptions {
                     name: "tickcast-feed".into(),
+                    token: plan.token.clone(),
                     ..ConnectOptions::new(WireFormat::TCP_NATIVE)
                 };
                 Wire::Tickcast(Box::new(Connection::new(&options)))

@@ -10,7 +10,15 @@ use std::{
 use mio::{Events, Interest, Poll, Token, net::TcpStream};
 use tickcast::{clock, sources::payload::Mark};
 
-use crate::{common::process::thread_cpu_ns, options::Plan, publisher::Publisher, report::Report};
+use crate::{
+    common::{
+        process::thread_cpu_ns,
+        tls::{Received, Tls},
+    },
+    options::Plan,
+    publisher::Publisher,
+    report::Report,
+};
 
 /// Time allowed per connect.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -20,6 +28,8 @@ const SLEEP_NS_MAX: u64 = 20_000_000;
 const BATCH_TICKS: u64 = 256;
 /// Most events per epoll_wait(2).
 const EVENTS_MAX: usize = 256;
+/// Most bytes that are sealed before the socket takes them.
+const SEALED_BYTES_MAX: usize = 64 << 10;
 /// Size of the read buffer.
 const READ_BYTES: usize = 16 << 10;
 /// Time allowed at the end to write what is queued and to read the answers.
@@ -31,6 +41,9 @@ const DRAIN_WAIT: Duration = Duration::from_millis(2);
 struct Connection {
     stream: TcpStream,
     publisher: Publisher,
+    tls: Option<Box<Tls>>,
+    /// Scratch buffer of TLS.
+    plaintext: Vec<u8>,
     /// Has ticks queued since its last write.
     is_dirty: bool,
 }
@@ -85,7 +98,9 @@ impl<'a> Feeder<'a> {
             let mut stream = TcpStream::from_std(stream);
             let interest = Interest::READABLE | Interest::WRITABLE;
             poll.registry().register(&mut stream, Token(index), interest).map_err(fail)?;
-            connections.push(Connection { stream, publisher: Publisher::open(plan), is_dirty: false });
+            let tls = plan.tls.as_ref().map(Tls::start).transpose()?.map(Box::new);
+            let (publisher, plaintext) = (Publisher::open(plan), Vec::new());
+            connections.push(Connection { stream, publisher, tls, plaintext, is_dirty: false });
         }
         Ok(Feeder {
             plan,
@@ -202,22 +217,47 @@ fn ended(index: usize, why: &str) -> String {
 
 impl Connection {
     fn write(&mut self) -> Result<(), String> {
-        while !self.publisher.output().is_empty() {
-            match self.stream.write(self.publisher.output()) {
-                Ok(written) => self.publisher.output_written(written),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+        loop {
+            if let Some(tls) = self.tls.as_mut().filter(|tls| tls.is_open() && tls.output().is_empty()) {
+                let output = self.publisher.output();
+                let sealed = output.len().min(SEALED_BYTES_MAX);
+                if sealed > 0 {
+                    tls.seal(&output[..sealed]);
+                    self.publisher.output_written(sealed);
+                }
+            }
+            let output = self.tls.as_ref().map_or(self.publisher.output(), |tls| tls.output());
+            if output.is_empty() {
+                return Ok(());
+            }
+            match self.stream.write(output) {
+                Ok(written) => match &mut self.tls {
+                    Some(tls) => tls.output_written(written),
+                    None => self.publisher.output_written(written),
+                },
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(format!("write: {error}")),
             }
         }
-        Ok(())
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> Result<(), String> {
+        let closed = || Err("the server closed the connection".into());
         loop {
             match self.stream.read(buffer) {
-                Ok(0) => return Err("the server closed the connection".into()),
-                Ok(read) => self.publisher.handle_bytes(&buffer[..read])?,
+                Ok(0) => return closed(),
+                Ok(read) => {
+                    let Some(tls) = &mut self.tls else {
+                        self.publisher.handle_bytes(&buffer[..read])?;
+                        continue;
+                    };
+                    let received = tls.receive(&buffer[..read], &mut self.plaintext);
+                    self.publisher.handle_bytes(&self.plaintext)?;
+                    if received? == Received::Closed {
+                        return closed();
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(format!("read: {error}")),

@@ -9,6 +9,7 @@
 //! | `admin` | 0 | the admin thread has accepted a connection |
 //! | `signals` | 0 | a signal arrives |
 //! | `source` | 0 | a source's thread starts |
+//! | `verifier` | 0 | a verifier has taken a client's credentials |
 //!
 //! Actions: `panic`; `hang`, for as long as the process lives; `slow`, for 150 ms.
 
@@ -29,6 +30,8 @@ pub enum Place {
     Signals,
     /// A source's thread.
     Source,
+    /// The verification of a client's credentials.
+    Verifier,
 }
 
 /// Longer than a slow turn.
@@ -63,6 +66,7 @@ fn action(asked: &str, place: Place) -> Option<&str> {
         Place::Admin => ("admin", 0),
         Place::Signals => ("signals", 0),
         Place::Source => ("source", 0),
+        Place::Verifier => ("verifier", 0),
     };
     let mut words = asked.split(' ');
     let is_here = words.next() == Some(named.0) && words.next()?.parse() == Ok(named.1);

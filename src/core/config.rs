@@ -6,6 +6,7 @@ use crate::{
     budgets::{BudgetLimits, PatternLimits},
     home::{CreationLimits, history::HistoryBounds},
     limits,
+    listed::Listed,
     networks::Networks,
     principal::Principal,
     routes::Routes,
@@ -127,6 +128,8 @@ impl Nodes {
 pub struct AuthLimits {
     /// What clients without credentials may do; `None`: they are refused.
     pub anonymous: Option<Arc<Principal>>,
+    /// The principals of the configuration file. A reload that changes them reaches open sessions.
+    pub listed: Arc<Listed>,
     /// Whether `?token=` is accepted in the target of `/ws`. Proxies and others may log targets.
     pub query_token: bool,
     /// Whether to accept a subscription to a pattern that is only partly allowed, limited to the allowed topics. If not, it is
@@ -144,6 +147,7 @@ impl Default for AuthLimits {
     fn default() -> Self {
         AuthLimits {
             anonymous: None,
+            listed: Arc::default(),
             query_token: false,
             filters_patterns: false,
             warning_ns: limits::TOKEN_WARNING_MS_DEFAULT * 1_000_000,
@@ -262,7 +266,7 @@ impl Limits {
             positions_bytes_max: other.positions_bytes_max,
             tenants: self.reloaded_tenants(other),
             nodes: Nodes { id: self.nodes.id.clone(), addresses: other.nodes.addresses.clone() },
-            // Existing sessions have no principal.
+            // Without it, existing sessions have no principal.
             auth: match (&self.auth, &other.auth) {
                 (Some(_), Some(auth)) => Some(auth.clone()),
                 (auth, _) => auth.clone(),

@@ -410,6 +410,8 @@ pub const CLIENTS_MAX_HIGHEST: usize = 1 << 20;
 /// Sessions or topics that a shard visits in one turn for an operator: an estimated 0.2 ms if each misses the cache
 /// (100 ns).
 pub const TURN_SURVEYED: usize = 2_048;
+/// Slots whose sessions a turn compares with the principals of a new configuration file. Each may end its session.
+pub const TURN_LISTED_REVIEWED: usize = 512;
 
 /// Shortest latency resolved, microseconds.
 pub const LATENCY_US_LOWEST: u64 = 1;

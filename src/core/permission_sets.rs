@@ -104,10 +104,8 @@ mod tests {
         let permissions = Permissions { subscribe: Rules::NONE, publish: rules };
         Arc::new(Principal {
             subject: subject.into(),
-            tenant: "".into(),
-            token_id: None,
-            expires_at_s: None,
             permissions: permissions.into(),
+            ..Principal::default()
         })
     }
 

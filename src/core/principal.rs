@@ -10,6 +10,7 @@ use std::{borrow::Cow, fmt, sync::Arc};
 
 use crate::{
     limits::{CLOSE_REFUSED, PERMISSION_PATTERNS_MAX, TOKEN_BYTES_MAX},
+    listed::Listing,
     metrics::counters::Counter,
 };
 use tickcast_proto::{
@@ -18,7 +19,7 @@ use tickcast_proto::{
 };
 
 /// Who a session is and what it may do. Sessions of a shard with equal permissions share them.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Principal {
     /// Who it is: 1 to 255 bytes that [`identity::check`](tickcast_proto::identity::check) accepts. For an anonymous principal, a
     /// name shown to operators, which identifies nobody.
@@ -27,10 +28,14 @@ pub struct Principal {
     pub tenant: Box<str>,
     /// Id of its token (`jti`), for revocation.
     pub token_id: Option<Box<str>>,
+    /// When its token was issued (`iat`), seconds since 1970; `None`: not known.
+    pub issued_at_s: Option<u64>,
     /// When its credentials expire, seconds since 1970; `None`: never.
     pub expires_at_s: Option<u64>,
     /// What it may do.
     pub permissions: Arc<Permissions>,
+    /// The table of the configuration file that defines it; `None`: a JSON Web Token does.
+    pub listing: Option<Listing>,
 }
 
 /// Separates tenant and subject in an identity. Neither contains it, because it is a control character.
@@ -44,6 +49,11 @@ impl Principal {
             "" => Cow::Borrowed(&self.subject),
             tenant => Cow::Owned(format!("{tenant}{IDENTITY_SEPARATOR}{}", self.subject)),
         }
+    }
+
+    /// Whether its token was issued after this moment, seconds since 1970. Never true without a time of issue.
+    pub fn is_issued_after(&self, at_s: u64) -> bool {
+        self.issued_at_s.is_some_and(|issued_at_s| issued_at_s > at_s)
     }
 
     /// Whether another principal is the same client with other credentials.
@@ -183,13 +193,22 @@ fn patterns(patterns: impl IntoIterator<Item: Into<Box<str>>>) -> Result<Vec<Box
     Ok(checked)
 }
 
-/// A client's credentials: a token, a certificate name, or both.
+/// A client's credentials: a token, a certificate, or both.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// A token, 1 to [`TOKEN_BYTES_MAX`] bytes.
     pub token: Option<Box<str>>,
-    /// The DNS or URI name in its TLS certificate, which a trusted authority has signed.
-    pub certificate_name: Option<Box<str>>,
+    /// Its TLS certificate, which a trusted authority has signed.
+    pub certificate: Option<ClientCertificate>,
+}
+
+/// What a client's certificate says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Its DNS or URI name.
+    pub name: Box<str>,
+    /// The last second at which it is valid, since 1970.
+    pub ends_s: u64,
 }
 
 /// Omits the token, which is a secret.
@@ -197,7 +216,7 @@ impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials")
             .field("token_bytes", &self.token.as_deref().map(str::len))
-            .field("certificate_name", &self.certificate_name)
+            .field("certificate", &self.certificate)
             .finish()
     }
 }
@@ -209,9 +228,9 @@ impl Credentials {
     /// [`AuthRefusal::Invalid`] if it is empty, too long, or not UTF-8.
     pub fn new(
         token: Option<&Token<'_>>,
-        certificate_name: Option<Box<str>>,
+        certificate: Option<ClientCertificate>,
     ) -> Result<Credentials, AuthRefusal> {
-        let Some(Token(token)) = token else { return Ok(Credentials { token: None, certificate_name }) };
+        let Some(Token(token)) = token else { return Ok(Credentials { token: None, certificate }) };
         if token.is_empty() {
             return Err(AuthRefusal::Invalid("it is empty".into()));
         }
@@ -220,7 +239,7 @@ impl Credentials {
             return Err(AuthRefusal::Invalid(text.into()));
         }
         match std::str::from_utf8(token) {
-            Ok(token) => Ok(Credentials { token: Some(token.into()), certificate_name }),
+            Ok(token) => Ok(Credentials { token: Some(token.into()), certificate }),
             Err(_) => Err(AuthRefusal::Invalid("it is not UTF-8".into())),
         }
     }
@@ -300,7 +319,7 @@ impl std::error::Error for AuthRefusal {}
 /// Selects the sessions to close.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Revocation {
-    /// All sessions of a subject, whatever their tokens.
+    /// All sessions of a subject whose tokens were not issued after the revocation.
     Subject {
         /// The subject's tenant; empty if there is none.
         tenant: Box<str>,
@@ -312,11 +331,12 @@ pub enum Revocation {
 }
 
 impl Revocation {
-    /// Whether a principal is revoked.
-    pub fn revokes(&self, principal: &Principal) -> bool {
+    /// Whether a principal is revoked by this revocation at `at_s`, seconds since 1970.
+    pub fn revokes(&self, principal: &Principal, at_s: u64) -> bool {
         match self {
             Revocation::Subject { tenant, subject } => {
                 (tenant, subject) == (&principal.tenant, &principal.subject)
+                    && !principal.is_issued_after(at_s)
             }
             Revocation::TokenId(id) => principal.token_id.as_ref() == Some(id),
         }
@@ -428,18 +448,20 @@ mod tests {
         let principal = |tenant: &str, subject: &str| Principal {
             subject: subject.into(),
             tenant: tenant.into(),
-            token_id: None,
-            expires_at_s: None,
-            permissions: Arc::default(),
+            ..Principal::default()
         };
         let (none, a, b) = (principal("", "s"), principal("a", "s"), principal("b", "s"));
         assert_eq!(none.identity(), "s");
         assert!(a.identity() != b.identity() && a.identity() != none.identity());
         assert!(a.is_same_client(&a) && !a.is_same_client(&b) && !a.is_same_client(&none));
         let revocation = Revocation::Subject { tenant: "a".into(), subject: "s".into() };
-        assert!(revocation.revokes(&a) && !revocation.revokes(&b) && !revocation.revokes(&none));
+        let revokes = |principal: &Principal| revocation.revokes(principal, 100);
+        assert!(revokes(&a) && !revokes(&b) && !revokes(&none));
+        let issued_at = |at_s| Principal { issued_at_s: Some(at_s), ..a.clone() };
+        assert!(revokes(&issued_at(100)) && !revokes(&issued_at(101)));
         let revocation = Revocation::TokenId("id".into());
-        assert!(!revocation.revokes(&a));
-        assert!(revocation.revokes(&Principal { token_id: Some("id".into()), ..a }));
+        assert!(!revocation.revokes(&a, 100));
+        let later = Principal { token_id: Some("id".into()), ..issued_at(101) };
+        assert!(revocation.revokes(&later, 100));
     }
 }

@@ -448,6 +448,7 @@ impl Shard {
         worked |= self.home.trim(now.monotonic_ns) > 0;
         self.counters.add(Counter::LastValuesEvicted, self.home.take_last_values_evicted());
         worked |= self.forget_message_ids(now);
+        worked |= self.review_listed(now);
         worked |= self.turn_control(now);
         worked |= self.fanout.count_topics(TURN_COUNT_UNITS) > 0;
         worked |= self.request_history(now);
@@ -527,6 +528,7 @@ impl Shard {
             || self.fanout.counts_topics()
             || self.fanout.opens_topics()
             || self.control.has_work()
+            || self.authentication.is_reviewing_listed()
             || self.may_request_history()
             || self.may_read()
             || (self.home.is_walking() && self.stages.deliveries_are_half_empty())

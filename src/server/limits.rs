@@ -191,9 +191,7 @@ pub const VERIFIER_NICENESS: i32 = 10;
 pub const VERIFICATIONS_WAITING_MAX: usize = 1 << 12;
 /// Revocations in memory: about 200 bytes each.
 pub const REVOCATIONS_MAX: usize = 1 << 16;
-/// Default time that a revocation is kept, milliseconds: longer than tokens should be valid.
-pub const REVOCATION_MS_DEFAULT: u64 = 86_400_000;
-/// Longest time that a revocation is kept.
+/// Longest time that a revocation is kept, milliseconds. Also the default if nothing limits how long tokens are valid.
 pub const REVOCATION_MS_HIGHEST: u64 = 366 * 86_400_000;
 
 const _: () = assert!(JWKS_FETCH_MS < HANDSHAKE_DEADLINE_MS_DEFAULT);

@@ -45,8 +45,11 @@ pub mod peer {
     /// Requests to the admin listener without credentials, or with wrong ones.
     pub const ADMIN: &str = "tickcast::peer::admin";
 
+    /// Credentials on which the server fails.
+    pub const AUTH: &str = "tickcast::peer::auth";
+
     /// All of these targets.
-    pub const ALL: [&str; 7] = [ACCEPT, SESSION, TOPIC, REPLAY, SOURCE, SINK, ADMIN];
+    pub const ALL: [&str; 8] = [ACCEPT, SESSION, TOPIC, REPLAY, SOURCE, SINK, ADMIN, AUTH];
 }
 
 /// Target of the lines about operators' changes, at level info, not rate-limited. `warn,tickcast::audit=info` keeps these lines
@@ -149,6 +152,9 @@ impl Drop for FlushAtExit {
 /// The panic hook: like the standard library's, but waits for standard error no longer than [`LOG_FLUSH_MS_MAX`]. The process
 /// may be about to abort.
 fn print_panic(panic: &PanicHookInfo<'_>) {
+    if panics::hides(panic) {
+        return;
+    }
     let current = thread::current();
     let (name, message) = (current.name().unwrap_or("<unnamed>"), panics::message(panic.payload()));
     let place = panic.location().map_or(String::new(), |location| format!(" at {location}"));

@@ -247,7 +247,9 @@ fn read_listener(listener: &Listener, tls: &TlsTable, tickets: &TicketKeys) -> R
         client_authorities: authorities.as_ref().map(|(_, pem)| (&pem[..], wanted)),
         only_tls13: tls.min_version == Some(MinVersion::Tls13),
         protocols,
-        tickets: tickets.for_context(&context),
+        // Operators show their certificates on each connection: their tickets would outlive them.
+        tickets: (listener.kind != Kind::Admin || authorities.is_none())
+            .then(|| tickets.for_context(&context)),
         hands_over: listener.kind != Kind::Admin,
     };
     let config = certificates::server_config(&settings).map_err(|error| match &authorities {

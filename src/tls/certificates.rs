@@ -7,7 +7,7 @@ use rustls::{
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, ring as provider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
 use x509_cert::{Certificate, der::Decode};
@@ -136,8 +136,8 @@ pub struct ServerSettings<'a> {
     pub only_tls13: bool,
     /// Application protocols in order of preference. A client that offers only others is refused.
     pub protocols: &'a [&'a [u8]],
-    /// Issues and accepts session tickets.
-    pub tickets: Tickets,
+    /// Issues and accepts session tickets; `None`: each connection begins with a full handshake.
+    pub tickets: Option<Tickets>,
     /// Whether [`ServerHandshake`](crate::handshake::ServerHandshake) performs the handshake and our record layer takes over. If
     /// not, rustls keeps the connection.
     pub hands_over: bool,
@@ -178,9 +178,13 @@ pub fn server_config(settings: &ServerSettings<'_>) -> Result<Arc<ServerConfig>,
     };
     let mut config = builder.with_cert_resolver(Arc::new(ByName(settings.identities.to_vec())));
     config.alpn_protocols = settings.protocols.iter().map(|name| name.to_vec()).collect();
-    config.ticketer = Arc::new(settings.tickets.clone());
+    // Sessions are resumed by ticket only. A cache would hold secrets without an age limit, behind a lock that all shards share.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
     config.ignore_client_order = true;
-    config.send_tls13_tickets = 1;
+    config.send_tls13_tickets = usize::from(settings.tickets.is_some());
+    if let Some(tickets) = &settings.tickets {
+        config.ticketer = Arc::new(tickets.clone());
+    }
     if settings.hands_over {
         config.enable_secret_extraction = true;
         config.key_log = Arc::new(SecretsLog);
@@ -331,7 +335,11 @@ fn dns_names(certificate: &CertificateDer<'_>) -> Result<Vec<String>, Certificat
     Ok(certificate.valid_dns_names().map(str::to_ascii_lowercase).collect())
 }
 
-fn validity_s(certificate: &CertificateDer<'_>) -> Result<(u64, u64), CertificateError> {
+/// Start and end of a certificate's validity, in seconds since 1970.
+///
+/// # Errors
+/// It is malformed.
+pub(crate) fn validity_s(certificate: &CertificateDer<'_>) -> Result<(u64, u64), CertificateError> {
     let certificate =
         Certificate::from_der(certificate).map_err(|error| CertificateError::Malformed(error.to_string()))?;
     let validity = certificate.tbs_certificate.validity;

@@ -14,7 +14,9 @@ use rustls::{
 };
 
 use crate::{
-    record::{Alert, Cipher, HEADER_BYTES, Keys, PLAINTEXT_BYTES_MAX, RecordLayer, Role, Version},
+    certificates,
+    keys::Keys,
+    record::{Alert, Cipher, HEADER_BYTES, PLAINTEXT_BYTES_MAX, RecordLayer, Role, Version},
     secrets::{self, Revealed, Secret, TrafficSecrets},
 };
 
@@ -26,6 +28,8 @@ pub const HANDSHAKE_BYTES_MAX: usize = 48 << 10;
 const RECORD_BYTES_MAX: usize = HEADER_BYTES + PLAINTEXT_BYTES_MAX + 2_048;
 /// Content type of handshake records, their first byte.
 const CONTENT_TYPE_HANDSHAKE: u8 = 22;
+/// The alert for a resumed session whose certificate has expired.
+const CERTIFICATE_EXPIRED: Alert = Alert(45);
 /// The alert for a record that is too long. It is not encrypted: rustls may have keys by then, but it does not encrypt for us.
 const RECORD_OVERFLOW_RECORD: [u8; 7] = [21, 3, 3, 0, 2, 2, Alert::RECORD_OVERFLOW.0];
 /// The alert for a peer that does not speak TLS, in case it recognizes one.
@@ -40,6 +44,9 @@ pub enum HandshakeError {
     NotTls,
     /// The peer sent more bytes than a handshake may have.
     TooLong,
+    /// The client resumed a session that it began with a certificate which has expired since. A ticket outlives it otherwise,
+    /// because each resumption gives a new one.
+    CertificateExpired,
     /// rustls rejected the peer's bytes, or the peer sent a fatal alert.
     Refused(rustls::Error),
 }
@@ -50,6 +57,9 @@ impl fmt::Display for HandshakeError {
             HandshakeError::PlainHttp => write!(f, "plain HTTP on a port for TLS"),
             HandshakeError::NotTls => write!(f, "the first byte begins no TLS handshake"),
             HandshakeError::TooLong => write!(f, "the handshake is too long"),
+            HandshakeError::CertificateExpired => {
+                write!(f, "the certificate of the resumed session has expired")
+            }
             HandshakeError::Refused(error) => write!(f, "{error}"),
         }
     }
@@ -64,11 +74,19 @@ pub struct Established {
     pub unopened: Vec<u8>,
     /// On a server: the name that the client asked for (SNI).
     pub server_name: Option<Box<str>>,
-    /// The name in the peer's verified certificate: its first DNS name, or its first URI if there is none. `None` if the peer
-    /// presented no certificate, or one with neither.
-    pub peer_name: Option<Box<str>>,
+    /// The peer's verified certificate; `None` if it presented none.
+    pub peer: Option<PeerCertificate>,
     /// Whether the connection resumed a session, which skips most of the handshake.
     pub is_resumed: bool,
+}
+
+/// What is known of a peer's verified certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerCertificate {
+    /// Its first DNS name, or its first URI if there is none. `None` if it has neither.
+    pub name: Option<Box<str>>,
+    /// The last second at which it is valid, since 1970.
+    pub ends_s: u64,
 }
 
 /// The outcome of a handshake step.
@@ -191,6 +209,7 @@ impl ServerHandshake {
                     return Err(error);
                 }
             }
+            let sent = out.len();
             let connection = match &mut self.connection {
                 Some(connection) => connection,
                 None => {
@@ -202,12 +221,20 @@ impl ServerHandshake {
             if process(&mut **connection, &mut self.input, &mut self.revealed, out)?
                 && let Some(connection) = self.connection.take()
             {
-                return self.finish(*connection).map(|established| Progress::Done(Box::new(established)));
+                let mut established = self.finish(*connection)?;
+                if established.is_resumed && has_expired(established.peer.as_ref(), config) {
+                    // Without the new ticket: the client has used the old one up, and shows its certificate the next time.
+                    out.truncate(sent);
+                    established.records.withdraw_tickets();
+                    established.records.fatal_alert(CERTIFICATE_EXPIRED, out);
+                    return Err(HandshakeError::CertificateExpired);
+                }
+                return Ok(Progress::Done(established));
             }
         }
     }
 
-    fn finish(&mut self, connection: UnbufferedServerConnection) -> Result<Established, HandshakeError> {
+    fn finish(&mut self, connection: UnbufferedServerConnection) -> Result<Box<Established>, HandshakeError> {
         let agreed = Agreed::in_connection(&connection);
         let (extracted, _) =
             connection.dangerous_into_kernel_connection().map_err(HandshakeError::Refused)?;
@@ -215,6 +242,12 @@ impl ServerHandshake {
             (std::mem::take(&mut self.revealed), std::mem::take(&mut self.input.bytes));
         agreed.establish(Role::Server, extracted, revealed, unopened)
     }
+}
+
+/// Whether a client's certificate is no longer valid, by the clock that has verified it. Without a clock, it is not.
+fn has_expired(peer: Option<&PeerCertificate>, config: &ServerConfig) -> bool {
+    let now = config.time_provider.current_time();
+    peer.is_some_and(|peer| now.is_none_or(|now| now.as_secs() > peer.ends_s))
 }
 
 /// A client's handshake.
@@ -262,7 +295,7 @@ impl ClientHandshake {
             if self.process(out)?
                 && let Some(connection) = self.connection.take()
             {
-                return self.finish(*connection).map(|established| Progress::Done(Box::new(established)));
+                return self.finish(*connection).map(Progress::Done);
             }
         }
         Ok(Progress::Waiting)
@@ -273,7 +306,7 @@ impl ClientHandshake {
         process(&mut **connection, &mut self.input, &mut self.revealed, out)
     }
 
-    fn finish(&mut self, connection: UnbufferedClientConnection) -> Result<Established, HandshakeError> {
+    fn finish(&mut self, connection: UnbufferedClientConnection) -> Result<Box<Established>, HandshakeError> {
         let agreed = Agreed::in_connection(&connection);
         let (extracted, _) =
             connection.dangerous_into_kernel_connection().map_err(HandshakeError::Refused)?;
@@ -286,7 +319,7 @@ impl ClientHandshake {
 /// Negotiated values, read before the rustls connection is taken apart.
 struct Agreed {
     version: Version,
-    peer_name: Option<Box<str>>,
+    peer: Option<PeerCertificate>,
     is_resumed: bool,
 }
 
@@ -298,7 +331,7 @@ impl Agreed {
         };
         let peer = connection.peer_certificates().and_then(|chain| chain.first());
         let is_resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
-        Agreed { version, peer_name: peer.and_then(name_in), is_resumed }
+        Agreed { version, peer: peer.map(PeerCertificate::of), is_resumed }
     }
 
     fn establish(
@@ -307,18 +340,23 @@ impl Agreed {
         extracted: ExtractedSecrets,
         revealed: Revealed,
         unopened: Vec<u8>,
-    ) -> Result<Established, HandshakeError> {
-        let Agreed { version, peer_name, is_resumed } = self;
+    ) -> Result<Box<Established>, HandshakeError> {
+        let Agreed { version, peer, is_resumed } = self;
         let secrets = revealed.secrets.unwrap_or_default();
         let TrafficSecrets { client, server } = &*secrets;
         let (own, other) = match role {
             Role::Client => (client, server),
             Role::Server => (server, client),
         };
-        let (cipher, tx) = keys(extracted.tx, own)?;
-        let (_, rx) = keys(extracted.rx, other)?;
-        let records = RecordLayer::new(role, version, cipher, tx, rx);
-        Ok(Established { records, unopened, server_name: revealed.server_name, peer_name, is_resumed })
+        let cipher = cipher(&extracted.tx.1)?;
+        // The keys are written where they stay: a move would leave a copy behind.
+        let records = RecordLayer::new(role, version, cipher);
+        let server_name = revealed.server_name;
+        let mut established = Box::new(Established { records, unopened, server_name, peer, is_resumed });
+        let (tx, rx) = established.records.keys_mut();
+        fill(tx, &extracted.tx, own);
+        fill(rx, &extracted.rx, other);
+        Ok(established)
     }
 }
 
@@ -410,22 +448,36 @@ fn encode(encode: &mut dyn FnMut(&mut [u8]) -> Result<usize, EncodeError>, out: 
     }
 }
 
-/// The keys of one direction.
-fn keys(
-    (sequence, secrets): (u64, ConnectionTrafficSecrets),
-    secret: &Secret,
-) -> Result<(Cipher, Keys), HandshakeError> {
-    let (cipher, key, iv) = match &secrets {
-        ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (Cipher::Aes128Gcm, key, iv),
-        ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (Cipher::Aes256Gcm, key, iv),
-        ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => (Cipher::ChaCha20Poly1305, key, iv),
-        _ => return Err(HandshakeError::Refused(rustls::Error::General("an unknown cipher suite".into()))),
-    };
-    let mut keys = Keys { sequence, key: [0; 32], iv: [0; 12], secret: secret.0 };
-    let key = key.as_ref();
-    keys.key[..key.len()].copy_from_slice(key);
-    keys.iv.copy_from_slice(iv.as_ref());
-    Ok((cipher, keys))
+/// The cipher of a connection.
+fn cipher(secrets: &ConnectionTrafficSecrets) -> Result<Cipher, HandshakeError> {
+    match secrets {
+        ConnectionTrafficSecrets::Aes128Gcm { .. } => Ok(Cipher::Aes128Gcm),
+        ConnectionTrafficSecrets::Aes256Gcm { .. } => Ok(Cipher::Aes256Gcm),
+        ConnectionTrafficSecrets::Chacha20Poly1305 { .. } => Ok(Cipher::ChaCha20Poly1305),
+        _ => Err(HandshakeError::Refused(rustls::Error::General("an unknown cipher suite".into()))),
+    }
+}
+
+/// Sets the keys of one direction, whose cipher [`cipher`] knows.
+fn fill(keys: &mut Keys, (sequence, secrets): &(u64, ConnectionTrafficSecrets), secret: &Secret) {
+    if let ConnectionTrafficSecrets::Aes128Gcm { key, iv }
+    | ConnectionTrafficSecrets::Aes256Gcm { key, iv }
+    | ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } = secrets
+    {
+        let key = key.as_ref();
+        keys.key[..key.len()].copy_from_slice(key);
+        keys.iv.copy_from_slice(iv.as_ref());
+    }
+    keys.sequence = *sequence;
+    keys.secret.copy_from_slice(&secret.0);
+}
+
+impl PeerCertificate {
+    /// The certificate must have been verified. One whose end cannot be read has ended.
+    fn of(certificate: &CertificateDer<'_>) -> PeerCertificate {
+        let ends_s = certificates::validity_s(certificate).map_or(0, |(_, ends_s)| ends_s);
+        PeerCertificate { name: name_in(certificate), ends_s }
+    }
 }
 
 /// The name in a certificate: its first DNS name, or its first URI; `None` if it has neither. The caller must have verified it.

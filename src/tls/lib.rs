@@ -12,6 +12,7 @@
 
 pub mod certificates;
 pub mod handshake;
+mod keys;
 pub mod opener;
 pub mod record;
 mod secrets;

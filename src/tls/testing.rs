@@ -53,6 +53,13 @@ impl Authority {
         self.sign_params(params(names))
     }
 
+    /// Signs a certificate as [`Authority::sign`] does, whose last valid second since 1970 is `ends_s`.
+    pub fn sign_until(&self, names: &[&str], ends_s: u64) -> Signed {
+        let mut params = params(names);
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + std::time::Duration::from_secs(ends_s);
+        self.sign_params(params)
+    }
+
     /// Signs a certificate that expired long ago.
     pub fn sign_expired(&self, names: &[&str]) -> Signed {
         let mut params = params(names);
@@ -94,7 +101,7 @@ pub fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
         client_authorities: None,
         only_tls13: false,
         protocols: &[ALPN_NATIVE],
-        tickets: TicketKeys::random(|| 1_900_000_000).unwrap().for_context(b""),
+        tickets: Some(TicketKeys::random(|| 1_900_000_000).unwrap().for_context(b"")),
         hands_over: true,
     });
     let client = client_config(ClientSettings {

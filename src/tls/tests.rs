@@ -50,7 +50,7 @@ pub fn server_config(
         client_authorities,
         only_tls13: false,
         protocols: &[ALPN_NATIVE],
-        tickets: TicketKeys::new(&keys, now_s).for_context(context),
+        tickets: Some(TicketKeys::new(&keys, now_s).for_context(context)),
         hands_over: true,
     })
     .unwrap()

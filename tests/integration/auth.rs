@@ -4,7 +4,8 @@ use std::{
     fs,
     io::Write,
     path::{Path, PathBuf},
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use crate::harness::{
@@ -23,9 +24,9 @@ use nix::{
     unistd::Pid,
 };
 
-const MACHINE_TOKEN: &str = "0123456789abcdef0123456789abcdef";
+pub const MACHINE_TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-fn file(name: &str) -> PathBuf {
+pub fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("auth-{name}"))
 }
 
@@ -38,7 +39,7 @@ fn ran(command: &mut std::process::Command) -> Output {
 }
 
 /// What `tickcast token` prints, without the newline.
-fn token(words: &[&str]) -> String {
+pub fn token(words: &[&str]) -> String {
     let output = ran(tickcast().args(["token", "--key", &key("ed25519.pem")]).args(words));
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
@@ -61,7 +62,7 @@ fn machine_hash() -> String {
     String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
 }
 
-fn config(more: &str) -> String {
+pub fn config(more: &str) -> String {
     format!(
         "[auth]\nleeway = \"0s\"\n{more}\n\
          [[auth.key]]\nalgorithm = \"EdDSA\"\nfile = {:?}\n\
@@ -71,14 +72,14 @@ fn config(more: &str) -> String {
     )
 }
 
-fn server(name: &str, config: &str) -> Server {
+pub fn server(name: &str, config: &str) -> Server {
     let path = file(&format!("{name}.toml"));
     fs::write(&path, config).unwrap();
     Server::start(&["--shards", "2", "--config", path.to_str().unwrap()])
 }
 
 /// A HELLO with a token, and the first frame of the answer.
-fn native(server: &Server, token: &str) -> (Peer, frames::Received) {
+pub fn native(server: &Server, token: &str) -> (Peer, frames::Received) {
     let record = [&1u32.to_le_bytes()[..], &[0; 2], &(token.len() as u16).to_le_bytes(), &[0; 8]].concat();
     let mut peer = Peer::connect(server.tcp);
     peer.send(&Raw::new(frames::HELLO, &record, &[b"raw", token.as_bytes()].concat()).bytes());
@@ -108,11 +109,15 @@ fn close_code(mut peer: Peer) -> u16 {
     }
 }
 
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
 fn expired() -> String {
     alice(&["--ttl", "0"])
 }
 
-fn metric(server: &Server, name: &str) -> f64 {
+pub fn metric(server: &Server, name: &str) -> f64 {
     let metrics = get(server.admin.unwrap(), "/metrics").body;
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in\n{metrics}")).parse().unwrap()
@@ -221,10 +226,18 @@ fn a_revoked_subject_or_token_is_closed_and_refused() {
     let closing = alice_peer.frame().unwrap();
     assert_eq!((closing.kind, closing.code()), (frames::CLOSING, 3500));
     assert_eq!(native(&server, &first).1.code(), 3500);
+    let revoked_s = now_s();
+    eventually("the second of the revocation is over", || now_s() > revoked_s);
+    let (_later_peer, later) = native(&server, &alice(&["--jti", "7"]));
+    assert_eq!(later.kind, frames::WELCOME, "a token issued later is valid at once");
     bob_peer.send(&Raw::ping(1).bytes());
     assert_eq!(bob_peer.frame().unwrap().kind, frames::PONG, "bob does not notice");
+    let until = answer.json()["until"].as_u64().unwrap();
+    assert!((revoked_s + 3_590..=revoked_s + 3_600).contains(&until), "{until}: an hour");
     let answer = request(admin, "POST", "/v1/revocations?jti=8");
     assert_eq!(answer.json()["closed"].as_u64(), Some(1), "{answer:?}");
+    let until = answer.json()["until"].as_u64().unwrap();
+    assert!(until > now_s() + 365 * 86_400, "{until}: there is no ttl_max");
     assert_eq!(bob_peer.frame().unwrap().code(), 3500);
     assert_eq!(native(&server, &other).1.code(), 3500);
     assert_eq!(native(&server, &token(&["--sub", "bob", "--jti", "9"])).1.kind, frames::WELCOME);
@@ -460,6 +473,18 @@ fn the_commands_send_the_token_of_a_file_or_of_the_environment() {
         let text = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(1) && text.contains("(code 3500)"), "{text}");
     }
+    let machine = file("feed.token");
+    fs::write(&machine, format!("{MACHINE_TOKEN}\n")).unwrap();
+    let feed = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tickcast-feed"));
+        let load = ["--producers", "1", "--rate", "10", "--duration", "1s", "--server", &tcp];
+        ran(command.args(load).args(more))
+    };
+    let output = feed(&["--token-file", machine.to_str().unwrap()]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.success() && report["sent"] == 10, "{output:?}");
+    let text = String::from_utf8(feed(&[]).stderr).unwrap();
+    assert!(text.contains("a token is required (code 3500)"), "{text}");
     for (arguments, variable, part) in [
         (&["--token-file", "/nowhere/token"][..], "", "/nowhere/token: No such file"),
         (&["--token-file", "/dev/null"], "", "/dev/null: not a token"),

@@ -8,6 +8,7 @@ use crate::{
         certificates::Certificates,
         collector, data,
         external::{External, Library},
+        raw::Peer,
         tickcast, while_waiting,
     },
     page::browser,
@@ -127,10 +128,8 @@ fn answer(client: &mut Client, request: u32) -> Option<u16> {
     }
 }
 
-#[test]
-fn who_may_do_what_is_the_same_over_every_transport_and_from_every_start() {
-    let _machine = beside_others();
-    let certificates = Certificates::new("matrix");
+/// The token of [`Who::Alice`].
+fn token_of_alice() -> String {
     let mut token = tickcast();
     token.args(["token", "--key", &key("ed25519.pem"), "--sub", "alice"]);
     token.args([
@@ -141,7 +140,82 @@ fn who_may_do_what_is_the_same_over_every_transport_and_from_every_start() {
         "--allow-pub",
         "user.{sub}.out",
     ]);
-    let alice = printed(&mut token);
+    printed(&mut token)
+}
+
+/// The status of an answer, without its body, which may never end.
+fn status(server: &Server, method: &str, target: &str, token: &str, body: &str) -> u16 {
+    let mut peer = Peer::connect(server.http);
+    let bearer = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
+    let length = body.len();
+    let head =
+        format!("{method} {target} HTTP/1.1\r\nHost: test\r\n{bearer}Content-Length: {length}\r\n\r\n");
+    peer.send((head + body).as_bytes());
+    peer.http_head()[9..12].parse().unwrap()
+}
+
+/// The error of a Socket.IO event over WebSocket; `None` if it is acknowledged.
+fn socket_io_answer(server: &Server, token: &str, event: &str) -> Option<u64> {
+    let mut peer = Peer::connect(server.http);
+    peer.upgrade("/socket.io/?EIO=4&transport=websocket", "");
+    assert!(peer.text().starts_with("0{"));
+    let auth = if token.is_empty() { String::new() } else { format!("{{\"token\":{token:?}}}") };
+    peer.send_text(&format!("40{auth}"));
+    let connected = peer.text();
+    assert!(connected.starts_with("40{"), "{connected}");
+    peer.send_text(&format!("427{event}"));
+    loop {
+        if let Some(answer) = peer.text().strip_prefix("437") {
+            let answers: serde_json::Value = serde_json::from_str(answer).unwrap();
+            return (answers[0]["op"] == "error").then(|| answers[0]["code"].as_u64().unwrap());
+        }
+    }
+}
+
+#[test]
+fn who_may_do_what_is_the_same_over_http_streams_and_socket_io() {
+    let _machine = beside_others();
+    let alice = token_of_alice();
+    let server = start("http", &matrix_config(""));
+    for (who, ask, topic, is_allowed) in MATRIX {
+        let token = match who {
+            Anonymous => "",
+            Alice => &*alice,
+            Collector => MACHINE_TOKEN,
+        };
+        let named = topic.replace('>', "%3E").replace('*', "%2A");
+        let requests = match ask {
+            Subscribe => vec![
+                ("GET", format!("/sse?topics={named}"), ""),
+                ("GET", format!("/v1/latest?topics={named}"), ""),
+                ("GET", format!("/v1/topics?pattern={named}"), ""),
+            ],
+            Publish => vec![("POST", format!("/v1/publish/{named}"), "1")],
+        };
+        for (method, target, body) in requests {
+            let expected = if is_allowed { 200 } else { 403 };
+            assert_eq!(status(&server, method, &target, token, body), expected, "{who:?} {method} {target}");
+        }
+        if ask == Subscribe && named == topic {
+            // A topic that nobody has published has no history.
+            let got = status(&server, "GET", &format!("/v1/history?topic={topic}"), token, "");
+            assert!(if is_allowed { matches!(got, 200 | 404) } else { got == 403 }, "{who:?} {topic}: {got}");
+        }
+        let event = match ask {
+            Subscribe => format!("[\"subscribe\",{topic:?}]"),
+            Publish => format!("[\"publish\",{topic:?},1]"),
+        };
+        let expected = (!is_allowed).then_some(108);
+        assert_eq!(socket_io_answer(&server, token, &event), expected, "{who:?} {event}");
+    }
+    server.stop_cleanly();
+}
+
+#[test]
+fn who_may_do_what_is_the_same_over_every_transport_and_from_every_start() {
+    let _machine = beside_others();
+    let certificates = Certificates::new("matrix");
+    let alice = token_of_alice();
     for (name, tls) in [("plain", String::new()), ("tls", certificates.listener(""))] {
         let server = start(name, &matrix_config(&tls));
         for encoding in [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON] {

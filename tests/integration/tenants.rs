@@ -163,6 +163,64 @@ fn tenants_by_host_and_by_listener_use_the_same_names_and_see_nothing_of_each_ot
     server.stop_cleanly();
 }
 
+/// Sends a request for a host, and returns the answer's head. The connection stays open.
+fn ask_host(server: &Server, host: &str, request: &str, body: &str) -> (Peer, String) {
+    let mut peer = Peer::connect(server.http);
+    let length = body.len();
+    peer.send(
+        format!("{request} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes(),
+    );
+    let head = peer.http_head();
+    (peer, head)
+}
+
+/// The body of an answer with a length.
+fn body(server: &Server, host: &str, request: &str, body: &str) -> String {
+    let (mut peer, head) = ask_host(server, host, request, body);
+    assert!(head.starts_with("HTTP/1.1 200 "), "{request}: {head}");
+    let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
+    String::from_utf8(peer.take(length.parse().unwrap())).unwrap()
+}
+
+#[test]
+fn tenants_see_nothing_of_each_other_over_http() {
+    let _machine = beside_others();
+    let path = socket("http");
+    let server = server("http", &format!("{TWO}{}", listeners(&path)));
+    let hosts = ["a.test", "b.test"];
+    let mut streams = hosts.map(|host| {
+        let (peer, head) = ask_host(&server, host, "GET /sse?topics=%3E", "");
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        peer
+    });
+    for (host, topic, data) in [("a.test", "only.a", "\"of a\""), ("b.test", "only.b", "\"of b\"")] {
+        for topic in [topic, "both"] {
+            body(&server, host, &format!("POST /v1/publish/{topic}"), data);
+        }
+    }
+    for (host, own, other) in [("a.test", "a", "b"), ("b.test", "b", "a")] {
+        let names = body(&server, host, "GET /v1/topics?pattern=%3E", "");
+        assert!(names.contains(&format!("only.{own}")) && names.contains("both"), "{names}");
+        assert!(!names.contains(&format!("only.{other}")), "{names}");
+        let latest = body(&server, host, "GET /v1/latest?topics=%3E", "");
+        let history = body(&server, host, "GET /v1/history?topic=both", "");
+        for read in [latest, history] {
+            assert!(read.contains(&format!("of {own}")) && !read.contains(&format!("of {other}")), "{read}");
+        }
+        let (_, head) = ask_host(&server, host, &format!("GET /v1/history?topic=only.{other}"), "");
+        assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+    }
+    for (stream, (own, other)) in streams.iter_mut().zip([("a", "b"), ("b", "a")]) {
+        let mut read = String::new();
+        while read.matches(&format!("of {own}")).count() < 2 {
+            read.push_str(&String::from_utf8(stream.take(1)).unwrap());
+        }
+        assert!(!read.contains(&format!("of {other}")) && !read.contains(&format!("only.{other}")), "{read}");
+    }
+    drop(streams);
+    server.stop_cleanly();
+}
+
 #[test]
 fn a_token_names_the_tenant_and_is_refused_for_another_host_or_listener() {
     let _machine = beside_others();

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read, Write},
     process::{Command, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use crate::harness::{
@@ -319,6 +320,39 @@ fn a_certificate_whose_name_is_listed_is_a_principal_and_any_other_is_no_credent
             }
         }
         drop(peer);
+        server.stop_cleanly();
+    }
+}
+
+#[test]
+fn a_session_by_certificate_ends_with_the_certificate_and_is_not_resumed_after_it() {
+    let _machine = beside_others();
+    let clients = Certificates::new("ending-ca");
+    let tls = format!(", client_ca = {:?}", clients.ca());
+    let rest = "[auth]\nwarning = \"0s\"\ngrace = \"0s\"\n[[auth.certificate]]\nname = \"desk.test\"\n\
+                permissions = { sub = { allow = [\">\"] } }\n";
+    for versions in [&[&rustls::version::TLS13][..], &[&rustls::version::TLS12]] {
+        let file = File::new("ending", &tls, rest);
+        let server = file.serve(&[]);
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let desk = clients.sign_until("desk", &["desk.test"], now_s + 3);
+        fs::copy(desk.cert, file.certificates.file("desk.pem")).unwrap();
+        fs::copy(desk.key, file.certificates.file("desk.key")).unwrap();
+        let tunnel = Tunnel::with(server.tcp, client_config(&file.certificates, Some("desk"), versions));
+        let mut peers = [(); 2].map(|()| Peer::native(tunnel.address));
+        for peer in &mut peers {
+            let closing = peer.frame().unwrap();
+            assert_eq!((closing.kind, closing.code()), (frames::CLOSING, 3005));
+        }
+        let resumed = counter(&server, "tls_handshakes_resumed_total");
+        eventually("the last second of the certificate is over", || {
+            SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() > now_s + 3
+        });
+        let mut peer = Peer::connect(tunnel.address);
+        peer.send_as_far_as_it_goes(&frames::Raw::request(frames::HELLO, 1, b"raw").bytes());
+        assert_eq!(peer.read_to_end(), b"");
+        assert_eq!(counter(&server, "tls_handshakes_failed_total"), 1);
+        assert_eq!(counter(&server, "tls_handshakes_resumed_total"), resumed);
         server.stop_cleanly();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use tickcast_client::{
@@ -190,5 +190,31 @@ fn the_load_client_loses_nothing_over_tls() {
         assert_eq!(report["deliveries"], 1_000, "{report}");
         assert!(report["transport"].as_str().unwrap().ends_with("over TLS"), "{report}");
     }
+    server.stop_cleanly();
+}
+
+#[test]
+fn the_feeder_and_the_load_client_show_certificates() {
+    let _machine = beside_others();
+    let certificates = Certificates::new("bench-clients");
+    let mutual = certificates.listener(&format!(", client_ca = {:?}", certificates.ca()));
+    let server = server(&certificates, &mutual);
+    let (ca, address) = (certificates.ca(), format!("localhost:{}", server.tcp.port()));
+    let (cert, key) = (certificates.file("client.pem"), certificates.file("client.key"));
+    let shown = ["--server", &address, "--tls", "--ca", &ca, "--cert", &cert, "--key", &key];
+    let load = ["--connections", "4", "--threads", "1", "--expect-ticks", "20", "--subscribe", "sim.*"];
+    let client = LoadClient::start(&[&load[..], &shown].concat());
+    client.log.wait_for("subscribed 4\n");
+    let feed = |more: &[&str]| {
+        let load = ["--producers", "2", "--rate", "10", "--topics", "2", "--duration", "1s"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tickcast-feed"));
+        command.args(load).args(more).stdin(Stdio::null()).output().unwrap()
+    };
+    let output = feed(&shown);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.success() && report["sent"] == 20, "{output:?}");
+    client.finish();
+    let output = feed(&["--server", &address, "--tls", "--ca", &ca]);
+    assert!(!output.status.success(), "it has shown no certificate: {output:?}");
     server.stop_cleanly();
 }

@@ -31,8 +31,7 @@ pub fn verdict(credentials: &Credentials) -> Result<Arc<Principal>, AuthRefusal>
     Ok(Arc::new(Principal {
         subject: subject.into(),
         tenant: tenant.into(),
-        token_id: None,
-        expires_at_s: None,
         permissions: of(token).into(),
+        ..Principal::default()
     }))
 }

@@ -17,6 +17,7 @@
 
 mod caller;
 mod expiry;
+mod listed;
 mod permissions;
 
 use std::{
@@ -32,7 +33,7 @@ use crate::{
     metrics::counters::Counter,
     now::Now,
     permission_sets::PermissionSets,
-    principal::{AuthRefusal, Credentials, Principal, Revocation},
+    principal::{AuthRefusal, ClientCertificate, Credentials, Principal, Revocation},
     session::{CloseReason, Proof},
     token_bucket::{Bucket, Pace},
 };
@@ -76,6 +77,16 @@ struct Expiry {
     is_announced: bool,
 }
 
+/// A recent revocation.
+#[derive(Debug)]
+struct Revoked {
+    revocation: Revocation,
+    /// When it was made, seconds since 1970.
+    at_s: u64,
+    /// When every verdict reflects it, CLOCK_MONOTONIC nanoseconds.
+    until_ns: u64,
+}
+
 /// State of a session's handshake.
 pub(super) enum Entry {
     /// Its principal is known, or is not needed yet.
@@ -95,15 +106,16 @@ pub(super) struct Authentication {
     pending: HashMap<SessionId, Pending>,
     /// WebSockets to upgrade and close, because their credentials were refused. Bound: one per session.
     refused: HashMap<SlotId, AuthRefusal>,
-    /// Names in clients' certificates. Bound: one per session.
-    certificate_names: HashMap<SlotId, Box<str>>,
+    /// Clients' certificates. Bound: one per session.
+    certificates: HashMap<SlotId, ClientCertificate>,
     /// Bound: one per session.
     expiries: HashMap<SlotId, Expiry>,
     /// How often sessions may give new tokens. Bound: one per session.
     new_tokens: HashMap<SlotId, Bucket>,
-    /// Revocations that verdicts under way may not reflect, and until when, CLOCK_MONOTONIC nanoseconds. Bound:
-    /// [`REVOCATIONS_RECENT_MAX`].
-    revoked: VecDeque<(Revocation, u64)>,
+    /// Revocations that verdicts under way may not reflect. Bound: [`REVOCATIONS_RECENT_MAX`].
+    revoked: VecDeque<Revoked>,
+    /// The first slot whose session is still to be compared with the principals that the configuration file lists.
+    listed_review: Option<SlotId>,
     permissions: PermissionSets,
 }
 
@@ -113,9 +125,9 @@ impl Authentication {
         self.expiries.get(&slot).map(|expiry| expiry.due_ns)
     }
 
-    /// Takes the name in a client's certificate, if it has not been verified.
-    pub(super) fn take_certificate_name(&mut self, slot: SlotId) -> Option<Box<str>> {
-        self.certificate_names.remove(&slot)
+    /// Takes a client's certificate, unless it is known to prove nothing.
+    pub(super) fn take_certificate(&mut self, slot: SlotId) -> Option<ClientCertificate> {
+        self.certificates.remove(&slot)
     }
 
     /// Whether a verdict on the session's credentials will come.
@@ -131,7 +143,7 @@ impl Authentication {
     /// Forgets a session that leaves its slot.
     pub(super) fn forget(&mut self, slot: SlotId, principal: Option<&Principal>) {
         self.refused.remove(&slot);
-        self.certificate_names.remove(&slot);
+        self.certificates.remove(&slot);
         self.expiries.remove(&slot);
         self.new_tokens.remove(&slot);
         if let Some(principal) = principal {
@@ -140,8 +152,8 @@ impl Authentication {
     }
 
     fn is_revoked(&self, principal: &Principal, now: Now) -> bool {
-        let recent = |until_ns: u64| until_ns > now.monotonic_ns;
-        self.revoked.iter().any(|(revocation, until_ns)| recent(*until_ns) && revocation.revokes(principal))
+        let mut recent = self.revoked.iter().filter(|revoked| revoked.until_ns > now.monotonic_ns);
+        recent.any(|revoked| revoked.revocation.revokes(principal, revoked.at_s))
     }
 
     /// Counts a new token of an open session, and returns whether it may be verified.
@@ -155,6 +167,11 @@ impl Authentication {
         takes
     }
 
+    /// Whether sessions are still to be compared with the principals that the configuration file lists.
+    pub(super) fn is_reviewing_listed(&self) -> bool {
+        self.listed_review.is_some()
+    }
+
     /// Heap memory in bytes.
     pub(super) fn heap_bytes(&self) -> usize {
         let waiting = |(_, credentials): &(SessionId, Credentials)| {
@@ -164,7 +181,7 @@ impl Authentication {
             + self.pending.capacity() * size_of::<(SessionId, Pending)>()
             + self.expiries.capacity() * size_of::<(SlotId, Expiry)>()
             + self.new_tokens.capacity() * size_of::<(SlotId, Bucket)>()
-            + self.certificate_names.values().map(|name| name.len() + 32).sum::<usize>()
+            + self.certificates.values().map(|certificate| certificate.name.len() + 40).sum::<usize>()
             + self.permissions.heap_bytes()
     }
 }
@@ -207,7 +224,12 @@ impl Shard {
         match verdict {
             Ok(principal) => {
                 self.counters.add(Counter::CredentialsAccepted, 1);
+                let identity = principal.identity().into_owned();
                 let has_changed = self.set_principal(slot, principal, now);
+                if purpose != Purpose::Handshake && before != Proof::Credentials {
+                    // The handshake has named none, or one that was only claimed.
+                    self.claim_identity(slot, &identity, now);
+                }
                 match purpose {
                     Purpose::Handshake => {}
                     Purpose::Hello { request, features } => self.welcome(slot, request, features, true, now),
@@ -220,7 +242,7 @@ impl Shard {
             // A certificate with an unlisted name proves nothing: the handshake continues as without one.
             Err(AuthRefusal::Missing)
                 if purpose == Purpose::Handshake
-                    && self.authentication.certificate_names.remove(&slot).is_some() => {}
+                    && self.authentication.certificates.remove(&slot).is_some() => {}
             Err(refusal) => self.refuse_credentials_for(slot, refusal, purpose, now),
         }
         self.resume_after_verdict(slot, now);
@@ -238,6 +260,7 @@ impl Shard {
         if self.authentication.is_revoked(&principal, now) {
             return Err(AuthRefusal::Revoked);
         }
+        let principal = self.listed_now(&principal)?;
         self.claimed_tenant(slot, &principal.tenant)?;
         let known = self.sessions.get(slot).and_then(|session| session.principal.as_deref());
         match known.filter(|_| before == Proof::Credentials) {
@@ -263,20 +286,21 @@ impl Shard {
     }
 
     /// Closes the sessions of a revoked principal with 3500. Also refuses the principal to sessions whose verdict is under way,
-    /// for longer than a handshake takes; the verifier refuses later ones. O(sessions). Returns the number of sessions closed.
-    pub fn revoke(&mut self, revocation: &Revocation, now: Now) -> usize {
+    /// for longer than a handshake takes; the verifier refuses later ones. `at_s`: when it was revoked, seconds since 1970; the
+    /// same for the verifier. O(sessions). Returns the number of sessions closed.
+    pub fn revoke(&mut self, revocation: &Revocation, at_s: u64, now: Now) -> usize {
         let revoked = &mut self.authentication.revoked;
-        revoked.retain(|(_, until_ns)| *until_ns > now.monotonic_ns);
+        revoked.retain(|revoked| revoked.until_ns > now.monotonic_ns);
         if revoked.len() == REVOCATIONS_RECENT_MAX {
             revoked.pop_front();
         }
         // One deadline for the verdict, and another for the handover.
         let until_ns = now.monotonic_ns.saturating_add(2 * self.limits.handshake_deadline_ns);
-        revoked.push_back((revocation.clone(), until_ns));
+        revoked.push_back(Revoked { revocation: revocation.clone(), at_s, until_ns });
         let mut closed = 0;
         for slot in self.sessions.slots() {
             let principal = self.sessions.open_mut(slot).and_then(|session| session.principal.as_deref());
-            if principal.is_some_and(|principal| revocation.revokes(principal)) {
+            if principal.is_some_and(|principal| revocation.revokes(principal, at_s)) {
                 self.end(slot, CloseReason::Unauthorized(AuthRefusal::Revoked), now);
                 closed += 1;
             }
@@ -285,10 +309,10 @@ impl Shard {
         closed
     }
 
-    /// Notes the name in a client's TLS certificate. Call it before the first bytes from the client.
-    pub fn set_certificate_name(&mut self, slot: SlotId, name: &str) {
+    /// Notes a client's TLS certificate. Call it before the first bytes from the client.
+    pub fn set_certificate(&mut self, slot: SlotId, certificate: &ClientCertificate) {
         if self.limits.auth.is_some() && self.sessions.open_mut(slot).is_some() {
-            self.authentication.certificate_names.insert(slot, name.into());
+            self.authentication.certificates.insert(slot, certificate.clone());
         }
     }
 
@@ -339,7 +363,7 @@ impl Shard {
             Proof::Pending => return Entry::Waits,
             Proof::None => {}
         }
-        let refusal = if token.is_some() || self.authentication.certificate_names.contains_key(&slot) {
+        let refusal = if token.is_some() || self.authentication.certificates.contains_key(&slot) {
             match self.ask(slot, token, Purpose::Handshake, now) {
                 Ok(()) => return Entry::Waits,
                 Err(refusal) => refusal,
@@ -365,8 +389,8 @@ impl Shard {
         purpose: Purpose,
         now: Now,
     ) -> Result<(), AuthRefusal> {
-        let certificate_name = self.authentication.certificate_names.get(&slot).cloned();
-        let credentials = Credentials::new(token, certificate_name)?;
+        let certificate = self.authentication.certificates.get(&slot).cloned();
+        let credentials = Credentials::new(token, certificate)?;
         let waiting_max = self.limits.auth.as_ref().map_or(0, |auth| auth.waiting_max);
         let Some(session) = self.sessions.open_mut(slot) else {
             debug_assert!(false, "only an open session gives credentials");
@@ -482,9 +506,13 @@ impl Shard {
 
     /// Takes over the principal of a session that another shard has handed over.
     pub(super) fn attach_principal(&mut self, slot: SlotId, principal: Arc<Principal>, now: Now) {
-        match self.authentication.is_revoked(&principal, now) {
-            true => self.end(slot, CloseReason::Unauthorized(AuthRefusal::Revoked), now),
-            false => drop(self.set_principal(slot, principal, now)),
+        let current = match self.authentication.is_revoked(&principal, now) {
+            true => Err(AuthRefusal::Revoked),
+            false => self.listed_now(&principal),
+        };
+        match current {
+            Ok(principal) => drop(self.set_principal(slot, principal, now)),
+            Err(refusal) => self.end(slot, CloseReason::Unauthorized(refusal), now),
         }
     }
 

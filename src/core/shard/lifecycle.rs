@@ -36,7 +36,7 @@ impl Shard {
             is_read_only,
             is_forwarded,
             client_address,
-            certificate_name,
+            certificate,
             bytes,
             ..
         } = session;
@@ -46,8 +46,8 @@ impl Shard {
         if *is_read_only {
             self.set_read_only(slot);
         }
-        if let Some(name) = certificate_name {
-            self.set_certificate_name(slot, name);
+        if let Some(certificate) = certificate {
+            self.set_certificate(slot, certificate);
         }
         if let Some(session) = self.sessions.open_mut(slot) {
             session.client_address = *client_address;

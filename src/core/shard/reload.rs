@@ -7,8 +7,11 @@ use crate::{config::Limits, now::Now};
 
 impl Shard {
     /// Replaces the limits with those of [`Limits::with_reloadable_from`]. Sessions and topics keep what they have; the new
-    /// bounds apply at their next change. O(topics) if rules by topic changed, O(sessions) if session bounds changed.
+    /// bounds apply at their next change. If the principals that the configuration file lists have changed, the next turns compare
+    /// the sessions with them. O(topics) if rules by topic changed, O(sessions) if session bounds changed.
     pub fn reload(&mut self, limits: &Arc<Limits>, now: Now) {
+        let listed = |limits: &Limits| limits.auth.as_ref().map(|auth| auth.listed.clone());
+        let has_other_principals = listed(&self.limits) != listed(limits);
         let never_pinged = self.limits.ping_interval_ns == u64::MAX;
         self.limits = Limits::clone(limits);
         let limits = &self.limits;
@@ -25,6 +28,9 @@ impl Shard {
         self.sessions.set_bounds(limits.outbox_bytes_max, limits.behind_bytes);
         self.home.set_tenants(self.limits.tenants.clone());
         self.end_removed_tenants(now);
+        if has_other_principals {
+            self.begin_listed_review();
+        }
         if never_pinged {
             // No session has a heartbeat timer yet.
             for slot in self.sessions.slots() {

@@ -27,6 +27,8 @@ pub struct Authority {
     results: [AtomicU64; RESULT_COUNT],
     /// Credentials handed to the verifiers but not verified yet.
     waiting: AtomicU64,
+    /// Verifications that panicked.
+    panics: AtomicU64,
     /// Revocations by operators.
     revoked: AtomicU64,
     /// Whether the fetcher must look again: a set is due earlier, or the policy has changed.
@@ -42,6 +44,7 @@ impl Authority {
             revocations: Revocations::default(),
             results: Default::default(),
             waiting: AtomicU64::new(0),
+            panics: AtomicU64::new(0),
             revoked: AtomicU64::new(0),
             is_changed: Mutex::default(),
             changed: Condvar::new(),
@@ -93,6 +96,16 @@ impl Authority {
     /// Credentials that wait for a verifier or for their issuer's keys.
     pub fn waiting(&self) -> u64 {
         self.waiting.load(Relaxed)
+    }
+
+    /// Counts a verification that panicked. It is also counted by its verdict.
+    pub(super) fn count_panic(&self) {
+        self.panics.fetch_add(1, Relaxed);
+    }
+
+    /// Verifications that panicked.
+    pub fn panics(&self) -> u64 {
+        self.panics.load(Relaxed)
     }
 
     /// Counts a revocation.

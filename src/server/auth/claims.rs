@@ -33,15 +33,6 @@ pub struct Common {
 /// The claims of a token whose signature has been verified.
 pub struct Claims(pub Map<String, Value>);
 
-/// A principal, and when its token was issued (`iat`).
-#[derive(Debug, PartialEq, Eq)]
-pub struct Identified {
-    /// Who the client is.
-    pub principal: Principal,
-    /// Seconds since 1970, if the token contains it.
-    pub issued_at_s: Option<u64>,
-}
-
 fn invalid(text: &'static str) -> AuthRefusal {
     AuthRefusal::Invalid(text.into())
 }
@@ -61,7 +52,7 @@ impl Claims {
         expected: &Expectations,
         common: &Common,
         now_s: u64,
-    ) -> Result<Identified, AuthRefusal> {
+    ) -> Result<Principal, AuthRefusal> {
         self.audience(expected.audience.as_deref())?;
         if !self.is_from(expected.issuer.as_deref()) {
             return Err(invalid("its issuer (iss) is not the one of its key"));
@@ -79,7 +70,8 @@ impl Claims {
         let not_before_s = self.time("nbf", "its begin (nbf) is not a number of seconds")?;
         // Build the principal before checking the expiry: if the token is also wrong otherwise, the client need not retry with a new
         // one.
-        let principal = self.principal(expected, common, expires_s)?;
+        let principal =
+            Principal { issued_at_s, expires_at_s: Some(expires_s), ..self.principal(expected, common)? };
         if expires_s <= now_s {
             return Err(AuthRefusal::Expired);
         }
@@ -87,15 +79,11 @@ impl Claims {
         if not_before_s.iter().chain(&issued_at_s).any(is_early) {
             return Err(AuthRefusal::NotYetValid);
         }
-        Ok(Identified { principal, issued_at_s })
+        Ok(principal)
     }
 
-    fn principal(
-        &self,
-        expected: &Expectations,
-        common: &Common,
-        expires_s: u64,
-    ) -> Result<Principal, AuthRefusal> {
+    /// The principal without its times.
+    fn principal(&self, expected: &Expectations, common: &Common) -> Result<Principal, AuthRefusal> {
         let name = |name, is_wrong| -> Result<Option<&str>, AuthRefusal> {
             let text = self.text(name, is_wrong)?;
             let is_name = text.is_none_or(|text| identity::check(text.as_bytes()).is_ok());
@@ -119,8 +107,8 @@ impl Claims {
             subject: subject.into(),
             tenant: tenant.into(),
             token_id: token_id.map(Into::into),
-            expires_at_s: Some(expires_s),
             permissions: Arc::new(permissions.map_err(|error| invalid(error.text()))?),
+            ..Principal::default()
         })
     }
 
@@ -181,7 +169,7 @@ mod tests {
         }
     }
 
-    fn identify(changes: &Value) -> Result<Identified, AuthRefusal> {
+    fn identify(changes: &Value) -> Result<Principal, AuthRefusal> {
         let mut claims = json!({
             "sub": "alice", "iss": "https://id.example", "aud": "ticks", "exp": NOW_S + 60,
             "tickcast": {"sub": {"allow": ["user.{sub}.>"]}},
@@ -199,12 +187,12 @@ mod tests {
 
     #[test]
     fn a_token_identifies_its_subject_and_expires_after_the_leeway() {
-        let Identified { principal, issued_at_s } =
+        let principal =
             identify(&json!({"tenant": "acme", "jti": "7", "iat": NOW_S - 1, "aud": ["x", "ticks"]}))
                 .unwrap();
         assert_eq!((&*principal.subject, &*principal.tenant), ("alice", "acme"));
         assert_eq!((principal.token_id.as_deref(), principal.expires_at_s), (Some("7"), Some(NOW_S + 70)));
-        assert_eq!(issued_at_s, Some(NOW_S - 1));
+        assert_eq!(principal.issued_at_s, Some(NOW_S - 1));
         assert!(principal.permissions.subscribe.permits("user.alice.x"));
         assert!(!principal.permissions.publish.permits("user.alice.x"));
     }

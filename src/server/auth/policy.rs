@@ -1,6 +1,15 @@
 //! The `[auth]` configuration of clients, and the verification of credentials against it. Reads no clock and no socket.
 
-use std::{collections::HashMap, fs, io::Read, path::Path, sync::Arc};
+use std::{
+    collections::HashMap,
+    fs,
+    io::Read,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
 use jsonwebtoken::{Validation, dangerous, decode, decode_header, errors::ErrorKind};
 use ring::digest;
@@ -21,13 +30,19 @@ use crate::{
         KEYS_TRIED_MAX, TOKEN_LEEWAY_MS_HIGHEST,
     },
 };
-use tickcast_core::principal::{AuthRefusal, Credentials, Principal};
+use tickcast_core::{
+    listed::{self, Listed, Listing},
+    principal::{AuthRefusal, Credentials, Permissions, Principal, Revocation},
+};
 use tickcast_proto::{identity, limits::TOKEN_BYTES_MAX};
 use tickcast_tls::certificates;
 
 const NS_PER_S: u64 = 1_000_000_000;
 /// Subject of anonymous clients, shown to operators.
 const ANONYMOUS: &str = "anonymous";
+
+/// The version of the next policy.
+static VERSIONS: AtomicU64 = AtomicU64::new(1);
 
 /// A SHA-256 hash.
 pub(super) type Hash = [u8; digest::SHA256_OUTPUT_LEN];
@@ -40,6 +55,8 @@ pub struct Policy {
     certificates: HashMap<Box<str>, Arc<Principal>>,
     anonymous: Option<Arc<Principal>>,
     common: Common,
+    /// Later readings of the file have higher ones.
+    version: u64,
 }
 
 /// An `[[auth.key]]` table.
@@ -84,6 +101,24 @@ impl Policy {
         self.anonymous.as_ref()
     }
 
+    /// The principals that the file lists.
+    pub fn listed(&self) -> Listed {
+        let listed = self.tokens.values().chain(self.certificates.values()).chain(&self.anonymous);
+        Listed::new(self.version, listed.cloned())
+    }
+
+    /// How long the credentials that this revokes may still be valid, seconds; `None`: there is no limit, as for static tokens and
+    /// certificates.
+    pub fn validity_max_s(&self, revocation: &Revocation) -> Option<u64> {
+        let is_listed = self.tokens.values().chain(self.certificates.values()).any(|principal| {
+            matches!(revocation, Revocation::Subject { tenant, subject }
+                if (tenant, subject) == (&principal.tenant, &principal.subject))
+        });
+        let ttl_max_s = self.common.ttl_max_s.filter(|_| !is_listed)?;
+        // Once for the longest `exp`, and once after it.
+        Some(ttl_max_s.saturating_add(2 * self.common.leeway_s))
+    }
+
     /// The key sets to fetch.
     pub fn key_sets(&self) -> impl Iterator<Item = &Arc<KeySet>> {
         self.keys.iter().filter_map(|entry| match &entry.source {
@@ -108,22 +143,26 @@ impl Policy {
 
     /// Verifies credentials. `now_s`: seconds since 1970. Cost: at most [`KEYS_TRIED_MAX`] signature checks, no system call.
     pub fn verify(&self, credentials: &Credentials, now_s: u64, revocations: &Revocations) -> Outcome {
-        let (principal, issued_at_s) = match (&credentials.token, &credentials.certificate_name) {
+        let principal = match (&credentials.token, &credentials.certificate) {
             (Some(token), _) => match self.static_token(token) {
-                Some(principal) => (principal.clone(), None),
+                Some(principal) => principal.clone(),
                 None => match self.web_token(token, now_s) {
-                    Ok((principal, issued_at_s)) => (principal, issued_at_s),
+                    Ok(principal) => principal,
                     Err(outcome) => return outcome,
                 },
             },
-            (None, Some(name)) => match self.certificates.get(name) {
-                Some(principal) => (principal.clone(), None),
+            (None, Some(certificate)) => match self.certificates.get(&certificate.name) {
+                Some(_) if certificate.ends_s < now_s => return Outcome::Verdict(Err(AuthRefusal::Expired)),
+                Some(principal) => Arc::new(Principal {
+                    expires_at_s: Some(certificate.ends_s),
+                    ..Principal::clone(principal)
+                }),
                 // The certificate proves nothing here: treat the client as one without credentials, and let the shard decide.
                 None => return Outcome::Verdict(Err(AuthRefusal::Missing)),
             },
             (None, None) => return Outcome::Verdict(Err(AuthRefusal::Missing)),
         };
-        Outcome::Verdict(match revocations.is_revoked(&principal, issued_at_s, now_s) {
+        Outcome::Verdict(match revocations.is_revoked(&principal, now_s) {
             true => Err(AuthRefusal::Revoked),
             false => Ok(principal),
         })
@@ -137,7 +176,7 @@ impl Policy {
         self.tokens.get(&sha256(token.as_bytes()))
     }
 
-    fn web_token(&self, token: &str, now_s: u64) -> Result<(Arc<Principal>, Option<u64>), Outcome> {
+    fn web_token(&self, token: &str, now_s: u64) -> Result<Arc<Principal>, Outcome> {
         let refused = |text| Outcome::Verdict(Err(invalid(text)));
         if token.len() > TOKEN_BYTES_MAX {
             return Err(refused("it is longer than 8192 bytes"));
@@ -172,9 +211,7 @@ impl Policy {
                     }
                     Ok(claims) => {
                         let identified = claims.identify(&entry.expected, &self.common, now_s);
-                        return identified
-                            .map(|found| (Arc::new(found.principal), found.issued_at_s))
-                            .map_err(|refusal| Outcome::Verdict(Err(refusal)));
+                        return identified.map(Arc::new).map_err(|refusal| Outcome::Verdict(Err(refusal)));
                     }
                     Err(NotVerified::Signature) => refusal = invalid("its signature is wrong"),
                     Err(NotVerified::Malformed) => {
@@ -264,6 +301,7 @@ pub(super) fn parsed_hash(text: &str) -> Option<Hash> {
 /// Checks `[auth]` and reads its key files.
 pub struct Builder<'a> {
     tables: &'a AuthTables,
+    version: u64,
     /// Each problem's path in the file, and what is wrong.
     problems: Vec<(String, String)>,
 }
@@ -274,7 +312,8 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// All problems, each with its path, such as `auth.key[0].file`.
     pub fn build(tables: &'a AuthTables, is_whole: bool) -> Result<Policy, Vec<(String, String)>> {
-        let mut builder = Builder { tables, problems: Vec::new() };
+        let version = VERSIONS.fetch_add(1, Relaxed);
+        let mut builder = Builder { tables, version, problems: Vec::new() };
         let policy = builder.policy();
         let mut problems = builder.problems;
         problems.retain(|(_, text)| is_whole || !text.contains("is missing"));
@@ -336,6 +375,7 @@ impl<'a> Builder<'a> {
                 self.refuse(format!("{path}.sha256"), text);
                 continue;
             };
+            let principal = principal.map(|principal| self.listed(listed::Entry::Token(hash), principal));
             if principal.is_some_and(|principal| tokens.insert(hash, principal).is_some()) {
                 self.refuse(
                     format!("{path}.sha256"),
@@ -347,14 +387,18 @@ impl<'a> Builder<'a> {
         for (at, table) in tables.certificates.iter().enumerate() {
             let path = format!("auth.certificate[{at}]");
             let principal = self.principal(&path, &table.name, &table.tenant, &table.permissions);
-            let name = table.name.as_str().into();
+            let name: Box<str> = table.name.as_str().into();
+            let principal =
+                principal.map(|principal| self.listed(listed::Entry::Certificate(name.clone()), principal));
             if principal.is_some_and(|principal| certificates.insert(name, principal).is_some()) {
                 self.refuse(format!("{path}.name"), "another [[auth.certificate]] has the same name");
             }
         }
         let anonymous = tables.anonymous.as_ref().and_then(|table| {
             match table.permissions.expand(Templates::default()) {
-                Ok(permissions) => Some(principal(ANONYMOUS, "", permissions)),
+                Ok(permissions) => {
+                    Some(self.listed(listed::Entry::Anonymous, principal(ANONYMOUS, "", permissions)))
+                }
                 Err(error) => {
                     let text = format!("{} (anonymous clients have no name and no tenant)", error.text());
                     self.refuse("auth.anonymous.permissions", text);
@@ -362,7 +406,13 @@ impl<'a> Builder<'a> {
                 }
             }
         });
-        Policy { keys, tokens, certificates, anonymous, common }
+        Policy { keys, tokens, certificates, anonymous, common, version: self.version }
+    }
+
+    /// Notes where the file lists a principal.
+    fn listed(&self, entry: listed::Entry, principal: Principal) -> Arc<Principal> {
+        let listing = Some(Listing { entry, version: self.version });
+        Arc::new(Principal { listing, ..principal })
     }
 
     /// The principal of a static token or a certificate.
@@ -372,7 +422,7 @@ impl<'a> Builder<'a> {
         name: &str,
         tenant: &str,
         permissions: &PermissionsTable,
-    ) -> Option<Arc<Principal>> {
+    ) -> Option<Principal> {
         if name.is_empty() {
             self.refuse(path, "name is missing");
             return None;
@@ -486,14 +536,13 @@ impl<'a> Builder<'a> {
     }
 }
 
-fn principal(name: &str, tenant: &str, permissions: tickcast_core::principal::Permissions) -> Arc<Principal> {
-    Arc::new(Principal {
+fn principal(name: &str, tenant: &str, permissions: Permissions) -> Principal {
+    Principal {
         subject: name.into(),
         tenant: tenant.into(),
-        token_id: None,
-        expires_at_s: None,
         permissions: Arc::new(permissions),
-    })
+        ..Principal::default()
+    }
 }
 
 /// Reads the certificates of authorities, DER.

@@ -64,16 +64,15 @@ impl Revocations {
         Ok(())
     }
 
-    /// Whether a principal's token is revoked. `issued_at_s`: when the token was issued; without it, every token of a revoked
-    /// subject is revoked.
-    pub fn is_revoked(&self, principal: &Principal, issued_at_s: Option<u64>, now_s: u64) -> bool {
+    /// Whether a principal's token is revoked. If it does not say when it was issued, it is if its subject is.
+    pub fn is_revoked(&self, principal: &Principal, now_s: u64) -> bool {
         let table = self.lock();
         let holds = |revoked: &&Revoked| revoked.until_s > now_s;
         let of_subject = (!table.subjects.is_empty())
             .then(|| table.subjects.get(&(principal.tenant.clone(), principal.subject.clone())))
             .flatten()
             .filter(holds)
-            .is_some_and(|revoked| issued_at_s.is_none_or(|issued_at_s| issued_at_s <= revoked.at_s));
+            .is_some_and(|revoked| !principal.is_issued_after(revoked.at_s));
         let of_token = principal.token_id.as_ref().and_then(|id| table.token_ids.get(id));
         of_subject || of_token.filter(holds).is_some()
     }
@@ -107,18 +106,11 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
-    fn principal(subject: &str, token_id: Option<&str>) -> Principal {
-        Principal {
-            subject: subject.into(),
-            tenant: "".into(),
-            token_id: token_id.map(Into::into),
-            expires_at_s: None,
-            permissions: Arc::default(),
-        }
+    fn principal(subject: &str, token_id: Option<&str>, issued_at_s: Option<u64>) -> Principal {
+        let (subject, token_id) = (subject.into(), token_id.map(Into::into));
+        Principal { subject, token_id, issued_at_s, ..Principal::default() }
     }
 
     fn subject(name: &str) -> Revocation {
@@ -129,24 +121,24 @@ mod tests {
     fn a_revoked_subject_needs_a_token_that_was_issued_later() {
         let revocations = Revocations::default();
         revocations.add(&subject("alice"), 100, 200).unwrap();
-        let alice = principal("alice", None);
-        assert!(revocations.is_revoked(&alice, Some(100), 150) && revocations.is_revoked(&alice, None, 150));
-        assert!(!revocations.is_revoked(&alice, Some(101), 150));
-        assert!(!revocations.is_revoked(&principal("bob", None), None, 150));
-        let other_tenant = Principal { tenant: "t".into(), ..alice.clone() };
-        assert!(!revocations.is_revoked(&other_tenant, None, 150));
-        assert!(!revocations.is_revoked(&alice, None, 200), "it has run out");
+        let alice = |issued_at_s| principal("alice", None, issued_at_s);
+        assert!(revocations.is_revoked(&alice(Some(100)), 150) && revocations.is_revoked(&alice(None), 150));
+        assert!(!revocations.is_revoked(&alice(Some(101)), 150));
+        assert!(!revocations.is_revoked(&principal("bob", None, None), 150));
+        let other_tenant = Principal { tenant: "t".into(), ..alice(None) };
+        assert!(!revocations.is_revoked(&other_tenant, 150));
+        assert!(!revocations.is_revoked(&alice(None), 200), "it has run out");
         revocations.add(&subject("alice"), 150, 160).unwrap();
-        assert!(revocations.is_revoked(&alice, Some(140), 170), "a shorter one does not end the first");
+        assert!(revocations.is_revoked(&alice(Some(140)), 170), "a shorter one does not end the first");
     }
 
     #[test]
     fn a_revoked_token_id_stays_refused_whatever_its_time_of_issue() {
         let revocations = Revocations::default();
         revocations.add(&Revocation::TokenId("7".into()), 100, 200).unwrap();
-        assert!(revocations.is_revoked(&principal("alice", Some("7")), Some(150), 150));
-        assert!(!revocations.is_revoked(&principal("alice", Some("8")), Some(1), 150));
-        assert!(!revocations.is_revoked(&principal("alice", None), None, 150));
+        assert!(revocations.is_revoked(&principal("alice", Some("7"), Some(150)), 150));
+        assert!(!revocations.is_revoked(&principal("alice", Some("8"), Some(1)), 150));
+        assert!(!revocations.is_revoked(&principal("alice", None, None), 150));
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub fn signed(algorithm: Algorithm, kid: Option<&str>, claims: &Value) -> String
 
 /// Credentials that consist of a token only.
 pub fn with_token(token: &str) -> Credentials {
-    Credentials { token: Some(token.into()), certificate_name: None }
+    Credentials { token: Some(token.into()), certificate: None }
 }
 
 /// The verdict of a policy without key sets or revocations.

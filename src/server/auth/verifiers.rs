@@ -28,7 +28,12 @@ use super::{
 use crate::{
     clock,
     limits::{JWKS_TOKENS_WAITING_MAX, VERIFICATIONS_WAITING_MAX, VERIFIER_NICENESS, VERIFIERS},
-    process::{cores::CoreSet, panics},
+    logging::peer,
+    process::{
+        cores::CoreSet,
+        fault::{self, Place},
+        panics,
+    },
 };
 use tickcast_core::{
     ids::SessionId,
@@ -187,8 +192,10 @@ impl Shared {
         let mut verdict = Err(AuthRefusal::Busy);
         // The set may be fetched between trying its keys and waiting for it. Then try its new keys.
         for _ in 0..KEY_SET_LOOKS {
-            let outcome =
-                self.authority.policy().verify(&job.credentials, now_s, &self.authority.revocations);
+            let outcome = self.guarded(|| {
+                fault::at(Place::Verifier);
+                self.authority.policy().verify(&job.credentials, now_s, &self.authority.revocations)
+            });
             let (set, tried) = match outcome {
                 Outcome::Verdict(decided) => {
                     verdict = decided;
@@ -220,6 +227,19 @@ impl Shared {
         self.authority.end_waiting();
         replies.send(&job, verdict);
         true
+    }
+
+    /// The outcome of a verification. A panic, which is a mistake in the server, refuses these credentials and no others. Its
+    /// message may quote them, so only its place is logged.
+    fn guarded(&self, verify: impl FnOnce() -> Outcome) -> Outcome {
+        panics::catch_hidden(verify).unwrap_or_else(|place| {
+            self.authority.count_panic();
+            ::log::error!(
+                target: peer::AUTH,
+                "auth: the verification of a client's credentials panicked at {place}; they are refused. Please report it"
+            );
+            Outcome::Verdict(Err(AuthRefusal::Invalid("the server cannot verify it".into())))
+        })
     }
 
     /// Verifies credentials again if their set has been fetched, could not be fetched, or is no longer used.

@@ -234,6 +234,7 @@ impl AuthConfig {
         let common = &self.tables.common;
         AuthLimits {
             anonymous: self.policy.anonymous().cloned(),
+            listed: Arc::new(self.policy.listed()),
             query_token: common.query_token,
             filters_patterns: common.partial_patterns == PartialPatterns::Filter,
             warning_ns: common.warning.ns,

@@ -65,8 +65,8 @@ pub enum ShardRequest {
     Certificates(TlsConfigs),
     /// Closes the session with this id; replies whether it existed.
     Close(u64, ReplySender<bool>),
-    /// Closes the sessions that this revokes; replies how many.
-    Revoke(Arc<Revocation>, ReplySender<usize>),
+    /// Closes the sessions that this revokes, at this moment in seconds since 1970; replies how many.
+    Revoke(Arc<Revocation>, u64, ReplySender<usize>),
 }
 
 /// A request to dispatch to one shard or to all.

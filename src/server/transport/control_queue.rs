@@ -89,7 +89,9 @@ impl Driver {
             }
             ShardRequest::State(_) | ShardRequest::SessionCounts(..) => {}
             ShardRequest::Close(id, reply) => reply.send(self.shard.close(SessionId(id), now)),
-            ShardRequest::Revoke(revocation, reply) => reply.send(self.shard.revoke(&revocation, now)),
+            ShardRequest::Revoke(revocation, at_s, reply) => {
+                reply.send(self.shard.revoke(&revocation, at_s, now))
+            }
             ShardRequest::Reload(limits) => self.shard.reload(&limits, now),
             ShardRequest::Certificates(configs) => self.tls.set_configs(configs),
             ShardRequest::Sessions(query, reply) => {

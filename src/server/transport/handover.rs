@@ -61,7 +61,7 @@ mod tests {
             client_address: ClientAddress::Peer,
             tenant: TenantId::DEFAULT,
             principal: None,
-            certificate_name: None,
+            certificate: None,
             bytes: n.to_le_bytes().to_vec(),
         };
         (Handover { socket: ours.into(), departure, admitted: Admitted::default(), tls: None }, theirs)

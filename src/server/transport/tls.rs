@@ -18,7 +18,9 @@ use crate::limits::TLS_HANDSHAKE_WAITING_BYTES;
 use tickcast_core::shard::ClientAddress;
 use tickcast_proto::{Step, proxy};
 use tickcast_tls::{
-    handshake::{Established, HANDSHAKE_BYTES_MAX, HandshakeError, Progress, ServerHandshake},
+    handshake::{
+        Established, HANDSHAKE_BYTES_MAX, HandshakeError, PeerCertificate, Progress, ServerHandshake,
+    },
     opener::Opener,
     record::{Alert, Outcome, RecordLayer},
 };
@@ -174,8 +176,8 @@ pub enum Shaken {
     Done {
         /// Whether the connection resumed a session.
         is_resumed: bool,
-        /// The name in the client's certificate.
-        peer_name: Option<Box<str>>,
+        /// The client's certificate.
+        peer: Option<PeerCertificate>,
         /// The server name that the client asked for.
         server_name: Option<Box<str>>,
         /// Bytes received but not decrypted yet.
@@ -360,10 +362,14 @@ impl TlsConnections {
             (std::mem::take(&mut handshake.is_paused), std::mem::take(&mut handshake.has_eof));
         let shaken = match progress {
             Ok(Progress::Waiting) => Shaken::Waiting,
-            Ok(Progress::Done(established)) => {
-                let Established { records, unopened, is_resumed, peer_name, server_name, .. } = *established;
-                connection.state = State::Open { records, opener: Opener::default(), peer_closed: false };
-                Shaken::Done { is_resumed, peer_name, server_name, unopened }
+            Ok(Progress::Done(mut established)) => {
+                let (records, opener) = (RecordLayer::VACANT, Opener::default());
+                connection.state = State::Open { records, opener, peer_closed: false };
+                if let State::Open { records, .. } = &mut connection.state {
+                    established.records.take_into(records);
+                }
+                let Established { unopened, is_resumed, peer, server_name, .. } = *established;
+                Shaken::Done { is_resumed, peer, server_name, unopened }
             }
             Err(error) => {
                 connection.state = State::Ended;

@@ -1,15 +1,18 @@
-use std::io::Write;
+use std::{io::Write, time::Duration};
 
-use rustls::{AlertDescription, ClientConnection, Error};
+use rustls::{
+    AlertDescription, ClientConnection, Error, client::Tls12Resumption, pki_types::UnixTime,
+    time_provider::TimeProvider,
+};
 
 use super::*;
 use crate::{
     certificates::{
-        ALPN_NATIVE, ClientCertificates, ClientSettings, ServerTrust, client_config as own_client_config,
-        root_store,
+        ALPN_NATIVE, ClientCertificates, ClientSettings, Identity, ServerTrust,
+        client_config as own_client_config, root_store,
     },
     record::Outcome,
-    testing::Authority,
+    testing::{Authority, Signed},
     tests::{NOW_S, Pair, SUITES, client_config, connect, server_config, take_from},
     tickets::TICKET_LIFETIME_S,
 };
@@ -48,6 +51,22 @@ fn a_ticket_resumes_a_session_on_another_thread_with_other_certificates_if_the_k
             assert_eq!(pair.server.is_resumed, is_resumed);
             pair.send_to_client(b"on we go");
         }
+    }
+}
+
+#[test]
+fn a_client_without_tickets_is_not_resumed_by_its_session_id() {
+    let authority = Authority::new("authority");
+    let server = server_config(&[authority.identity(&["a.test"])], None, 1);
+    for (resumption, is_resumed) in
+        [(Tls12Resumption::SessionIdOrTickets, true), (Tls12Resumption::SessionIdOnly, false)]
+    {
+        let mut client = client_config(&authority, SUITES[3], None);
+        client.resumption = client.resumption.tls12_resumption(resumption);
+        let client = Arc::new(client);
+        connect(&server, &client, "a.test", b"", 1 << 20).unwrap();
+        let pair = connect(&server, &client, "a.test", b"", 1 << 20).unwrap();
+        assert_eq!(pair.server.is_resumed, is_resumed, "{resumption:?}");
     }
 }
 
@@ -92,7 +111,7 @@ fn a_client_certificate_gives_the_name_and_one_of_another_authority_is_refused()
         let with = |identity| Arc::new(client_config(&authority, suite, identity));
         let name = |server: &Arc<ServerConfig>, client: &Arc<ClientConfig>| {
             let pair = connect(server, client, "a.test", b"early", 3).unwrap();
-            pair.server.peer_name.map(String::from)
+            pair.server.peer.and_then(|peer| peer.name).map(String::from)
         };
         assert_eq!(name(&required, &with(Some(&desk))).as_deref(), Some("desk1.example"));
         assert_eq!(name(&optional, &with(Some(&by_uri))).as_deref(), Some("urn:desk2"));
@@ -119,6 +138,50 @@ fn a_client_certificate_gives_the_name_and_one_of_another_authority_is_refused()
         assert!(connect(&required, &client, "a.test", b"", 1 << 20).unwrap().server.is_resumed);
         let moved = server(&theirs, ClientCertificates::Required);
         assert!(connect(&moved, &client, "a.test", b"", 1 << 20).is_err());
+    }
+}
+
+/// The clock of [`NOW_S`].
+#[derive(Debug)]
+struct Clock;
+
+impl TimeProvider for Clock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(NOW_S.get())))
+    }
+}
+
+#[test]
+fn a_session_is_resumed_only_until_the_end_of_the_certificate_that_began_it() {
+    let (authority, clients) = (Authority::new("authority"), Authority::new("clients"));
+    let start_s = NOW_S.get();
+    let Signed { cert, key } = clients.sign_until(&["desk1.example"], start_s + 100);
+    let desk = Identity::from_pem(cert.as_bytes(), key.as_bytes()).unwrap();
+    let wanted = (clients.own.cert.as_bytes(), ClientCertificates::Required);
+    let mut server = (*server_config(&[authority.identity(&["a.test"])], Some(wanted), 1)).clone();
+    server.time_provider = Arc::new(Clock);
+    let server = Arc::new(server);
+    for suite in [SUITES[0], SUITES[3]] {
+        let connect_at = |client: &Arc<ClientConfig>, at_s: u64| {
+            NOW_S.set(start_s + at_s);
+            let result = connect(&server, client, "a.test", b"", 1 << 20);
+            NOW_S.set(start_s);
+            result
+        };
+        let client = Arc::new(client_config(&authority, suite, Some(&desk)));
+        assert!(!connect_at(&client, 0).unwrap().server.is_resumed);
+        let last = connect_at(&client, 100).unwrap().server;
+        assert!(last.is_resumed);
+        let peer = PeerCertificate { name: Some("desk1.example".into()), ends_s: start_s + 100 };
+        assert_eq!(last.peer, Some(peer));
+        let (ours, heard) = *connect_at(&client, 101).err().unwrap();
+        assert_eq!(ours, HandshakeError::CertificateExpired, "{suite:?}");
+        assert_eq!(heard, Some(Error::AlertReceived(AlertDescription::CertificateExpired)), "{suite:?}");
+        if suite == SUITES[0] {
+            // It has no ticket left, and shows its certificate.
+            let (ours, _) = *connect_at(&client, 101).err().unwrap();
+            assert!(matches!(ours, HandshakeError::Refused(Error::InvalidCertificate(_))), "{ours:?}");
+        }
     }
 }
 
@@ -271,7 +334,7 @@ fn no_mutation_of_a_clients_bytes_panics_or_completes_a_handshake() {
     for step in [1, 50, 1 << 20] {
         let mut pair = connect(&server, &config, "a.test", &[5; 60_000], step).unwrap();
         let (early, outcome) = pair.open();
-        assert!(pair.server.peer_name.is_some() && outcome == Outcome::Open && early == [5; 60_000]);
+        assert!(pair.server.peer.is_some() && outcome == Outcome::Open && early == [5; 60_000]);
     }
 }
 

@@ -16,11 +16,15 @@ impl Keys {
     }
 }
 
+/// A record layer of the same connection, with copies of these keys.
+fn with_keys(role: Role, of: &RecordLayer, tx: &Keys, rx: &Keys) -> RecordLayer {
+    RecordLayer { tx: tx.copy(), rx: rx.copy(), ..RecordLayer::new(role, of.version, of.cipher) }
+}
+
 /// A server's record layer, and that of its peer, which can make records of any kind.
 fn ends(suite: rustls::SupportedCipherSuite) -> (RecordLayer, RecordLayer) {
     let server = Pair::new(suite).server.records;
-    let (tx, rx) = (server.rx.copy(), server.tx.copy());
-    let client = RecordLayer::new(Role::Client, server.version, server.cipher, tx, rx);
+    let client = with_keys(Role::Client, &server, &server.rx, &server.tx);
     (server, client)
 }
 
@@ -245,16 +249,26 @@ fn a_client_skips_tickets_whole_or_in_pieces() {
 }
 
 #[test]
+fn a_connection_that_moves_leaves_no_keys_behind() {
+    let (mut before, mut client) = ends(SUITES[0]);
+    let mut after = RecordLayer::VACANT;
+    before.take_into(&mut after);
+    for keys in [&before.tx, &before.rx] {
+        assert_eq!((keys.key, keys.iv, keys.secret), ([0; 32], [0; 12], [0; 48]));
+    }
+    let mut bytes = Vec::new();
+    after.seal(b"tick", &mut bytes);
+    assert_eq!(client.opened(&mut bytes), (b"tick".to_vec(), Outcome::Open));
+}
+
+#[test]
 fn no_mutation_of_records_panics_wherever_it_is_cut() {
     let mut random = fastrand::Rng::with_seed(3);
     for suite in [SUITES[0], SUITES[3]] {
         let records = ends(suite).0;
         for _ in 0..3_000 {
-            let copy = |role, tx: &Keys, rx: &Keys| {
-                RecordLayer::new(role, records.version, records.cipher, tx.copy(), rx.copy())
-            };
-            let mut server = copy(Role::Server, &records.tx, &records.rx);
-            let mut client = copy(Role::Client, &records.rx, &records.tx);
+            let mut server = with_keys(Role::Server, &records, &records.tx, &records.rx);
+            let mut client = with_keys(Role::Client, &records, &records.rx, &records.tx);
             let mut sealed = Vec::new();
             client.seal(&[1; 100], &mut sealed);
             client.forge(HANDSHAKE, &[24, 0], 0, &mut sealed);

@@ -47,7 +47,15 @@ impl Certificates {
     /// Signs a certificate for these names (hosts, IP addresses, URIs), and writes `{file}.pem` and `{file}.key`, over older ones if
     /// there are any.
     pub fn sign(&self, file: &str, names: &[&str]) -> Signed {
-        let made = self.authority.sign(names);
+        self.write(file, self.authority.sign(names))
+    }
+
+    /// Signs a certificate as [`Certificates::sign`] does, whose last valid second since 1970 is `ends_s`.
+    pub fn sign_until(&self, file: &str, names: &[&str], ends_s: u64) -> Signed {
+        self.write(file, self.authority.sign_until(names, ends_s))
+    }
+
+    fn write(&self, file: &str, made: tickcast_tls::testing::Signed) -> Signed {
         let signed =
             Signed { cert: self.file(&format!("{file}.pem")), key: self.file(&format!("{file}.key")) };
         fs::write(&signed.cert, made.cert).unwrap();

@@ -9,7 +9,7 @@ use crate::{
     limits::{NEW_TOKENS_BURST, UNFINISHED_MESSAGES_LOWEST},
     metrics::counters::Counter,
     placement,
-    principal::{AuthRefusal, Credentials, Permissions, Principal, Revocation, Rules},
+    principal::{AuthRefusal, ClientCertificate, Credentials, Permissions, Principal, Revocation, Rules},
     session::Proof,
     shard::{Action, DetachedSession, ListenerKind, Shard},
     testing::{Driver, START, frame, masked, messages},
@@ -27,6 +27,7 @@ use tickcast_proto::{
 mod expiry_tests;
 mod filter_tests;
 mod handover_tests;
+mod listed_tests;
 mod opening_tests;
 mod permission_tests;
 
@@ -174,20 +175,26 @@ fn wide() -> Permissions {
 }
 
 fn named(subject: &str, permissions: Permissions) -> Principal {
-    Principal {
-        subject: subject.into(),
-        tenant: "".into(),
-        token_id: None,
-        expires_at_s: None,
-        permissions: permissions.into(),
-    }
+    Principal { subject: subject.into(), permissions: permissions.into(), ..Principal::default() }
 }
 
-/// What a token says: `SUBJECT[/narrow][@SECONDS]`, where `root` may do everything, the time until it expires from the start of the test, or a refusal.
+/// A certificate that ends this many seconds after the start of the test.
+fn certificate(name: &str, seconds: u64) -> ClientCertificate {
+    ClientCertificate { name: name.into(), ends_s: START_S + seconds }
+}
+
+/// What a token says: `SUBJECT[/narrow][@SECONDS][^SECONDS]`, where `root` may do everything, when it expires and when it was
+/// issued, both from the start of the test, or a refusal.
 fn verdict(credentials: &Credentials) -> Result<Arc<Principal>, AuthRefusal> {
-    let token = credentials.token.as_deref().or(credentials.certificate_name.as_deref()).unwrap();
+    let certificate = credentials.certificate.as_ref();
+    let token = credentials.token.as_deref().or(certificate.map(|certificate| &*certificate.name)).unwrap();
+    let (token, issued) = token.split_once('^').map_or((token, None), |(token, at)| (token, Some(at)));
+    let issued_at_s = issued.map(|seconds| START_S + seconds.parse::<u64>().unwrap());
     let (token, seconds) = token.split_once('@').map_or((token, None), |(token, at)| (token, Some(at)));
-    let expires_at_s = seconds.map(|seconds| START_S + seconds.parse::<u64>().unwrap());
+    let expires_at_s = match (&credentials.token, certificate) {
+        (None, Some(certificate)) => Some(certificate.ends_s),
+        _ => seconds.map(|seconds| START_S + seconds.parse::<u64>().unwrap()),
+    };
     let (subject, is_narrow) = token.split_once('/').map_or((token, false), |(subject, _)| (subject, true));
     let permissions = match is_narrow {
         true => Permissions { subscribe: rules(&["t.a", "t.b"], &[]), publish: Rules::NONE },
@@ -203,6 +210,7 @@ fn verdict(credentials: &Credentials) -> Result<Arc<Principal>, AuthRefusal> {
         "unlisted" => Err(AuthRefusal::Missing),
         subject => Ok(Arc::new(Principal {
             token_id: Some(format!("id of {token}").into()),
+            issued_at_s,
             expires_at_s,
             ..named(subject, permissions)
         })),
@@ -328,7 +336,7 @@ impl Bench {
         let authentication = &self.driver.shard.authentication;
         assert!(authentication.permissions.is_empty() && authentication.expiries.is_empty());
         assert!(authentication.pending.is_empty() && authentication.refused.is_empty());
-        assert!(authentication.certificate_names.is_empty() && authentication.new_tokens.is_empty());
+        assert!(authentication.certificates.is_empty() && authentication.new_tokens.is_empty());
         assert_eq!(self.driver.shard.sessions.unfinished_bytes(), 0);
         assert_eq!(self.driver.shard.sessions_len(), 0);
     }

@@ -18,7 +18,7 @@ use crate::{
     metrics::counters::Counter,
     now::Now,
     placement,
-    principal::Principal,
+    principal::{ClientCertificate, Principal},
     session::{CloseReason, Proof, Protocol, Session},
     shard::{Action, ClientAddress, ListenerKind, Shard},
     topic_key,
@@ -42,8 +42,8 @@ pub struct DetachedSession {
     pub tenant: TenantId,
     /// Its principal, if its credentials have been verified.
     pub principal: Option<Arc<Principal>>,
-    /// The name in the client's certificate, if it has not been verified yet.
-    pub certificate_name: Option<Box<str>>,
+    /// The client's certificate, unless it is known to prove nothing.
+    pub certificate: Option<ClientCertificate>,
     /// All bytes received. Bound: the longest frame or request head, and what arrived until I/O stopped.
     pub bytes: Vec<u8>,
 }
@@ -61,7 +61,7 @@ impl Shard {
         let Session { listener, client_address, is_read_only, tenant, .. } = *session;
         let bytes = session.take_input();
         let principal = session.principal.take();
-        let certificate_name = self.authentication.take_certificate_name(slot);
+        let certificate = self.authentication.take_certificate(slot);
         self.authentication.forget(slot, principal.as_deref());
         let is_proven = session.proof == Proof::Credentials;
         self.sessions.remove(slot);
@@ -77,7 +77,7 @@ impl Shard {
             client_address,
             tenant,
             principal,
-            certificate_name,
+            certificate,
             bytes,
         })
     }
@@ -187,7 +187,7 @@ mod tests {
             client_address: ClientAddress::Peer,
             tenant,
             principal: None,
-            certificate_name: None,
+            certificate: None,
             bytes,
         }
     }

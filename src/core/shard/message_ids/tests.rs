@@ -113,10 +113,8 @@ impl Pair {
     fn become_proven(&mut self, slot: SlotId, subject: &str) {
         let principal = Principal {
             subject: subject.into(),
-            tenant: "".into(),
-            token_id: None,
-            expires_at_s: None,
             permissions: Arc::new(Permissions::all()),
+            ..Principal::default()
         };
         let session = self.shards[0].sessions.open_mut(slot).unwrap();
         (session.principal, session.proof) = (Some(Arc::new(principal)), Proof::Credentials);

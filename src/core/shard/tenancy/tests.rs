@@ -208,9 +208,8 @@ fn principal(tenant: &str) -> Arc<Principal> {
     Arc::new(Principal {
         subject: "s".into(),
         tenant: tenant.into(),
-        token_id: None,
-        expires_at_s: None,
         permissions: Permissions::all().into(),
+        ..Principal::default()
     })
 }
 

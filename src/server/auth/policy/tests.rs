@@ -14,7 +14,7 @@ use crate::{
     cli::values::Time,
     config::auth::{AnonymousTable, CertificateTable, TokenTable},
 };
-use tickcast_core::principal::Revocation;
+use tickcast_core::principal::{ClientCertificate, Revocation};
 
 const MACHINE_TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
@@ -236,8 +236,8 @@ fn machines_certificates_and_anonymous_clients_have_the_permissions_of_the_file(
     let mut tables = tables();
     let policy = Builder::build(&tables, true).unwrap();
     let of = |policy: &Policy, token: Option<&str>, name: Option<&str>| {
-        let credentials =
-            Credentials { token: token.map(Into::into), certificate_name: name.map(Into::into) };
+        let certificate = name.map(|name| ClientCertificate { name: name.into(), ends_s: NOW_S });
+        let credentials = Credentials { token: token.map(Into::into), certificate };
         verdict_at(policy, &credentials, NOW_S).map(|principal| principal.subject.to_string())
     };
     assert_eq!(of(&policy, Some(MACHINE_TOKEN), None), Ok("collector".into()));
@@ -255,6 +255,43 @@ fn machines_certificates_and_anonymous_clients_have_the_permissions_of_the_file(
     assert_eq!(of(&policy, None, None), Err(AuthRefusal::Missing));
     assert_eq!(of(&policy, None, Some("other")), Err(AuthRefusal::Missing));
     assert!(of(&policy, Some("wrong"), None).is_err());
+}
+
+#[test]
+fn the_principal_of_a_certificate_expires_with_it() {
+    let policy = Builder::build(&tables(), true).unwrap();
+    let until = |ends_s| {
+        let certificate = Some(ClientCertificate { name: "feed.example".into(), ends_s });
+        verdict_at(&policy, &Credentials { token: None, certificate }, NOW_S)
+    };
+    assert_eq!(until(NOW_S + 7).unwrap().expires_at_s, Some(NOW_S + 7));
+    assert!(until(NOW_S).is_ok(), "its last second");
+    assert_eq!(until(NOW_S - 1), Err(AuthRefusal::Expired));
+}
+
+#[test]
+fn a_revocation_holds_as_long_as_what_it_revokes_may_be_valid() {
+    let subject = |subject: &str| Revocation::Subject { tenant: "".into(), subject: subject.into() };
+    let mut tables = tables();
+    let unlimited = Builder::build(&tables, true).unwrap();
+    assert_eq!(unlimited.validity_max_s(&subject("alice")), None);
+    (tables.common.ttl_max, tables.common.leeway) = (Time::from_ms(3_600_000), Time::from_ms(10_000));
+    let policy = Builder::build(&tables, true).unwrap();
+    assert_eq!(policy.validity_max_s(&subject("alice")), Some(3_620));
+    assert_eq!(policy.validity_max_s(&Revocation::TokenId("7".into())), Some(3_620));
+    for listed in ["collector", "feed.example"] {
+        assert_eq!(policy.validity_max_s(&subject(listed)), None, "{listed}: it never expires");
+    }
+    // The last token that is accepted, at the last moment at which it is valid.
+    let late = signed(Algorithm::EdDsa, None, &json!({"sub": "alice", "exp": NOW_S + 3_610, "iat": NOW_S}));
+    let revocations = Revocations::default();
+    let until_s = NOW_S + policy.validity_max_s(&subject("alice")).unwrap();
+    revocations.add(&subject("alice"), NOW_S, until_s).unwrap();
+    for at_s in [NOW_S + 1, until_s - 1] {
+        let outcome = policy.verify(&with_token(&late), at_s, &revocations);
+        assert!(matches!(outcome, Outcome::Verdict(Err(AuthRefusal::Revoked))), "{outcome:?}");
+    }
+    assert_eq!(verdict_at(&policy, &with_token(&late), until_s), Err(AuthRefusal::Expired));
 }
 
 #[test]

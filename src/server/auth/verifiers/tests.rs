@@ -129,6 +129,21 @@ fn a_reload_that_changes_no_key_set_keeps_it_with_its_keys_and_the_fetch_under_w
 }
 
 #[test]
+fn a_verification_that_panics_refuses_its_credentials_and_no_others() {
+    let authority = authority(&Issuer::start(key_set("1")));
+    let (_, jobs) = sync_channel(1);
+    let shared = Shared { authority: authority.clone(), jobs: Mutex::new(jobs), parked: Mutex::default() };
+    let outcome = shared.guarded(|| panic!("the token is x.y.z"));
+    match outcome {
+        Outcome::Verdict(Err(AuthRefusal::Invalid(text))) => assert!(!text.contains("x.y.z"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(authority.panics(), 1);
+    let outcome = shared.guarded(|| Outcome::Verdict(Err(AuthRefusal::Expired)));
+    assert!(matches!(outcome, Outcome::Verdict(Err(AuthRefusal::Expired))));
+}
+
+#[test]
 fn credentials_beyond_the_bound_are_refused_as_busy() {
     let authority = authority(&Issuer::start(key_set("1")));
     let (jobs, receiver) = sync_channel(1);

@@ -40,7 +40,7 @@ fn a_token_that_it_makes_is_one_that_the_server_takes() {
             ..Default::default()
         };
         let policy = Builder::build(&AuthTables { keys: vec![key], ..Default::default() }, true).unwrap();
-        let credentials = Credentials { token: Some(made.into()), certificate_name: None };
+        let credentials = Credentials { token: Some(made.into()), certificate: None };
         let at = |now_s| verdict_at(&policy, &credentials, now_s);
         let principal = at(NOW_S).unwrap();
         assert_eq!((&*principal.subject, &*principal.tenant), ("alice", "acme"), "{algorithm}");

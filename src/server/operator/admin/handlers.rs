@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     clock,
-    limits::REVOCATIONS_MAX,
+    limits::{REVOCATION_MS_HIGHEST, REVOCATIONS_MAX},
     logging,
     operator::{
         control::ShardRequest,
@@ -326,7 +326,12 @@ impl AdminContext {
         };
         let change = Change::begin(who, peer, format_args!("revoke {named}"));
         let now_s = clock::realtime_ns() / NS_PER_S;
-        if authority.revocations.add(&revocation, now_s, now_s + keep_ns / NS_PER_S).is_err() {
+        let keep_s = keep_ns
+            .map(|ns| ns / NS_PER_S)
+            .or_else(|| authority.policy().validity_max_s(&revocation))
+            .map_or(REVOCATION_MS_HIGHEST / 1_000, |seconds| seconds.min(REVOCATION_MS_HIGHEST / 1_000));
+        let until_s = now_s + keep_s;
+        if authority.revocations.add(&revocation, now_s, until_s).is_err() {
             let message = format!(
                 "there are {REVOCATIONS_MAX} revocations already; use a shorter keep for the next ones"
             );
@@ -335,8 +340,9 @@ impl AdminContext {
         }
         authority.count_revocation();
         let revocation = Arc::new(revocation);
-        let ShardReplies { replies, unanswered } =
-            self.query_shards(None, move |reply| ShardRequest::Revoke(revocation.clone(), reply)).await;
+        let ShardReplies { replies, unanswered } = self
+            .query_shards(None, move |reply| ShardRequest::Revoke(revocation.clone(), now_s, reply))
+            .await;
         let closed: usize = replies.iter().map(|(_, closed)| closed).sum();
         match unanswered.is_empty() {
             true => change.end(format_args!("revoked, {closed} sessions closed")),
@@ -344,7 +350,7 @@ impl AdminContext {
                 "revoked, {closed} sessions closed, shards {unanswered:?} did not reply in time"
             )),
         }
-        let body = json!({ "revoked": named, "closed": closed, "unanswered": unanswered });
+        let body = json!({ "revoked": named, "until": until_s, "closed": closed, "unanswered": unanswered });
         self.json_of_shards(&unanswered, &body)
     }
 }

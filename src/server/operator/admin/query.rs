@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use percent_encoding::percent_decode_str;
 
-use crate::limits::{ADMIN_ROWS_DEFAULT, ADMIN_ROWS_MAX, REVOCATION_MS_DEFAULT, REVOCATION_MS_HIGHEST};
+use crate::limits::{ADMIN_ROWS_DEFAULT, ADMIN_ROWS_MAX, REVOCATION_MS_HIGHEST};
 use tickcast_core::{
     metrics::latency::Until,
     principal::Revocation,
@@ -38,8 +38,8 @@ pub enum LatencyFormat {
 pub struct RevocationQuery {
     /// The subject or token.
     pub revocation: Revocation,
-    /// How long to refuse it, nanoseconds: at least as long as its tokens are valid.
-    pub keep_ns: u64,
+    /// How long to refuse it, nanoseconds; `None`: as long as its tokens may be valid.
+    pub keep_ns: Option<u64>,
 }
 
 /// Parsed parameters, each name at most once.
@@ -157,11 +157,11 @@ pub fn revocation(query: &str) -> Result<RevocationQuery, String> {
         _ => return Err("use either sub or jti".to_owned()),
     };
     let keep_ns = match parameters.value("keep") {
-        None => REVOCATION_MS_DEFAULT * 1_000_000,
+        None => None,
         Some(text) => {
             let ns = parse_duration_ns(text).ok();
             let in_range = ns.filter(|ns| (1_000_000_000..=REVOCATION_MS_HIGHEST * 1_000_000).contains(ns));
-            in_range.ok_or_else(|| format!("invalid keep {}; use 1s to 366d", quoted(text)))?
+            Some(in_range.ok_or_else(|| format!("invalid keep {}; use 1s to 366d", quoted(text)))?)
         }
     };
     Ok(RevocationQuery { revocation, keep_ns })
@@ -211,10 +211,13 @@ mod tests {
     #[test]
     fn a_revocation_names_a_subject_or_a_token_and_not_both() {
         let subject = |tenant: &str| Revocation::Subject { tenant: tenant.into(), subject: "alice".into() };
-        let of = |query| revocation(query).map(|query| (query.revocation, query.keep_ns / 1_000_000_000));
-        assert_eq!(of("sub=alice"), Ok((subject(""), 86_400)));
-        assert_eq!(of("sub=alice&tenant=acme&keep=15m"), Ok((subject("acme"), 900)));
-        assert_eq!(of("jti=a%20b"), Ok((Revocation::TokenId("a b".into()), 86_400)));
+        let of = |query| {
+            let seconds = |ns: u64| ns / 1_000_000_000;
+            revocation(query).map(|query| (query.revocation, query.keep_ns.map(seconds)))
+        };
+        assert_eq!(of("sub=alice"), Ok((subject(""), None)));
+        assert_eq!(of("sub=alice&tenant=acme&keep=15m"), Ok((subject("acme"), Some(900))));
+        assert_eq!(of("jti=a%20b"), Ok((Revocation::TokenId("a b".into()), None)));
         for bad in [
             "",
             "tenant=t",

@@ -61,6 +61,7 @@ pub fn check(file: &Path, now_s: u64) -> Result<Vec<CheckItem>, String> {
             ));
         }
     }
+    items.extend(auth.and_then(|auth| tenants_by_host(&settings, auth)));
     items.extend(secret_files(&settings).iter().map(secret_file));
     Ok(items)
 }
@@ -270,6 +271,28 @@ fn lifetime(auth: &AuthTables) -> CheckItem {
         ns if ns > TTL_ADVISED_NS => advice(name, &ttl_max.to_string(), wanted, reason),
         _ => CheckItem { wanted: wanted.to_owned(), ..good(name, &ttl_max.to_string(), reason) },
     }
+}
+
+/// Who chooses a tenant by the host name that it asks for; `None`: no tenant has one, or every principal of the file has a tenant.
+fn tenants_by_host(settings: &Settings, auth: &AuthTables) -> Option<CheckItem> {
+    settings.tenants.iter().find(|tenant| !tenant.hosts.is_empty())?;
+    let tokens = auth.tokens.iter().filter(|table| table.tenant.is_empty()).map(|table| &*table.name);
+    let certificates =
+        auth.certificates.iter().filter(|table| table.tenant.is_empty()).map(|table| &*table.name);
+    let mut names: Vec<&str> = tokens.chain(certificates).collect();
+    if auth.anonymous.is_some() {
+        names.push("anonymous clients");
+    }
+    let now = format!("chosen by {}", names.join(", "));
+    (!names.is_empty()).then(|| {
+        advice(
+            "tenants by host",
+            &now,
+            "tenant = \"...\"",
+            "A token, a certificate or an anonymous client without a tenant becomes that of the host which it asks for (Host, SNI): \
+             it may enter every tenant that has hosts. Give each entry its tenant, and anonymous clients a listener of their own.",
+        )
+    })
 }
 
 fn secret_file(file: &SecretFile) -> CheckItem {

@@ -12,9 +12,9 @@ use crate::{
         uring::data_ring::Sent,
     },
 };
-use tickcast_core::{ids::SlotId, metrics::counters::Counter, now::Now};
+use tickcast_core::{ids::SlotId, metrics::counters::Counter, now::Now, principal::ClientCertificate};
 use tickcast_proto::http;
-use tickcast_tls::handshake::HandshakeError;
+use tickcast_tls::handshake::{HandshakeError, PeerCertificate};
 
 /// Response to a client that speaks plain HTTP on a TLS port.
 const PLAIN_HTTP_TEXT: &str = "this port speaks TLS: use https:// or wss://";
@@ -80,12 +80,12 @@ impl Driver {
     fn shaken(&mut self, slot: u32, shaken: Shaken, now: Now) -> io::Result<()> {
         match shaken {
             Shaken::Waiting => self.send_waiting(slot, now),
-            Shaken::Done { is_resumed, peer_name, server_name, unopened } => {
+            Shaken::Done { is_resumed, peer, server_name, unopened } => {
                 if let Some(name) = server_name {
                     self.shard.set_server_name(SlotId(slot), &name, now);
                 }
-                if let Some(name) = peer_name {
-                    self.shard.set_certificate_name(SlotId(slot), &name);
+                if let Some(PeerCertificate { name: Some(name), ends_s }) = peer {
+                    self.shard.set_certificate(SlotId(slot), &ClientCertificate { name, ends_s });
                 }
                 self.shard.counters().add(Counter::TlsHandshakes, 1);
                 self.shard.counters().add(Counter::TlsHandshakesResumed, u64::from(is_resumed));

@@ -260,7 +260,7 @@ fn a_revocation_closes_the_sessions_of_a_subject_or_a_token() {
         for (slot, token) in (0..).zip(tokens) {
             bench.open(slot, Native, Some(token));
         }
-        let closed = bench.driver.shard.revoke(&revocation, bench.driver.now);
+        let closed = bench.driver.shard.revoke(&revocation, START_S, bench.driver.now);
         assert_eq!(closed, expected.iter().filter(|revoked| **revoked).count());
         bench.turns();
         for (slot, is_revoked) in (0..).zip(expected) {
@@ -277,12 +277,57 @@ fn a_verdict_from_before_a_revocation_opens_no_session() {
     for transport in TRANSPORTS {
         let mut bench = Bench::new();
         bench.accept(0, transport, &transport.opening(Some("alice"), ""));
-        assert_eq!(bench.driver.shard.revoke(&revocation, bench.driver.now), 0);
+        assert_eq!(bench.driver.shard.revoke(&revocation, START_S, bench.driver.now), 0);
         bench.verify();
         assert_eq!(bench.take(0), refused(transport, 3500), "{transport:?}");
         // The verifier refuses later ones.
         bench.pass(10_100);
         assert_eq!(bench.open(1, transport, Some("alice")), opened(transport));
         bench.end();
+    }
+}
+
+#[test]
+fn a_token_issued_after_the_revocation_of_its_subject_is_valid_at_once() {
+    let revocation = Revocation::Subject { tenant: "".into(), subject: "alice".into() };
+    for transport in TRANSPORTS {
+        let mut bench = Bench::new();
+        bench.open(0, transport, Some("alice^99"));
+        bench.open(1, transport, Some("alice^101"));
+        assert_eq!(bench.driver.shard.revoke(&revocation, START_S + 100, bench.driver.now), 1);
+        bench.turns();
+        assert_eq!(bench.take(1), [] as [&str; 0], "{transport:?}: its token is newer");
+        for (slot, token) in (2..).zip(["alice", "alice^100"]) {
+            assert_eq!(bench.open(slot, transport, Some(token)), refused(transport, 3500), "{token}");
+        }
+        assert_eq!(bench.open(4, transport, Some("alice^101")), opened(transport), "{transport:?}");
+        bench.end();
+    }
+}
+
+#[test]
+fn a_session_by_certificate_ends_with_the_certificate_unless_it_gets_a_token() {
+    for transport in OPEN {
+        for has_token in [false, true] {
+            let mut bench = Bench::new();
+            bench.accept(0, transport, b"");
+            bench.driver.shard.set_certificate(SlotId(0), &certificate("alice", 100));
+            bench.driver.receive(0, &transport.opening(None, ""));
+            bench.verify();
+            bench.take(0);
+            if has_token {
+                let expires = bench.request(0, &transport.refresh("alice"));
+                assert!(expires.iter().all(|event| event == "expires 9 0"), "{expires:?}");
+            }
+            bench.pass(104_900);
+            bench.take(0);
+            bench.pass(200);
+            let events = bench.take(0);
+            match has_token {
+                true => assert_eq!(events, [] as [&str; 0], "{transport:?}"),
+                false => assert_eq!(events, closed(transport, 3005), "{transport:?}"),
+            }
+            bench.end();
+        }
     }
 }

@@ -92,7 +92,7 @@ fn a_session_whose_subject_was_revoked_on_its_way_ends_there() {
     verify(&mut from);
     let detached = from.handle_detached(SlotId(3)).unwrap();
     let mut there = shard(detached.to, replaces);
-    there.revoke(&Revocation::Subject { tenant: "".into(), subject: token.into() }, START);
+    there.revoke(&Revocation::Subject { tenant: "".into(), subject: token.into() }, START_S, START);
     there.handle_attached(SlotId(8), SourceId::default(), &detached, START);
     assert_eq!(events(&sent(&mut there)), ["closing 3500"]);
 }

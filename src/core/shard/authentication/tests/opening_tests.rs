@@ -215,7 +215,7 @@ fn a_certificate_stands_for_a_token() {
     for transport in TRANSPORTS {
         let mut bench = Bench::new();
         bench.accept(0, transport, b"");
-        bench.driver.shard.set_certificate_name(SlotId(0), "alice");
+        bench.driver.shard.set_certificate(SlotId(0), &certificate("alice", 1_000));
         bench.driver.receive(0, &transport.opening(None, ""));
         bench.verify();
         let first = if transport == Native { "welcome" } else { "101" };
@@ -235,7 +235,7 @@ fn a_certificate_whose_name_is_not_listed_is_no_credentials() {
             let anonymous = is_allowed.then(|| anonymous.clone());
             let mut bench = Bench::with(with(AuthLimits { anonymous, ..AuthLimits::default() }));
             bench.accept(0, transport, b"");
-            bench.driver.shard.set_certificate_name(SlotId(0), "unlisted");
+            bench.driver.shard.set_certificate(SlotId(0), &certificate("unlisted", 1_000));
             bench.driver.receive(0, &transport.opening(None, ""));
             assert_eq!(bench.verify(), 1, "asked about once");
             let events = bench.take(0);
@@ -385,6 +385,39 @@ fn truncated_and_mutated_openings_end_or_wait() {
             // Whatever it waits for has a deadline.
             bench.pass(40_000);
             bench.driver.sent.clear();
+            bench.end();
+        }
+    }
+}
+
+#[test]
+fn a_token_in_a_later_hello_names_the_identity_and_replaces_its_session() {
+    let anonymous = Some(Arc::new(named("anonymous", wide())));
+    for transport in [JsonHello, FramesHello] {
+        for anonymous in [None, anonymous.clone()] {
+            let auth = with(AuthLimits { anonymous, ..AuthLimits::default() });
+            let mut bench = Bench::with(Limits { identity_replaces: true, ..auth });
+            let identity = |bench: &Bench, slot| {
+                bench.driver.shard.identities.get(&SlotId(slot)).map(|identity| identity.to_string())
+            };
+            bench.accept(0, transport, &transport.opening(Some("alice"), "client=claimed"));
+            bench.verify();
+            assert_eq!(bench.take(0), opened(transport));
+            assert_eq!(
+                identity(&bench, 0).as_deref(),
+                Some("alice"),
+                "{transport:?}: not what it has claimed"
+            );
+            bench.open(1, transport, Some("bob"));
+            assert_eq!(bench.take(0), [] as [&str; 0]);
+            bench.open(2, transport, Some("alice"));
+            assert_eq!(bench.take(0)[0], "closing 3502", "{transport:?}");
+            // A new token of the same client replaces nobody.
+            bench.request(2, &transport.refresh("alice"));
+            bench.request(2, &transport.hello("alice", ""));
+            assert_eq!(bench.take(1), [] as [&str; 0]);
+            bench.open(3, Native, Some("alice"));
+            assert_eq!(bench.take(2)[0], "closing 3502", "{transport:?}");
             bench.end();
         }
     }

@@ -26,6 +26,13 @@ pub(super) fn auth(scrape: &Scrape<'_>, writer: &mut Writer) {
         "Credentials that wait for a verifier or for the keys of their issuer.",
         waiting,
     );
+    let panics = Some(authority.panics());
+    writer.single(
+        "tickcast_auth_panics_total",
+        "counter",
+        "Verifications that failed because of a mistake in the server; the credentials were refused.",
+        panics,
+    );
     let revoked = Some(authority.revoked());
     writer.single("tickcast_auth_revocations_total", "counter", "Revocations by the operator.", revoked);
     let held = Some(authority.revocations.len());

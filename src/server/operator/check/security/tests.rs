@@ -207,3 +207,25 @@ fn a_file_that_is_not_there_is_a_missing_configuration() {
     let items = check(Path::new("/nowhere/tickcast.toml"), NOW_S).unwrap();
     assert!(items[0].is_missing() && items[0].reason.contains("/nowhere/tickcast.toml"), "{items:?}");
 }
+
+#[test]
+fn an_entry_without_a_tenant_is_reported_beside_tenants_that_a_host_chooses() {
+    let folder = TestFolder::new("tenants");
+    let hash = policy::token_hash("0123456789abcdef0123456789abcdef");
+    let tenants = |hosts: &str| format!("[[tenant]]\nname = \"a\"\n{hosts}\n");
+    let token = |tenant: &str| format!("[[auth.token]]\nname = \"feed\"\nsha256 = {hash:?}\n{tenant}\n");
+    let anonymous = "[auth.anonymous]\npermissions = { sub = { allow = [\"t.>\"] } }\n";
+    let (with_host, own) = (tenants("hosts = [\"a.test\"]"), "tenant = \"a\"");
+    for (config, now) in [
+        (with_host.clone() + &token("") + anonymous, Some("chosen by feed, anonymous clients")),
+        (with_host.clone() + &token(""), Some("chosen by feed")),
+        (with_host.clone() + &token(own) + anonymous, Some("chosen by anonymous clients")),
+        (with_host + &token(own), None),
+        (tenants("") + &token("") + anonymous, None),
+    ] {
+        let items = graded(&folder, &format!("{LISTENERS}{config}"), 0o600);
+        assert_eq!(item(&items, "configuration").now.as_deref(), Some("valid"), "{config}: {items:#?}");
+        let expected: Vec<_> = now.map(|now| ("tenants by host", now)).into_iter().collect();
+        assert_eq!(findings(&items), expected, "{config}");
+    }
+}

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use rustls::{ClientConfig, pki_types::ServerName};
+use tickcast_client::{TlsOptions, server_name};
 use tickcast_tls::{
     handshake::{ClientHandshake, Established, Progress},
     opener::Opener,
@@ -15,6 +16,17 @@ use tickcast_tls::{
 pub struct TlsPlan {
     pub config: Arc<ClientConfig>,
     pub name: ServerName<'static>,
+}
+
+impl TlsPlan {
+    /// How connections to this host shake hands; `protocols`: names of application protocols.
+    ///
+    /// # Errors
+    /// One line for the operator: which file cannot be used, or that the host has no name.
+    pub fn new(host: &str, protocols: &[&[u8]], options: &TlsOptions) -> Result<TlsPlan, String> {
+        let config = options.read(protocols, true).map_err(|error| format!("--tls: {error}"))?;
+        Ok(TlsPlan { config, name: server_name(host).map_err(|error| error.to_string())? })
+    }
 }
 
 #[derive(Debug)]
