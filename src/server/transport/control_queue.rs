@@ -90,6 +90,9 @@ impl Driver {
             ShardRequest::State(_) | ShardRequest::SessionCounts(..) => {}
             ShardRequest::Close(id, reply) => reply.send(self.shard.close(SessionId(id), now)),
             ShardRequest::Revoke(revocation, reply) => reply.send(self.shard.revoke(&revocation, now)),
+            ShardRequest::FeedState(feed, state, since_ns) => {
+                self.shard.set_feed_state(feed, state, since_ns)
+            }
             ShardRequest::Reload(limits) => self.shard.reload(&limits, now),
             ShardRequest::Certificates(configs) => self.tls.set_configs(configs),
             ShardRequest::Sessions(query, reply) => {
