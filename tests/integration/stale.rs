@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::Value;
 use tickcast_client::{
-    ClientEvent, Event, SessionClient, SessionClientOptions, SubscribeOptions, SubscriptionEvent,
-    SubscriptionState,
+    ClientEvent, Event, SessionClient, SessionClientOptions, SourceState, SubscribeOptions,
+    SubscriptionEvent, SubscriptionState,
 };
-use tickcast_proto::{WireFormat, reply::SourceState};
+use tickcast_proto::WireFormat;
 
 use crate::{
     harness::{
