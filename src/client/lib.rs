@@ -112,10 +112,10 @@ pub use self::{
 pub const OUTPUT_BYTES_MAX: usize = 1 << 20;
 /// Publishes that may wait for their answers if the server acknowledges publishes. A [`Connection`] rejects further ones.
 pub const PUBLISHES_UNACKNOWLEDGED_MAX: usize = 1_024;
-/// Bytes of publishes with message ids that a [`ReconnectingClient`] keeps until they are answered.
+/// Bytes of publishes with message ids that a [`ReconnectingClient`] or [`Session`] keeps until they are answered.
 pub const RETRIED_BYTES_MAX: usize = 8 << 20;
-/// Time for which a [`ReconnectingClient`] sends a publish with a message id again, in milliseconds: half of the time for which a server
-/// remembers ids by default.
+/// Time for which a [`ReconnectingClient`] or [`Session`] sends a publish with a message id again, in milliseconds: half of the time for
+/// which a server remembers ids by default.
 pub const RETRIED_AGE_MS_MAX: u64 = 60_000;
 /// Topics a server may announce on one connection, about 170 bytes each.
 pub const CONNECTION_TOPICS_MAX: usize = 1 << 20;

@@ -44,7 +44,7 @@ use tickcast_proto::{
     WireFormat,
     codec::Codec,
     features::Features,
-    limits::TOPIC_BYTES_MAX,
+    limits::{MESSAGE_ID_BYTES_MAX, TOPIC_BYTES_MAX},
     subscription::{Delivery, StartPosition},
 };
 
@@ -321,11 +321,12 @@ impl Session {
     }
 
     /// Publishes a tick, at once or on the next connection. Exactly one event follows, [`ClientEvent::Published`] or
-    /// [`ClientEvent::PublishFailed`], at the latest after `timeout`, and at once if it cannot be sent.
+    /// [`ClientEvent::PublishFailed`], at the latest after `timeout`, and at once if it cannot be sent. With a message id, a publish whose
+    /// answer was lost is sent again on the next connection to the same server, within [`RETRIED_AGE_MS_MAX`]: the server publishes it
+    /// once. Of such publishes, [`RETRIED_BYTES_MAX`] are kept.
     ///
     /// # Errors
-    /// [`RequestError::NameLength`] if the topic is empty or too long; [`RequestError::MessageIdsNotGranted`] if the publish has a
-    /// message id.
+    /// [`RequestError::NameLength`] if the topic is empty or too long; [`RequestError::MessageIdLength`] if the message id is too long.
     pub fn publish(
         &mut self,
         publish: PublishRequest<'_>,
@@ -333,9 +334,8 @@ impl Session {
         now_ns: u64,
     ) -> Result<PublishId, RequestError> {
         check_name(publish.topic)?;
-        // Sessions do not ask for the feature.
-        if !publish.message_id.is_empty() {
-            return Err(RequestError::MessageIdsNotGranted);
+        if publish.message_id.len() > MESSAGE_ID_BYTES_MAX {
+            return Err(RequestError::MessageIdLength(publish.message_id.len()));
         }
         let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
         let Session { publishes, timers, outbox, .. } = self;
@@ -346,7 +346,7 @@ impl Session {
                 publishes::fail(id, PublishOutcome::NotSent, 0, reason, timers, outbox);
             }
             (ClientState::Connected, Some(exchange)) => {
-                publishes.send(id, publish, exchange, timers, outbox);
+                publishes.send(id, publish, (now_ns, 0), exchange, timers, outbox);
             }
             _ => publishes.wait(id, publish, timers, outbox),
         }
@@ -389,6 +389,7 @@ impl Session {
             .union(Features::COUNTS)
             .union(Features::TOKENS)
             .union(Features::SOURCES)
+            .union(Features::MESSAGE_IDS)
             .union(Features::BATCHES)
             .union(self.options.extensions.intersection(EXTENSIONS));
         let features = match self.options.codec() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::{
     budgets::{BudgetLimits, PatternLimits},
     home::{CreationLimits, history::HistoryBounds},
+    ids::TenantId,
     limits,
     listed::Listed,
     networks::Networks,
@@ -104,6 +105,17 @@ pub struct Limits {
     /// Whether a source gives topics the positions of its log. If so, a subscription may wait for a position that this node has
     /// yet to read.
     pub is_fed_by_logs: bool,
+    /// The feeds that mark their topics as stale, in the order of their [`FeedId`](crate::ids::FeedId)s.
+    pub feeds: Arc<[Feed]>,
+}
+
+/// A source, or a failover group of sources, that marks its topics as stale when it falls silent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Feed {
+    /// The name of the source or group, as clients see it.
+    pub name: Box<str>,
+    /// The tenant of its topics.
+    pub tenant: TenantId,
 }
 
 /// This server and the others that serve the same topics, as NODES describes them to clients.
@@ -227,6 +239,7 @@ impl Default for Limits {
             nodes: Nodes::default(),
             routes: Arc::default(),
             is_fed_by_logs: false,
+            feeds: Arc::default(),
         }
     }
 }

@@ -11,6 +11,7 @@ mod overflow;
 mod partial;
 mod possible_policies;
 mod recovery;
+mod stale;
 mod subscriptions;
 mod topic;
 mod walks;
@@ -23,6 +24,7 @@ use self::{
     logged::LogTopic,
     match_counts::MatchCounts,
     opening::Openings,
+    stale::StaleTopics,
     subscriptions::{PatternEntry, PendingEntry},
     topic::{EgressTopic, Group, Life},
     walks::Joining,
@@ -101,6 +103,7 @@ pub struct Fanout {
     /// Timers to set for paced ticks. At most one entry per paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
     awaited: AwaitedPositions,
+    stale: StaleTopics,
     /// How many more log sequences topics may store.
     log_sequences_left: usize,
     tally: DeliveryCounts,
@@ -185,6 +188,7 @@ impl Fanout {
             memberless: Vec::new(),
             pace_timers: Vec::new(),
             awaited: AwaitedPositions::new(awaited),
+            stale: StaleTopics::default(),
             log_sequences_left: LOG_SEQUENCES_MAX,
             tally: DeliveryCounts::default(),
             scratch: Vec::new(),
@@ -286,6 +290,9 @@ impl Fanout {
         self.match_counts.new_topic(id, self.by_key.len(), is_uncounted);
         self.by_key.insert(key.into(), id);
         self.note_joined(id, key);
+        if let Some(last) = last_life {
+            self.end_mark_of_last_life(last, id);
+        }
         self.begin_opening(id, last_life, backlogs, sessions, logs);
         self.invariants(None);
     }
@@ -308,6 +315,7 @@ impl Fanout {
         debug_assert!(topic.info.id == id, "a place is used again only after its topic is gone");
         debug_assert!(topic.members_len() == 0, "a topic closes only after its last member left");
         topic.last_values.release(&mut self.settings.last_values);
+        self.stale.forget(id);
         self.log_sequences_left += topic.log.as_deref().map_or(0, LogTopic::sequences_len);
         match topic.life {
             Life::Current => drop(self.by_key.remove(topic.key())),

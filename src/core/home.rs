@@ -10,6 +10,7 @@ mod logged;
 pub mod lookup;
 mod message_ids;
 mod shard_set;
+mod stale;
 mod tenancy;
 
 use std::{collections::HashMap, sync::Arc};
@@ -24,6 +25,7 @@ pub use self::{
     logged::LoggedTopic,
     message_ids::{MessageIdBounds, TickPosition},
     shard_set::ShardSet,
+    stale::StaleMark,
 };
 use crate::{
     home::{
@@ -34,9 +36,10 @@ use crate::{
         last_value::{LastValues, LastValuesBudget},
         logged::UnkeptPositions,
         message_ids::MessageIds,
+        stale::FeedMarks,
         tenancy::Tenancy,
     },
-    ids::TenantId,
+    ids::{FeedId, TenantId},
     limits::{LAST_VALUES_LOOKS_MAX, TURN_TRIM_BYTES, TURN_TRIM_TOPICS},
     tenants::Tenants,
     topic_key,
@@ -77,6 +80,10 @@ pub struct HomeTopic {
     pub epoch: u64,
     /// Number of the source whose log feeds it; `None`: clients and other sources publish to it, and the home assigns sequences.
     fed_by: Option<u32>,
+    /// The feed that published to it last; [`FeedId::NONE`]: only clients, and sources that mark no topics.
+    feed: FeedId,
+    /// Whether it is marked as stale.
+    pub mark: StaleMark,
     /// Sequence of the last tick; 0 before the first.
     pub sequence: Sequence,
     /// Last value of each key, as the frames sent to the shards.
@@ -136,6 +143,8 @@ pub enum InterestEvent<'a> {
     Close(ShardId, &'a HomeTopic),
     /// The home has forgotten this topic. The shard answers once it has forgotten it too: see [`Home::handle_forgotten`].
     Forget(ShardId, &'a HomeTopic),
+    /// The topic's mark has changed.
+    Mark(ShardId, &'a HomeTopic),
     /// Every topic that matched when the shard registered has been opened. Contains the request's number.
     Ready(ShardId, u32),
 }
@@ -178,6 +187,7 @@ pub struct Home {
     accounts: Accounts,
     tenancy: Tenancy,
     message_ids: MessageIds,
+    marks: FeedMarks,
 }
 
 impl Home {
@@ -213,6 +223,7 @@ impl Home {
             by_key: HashMap::new(),
             interest: Interest::new(shards, tenants.exports().clone()),
             tenancy: Tenancy::new(shard, tenants),
+            marks: FeedMarks::default(),
         }
     }
 

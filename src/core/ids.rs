@@ -29,6 +29,21 @@ impl SourceId {
     }
 }
 
+/// A feed: a source, or a failover group of sources, that marks its topics as stale when it falls silent. From 1; 0: none. The same
+/// on every shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FeedId(pub u32);
+
+impl FeedId {
+    /// The feed of topics that no source marks.
+    pub const NONE: FeedId = FeedId(0);
+
+    /// Returns the index into tables by feed; `None`: no feed.
+    pub fn index(self) -> Option<usize> {
+        (self.0 as usize).checked_sub(1)
+    }
+}
+
 /// A tenant: a namespace of topics. The index of its entry in [`Tenants`](crate::tenants::Tenants), the same on every shard, and
 /// never used for another tenant while the server runs.
 ///

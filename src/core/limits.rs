@@ -328,6 +328,14 @@ pub const IDLE_ROUNDS: u64 = 8;
 pub const IDLE_ROUND_NS_HIGHEST: u64 = 60_000_000_000;
 /// Minimum configurable `topic_idle`, nanoseconds: a round over all topics takes a few turns.
 pub const TOPIC_IDLE_NS_LOWEST: u64 = 100_000_000;
+/// Topics that a home compares with their feeds' marks in one turn, once a feed has fallen silent or is back. About 0.1 ms.
+pub const TURN_MARK_UNITS: usize = 4 << 10;
+/// Units of telling sessions in one turn which topics are stale: a session told, or a few listed. About 0.5 ms.
+pub const TURN_STALE_UNITS: usize = 2 << 10;
+/// Stale topics compared with one new subscription to a wildcard, before others have their turn.
+pub const STALE_LOOKS_AT_ONCE: usize = 256;
+/// Sessions visited in one turn to tell them the state of a source.
+pub const TURN_SOURCE_LOOKS: usize = 1 << 10;
 /// Default of `topic_idle`, nanoseconds.
 pub const TOPIC_IDLE_NS_DEFAULT: u64 = 3_600_000_000_000;
 /// Members of topics that open which leave the topics' last lives or join, in one turn: about 1.5 ms. Opening one topic may take

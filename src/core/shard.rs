@@ -46,6 +46,7 @@ mod reload;
 mod routing;
 mod socket_io;
 mod stages;
+mod stale;
 mod streams;
 mod subscriptions;
 pub mod survey;
@@ -61,8 +62,8 @@ use std::{
 
 use self::{
     authentication::Authentication, calls::CallQueues, control::Control, intake::IntakeKind,
-    polling::PollingSlots, quotas::Quotas, routing::Routing, stages::Stages, timers::Timer,
-    unfinished::Unfinished,
+    polling::PollingSlots, quotas::Quotas, routing::Routing, stages::Stages, stale::FeedStates,
+    timers::Timer, unfinished::Unfinished,
 };
 use crate::{
     budgets::Budgets,
@@ -211,6 +212,8 @@ pub struct Shard {
     identities: HashMap<SlotId, Box<str>>,
     budgets: Budgets,
     quotas: Quotas,
+    /// The states of the sources that mark their topics.
+    feed_states: FeedStates,
     positions_memory: PositionsMemory,
     /// Places of event streams that have ended.
     kept_places: KeptPlacesTable,
@@ -307,6 +310,7 @@ impl Shard {
             identities: HashMap::new(),
             budgets: Budgets::new(&limits),
             quotas: Quotas::default(),
+            feed_states: FeedStates::default(),
             positions_memory,
             kept_places: KeptPlacesTable::default(),
             calls: CallQueues::default(),
@@ -445,6 +449,7 @@ impl Shard {
         }
         worked |= self.fanout.advance_openings(&mut self.sessions, &mut self.logs, now.monotonic_ns);
         worked |= self.forget_topics(now);
+        worked |= self.advance_marks(now);
         worked |= self.home.trim(now.monotonic_ns) > 0;
         self.counters.add(Counter::LastValuesEvicted, self.home.take_last_values_evicted());
         worked |= self.forget_message_ids(now);
@@ -527,6 +532,7 @@ impl Shard {
             || self.fanout.has_woken()
             || self.fanout.counts_topics()
             || self.fanout.opens_topics()
+            || self.has_marks_to_make()
             || self.control.has_work()
             || self.authentication.is_reviewing_listed()
             || self.may_request_history()
@@ -578,6 +584,7 @@ impl Shard {
             + self.fanout.groups_bytes()
             + self.fanout.logged_bytes()
             + self.fanout.openings_bytes()
+            + self.fanout.stale_bytes()
             + self.stages.waiting_bytes()
             + self.routing.heap_bytes()
             + self.timers.heap_bytes()

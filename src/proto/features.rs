@@ -55,6 +55,7 @@ impl Features {
         .union(Features::PREVIOUS)
         .union(Features::COUNTS)
         .union(Features::TOKENS)
+        .union(Features::SOURCES)
         .union(Features::NODES)
         .union(Features::MESSAGE_IDS)
         .union(Features::STRING_KEYS)

@@ -31,7 +31,7 @@ use crate::{
     error::{Problem, StartupError},
     limits,
     process::cores::Cores,
-    sources::{kind::SourceConfig, sink::kind::SinkConfig},
+    sources::{feeds, kind::SourceConfig, sink::kind::SinkConfig},
 };
 use tickcast_core::{
     config::{Limits, message_bytes_max},
@@ -193,6 +193,7 @@ impl Checks<'_> {
         self.check_rates();
         let sources = self.sources(bounds, &core_limits.tenants);
         core_limits.is_fed_by_logs = sources.iter().any(SourceConfig::reads_back);
+        core_limits.feeds = feeds::list(&sources);
         Config {
             cores,
             shards,
@@ -531,6 +532,7 @@ impl Checks<'_> {
             tenants: Arc::default(),
             routes: Arc::default(),
             is_fed_by_logs: false,
+            feeds: Arc::default(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Starts the shards and the sources, announces the listeners, waits for a reason to stop, and stops in order.
 
+mod feed_reports;
 pub mod listening;
 pub mod reload;
 mod report;
@@ -51,10 +52,12 @@ use crate::{
     sources::{
         Lanes, RunningSource, SourceError, SourceStatus,
         failover::Failover,
+        feeds,
         kind::SourceConfig,
         sink::{RunningSink, SinkStatus, kind::SinkConfig},
     },
     supervisor::{
+        feed_reports::FeedReports,
         listening::Opened,
         reload::{Reload, Reloader},
     },
@@ -71,6 +74,7 @@ use crate::{
     },
 };
 use tickcast_core::{
+    ids::FeedId,
     mesh::mesh,
     metrics::{counters::Counters, latency::Latency},
     shard::Shard,
@@ -111,6 +115,7 @@ struct Server {
     sinks: Vec<RunningSink>,
     sink_statuses: Vec<SinkStatus>,
     failover: Failover,
+    feeds: FeedReports,
     /// When the sources were started, CLOCK_MONOTONIC.
     sources_started_ns: u64,
     stop: Arc<Stop>,
@@ -275,13 +280,15 @@ fn start(
     let bells: io::Result<Vec<_>> = eventfds.iter().map(|fd| rings::doorbell(fd).map(Arc::new)).collect();
     let bells = bells.map_err(failed)?;
     let mut meshes = mesh(&bells, config.mesh_ring_bytes);
-    let of_source = |(source, number): (&SourceConfig, u32)| {
+    let commons: Vec<_> = config.sources.iter().map(SourceConfig::common).collect();
+    let of_source = |((source, number), feed): ((&SourceConfig, u32), FeedId)| {
         let mut lanes = rings::lanes(&mut meshes, &bells, config.mesh_ring_bytes);
         lanes.set_tenant(source.tenant());
         lanes.set_source(number);
+        lanes.set_feed(feed);
         lanes
     };
-    let lanes = config.sources.iter().zip(1..).map(of_source).collect();
+    let lanes = config.sources.iter().zip(1..).zip(feeds::assign(&commons)).map(of_source).collect();
     let sinks = sinks::start(config, &sink_statuses, (&mut meshes, &bells), &event_sender).map_err(failed)?;
 
     let verifiers_ended = event_sender.clone();
@@ -292,6 +299,7 @@ fn start(
         shards: Vec::new(),
         sources: Vec::new(),
         failover: Failover::new(&source_statuses),
+        feeds: FeedReports::new(&source_statuses),
         source_statuses,
         sinks,
         sink_statuses,
@@ -385,6 +393,7 @@ impl Server {
             self.wait()
         });
         on_drain();
+        self.feeds.stop();
         self.stop_sources();
         let drain_ns = match outcome {
             // Without all shards, the drain cannot complete: bound the others' time.
@@ -502,7 +511,9 @@ impl Server {
         logging::turn(now_ns);
         self.reloader.turn(&mut self.control);
         let failover_ns = self.failover.turn(now_ns, self.sources_started_ns).unwrap_or(u64::MAX);
-        let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(failover_ns).min(wait_ns);
+        let feeds_ns = self.feeds.turn(now_ns, self.sources_started_ns, &mut self.control);
+        let wait_ns = feeds_ns.unwrap_or(u64::MAX).min(failover_ns).min(wait_ns);
+        let wait_ns = self.feeder.turn(now_ns).unwrap_or(u64::MAX).min(wait_ns);
         let event = match self.events.recv_timeout(Duration::from_nanos(wait_ns)) {
             Ok(event) => event,
             Err(RecvTimeoutError::Timeout) => return Ok(None),

@@ -30,6 +30,10 @@ pub struct CommonOptions {
     /// Silence after which it is unfit. In a group: 5s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stale_after: Option<Time>,
+    /// Whether subscribers are told that its topics are stale while it is silent for longer than `stale_after`. In a group: for the
+    /// whole group, if one of its sources sets it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mark_stale: Option<bool>,
     /// Age of its messages on arrival above which it is unfit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_max: Option<Time>,
@@ -74,6 +78,9 @@ impl CommonOptions {
         for (key, _) in of_group.into_iter().filter(|(_, is_set)| *is_set && self.group.is_none()) {
             refuse(key, "is for sources of a group; set group".into());
         }
+        if self.mark_stale == Some(true) && self.stale_after.is_none() && self.group.is_none() {
+            refuse("mark_stale", "needs a time after which the source is silent; set stale_after".into());
+        }
         if let Some(topic) = &self.status_topic
             && let Err(error) = pattern::check_topic(topic.as_bytes())
         {
@@ -88,6 +95,7 @@ impl CommonOptions {
             name: name.into(),
             is_required: self.required.unwrap_or(false),
             stale_after_ns: self.stale_after.or(in_group(GROUP_STALE_AFTER)).map(|time| time.ns),
+            marks_stale: self.mark_stale.unwrap_or(false),
             lag_max_ns: self.lag_max.map(|time| time.ns),
             group: self.group.as_deref().map(Into::into),
             return_after_ns: self.return_after.unwrap_or(GROUP_RETURN_AFTER).ns,
@@ -110,6 +118,8 @@ pub struct Common {
     pub is_required: bool,
     /// Silence after which it is unfit; `None`: silence is no fault.
     pub stale_after_ns: Option<u64>,
+    /// Whether its topics are marked as stale while it is silent.
+    pub marks_stale: bool,
     /// Age of its messages on arrival above which it is unfit; `None`: any age is accepted.
     pub lag_max_ns: Option<u64>,
     /// Its failover group.
@@ -153,6 +163,10 @@ mod tests {
         let mut keys = Vec::new();
         options.check(|key, _| keys.push(key));
         assert_eq!(keys, ["name", "group", "stale_after"]);
+        let options = CommonOptions { mark_stale: Some(true), ..CommonOptions::default() };
+        let mut keys = Vec::new();
+        options.check(|key, _| keys.push(key));
+        assert_eq!(keys, ["mark_stale"]);
         let options = CommonOptions {
             return_after: Some(Time::from_ms(1_000)),
             status_topic: Some("a..b".into()),

@@ -17,6 +17,7 @@ pub mod common;
 pub mod ecg;
 pub mod engine;
 pub mod failover;
+pub mod feeds;
 pub mod health;
 #[cfg(feature = "nats")]
 pub mod jetstream;

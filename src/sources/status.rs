@@ -39,6 +39,8 @@ struct Shared {
     heard_ns: AtomicU64,
     /// Whether another source of its group publishes.
     is_standby: AtomicBool,
+    /// Since when its topics are marked as stale, nanoseconds since 1970; 0: they are not.
+    stale_since_ns: AtomicU64,
     /// Whether it still reads back the beginning of its log.
     reads_back: AtomicBool,
     /// The ids that its group has published; empty without a group.
@@ -89,6 +91,7 @@ impl SourceStatus {
             lag_ns: AtomicU64::new(UNKNOWN),
             heard_ns: AtomicU64::new(0),
             is_standby: AtomicBool::new(false),
+            stale_since_ns: AtomicU64::new(0),
             reads_back: AtomicBool::new(false),
             group_ids: OnceLock::new(),
         }))
@@ -183,6 +186,16 @@ impl SourceStatus {
         self.0.is_standby.store(is_standby, Relaxed);
     }
 
+    /// Since when its topics are marked as stale, nanoseconds since 1970; `None`: they are not.
+    pub fn stale_since_ns(&self) -> Option<u64> {
+        Some(self.0.stale_since_ns.load(Relaxed)).filter(|&ns| ns > 0)
+    }
+
+    /// Sets [`SourceStatus::stale_since_ns`].
+    pub(super) fn set_stale_since(&self, since_ns: Option<u64>) {
+        self.0.stale_since_ns.store(since_ns.unwrap_or(0), Relaxed);
+    }
+
     /// Sets whether it still reads back the beginning of its log: the server is not ready until it has.
     pub fn set_reading_back(&self, reads_back: bool) {
         self.0.reads_back.store(reads_back, Relaxed);
@@ -225,12 +238,27 @@ impl SourceStatus {
             Health::Waiting(Waiting::Room(_) | Waiting::Subscribers(_)) => return None,
             Health::Running | Health::Waiting(Waiting::Line) => {}
         }
-        let silent_ns = now_ns.saturating_sub(self.heard_ns().unwrap_or(since_ns).max(since_ns));
-        if self.common().stale_after_ns.is_some_and(|after_ns| silent_ns >= after_ns) {
+        if self.is_silent_for_long(now_ns, since_ns) {
             return Some(Unfit::Silent);
         }
         let is_late = |max_ns| self.lag_ns().is_some_and(|lag_ns| lag_ns > max_ns);
         self.common().lag_max_ns.is_some_and(is_late).then_some(Unfit::Late)
+    }
+
+    /// Whether nothing comes from it: it has ended, or has been silent for its `stale_after`, connected or not. `since_ns`: as for
+    /// [`SourceStatus::unfit`].
+    pub fn is_silent(&self, now_ns: u64, since_ns: u64) -> bool {
+        match &*locked(&self.0.health) {
+            Health::Ended | Health::Failed(_) => true,
+            // The server has not let it speak.
+            Health::Waiting(Waiting::Shards | Waiting::Room(_) | Waiting::Subscribers(_)) => false,
+            Health::Running | Health::Waiting(_) => self.is_silent_for_long(now_ns, since_ns),
+        }
+    }
+
+    fn is_silent_for_long(&self, now_ns: u64, since_ns: u64) -> bool {
+        let silent_ns = now_ns.saturating_sub(self.heard_ns().unwrap_or(since_ns).max(since_ns));
+        self.common().stale_after_ns.is_some_and(|after_ns| silent_ns >= after_ns)
     }
 }
 

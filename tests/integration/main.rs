@@ -60,6 +60,7 @@ mod slow;
 mod socket_io;
 mod sources;
 mod sse;
+mod stale;
 mod startup;
 mod stop;
 mod stopped;

@@ -61,11 +61,11 @@ impl Session {
                 publishes.handle_published(request, published, timers, outbox);
             }
             ServerMessage::Pong { token } => exchange.handle_pong(token, now_ns, outbox),
-            ServerMessage::Welcome { request, frame_bytes_max, features } => {
+            ServerMessage::Welcome { request, epoch, frame_bytes_max, features } => {
                 exchange.pending.remove(&request);
                 if exchange.welcomed_ns.is_none() {
                     exchange.handle_welcome(frame_bytes_max, features, now_ns);
-                    self.handle_welcomed(now_ns);
+                    self.handle_welcomed(epoch, now_ns);
                 }
             }
             ServerMessage::Subscribed { request } => {
@@ -109,7 +109,7 @@ impl Session {
         Ok(())
     }
 
-    fn handle_welcomed(&mut self, now_ns: u64) {
+    fn handle_welcomed(&mut self, epoch: u64, now_ns: u64) {
         self.timers.cancel(&Timer::Welcome);
         self.set_state(ClientState::Connected, 0, &"".into(), None);
         self.ping(now_ns);
@@ -120,7 +120,7 @@ impl Session {
             self.send_subscription(id, &positions);
         }
         if let Some(exchange) = &mut self.exchange {
-            self.publishes.send_waiting(exchange, &mut self.timers, &mut self.outbox);
+            self.publishes.send_waiting((epoch, now_ns), exchange, &mut self.timers, &mut self.outbox);
         }
     }
 

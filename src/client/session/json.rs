@@ -163,10 +163,11 @@ fn decode_operation(fields: &Fields, decoded: &mut Vec<ServerMessage<'_>>) -> Re
             let features = features.ok_or_else(|| ProtocolError::Json("a feature is not a string".into()))?;
             // This client does not use these, but a welcome without them is none.
             fields.text("server", Some(""))?;
-            fields.number("epoch", None)?;
+            let epoch = fields.number("epoch", None)?;
             fields.number("session", None)?;
             let frame_bytes_max = fields.small("frame_bytes_max", None)?;
-            ServerMessage::Welcome { request, frame_bytes_max, features: Features::from_names(features) }
+            let features = Features::from_names(features);
+            ServerMessage::Welcome { request, epoch, frame_bytes_max, features }
         }
         "subscribed" => {
             if fields.0.contains_key("pattern") {

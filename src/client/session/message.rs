@@ -48,6 +48,7 @@ pub(super) enum ServerMessage<'a> {
     Tick(TickMessage<'a>),
     Welcome {
         request: u32,
+        epoch: u64,
         frame_bytes_max: u32,
         features: Features,
     },

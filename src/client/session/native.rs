@@ -66,8 +66,9 @@ fn decode_frame<'a>(
         Kind::Pong => ServerMessage::Pong { token: frame.record::<Token>()?.token },
         Kind::Welcome => {
             let record: WelcomeWithFeatures = frame.zero_extended_record(Welcome::STRIDE)?;
-            let WelcomeWithFeatures { request, frame_bytes_max, features, .. } = record;
-            ServerMessage::Welcome { request, frame_bytes_max, features: Features::from_wire(features) }
+            let WelcomeWithFeatures { request, epoch, frame_bytes_max, features, .. } = record;
+            let features = Features::from_wire(features);
+            ServerMessage::Welcome { request, epoch, frame_bytes_max, features }
         }
         Kind::Subscribed => {
             let Subscribed { request, epoch, .. } = frame.record()?;

@@ -12,10 +12,13 @@ use super::{
     exchange::Exchange,
     timers::{Timer, Timers},
 };
-use crate::{OFFLINE_QUEUE_BYTES_MAX, PUBLISHES_UNACKNOWLEDGED_MAX, PublishRequest};
+use crate::{
+    OFFLINE_QUEUE_BYTES_MAX, PUBLISHES_UNACKNOWLEDGED_MAX, PublishRequest, RETRIED_AGE_MS_MAX,
+    RETRIED_BYTES_MAX,
+};
 use tickcast_proto::{ErrorCode, subscription::Position};
 
-/// A publish that waits for a connection.
+/// A publish that waits for a connection, or may have to wait again.
 #[derive(Debug)]
 struct Waiting {
     topic: Box<str>,
@@ -23,31 +26,43 @@ struct Waiting {
     producer_time_ns: u64,
     schema: u32,
     key: u64,
+    message_id: Box<str>,
+    /// Until when the server that it was sent to knows its message id; 0: it has not been sent.
+    known_until_ns: u64,
 }
 
 impl Waiting {
-    fn new(publish: PublishRequest<'_>) -> Waiting {
-        let PublishRequest { topic, payload, producer_time_ns, schema, key, message_id: _ } = publish;
-        Waiting { topic: topic.into(), payload: payload.into(), producer_time_ns, schema, key }
+    fn new(publish: PublishRequest<'_>, known_until_ns: u64) -> Waiting {
+        let PublishRequest { topic, payload, producer_time_ns, schema, key, message_id } = publish;
+        let (topic, payload, message_id) = (topic.into(), payload.into(), message_id.into());
+        Waiting { topic, payload, producer_time_ns, schema, key, message_id, known_until_ns }
     }
 
     fn request(&self) -> PublishRequest<'_> {
-        let &Waiting { producer_time_ns, schema, key, .. } = self;
-        PublishRequest {
-            topic: &self.topic,
-            payload: &self.payload,
-            producer_time_ns,
-            schema,
-            key,
-            message_id: "",
-        }
+        let Waiting { topic, payload, producer_time_ns, schema, key, message_id, .. } = self;
+        let (producer_time_ns, schema, key) = (*producer_time_ns, *schema, *key);
+        PublishRequest { topic, payload, producer_time_ns, schema, key, message_id }
     }
 }
 
-/// Publishes by id. Each gets exactly one event.
+/// Bytes of a publish that is kept while it is in flight; 0: it is not, because it has no message id.
+fn kept_bytes(publish: &PublishRequest<'_>) -> usize {
+    match publish.message_id {
+        "" => 0,
+        id => publish.topic.len() + publish.payload.len() + id.len() + size_of::<Waiting>(),
+    }
+}
+
+/// What is known of a publish that is not in flight.
+fn outcome(known_until_ns: u64) -> PublishOutcome {
+    if known_until_ns == 0 { PublishOutcome::NotSent } else { PublishOutcome::Unknown }
+}
+
+/// Publishes by id. Each gets exactly one event. One with a message id whose answer was lost waits again: the server publishes it once.
 ///
 /// Invariant: at most `waiting_max` wait, with [`OFFLINE_QUEUE_BYTES_MAX`] of payloads, and at most
-/// [`PUBLISHES_UNACKNOWLEDGED_MAX`] are in flight. A publish is in one of the two, and has a timer.
+/// [`PUBLISHES_UNACKNOWLEDGED_MAX`] are in flight. A publish is in one of the two, and has a timer. `kept` has those in flight with a
+/// message id, at most [`RETRIED_BYTES_MAX`], which `kept_bytes` counts.
 #[derive(Debug)]
 pub(super) struct Publishes {
     waiting_max: usize,
@@ -59,6 +74,10 @@ pub(super) struct Publishes {
     in_flight: HashMap<u32, u64>,
     /// The same the other way round, oldest first.
     requests: BTreeMap<u64, u32>,
+    kept: BTreeMap<u64, Waiting>,
+    kept_bytes: usize,
+    /// Epoch of the server of the last connection.
+    epoch: u64,
 }
 
 impl Publishes {
@@ -70,6 +89,9 @@ impl Publishes {
             waiting_bytes: 0,
             in_flight: HashMap::new(),
             requests: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            kept_bytes: 0,
+            epoch: 0,
         }
     }
 
@@ -93,52 +115,75 @@ impl Publishes {
         timers: &mut Timers,
         outbox: &mut Outbox,
     ) {
-        let waiting_bytes = self.waiting_bytes + publish.payload.len();
-        if self.waiting.len() >= self.waiting_max || waiting_bytes > OFFLINE_QUEUE_BYTES_MAX {
-            fail(
-                id,
-                PublishOutcome::NotSent,
-                0,
-                "too many publishes wait for a connection".into(),
-                timers,
-                outbox,
-            );
-            return;
-        }
-        self.waiting_bytes = waiting_bytes;
-        self.waiting.insert(id.0, Waiting::new(publish));
+        self.keep_waiting(id, Waiting::new(publish, 0), timers, outbox);
     }
 
-    /// Sends a publish, if another one may be in flight and it fits into a message.
+    fn keep_waiting(&mut self, id: PublishId, publish: Waiting, timers: &mut Timers, outbox: &mut Outbox) {
+        let waiting_bytes = self.waiting_bytes + publish.payload.len();
+        if self.waiting.len() >= self.waiting_max || waiting_bytes > OFFLINE_QUEUE_BYTES_MAX {
+            let reason = "too many publishes wait for a connection".into();
+            return fail(id, outcome(publish.known_until_ns), 0, reason, timers, outbox);
+        }
+        self.waiting_bytes = waiting_bytes;
+        self.waiting.insert(id.0, publish);
+    }
+
+    /// Sends a publish, if another one may be in flight and it fits into a message. `known_until_ns`: until when the server knows its
+    /// message id; 0: it has not been sent yet.
     pub(super) fn send(
         &mut self,
         id: PublishId,
         publish: PublishRequest<'_>,
+        (now_ns, known_until_ns): (u64, u64),
         exchange: &mut Exchange,
         timers: &mut Timers,
         outbox: &mut Outbox,
     ) {
-        if self.in_flight.len() >= PUBLISHES_UNACKNOWLEDGED_MAX {
+        let (outcome, kept_bytes) = (outcome(known_until_ns), kept_bytes(&publish));
+        if self.in_flight.len() >= PUBLISHES_UNACKNOWLEDGED_MAX
+            || self.kept_bytes + kept_bytes > RETRIED_BYTES_MAX
+        {
             let reason = "too many publishes wait for their answers".into();
-            fail(id, PublishOutcome::NotSent, 0, reason, timers, outbox);
+            fail(id, outcome, 0, reason, timers, outbox);
             return;
         }
         let Some(request) = exchange.publish(publish, outbox) else {
             let bytes_max = exchange.message_bytes_max();
             let reason = format!("it does not fit into a message; the server accepts {bytes_max} bytes");
             let code = ErrorCode::TooLarge as u16;
-            fail(id, PublishOutcome::NotSent, code, reason.into(), timers, outbox);
+            fail(id, outcome, code, reason.into(), timers, outbox);
             return;
         };
+        if kept_bytes > 0 {
+            let known_until_ns = match known_until_ns {
+                0 => now_ns.saturating_add(RETRIED_AGE_MS_MAX * 1_000_000),
+                known => known,
+            };
+            self.kept_bytes += kept_bytes;
+            self.kept.insert(id.0, Waiting::new(publish, known_until_ns));
+        }
         self.in_flight.insert(request, id.0);
         self.requests.insert(id.0, request);
     }
 
-    /// Sends all that wait.
-    pub(super) fn send_waiting(&mut self, exchange: &mut Exchange, timers: &mut Timers, outbox: &mut Outbox) {
+    /// Sends all that wait, to the server with this epoch. What only another server knows, or did, has failed.
+    pub(super) fn send_waiting(
+        &mut self,
+        (epoch, now_ns): (u64, u64),
+        exchange: &mut Exchange,
+        timers: &mut Timers,
+        outbox: &mut Outbox,
+    ) {
+        let is_same = mem::replace(&mut self.epoch, epoch) == epoch;
         self.waiting_bytes = 0;
         for (id, publish) in mem::take(&mut self.waiting) {
-            self.send(PublishId(id), publish.request(), exchange, timers, outbox);
+            let (id, known_until_ns) = (PublishId(id), publish.known_until_ns);
+            if known_until_ns == 0 || (is_same && now_ns < known_until_ns) {
+                self.send(id, publish.request(), (now_ns, known_until_ns), exchange, timers, outbox);
+            } else {
+                let reason = "the server does not know its message id any more".into();
+                fail(id, PublishOutcome::Unknown, 0, reason, timers, outbox);
+            }
         }
     }
 
@@ -179,7 +224,8 @@ impl Publishes {
         let id = PublishId(id);
         if let Some(waiting) = self.waiting.remove(&id.0) {
             self.waiting_bytes -= waiting.payload.len();
-            fail(id, PublishOutcome::NotSent, 0, "no connection in time".into(), timers, outbox);
+            let outcome = outcome(waiting.known_until_ns);
+            fail(id, outcome, 0, "no connection in time".into(), timers, outbox);
         } else if let Some(&request) = self.requests.get(&id.0) {
             self.answered(request);
             fail(id, PublishOutcome::Unknown, 0, "no answer in time".into(), timers, outbox);
@@ -196,13 +242,19 @@ impl Publishes {
         outbox: &mut Outbox,
     ) {
         self.in_flight.clear();
+        self.kept_bytes = 0;
+        let mut kept = mem::take(&mut self.kept);
         for id in mem::take(&mut self.requests).into_keys() {
-            fail(PublishId(id), PublishOutcome::Unknown, code, reason.clone(), timers, outbox);
+            match kept.remove(&id) {
+                Some(publish) => self.keep_waiting(PublishId(id), publish, timers, outbox),
+                None => fail(PublishId(id), PublishOutcome::Unknown, code, reason.clone(), timers, outbox),
+            }
         }
         if is_final {
             self.waiting_bytes = 0;
-            for id in mem::take(&mut self.waiting).into_keys() {
-                fail(PublishId(id), PublishOutcome::NotSent, code, reason.clone(), timers, outbox);
+            for (id, publish) in mem::take(&mut self.waiting) {
+                let outcome = outcome(publish.known_until_ns);
+                fail(PublishId(id), outcome, code, reason.clone(), timers, outbox);
             }
         }
     }
@@ -211,6 +263,9 @@ impl Publishes {
     fn answered(&mut self, request: u32) -> Option<PublishId> {
         let id = self.in_flight.remove(&request)?;
         self.requests.remove(&id);
+        if let Some(kept) = self.kept.remove(&id) {
+            self.kept_bytes -= kept_bytes(&kept.request());
+        }
         Some(PublishId(id))
     }
 }

@@ -374,7 +374,7 @@ impl Script {
             }
             ("publish", 4) => {
                 let options = &call[3];
-                let fields = ["data", "data_base64", "key", "schema", "ts_ns", "timeout_ms"];
+                let fields = ["data", "data_base64", "key", "schema", "ts_ns", "message_id", "timeout_ms"];
                 known(options, &fields, "a publish");
                 let payload = match options.get("data") {
                     Some(data) => data.to_string().into_bytes(),
@@ -387,7 +387,7 @@ impl Script {
                     producer_time_ns: number("ts_ns"),
                     schema: number("schema") as u32,
                     key: number("key"),
-                    message_id: "",
+                    message_id: options["message_id"].as_str().unwrap_or(""),
                 };
                 let timeout = Duration::from_millis(options["timeout_ms"].as_u64().unwrap_or(10_000));
                 let id = session.publish(publish, timeout, now_ns)?;

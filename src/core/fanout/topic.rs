@@ -15,6 +15,7 @@ use tickcast_proto::{WireFormat, codec::TopicInfo, frame::Frame, ids::TopicId, s
 use super::{
     EgressLogs,
     logged::{LogTopic, Notices},
+    stale::StaleTopic,
     wildcard::WildcardTopic,
 };
 
@@ -103,6 +104,8 @@ pub(super) struct EgressTopic {
     pub(super) tracked_from: u64,
     /// Last sequence that arrived live; 0 before the first.
     pub(super) last_sequence: u64,
+    /// State of a topic that is stale, or was until its subscribers learn of the end.
+    pub(super) stale: Option<Box<StaleTopic>>,
     /// State of a topic that a log feeds, whose sequences are not consecutive.
     pub(super) log: Option<Box<LogTopic>>,
 }
@@ -165,6 +168,7 @@ impl EgressTopic {
             last_values: LastValues::default(),
             tracked_from: u64::MAX,
             last_sequence: 0,
+            stale: None,
             log: None,
         }
     }

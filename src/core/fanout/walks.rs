@@ -138,6 +138,7 @@ impl Fanout {
             debug_assert!(false, "a session makes only its own subscriptions live");
             return Begun::Done;
         };
+        self.note_stale_newcomer(index, slot, sessions);
         if self.joins_topics(index, slot, sessions) {
             return self.begin_walk(index, slot);
         }
@@ -305,6 +306,7 @@ impl Fanout {
             return true;
         };
         let held = session.subscriptions.to(entry).map(|held| held.delivery);
+        let is_first = merged.shared == 0;
         let entry = self.entries[entry as usize].as_ref();
         let is_shared = entry.zip(held).is_some_and(|(entry, delivery)| entry.shares(delivery));
         let backlog = backlog.filter(|_| merged.shared == u32::from(is_shared));
@@ -320,6 +322,9 @@ impl Fanout {
             && let Some(topic) = topic_mut(&mut self.topics, id, self.shards)
         {
             topic.join(slot, merged, backlog, sessions, logs);
+            if is_first {
+                topic.tell_if_stale(slot, sessions);
+            }
         }
         true
     }

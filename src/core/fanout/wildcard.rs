@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 use super::{
     EgressLogs, Fanout, Subscription, match_counts::MatchCount, partial::Permitted,
-    possible_policies::PossiblePolicies, subscriptions::PatternEntry, topic::Merged, topic_mut, topic_ref,
+    possible_policies::PossiblePolicies, subscriptions::PatternEntry, topic::EgressTopic, topic::Merged,
+    topic_mut, topic_ref,
 };
 use crate::{
     egress_log::FrameInfo,
@@ -168,6 +169,11 @@ impl Wildcards {
     /// Whether any session must be a member of each topic that a wildcard matches.
     pub(super) fn has_members(&self) -> bool {
         self.paced_len > 0
+    }
+
+    /// Whether a topic has been announced to all sessions that groups serve with it.
+    pub(super) fn know(&self, topic: &EgressTopic) -> bool {
+        topic.wildcard.announced_to == self.joined_last
     }
 
     /// A number for a tick that several patterns match, different from that of every tick that a session remembers.
@@ -403,6 +409,16 @@ impl Fanout {
         }
         let matching = self.take_matching(id);
         self.announce_to_newcomers(&matching, id, sessions, logs);
+        self.wildcards.matching = matching;
+        self.slots_served(id, sessions)
+    }
+
+    /// The sessions that wildcard groups serve with a topic, each once. Some may not know the topic yet.
+    pub(super) fn slots_served(&mut self, id: TopicId, sessions: &Sessions) -> Vec<SlotId> {
+        if self.wildcards.is_empty() {
+            return Vec::new();
+        }
+        let matching = self.take_matching(id);
         let mut slots = Vec::new();
         if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
             let entries = matching.iter().filter_map(|&index| self.entries[index as usize].as_ref());

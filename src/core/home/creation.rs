@@ -5,9 +5,9 @@
 
 use std::collections::{HashMap, hash_map::Entry};
 
-use super::{Home, HomeTopic, LastSeen, PlaceState, history::History, last_value::LastValues};
+use super::{Home, HomeTopic, LastSeen, PlaceState, StaleMark, history::History, last_value::LastValues};
 use crate::{
-    ids::{SessionId, SourceId},
+    ids::{FeedId, SessionId, SourceId},
     now::Now,
     token_bucket::{Bucket, Pace},
     topic_key,
@@ -316,6 +316,8 @@ impl Home {
             creator,
             epoch,
             fed_by: log.map(|log| log.source),
+            feed: FeedId::NONE,
+            mark: StaleMark::default(),
             sequence: Sequence(0),
             last_values: LastValues::default(),
             history: History::default(),

@@ -133,6 +133,7 @@ impl Home {
         now_ns: u64,
         notify: &mut dyn FnMut(InterestEvent<'_>) -> bool,
     ) -> bool {
+        self.unmark(at);
         let topic = &mut self.topics[at];
         if topic.is_logged() {
             self.unkept_positions.note(topic.epoch, topic.sequence.0);

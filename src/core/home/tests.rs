@@ -7,11 +7,14 @@ use tickcast_proto::frame::FLAG_SNAPSHOT;
 const A: ShardId = ShardId(0);
 const B: ShardId = ShardId(1);
 
-fn text(event: InterestEvent<'_>) -> String {
+pub(super) fn text(event: InterestEvent<'_>) -> String {
     match event {
         InterestEvent::Open(shard, topic) => format!("open {} {}", shard.0, topic.name()),
         InterestEvent::Close(shard, topic) => format!("close {} {}", shard.0, topic.name()),
         InterestEvent::Forget(shard, topic) => format!("forget {} {}", shard.0, topic.name()),
+        InterestEvent::Mark(shard, topic) => {
+            format!("mark {} {} {}", shard.0, topic.name(), topic.mark.is_stale)
+        }
         InterestEvent::Ready(shard, request) => format!("ready {} {request}", shard.0),
     }
 }
@@ -246,7 +249,7 @@ fn topics_are_bounded() {
 const EPOCH: u64 = 5;
 const BOUNDS: HistoryBounds = HistoryBounds { ticks: 10, bytes: 64 << 10, age_ns: 0 };
 
-fn find_or_create(home: &mut Home, name: &str, now_us: u64) -> Result<TopicLookup, TopicRefusal> {
+pub(super) fn find_or_create(home: &mut Home, name: &str, now_us: u64) -> Result<TopicLookup, TopicRefusal> {
     home.find_or_create(name, Creator::default(), Now { monotonic_ns: 0, realtime_ns: now_us * 1_000 })
 }
 

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    ids::TenantId,
+    ids::{FeedId, TenantId},
     mesh::ring::{Doorbell, FrameProducer, Stage},
     placement,
     shard::ORIGIN_SOURCE,
@@ -43,13 +43,14 @@ pub struct Lanes {
     lanes: Vec<Lane>,
     tenant: TenantId,
     source: u32,
+    feed: FeedId,
 }
 
 impl Lanes {
     /// Creates the lanes from one ring and doorbell per shard, in order.
     pub fn new(lanes: impl Iterator<Item = (FrameProducer, Arc<Doorbell>)>) -> Lanes {
         let lanes = lanes.map(|(ring, bell)| Lane { ring, stage: Stage::default(), bell }).collect();
-        Lanes { lanes, tenant: TenantId::DEFAULT, source: 0 }
+        Lanes { lanes, tenant: TenantId::DEFAULT, source: 0, feed: FeedId::NONE }
     }
 
     /// Makes the topics of later ticks a tenant's.
@@ -60,6 +61,11 @@ impl Lanes {
     /// Sets the number of the source, which differs from that of every other.
     pub fn set_source(&mut self, source: u32) {
         self.source = source;
+    }
+
+    /// Sets the feed that the source belongs to, which marks the topics of later ticks when it falls silent.
+    pub fn set_feed(&mut self, feed: FeedId) {
+        self.feed = feed;
     }
 
     /// Stages one JSON tick for its home shard. `topic` is a valid name. Never blocks.
@@ -92,7 +98,8 @@ impl Lanes {
         self.stage(0, record, topic, payload)
     }
 
-    /// Stages one tick with its whole record. Never blocks.
+    /// Stages one tick with its whole record, except for the request: nobody is answered, so the number of the feed is in its
+    /// place. Never blocks.
     ///
     /// # Errors
     /// As [`Lanes::publish`].
@@ -103,6 +110,7 @@ impl Lanes {
         topic: &str,
         payload: &[u8],
     ) -> Result<(), Backpressure> {
+        let record = Publish { request: self.feed.0, ..record };
         self.write(topic, |out, key| {
             frame::encode_publish(out, ORIGIN_SOURCE, flags, 0, record, key, payload);
         })
@@ -121,6 +129,7 @@ impl Lanes {
         payload: &[u8],
     ) -> Result<(), Backpressure> {
         let at = LogPosition { source: self.source, ..at };
+        let record = Publish { request: self.feed.0, ..record };
         self.write(topic, |out, key| logged::encode_append(out, at, flags, record, key, payload))
     }
 

@@ -78,6 +78,10 @@ counters! {
     LogHoles = "log_holes", "holes";
     /// Topics whose life ended because another log, or another life of their log, feeds them now.
     TopicsReplaced = "topics_replaced", "topics";
+    /// Topics of this home that are stale: the source that feeds them is silent.
+    TopicsStale = "topics_stale", "topics";
+    /// Messages that told a session that a topic is stale, or is not any more.
+    StaleNotices = "stale_notices", "messages";
     /// Publishes that were not sequenced again, because their home remembers their message ids.
     TicksDuplicate = "ticks_duplicate", "ticks";
     /// Message ids forgotten before their time, because the memory of all message ids was used up.
@@ -297,6 +301,7 @@ impl Counter {
             Counter::SessionsOpen
                 | Counter::SessionsSubscribed
                 | Counter::FlushWaitNs
+                | Counter::TopicsStale
                 | Counter::Overloaded
                 | Counter::SinkTicksWaiting
         )

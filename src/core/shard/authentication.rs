@@ -529,6 +529,9 @@ impl Shard {
         if self.limits.nodes.is_alone() {
             offered = offered.without(Features::NODES);
         }
+        if self.limits.feeds.is_empty() {
+            offered = offered.without(Features::SOURCES);
+        }
         if !self.remembers_message_ids() {
             offered = offered.without(Features::MESSAGE_IDS);
         }
@@ -537,9 +540,11 @@ impl Shard {
         let tells_expiry = has_token || session.proof == Proof::Credentials;
         if is_socket_io {
             // It has no hello that could ask for features.
-            return if tells_expiry {
-                self.reply_expires(slot, 0, now)
-            };
+            session.features = session.features.union(Features::SOURCES);
+            if tells_expiry {
+                self.reply_expires(slot, 0, now);
+            }
+            return self.tell_feeds_not_up(slot);
         }
         let features = session.grant(features.map(|asked| asked.intersection(offered)));
         let (epoch, session, frame_bytes_max) = (self.epoch, session.id.0, self.limits.frame_bytes_max);
@@ -550,6 +555,7 @@ impl Shard {
         if features.is_some_and(|features| features.contains(Features::NODES)) {
             self.reply_nodes(slot);
         }
+        self.tell_feeds_not_up(slot);
     }
 
     /// Tells a client which node it has reached, and which others there are.

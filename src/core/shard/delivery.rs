@@ -4,7 +4,7 @@
 use super::{ORIGIN_SOURCE, Shard, Unsequenced, stages::Stages};
 use crate::{
     fanout::{self, EgressLogs, Fanout, HistoryRequest},
-    home::{Backfill, Creator, HistoryChunk, Home, InterestEvent, Sequenced, TopicLookup},
+    home::{Backfill, Creator, HistoryChunk, Home, InterestEvent, Sequenced, StaleMark, TopicLookup},
     ids::{SessionId, SourceId},
     limits::{
         NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS, TURN_HISTORY_CHUNKS, TURN_IDLE_UNITS,
@@ -21,7 +21,7 @@ use tickcast_proto::{
     ids::{Sequence, ShardId, TopicId},
     logged::{self, LogPosition},
     pattern,
-    records::{FrameHeader, History, Publish, Recover, Request, Subscribed, TickTimes},
+    records::{Condition, FrameHeader, History, Publish, Recover, Request, Subscribed, TickTimes},
 };
 
 impl Shard {
@@ -113,6 +113,9 @@ impl Shard {
         if is_new {
             self.charge(NEW_TOPIC_UNITS);
             self.announce_topic(index);
+        }
+        if from.is_none() {
+            self.note_feed(index, record.request, now);
         }
         self.distribute(index, None, flags, schema, record, payload, now);
         if let Some(id) = &message_id {
@@ -211,6 +214,12 @@ impl Shard {
                 let last = frame.header.sequence;
                 self.fanout.handle_forget(id, last);
             }
+            Kind::Stale => {
+                let Ok(Condition { state, since_ns, .. }) = frame.record::<Condition>() else {
+                    return debug_assert!(false, "this process encoded the frame");
+                };
+                self.fanout.handle_mark(id, StaleMark { is_stale: state != 0, since_ns });
+            }
             Kind::Acknowledge => self.handle_acknowledge(frame),
             Kind::Found => self.handle_found(frame),
             Kind::Error => self.handle_refusal(frame, now),
@@ -266,10 +275,16 @@ impl Shard {
         match notice {
             InterestEvent::Open(shard, topic) if shard == own => {
                 fanout.handle_open(topic.id, topic.epoch, topic.sequence.0, &topic.key, sessions, logs);
+                if topic.mark.is_stale {
+                    fanout.handle_mark(topic.id, topic.mark);
+                }
             }
             InterestEvent::Open(shard, topic) => {
                 stages.push_delivery(shard, |out| {
                     logged::encode_open(out, topic.id, topic.epoch, topic.sequence, &topic.key);
+                    if topic.mark.is_stale {
+                        encode_mark(out, topic.id, topic.mark);
+                    }
                 });
             }
             InterestEvent::Close(shard, topic) if shard == own => {
@@ -286,6 +301,10 @@ impl Shard {
             }
             InterestEvent::Forget(shard, topic) => {
                 stages.push_delivery(shard, |out| encode_forget(out, topic.id, topic.sequence));
+            }
+            InterestEvent::Mark(shard, topic) if shard == own => fanout.handle_mark(topic.id, topic.mark),
+            InterestEvent::Mark(shard, topic) => {
+                stages.push_delivery(shard, |out| encode_mark(out, topic.id, topic.mark));
             }
             InterestEvent::Ready(shard, request) if shard == own => fanout.handle_ready(request),
             InterestEvent::Ready(shard, request) => {
@@ -388,6 +407,13 @@ impl Shard {
 fn encode_forget(out: &mut Vec<u8>, id: TopicId, last: Sequence) {
     let meta = HeaderFields { topic_id: id.0, sequence: last.0, ..HeaderFields::default() };
     frame::encode(out, Kind::Forget, meta, &Request::default(), &[]);
+}
+
+/// Appends a STALE: a home has marked a topic, or removed its mark.
+fn encode_mark(out: &mut Vec<u8>, id: TopicId, mark: StaleMark) {
+    let meta = HeaderFields { topic_id: id.0, ..HeaderFields::default() };
+    let record = Condition { since_ns: mark.since_ns, state: mark.is_stale.into(), reserved: 0 };
+    frame::encode(out, Kind::Stale, meta, &record, &[]);
 }
 
 #[cfg(test)]

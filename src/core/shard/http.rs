@@ -24,7 +24,7 @@ use tickcast_proto::{
 };
 
 /// Features of streams, whose clients cannot request any: the fields that 0.1 lacked, all of which an event may contain.
-const STREAM_FEATURES: Features = Features::COUNTS.union(Features::REASONS);
+const STREAM_FEATURES: Features = Features::COUNTS.union(Features::REASONS).union(Features::SOURCES);
 
 impl Shard {
     /// Answers the request at the front of `bytes`. Consumes no byte of a request that waits for room in the shard.
@@ -189,7 +189,9 @@ impl Shard {
                 (session.format, session.features) = (format, STREAM_FEATURES);
                 let new_places = || Places::new(Owner::of(session), self.positions_memory.clone());
                 let places = format.framing.has_places().then(new_places);
-                Protocol::Streaming(Box::new(Stream { decoder: Decoder::new(format.framing), places }))
+                session.protocol =
+                    Protocol::Streaming(Box::new(Stream { decoder: Decoder::new(format.framing), places }));
+                return self.tell_feeds_not_up(slot);
             }
             Target::Stream { format: WireFormat::SOCKET_IO, .. } => {
                 session.format = WireFormat::SOCKET_IO;

@@ -61,6 +61,7 @@ impl Shard {
                 }
             }
         };
+        self.note_feed(index, record.request, now);
         self.distribute(index, Some(&at), frame.header.flags, frame.header.schema, record, payload, now);
     }
 

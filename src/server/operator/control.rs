@@ -12,11 +12,15 @@ use crate::{
 };
 use tickcast_core::{
     config::Limits,
+    ids::FeedId,
     mesh::ring::Doorbell,
     principal::Revocation,
     shard::survey::{SessionsQuery, ShardState, TopicsQuery},
 };
-use tickcast_proto::ids::{ShardId, TopicId};
+use tickcast_proto::{
+    ids::{ShardId, TopicId},
+    reply::SourceState,
+};
 
 /// Where a shard sends its reply. Both closures run on the shard's thread and must not block.
 pub struct ReplySender<T> {
@@ -63,6 +67,8 @@ pub enum ShardRequest {
     Reload(Arc<Limits>),
     /// Uses these certificates for new TLS handshakes; by clients' listener.
     Certificates(TlsConfigs),
+    /// A source or failover group that marks its topics has this state since this time, nanoseconds since 1970.
+    FeedState(FeedId, SourceState, u64),
     /// Closes the session with this id; replies whether it existed.
     Close(u64, ReplySender<bool>),
     /// Closes the sessions that this revokes, at this moment in seconds since 1970; replies how many.

@@ -92,6 +92,9 @@ impl Driver {
             ShardRequest::Revoke(revocation, at_s, reply) => {
                 reply.send(self.shard.revoke(&revocation, at_s, now))
             }
+            ShardRequest::FeedState(feed, state, since_ns) => {
+                self.shard.set_feed_state(feed, state, since_ns)
+            }
             ShardRequest::Reload(limits) => self.shard.reload(&limits, now),
             ShardRequest::Certificates(configs) => self.tls.set_configs(configs),
             ShardRequest::Sessions(query, reply) => {

@@ -12,7 +12,7 @@ import { ClosedError, Subscription } from "./subscription.js";
 /** Longest time for `getToken`. */
 const TOKEN_TIMEOUT_MS = 30_000;
 /** Longest name of a topic, in UTF-16 units; the server's limit is 255 bytes. */
-const TOPIC_LENGTH_MAX = 255;
+const NAME_LENGTH_MAX = 255;
 /** Longest delay that timers take. */
 const TIMER_MAX_MS = 2 ** 31 - 1;
 /** Bytes of a close frame's reason are at most 123; the client's are ASCII, but may quote the server. */
@@ -49,6 +49,11 @@ export interface PublishOptions {
   schema?: number;
   /** Nanoseconds since 1970; without it, the server's time. */
   timeNs?: number;
+  /**
+   * By which the server recognises the publish if it is sent again, so that it is published once: at most 255 bytes, different for each publish
+   * to a topic, such as `crypto.randomUUID()`. A publish whose answer was lost is then sent again on the next connection.
+   */
+  messageId?: string;
   /** Time until the result is `unknown` or `not_sent` (10 s). */
   timeoutMs?: number;
 }
@@ -85,7 +90,7 @@ export class Client extends Emitter<ClientEvent> {
     super();
     this.#options = options;
     const webSocket = options.webSocket ?? (globalThis as { WebSocket?: WebSocketClass }).WebSocket;
-    if (webSocket === undefined) throw new Error("there is no WebSocket class: pass one as the option webSocket");
+    if (webSocket === undefined) throw new Error("there is no WebSocket class: pass the option webSocket");
     this.#webSocket = webSocket;
     this.#core = new Core({
       url: webSocketUrl(url),
@@ -153,7 +158,7 @@ export class Client extends Emitter<ClientEvent> {
     return new Promise((resolve, reject) => {
       const payload = data instanceof Uint8Array ? data : JSON.stringify(data);
       if (payload === undefined) throw new TypeError("the payload is neither bytes nor JSON");
-      const { schema = 0, timeNs = 0, timeoutMs = PUBLISH_TIMEOUT_MS } = options;
+      const { schema = 0, timeNs = 0, messageId = "", timeoutMs = PUBLISH_TIMEOUT_MS } = options;
       if (!(timeoutMs >= 0)) throw new RangeError("timeoutMs must be at least 0");
       const key = BigInt(options.key ?? 0);
       // Native frames would cut them off.
@@ -162,11 +167,13 @@ export class Client extends Emitter<ClientEvent> {
       if (!Number.isInteger(timeNs) || timeNs < 0 || timeNs >= 2 ** 64) {
         throw new RangeError("timeNs must be a whole number below 2^64");
       }
-      if (topic.length > TOPIC_LENGTH_MAX) throw new RangeError("the topic is too long");
+      if (Math.max(topic.length, messageId.length) > NAME_LENGTH_MAX) {
+        throw new RangeError("topic or messageId is too long");
+      }
       const settle = (result: Published | Error) => (result instanceof Error ? reject(result) : resolve(result));
       this.run((core, now) => {
         const deadline = now + timeoutMs;
-        core.publish(now, { topic, payload, key: exactKey(key), schema, timeNs, deadline, settle });
+        core.publish(now, { topic, payload, key: exactKey(key), schema, timeNs, messageId, deadline, settle });
       });
     });
   }

@@ -183,10 +183,10 @@ class Run {
   call_set_policy(pattern, policy) {
     this.subscriptions.get(pattern).setPolicy(policy);
   }
-  call_publish(name, topic, { data, data_base64: base64, key, schema, ts_ns: timeNs, timeout_ms: timeoutMs, ...others }) {
+  call_publish(name, topic, { data, data_base64: base64, key, schema, ts_ns: timeNs, message_id: messageId, timeout_ms: timeoutMs, ...others }) {
     assert.deepEqual(others, {});
     const payload = base64 === undefined ? data : new Uint8Array(Buffer.from(base64, "base64"));
-    const published = this.client.publish(topic, payload, defined({ key, schema, timeNs, timeoutMs }));
+    const published = this.client.publish(topic, payload, defined({ key, schema, timeNs, messageId, timeoutMs }));
     published.then(
       (result) => this.events.push({ type: "published", name, ...result }),
       (error) => {

@@ -279,7 +279,8 @@ class Script:
             case "set_policy", (pattern, policy):
                 session.update(pattern, policy, session.delivery(pattern)[1])
             case "publish", (name, topic, options):
-                known(options, {"data", "data_base64", "key", "schema", "ts_ns", "timeout_ms"}, "a publish")
+                names = {"data", "data_base64", "key", "schema", "ts_ns", "message_id", "timeout_ms"}
+                known(options, names, "a publish")
                 is_json = "data" in options
                 payload = dumps(options["data"]) if is_json else base64.b64decode(options["data_base64"])
                 # The answer may follow at once, so its name is known before.
@@ -292,6 +293,7 @@ class Script:
                     key=int(options.get("key", 0)),
                     schema=options.get("schema", 0),
                     time_ns=options.get("ts_ns", 0),
+                    message_id=options.get("message_id", ""),
                     timeout_ms=options.get("timeout_ms", 10_000),
                 )
                 assert self.names[handle] == name

@@ -42,6 +42,7 @@ from .limits import (
     MAX_RATE_HIGHEST,
     MAX_RATE_LOWEST,
     MESSAGE_BYTES_MAX,
+    MESSAGE_ID_BYTES_MAX,
     OFFLINE_QUEUE_MAX,
     OUTPUT_BYTES_MAX,
     TOKEN_BYTES_MAX,
@@ -268,12 +269,16 @@ class Client:
         key: int = 0,
         schema: int = 0,
         time_ns: int = 0,
+        message_id: str = "",
         timeout: float = 10.0,
     ) -> PublishResult:
         """Publishes one tick and waits for the server's answer, `timeout` seconds at most.
 
         `data`: bytes are published as they are, everything else as JSON. `key`: the part of the topic that it updates. `time_ns`: the
-        tick's time in nanoseconds since 1970; 0: the server's. While the client connects, a bounded number of publishes wait.
+        tick's time in nanoseconds since 1970; 0: the server's. `message_id`: by which the server recognises the publish if it is sent
+        again, so that it is published once; at most 255 bytes, different for each publish to a topic, such as `str(uuid.uuid4())`. A
+        publish whose answer was lost is then sent again on the next connection. While the client connects, a bounded number of
+        publishes wait.
 
         Raises `RefusedError` if the server refuses it; `NotPublishedError` if it was not sent; `UnacknowledgedError`, and its kind
         `PublishTimeoutError`, if nobody knows; `RequestError` if `data` is not JSON or a number is out of range. Only the application
@@ -282,6 +287,9 @@ class Client:
         if not 0 <= key < 1 << 64 or not 0 <= schema < 1 << 32 or not 0 <= time_ns < 1 << 64:
             raise RequestError("key and time_ns are unsigned integers of 64 bits, schema of 32")
         _check_encodable(topic)
+        _check_encodable(message_id)
+        if len(message_id.encode()) > MESSAGE_ID_BYTES_MAX:
+            raise RequestError(f"a message id has at most {MESSAGE_ID_BYTES_MAX} bytes")
         is_json = not isinstance(data, (bytes, bytearray, memoryview))
         try:
             payload = dumps(data) if is_json else bytes(data)
@@ -298,6 +306,7 @@ class Client:
             key=key,
             schema=schema,
             time_ns=time_ns,
+            message_id=message_id,
             timeout_ms=timeout * 1_000,
         )
         answer: asyncio.Future[PublishResult] = asyncio.get_running_loop().create_future()

@@ -51,6 +51,7 @@ class JsonCodec:
         "counts",
         "tokens",
         "sources",
+        "message_ids",
         "string_keys",
         "positions",
         "batches",
@@ -142,6 +143,8 @@ def _publish(publish: Publish) -> str:
     if publish.key:
         # A larger number loses digits in readers whose numbers are doubles.
         fields["key"] = publish.key if publish.key <= _EXACT_MAX else str(publish.key)
+    if publish.message_id:
+        fields["message_id"] = publish.message_id
     if not publish.is_json:
         fields["encoding"] = "base64"
         fields["data"] = base64.b64encode(publish.payload).decode()

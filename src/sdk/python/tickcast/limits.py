@@ -41,6 +41,10 @@ POSITIONS_MAX: Final = 65_536
 """Topics whose positions the client keeps: the server's default limit of topics."""
 UNACKNOWLEDGED_MAX: Final = 1_024
 """Publishes that wait for their answer."""
+MESSAGE_ID_BYTES_MAX: Final = 255
+"""UTF-8 bytes of a message id; the server's limit."""
+MESSAGE_ID_NS: Final = 60_000_000_000
+"""How long a server certainly knows a message id: half of its default."""
 OFFLINE_QUEUE_MAX: Final = 64
 """Publishes kept while there is no connection. An option of `Client`."""
 OFFLINE_QUEUE_BYTES_MAX: Final = 256 << 10

@@ -80,6 +80,8 @@ class Publish:
     time_ns: int = 0
     schema: int = 0
     key: int = 0
+    message_id: str = ""
+    """Empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ class NativeCodec:
     """Encodes requests and decodes messages as native frames."""
 
     subprotocol = "tickcast.v1.rkyv"
-    features: tuple[str, ...] = ("published", "reasons", "counts", "tokens", "sources", "batches")
+    features: tuple[str, ...] = ("published", "reasons", "counts", "tokens", "sources", "message_ids", "batches")
 
     def encode(self, request: Request) -> bytes:
         """The frame of a request."""
@@ -90,9 +90,9 @@ class NativeCodec:
             case Unsubscribe(request=number, pattern=pattern):
                 return _frame(_UNSUBSCRIBE, _REQUEST.pack(number, 0), pattern.encode())
             case Publish(request=number, topic=topic, payload=payload, time_ns=time_ns, schema=schema, key=key):
-                name_bytes = topic.encode()
-                record = _PUBLISH_RECORD.pack(time_ns, 0, number, len(name_bytes), 0, key)
-                return _frame(_PUBLISH, record, name_bytes + payload, schema)
+                name_bytes, id_bytes = topic.encode(), request.message_id.encode()
+                record = _PUBLISH_RECORD.pack(time_ns, 0, number, len(name_bytes), len(id_bytes), key)
+                return _frame(_PUBLISH, record, name_bytes + id_bytes + payload, schema)
             case Ping(token=token_number):
                 return _frame(_PING, _U64.pack(token_number), b"")
             case Pong(token=token_number):

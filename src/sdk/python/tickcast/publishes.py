@@ -6,7 +6,7 @@ from .actions import Outbox
 from .close_codes import ERROR_TOO_LARGE
 from .connection import Connection
 from .events import Outcome, Published, PublishFailed
-from .limits import OFFLINE_QUEUE_BYTES_MAX, UNACKNOWLEDGED_MAX
+from .limits import MESSAGE_ID_NS, OFFLINE_QUEUE_BYTES_MAX, UNACKNOWLEDGED_MAX
 from .messages import ErrorMessage, Publish, PublishedMessage
 from .timers import Timers
 
@@ -15,7 +15,8 @@ class Publishes:
     """Publishes by handle. Each gets exactly one event, `Published` or `PublishFailed`.
 
     Invariant: at most `waiting_max` wait, with `OFFLINE_QUEUE_BYTES_MAX` of payloads, and at most `UNACKNOWLEDGED_MAX` are in
-    flight. A handle is in one of the two, and has a timer.
+    flight. A handle is in one of the two, and has a timer. One with a message id whose answer was lost waits again: the server
+    publishes it once.
     """
 
     def __init__(self, waiting_max: int, outbox: Outbox, timers: Timers) -> None:
@@ -30,6 +31,12 @@ class Publishes:
         """Handles of those in flight by request number of this connection."""
         self._requests: dict[int, int] = {}
         """The same the other way round, oldest first."""
+        self._sent: dict[int, Publish] = {}
+        """Publishes with a message id that are in flight, by handle."""
+        self._known_until_ns: dict[int, int] = {}
+        """By handle of those that have been sent with a message id: until when that server knows it."""
+        self._epoch = 0
+        """Epoch of the server of the last connection."""
 
     def submit(self, deadline_ns: int) -> int:
         """Takes a publish until a deadline; returns its handle. The caller sends it, lets it wait, or fails it."""
@@ -41,40 +48,54 @@ class Publishes:
         """Keeps a publish for the next connection, within the bounds."""
         waiting_bytes = self._waiting_bytes + len(publish.payload)
         if len(self._waiting) >= self._waiting_max or waiting_bytes > OFFLINE_QUEUE_BYTES_MAX:
-            self.fail(handle, Outcome.NOT_SENT, 0, "too many publishes wait for a connection")
+            self.fail(handle, self._outcome(handle), 0, "too many publishes wait for a connection")
             return
         self._waiting_bytes = waiting_bytes
         self._waiting[handle] = publish
 
-    def send(self, connection: Connection, handle: int, publish: Publish) -> None:
+    def send(self, connection: Connection, handle: int, publish: Publish, now_ns: int) -> None:
         """Sends a publish, if another one may be in flight and it fits into a message."""
         if len(self._handles) >= UNACKNOWLEDGED_MAX:
-            self.fail(handle, Outcome.NOT_SENT, 0, "too many publishes wait for their answers")
+            self.fail(handle, self._outcome(handle), 0, "too many publishes wait for their answers")
             return
         request = connection.publish(publish)
         if request is None:
             reason = f"it does not fit into a message; the server accepts {connection.message_bytes_max} bytes"
-            self.fail(handle, Outcome.NOT_SENT, ERROR_TOO_LARGE, reason)
+            self.fail(handle, self._outcome(handle), ERROR_TOO_LARGE, reason)
             return
+        if publish.message_id:
+            self._sent[handle] = publish
+            self._known_until_ns.setdefault(handle, now_ns + MESSAGE_ID_NS)
         self._handles[request] = handle
         self._requests[handle] = request
 
-    def send_waiting(self, connection: Connection) -> None:
-        """Sends all that wait."""
+    def send_waiting(self, connection: Connection, epoch: int, now_ns: int) -> None:
+        """Sends all that wait, to the server with this epoch. What only another server knows, or did, has failed."""
+        is_same, self._epoch = epoch == self._epoch, epoch
         waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
         for handle, publish in waiting.items():
-            self.send(connection, handle, publish)
+            known_until_ns = self._known_until_ns.get(handle)
+            if known_until_ns is None or (is_same and now_ns < known_until_ns):
+                self.send(connection, handle, publish, now_ns)
+            else:
+                self.fail(handle, Outcome.UNKNOWN, 0, "the server does not know its message id any more")
 
     def fail(self, handle: int, outcome: Outcome, code: int, reason: str) -> None:
         """Reports that a publish has failed."""
         self._timers.cancel(("publish", handle))
+        self._known_until_ns.pop(handle, None)
         self._outbox.emit(PublishFailed(handle, outcome, code, reason))
+
+    def _outcome(self, handle: int) -> Outcome:
+        """What is known of a publish that is not in flight."""
+        return Outcome.UNKNOWN if handle in self._known_until_ns else Outcome.NOT_SENT
 
     def handle_published(self, message: PublishedMessage) -> None:
         """The server has sequenced a tick. An answer that is not awaited any more means nothing."""
         handle = self._answered(message.request)
         if handle is not None:
             self._timers.cancel(("publish", handle))
+            self._known_until_ns.pop(handle, None)
             where = (message.topic, message.epoch, message.sequence)
             self._outbox.emit(Published(handle, *where, message.duplicate))
 
@@ -90,26 +111,31 @@ class Publishes:
         publish = self._waiting.pop(handle, None)
         if publish is not None:
             self._waiting_bytes -= len(publish.payload)
-            self.fail(handle, Outcome.NOT_SENT, 0, "no connection in time")
+            self.fail(handle, self._outcome(handle), 0, "no connection in time")
         elif (request := self._requests.get(handle)) is not None:
             self._answered(request)
             self.fail(handle, Outcome.UNKNOWN, 0, "no answer in time")
 
     def handle_lost(self, code: int, reason: str, is_final: bool) -> None:
         """The connection is lost: nobody knows what became of those in flight. If it is final, the others are not sent either."""
-        in_flight = list(self._requests)
+        in_flight, sent, self._sent = list(self._requests), self._sent, {}
         self._handles.clear()
         self._requests.clear()
         for handle in in_flight:
-            self.fail(handle, Outcome.UNKNOWN, code, reason)
+            publish = sent.get(handle)
+            if publish is None:
+                self.fail(handle, Outcome.UNKNOWN, code, reason)
+            else:
+                self.wait(handle, publish)
         if is_final:
             waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
             for handle in waiting:
-                self.fail(handle, Outcome.NOT_SENT, code, reason)
+                self.fail(handle, self._outcome(handle), code, reason)
 
     def _answered(self, request: int) -> int | None:
         """Removes a publish in flight; returns its handle."""
         handle = self._handles.pop(request, None)
         if handle is not None:
             del self._requests[handle]
+            self._sent.pop(handle, None)
         return handle

@@ -204,18 +204,20 @@ class Session:
         key: int = 0,
         schema: int = 0,
         time_ns: int = 0,
+        message_id: str = "",
         timeout_ms: float = PUBLISH_TIMEOUT_MS,
     ) -> int:
         """Publishes a tick, at once or on the next connection; returns its handle.
 
-        Exactly one event with that handle follows, `Published` or `PublishFailed`; at once if it cannot be sent.
+        Exactly one event with that handle follows, `Published` or `PublishFailed`; at once if it cannot be sent. With a message id, a
+        publish whose answer was lost is sent again on the next connection to the same server, which publishes it once.
         """
-        publish = Publish(0, topic, payload, is_json, time_ns, schema, key)
+        publish = Publish(0, topic, payload, is_json, time_ns, schema, key, message_id)
         handle = self._publishes.submit(now_ns + round(timeout_ms * MS_NS))
         if self._state is ClientState.DISCONNECTED:
             self._publishes.fail(handle, Outcome.NOT_SENT, 0, "the client is disconnected")
         elif self.connection is not None:
-            self._publishes.send(self.connection, handle, publish)
+            self._publishes.send(self.connection, handle, publish, now_ns)
         else:
             self._publishes.wait(handle, publish)
         return handle
@@ -379,7 +381,7 @@ class Session:
             self._refresh()
         for record, positions in self._subscriptions.to_resume(self._positions):
             self._send_subscription(connection, record, positions)
-        self._publishes.send_waiting(connection)
+        self._publishes.send_waiting(connection, welcome.epoch, now_ns)
 
     def _acknowledged(self, pending: Pending | None) -> None:
         """A subscription or an update of one is live. The record of one that has ended since is not in use any more."""

@@ -21,6 +21,10 @@ pub struct SourceView {
     pub reason: Option<String>,
     /// Why it cannot be relied on: `down`, `stale` or `late`; `None`: it is fit.
     pub unfit: Option<&'static str>,
+    /// Whether subscribers are told that its topics are stale while it is silent.
+    pub marks_stale: bool,
+    /// Since when its topics are stale, seconds since 1970; `None`: they are not.
+    pub stale_since_seconds: Option<f64>,
     /// Its failover group.
     pub group: Option<String>,
     /// Whether it publishes, and not another source of its group.
@@ -83,6 +87,8 @@ impl SourceView {
             state: health.state(),
             reason: health.reason(),
             unfit: status.unfit(now_ns, since_ns).map(Unfit::name),
+            marks_stale: common.marks_stale,
+            stale_since_seconds: status.stale_since_ns().map(|ns| ns as f64 / 1e9),
             group: common.group.as_deref().map(str::to_owned),
             active: !status.is_standby(),
             required: common.is_required,

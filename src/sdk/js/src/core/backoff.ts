@@ -20,7 +20,7 @@ export class Backoff {
 
   /** The next delay, in ms. */
   next(): number {
-    const bound = Math.min(BACKOFF_BASE_MS * 2 ** Math.min(this.attempts, 32), BACKOFF_CAP_MS);
+    const bound = Math.min(BACKOFF_BASE_MS * 2 ** this.attempts, BACKOFF_CAP_MS);
     this.attempts += 1;
     return Math.floor(this.#random() * (bound + 1));
   }

@@ -74,10 +74,8 @@ export class Core implements Receiver {
   }
 
   get state(): ClientState {
-    if (this.#phase === "idle" || this.#phase === "connected") {
-      return this.#phase === "idle" ? "disconnected" : "connected";
-    }
-    return "connecting";
+    if (this.#phase === "idle") return "disconnected";
+    return this.#phase === "connected" ? "connected" : "connecting";
   }
 
   /** Time of the next {@link handleTimeout}; Infinity: none. */
@@ -156,7 +154,7 @@ export class Core implements Receiver {
   publish(now: number, publish: PublishRecord): void {
     this.#now = now;
     if (this.#phase === "idle") {
-      publish.settle(new PublishError("not_sent", 0, "the client is disconnected"));
+      this.#publishes.fail(publish, 0, "the client is disconnected");
     } else if (this.#phase === "connected") {
       this.#publish(publish);
     } else {
@@ -226,7 +224,7 @@ export class Core implements Receiver {
 
   // What the server says. The codec calls these.
 
-  welcome(_server: string, _epoch: number, _session: number, frameBytesMax: number): void {
+  welcome(_server: string, epoch: number, _session: number, frameBytesMax: number): void {
     if (this.#phase !== "opening") return;
     this.#phase = "connected";
     this.#connection.sizeMax = this.#codec.sizeMax(frameBytesMax);
@@ -237,7 +235,7 @@ export class Core implements Receiver {
     // The hello's token was replaced before the welcome.
     if (this.#connection.token !== this.#token.value) this.#refresh();
     for (const resumption of this.subscriptions.resumptions()) this.#subscribe(resumption);
-    for (const publish of this.#publishes.take()) this.#publish(publish);
+    for (const publish of this.#publishes.take(epoch, this.#now)) this.#publish(publish);
   }
 
   acknowledged(request: number): void {
@@ -546,9 +544,9 @@ export class Core implements Receiver {
     if (!this.#publishes.admits(publish)) return;
     const message = this.#codec.publish(this.#connection.nextRequest, publish);
     if (this.#codec.size(message) > this.#connection.sizeMax) {
-      return publish.settle(new PublishError("not_sent", protocol.ERROR_TOO_LARGE, "too large for the server"));
+      return this.#publishes.fail(publish, protocol.ERROR_TOO_LARGE, "too large for the server");
     }
-    this.#publishes.sent(this.#connection.request({ of: "publish" }), publish);
+    this.#publishes.sent(this.#connection.request({ of: "publish" }), publish, this.#now);
     this.#send(message);
   }
 

@@ -215,13 +215,19 @@ export const JSON_CODEC: Codec = {
 
   unsubscribe: (id, pattern) => JSON.stringify({ op: "unsubscribe", id, topics: [pattern] }),
 
-  publish(id, { topic, payload, key, schema, timeNs }: PublishMessage) {
-    const head: Message = { op: "publish", id, topic };
-    if (timeNs !== 0) head["ts"] = timeNs;
-    if (schema !== 0) head["schema"] = schema;
-    if (key !== 0) head["key"] = key;
+  publish(id, { topic, payload, key, schema, timeNs, messageId }: PublishMessage) {
     const isText = typeof payload === "string";
-    if (!isText) head["encoding"] = "base64";
+    // Fields that are undefined are left out.
+    const head = {
+      op: "publish",
+      id,
+      topic,
+      ts: timeNs || undefined,
+      schema: schema || undefined,
+      key: key || undefined,
+      message_id: messageId || undefined,
+      encoding: isText ? undefined : "base64",
+    };
     // The payload's text goes in as it is, and last: if it were invalid, the server could not read what follows.
     return `${JSON.stringify(head).slice(0, -1)},"data":${isText ? payload : `"${base64OfBytes(payload)}"`}}`;
   },

@@ -301,14 +301,15 @@ export const NATIVE_CODEC: Codec = {
 
   unsubscribe: (request, pattern) => encode(UNSUBSCRIBE, 8, u32At0(request), [pattern]),
 
-  publish(request, { topic, payload, key, schema, timeNs }) {
-    const name = encoder.encode(topic);
+  publish(request, { topic, payload, key, schema, timeNs, messageId }) {
+    const [name, id] = [encoder.encode(topic), encoder.encode(messageId)];
     const write = (record: DataView) => {
       record.setBigUint64(0, BigInt(timeNs), true);
       record.setUint32(16, request, true);
       record.setUint16(20, name.length, true);
+      record.setUint16(22, id.length, true);
       record.setBigUint64(24, BigInt(key), true);
     };
-    return encode(PUBLISH, 32, write, [name, payload], schema);
+    return encode(PUBLISH, 32, write, [name, id, payload], schema);
   },
 };

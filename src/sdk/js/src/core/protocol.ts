@@ -1,9 +1,9 @@
 // What both codecs share: names, bounds and messages of tickcast.v1 (PROTOCOL.md).
 
 /** Features that the client asks for, by name. Bits of native frames: {@link FEATURE_BITS}. */
-export const FEATURES = ["published", "reasons", "counts", "tokens", "sources", "string_keys", "positions", "batches"];
+export const FEATURES = ["published", "reasons", "counts", "tokens", "sources", "message_ids", "string_keys", "positions", "batches"];
 /** All but `string_keys` and `positions`, which exist only in JSON. */
-export const FEATURE_BITS = 0x43b;
+export const FEATURE_BITS = 0x4bb;
 
 /** Positions in one subscription; the server's limit. */
 export const POSITIONS_PER_SUBSCRIPTION_MAX = 16_384;
@@ -39,6 +39,8 @@ export const PING_INTERVAL_MS = 10_000;
 /** A timer later than this means that the machine was asleep. */
 export const SUSPENDED_MS = 5_000;
 export const PUBLISH_TIMEOUT_MS = 10_000;
+/** How long a server certainly knows a message id: half of its default. */
+export const MESSAGE_ID_MS = 60_000;
 export const SAVE_INTERVAL_MS = 1_000;
 /** Pings over which the clock offset takes its minima. */
 export const CLOCK_WINDOW = 6;
@@ -87,6 +89,8 @@ export interface PublishMessage {
   key: Key;
   schema: number;
   timeNs: number;
+  /** Empty: none. */
+  messageId: string;
 }
 
 /** The server broke the protocol, or refused the hello: `code` says which. */

@@ -1,7 +1,12 @@
 // Publishes that wait for a connection or for an answer.
 
 import { type Published, PublishError } from "./events.js";
-import { OFFLINE_QUEUE_BYTES_MAX, type PublishMessage, PUBLISHES_UNANSWERED_MAX } from "./protocol.js";
+import {
+  MESSAGE_ID_MS,
+  OFFLINE_QUEUE_BYTES_MAX,
+  type PublishMessage,
+  PUBLISHES_UNANSWERED_MAX,
+} from "./protocol.js";
 
 /** One publish, until its result is known. */
 export interface PublishRecord extends PublishMessage {
@@ -9,17 +14,20 @@ export interface PublishRecord extends PublishMessage {
   deadline: number;
   /** Takes the result. */
   settle: (result: Published | PublishError) => void;
+  /** Until when the server that it was sent to knows its message id; undefined: it has not been sent. */
+  knownUntil?: number;
 }
 
-/** Bytes that a payload counts in the queue; a text's characters count as one. */
-const bytes = ({ payload }: PublishRecord) => payload.length;
-
-/** Two queues, both bounded: publishes not sent yet, and publishes sent. Each leaves with a result. */
+/**
+ * Two queues, both bounded: publishes that wait, and publishes sent. Each leaves with a result. One with a message id whose answer was lost
+ * waits again: the server publishes it once.
+ */
 export class Publishes {
   readonly #queueMax: number;
-  readonly #queue = new Set<PublishRecord>();
-  #queueBytes = 0;
+  #queue: PublishRecord[] = [];
   readonly #sent = new Map<number, PublishRecord>();
+  /** Epoch of the server of the last connection. */
+  #epoch = 0;
 
   constructor(queueMax: number) {
     this.#queueMax = queueMax;
@@ -27,37 +35,50 @@ export class Publishes {
 
   /** When the next one fails; Infinity: never. */
   get deadline(): number {
-    let deadline = Infinity;
-    for (const publish of this.#queue) deadline = Math.min(deadline, publish.deadline);
-    for (const publish of this.#sent.values()) deadline = Math.min(deadline, publish.deadline);
-    return deadline;
+    return Math.min(...[...this.#queue, ...this.#sent.values()].map((publish) => publish.deadline));
   }
 
+  /** Lets one wait. A text's characters count as one byte. */
   queue(publish: PublishRecord): void {
-    if (this.#queue.size >= this.#queueMax || this.#queueBytes + bytes(publish) > OFFLINE_QUEUE_BYTES_MAX) {
-      return publish.settle(new PublishError("not_sent", 0, "too many publishes wait for a connection"));
+    const bytes = [publish, ...this.#queue].reduce((sum, { payload }) => sum + payload.length, 0);
+    if (this.#queue.length >= this.#queueMax || bytes > OFFLINE_QUEUE_BYTES_MAX) {
+      return this.fail(publish, 0, "too many publishes wait");
     }
-    this.#queue.add(publish);
-    this.#queueBytes += bytes(publish);
+    this.#queue.push(publish);
   }
 
-  /** Empties the queue. */
-  take(): PublishRecord[] {
-    const queue = [...this.#queue];
-    this.#queue.clear();
-    this.#queueBytes = 0;
+  /** Empties the queue on a connection to the server with this epoch. What only another server knows, or did, has failed. */
+  take(epoch: number, now: number): PublishRecord[] {
+    const queue = this.#takeAll().filter((publish) => {
+      const isKnown = !publish.knownUntil || (epoch === this.#epoch && now < publish.knownUntil);
+      if (!isKnown) this.fail(publish, 0, "the server has forgotten it");
+      return isKnown;
+    });
+    this.#epoch = epoch;
+    return queue;
+  }
+
+  #takeAll(): PublishRecord[] {
+    const queue = this.#queue;
+    this.#queue = [];
     return queue;
   }
 
   /** Whether another one may be sent. If not, it has failed. */
   admits(publish: PublishRecord): boolean {
     if (this.#sent.size < PUBLISHES_UNANSWERED_MAX) return true;
-    publish.settle(new PublishError("not_sent", 0, "too many publishes wait for their answer"));
+    this.fail(publish, 0, "too many publishes wait");
     return false;
   }
 
-  sent(request: number, publish: PublishRecord): void {
+  sent(request: number, publish: PublishRecord, now: number): void {
     this.#sent.set(request, publish);
+    publish.knownUntil ??= now + MESSAGE_ID_MS;
+  }
+
+  /** Fails one that is not in flight. If it has been, it may have been published. */
+  fail(publish: PublishRecord, code: number, reason: string): void {
+    publish.settle(new PublishError(publish.knownUntil ? "unknown" : "not_sent", code, reason));
   }
 
   /** The server's answer. A late one, after the time-out, means nothing. */
@@ -70,25 +91,28 @@ export class Publishes {
   /** Fails what is due. */
   expire(now: number): void {
     for (const [request, publish] of this.#sent) {
-      if (publish.deadline <= now) this.answer(request, new PublishError("unknown", 0, "no answer in time"));
-    }
-    for (const publish of this.#queue) {
       if (publish.deadline > now) continue;
-      this.#queue.delete(publish);
-      this.#queueBytes -= bytes(publish);
-      publish.settle(new PublishError("not_sent", 0, "no connection in time"));
+      this.#sent.delete(request);
+      this.fail(publish, 0, "no answer in time");
+    }
+    for (const publish of this.#takeAll()) {
+      if (publish.deadline > now) this.#queue.push(publish);
+      else this.fail(publish, 0, "no answer in time");
     }
   }
 
   /** The connection is lost, and with it the answers. */
   lose(code: number, reason: string): void {
-    for (const request of [...this.#sent.keys()]) {
-      this.answer(request, new PublishError("unknown", code, reason));
+    const sent = [...this.#sent.values()];
+    this.#sent.clear();
+    for (const publish of sent) {
+      if (publish.messageId === "") this.fail(publish, code, reason);
+      else this.queue(publish);
     }
   }
 
   /** The client makes no more attempts. */
   drop(code: number, reason: string): void {
-    for (const publish of this.take()) publish.settle(new PublishError("not_sent", code, reason));
+    for (const publish of this.#takeAll()) this.fail(publish, code, reason);
   }
 }

@@ -45,7 +45,7 @@ pub(super) fn counter(
 type Gauge = (&'static str, &'static str, fn(&SourceStatus, &Scrape<'_>) -> Option<f64>);
 
 /// A source has no sample where the value is not known.
-const GAUGES: [Gauge; 5] = [
+const GAUGES: [Gauge; 6] = [
     (
         "tickcast_source_fit",
         "1 if the source can be relied on; 0 if it is down, silent for longer than stale_after, or its messages are older than lag_max.",
@@ -55,6 +55,14 @@ const GAUGES: [Gauge; 5] = [
         "tickcast_source_active",
         "1 if the source publishes; 0 if another one of its failover group does.",
         |source, _| Some(if source.is_standby() { 0.0 } else { 1.0 }),
+    ),
+    (
+        "tickcast_source_topics_stale",
+        "1 while the topics of the source, or of its failover group, are marked as stale; only for sources that mark them.",
+        |source, _| {
+            let is_stale = source.stale_since_ns().is_some();
+            (source.common().marks_stale || is_stale).then_some(if is_stale { 1.0 } else { 0.0 })
+        },
     ),
     (
         "tickcast_source_lag_messages",
@@ -71,7 +79,7 @@ const GAUGES: [Gauge; 5] = [
     }),
 ];
 
-/// Writes the states and the gauges. Bound: five samples for each source. Names of sources need no escaping.
+/// Writes the states and the gauges. Bound: six samples for each source. Names of sources need no escaping.
 pub(super) fn sources(scrape: &Scrape<'_>, writer: &mut Writer) {
     const NAME: &str = "tickcast_sources";
     writer.family(NAME, "gauge", "Sources of the server, by kind and state.");
