@@ -6,6 +6,7 @@ use crate::{
     budgets::{BudgetLimits, PatternLimits},
     home::{CreationLimits, history::HistoryBounds},
     limits,
+    log_reads::LogReaderConfig,
     networks::Networks,
     principal::Principal,
     routes::Routes,
@@ -103,6 +104,8 @@ pub struct Limits {
     /// Whether a source gives topics the positions of its log. If so, a subscription may wait for a position that this node has
     /// yet to read.
     pub is_fed_by_logs: bool,
+    /// The readers of the logs that feed topics: where a session's place is older than the history, the log is read.
+    pub log_readers: Vec<LogReaderConfig>,
 }
 
 /// This server and the others that serve the same topics, as NODES describes them to clients.
@@ -223,6 +226,7 @@ impl Default for Limits {
             nodes: Nodes::default(),
             routes: Arc::default(),
             is_fed_by_logs: false,
+            log_readers: Vec::new(),
         }
     }
 }

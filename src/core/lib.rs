@@ -13,6 +13,7 @@ pub mod home;
 pub mod ids;
 pub mod in_flight;
 pub mod limits;
+pub mod log_reads;
 pub mod mesh;
 pub mod message_id;
 pub mod metrics;

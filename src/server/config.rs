@@ -193,6 +193,7 @@ impl Checks<'_> {
         self.check_rates();
         let sources = self.sources(bounds, &core_limits.tenants);
         core_limits.is_fed_by_logs = sources.iter().any(SourceConfig::reads_back);
+        core_limits.log_readers = sources::log_readers(&sources);
         Config {
             cores,
             shards,
@@ -529,6 +530,7 @@ impl Checks<'_> {
             tenants: Arc::default(),
             routes: Arc::default(),
             is_fed_by_logs: false,
+            log_readers: Vec::new(),
         }
     }
 
