@@ -8,6 +8,7 @@ use crate::{
     ids::TenantId,
     limits,
     listed::Listed,
+    log_reads::LogReaderConfig,
     networks::Networks,
     principal::Principal,
     routes::Routes,
@@ -107,6 +108,8 @@ pub struct Limits {
     pub is_fed_by_logs: bool,
     /// The feeds that mark their topics as stale, in the order of their [`FeedId`](crate::ids::FeedId)s.
     pub feeds: Arc<[Feed]>,
+    /// The readers of the logs that feed topics: where a session's place is older than the history, the log is read.
+    pub log_readers: Vec<LogReaderConfig>,
 }
 
 /// A source, or a failover group of sources, that marks its topics as stale when it falls silent.
@@ -240,6 +243,7 @@ impl Default for Limits {
             routes: Arc::default(),
             is_fed_by_logs: false,
             feeds: Arc::default(),
+            log_readers: Vec::new(),
         }
     }
 }

@@ -4,6 +4,7 @@ mod awaited;
 mod conflation;
 mod egress_logs;
 mod forget;
+mod from_log;
 mod logged;
 mod match_counts;
 mod opening;
@@ -34,6 +35,7 @@ pub use self::{
     awaited::AwaitedSettings,
     conflation::{CloseBudget, PaceTimer},
     egress_logs::{EgressLogs, LogIndex},
+    from_log::LogWant,
     opening::OpeningUnits,
     recovery::HistoryRequest,
     subscriptions::{Interest, Registration, StartFrom, Subscription, cover_of},
@@ -92,6 +94,8 @@ pub struct Fanout {
     by_key: HashMap<Box<str>, TopicId>,
     /// Sessions with room for another chunk of history. At most one entry per session.
     pulls: VecDeque<SlotId>,
+    /// Ticks to read from logs, until taken. Bound: the chunks of history that a turn handles.
+    log_wants: Vec<LogWant>,
     match_counts: MatchCounts,
     openings: Openings,
     /// Topics forgotten by their homes, whose members must leave. Bound: `topics_max`.
@@ -181,6 +185,7 @@ impl Fanout {
             topics: Topics { homes: (0..shards).map(|_| Vec::new()).collect(), places },
             by_key: HashMap::new(),
             pulls: VecDeque::new(),
+            log_wants: Vec::new(),
             match_counts: MatchCounts::default(),
             openings: Openings::default(),
             forgotten: VecDeque::new(),

@@ -17,8 +17,8 @@ use std::{collections::HashMap, sync::Arc};
 
 pub use self::{
     backfill::{
-        Backfill, CHUNK_AHEAD, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED,
-        CHUNK_VALUES_LOST, HistoryChunk,
+        Backfill, CHUNK_AHEAD, CHUNK_EPOCH_PASSED, CHUNK_IN_LOG, CHUNK_LAST, CHUNK_NOT_RECOVERED,
+        CHUNK_RECOVERED, CHUNK_VALUES_LOST, HistoryChunk, InLog,
     },
     creation::{CreationLimits, Creator, TopicLookup, TopicRefusal},
     interest::{NAME_BYTES, wildcard_bytes},

@@ -14,6 +14,7 @@ pub mod ids;
 pub mod in_flight;
 pub mod limits;
 pub mod listed;
+pub mod log_reads;
 pub mod mesh;
 pub mod message_id;
 pub mod metrics;

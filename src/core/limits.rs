@@ -223,6 +223,21 @@ pub const LOG_SEQUENCES_PER_TOPIC_MAX: usize = 64 << 10;
 pub const LOG_SEQUENCES_MAX: usize = 1 << 20;
 /// Holes in the log of one topic that a shard remembers separately: 16 bytes each. Older ones are merged into one.
 pub const LOG_HOLES_PER_TOPIC_MAX: usize = 8;
+/// Reads of one log that a shard has under way, for places older than its history. Beyond that, a place is not recovered.
+pub const LOG_READS_MAX: usize = 16 << 10;
+/// Requests in the ring from a shard to the reader of a log, and answers in the ring back.
+pub const LOG_READ_RING: usize = 64;
+/// Requests that the reader of a log serves at once, each with a chunk of history; the others wait in the shards.
+pub const LOG_READS_ACTIVE_MAX: usize = 256;
+/// Bytes of the ticks that the reader of a log has read last and keeps for requests that follow: 96 and the topic's name each, and
+/// the payload.
+pub const LOG_READ_WINDOW_BYTES: usize = 16 << 20;
+/// Messages that the reader of a log reads before it turns to places elsewhere in the log, if there are any.
+pub const LOG_READ_PASS_MESSAGES: u64 = 64 << 10;
+/// Default time from a request to the reader of a log to its answer, nanoseconds: an engine that restarts is back by then.
+pub const LOG_READ_TIMEOUT_NS_DEFAULT: u64 = 10_000_000_000;
+/// Requests to readers of logs that are given up in one turn.
+pub const TURN_LOG_READS_EXPIRED: usize = 256;
 /// Maximum chunk of history that a home sends to a shard, unless a single tick is longer.
 pub const HISTORY_CHUNK_BYTES: usize = 32 << 10;
 /// Outbox bytes reserved for a chunk: more than its native frames, because JSON is longer. Also the smallest configurable outbox:

@@ -1,4 +1,4 @@
-//! The mesh: a shard's ends of the rings to and from the other shards, from sources, and to and from sinks.
+//! The mesh: a shard's ends of the rings to and from the other shards, from sources, and to and from sinks and readers of logs.
 
 pub mod handover;
 pub mod item_ring;
@@ -13,6 +13,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     limits::{MESH_WAITING_BYTES, TURN_RING_BYTES},
+    log_reads::{LogChunk, LogReaderLane},
     mesh::ring::{Doorbell, FrameConsumer, FrameProducer, Stage, frame_ring},
     metrics::counters::Counter,
     now::Now,
@@ -42,6 +43,7 @@ pub struct Mesh {
     peers: Vec<Peer>,
     sources: Vec<FrameConsumer>,
     sinks: Vec<SinkLane>,
+    log_readers: Vec<LogReaderLane>,
     /// Index of the peer whose requests are handled first.
     first: usize,
 }
@@ -75,7 +77,13 @@ pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
     };
     let mut meshes: Vec<Mesh> = bells
         .iter()
-        .map(|_| Mesh { peers: Vec::new(), sources: Vec::new(), sinks: Vec::new(), first: 0 })
+        .map(|_| Mesh {
+            peers: Vec::new(),
+            sources: Vec::new(),
+            sinks: Vec::new(),
+            log_readers: Vec::new(),
+            first: 0,
+        })
         .collect();
     for a in 0..bells.len() {
         for b in a + 1..bells.len() {
@@ -117,6 +125,11 @@ impl Mesh {
         self.sinks.push(lane);
     }
 
+    /// Adds the rings to and from the reader of a log.
+    pub fn add_log_reader(&mut self, lane: LogReaderLane) {
+        self.log_readers.push(lane);
+    }
+
     /// Passes incoming frames to the shard, at most [`TURN_RING_BYTES`] per ring: deliveries always and first, requests
     /// only while the shard has room for what they add. Returns whether there were any.
     pub fn take_in(&mut self, shard: &mut Shard, now: Now) -> bool {
@@ -152,6 +165,19 @@ impl Mesh {
                 (lane.wake.0)();
             }
             bytes += answers;
+        }
+        for lane in &mut self.log_readers {
+            let mut chunks = 0;
+            while shard.takes_deliveries()
+                && let Some(chunk) = lane.chunks_in.pop()
+            {
+                shard.handle_log_chunk(lane.source, &chunk, now);
+                bytes += chunk.frames.len() + size_of::<LogChunk>();
+                chunks += 1;
+            }
+            if chunks > 0 && lane.chunks_in.producer_waits() {
+                (lane.wake.0)();
+            }
         }
         if bytes > 0 {
             shard.counters().add(Counter::MeshBytes, bytes as u64);
@@ -195,6 +221,14 @@ impl Mesh {
                 any = true;
             }
         }
+        for lane in &mut self.log_readers {
+            let pushed =
+                shard.with_log_reads(lane.source, |queue| !queue.is_empty() && lane.reads_out.push(queue));
+            if pushed == Some(true) {
+                (lane.wake.0)();
+                any = true;
+            }
+        }
         if filled > 0 {
             shard.counters().add(Counter::MeshRingFull, filled);
         }
@@ -226,6 +260,7 @@ impl Mesh {
 
     fn has_answers(&mut self) -> bool {
         self.sinks.iter_mut().any(|lane| !lane.answers_in.is_empty())
+            || self.log_readers.iter().any(|lane| !lane.chunks_in.is_empty())
     }
 
     /// Returns the unread bytes in the rings from other shards, and in those from sources.

@@ -17,12 +17,12 @@
 //!    of the verifiers are handled the same way: [`Shard::handle_verdict`].
 //! 2. Connections that other shards hand over: [`Shard::handle_attached`].
 //! 3. The rings from other shards and from sources: [`Shard::handle_delivery`], then [`Shard::handle_request`]. Those from sinks at
-//!    any time: [`Shard::handle_settled`].
+//!    any time: [`Shard::handle_settled`]. Those from readers of logs: [`Shard::handle_log_chunk`].
 //! 4. [`Shard::turn`].
 //! 5. Batches of SENDs until one is empty: [`Shard::prepare_sends`], [`Shard::poll_send`], [`Shard::send_bytes`], then
 //!    [`Shard::handle_sent`] for each SEND of the batch.
 //! 6. [`Shard::poll_action`] and [`Shard::poll_credentials`] until `None`.
-//! 7. Staged frames into the rings: [`Shard::with_stages`], [`Shard::with_sink_stage`]. Then [`Shard::end_turn`].
+//! 7. Staged frames into the rings: [`Shard::with_stages`], [`Shard::with_sink_stage`], [`Shard::with_log_reads`]. Then [`Shard::end_turn`].
 
 mod answers;
 mod authentication;
@@ -36,6 +36,7 @@ mod ingress;
 mod intake;
 mod invariants;
 mod lifecycle;
+mod log_reads;
 mod logged;
 mod message_ids;
 mod overload;
@@ -62,8 +63,8 @@ use std::{
 
 use self::{
     authentication::Authentication, calls::CallQueues, control::Control, intake::IntakeKind,
-    polling::PollingSlots, quotas::Quotas, routing::Routing, stages::Stages, stale::FeedStates,
-    timers::Timer, unfinished::Unfinished,
+    log_reads::LogReads, polling::PollingSlots, quotas::Quotas, routing::Routing, stages::Stages,
+    stale::FeedStates, timers::Timer, unfinished::Unfinished,
 };
 use crate::{
     budgets::Budgets,
@@ -180,6 +181,8 @@ pub struct Shard {
     stages: Stages,
     /// Publishes sent to other engines.
     routing: Routing,
+    /// Ticks requested from logs.
+    log_reads: LogReads,
     actions: VecDeque<Action>,
     /// Slots whose input waits for the session itself: for room in its outbox, or for its changes. Entries of ended sessions stay
     /// until the next attempt to resume. At most one entry per pause since the last attempt.
@@ -292,6 +295,7 @@ impl Shard {
                 .with_deflate(limits.deflate_bytes_min),
             stages: Stages::new(shards),
             routing: Routing::new(limits.routes.sinks.len()),
+            log_reads: LogReads::new(&limits),
             actions: VecDeque::new(),
             paused: Vec::new(),
             input_queue: FairQueue::new(INPUT_QUANTUM_BYTES),
@@ -467,6 +471,7 @@ impl Shard {
         self.preferred_intake = self.preferred_intake.next(self.shards > 1);
         worked |= self.handle_timers(now);
         worked |= self.expire_routed(now);
+        worked |= self.expire_log_reads(now);
         self.end_answered(now);
         self.apply_deferred(now);
         self.invariants();
@@ -477,6 +482,7 @@ impl Shard {
     fn apply_deferred(&mut self, now: Now) {
         self.count_ticks();
         self.set_pace_timers();
+        self.request_log_reads(now);
         self.answer_calls(now);
         while let Some(slot) = self.sessions.pop_too_far_behind() {
             let why = self.why_too_far_behind(slot);
@@ -564,6 +570,7 @@ impl Shard {
             .chain(self.overloaded_until_ns)
             .chain(self.quotas.due_ns())
             .chain(self.routing.next_deadline_ns())
+            .chain(self.log_reads.next_deadline_ns())
             .min()
     }
 
@@ -587,6 +594,7 @@ impl Shard {
             + self.fanout.stale_bytes()
             + self.stages.waiting_bytes()
             + self.routing.heap_bytes()
+            + self.log_reads.heap_bytes()
             + self.timers.heap_bytes()
             + self.control.heap_bytes()
             + self.authentication.heap_bytes()

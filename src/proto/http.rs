@@ -368,8 +368,7 @@ fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> (Result<Outcome
     let path = request.head.uri().path();
     // Load balancers probe by any name, and a page learns nothing from the answer.
     if path != HEALTH
-        && let Err(failure) =
-            config.access.check_host(request, config.sender, config.files.contains(path))
+        && let Err(failure) = config.access.check_host(request, config.sender, config.files.contains(path))
     {
         return (Err(failure), String::new());
     }

@@ -100,6 +100,21 @@ pub(crate) fn encode_unlinked(out: &mut Vec<u8>, tick: &Frame<'_>) {
     frame::encode_tick(out, TopicId(topic_id), Sequence(sequence), &parts);
 }
 
+/// Appends a TICK with another bound of the preceding sequence.
+pub fn encode_relinked(out: &mut Vec<u8>, tick: &Frame<'_>, previous: u64) -> FrameHeader {
+    let FrameHeader { flags, sequence, topic_id, schema, .. } = tick.header;
+    let times = tick.record::<TickTimes>();
+    debug_assert!(times.is_ok(), "a TICK frame has times");
+    let parts = TickParts {
+        flags,
+        schema,
+        times: times.unwrap_or_default(),
+        key: tick.key(),
+        payload: tick.payload(),
+    };
+    encode_linked_tick(out, TopicId(topic_id), Sequence(sequence), previous, &parts)
+}
+
 /// Where a tick is in its log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogPosition {
@@ -196,6 +211,10 @@ mod tests {
             assert_eq!((frame.previous(), frame.key(), frame.payload()), (previous, 7, &b"payload"[..]));
         }
         assert_eq!(linked.len(), linked_tick_len(7));
+        let mut relinked = Vec::new();
+        encode_relinked(&mut relinked, &decode(&linked), 5);
+        let relinked = decode(&relinked);
+        assert_eq!((relinked.previous(), relinked.key(), relinked.payload()), (5, 7, &b"payload"[..]));
         let mut unlinked = Vec::new();
         encode_unlinked(&mut unlinked, &decode(&linked));
         assert_eq!(unlinked, plain);

@@ -364,7 +364,7 @@ wire_record!(
     from: u64 = 8,
     /// First sequence that is still kept, at least `from`. Ticks `[from, start)` are lost.
     start: u64 = 16,
-    /// `PIECE_*` bits of the core.
+    /// `CHUNK_*` bits of the core.
     flags: u32 = 24,
     /// `Wanted` of the RECOVER.
     wanted: u32 = 28,

@@ -194,6 +194,7 @@ impl Checks<'_> {
         let sources = self.sources(bounds, &core_limits.tenants);
         core_limits.is_fed_by_logs = sources.iter().any(SourceConfig::reads_back);
         core_limits.feeds = feeds::list(&sources);
+        core_limits.log_readers = sources::log_readers(&sources);
         Config {
             cores,
             shards,
@@ -533,6 +534,7 @@ impl Checks<'_> {
             routes: Arc::default(),
             is_fed_by_logs: false,
             feeds: Arc::default(),
+            log_readers: Vec::new(),
         }
     }
 

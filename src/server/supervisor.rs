@@ -2,6 +2,7 @@
 
 mod feed_reports;
 pub mod listening;
+mod log_readers;
 pub mod reload;
 mod report;
 mod rings;
@@ -54,6 +55,7 @@ use crate::{
         failover::Failover,
         feeds,
         kind::SourceConfig,
+        log_reader::RunningLogReader,
         sink::{RunningSink, SinkStatus, kind::SinkConfig},
     },
     supervisor::{
@@ -112,6 +114,7 @@ struct Server {
     sources: Vec<RunningSource>,
     /// The configured sources, running or not.
     source_statuses: Vec<SourceStatus>,
+    log_readers: Vec<RunningLogReader>,
     sinks: Vec<RunningSink>,
     sink_statuses: Vec<SinkStatus>,
     failover: Failover,
@@ -289,6 +292,8 @@ fn start(
         lanes
     };
     let lanes = config.sources.iter().zip(1..).zip(feeds::assign(&commons)).map(of_source).collect();
+    let log_readers =
+        log_readers::start(config, &source_statuses, (&mut meshes, &bells), &event_sender).map_err(failed)?;
     let sinks = sinks::start(config, &sink_statuses, (&mut meshes, &bells), &event_sender).map_err(failed)?;
 
     let verifiers_ended = event_sender.clone();
@@ -301,6 +306,7 @@ fn start(
         failover: Failover::new(&source_statuses),
         feeds: FeedReports::new(&source_statuses),
         source_statuses,
+        log_readers,
         sinks,
         sink_statuses,
         sources_started_ns: 0,
@@ -402,6 +408,7 @@ impl Server {
         };
         self.stop.request(clock::monotonic_ns(), drain_ns);
         let (last, stopped) = self.wait_for_shards();
+        self.stop_log_readers();
         self.stop_sinks();
         for (shard, has_ended) in self.shards.drain(..).zip(&self.shards_ended) {
             // Its panics were caught and reported. A stuck shard ends with the process.

@@ -9,6 +9,8 @@
 //!  a message's sequence is not the next one (no filter)               lost or deleted in between: counted as lost
 //! ```
 
+mod past;
+
 use std::{convert::Infallible, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use async_nats::{
@@ -22,17 +24,19 @@ use async_nats::{
 use futures_util::{FutureExt, StreamExt};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
+use self::past::Past;
 use super::{
     Source, SourceContext, SourceError,
     engine::{self, EngineError, Ingest, Reader},
     kind::{Configured, OptionChecks, SourceOptions},
+    log_reader::{self, ReadBack},
     mapping::{MapOptions, Mapping, Message},
     nats::connection::{self, Auth, Connection, Events, Fields, SUBSCRIPTION_CAPACITY},
     position::PositionKind,
     tls::Tls,
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
-use tickcast_common::clock;
+use tickcast_common::{clock, values::Time};
 use tickcast_proto::{
     logged::{LogPosition, log_epoch},
     pattern,
@@ -65,6 +69,12 @@ pub struct Options {
     start: Start,
     /// Whether the stream's sequences are also those of the topics.
     position: PositionKind,
+    /// With `position = "log"`: whether clients whose positions are older than the history get the ticks from the stream.
+    read_back: bool,
+    /// Messages of the stream to read per second for such clients.
+    read_back_rate: u32,
+    /// Maximum time in which reading must make progress for such a client.
+    read_back_timeout: Time,
     auth: Auth,
     tls: Tls,
     map: MapOptions,
@@ -78,6 +88,9 @@ impl Default for Options {
             subjects: Vec::new(),
             start: Start::New,
             position: PositionKind::Local,
+            read_back: true,
+            read_back_rate: log_reader::RATE_DEFAULT,
+            read_back_timeout: log_reader::timeout_default(),
             auth: Auth::default(),
             tls: Tls::default(),
             map: MapOptions::default(),
@@ -174,20 +187,26 @@ impl SourceOptions for Options {
         }
         checks.within("subjects", self.subjects.len(), 0, SOURCE_SUBJECTS_MAX);
         connection::check_subjects(&self.subjects, checks);
+        let (is_on, is_logged) = (self.read_back, self.position == PositionKind::Log);
+        let read_back = ReadBack { is_on, rate: self.read_back_rate, timeout: self.read_back_timeout };
+        read_back.check(checks);
         let connection = Connection::new("jetstream", self.servers, self.auth, self.tls, checks);
         let mapping = Mapping::new(&self.map, checks)?;
-        let pattern = mapping.pattern();
+        let (pattern, connection) = (mapping.pattern(), connection?);
+        let past = Past::new(connection.clone(), stream.clone(), self.subjects.clone());
+        let past = log_reader::Reader::new(past, mapping.clone(), read_back.rate);
         let source = JetStream {
-            connection: connection?,
+            connection,
             stream,
             subjects: self.subjects,
             start: self.start,
             mapping,
-            is_logged: self.position == PositionKind::Log,
+            is_logged,
             position: None,
             set_back: 0,
         };
-        Some(Configured::new(pattern, source).reading_back(self.position == PositionKind::Log))
+        let configured = Configured::new(pattern, source).reading_back(is_logged);
+        Some(if is_logged { configured.with_log_reader(read_back, past) } else { configured })
     }
 }
 
@@ -413,12 +432,17 @@ impl JetStream {
     /// The epoch of one life of the stream, from its name and creation time. A stream that was set back reuses sequences, so it
     /// gets another epoch on every node that has noticed.
     fn epoch(&self, created_ns: i128) -> u64 {
-        let mut life = created_ns.to_le_bytes().to_vec();
-        if self.set_back > 0 {
-            life.extend(self.set_back.to_le_bytes());
-        }
-        log_epoch(Options::KIND, &self.stream, &life)
+        life_epoch(&self.stream, created_ns, self.set_back)
     }
+}
+
+/// The epoch of a life of a stream that was found set back so many times.
+fn life_epoch(stream: &str, created_ns: i128, set_back: u64) -> u64 {
+    let mut life = created_ns.to_le_bytes().to_vec();
+    if set_back > 0 {
+        life.extend(set_back.to_le_bytes());
+    }
+    log_epoch(Options::KIND, stream, &life)
 }
 
 #[cfg(test)]

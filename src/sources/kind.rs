@@ -19,7 +19,11 @@ use serde::{
 };
 use toml::Table;
 
-use super::{KINDS, Source, common::Common};
+use super::{
+    KINDS, Source,
+    common::Common,
+    log_reader::{LogReader, ReadBack},
+};
 use tickcast_core::ids::TenantId;
 
 /// Options of one kind of source: the keys of its `[[source]]` in the file.
@@ -190,6 +194,14 @@ pub struct Configured {
     pattern: Cow<'static, str>,
     reads_back: bool,
     build: Arc<dyn Fn() -> Box<dyn Source> + Send + Sync>,
+    log_reader: Option<ConfiguredLogReader>,
+}
+
+/// A configured reader of a source's log.
+#[derive(Clone)]
+struct ConfiguredLogReader {
+    timeout_ns: u64,
+    build: Arc<dyn Fn() -> Box<dyn LogReader> + Send + Sync>,
 }
 
 impl Configured {
@@ -199,7 +211,18 @@ impl Configured {
         source: impl Source + Clone + Sync + 'static,
     ) -> Configured {
         let build = Arc::new(move || Box::new(source.clone()) as Box<dyn Source>);
-        Configured { pattern: pattern.into(), reads_back: false, build }
+        Configured { pattern: pattern.into(), reads_back: false, build, log_reader: None }
+    }
+
+    /// The same with a reader of the log's past, of which a clone runs, unless the options turn it off.
+    pub fn with_log_reader(
+        self,
+        options: ReadBack,
+        reader: impl LogReader + Clone + Sync + 'static,
+    ) -> Configured {
+        let build = Arc::new(move || Box::new(reader.clone()) as Box<dyn LogReader>);
+        let log_reader = ConfiguredLogReader { timeout_ns: options.timeout.ns, build };
+        Configured { log_reader: options.is_on.then_some(log_reader), ..self }
     }
 
     /// The same, but if `reads_back`, it reads back a part of its log before the server is ready.
@@ -257,6 +280,16 @@ impl SourceConfig {
     /// Whether the server is ready only once the source has read back a part of its log.
     pub fn reads_back(&self) -> bool {
         self.configured.reads_back
+    }
+
+    /// Maximum time from a request to the reader of its log to the answer, nanoseconds; `None`: there is no reader.
+    pub fn log_reader_timeout_ns(&self) -> Option<u64> {
+        self.configured.log_reader.as_ref().map(|reader| reader.timeout_ns)
+    }
+
+    /// Creates the reader of its log, if it has one.
+    pub fn build_log_reader(&self) -> Option<Box<dyn LogReader>> {
+        self.configured.log_reader.as_ref().map(|reader| (reader.build)())
     }
 
     /// Creates the source.

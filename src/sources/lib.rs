@@ -25,6 +25,7 @@ pub mod jetstream;
 pub mod kafka;
 pub mod kind;
 pub mod limits;
+pub mod log_reader;
 pub mod mapping;
 #[cfg(feature = "nats")]
 pub mod nats;

@@ -155,6 +155,11 @@ impl Id {
         (position > 0).then_some(position)
     }
 
+    /// The id of a position.
+    pub fn at(position: u64) -> Id {
+        Id { ms: BASE_MS + (position >> NUMBER_BITS), n: position & ((1 << NUMBER_BITS) - 1) }
+    }
+
     /// The last position that an entry with this id or a smaller one may have.
     pub fn highest_position(self) -> u64 {
         let number = self.n.min((1 << NUMBER_BITS) - 1);
@@ -186,6 +191,9 @@ mod tests {
             [id(0, 1), id(1, 0), id(1, 8_191), id(2, 0)].map(Id::position),
             [1, 8_192, 16_383, 16_384].map(Some)
         );
+        for id in [id(0, 1), id(1, 0), id(1, 8_191)] {
+            assert_eq!(id.position().map(Id::at), Some(id));
+        }
         let last = id((1 << 40) - 1, 8_191);
         assert_eq!((last.position(), last.highest_position()), (Some((1 << 53) - 1), (1 << 53) - 1));
         for unfit in

@@ -10,6 +10,7 @@
 //! ```
 
 mod logged;
+mod past;
 
 use std::{
     collections::HashMap,
@@ -22,18 +23,19 @@ use std::{
 use redis::{RedisError, Value, aio::MultiplexedConnection, cmd, from_redis_value};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use self::logged::Life;
+use self::{logged::Life, past::Past};
 use super::{
     Source, SourceContext, SourceError,
     engine::{self, EngineError, Ingest, Reader},
     kind::{Configured, OptionChecks, SourceOptions},
+    log_reader::{self, ReadBack},
     mapping::{Headers, MapOptions, Mapping, Message},
     position::PositionKind,
     redis::{ANSWER, Auth, Id, Server},
     tls::Tls,
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
-use tickcast_common::clock;
+use tickcast_common::{clock, values::Time};
 use tickcast_proto::{
     logged::LogPosition,
     units::{format_duration, parse_duration_ns},
@@ -60,6 +62,12 @@ pub struct Options {
     start: Start,
     /// Whether the ids of the entries are also the sequences of the topics.
     position: PositionKind,
+    /// With `position = "log"`: whether clients whose positions are older than the history get the ticks from the streams.
+    read_back: bool,
+    /// Entries to read per second for such clients.
+    read_back_rate: u32,
+    /// Maximum time in which reading must make progress for such a client.
+    read_back_timeout: Time,
     auth: Auth,
     tls: Tls,
     map: MapOptions,
@@ -73,6 +81,9 @@ impl Default for Options {
             field: "data".into(),
             start: Start::New,
             position: PositionKind::Local,
+            read_back: true,
+            read_back_rate: log_reader::RATE_DEFAULT,
+            read_back_timeout: log_reader::timeout_default(),
             auth: Auth::default(),
             tls: Tls::default(),
             map: MapOptions::default(),
@@ -142,13 +153,19 @@ impl SourceOptions for Options {
                         each stream a source of its own";
             checks.refuse("position", text);
         }
+        let read_back =
+            ReadBack { is_on: self.read_back, rate: self.read_back_rate, timeout: self.read_back_timeout };
+        read_back.check(checks);
         let mapping = Mapping::new(&self.map, checks)?;
         let pattern = mapping.pattern();
+        let past = server.clone().map(|server| Past::new(server, self.streams.clone(), self.field.clone()));
+        let past = log_reader::Reader::new(past?, mapping.clone(), read_back.rate);
         let lives = self.streams.iter().map(|_| Life::default()).collect();
         let streams = self.streams.into_iter().map(|key| (key, None)).collect();
         let (server, field, start) = (server?, self.field, self.start);
         let source = RedisStreams { server, streams, lives, is_logged, field, start, mapping };
-        Some(Configured::new(pattern, source).reading_back(is_logged))
+        let configured = Configured::new(pattern, source).reading_back(is_logged);
+        Some(if is_logged { configured.with_log_reader(read_back, past) } else { configured })
     }
 }
 
@@ -334,24 +351,22 @@ impl RedisStreams {
         cursor.last = id;
         cursor.passed = cursor.passed.map(|passed| passed + 1);
         let fields = Fields(fields);
-        let payload = fields.bytes(&self.field).or(match fields.0 {
-            [_, only] => bytes_of(only),
-            _ => None,
-        });
-        let Some(payload) = payload else {
-            ingest.skip(key, &format!("entry {id} has no field {:?}", self.field));
-            return Ok(id);
-        };
-        let message = Message {
-            subject: key,
-            key: None,
-            headers: &fields,
-            payload,
-            time_ns: id.ms.checked_mul(1_000_000),
-        };
-        ingest.take_at(message, position).await;
+        match message_of(key, id, &fields, &self.field) {
+            Some(message) => ingest.take_at(message, position).await,
+            None => ingest.skip(key, &format!("entry {id} has no field {:?}", self.field)),
+        }
         Ok(id)
     }
+}
+
+/// The message of an entry, whose payload is in this field, or in its only one. `None` if it has no such field.
+fn message_of<'a>(key: &'a str, id: Id, fields: &'a Fields<'a>, field: &str) -> Option<Message<'a>> {
+    let payload = fields.bytes(field).or(match fields.0 {
+        [_, only] => bytes_of(only),
+        _ => None,
+    })?;
+    let time_ns = id.ms.checked_mul(1_000_000);
+    Some(Message { subject: key, key: None, headers: fields, payload, time_ns })
 }
 
 /// The result of XINFO STREAM for a stream, which may not exist.

@@ -112,7 +112,8 @@ impl SourceStatus {
         &self.0.common
     }
 
-    /// Its counters. Each has one writer: the source's thread, or the main thread for [`Counter::SourceActivations`].
+    /// Its counters. Each has one writer: the source's thread, the main thread for [`Counter::SourceActivations`], or the reader of its
+    /// log for [`Counter::SourceMessagesReadBack`].
     pub fn counters(&self) -> &Counters {
         &self.0.counters
     }

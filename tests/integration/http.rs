@@ -165,22 +165,17 @@ fn a_page_whose_name_was_made_to_point_to_a_local_server_reads_nothing() {
         peer.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes());
         peer.http_head()[9..12].parse::<u16>().unwrap()
     };
-    for target in [
-        "/sse?topics=a",
-        "/v1/latest?topics=a",
-        "/v1/history?topic=a",
-        "/v1/topics",
-        "/socket.io/?EIO=4",
-    ] {
+    for target in
+        ["/sse?topics=a", "/v1/latest?topics=a", "/v1/history?topic=a", "/v1/topics", "/socket.io/?EIO=4"]
+    {
         assert_eq!(status(target, "evil.example:9480"), 403, "{target}");
         assert_ne!(status(target, "localhost"), 403, "{target}");
         assert_ne!(status(target, &server.http.to_string()), 403, "{target}");
     }
     // A browser sends an origin with each WebSocket handshake; other clients may use any name.
-    for (host, status) in [
-        ("Host: evil.example\r\nOrigin: http://evil.example\r\n", "403"),
-        ("Host: evil.example\r\n", "101"),
-    ] {
+    for (host, status) in
+        [("Host: evil.example\r\nOrigin: http://evil.example\r\n", "403"), ("Host: evil.example\r\n", "101")]
+    {
         let mut peer = Peer::connect(server.http);
         peer.send(upgrade_request("/ws", "").replacen("Host: localhost\r\n", host, 1).as_bytes());
         assert_eq!(&peer.http_head()[9..12], status, "{host}");

@@ -48,6 +48,7 @@ mod policies;
 mod positions;
 mod proxies;
 mod publish;
+mod read_back;
 mod recovery;
 mod reload;
 mod replay;

@@ -19,13 +19,17 @@ use tickcast_proto::{
     subscription::{Position, StartPosition},
 };
 
-const FORMATS: [WireFormat; 2] = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_JSON];
+pub(crate) const FORMATS: [WireFormat; 2] = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_JSON];
 
 /// Starts a server that reads a log by position, and waits until it is ready.
 fn serve(name: &str, source: &str) -> Server {
+    serve_with_history(name, source, "100000:16MiB:0")
+}
+
+pub(crate) fn serve_with_history(name: &str, source: &str, history: &str) -> Server {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.toml"));
     fs::write(&file, format!("[[source]]\nposition = 'log'\n{source}\n")).unwrap();
-    let options = ["--config", file.to_str().unwrap(), "--history", "100000:16MiB:0"];
+    let options = ["--config", file.to_str().unwrap(), "--history", history];
     let server = Server::start_with_input(&mut tickcast(), Stdio::null(), &options);
     eventually("a server that is ready", || is_ready(&server));
     server
@@ -41,17 +45,17 @@ fn signal(server: &Server, signal: Signal) {
 
 /// A client that keeps its places, and what it has got.
 #[derive(Default)]
-struct Reader {
-    client: Option<Client>,
-    places: HashMap<Box<str>, Position>,
+pub(crate) struct Reader {
+    pub(crate) client: Option<Client>,
+    pub(crate) places: HashMap<Box<str>, Position>,
     /// Payloads by topic, `gap` for each range that is lost.
-    got: HashMap<String, Vec<String>>,
-    recovered: Vec<bool>,
+    pub(crate) got: HashMap<String, Vec<String>>,
+    pub(crate) recovered: Vec<bool>,
 }
 
 impl Reader {
     /// Goes on at a server, after what it has.
-    fn connect(&mut self, server: &Server, encoding: WireFormat) {
+    pub(crate) fn connect(&mut self, server: &Server, encoding: WireFormat) {
         let from = match self.places.is_empty() {
             true => StartPosition::Live,
             false => StartPosition::AfterEach(self.places.clone()),
@@ -63,7 +67,7 @@ impl Reader {
     }
 
     /// Reads until it has so many ticks in all.
-    fn read(&mut self, count: usize) {
+    pub(crate) fn read(&mut self, count: usize) {
         let client = self.client.as_mut().unwrap();
         let has = |got: &HashMap<String, Vec<String>>| {
             got.values().flatten().filter(|text| *text != "gap").count() >= count
@@ -85,7 +89,7 @@ impl Reader {
     }
 }
 
-fn numbers(numbers: std::ops::Range<u32>) -> impl Iterator<Item = String> {
+pub(crate) fn numbers(numbers: std::ops::Range<u32>) -> impl Iterator<Item = String> {
     numbers.map(|number| number.to_string())
 }
 

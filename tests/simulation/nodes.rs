@@ -3,12 +3,13 @@
 //! ```text
 //!  Log: positions, topics, retention, lives            what is true
 //!    |            |
-//!  Node 0       Node 1      a cluster of shards each, with a reader that falls behind, reads again, and starts anew
+//!  Node 0       Node 1      a cluster of shards each, with a reader that falls behind, reads again, and starts anew; in half of
+//!    |            |         the runs with a short history, and a reader of the log's past that is away half of the time
 //!    \            /
 //!     Clients               resume where they were, at any node; check each tick, range and answer against the log
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use fastrand::Rng;
 use tickcast_core::{
@@ -16,10 +17,16 @@ use tickcast_core::{
     fanout::OpeningUnits,
     home::history::HistoryBounds,
     ids::SlotId,
+    limits::LOG_READ_RING,
+    log_reads::{
+        LogChunk, LogRead, LogReadOutcome, LogReaderConfig, LogReaderLane, LogScan, LogTick, ScanStep,
+    },
     mesh::{
-        Mesh,
+        Mesh, SinkWake,
+        item_ring::{ItemConsumer, ItemProducer, item_ring},
         ring::{FrameProducer, Stage, frame_ring},
     },
+    metrics::counters::Counter,
     now::Now,
     placement::home_shard,
     shard::{Action, ListenerKind, Shard},
@@ -28,7 +35,7 @@ use tickcast_core::{
 use tickcast_proto::{
     Step,
     features::Features,
-    frame::{self, FLAG_SNAPSHOT, Frame, HeaderFields, HelloParts, Kind},
+    frame::{self, FLAG_SNAPSHOT, Frame, HeaderFields, HelloParts, Kind, TickParts},
     logged::{self, LogPosition, log_epoch},
     records::{Closing, Publish, Recovered, Resume, SkippedRange, Subscribe, Subscribed},
     subscription::{Policy, Rules},
@@ -40,6 +47,8 @@ const CLIENTS: usize = 6;
 const STEPS: usize = 600;
 const SETTLE_TURNS: usize = 200;
 const RING_BYTES: usize = 96 << 10;
+/// How long a session waits for a read of the log: 100 steps.
+const READ_TIMEOUT_NS: u64 = 10_000_000;
 
 /// How often a run reached each situation.
 #[derive(Debug, Default)]
@@ -55,6 +64,10 @@ pub struct Reached {
     pub conflated: u64,
     pub restarted: u64,
     pub opened_in_pieces: u64,
+    /// Ticks that came from the log, answers that it no longer has them, and reads that were given up.
+    pub read_back: u64,
+    pub too_old: u64,
+    pub expired: u64,
 }
 
 impl Reached {
@@ -70,13 +83,17 @@ impl Reached {
         self.conflated += other.conflated;
         self.restarted += other.restarted;
         self.opened_in_pieces += other.opened_in_pieces;
+        self.read_back += other.read_back;
+        self.too_old += other.too_old;
+        self.expired += other.expired;
     }
 
     pub fn is_complete(&self) -> bool {
         let Reached { delivered, moved, recovered, not_recovered, ahead, holes, repeated, lives, .. } = *self;
         let others = [moved, recovered, not_recovered, ahead, holes, repeated, lives];
         let more = [self.conflated, self.restarted, self.opened_in_pieces];
-        delivered > 10_000 && others.iter().chain(&more).all(|&count| count > 10)
+        let from_log = [self.read_back, self.too_old, self.expired];
+        delivered > 10_000 && others.iter().chain(&more).chain(&from_log).all(|&count| count > 10)
     }
 }
 
@@ -130,11 +147,95 @@ struct Lane {
     stage: Stage,
 }
 
+/// A reader's ends of the rings to one shard.
+struct ReaderLane {
+    reads: ItemConsumer<LogRead>,
+    chunks: ItemProducer<LogChunk>,
+    waiting: VecDeque<LogChunk>,
+}
+
+/// Reads the past of the log, for places that are older than a node's history.
+struct LogReader {
+    lanes: Vec<ReaderLane>,
+    scan: LogScan,
+    epoch: u64,
+    next: u64,
+}
+
+/// Bits of a ticket below the number of the shard.
+const TICKET_BITS: u32 = 32;
+
+impl LogReader {
+    fn new(meshes: &mut [Mesh]) -> LogReader {
+        let lanes = meshes.iter_mut().map(|mesh| {
+            let ((reads_out, reads), (chunks, chunks_in)) =
+                (item_ring(LOG_READ_RING), item_ring(LOG_READ_RING));
+            let wake = SinkWake(Box::new(|| {}));
+            mesh.add_log_reader(LogReaderLane { source: 1, reads_out, chunks_in, wake });
+            ReaderLane { reads, chunks, waiting: VecDeque::new() }
+        });
+        LogReader { lanes: lanes.collect(), scan: LogScan::default(), epoch: 0, next: 0 }
+    }
+
+    /// Takes requests, reads up to `messages` positions, and answers.
+    fn step(&mut self, log: &Log, messages: u64, now: Now, reached: &mut Reached) {
+        for (at, lane) in self.lanes.iter_mut().enumerate() {
+            while self.scan.has_room()
+                && let Some(read) = lane.reads.pop()
+            {
+                let ticket = (at as u64) << TICKET_BITS | read.ticket;
+                self.scan.want(LogRead { ticket, ..read });
+            }
+        }
+        match self.scan.step(now.monotonic_ns) {
+            ScanStep::Idle => {}
+            ScanStep::Open { epoch, from } if epoch != log.epoch() => self.scan.refuse(epoch, from + 1),
+            ScanStep::Open { epoch, from } if from < log.first => self.scan.refuse(epoch, log.first),
+            ScanStep::Open { epoch, from } => {
+                (self.epoch, self.next) = (epoch, from);
+                self.scan.begin(epoch, from);
+            }
+            ScanStep::Read if self.epoch != log.epoch() || self.next < log.first => self.scan.end_pass(),
+            ScanStep::Read => {
+                let end = (log.last + 1).min(self.next.saturating_add(messages));
+                for position in self.next..end {
+                    let Some(topic) = log.topic_at(self.epoch, position) else { continue };
+                    let payload = payload(self.epoch, position);
+                    let parts = TickParts { flags: 1, payload: payload.as_bytes(), ..TickParts::default() };
+                    self.scan.tick(&LogTick { position, topic: &name(topic), parts });
+                }
+                let messages = end - self.next;
+                self.next = end;
+                self.scan.reached(end, messages);
+            }
+        }
+        while let Some(chunk) = self.scan.poll_answer() {
+            reached.read_back += u64::from(chunk.ticks);
+            reached.too_old += u64::from(chunk.outcome == LogReadOutcome::Gone);
+            let (at, ticket) = (chunk.ticket >> TICKET_BITS, chunk.ticket & ((1 << TICKET_BITS) - 1));
+            self.lanes[at as usize].waiting.push_back(LogChunk { ticket, ..chunk });
+        }
+        for lane in &mut self.lanes {
+            lane.chunks.push(&mut lane.waiting);
+        }
+    }
+}
+
+/// What the nodes of a run have in common.
+#[derive(Clone, Copy)]
+struct NodeKind {
+    /// The budget of their shards for opening topics, if it is not the usual one.
+    opening: Option<OpeningUnits>,
+    /// Whether they read the log for places older than their histories.
+    has_reader: bool,
+}
+
 /// A server that reads the log.
 struct Node {
     shards: Vec<Shard>,
     meshes: Vec<Mesh>,
     lanes: Vec<Lane>,
+    reader: Option<LogReader>,
     turns: TurnLoop,
     epoch: u64,
     next: u64,
@@ -143,10 +244,18 @@ struct Node {
 }
 
 impl Node {
-    /// A node that begins with what the log has of its last `window` positions.
-    fn new(log: &Log, window: u64, opening: Option<OpeningUnits>, rng: &mut Rng) -> Node {
+    /// A node that begins with what the log has of its last `window` positions. If it has a reader of the log's past, it keeps few
+    /// ticks itself.
+    fn new(log: &Log, window: u64, kind: NodeKind, rng: &mut Rng) -> Node {
+        let NodeKind { opening, has_reader } = kind;
+        let ticks = if has_reader { 4 } else { 100_000 };
+        let log_readers = match has_reader {
+            true => vec![LogReaderConfig { source: 1, timeout_ns: READ_TIMEOUT_NS }],
+            false => Vec::new(),
+        };
         let limits = Limits {
-            history: Rules::all(HistoryBounds { ticks: 100_000, bytes: 1 << 20, age_ns: 0 }),
+            history: Rules::all(HistoryBounds { ticks, bytes: 1 << 20, age_ns: 0 }),
+            log_readers,
             policies: Rules::all(Policy::Keep),
             behind_bytes: 2 << 10,
             ping_interval_ns: u64::MAX,
@@ -166,11 +275,13 @@ impl Node {
             Lane { ring, stage: Stage::default() }
         });
         let lanes = lanes.collect();
+        let reader = has_reader.then(|| LogReader::new(&mut meshes));
         let next = log.first.max((log.last + 1).saturating_sub(window)).max(1);
         Node {
             shards,
             meshes,
             lanes,
+            reader,
             turns: TurnLoop::default(),
             epoch: log.epoch(),
             next,
@@ -245,8 +356,7 @@ pub struct World {
     now: Now,
     log: Log,
     nodes: Vec<Node>,
-    /// The budget of their shards for opening topics, if it is not the usual one.
-    opening: Option<OpeningUnits>,
+    kind: NodeKind,
     clients: Vec<Client>,
     pub reached: Reached,
 }
@@ -259,9 +369,10 @@ impl World {
         // In every other run, topics take several turns to open, as if they had thousands of members.
         let units = OpeningUnits { per_turn: 1 + seed as usize / 2 % 3, at_once: 0 };
         let opening = (seed % 2 == 1).then_some(units);
-        let nodes = (0..NODES).map(|_| Node::new(&log, 20, opening, &mut rng)).collect();
+        let kind = NodeKind { opening, has_reader: seed % 4 >= 2 };
+        let nodes = (0..NODES).map(|_| Node::new(&log, 20, kind, &mut rng)).collect();
         let mut world =
-            World { rng, now: START, log, nodes, opening, clients: Vec::new(), reached: Reached::default() };
+            World { rng, now: START, log, nodes, kind, clients: Vec::new(), reached: Reached::default() };
         (0..CLIENTS).for_each(|_| world.connect(HashMap::new()));
         world
     }
@@ -285,7 +396,15 @@ impl World {
                 self.nodes[node].read(&self.log, positions, &mut self.reached);
                 self.turn(node);
             }
-            600..900 => self.turn(node),
+            600..900 => {
+                // The engine is away for half of the time, each time for twice as long as a session waits.
+                let is_away = self.now.monotonic_ns / READ_TIMEOUT_NS % 4 < 2;
+                let messages = self.rng.u64(1..100);
+                if let Some(reader) = self.nodes[node].reader.as_mut().filter(|_| !is_away) {
+                    reader.step(&self.log, messages, self.now, &mut self.reached);
+                }
+                self.turn(node);
+            }
             900..950 => {
                 let client = self.rng.usize(..self.clients.len());
                 self.move_client(client);
@@ -317,7 +436,8 @@ impl World {
         self.clients = left;
         let gone: Vec<Client> = gone;
         let window = self.rng.u64(1..60);
-        self.nodes[node] = Node::new(&self.log, window, self.opening, &mut self.rng);
+        self.count_expired(node);
+        self.nodes[node] = Node::new(&self.log, window, self.kind, &mut self.rng);
         self.reached.restarted += 1;
         // It reads its window back before it is ready for clients.
         for _ in 0..20 {
@@ -431,15 +551,25 @@ impl World {
         }
     }
 
+    fn count_expired(&mut self, node: usize) {
+        let shards = self.nodes[node].shards.iter();
+        self.reached.expired +=
+            shards.map(|shard| shard.counters().value(Counter::LogReadsExpired)).sum::<u64>();
+    }
+
     fn settle(&mut self) {
         self.clients.iter_mut().for_each(|client| client.is_slow = false);
         for _ in 0..SETTLE_TURNS {
             self.now.monotonic_ns += 5_000_000;
             for node in 0..NODES {
                 self.nodes[node].read(&self.log, u64::MAX, &mut self.reached);
+                if let Some(reader) = &mut self.nodes[node].reader {
+                    reader.step(&self.log, u64::MAX, self.now, &mut self.reached);
+                }
                 self.turn(node);
             }
         }
+        (0..NODES).for_each(|node| self.count_expired(node));
     }
 
     /// Every tick of the log that a client was owed has come, or was announced.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{EgressLogs, Fanout, conflation::HeldTopic, topic::Life, topic_mut, topic_ref};
 use crate::{
-    home::{Backfill, Home},
+    home::Home,
     ids::SlotId,
     limits::{FRAMES_PER_UNIT, TURN_TOPICS_DROPPED},
     session::{
@@ -226,12 +226,10 @@ impl Fanout {
             return;
         };
         let (taking, wanted, from) = (membership.taking, membership.wanted, membership.from);
-        let is_position =
-            matches!(wanted, Backfill::Position | Backfill::PositionLost | Backfill::ServerPosition);
         match taking {
             Taking::Live => {}
             // The position has not been answered, and the topic no longer exists.
-            Taking::Recovering if is_position => {
+            Taking::Recovering if wanted.is_position() => {
                 self.answer_unknown(id, slot, sessions);
                 self.lose_rest(id, slot, from, sessions);
             }

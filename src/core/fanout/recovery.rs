@@ -1,13 +1,13 @@
 //! Recovery of missed ticks: sessions request history from the topic's home in chunks, as their sockets have room. Chunks
 //! and live ticks travel through the same ring in order, so they join without gaps.
 
-use super::{EgressLogs, Fanout, Settings, StartFrom, topic::Backlog, topic_mut, topic_ref};
+use super::{EgressLogs, Fanout, Settings, StartFrom, from_log, topic::Backlog, topic_mut, topic_ref};
 use crate::{
     egress_log::FrameInfo,
     fanout::overflow::EvictionCause,
     home::{
-        Backfill, CHUNK_AHEAD, CHUNK_EPOCH_PASSED, CHUNK_LAST, CHUNK_NOT_RECOVERED, CHUNK_RECOVERED,
-        CHUNK_VALUES_LOST,
+        Backfill, CHUNK_AHEAD, CHUNK_EPOCH_PASSED, CHUNK_IN_LOG, CHUNK_LAST, CHUNK_NOT_RECOVERED,
+        CHUNK_RECOVERED, CHUNK_VALUES_LOST,
     },
     ids::{SessionId, SlotId},
     limits::{HISTORY_CHUNK_OUTBOX_BYTES, HISTORY_CHUNKS_IN_FLIGHT_MAX},
@@ -208,22 +208,38 @@ impl Fanout {
 
     /// Handles a chunk of a topic's history for a session. If the topic is opening, the chunk waits behind its ticks.
     pub fn handle_history(&mut self, chunk: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
+        if self.openings.is_empty() || !self.openings.keep(chunk) {
+            self.handle_chunk(chunk, None, sessions, logs);
+        }
+    }
+
+    /// Handles a chunk of a topic's history, from the topic's home, or from the log that feeds it: then `end` is the sequence up to which
+    /// the log has been read.
+    pub(super) fn handle_chunk(
+        &mut self,
+        chunk: &Frame<'_>,
+        end: Option<u64>,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+    ) {
         let Ok(record) = chunk.record::<History>() else {
             return debug_assert!(false, "this process encoded the chunk");
         };
-        if !self.openings.is_empty() && self.openings.keep(chunk) {
-            return;
-        }
         let (id, session_id) = (TopicId(chunk.header.topic_id), SessionId(record.session));
         let slot = session_id.slot();
         let Some(session) = sessions.open_mut(slot).filter(|session| session.id == session_id) else {
             return;
         };
+        if record.flags & CHUNK_IN_LOG != 0
+            && session.memberships.get(id).is_some_and(|membership| membership.requested(&record))
+        {
+            return self.want_log(chunk, &record);
+        }
         let lag = session.lag_mut();
         lag.chunks_in_flight = lag.chunks_in_flight.saturating_sub(1);
         // Requested history must not trigger eviction: the session would only request it again.
         session.yield_bytes = usize::MAX;
-        self.apply_history_chunk(chunk, record, id, slot, sessions, logs);
+        self.apply_history_chunk(chunk, (record, end), id, slot, sessions, logs);
         sessions.raise_yield_bytes(slot);
         self.queue_pull(slot, sessions);
         self.evict_overflowing(sessions, logs);
@@ -232,7 +248,7 @@ impl Fanout {
     fn apply_history_chunk(
         &mut self,
         chunk: &Frame<'_>,
-        record: History,
+        (record, end): (History, Option<u64>),
         id: TopicId,
         slot: SlotId,
         sessions: &mut Sessions,
@@ -245,13 +261,14 @@ impl Fanout {
         if membership.taking != Taking::Recovering {
             return;
         }
-        if (membership.from, membership.wanted as u32) != (from, record.wanted) {
+        if !membership.requested(&record) {
             // The chunk was requested before the session left the topic and joined it again.
             session.lag_mut().recovering.push_front(id);
             return;
         }
         let announced = membership.announced;
         let conflates = membership.wanted == Backfill::Conflated;
+        let mut known = from_log::known_before(session.lag_mut(), id, &record, end);
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a membership has a topic");
         };
@@ -293,9 +310,15 @@ impl Fanout {
         topic.notices().lose(slot, (lost.start, lost.end), sessions, &mut self.tally);
         let mut next = if flags & CHUNK_VALUES_LOST != 0 { last + 1 } else { start };
         let mut rest = chunk.payload();
-        while let Ok(Step::Complete(used, tick)) = frame::decode(rest, usize::MAX) {
+        while let Ok(Step::Complete(used, mut tick)) = frame::decode(rest, usize::MAX) {
             rest = &rest[used..];
             let sequence = tick.header.sequence;
+            if let Some(known) = &mut known {
+                if *known < tick.previous() {
+                    tick = from_log::relinked(&tick, *known, &mut self.scratch);
+                }
+                *known = sequence;
+            }
             if conflates {
                 topic.notices().replace(slot, next, &tick, sessions, &mut self.tally);
             }
@@ -305,10 +328,15 @@ impl Fanout {
             self.tally.queued += 1;
         }
         let Some(session) = sessions.open_mut(slot) else { return };
+        from_log::note_known(
+            session.lag_mut(),
+            id,
+            known.filter(|_| flags & (CHUNK_LAST | CHUNK_AHEAD) == 0),
+        );
         let Some(membership) = session.memberships.get_mut(id) else {
             return debug_assert!(false, "queueing frames keeps the membership");
         };
-        membership.from = next;
+        membership.from = end.unwrap_or(next);
         if flags & CHUNK_AHEAD != 0 {
             topic.set_taking(slot, Taking::Ahead, sessions);
         } else if flags & CHUNK_LAST != 0 {
@@ -316,12 +344,11 @@ impl Fanout {
             topic.set_taking(slot, Taking::Live, sessions);
             self.share_again(id, slot, sessions);
         } else {
+            let is_recovered = membership.wanted.is_position() && flags & CHUNK_NOT_RECOVERED == 0;
             membership.wanted = match membership.wanted {
-                Backfill::Position | Backfill::ServerPosition if flags & CHUNK_NOT_RECOVERED == 0 => {
-                    Backfill::Retained
-                }
-                _ if flags & CHUNK_EPOCH_PASSED != 0 => Backfill::Retained,
-                kept @ (Backfill::Retained | Backfill::Conflated) => kept,
+                Backfill::Position if is_recovered && topic.log.is_some() => Backfill::Logged,
+                _ if is_recovered || flags & CHUNK_EPOCH_PASSED != 0 => Backfill::Retained,
+                kept @ (Backfill::Retained | Backfill::Conflated | Backfill::Logged) => kept,
                 _ => Backfill::LastValues,
             };
             session.lag_mut().recovering.push_front(id);

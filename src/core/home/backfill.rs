@@ -25,15 +25,30 @@ pub enum Backfill {
     /// Like `Position` if this is the topic's first life since the server started, otherwise like `PositionLost`. The position
     /// carries the server's epoch, the only one that clients of version 0.1 may know.
     ServerPosition = 5,
+    /// Like `Position`, but ticks that are no longer kept are not read from the log: that was tried, or is not possible now.
+    PositionKept = 6,
+    /// Like `Retained`, but ticks that are no longer kept are read from the log that feeds the topic, if it has a reader.
+    Logged = 7,
 }
 
 impl Backfill {
     /// Converts from the number that the mesh carries.
     pub fn from_wire(number: u32) -> Option<Backfill> {
         use Backfill::*;
-        [LastValues, Retained, Position, PositionLost, Conflated, ServerPosition]
+        [LastValues, Retained, Position, PositionLost, Conflated, ServerPosition, PositionKept, Logged]
             .into_iter()
             .find(|known| *known as u32 == number)
+    }
+
+    /// Whether a position was given that has not been answered.
+    pub fn is_position(self) -> bool {
+        use Backfill::*;
+        matches!(self, Position | PositionLost | ServerPosition | PositionKept)
+    }
+
+    /// What to request after a read of the log that has failed.
+    pub fn without_log(self) -> Backfill {
+        if self.is_position() { Backfill::PositionKept } else { Backfill::Retained }
     }
 }
 
@@ -50,6 +65,21 @@ pub const CHUNK_EPOCH_PASSED: u32 = 16;
 /// Flag: the position is ahead of the topic, which a log feeds: this node has not read that far yet.
 pub const CHUNK_AHEAD: u32 = 32;
 
+/// Flag: nothing follows, because the first ticks wanted are no longer kept, but the log that feeds the topic may have them. The payload
+/// is the number of its source, little-endian.
+pub const CHUNK_IN_LOG: u32 = 64;
+
+/// Ticks that a home no longer keeps, and that the log that feeds the topic may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InLog {
+    /// Number of the source that reads the log.
+    pub source: u32,
+    /// The topic's last sequence.
+    pub last: u64,
+    /// The first sequence that the home keeps.
+    pub until: u64,
+}
+
 /// Describes one chunk of a topic's past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryChunk {
@@ -65,6 +95,25 @@ pub struct HistoryChunk {
 const FLAGS_OFFSET: usize = 7;
 
 impl Home {
+    /// The ticks from a sequence on that are no longer kept, if a log feeds the topic and this part of the past includes them. `None`
+    /// for a session that has no tick yet, because it has lost nothing, and for topics without a history, because a session that
+    /// has read the log could not go live.
+    pub fn in_log(&mut self, id: TopicId, backfill: Backfill, from: u64, now_ns: u64) -> Option<InLog> {
+        let includes_log = match backfill {
+            Backfill::Position => from > 1,
+            Backfill::Logged => true,
+            _ => false,
+        };
+        let at = self.index_of(id).filter(|_| includes_log)?;
+        let topic = self.topics.get_mut(at).filter(|topic| topic.id == id)?;
+        let (source, last, bounds) = (topic.fed_by?, topic.sequence.0, topic.bounds);
+        if from > last || bounds.ticks == 0 || bounds.bytes == 0 {
+            return None;
+        }
+        let until = topic.kept_from(now_ns).0.unwrap_or(last + 1);
+        (from < until).then_some(InLog { source, last, until })
+    }
+
     /// Appends one chunk of a topic's past, about [`HISTORY_CHUNK_BYTES`] of whole frames from a sequence on, and
     /// describes it. O(chunk).
     pub fn history_chunk(
@@ -87,10 +136,14 @@ impl Home {
         let backfill = match backfill {
             Backfill::ServerPosition if topic.is_first_life => Backfill::Position,
             Backfill::ServerPosition => Backfill::PositionLost,
+            Backfill::PositionKept => Backfill::Position,
+            Backfill::Logged => Backfill::Retained,
             other => other,
         };
         match backfill {
-            Backfill::ServerPosition => debug_assert!(false, "resolved above"),
+            Backfill::ServerPosition | Backfill::PositionKept | Backfill::Logged => {
+                debug_assert!(false, "resolved above");
+            }
             Backfill::LastValues => snapshot_from = Some(from),
             // Evicted values are lost, not replaced by later ones.
             Backfill::Conflated => (start, snapshot_from) = (topic.last_values.intact_from(from), Some(from)),

@@ -76,6 +76,20 @@ counters! {
     LogTicksForeign = "log_ticks_foreign", "ticks";
     /// Holes in topics that logs feed: retention has passed their sources.
     LogHoles = "log_holes", "holes";
+    /// Requests to readers of logs, for positions older than the history: one for each chunk of a topic.
+    LogReads = "log_reads", "requests";
+    /// Such requests that wait for their answer now; their sessions wait with them.
+    LogReadsWaiting = "log_reads_waiting", "requests";
+    /// Ticks that readers of logs have read for sessions.
+    LogTicksRead = "log_ticks_read", "ticks";
+    /// Requests to readers of logs that found that the log no longer has the ticks: the position is not recovered.
+    LogReadsTooOld = "log_reads_too_old", "requests";
+    /// Requests to readers of logs that were not made, because too many wait or the session has used up its budget.
+    LogReadsRefused = "log_reads_refused", "requests";
+    /// Requests to readers of logs that were given up, because the log was not read in time.
+    LogReadsExpired = "log_reads_expired", "requests";
+    /// Answers of readers of logs that nobody waited for any more.
+    LogReadsLate = "log_reads_late", "answers";
     /// Topics whose life ended because another log, or another life of their log, feeds them now.
     TopicsReplaced = "topics_replaced", "topics";
     /// Topics of this home that are stale: the source that feeds them is silent.
@@ -176,6 +190,8 @@ counters! {
     SourceMessagesStandby = "source_messages_standby", "messages";
     /// Messages of a failover group that were not published again, because a source of the group had published their id.
     SourceMessagesRepeated = "source_messages_repeated", "messages";
+    /// Messages that the reader of a source's log has read for positions older than the history.
+    SourceMessagesReadBack = "source_messages_read_back", "messages";
     /// Times a source took over from another one of its failover group.
     SourceActivations = "source_activations", "times";
     /// Ticks queued to subscribers.
@@ -304,6 +320,7 @@ impl Counter {
                 | Counter::TopicsStale
                 | Counter::Overloaded
                 | Counter::SinkTicksWaiting
+                | Counter::LogReadsWaiting
         )
     }
 }

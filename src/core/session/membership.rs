@@ -6,6 +6,7 @@ use super::{Yielding, memberships::Memberships, saved_positions::SavedPositions}
 use crate::home::Backfill;
 use tickcast_proto::{
     ids::{Sequence, TopicId},
+    records::History,
     subscription::{Policy, Position},
 };
 
@@ -99,6 +100,12 @@ impl Membership {
         self.policy == Policy::Conflate || self.interval_us > 0
     }
 
+    /// While recovering: whether it has requested this chunk of history. If not, the chunk was requested before the session left the
+    /// topic and joined it again.
+    pub fn requested(&self, chunk: &History) -> bool {
+        self.taking == Taking::Recovering && (self.from, self.wanted as u32) == (chunk.from, chunk.wanted)
+    }
+
     /// Its contribution to the session's counts.
     pub(super) fn yielding(&self) -> Yielding {
         Yielding {
@@ -136,6 +143,9 @@ pub struct Lag {
     pub chunks_in_flight: u32,
     /// Whether the session is in the shard's queue of sessions that request chunks.
     pub pull_queued: bool,
+    /// By topic that recovers from the log that feeds it: the last sequence that the client has, or was told is lost. Entries of topics
+    /// that the session has left do no harm.
+    pub from_log: Vec<(TopicId, u64)>,
     /// Positions given by the client.
     pub saved_positions: Option<Box<SavedPositions>>,
 }
@@ -156,6 +166,11 @@ impl Lag {
         self.saved_positions.as_deref_mut()?.take(topic)
     }
 
+    /// In a topic that recovers from its log: the last sequence that the client has, or was told is lost. O(such topics).
+    pub fn last_from_log(&mut self, id: TopicId) -> Option<&mut u64> {
+        self.from_log.iter_mut().find(|(topic, _)| *topic == id).map(|(_, last)| last)
+    }
+
     /// Drops topics that the session has left, once they outnumber the others. Amortized O(1).
     pub fn forget_left_topics(&mut self, memberships: &Memberships) {
         let max = 2 * memberships.len() + 64;
@@ -168,13 +183,17 @@ impl Lag {
         if self.recovering.len() > max {
             self.recovering.retain(|&id| memberships.contains(id));
         }
+        if self.from_log.len() > max {
+            self.from_log.retain(|&(id, _)| memberships.contains(id));
+        }
     }
 
     /// Bytes of memory.
     pub fn memory_bytes(&self) -> usize {
         let topics = self.held.capacity() + self.unannounced.capacity() + self.recovering.capacity();
         let saved_positions = self.saved_positions.as_deref().map_or(0, SavedPositions::memory_bytes);
-        size_of::<Lag>() + topics * size_of::<TopicId>() + saved_positions
+        let from_log = self.from_log.capacity() * size_of::<(TopicId, u64)>();
+        size_of::<Lag>() + topics * size_of::<TopicId>() + from_log + saved_positions
     }
 }
 

@@ -4,7 +4,10 @@
 use super::{ORIGIN_SOURCE, Shard, Unsequenced, stages::Stages};
 use crate::{
     fanout::{self, EgressLogs, Fanout, HistoryRequest},
-    home::{Backfill, Creator, HistoryChunk, Home, InterestEvent, Sequenced, StaleMark, TopicLookup},
+    home::{
+        Backfill, CHUNK_IN_LOG, Creator, HistoryChunk, Home, InLog, InterestEvent, Sequenced, StaleMark,
+        TopicLookup,
+    },
     ids::{SessionId, SourceId},
     limits::{
         NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS, TURN_HISTORY_CHUNKS, TURN_IDLE_UNITS,
@@ -383,8 +386,14 @@ impl Shard {
         };
         let mut frames = std::mem::take(&mut self.chunk_frames);
         frames.clear();
-        let HistoryChunk { last, start, flags } =
-            self.home.history_chunk(id, wanted, from, now.monotonic_ns, &mut frames);
+        let in_log = self.home.in_log(id, wanted, from, now.monotonic_ns);
+        let HistoryChunk { last, start, flags } = match in_log {
+            Some(InLog { source, last, until }) if self.log_reads.has_reader(source) => {
+                frames.extend(source.to_le_bytes());
+                HistoryChunk { last, start: until, flags: CHUNK_IN_LOG }
+            }
+            _ => self.home.history_chunk(id, wanted, from, now.monotonic_ns, &mut frames),
+        };
         let meta = HeaderFields { topic_id: id.0, sequence: last, ..HeaderFields::default() };
         let record = History { session: record.session, from, start, flags, wanted: record.wanted };
         if shard != self.id {

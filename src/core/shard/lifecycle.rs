@@ -190,6 +190,7 @@ impl Shard {
         debug_assert!(session.memberships.is_empty(), "a session leaves every topic before it ends");
         self.identities.remove(&slot);
         self.budgets.forget(session.id);
+        self.cancel_log_reads(slot);
         self.authentication.forget(slot, session.principal.as_deref());
         if let Some(ending) = &session.ending {
             self.counters.add(ending.reason.counter(), 1);

@@ -74,4 +74,4 @@ impl Shard {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

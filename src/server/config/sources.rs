@@ -8,11 +8,19 @@ use crate::{
         kind::{OptionChecks, SourceBounds, SourceConfig},
     },
 };
-use tickcast_core::tenants::Tenants;
+use tickcast_core::{log_reads::LogReaderConfig, tenants::Tenants};
 use tickcast_proto::{
     frame,
     records::{TickTimes, WireRecord},
 };
+
+/// What shards must know about the readers of the sources' logs. Sources are numbered from 1.
+pub(super) fn log_readers(sources: &[SourceConfig]) -> Vec<LogReaderConfig> {
+    let reader = |(source, number): (&SourceConfig, u32)| {
+        source.log_reader_timeout_ns().map(|timeout_ns| LogReaderConfig { source: number, timeout_ns })
+    };
+    sources.iter().zip(1..).filter_map(reader).collect()
+}
 
 impl Checks<'_> {
     pub(super) fn source_bounds(&self, reads_files: bool) -> SourceBounds {

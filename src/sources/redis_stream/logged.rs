@@ -36,11 +36,7 @@ pub(super) struct Life {
 
 impl Life {
     fn epoch(&self, key: &str) -> u64 {
-        let mut life = self.generation.clone();
-        if self.set_back > 0 {
-            life.extend(self.set_back.to_le_bytes());
-        }
-        log_epoch(Options::KIND, key, &life)
+        life_epoch(key, &self.generation, self.set_back)
     }
 
     /// Begins at a cursor of the stream that `info` describes.
@@ -52,6 +48,15 @@ impl Life {
             false => 0,
         };
     }
+}
+
+/// The epoch of a stream's life with this generation, that was found recreated or set back so many times without another one.
+pub(super) fn life_epoch(key: &str, generation: &[u8], set_back: u64) -> u64 {
+    let mut life = generation.to_vec();
+    if set_back > 0 {
+        life.extend(set_back.to_le_bytes());
+    }
+    log_epoch(Options::KIND, key, &life)
 }
 
 /// Whether entries between a cursor and those just read, with these ids, may have been deleted unread. `info`: the stream's

@@ -110,6 +110,7 @@ impl Shard {
         // Its goodbye does not wait for its tenant's quota.
         self.sessions.release_throttled(slot, now);
         self.drop_subscriptions(slot);
+        self.cancel_log_reads(slot);
         if let Some(session) = self.sessions.any_mut(slot) {
             // Nothing more is queued to it, so it no longer lags.
             session.lag = None;

@@ -19,10 +19,10 @@ use tickcast_proto::{
     subscription::{Policy, Rules},
 };
 
-const LINKED: u32 = 0;
+pub(in crate::shard) const LINKED: u32 = 0;
 const PLAIN: u32 = 1;
 
-fn log(position: u64, complete_from: u64) -> LogPosition {
+pub(in crate::shard) fn log(position: u64, complete_from: u64) -> LogPosition {
     LogPosition { source: 1, epoch: log_epoch("test", "log", b"1"), position, complete_from }
 }
 
@@ -31,7 +31,7 @@ fn driver() -> Driver {
     driver_with(Limits::default())
 }
 
-fn driver_with(limits: Limits) -> Driver {
+pub(in crate::shard) fn driver_with(limits: Limits) -> Driver {
     let mut driver = Driver::new(Limits { behind_bytes: 2_000, is_fed_by_logs: true, ..limits });
     for (slot, features) in [(LINKED, Features::PREVIOUS.union(Features::COUNTS)), (PLAIN, Features::COUNTS)]
     {
@@ -44,7 +44,7 @@ fn driver_with(limits: Limits) -> Driver {
     driver
 }
 
-fn append(driver: &mut Driver, topic: &str, at: LogPosition) {
+pub(in crate::shard) fn append(driver: &mut Driver, topic: &str, at: LogPosition) {
     let mut bytes = Vec::new();
     logged::encode_append(&mut bytes, at, 0, Publish::default(), topic, b"1");
     let Ok(Step::Complete(_, request)) = frame::decode(&bytes, usize::MAX) else { panic!("a whole frame") };
@@ -52,20 +52,20 @@ fn append(driver: &mut Driver, topic: &str, at: LogPosition) {
 }
 
 /// Appends ticks with these positions, each with the beginning of what its source has read.
-fn append_all(driver: &mut Driver, ticks: &[(u64, u64)]) {
+pub(in crate::shard) fn append_all(driver: &mut Driver, ticks: &[(u64, u64)]) {
     ticks.iter().for_each(|&(position, from)| append(driver, "t.0", log(position, from)));
 }
 
-fn subscribe(driver: &mut Driver, slot: u32, pattern: &str, record: Subscribe) {
+pub(in crate::shard) fn subscribe(driver: &mut Driver, slot: u32, pattern: &str, record: Subscribe) {
     driver.receive(slot, &frame(Kind::Subscribe, &record, pattern.as_bytes()));
     finish(driver);
 }
 
-fn after(sequence: u64) -> Subscribe {
+pub(in crate::shard) fn after(sequence: u64) -> Subscribe {
     Subscribe { from: 2, epoch: log(1, 1).epoch, sequence, ..Subscribe::default() }
 }
 
-fn finish(driver: &mut Driver) {
+pub(in crate::shard) fn finish(driver: &mut Driver) {
     driver.turn();
     while driver.shard.is_busy() {
         driver.turn();
@@ -73,7 +73,7 @@ fn finish(driver: &mut Driver) {
 }
 
 /// What a client has received since the last call.
-fn received(driver: &mut Driver, slot: u32) -> Vec<String> {
+pub(in crate::shard) fn received(driver: &mut Driver, slot: u32) -> Vec<String> {
     let (mine, others) = std::mem::take(&mut driver.sent).into_iter().partition(|(to, _)| *to == slot);
     driver.sent = others;
     let mine: Vec<(u32, Vec<u8>)> = mine;

@@ -108,7 +108,11 @@ fn a_name_made_to_point_to_a_local_server_is_refused() {
         "a TLS proxy is in front"
     );
     assert_eq!(from_page(&local, "tenant.example", None), 101, "the operator has listed the tenant's host");
-    assert_eq!(from_page(&local, "ticks.example", None), 101, "a browser sends an origin with each handshake");
+    assert_eq!(
+        from_page(&local, "ticks.example", None),
+        101,
+        "a browser sends an origin with each handshake"
+    );
     let named = access(&[], &["ticks.example", "*.lan"], true);
     for host in ["ticks.example", "TICKS.example:80", "a.lan", "localhost", "10.0.0.1"] {
         assert_eq!(from_page(&named, host, Some(&format!("http://{host}"))), 101, "{host}");

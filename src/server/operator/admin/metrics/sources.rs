@@ -21,6 +21,7 @@ pub(super) fn count(counter: Counter) -> bool {
             | Counter::SourceMessagesStandby
             | Counter::SourceMessagesRepeated
             | Counter::SourceActivations
+            | Counter::SourceMessagesReadBack
     )
 }
 
