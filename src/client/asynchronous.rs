@@ -23,7 +23,7 @@ use crate::{
     Address, Change, ClientError, ClientEvent, ClientState, ClientToken, ConnectOptions, OFFLINE_QUEUE_MAX,
     OUTPUT_BYTES_MAX, Positions, PublishError, PublishFailure, PublishId, PublishOutcome, PublishRequest,
     PublishedAt, Random, RequestError, Session, SessionOptions, SubscribeOptions, SubscriptionEvent,
-    SubscriptionState, TokenPurpose, clock,
+    SubscriptionState, TokenPurpose, clock, error::UNSUITABLE_ENCODING,
 };
 use tickcast_proto::WireFormat;
 
@@ -124,14 +124,12 @@ impl AsyncClient {
     /// Starts to connect, and keeps trying. Does not wait until connected.
     ///
     /// # Errors
-    /// [`ClientError::Address`] for the raw encoding, which has no answers; [`ClientError::TlsSettings`] if a file of the TLS options
+    /// [`ClientError::Address`] for encodings other than JSON and native frames; [`ClientError::TlsSettings`] if a file of the TLS options
     /// cannot be used; [`ClientError::Io`] outside of a tokio runtime.
     pub fn start(mut options: AsyncOptions) -> Result<AsyncClient, ClientError> {
         let encoding = options.connect.encoding;
-        if encoding == WireFormat::WEBSOCKET_RAW {
-            return Err(ClientError::Address(
-                "the raw encoding has no answers: use JSON or native frames".into(),
-            ));
+        if [WireFormat::WEBSOCKET_RAW, WireFormat::WEBSOCKET_PROTOBUF].contains(&encoding) {
+            return Err(ClientError::Address(UNSUITABLE_ENCODING.into()));
         }
         let runtime = tokio::runtime::Handle::try_current()
             .map_err(|error| std::io::Error::other(error.to_string()))?;

@@ -7,6 +7,7 @@
 
 pub mod json;
 pub mod native;
+pub mod protobuf;
 pub mod socket_io;
 
 use tungstenite::{Bytes, Utf8Bytes};
@@ -36,6 +37,10 @@ pub enum Codec {
     JsonLinkedStringKeys = 6,
     /// Socket.IO packets, whose events have JSON objects like those of [`Codec::JsonLinkedStringKeys`].
     SocketIo = 7,
+    /// Messages of `tickcast.proto`.
+    Protobuf = 8,
+    /// Messages of `tickcast.proto`, whose ticks have `previous`.
+    ProtobufLinked = 9,
 }
 
 /// Text or binary, for framings that distinguish them.
@@ -89,7 +94,7 @@ impl TopicInfo {
 
 impl Codec {
     /// Number of codecs.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 10;
 
     /// The codec that encodes the same messages with these features.
     pub const fn with(self, features: Features) -> Codec {
@@ -99,6 +104,8 @@ impl Codec {
             Codec::Native | Codec::NativeLinked => Codec::Native,
             Codec::Raw => Codec::Raw,
             Codec::SocketIo => Codec::SocketIo,
+            Codec::Protobuf | Codec::ProtobufLinked if has_previous => Codec::ProtobufLinked,
+            Codec::Protobuf | Codec::ProtobufLinked => Codec::Protobuf,
             Codec::Json | Codec::JsonStringKeys | Codec::JsonLinked | Codec::JsonLinkedStringKeys => {
                 match (features.contains(Features::STRING_KEYS), has_previous) {
                     (false, false) => Codec::Json,
@@ -114,15 +121,19 @@ impl Codec {
     pub const fn features(self) -> Features {
         match self {
             // Events of Socket.IO have all features of the encoding: none is asked for.
-            Codec::Native | Codec::Json | Codec::Raw | Codec::SocketIo => Features::NONE,
+            Codec::Native | Codec::Json | Codec::Raw | Codec::SocketIo | Codec::Protobuf => Features::NONE,
             Codec::JsonStringKeys => Features::STRING_KEYS,
-            Codec::NativeLinked | Codec::JsonLinked => Features::PREVIOUS,
+            Codec::NativeLinked | Codec::JsonLinked | Codec::ProtobufLinked => Features::PREVIOUS,
             Codec::JsonLinkedStringKeys => Features::STRING_KEYS.union(Features::PREVIOUS),
         }
     }
 
     const fn is_json(self) -> bool {
         matches!(self, Codec::Json | Codec::JsonStringKeys | Codec::JsonLinked | Codec::JsonLinkedStringKeys)
+    }
+
+    const fn is_protobuf(self) -> bool {
+        matches!(self, Codec::Protobuf | Codec::ProtobufLinked)
     }
 
     /// Type of the messages that the server sends.
@@ -159,6 +170,11 @@ impl Codec {
                 socket_io::encode_frame(scratch, &topic.json_prefix, tick);
                 scratch
             }
+            Codec::Protobuf | Codec::ProtobufLinked => {
+                scratch.clear();
+                protobuf::encode_frame(scratch, &topic.name, tick, self.features());
+                scratch
+            }
         }
     }
 
@@ -169,6 +185,7 @@ impl Codec {
             Codec::Native | Codec::NativeLinked => crate::frame::encode_topic(out, id, epoch, name),
             Codec::Raw => {}
             Codec::SocketIo => socket_io::encode_event(out, |out| json::encode_topic(out, id, epoch, name)),
+            Codec::Protobuf | Codec::ProtobufLinked => protobuf::encode_topic(out, id, epoch, name),
             _ => json::encode_topic(out, id, epoch, name),
         }
     }
@@ -179,6 +196,7 @@ impl Codec {
             Codec::Native | Codec::NativeLinked => native::encode_reply(reply, out),
             Codec::Raw => {}
             Codec::SocketIo => socket_io::encode_reply(reply, out),
+            Codec::Protobuf | Codec::ProtobufLinked => protobuf::encode_reply(reply, out),
             _ => json::encode_reply(reply, out),
         }
     }
@@ -200,12 +218,16 @@ impl Codec {
                 return Err(DecodeError::SocketIo("its packets are decoded one by one"));
             }
             (Message::Text(text), codec) if codec.is_json() || codec == Codec::Raw => Remaining::Json(text),
+            (Message::Text(_), codec) if codec.is_protobuf() => {
+                return Err(DecodeError::WrongMessageType("tickcast.v1.protobuf requires binary messages"));
+            }
             (Message::Text(_), _) => {
                 return Err(DecodeError::WrongMessageType("tickcast.v1.rkyv requires binary messages"));
             }
             (Message::Binary(_), codec) if codec.is_json() => {
                 return Err(DecodeError::WrongMessageType("tickcast.v1.json requires text messages"));
             }
+            (Message::Binary(request), codec) if codec.is_protobuf() => Remaining::Protobuf(request),
             (Message::Binary(frames), _) => Remaining::Frames(frames),
         };
         Ok(Requests { remaining, frame_bytes_max })
@@ -228,6 +250,8 @@ enum Remaining<'a> {
     Frames(&'a [u8]),
     /// One JSON object.
     Json(&'a str),
+    /// One protobuf message.
+    Protobuf(&'a [u8]),
 }
 
 /// Why a request cannot be decoded.
@@ -244,7 +268,7 @@ impl<'a> Requests<'a> {
     pub fn remaining_frames(&self) -> &'a [u8] {
         match self.remaining {
             Remaining::Frames(frames) => frames,
-            Remaining::Nothing | Remaining::Frame(_) | Remaining::Json(_) => &[],
+            Remaining::Nothing | Remaining::Frame(_) | Remaining::Json(_) | Remaining::Protobuf(_) => &[],
         }
     }
 }
@@ -265,6 +289,9 @@ impl<'a> Iterator for Requests<'a> {
                 }))
             }
             Remaining::Json(text) => Some(json::decode(text).map_err(RequestDecodeError::Invalid)),
+            Remaining::Protobuf(request) => {
+                Some(protobuf::decode(request).map_err(RequestDecodeError::Invalid))
+            }
         }
     }
 }
@@ -287,6 +314,8 @@ mod tests {
         Codec::JsonLinked,
         Codec::JsonLinkedStringKeys,
         Codec::SocketIo,
+        Codec::Protobuf,
+        Codec::ProtobufLinked,
     ];
 
     fn subscribes() -> Vec<u8> {
@@ -325,7 +354,8 @@ mod tests {
         let (text, binary) = (Message::Text("{\"op\":\"ping\"}".into()), Message::Binary(Bytes::new()));
         let taken = |codec: Codec| [&text, &binary].map(|message| codec.decode(message, 1 << 10).is_ok());
         let (native, json, raw) = ([false, true], [true, false], [true, true]);
-        assert_eq!(ALL.map(taken), [native, json, raw, json, native, json, json, [false; 2]]);
+        let expected = [native, json, raw, json, native, json, json, [false; 2], native, native];
+        assert_eq!(ALL.map(taken), expected);
     }
 
     #[test]

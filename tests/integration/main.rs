@@ -45,6 +45,7 @@ mod permissions;
 mod places;
 mod policies;
 mod positions;
+mod protobuf;
 mod proxies;
 mod publish;
 mod recovery;

@@ -17,6 +17,7 @@ use crate::{
     OUTPUT_BYTES_MAX, Positions, PublishError, PublishId, PublishRequest, PublishedAt, Random, RequestError,
     Session, SessionOptions, SubscribeOptions, SubscriptionState, TokenPurpose,
     clock::{self, Deadline},
+    error::UNSUITABLE_ENCODING,
     link::{CLOSE_CUT, Link, LinkEvent},
     tls,
 };
@@ -115,15 +116,13 @@ impl SessionClient {
     /// [`SessionClient::connect`] with all options.
     ///
     /// # Errors
-    /// [`ClientError::Address`] for the raw encoding, which has no answers; [`ClientError::TlsSettings`] if a file of the TLS options
+    /// [`ClientError::Address`] for encodings other than JSON and native frames; [`ClientError::TlsSettings`] if a file of the TLS options
     /// cannot be used.
     pub fn start(options: SessionClientOptions) -> Result<SessionClient, ClientError> {
         let SessionClientOptions { address, connect, get_token, positions, save_positions, .. } = options;
         let mut connect = connect;
-        if connect.encoding == WireFormat::WEBSOCKET_RAW {
-            return Err(ClientError::Address(
-                "the raw encoding has no answers: use JSON or native frames".into(),
-            ));
+        if [WireFormat::WEBSOCKET_RAW, WireFormat::WEBSOCKET_PROTOBUF].contains(&connect.encoding) {
+            return Err(ClientError::Address(UNSUITABLE_ENCODING.into()));
         }
         let tls = address.read_tls(&connect)?;
         let token = connect.token.take();
