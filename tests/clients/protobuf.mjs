@@ -34,8 +34,9 @@ class Client {
   }
 
   send(fields) {
-    assert.equal(Request.verify(fields), null);
-    this.socket.send(Request.encode(Request.fromObject(fields)).finish());
+    const request = Request.fromObject(fields);
+    assert.equal(Request.verify(request), null);
+    this.socket.send(Request.encode(request).finish());
   }
 
   /** The next event, which has this name. Skips announcements of topics, which may be repeated. */
