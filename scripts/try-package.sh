@@ -50,7 +50,7 @@ for path in /usr/bin/tickcast /usr/bin/tickcast-c10k /usr/sbin/tickcast-tune /et
     /usr/share/bash-completion/completions/tickcast /usr/share/zsh/vendor-completions/_tickcast \
     /usr/share/fish/vendor_completions.d/tickcast.fish /usr/share/doc/tickcast/copyright \
     /usr/share/doc/tickcast/changelog.Debian.gz /usr/share/doc/tickcast/README.md \
-    /usr/share/doc/tickcast/PROTOCOL.md /usr/share/doc/tickcast/examples/tickcast.toml; do
+    /usr/share/doc/tickcast/PROTOCOL.md /usr/share/doc/tickcast/tickcast.proto /usr/share/doc/tickcast/examples/tickcast.toml; do
     assert_exists "$path"
 done
 for path in "${files[@]}"; do

@@ -2,7 +2,7 @@
 
 use tickcast_proto::{
     ErrorCode, Step, WireFormat,
-    codec::{Codec, MessageType, TopicInfo, json},
+    codec::{Codec, Message, MessageType, TopicInfo, json},
     command::{Command, PublishCommand, encode_request},
     features::Features,
     frame::{self, FLAG_PAYLOAD_JSON, FLAG_SNAPSHOT, Frame, HeaderFields, HelloParts, Kind, TickParts},
@@ -14,7 +14,7 @@ use tickcast_proto::{
     logged,
     records::{LinkedTickTimes, Publish, Request, Resume, Subscribe, TickTimes, Token},
     reply::{NotRecovered, Reply, SERVER, Skipped, SourceState},
-    subscription::{Delivery, Position, StartPosition},
+    subscription::{Delivery, Policy, Position, StartPosition},
 };
 
 /// Parses a hexadecimal dump with whitespace. `"text"` stands for its bytes.
@@ -701,4 +701,122 @@ fn socket_io_encodes_to_the_golden_bytes() {
         "0{\"sid\":\"12.000000000000000000000000000000fe\",\"upgrades\":[\"websocket\"],\"pingInterval\":25000,\
          \"pingTimeout\":20000,\"maxPayload\":65536}"
     );
+}
+
+#[test]
+fn protobuf_encodes_to_the_golden_bytes() {
+    let topic = TopicInfo::new(TopicId(5), 9, "a.b");
+    let times = TickTimes { producer_time_ns: 1, ingest_time_ns: 2 };
+    let message = |features, frame: &[u8]| {
+        let Ok(Step::Complete(_, tick)) = frame::decode(frame, 1 << 10) else { panic!("not a tick") };
+        let (mut body, mut scratch) = (Vec::new(), Vec::new());
+        let WireFormat { codec, framing } = WireFormat::WEBSOCKET_PROTOBUF.with(features);
+        let body = codec.encode_tick(&tick, &topic, &mut body);
+        let (header, rest) = framing.delimit(codec.message_type(), body, &mut scratch);
+        [header, rest].concat()
+    };
+    let tick = |parts: &TickParts<'_>| {
+        let mut frame = Vec::new();
+        frame::encode_tick(&mut frame, topic.id, Sequence(7), parts);
+        message(Features::NONE, &frame)
+    };
+    check(
+        &tick(&TickParts { flags: FLAG_PAYLOAD_JSON, times, payload: b"{\"p\":1.10}", ..Default::default() }),
+        r#"822b 0a29 0a27 0a03 "a.b" 1007 19 0100000000000000 220a "{"22"p"22":1.10}" 31 0200000000000000 4001"#,
+    );
+    let parts = TickParts { flags: FLAG_SNAPSHOT, schema: 8, times, key: 300, payload: b"\x00\x1e\xff" };
+    check(
+        &tick(&parts),
+        r#"8229 0a27 0a25 0a03 "a.b" 1007 19 0100000000000000 2203 001eff 28ac02 31 0200000000000000 3808 4801"#,
+    );
+    let mut linked = Vec::new();
+    logged::encode_linked_tick(&mut linked, topic.id, Sequence(7), 0, &TickParts::default());
+    check(&message(Features::NONE, &linked), r#"820b 0a09 0a07 0a03 "a.b" 1007"#);
+    check(&message(Features::PREVIOUS, &linked), r#"820d 0a0b 0a09 0a03 "a.b" 1007 5000"#);
+
+    let mut out = Vec::new();
+    topic.encode(WireFormat::WEBSOCKET_PROTOBUF, &mut out);
+    check(&out, r#"820d 0a0b 2209 0a03 "a.b" 1005 1809"#);
+    let reply = |reply: &Reply<'_>| {
+        let mut out = Vec::new();
+        reply.encode(WireFormat::WEBSOCKET_PROTOBUF, &mut out);
+        out
+    };
+    let skipped = Skipped { topic: topic.id, name: "a.b", from: 8, to: 10, count: Some(2) };
+    check(&reply(&Reply::Gap(skipped)), r#"820f 0a0d 420b 0a03 "a.b" 1008 180a 2002"#);
+    check(
+        &reply(&Reply::Published {
+            request: 1,
+            topic: topic.id,
+            name: "a.b",
+            epoch: 9,
+            sequence: 7,
+            is_duplicate: false,
+        }),
+        r#"820f 0a0d 4a0b 0801 1203 "a.b" 1809 2007"#,
+    );
+    check(
+        &reply(&Reply::Closing { code: 3001, reason: "bye", reconnect_after_ms: 5 }),
+        r#"820e 0a0c 620a 08b917 1203 "bye" 1805"#,
+    );
+    // Events of one message follow each other.
+    let event = &bytes(r#"0a09 0a07 0a03 "a.b" 1007"#);
+    let batched = batch(WireFormat::WEBSOCKET_PROTOBUF, &[event, event]);
+    assert_eq!(batched, [&[0x82, 22][..], event, event].concat());
+}
+
+#[test]
+fn protobuf_requests_decode_from_the_golden_bytes() {
+    let decoded = |dump: &str| {
+        let message = Message::Binary(bytes(dump).into());
+        let mut requests = WireFormat::WEBSOCKET_PROTOBUF.codec.decode(&message, 1 << 10).unwrap();
+        let command = format!("{:?}", requests.next().unwrap().unwrap());
+        assert!(requests.next().is_none());
+        command
+    };
+    let shown = |command: Command<'_>| format!("{command:?}");
+    assert_eq!(
+        decoded(r#"0801 120d 0a03 "app" 1206 "counts""#),
+        shown(Command::Hello {
+            request: 1,
+            client: "".into(),
+            name: "app".into(),
+            features: Some(Features::COUNTS),
+            token: None,
+        })
+    );
+    assert_eq!(
+        decoded(r#"0802 2216 0a03 "a.>" 1004 19 0000000000001440 2a04 0809 1007"#),
+        shown(Command::Subscribe {
+            request: 2,
+            patterns: vec!["a.>".into()],
+            delivery: Delivery { policy: Some(Policy::Keep), interval_us: 200_000 },
+            from: StartPosition::After(Position { epoch: 9, sequence: 7 }),
+        })
+    );
+    assert_eq!(
+        decoded(r#"0802 2211 0a01 "a" 320c 0a0a 0a01 "a" 1205 0809 10ac02"#),
+        shown(Command::Subscribe {
+            request: 2,
+            patterns: vec!["a".into()],
+            delivery: Delivery::default(),
+            from: StartPosition::AfterEach(
+                [("a".into(), Position { epoch: 9, sequence: 300 })].into_iter().collect()
+            ),
+        })
+    );
+    assert_eq!(
+        decoded(r#"0804 3a18 0a01 "t" 1202 00ff 1807 21 0600000000000000 2808 3202 "m1""#),
+        shown(Command::Publish(PublishCommand {
+            request: 4,
+            topic: b"t".into(),
+            producer_time_ns: 6,
+            schema: 8,
+            payload: b"\x00\xff".into(),
+            payload_is_json: false,
+            key: 7,
+            message_id: b"m1".into(),
+        }))
+    );
+    assert_eq!(decoded("4202 0807"), shown(Command::Ping { token: 7 }));
 }

@@ -84,7 +84,7 @@ impl AsyncClient {
     /// Starts to connect, and keeps trying. Does not wait until connected.
     ///
     /// # Errors
-    /// [`ClientError::Address`] for the raw encoding, which has no answers; [`ClientError::TlsSettings`] if a file of the TLS options
+    /// [`ClientError::Address`] for encodings other than JSON and native frames; [`ClientError::TlsSettings`] if a file of the TLS options
     /// cannot be used; [`ClientError::Io`] outside of a tokio runtime.
     pub fn start(mut options: AsyncOptions) -> Result<AsyncClient, ClientError> {
         let session = options.take_session(read_token)?;

@@ -2,7 +2,10 @@
 
 use std::{fmt, path::PathBuf};
 
-use crate::{Address, ClientError, ConnectOptions, OFFLINE_QUEUE_MAX, Positions, SessionOptions};
+use crate::{
+    Address, ClientError, ConnectOptions, OFFLINE_QUEUE_MAX, Positions, SessionOptions,
+    error::UNSUITABLE_ENCODING,
+};
 use tickcast_proto::WireFormat;
 
 /// Options of a client that drives a [`Session`](crate::Session): `AsyncOptions` of an `AsyncClient`, and
@@ -47,15 +50,14 @@ impl<GetToken, SavePositions> ClientOptions<GetToken, SavePositions> {
     /// Takes out what the session needs. `read`: gives the token of a file, if the options have neither a token nor `get_token`.
     ///
     /// # Errors
-    /// [`ClientError::Address`] for the raw encoding, which has no answers.
+    /// [`ClientError::Address`] for encodings other than JSON and native frames.
     pub(crate) fn take_session(
         &mut self,
         read: impl FnOnce(PathBuf) -> GetToken,
     ) -> Result<SessionOptions, ClientError> {
         let encoding = self.connect.encoding;
-        if encoding == WireFormat::WEBSOCKET_RAW {
-            let text = "the raw encoding has no answers: use JSON or native frames";
-            return Err(ClientError::Address(text.into()));
+        if [WireFormat::WEBSOCKET_RAW, WireFormat::WEBSOCKET_PROTOBUF].contains(&encoding) {
+            return Err(ClientError::Address(UNSUITABLE_ENCODING.into()));
         }
         let token = self.connect.token.take();
         if self.get_token.is_none() && token.is_none() {

@@ -128,7 +128,7 @@ enum Progress {
 
 impl Connection {
     /// A new connection whose opening (HELLO, or the WebSocket handshake) is ready to be sent. If the identity in the
-    /// options breaks a rule, the connection has failed and sends nothing.
+    /// options breaks a rule, or the client does not speak the encoding, the connection has failed and sends nothing.
     pub fn new(options: &ConnectOptions) -> Connection {
         if !options.client.is_empty()
             && let Err(error) = identity::check(options.client.as_bytes())
@@ -140,6 +140,13 @@ impl Connection {
             return connection;
         }
         let encoding = options.encoding;
+        if encoding == WireFormat::WEBSOCKET_PROTOBUF {
+            let others = ConnectOptions { encoding: WireFormat::WEBSOCKET_JSON, ..options.clone() };
+            let mut connection = Connection::new(&others);
+            connection.output.clear();
+            connection.phase = Phase::Failed(ProtocolError::Encoding(encoding.name()));
+            return connection;
+        }
         let frame_bytes_max = options.frame_bytes_max;
         let message_bytes_max = frame_bytes_max / 3 * 4 + MESSAGE_OVERHEAD_BYTES;
         let mut output = Vec::new();

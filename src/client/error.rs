@@ -11,10 +11,14 @@ pub(super) const WELCOME_AWAITED: &str = "welcome";
 pub(super) const ROOM_AWAITED: &str = "room for a write";
 /// The answer that it awaited while the server did not answer the TLS handshake.
 pub(super) const HANDSHAKE_AWAITED: &str = "TLS handshake";
+/// Text of [`ClientError::Address`] from clients that speak JSON and native frames only.
+pub(super) const UNSUITABLE_ENCODING: &str =
+    "this client needs answers that it can read: use JSON or native frames";
 
 /// Why a [`Connection`](crate::Connection) failed. It stays failed: drop the socket and connect again.
 ///
-/// All but [`ProtocolError::Identity`] mean that the server, or what answered in its place, broke the protocol.
+/// All but [`ProtocolError::Identity`] and [`ProtocolError::Encoding`] mean that the server, or what answered in its place, broke the
+/// protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProtocolError {
     /// Bytes that violate the protocol.
@@ -25,6 +29,8 @@ pub enum ProtocolError {
     Handshake(String),
     /// The identity in the options breaks a rule. Nothing was sent.
     Identity(IdentityError),
+    /// This client does not speak the encoding in the options. Nothing was sent.
+    Encoding(&'static str),
     /// The first native frame is not WELCOME: probably not a tickcast port.
     WelcomeExpected,
     /// A tick of a topic that was not announced. Contains the topic's number, or its name in JSON.
@@ -74,6 +80,9 @@ impl fmt::Display for ProtocolError {
             ProtocolError::Json(text) => write!(f, "cannot decode the server's JSON: {text}"),
             ProtocolError::Handshake(text) => write!(f, "the WebSocket handshake failed: {text}"),
             ProtocolError::Identity(error) => write!(f, "{error}"),
+            ProtocolError::Encoding(name) => {
+                write!(f, "this client does not speak {name}: use native frames, JSON or raw payloads")
+            }
             ProtocolError::WelcomeExpected => {
                 write!(f, "the server did not start with WELCOME; check that this is a tickcast port")
             }

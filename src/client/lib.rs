@@ -156,7 +156,8 @@ pub const CLIENT_NAME_BYTES_MAX: usize = 255;
 /// Options of a [`Connection`]: its encoding, the client's identity, and what the client accepts.
 #[derive(Clone, Debug)]
 pub struct ConnectOptions {
-    /// The encoding. All but [`WireFormat::TCP_NATIVE`] are WebSockets.
+    /// The encoding: [`WireFormat::TCP_NATIVE`], [`WireFormat::WEBSOCKET_NATIVE`], [`WireFormat::WEBSOCKET_JSON`] or
+    /// [`WireFormat::WEBSOCKET_RAW`].
     pub encoding: WireFormat,
     /// `Host` header of the WebSocket handshake; not used by native connections.
     pub host: String,

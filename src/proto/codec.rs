@@ -7,6 +7,7 @@
 
 pub mod json;
 pub mod native;
+pub mod protobuf;
 pub mod socket_io;
 
 pub use tungstenite::Bytes;
@@ -33,6 +34,10 @@ pub enum Codec {
     JsonLinked = 4,
     /// Socket.IO packets, whose events have JSON objects like those of [`Codec::JsonLinked`].
     SocketIo = 5,
+    /// Messages of `tickcast.proto`.
+    Protobuf = 6,
+    /// Messages of `tickcast.proto`, whose ticks have `previous`.
+    ProtobufLinked = 7,
 }
 
 /// Text or binary, for framings that distinguish them.
@@ -86,7 +91,7 @@ impl TopicInfo {
 
 impl Codec {
     /// Number of codecs.
-    pub const COUNT: usize = 6;
+    pub const COUNT: usize = 8;
 
     /// The codec that encodes the same messages with these features.
     pub const fn with(self, features: Features) -> Codec {
@@ -98,6 +103,8 @@ impl Codec {
             Codec::SocketIo => Codec::SocketIo,
             Codec::Json | Codec::JsonLinked if has_previous => Codec::JsonLinked,
             Codec::Json | Codec::JsonLinked => Codec::Json,
+            Codec::Protobuf | Codec::ProtobufLinked if has_previous => Codec::ProtobufLinked,
+            Codec::Protobuf | Codec::ProtobufLinked => Codec::Protobuf,
         }
     }
 
@@ -105,13 +112,17 @@ impl Codec {
     pub const fn features(self) -> Features {
         match self {
             // Events of Socket.IO have all features of the encoding: none is asked for.
-            Codec::Native | Codec::Json | Codec::Raw | Codec::SocketIo => Features::NONE,
-            Codec::NativeLinked | Codec::JsonLinked => Features::PREVIOUS,
+            Codec::Native | Codec::Json | Codec::Raw | Codec::SocketIo | Codec::Protobuf => Features::NONE,
+            Codec::NativeLinked | Codec::JsonLinked | Codec::ProtobufLinked => Features::PREVIOUS,
         }
     }
 
     const fn is_json(self) -> bool {
         matches!(self, Codec::Json | Codec::JsonLinked)
+    }
+
+    const fn is_protobuf(self) -> bool {
+        matches!(self, Codec::Protobuf | Codec::ProtobufLinked)
     }
 
     /// Type of the messages that the server sends.
@@ -148,6 +159,11 @@ impl Codec {
                 socket_io::encode_frame(scratch, &topic.json_prefix, tick);
                 scratch
             }
+            Codec::Protobuf | Codec::ProtobufLinked => {
+                scratch.clear();
+                protobuf::encode_frame(scratch, &topic.name, tick, self.features());
+                scratch
+            }
         }
     }
 
@@ -158,6 +174,7 @@ impl Codec {
             Codec::Native | Codec::NativeLinked => crate::frame::encode_topic(out, id, epoch, name),
             Codec::Raw => {}
             Codec::SocketIo => socket_io::encode_event(out, |out| json::encode_topic(out, id, epoch, name)),
+            Codec::Protobuf | Codec::ProtobufLinked => protobuf::encode_topic(out, id, epoch, name),
             _ => json::encode_topic(out, id, epoch, name),
         }
     }
@@ -168,6 +185,7 @@ impl Codec {
             Codec::Native | Codec::NativeLinked => native::encode_reply(reply, out),
             Codec::Raw => {}
             Codec::SocketIo => socket_io::encode_reply(reply, out),
+            Codec::Protobuf | Codec::ProtobufLinked => protobuf::encode_reply(reply, out),
             _ => json::encode_reply(reply, out),
         }
     }
@@ -189,12 +207,16 @@ impl Codec {
                 return Err(DecodeError::SocketIo("its packets are decoded one by one"));
             }
             (Message::Text(text), codec) if codec.is_json() || codec == Codec::Raw => Remaining::Json(text),
+            (Message::Text(_), codec) if codec.is_protobuf() => {
+                return Err(DecodeError::WrongMessageType("tickcast.v1.protobuf requires binary messages"));
+            }
             (Message::Text(_), _) => {
                 return Err(DecodeError::WrongMessageType("tickcast.v1.rkyv requires binary messages"));
             }
             (Message::Binary(_), codec) if codec.is_json() => {
                 return Err(DecodeError::WrongMessageType("tickcast.v1.json requires text messages"));
             }
+            (Message::Binary(request), codec) if codec.is_protobuf() => Remaining::Protobuf(request),
             (Message::Binary(frames), _) => Remaining::Frames(frames),
         };
         Ok(Requests { remaining, frame_bytes_max })
@@ -217,6 +239,8 @@ enum Remaining<'a> {
     Frames(&'a [u8]),
     /// One JSON object.
     Json(&'a str),
+    /// One protobuf message.
+    Protobuf(&'a [u8]),
 }
 
 /// Why a request cannot be decoded.
@@ -233,7 +257,7 @@ impl<'a> Requests<'a> {
     pub fn remaining_frames(&self) -> &'a [u8] {
         match self.remaining {
             Remaining::Frames(frames) => frames,
-            Remaining::Nothing | Remaining::Frame(_) | Remaining::Json(_) => &[],
+            Remaining::Nothing | Remaining::Frame(_) | Remaining::Json(_) | Remaining::Protobuf(_) => &[],
         }
     }
 }
@@ -254,6 +278,9 @@ impl<'a> Iterator for Requests<'a> {
                 }))
             }
             Remaining::Json(text) => Some(json::decode(text).map_err(RequestDecodeError::Invalid)),
+            Remaining::Protobuf(request) => {
+                Some(protobuf::decode(request).map_err(RequestDecodeError::Invalid))
+            }
         }
     }
 }
@@ -267,8 +294,16 @@ mod tests {
         records::TickTimes,
     };
 
-    const ALL: [Codec; Codec::COUNT] =
-        [Codec::Native, Codec::Json, Codec::Raw, Codec::NativeLinked, Codec::JsonLinked, Codec::SocketIo];
+    const ALL: [Codec; Codec::COUNT] = [
+        Codec::Native,
+        Codec::Json,
+        Codec::Raw,
+        Codec::NativeLinked,
+        Codec::JsonLinked,
+        Codec::SocketIo,
+        Codec::Protobuf,
+        Codec::ProtobufLinked,
+    ];
 
     fn subscribes() -> Vec<u8> {
         let mut frames = Vec::new();
@@ -306,7 +341,8 @@ mod tests {
         let (text, binary) = (Message::Text("{\"op\":\"ping\"}".into()), Message::Binary(Bytes::new()));
         let taken = |codec: Codec| [&text, &binary].map(|message| codec.decode(message, 1 << 10).is_ok());
         let (native, json, raw) = ([false, true], [true, false], [true, true]);
-        assert_eq!(ALL.map(taken), [native, json, raw, native, json, [false; 2]]);
+        let expected = [native, json, raw, native, json, [false; 2], native, native];
+        assert_eq!(ALL.map(taken), expected);
     }
 
     #[test]

@@ -27,6 +27,11 @@ const SUPPORTED: [Supported; WireFormat::ALL.len() + WireFormat::ONE_WAY.len() +
     Supported { format: WireFormat::WEBSOCKET_NATIVE, name: "rkyv", subprotocol: Some("tickcast.v1.rkyv") },
     Supported { format: WireFormat::WEBSOCKET_JSON, name: "json", subprotocol: Some("tickcast.v1.json") },
     Supported { format: WireFormat::WEBSOCKET_RAW, name: "raw", subprotocol: Some("tickcast.v1.raw") },
+    Supported {
+        format: WireFormat::WEBSOCKET_PROTOBUF,
+        name: "protobuf",
+        subprotocol: Some("tickcast.v1.protobuf"),
+    },
     Supported { format: WireFormat::EVENTS_JSON, name: "sse", subprotocol: None },
     Supported { format: WireFormat::LINES_JSON, name: "ndjson", subprotocol: None },
     Supported { format: WireFormat::SOCKET_IO, name: "socketio", subprotocol: None },
@@ -41,6 +46,9 @@ impl WireFormat {
     pub const WEBSOCKET_JSON: WireFormat = WireFormat { codec: Codec::Json, framing: Framing::WebSocket };
     /// `tickcast.v1.raw`: tick payloads in binary WebSocket messages.
     pub const WEBSOCKET_RAW: WireFormat = WireFormat { codec: Codec::Raw, framing: Framing::WebSocket };
+    /// `tickcast.v1.protobuf`: messages of `tickcast.proto` in binary WebSocket messages.
+    pub const WEBSOCKET_PROTOBUF: WireFormat =
+        WireFormat { codec: Codec::Protobuf, framing: Framing::WebSocket };
 
     /// JSON objects as Server-Sent Events.
     pub const EVENTS_JSON: WireFormat = WireFormat { codec: Codec::Json, framing: Framing::EventStream };
@@ -51,8 +59,13 @@ impl WireFormat {
     pub const SOCKET_IO: WireFormat = WireFormat { codec: Codec::SocketIo, framing: Framing::EngineIo };
 
     /// All supported pairs that a client selects by port or subprotocol.
-    pub const ALL: [WireFormat; 4] =
-        [Self::TCP_NATIVE, Self::WEBSOCKET_NATIVE, Self::WEBSOCKET_JSON, Self::WEBSOCKET_RAW];
+    pub const ALL: [WireFormat; 5] = [
+        Self::TCP_NATIVE,
+        Self::WEBSOCKET_NATIVE,
+        Self::WEBSOCKET_JSON,
+        Self::WEBSOCKET_RAW,
+        Self::WEBSOCKET_PROTOBUF,
+    ];
 
     /// The supported pairs of `/sse`, which clients only read.
     pub const ONE_WAY: [WireFormat; 2] = [Self::EVENTS_JSON, Self::LINES_JSON];
@@ -66,7 +79,7 @@ impl WireFormat {
         self.framing as usize * Codec::COUNT + self.codec as usize
     }
 
-    /// Short name: `native`, `rkyv`, `json`, `raw`, `sse`, `ndjson` or `socketio`.
+    /// Short name: `native`, `rkyv`, `json`, `raw`, `protobuf`, `sse`, `ndjson` or `socketio`.
     pub fn name(self) -> &'static str {
         self.supported().map_or("unsupported", |supported| supported.name)
     }
@@ -144,7 +157,9 @@ mod tests {
     fn only_websockets_with_delimited_messages_have_batches_and_all_keep_their_names() {
         for format in [&WireFormat::ALL[..], &WireFormat::ONE_WAY].concat() {
             let batched = format.with(Features::BATCHES);
-            let has_batches = [WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON].contains(&format);
+            let has_batches =
+                [WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON, WireFormat::WEBSOCKET_PROTOBUF]
+                    .contains(&format);
             assert_eq!(batched.features(), if has_batches { Features::BATCHES } else { Features::NONE });
             assert_eq!((batched.name(), batched.subprotocol()), (format.name(), format.subprotocol()));
             assert_eq!(batched.with(Features::NONE), format);

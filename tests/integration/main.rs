@@ -46,6 +46,7 @@ mod permissions;
 mod places;
 mod policies;
 mod positions;
+mod protobuf;
 mod proxies;
 mod publish;
 mod read_back;

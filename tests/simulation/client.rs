@@ -8,9 +8,11 @@ use crate::{
     request::{Begin, Request},
     sink::RoutedPublishes,
 };
+use prost::Message as _;
 use tickcast_core::testing::{EPOCH, upgrade_request};
 use tickcast_proto::{
     ErrorCode, Step, WireFormat,
+    codec::protobuf::messages::{self, event::Event, request::Command},
     command::encode_request,
     features::Features,
     frame::{self, FLAG_SNAPSHOT, HeaderFields, HelloParts, Kind},
@@ -261,6 +263,11 @@ impl Client {
             WireFormat::WEBSOCKET_JSON => {
                 client.send_text(format!(r#"{{"op":"hello","features":{answers},"token":"{in_hello}"}}"#))
             }
+            WireFormat::WEBSOCKET_PROTOBUF => {
+                let features = answers.names().map(str::to_owned).collect();
+                let hello = messages::Hello { features, token: in_hello, ..Default::default() };
+                client.send_request(0, Command::Hello(hello));
+            }
             _ => client.send_hello("", answers, &in_hello),
         }
         client
@@ -277,6 +284,9 @@ impl Client {
     pub fn refresh(&mut self) {
         let token = self.token.clone().unwrap_or_default();
         self.refreshes += 1;
+        if self.speaks_protobuf() {
+            return self.send_request(0, Command::Refresh(messages::Refresh { token }));
+        }
         match self.speaks_json() {
             true => self.send_text(format!(r#"{{"op":"refresh","token":"{token}"}}"#)),
             false => self.send_frame(|out| {
@@ -333,6 +343,17 @@ impl Client {
         }
     }
 
+    fn send_request(&mut self, id: u32, command: Command) {
+        self.send_frame(|out| {
+            let request = messages::Request { id, command: Some(command) };
+            out.extend(request.encode_to_vec());
+        });
+    }
+
+    fn speaks_protobuf(&self) -> bool {
+        self.encoding == WireFormat::WEBSOCKET_PROTOBUF
+    }
+
     fn speaks_json(&self) -> bool {
         matches!(self.encoding, WireFormat::WEBSOCKET_JSON | WireFormat::WEBSOCKET_RAW)
     }
@@ -371,6 +392,10 @@ impl Client {
             let options = request.options_json();
             return self.send_text(format!(r#"{{"op":"subscribe","topics":["{pattern}"]{options}{from}}}"#));
         }
+        if self.speaks_protobuf() {
+            let subscribe = request.subscribe_message(pattern, positions);
+            return self.send_request(0, Command::Subscribe(subscribe));
+        }
         for (topic, epoch, sequence) in positions {
             self.send_frame(|out| {
                 let record = Resume { epoch, sequence };
@@ -393,6 +418,12 @@ impl Client {
         let begin = self.requested.get(pattern).map_or(Begin::Live, |before| before.begin);
         self.requested.insert(pattern.into(), Request { begin, ..request });
         self.was_faithful |= !matches!(request.policy, Some(Policy::Conflate | Policy::Drop));
+        if self.speaks_protobuf() {
+            let messages::Subscribe { patterns, policy, max_rate, .. } =
+                request.subscribe_message(pattern, Vec::new());
+            let update = messages::Update { patterns, policy, max_rate };
+            return self.send_request(0, Command::Update(update));
+        }
         let options = request.options_json();
         match self.speaks_json() {
             true => self.send_text(format!(r#"{{"op":"update","topics":["{pattern}"]{options}}}"#)),
@@ -422,6 +453,10 @@ impl Client {
 
     pub fn unsubscribe(&mut self, pattern: &str) {
         self.subscriptions.insert(pattern.into(), State::Leaving);
+        if self.speaks_protobuf() {
+            let patterns = vec![pattern.into()];
+            return self.send_request(1, Command::Unsubscribe(messages::Unsubscribe { patterns }));
+        }
         match self.speaks_json() {
             true => self.send_text(format!(r#"{{"op":"unsubscribe","topics":["{pattern}"]}}"#)),
             false => self.send_frame(|out| encode_request(out, Kind::Unsubscribe, 1, pattern)),
@@ -429,6 +464,9 @@ impl Client {
     }
 
     pub fn ping(&mut self) {
+        if self.speaks_protobuf() {
+            return self.send_request(0, Command::Ping(messages::Ping { token: 5 }));
+        }
         match self.speaks_json() {
             true => self.send_text(r#"{"op":"ping","token":5}"#.into()),
             false => self.send_frame(|out| {
@@ -439,6 +477,11 @@ impl Client {
 
     /// Publishes a tick. `id`: see [`Publishes::begin`].
     pub fn publish(&mut self, id: u32, topic: &str, key: u64, payload: &str) {
+        if self.speaks_protobuf() {
+            let (topic, payload) = (topic.into(), payload.as_bytes().into());
+            let publish = messages::Publish { topic, payload, key, ..Default::default() };
+            return self.send_request(id, Command::Publish(publish));
+        }
         match self.speaks_json() {
             true => self.send_text(format!(
                 r#"{{"op":"publish","id":{id},"topic":"{topic}","key":{key},"data":{payload}}}"#
@@ -535,6 +578,13 @@ impl Client {
                 }
                 self.note_batch(frames);
             }
+            Incoming::Binary(bytes) if self.speaks_protobuf() => {
+                let messages::Events { events } = messages::Events::decode(bytes).expect("a message");
+                self.note_batch(events.len());
+                events.into_iter().for_each(|event| {
+                    self.event(event.event.expect("an event that is known"), published);
+                });
+            }
             Incoming::Binary(payload) => self.raw(&payload, published),
             Incoming::Close(code) => self.closing = Some(code),
             Incoming::Nothing => {}
@@ -603,6 +653,47 @@ impl Client {
             other => panic!("unexpected {other:?}: {payload}"),
         }
         used
+    }
+
+    fn event(&mut self, event: Event, published: &Published) {
+        match event {
+            Event::Tick(tick) => {
+                let messages::Tick { topic, sequence, key, snapshot, payload, .. } = tick;
+                assert!(tick.payload_is_json && tick.previous.is_none());
+                let epoch = *self.epochs.get(&topic).expect("announced before its first tick");
+                let life = (epoch, published.offset(&topic, epoch));
+                let payload = String::from_utf8(payload).expect("JSON");
+                self.tick(&topic, life, sequence, key, snapshot, &payload, published);
+            }
+            Event::Conflated(ref range) | Event::Gap(ref range) => {
+                let messages::Skipped { topic, from_sequence, to_sequence, count } = range;
+                assert_eq!(*count, 0, "it has not asked for counts");
+                let epoch = *self.epochs.get(topic).expect("announced before");
+                let life = (epoch, published.offset(topic, epoch));
+                let is_lost = matches!(event, Event::Gap(_));
+                self.announced(topic, life, is_lost, *from_sequence, *to_sequence);
+            }
+            Event::Recovered(messages::Recovered { topic, epoch, sequence, recovered, reason }) => {
+                assert_eq!(reason, 0, "it has not asked for reasons");
+                let life = (epoch != EPOCH).then(|| (epoch, published.offset(&topic, epoch)));
+                self.recovery(&topic, life, sequence, recovered, published);
+            }
+            Event::Subscribed(messages::Subscribed { pattern, .. }) => self.acknowledged(&pattern, published),
+            Event::Unsubscribed(messages::Unsubscribed { pattern, .. }) => self.left(&pattern),
+            Event::Topic(messages::Topic { name, epoch, .. }) => self.topic(&name, epoch, published),
+            Event::Pong(_) => self.pongs += 1,
+            Event::Welcome(_) => {}
+            Event::Published(messages::Published { id, topic, epoch, sequence, duplicate }) => {
+                assert!(!duplicate);
+                self.published(id, &topic, epoch, sequence, published);
+            }
+            Event::Error(messages::Error { id, code, text }) => match code == ErrorCode::NotAllowed as u32 {
+                true => self.denied(&text),
+                false => self.publish_failed(id, code.into()),
+            },
+            Event::Closing(messages::Closing { code, .. }) => self.closing = Some(code as u16),
+            other => panic!("unexpected {other:?}"),
+        }
     }
 
     fn note_batch(&mut self, frames: usize) {

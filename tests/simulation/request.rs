@@ -1,7 +1,11 @@
 //! Subscription requests: delivery options and starting point, and their encodings.
 
 use tickcast_core::testing::EPOCH;
-use tickcast_proto::{records::Subscribe, subscription::Policy};
+use tickcast_proto::{
+    codec::protobuf::messages::{self, subscribe::From},
+    records::Subscribe,
+    subscription::Policy,
+};
 
 /// Delivery options and starting point of a subscription.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,6 +38,30 @@ impl Request {
             interval_ms => format!(r#","max_rate":{}"#, 1e3 / f64::from(interval_ms)),
         };
         policy + &rate
+    }
+
+    /// Returns the protobuf message, with positions for [`Begin::Resume`]: topic, epoch and sequence.
+    pub fn subscribe_message(
+        &self,
+        pattern: &str,
+        positions: Vec<(String, u64, u64)>,
+    ) -> messages::Subscribe {
+        let from = match self.begin {
+            Begin::Live => None,
+            Begin::Latest => Some(From::Start(messages::Start::Latest.into())),
+            Begin::After(epoch, sequence) => Some(From::After(messages::Position { epoch, sequence })),
+            Begin::Resume => {
+                let position = |(topic, epoch, sequence)| (topic, messages::Position { epoch, sequence });
+                let topics = positions.into_iter().map(position).collect();
+                Some(From::AfterEach(messages::Positions { topics }))
+            }
+        };
+        messages::Subscribe {
+            patterns: vec![pattern.into()],
+            policy: self.policy.map_or(0, |policy| policy as i32),
+            max_rate: if self.interval_ms == 0 { 0.0 } else { 1e3 / f64::from(self.interval_ms) },
+            from,
+        }
     }
 
     /// Returns the native record.

@@ -278,11 +278,14 @@ fn tokens_come_from_the_application_and_a_failure_is_an_event() {
 }
 
 #[test]
-fn outside_of_a_runtime_and_with_the_raw_encoding_no_client_starts() {
+fn outside_of_a_runtime_and_with_an_encoding_it_cannot_read_no_client_starts() {
     assert!(matches!(AsyncClient::connect("127.0.0.1:1"), Err(ClientError::Io(_))));
     block_on(async {
         let mut options = AsyncOptions::new("ws://127.0.0.1:1/ws").unwrap();
         options.connect.encoding = WireFormat::WEBSOCKET_RAW;
+        assert!(matches!(AsyncClient::start(options), Err(ClientError::Address(_))));
+        let mut options = AsyncOptions::new("ws://127.0.0.1:1/ws").unwrap();
+        options.connect.encoding = WireFormat::WEBSOCKET_PROTOBUF;
         assert!(matches!(AsyncClient::start(options), Err(ClientError::Address(_))));
     });
 }

@@ -83,7 +83,7 @@ impl SessionClient {
     /// [`SessionClient::connect`] with all options.
     ///
     /// # Errors
-    /// [`ClientError::Address`] for the raw encoding, which has no answers; [`ClientError::TlsSettings`] if a file of the TLS options
+    /// [`ClientError::Address`] for encodings other than JSON and native frames; [`ClientError::TlsSettings`] if a file of the TLS options
     /// cannot be used.
     pub fn start(mut options: SessionClientOptions) -> Result<SessionClient, ClientError> {
         let session = options.take_session(read_token)?;

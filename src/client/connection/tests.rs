@@ -553,3 +553,10 @@ fn identity_is_in_the_hello_and_an_invalid_one_sends_nothing() {
         assert!(matches!(connection.poll_event(), Err(ProtocolError::Identity(_))));
     }
 }
+
+#[test]
+fn protobuf_is_refused_before_anything_is_sent() {
+    let mut connection = Connection::new(&ConnectOptions::new(WireFormat::WEBSOCKET_PROTOBUF));
+    assert_eq!(connection.poll_transmit(), b"");
+    assert!(matches!(connection.poll_event(), Err(ProtocolError::Encoding("protobuf"))));
+}
