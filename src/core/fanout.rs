@@ -137,6 +137,10 @@ pub struct DeliveryCounts {
     pub dropped: u64,
     /// Holes in logs.
     pub holes: u64,
+    /// Units of opening topics: see [`crate::limits::TURN_OPENING_UNITS`].
+    pub opening_units: u64,
+    /// Ticks lost because too many waited for their topic to open.
+    pub opening_lost: u64,
     /// Units of delivery work that queued nothing: patterns looked up, and wildcard sessions visited.
     pub units: usize,
 }
@@ -221,6 +225,7 @@ impl Fanout {
 
     /// Returns the counts since the last call.
     pub fn take_counts(&mut self) -> DeliveryCounts {
+        self.tally.opening_lost = self.openings.take_lost();
         std::mem::take(&mut self.tally)
     }
 
@@ -247,10 +252,11 @@ impl Fanout {
     }
 
     /// Opens the topic with this key. From now on its home sends the ticks after the sequence `last`; 0: all ticks. Sessions
-    /// whose subscription needs a membership join it, in later turns if they are many.
+    /// whose subscription needs a membership join it, in later turns if they are many. `owner`: whose work that is, see
+    /// [`HomeTopic::owner`](crate::home::HomeTopic::owner).
     pub fn handle_open(
         &mut self,
-        id: TopicId,
+        (id, owner): (TopicId, u32),
         epoch: u64,
         last: u64,
         key: &str,
@@ -281,7 +287,7 @@ impl Fanout {
         self.match_counts.new_topic(id, self.by_key.len(), is_uncounted);
         self.by_key.insert(key.into(), id);
         self.note_joined(id, key);
-        self.begin_opening(id, last_life, backlogs, sessions, logs);
+        self.begin_opening((id, owner), last_life, backlogs, sessions, logs);
         self.invariants(None);
     }
 
@@ -461,7 +467,7 @@ mod tests {
         let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20, 128));
         for (home, copies) in [(OWN, 0), (ShardId(1), 3)] {
             let id = TopicId::new(0, home, SHARDS).unwrap();
-            fanout.handle_open(id, 1, 0, "a", &mut sessions, &mut logs);
+            fanout.handle_open((id, 0), 1, 0, "a", &mut sessions, &mut logs);
             for sequence in 5..8 {
                 let parts = TickParts { key: sequence, payload: b"x", ..TickParts::default() };
                 let mut bytes = Vec::new();

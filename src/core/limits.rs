@@ -335,9 +335,13 @@ pub const TOPIC_IDLE_NS_DEFAULT: u64 = 3_600_000_000_000;
 pub const TURN_OPENING_UNITS: usize = 2 << 10;
 /// Units of delivery that count as one such member: a tick queued to a session takes about a tenth of the time of a join.
 pub const DELIVERIES_PER_OPENING_UNIT: usize = 8;
-/// Bytes of ticks and history that wait on a shard for topics with many members to open. Beyond that, the shard takes in nothing
-/// for a few turns.
+/// Units of these that the topics of one owner may use before the next owner's turn.
+pub const OPENING_QUANTUM_UNITS: usize = TURN_OPENING_UNITS / 8;
+/// Bytes of ticks that wait on a shard for one topic with many members to open. Beyond that, the topic loses its oldest ticks.
 pub const OPENING_BYTES_MAX: usize = 256 << 10;
+/// Bytes of ticks that wait on a shard for all topics to open. Each owner may use as many of these as are left for the others:
+/// half of them, if it is the only one.
+pub const OPENINGS_BYTES_MAX: usize = 4 * OPENING_BYTES_MAX;
 /// Smallest message that is compressed by default, bytes: shorter ones seldom shrink.
 pub const DEFLATE_BYTES_MIN_DEFAULT: usize = 128;
 /// Bytes that a shard compresses in one turn for its egress logs, and again for the messages of batches: 1 to 3 ms each. What comes

@@ -414,20 +414,18 @@ impl Shard {
         self.sessions.ready_or_lagging_len()
     }
 
-    /// Returns whether the shard accepts requests: every delivery stage has room for what one more request may add, and not too
-    /// much waits for topics to open.
+    /// Returns whether the shard accepts requests: every delivery stage has room for what one more request may add.
     ///
     /// Requests add deliveries but never requests. So a shard accepts requests even while its own request stages are full, and no
     /// two shards wait for each other.
     pub fn takes_requests(&self) -> bool {
-        self.stages.deliveries_have_room() && !self.fanout.waits_for_openings()
+        self.stages.deliveries_have_room()
     }
 
     /// Returns whether this turn may handle more ticks from other shards. If not, the next one may: a turn with many subscribers
-    /// must end before others have waited too long. While too much waits for topics to open, it takes none: the openings need
-    /// nobody else, so they are done a few turns later.
+    /// must end before others have waited too long.
     pub fn takes_deliveries(&self) -> bool {
-        self.mesh_units_left > 0 && !self.fanout.waits_for_openings()
+        self.mesh_units_left > 0
     }
 
     /// Returns whether this turn or a later one may process sessions' input, which also adds requests.
@@ -444,6 +442,8 @@ impl Shard {
             worked |= units > 0;
         }
         worked |= self.fanout.advance_openings(&mut self.sessions, &mut self.logs, now.monotonic_ns);
+        // Openings have a budget of their own.
+        self.take_counts();
         worked |= self.forget_topics(now);
         worked |= self.home.trim(now.monotonic_ns) > 0;
         self.counters.add(Counter::LastValuesEvicted, self.home.take_last_values_evicted());
@@ -482,18 +482,26 @@ impl Shard {
         }
     }
 
-    /// Adds the fan-out's counts since the last call to the counters.
+    /// Adds the fan-out's counts since the last call to the counters, and charges its work to the turn's budget.
     fn count_ticks(&mut self) {
+        let work = self.take_counts();
+        self.charge(work);
+    }
+
+    /// Adds the fan-out's counts since the last call to the counters. Returns its units of work.
+    fn take_counts(&mut self) -> usize {
         let tally = self.fanout.take_counts();
         if tally == DeliveryCounts::default() {
-            return;
+            return 0;
         }
-        self.charge(tally.work());
         self.counters.add(Counter::TicksDelivered, tally.queued);
         self.counters.add(Counter::TicksTakenOut, tally.evicted);
         self.counters.add(Counter::TicksConflated, tally.conflated);
         self.counters.add(Counter::TicksDropped, tally.dropped);
         self.counters.add(Counter::LogHoles, tally.holes);
+        self.counters.add(Counter::OpeningUnits, tally.opening_units);
+        self.counters.add(Counter::OpeningTicksLost, tally.opening_lost);
+        tally.work()
     }
 
     /// Charges units of delivery to the turn's budget for the kind of input being processed.

@@ -236,7 +236,7 @@ impl Fanout {
             membership.advance_pace(now_ns);
         }
         let mut from = membership.from;
-        // While ticks wait for the topic to open, its home is ahead of what has been delivered here. Its answer waits behind them.
+        // While ticks wait for the topic to open, its home is ahead of what has been delivered here. It is asked once they are.
         let is_opening = !self.openings.is_empty() && self.openings.contains(id);
         if is_opening || !topic.has_last_values_from(from) {
             membership.wanted = Backfill::Conflated;

@@ -6,9 +6,13 @@
 //!
 //! ```text
 //!  Leaving ------> Losing ------> Joining ------> Delivering ------> open
-//!  members of      their frames   members         ticks and history
-//!  the last life   that wait                      that waited
+//!  members of      their frames   members         ticks, then requests
+//!  the last life   that wait                      for history
 //! ```
+//!
+//! Each topic has an owner, who created it. The owners take turns, so that nobody's topics wait for all topics of another. What
+//! waits for a topic is bounded: beyond that, its oldest ticks are lost, and its members learn of it by GAP. So a topic that
+//! opens delays no other topic.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -21,13 +25,14 @@ use super::{
 use crate::{
     ids::{SessionId, SlotId},
     limits::{
-        DELIVERIES_PER_OPENING_UNIT, FRAMES_PER_UNIT, NEW_TOPIC_UNITS, OPENING_BYTES_MAX, TURN_OPENING_UNITS,
+        DELIVERIES_PER_OPENING_UNIT, FRAMES_PER_UNIT, NEW_TOPIC_UNITS, OPENING_BYTES_MAX,
+        OPENING_QUANTUM_UNITS, OPENINGS_BYTES_MAX, TURN_OPENING_UNITS,
     },
-    session::table::Sessions,
+    session::{membership::Taking, table::Sessions},
 };
 use tickcast_proto::{
     Step,
-    frame::{self, Frame, Kind},
+    frame::{self, Frame},
     ids::TopicId,
 };
 
@@ -48,15 +53,18 @@ impl Default for OpeningUnits {
 
 /// The topics that are opening.
 ///
-/// Bound: `topics_max`, and [`OPENING_BYTES_MAX`] of waiting frames plus one frame: the shard takes nothing in beyond that.
+/// Bound: `topics_max`, and [`OPENINGS_BYTES_MAX`] of waiting ticks.
 /// Invariant: `order` lists each topic of `by_topic` once.
 #[derive(Debug, Default)]
 pub(super) struct Openings {
-    /// The one that continues next comes first.
-    order: VecDeque<TopicId>,
+    order: Order,
     by_topic: HashMap<TopicId, Opening, rustc_hash::FxBuildHasher>,
     /// Bytes that wait for all of them.
     waiting_bytes: usize,
+    /// Bytes that wait for the topics of each owner that has any.
+    owner_bytes: HashMap<u32, usize, rustc_hash::FxBuildHasher>,
+    /// Ticks lost since they were last taken.
+    lost: u64,
     units: OpeningUnits,
     /// Units left of this turn.
     left: usize,
@@ -64,16 +72,94 @@ pub(super) struct Openings {
     now_ns: u64,
 }
 
+/// The order in which topics open: their owners take turns, and each owner's topics open one after the other.
+#[derive(Debug, Default)]
+struct Order {
+    /// Owners with topics. The one whose turn is next comes first.
+    owners: VecDeque<u32>,
+    by_owner: HashMap<u32, VecDeque<TopicId>, rustc_hash::FxBuildHasher>,
+}
+
+impl Order {
+    fn front(&self) -> Option<&TopicId> {
+        self.by_owner.get(self.owners.front()?)?.front()
+    }
+
+    fn push_back(&mut self, owner: u32, id: TopicId) {
+        let topics = self.by_owner.entry(owner).or_default();
+        if topics.is_empty() {
+            self.owners.push_back(owner);
+        }
+        topics.push_back(id);
+    }
+
+    /// Removes the first topic.
+    fn pop_front(&mut self) {
+        let Some(&owner) = self.owners.front() else { return };
+        let topics = self.by_owner.get_mut(&owner);
+        if topics.is_none_or(|topics| topics.pop_front().is_none() || topics.is_empty()) {
+            self.owners.pop_front();
+            self.by_owner.remove(&owner);
+        }
+    }
+
+    /// Ends the turn of the first owner.
+    fn end_turn(&mut self, owner: u32) {
+        if self.owners.front() == Some(&owner) {
+            self.owners.rotate_left(1);
+        }
+    }
+
+    /// Keeps only some topics. O(topics).
+    fn retain(&mut self, mut keeps: impl FnMut(&TopicId) -> bool) {
+        self.by_owner.values_mut().for_each(|topics| topics.retain(&mut keeps));
+        self.by_owner.retain(|_, topics| !topics.is_empty());
+        self.owners.retain(|owner| self.by_owner.contains_key(owner));
+    }
+}
+
 /// A topic that is opening.
 #[derive(Debug)]
 struct Opening {
+    owner: u32,
     stage: Stage,
     /// What sessions recover before they go live.
     backlogs: HashMap<SessionId, Backlog>,
-    /// Encoded ticks and pieces of history.
+    /// Encoded ticks. Bound: [`OPENING_BYTES_MAX`].
     waiting: Vec<u8>,
-    /// How much of `waiting` has been delivered.
+    /// How much of `waiting` has been delivered, or lost.
     delivered: usize,
+    /// Ticks before those that wait which were lost, and have not been announced.
+    lost: Option<(u64, u64)>,
+    /// Members that request history once the topic is open. Bound: its members.
+    pulls: Vec<SlotId>,
+}
+
+impl Opening {
+    fn bytes(&self) -> usize {
+        self.waiting.len() - self.delivered
+    }
+
+    /// Notes that a tick is lost; all before it have been delivered or lost.
+    fn lose(&mut self, tick: &Frame<'_>) {
+        let (from, to) = (tick.previous() + 1, tick.header.sequence + 1);
+        self.lost = Some((self.lost.map_or(from, |(from, _)| from), to));
+    }
+
+    /// Loses the tick that has waited longest. Returns its bytes; `None` if no tick waits.
+    fn lose_oldest(&mut self) -> Option<usize> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let lost = match frame::decode(&waiting[self.delivered..], usize::MAX) {
+            Ok(Step::Complete(len, tick)) => {
+                self.lose(&tick);
+                self.delivered += len;
+                Some(len)
+            }
+            _ => None,
+        };
+        self.waiting = waiting;
+        lost
+    }
 }
 
 #[derive(Debug)]
@@ -97,15 +183,55 @@ impl Openings {
         self.by_topic.contains_key(&id)
     }
 
-    /// Keeps a frame of a topic that is opening. Returns `false` if the topic is open.
-    pub(super) fn keep(&mut self, frame: &Frame<'_>) -> bool {
-        let Some(opening) = self.by_topic.get_mut(&TopicId(frame.header.topic_id)) else { return false };
-        if opening.delivered > opening.waiting.len() / 2 {
-            opening.waiting.drain(..std::mem::take(&mut opening.delivered));
+    /// Keeps a tick of a topic that is opening. Returns `false` if the topic is open.
+    ///
+    /// If there is no room, the topic loses its oldest ticks. An owner has room for as many bytes as are left for all others
+    /// (dynamic thresholds: Choudhury and Hahne, 1998), so whoever comes next always has some.
+    pub(super) fn keep(&mut self, tick: &Frame<'_>) -> bool {
+        let Some(opening) = self.by_topic.get_mut(&TopicId(tick.header.topic_id)) else { return false };
+        let (len, mut freed) = (tick.bytes.len(), 0);
+        let (owner, total) = (self.owner_bytes.entry(opening.owner).or_default(), self.waiting_bytes);
+        let has_room = |opening: &Opening, freed: usize| {
+            opening.bytes() + len <= OPENING_BYTES_MAX
+                && *owner + total + len <= OPENINGS_BYTES_MAX + 2 * freed
+        };
+        while !has_room(opening, freed) {
+            self.lost += 1;
+            match opening.lose_oldest() {
+                Some(bytes) => freed += bytes,
+                None => {
+                    opening.lose(tick);
+                    break;
+                }
+            }
         }
-        opening.waiting.extend_from_slice(frame.bytes);
-        self.waiting_bytes += frame.bytes.len();
+        let kept = match has_room(opening, freed) {
+            true => {
+                if opening.delivered > opening.waiting.len() / 2 {
+                    opening.waiting.drain(..std::mem::take(&mut opening.delivered));
+                }
+                opening.waiting.extend_from_slice(tick.bytes);
+                len
+            }
+            false => 0,
+        };
+        *owner = *owner + kept - freed;
+        if *owner == 0 {
+            self.owner_bytes.remove(&opening.owner);
+        }
+        self.waiting_bytes = self.waiting_bytes + kept - freed;
         true
+    }
+
+    /// Takes the count of lost ticks.
+    pub(super) fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// Makes a session's request for history wait until the topic is open. Returns `false` if it is.
+    pub(super) fn defer_pull(&mut self, id: TopicId, slot: SlotId) -> bool {
+        let opening = self.by_topic.get_mut(&id);
+        opening.map(|opening| opening.pulls.push(slot)).is_some()
     }
 
     /// Units that a topic may use when its home opens it. While others wait, they go first.
@@ -115,12 +241,21 @@ impl Openings {
 
     fn remove(&mut self, id: TopicId) -> Option<Opening> {
         let opening = self.by_topic.remove(&id)?;
-        self.waiting_bytes -= opening.waiting.len() - opening.delivered;
+        self.waiting_bytes -= opening.bytes();
+        if let Some(bytes) = self.owner_bytes.get_mut(&opening.owner) {
+            *bytes -= opening.bytes();
+            if *bytes == 0 {
+                self.owner_bytes.remove(&opening.owner);
+            }
+        }
         Some(opening)
     }
 
     fn insert(&mut self, id: TopicId, opening: Opening) {
-        self.waiting_bytes += opening.waiting.len() - opening.delivered;
+        self.waiting_bytes += opening.bytes();
+        if opening.bytes() > 0 {
+            *self.owner_bytes.entry(opening.owner).or_default() += opening.bytes();
+        }
         self.by_topic.insert(id, opening);
     }
 }
@@ -129,11 +264,6 @@ impl Fanout {
     /// Whether topics are opening: [`Fanout::advance_openings`] has work.
     pub fn opens_topics(&self) -> bool {
         !self.openings.is_empty()
-    }
-
-    /// Whether so much waits for topics to open that the shard must take in no more ticks.
-    pub fn waits_for_openings(&self) -> bool {
-        self.openings.waiting_bytes >= OPENING_BYTES_MAX
     }
 
     /// Bytes of the frames that wait for topics to open.
@@ -147,17 +277,25 @@ impl Fanout {
         (self.openings.units, self.openings.left) = (units, units.per_turn);
     }
 
-    /// Begins to open a topic that is in the tables. `last`: its last life, if this shard has not dropped it yet.
-    /// `backlogs`: what sessions recover in it, besides those that await it.
+    /// Begins to open a topic that is in the tables. `owner`: whose work that is. `last`: the topic's last life, if this shard has
+    /// not dropped it yet. `backlogs`: what sessions recover in it, besides those that await it.
     pub(super) fn begin_opening(
         &mut self,
-        id: TopicId,
+        (id, owner): (TopicId, u32),
         last: Option<TopicId>,
         backlogs: HashMap<SessionId, Backlog>,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let mut opening = Opening { stage: Stage::Delivering, backlogs, waiting: Vec::new(), delivered: 0 };
+        let mut opening = Opening {
+            owner,
+            stage: Stage::Delivering,
+            backlogs,
+            waiting: Vec::new(),
+            delivered: 0,
+            lost: None,
+            pulls: Vec::new(),
+        };
         match last {
             None => opening.stage = self.begin_joining(id, &mut opening.backlogs, sessions),
             Some(last) => {
@@ -171,13 +309,15 @@ impl Fanout {
         let (used, is_done) = self.advance_opening(id, &mut opening, units, sessions, logs, 0);
         self.openings.left = self.openings.left.saturating_sub(used);
         self.tally.units += used;
+        self.tally.opening_units += used as u64;
         if !is_done {
             self.openings.insert(id, opening);
-            self.openings.order.push_back(id);
+            self.openings.order.push_back(owner, id);
         }
     }
 
-    /// Continues to open topics, one after the other, within the budget of a turn. Returns whether there were any.
+    /// Continues to open topics within the budget of a turn. Their owners take turns, and each one's topics open one after the
+    /// other. Returns whether there were any.
     pub fn advance_openings(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) -> bool {
         let Openings { units, left, .. } = self.openings;
         (self.openings.left, self.openings.now_ns) = (units.per_turn, now_ns);
@@ -193,12 +333,15 @@ impl Fanout {
                 self.openings.order.pop_front();
                 continue;
             };
-            let (used, is_done) = self.advance_opening(id, &mut opening, left, sessions, logs, now_ns);
-            left = left.saturating_sub(used);
+            let (owner, quantum) = (opening.owner, left.min(OPENING_QUANTUM_UNITS));
+            let (used, is_done) = self.advance_opening(id, &mut opening, quantum, sessions, logs, now_ns);
+            left = left.saturating_sub(used.max(1));
+            self.tally.opening_units += used as u64;
             match is_done {
-                true => drop(self.openings.order.pop_front()),
+                true => self.openings.order.pop_front(),
                 false => self.openings.insert(id, opening),
             }
+            self.openings.order.end_turn(owner);
         }
         true
     }
@@ -288,27 +431,55 @@ impl Fanout {
                     }
                     None => opening.stage = Stage::Delivering,
                 },
+                Stage::Delivering if used >= units => break false,
                 Stage::Delivering => {
-                    let rest = &opening.waiting[opening.delivered..];
-                    let Ok(Step::Complete(len, frame)) = frame::decode(rest, usize::MAX) else {
-                        debug_assert!(rest.is_empty(), "whole frames wait");
-                        break true;
-                    };
-                    if used >= units {
-                        break false;
-                    }
                     let before = self.tally.work();
-                    match frame.kind {
-                        Kind::History => self.handle_history(&frame, sessions, logs),
-                        _ => self.deliver(&frame, sessions, logs, now_ns),
+                    if let Some(lost) = opening.lost.take() {
+                        self.announce_lost(id, lost, sessions, logs);
+                    } else if let Ok(Step::Complete(len, tick)) =
+                        frame::decode(&opening.waiting[opening.delivered..], usize::MAX)
+                    {
+                        self.deliver(&tick, sessions, logs, now_ns);
+                        opening.delivered += len;
+                    } else if let Some(slot) = opening.pulls.pop() {
+                        self.pull_opened(id, slot, sessions);
+                    } else {
+                        debug_assert!(opening.bytes() == 0, "whole frames wait");
+                        break true;
                     }
-                    opening.delivered += len;
                     used += 1 + (self.tally.work() - before) / DELIVERIES_PER_OPENING_UNIT;
                 }
             }
         };
         self.evict_overflowing(sessions, logs);
         (used, is_done)
+    }
+
+    /// Lets a session request history of a topic that is open now.
+    fn pull_opened(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
+        let Some(session) = sessions.open_mut(slot) else { return };
+        if session.memberships.get(id).is_some_and(|membership| membership.taking == Taking::Recovering) {
+            session.lag_mut().recovering.push_back(id);
+            self.queue_pull(slot, sessions);
+        }
+    }
+
+    /// Announces ticks that were lost while their topic opened to its live subscribers. The others recover them.
+    fn announce_lost(
+        &mut self,
+        id: TopicId,
+        (from, to): (u64, u64),
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+    ) {
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "a topic stays while it opens");
+        };
+        let from = topic.log.as_deref_mut().map_or(from, |log| log.lose(from, to));
+        topic.last_sequence = to - 1;
+        // The last values kept here have a hole.
+        topic.tracked_from = u64::MAX;
+        self.announce_hole(id, (from, to), sessions, logs);
     }
 
     /// Lists the sessions that join a topic, and takes out the positions that await it.

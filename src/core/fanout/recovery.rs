@@ -193,6 +193,10 @@ impl Fanout {
                 if membership.taking != Taking::Recovering {
                     continue;
                 }
+                // A chunk must follow the ticks that wait for the topic to open.
+                if !self.openings.is_empty() && self.openings.defer_pull(id, slot) {
+                    continue;
+                }
                 lag.chunks_in_flight += 1;
                 let record =
                     Recover { session: session.id.0, wanted: membership.wanted as u32, ..Recover::default() };
@@ -206,14 +210,15 @@ impl Fanout {
         None
     }
 
-    /// Handles a chunk of a topic's history for a session. If the topic is opening, the chunk waits behind its ticks.
+    /// Handles a chunk of a topic's history for a session.
     pub fn handle_history(&mut self, chunk: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let Ok(record) = chunk.record::<History>() else {
             return debug_assert!(false, "this process encoded the chunk");
         };
-        if !self.openings.is_empty() && self.openings.keep(chunk) {
-            return;
-        }
+        debug_assert!(
+            !self.openings.contains(TopicId(chunk.header.topic_id)),
+            "history is requested once its topic is open"
+        );
         let (id, session_id) = (TopicId(chunk.header.topic_id), SessionId(record.session));
         let slot = session_id.slot();
         let Some(session) = sessions.open_mut(slot).filter(|session| session.id == session_id) else {

@@ -182,6 +182,8 @@ counters! {
     TicksConflated = "ticks_conflated", "ticks";
     /// Ticks announced to subscribers as lost.
     TicksDropped = "ticks_dropped", "ticks";
+    /// Ticks lost because too many waited for their topic, which has many members, to open. Subscribers count them as dropped.
+    OpeningTicksLost = "opening_ticks_lost", "ticks";
     /// Bytes received from peers.
     BytesReceived = "bytes_received", "bytes";
     /// Bytes handed to the transport.
@@ -275,6 +277,9 @@ counters! {
     ControlUnits = "control_units", "units";
     /// Work to drop the subscriptions of ended sessions, counted like control_units.
     DepartureUnits = "departure_units", "units";
+    /// Work to open topics to sessions that need a membership: sessions that leave the topics' last lives or join, and what has
+    /// waited for them to open.
+    OpeningUnits = "opening_units", "units";
     /// Timers that expired.
     TimersExpired = "timers_expired", "timers";
     /// Requests of operators that the shard handled.

@@ -193,8 +193,9 @@ impl Shard {
                     return debug_assert!(false, "this process encoded the frame");
                 };
                 self.charge(NEW_TOPIC_UNITS);
-                let (epoch, last) = (record.epoch, frame.header.sequence);
-                self.fanout.handle_open(id, epoch, last, name, &mut self.sessions, &mut self.logs);
+                let FrameHeader { sequence: last, schema: owner, .. } = frame.header;
+                let Shard { fanout, sessions, logs, .. } = self;
+                fanout.handle_open((id, owner), record.epoch, last, name, sessions, logs);
             }
             Kind::Subscribed => {
                 let Ok(record) = frame.record::<Subscribed>() else {
@@ -265,11 +266,13 @@ impl Shard {
     ) {
         match notice {
             InterestEvent::Open(shard, topic) if shard == own => {
-                fanout.handle_open(topic.id, topic.epoch, topic.sequence.0, &topic.key, sessions, logs);
+                let id = (topic.id, topic.owner());
+                fanout.handle_open(id, topic.epoch, topic.sequence.0, &topic.key, sessions, logs);
             }
             InterestEvent::Open(shard, topic) => {
                 stages.push_delivery(shard, |out| {
-                    logged::encode_open(out, topic.id, topic.epoch, topic.sequence, &topic.key);
+                    let id = (topic.id, topic.owner());
+                    logged::encode_open(out, id, topic.epoch, topic.sequence, &topic.key);
                 });
             }
             InterestEvent::Close(shard, topic) if shard == own => {
