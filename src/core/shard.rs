@@ -584,6 +584,7 @@ impl Shard {
             + self.fanout.groups_bytes()
             + self.fanout.logged_bytes()
             + self.fanout.openings_bytes()
+            + self.fanout.openings_heap_bytes()
             + self.stages.waiting_bytes()
             + self.routing.heap_bytes()
             + self.timers.heap_bytes()

@@ -14,8 +14,12 @@
 //! waits for a topic is bounded: beyond that, its oldest ticks are lost, and its members learn of it by GAP. So a topic that
 //! opens delays no other topic.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+mod arrivals;
+mod order;
 
+use std::collections::{HashMap, HashSet};
+
+use self::{arrivals::Arrivals, order::Order};
 use super::{
     EgressLogs, Fanout, Subscription,
     topic::{Backlog, Life},
@@ -28,7 +32,7 @@ use crate::{
         DELIVERIES_PER_OPENING_UNIT, FRAMES_PER_UNIT, NEW_TOPIC_UNITS, OPENING_BYTES_MAX,
         OPENING_QUANTUM_UNITS, OPENINGS_BYTES_MAX, TURN_OPENING_UNITS,
     },
-    session::{membership::Taking, table::Sessions},
+    session::table::Sessions,
 };
 use tickcast_proto::{
     Step,
@@ -72,52 +76,6 @@ pub(super) struct Openings {
     now_ns: u64,
 }
 
-/// The order in which topics open: their owners take turns, and each owner's topics open one after the other.
-#[derive(Debug, Default)]
-struct Order {
-    /// Owners with topics. The one whose turn is next comes first.
-    owners: VecDeque<u32>,
-    by_owner: HashMap<u32, VecDeque<TopicId>, rustc_hash::FxBuildHasher>,
-}
-
-impl Order {
-    fn front(&self) -> Option<&TopicId> {
-        self.by_owner.get(self.owners.front()?)?.front()
-    }
-
-    fn push_back(&mut self, owner: u32, id: TopicId) {
-        let topics = self.by_owner.entry(owner).or_default();
-        if topics.is_empty() {
-            self.owners.push_back(owner);
-        }
-        topics.push_back(id);
-    }
-
-    /// Removes the first topic.
-    fn pop_front(&mut self) {
-        let Some(&owner) = self.owners.front() else { return };
-        let topics = self.by_owner.get_mut(&owner);
-        if topics.is_none_or(|topics| topics.pop_front().is_none() || topics.is_empty()) {
-            self.owners.pop_front();
-            self.by_owner.remove(&owner);
-        }
-    }
-
-    /// Ends the turn of the first owner.
-    fn end_turn(&mut self, owner: u32) {
-        if self.owners.front() == Some(&owner) {
-            self.owners.rotate_left(1);
-        }
-    }
-
-    /// Keeps only some topics. O(topics).
-    fn retain(&mut self, mut keeps: impl FnMut(&TopicId) -> bool) {
-        self.by_owner.values_mut().for_each(|topics| topics.retain(&mut keeps));
-        self.by_owner.retain(|_, topics| !topics.is_empty());
-        self.owners.retain(|owner| self.by_owner.contains_key(owner));
-    }
-}
-
 /// A topic that is opening.
 #[derive(Debug)]
 struct Opening {
@@ -131,8 +89,8 @@ struct Opening {
     delivered: usize,
     /// Ticks before those that wait which were lost, and have not been announced.
     lost: Option<(u64, u64)>,
-    /// Members that request history once the topic is open. Bound: its members.
-    pulls: Vec<SlotId>,
+    /// Sessions that request its history once it is open. Bound: its members, and those that have left it meanwhile.
+    pulls: HashSet<SlotId, rustc_hash::FxBuildHasher>,
 }
 
 impl Opening {
@@ -169,7 +127,7 @@ enum Stage {
     /// What sessions still wait for of the last life is lost; `next` is the next slot.
     Losing { last: TopicId, next: u32 },
     /// Sessions join.
-    Joining(std::vec::IntoIter<SlotId>),
+    Joining(Arrivals),
     /// What has waited is delivered.
     Delivering,
 }
@@ -223,6 +181,20 @@ impl Openings {
         true
     }
 
+    /// Bytes of heap memory besides the ticks that wait.
+    fn heap_bytes(&self) -> usize {
+        let lists = |opening: &Opening| {
+            let Stage::Joining(arrivals) = &opening.stage else { return 0 };
+            arrivals.heap_bytes()
+        };
+        let of_topics = self
+            .by_topic
+            .values()
+            .map(|opening| lists(opening) + 4 * opening.pulls.capacity())
+            .sum::<usize>();
+        of_topics + self.by_topic.capacity() * size_of::<(TopicId, Opening)>()
+    }
+
     /// Takes the count of lost ticks.
     pub(super) fn take_lost(&mut self) -> u64 {
         std::mem::take(&mut self.lost)
@@ -231,7 +203,7 @@ impl Openings {
     /// Makes a session's request for history wait until the topic is open. Returns `false` if it is.
     pub(super) fn defer_pull(&mut self, id: TopicId, slot: SlotId) -> bool {
         let opening = self.by_topic.get_mut(&id);
-        opening.map(|opening| opening.pulls.push(slot)).is_some()
+        opening.map(|opening| opening.pulls.insert(slot)).is_some()
     }
 
     /// Units that a topic may use when its home opens it. While others wait, they go first.
@@ -271,6 +243,11 @@ impl Fanout {
         self.openings.waiting_bytes
     }
 
+    /// Bytes of the state of topics that open, besides those frames. O(topics that open).
+    pub fn openings_heap_bytes(&self) -> usize {
+        self.openings.heap_bytes()
+    }
+
     /// Replaces the budgets, so that few members make an opening continue in later turns.
     #[cfg(any(test, feature = "testing"))]
     pub fn set_opening_units(&mut self, units: OpeningUnits) {
@@ -294,7 +271,7 @@ impl Fanout {
             waiting: Vec::new(),
             delivered: 0,
             lost: None,
-            pulls: Vec::new(),
+            pulls: HashSet::default(),
         };
         match last {
             None => opening.stage = self.begin_joining(id, &mut opening.backlogs, sessions),
@@ -392,7 +369,8 @@ impl Fanout {
         logs: &mut EgressLogs,
         now_ns: u64,
     ) -> (usize, bool) {
-        let mut used = 0;
+        // Entries that are listed again for each piece must not keep a topic from getting on.
+        let (mut used, mut listed) = (0, 0);
         let is_done = loop {
             match &mut opening.stage {
                 Stage::Leaving { last } => {
@@ -422,15 +400,21 @@ impl Fanout {
                     }
                     opening.stage = self.begin_joining(id, &mut opening.backlogs, sessions);
                 }
-                Stage::Joining(slots) => match slots.as_slice().first() {
-                    Some(_) if used >= units => break false,
-                    Some(&slot) => {
-                        slots.next();
-                        used += 1;
-                        self.join_opening(id, slot, &mut opening.backlogs, sessions, logs);
+                Stage::Joining(arrivals) if used >= units => {
+                    arrivals.suspend();
+                    break false;
+                }
+                Stage::Joining(arrivals) => {
+                    let (units, slot) = self.next_arrival(id, arrivals);
+                    listed += units;
+                    match slot {
+                        Some(slot) => {
+                            used += 1;
+                            self.join_opening(id, slot, &mut opening.backlogs, sessions, logs);
+                        }
+                        None => opening.stage = Stage::Delivering,
                     }
-                    None => opening.stage = Stage::Delivering,
-                },
+                }
                 Stage::Delivering if used >= units => break false,
                 Stage::Delivering => {
                     let before = self.tally.work();
@@ -441,10 +425,12 @@ impl Fanout {
                     {
                         self.deliver(&tick, sessions, logs, now_ns);
                         opening.delivered += len;
-                    } else if let Some(slot) = opening.pulls.pop() {
-                        self.pull_opened(id, slot, sessions);
                     } else {
                         debug_assert!(opening.bytes() == 0, "whole frames wait");
+                        used += opening.pulls.len() / DELIVERIES_PER_OPENING_UNIT;
+                        for slot in std::mem::take(&mut opening.pulls) {
+                            self.queue_pull(slot, sessions);
+                        }
                         break true;
                     }
                     used += 1 + (self.tally.work() - before) / DELIVERIES_PER_OPENING_UNIT;
@@ -452,16 +438,7 @@ impl Fanout {
             }
         };
         self.evict_overflowing(sessions, logs);
-        (used, is_done)
-    }
-
-    /// Lets a session request history of a topic that is open now.
-    fn pull_opened(&mut self, id: TopicId, slot: SlotId, sessions: &mut Sessions) {
-        let Some(session) = sessions.open_mut(slot) else { return };
-        if session.memberships.get(id).is_some_and(|membership| membership.taking == Taking::Recovering) {
-            session.lag_mut().recovering.push_back(id);
-            self.queue_pull(slot, sessions);
-        }
+        (used + listed, is_done)
     }
 
     /// Announces ticks that were lost while their topic opened to its live subscribers. The others recover them.
@@ -482,43 +459,20 @@ impl Fanout {
         self.announce_hole(id, (from, to), sessions, logs);
     }
 
-    /// Lists the sessions that join a topic, and takes out the positions that await it.
+    /// Prepares the sessions to join a topic, and takes out the positions that await it.
     fn begin_joining(
         &mut self,
         id: TopicId,
         backlogs: &mut HashMap<SessionId, Backlog>,
         sessions: &Sessions,
     ) -> Stage {
-        let mut slots: Vec<SlotId> = backlogs.keys().map(|session| session.slot()).collect();
         for (slot, backlog) in self.take_awaited(id) {
             if let Some(session) = sessions.get(slot) {
-                slots.push(slot);
                 backlogs.insert(session.id, backlog);
             }
         }
-        let Some(topic) = topic_ref(&self.topics, id, self.shards) else {
-            debug_assert!(false, "a topic stays while it opens");
-            return Stage::Delivering;
-        };
-        let entries = &self.entries;
-        let mut add = |index: u32| {
-            let Some(entry) = entries[index as usize].as_ref() else {
-                return debug_assert!(false, "a pattern in the trie has an entry");
-            };
-            slots.extend_from_slice(&entry.members);
-        };
-        // Check all patterns only if a wildcard has members: a home may open thousands of topics in one turn.
-        match self.wildcards.has_members() {
-            false => self.patterns.get(topic.key()).into_iter().for_each(|&index| add(index)),
-            true => {
-                let Matching { patterns, tenant_highest, exports } = self.matching();
-                exports.for_each_match(patterns, tenant_highest, topic.key(), |&index| add(index));
-            }
-        }
-        // Several patterns of a session may match.
-        slots.sort_unstable();
-        slots.dedup();
-        Stage::Joining(slots.into_iter())
+        let positions = backlogs.keys().map(|session| session.slot()).collect();
+        Stage::Joining(Arrivals::new(positions))
     }
 
     /// Joins a session to a topic that is opening, unless it has left the patterns since, or joined the topic early.

@@ -29,6 +29,9 @@ use tickcast_proto::{
     subscription::Position,
 };
 
+/// Topics that are opening over which the search for a session's next chunk passes. Once one of them is open, it goes on.
+const DEFERRED_MAX: usize = 16;
+
 /// A request for the next chunk of a topic's history.
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryRequest {
@@ -182,8 +185,10 @@ impl Fanout {
 
     /// The next chunk to request from a home.
     pub fn next_pull(&mut self, sessions: &mut Sessions) -> Option<HistoryRequest> {
+        let mut deferred = 0;
         while let Some(&slot) = self.pulls.front() {
-            if let Some(session) = sessions.open_mut(slot)
+            if deferred < DEFERRED_MAX
+                && let Some(session) = sessions.open_mut(slot)
                 && let waiting = session.outbox_bytes()
                 && let Some(lag) = session.lag.as_deref_mut()
                 && self.settings.has_room(waiting, lag)
@@ -195,6 +200,8 @@ impl Fanout {
                 }
                 // A chunk must follow the ticks that wait for the topic to open.
                 if !self.openings.is_empty() && self.openings.defer_pull(id, slot) {
+                    lag.recovering.push_back(id);
+                    deferred += 1;
                     continue;
                 }
                 lag.chunks_in_flight += 1;
@@ -202,6 +209,7 @@ impl Fanout {
                     Recover { session: session.id.0, wanted: membership.wanted as u32, ..Recover::default() };
                 return Some(HistoryRequest { topic: id, from: membership.from, record });
             }
+            deferred = 0;
             self.pulls.pop_front();
             if let Some(lag) = sessions.any_mut(slot).and_then(|session| session.lag.as_deref_mut()) {
                 lag.pull_queued = false;

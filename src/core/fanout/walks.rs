@@ -339,14 +339,19 @@ impl Fanout {
     ) -> Option<Begun> {
         let held = *sessions.open_mut(slot)?.subscriptions.to(index)?;
         let gets_pace = self.gets_pace(index, slot, delivery, sessions);
-        self.leave_members(held, slot, sessions);
+        let entry = self.entries[index as usize].as_ref()?;
+        // A member that is on the same list keeps its position: a topic that is opening has yet to come to it.
+        let stays = held.position.is_some() && !entry.shares(held.delivery) && !entry.shares(delivery);
+        if !stays {
+            self.leave_members(held, slot, sessions);
+        }
         let session = sessions.open_mut(slot)?;
         let now = session.subscriptions.to_mut(index)?;
         // A live subscription has already joined from where it started.
         let start_from = if held.position.is_some() { StartFrom::Live } else { held.start_from };
-        let is_partial = held.is_partial;
-        *now = Subscription { is_partial, ..Subscription::new(index, delivery, start_from) };
-        if held.position.is_some() {
+        let (is_partial, position) = (held.is_partial, held.position.filter(|_| stays));
+        *now = Subscription { is_partial, position, ..Subscription::new(index, delivery, start_from) };
+        if held.position.is_some() && !stays {
             self.enter_members(index, slot, sessions);
         }
         Some(self.begin_change(index, slot, gets_pace, sessions))

@@ -233,6 +233,7 @@ fn an_opening_topic_that_is_full_delays_no_other_topic() {
     accept_members(&mut driver, 1..=MEMBERS, "n.1");
     driver.accept(other, ListenerKind::Native, &hello());
     accept_members(&mut driver, reader..=reader, "o.1");
+    finish(&mut driver);
     publish_as(&mut driver, other, "o.1", b"0");
     finish(&mut driver);
     driver.shard.set_opening_units(FEW);
@@ -311,6 +312,74 @@ fn history_of_a_topic_that_opens_is_requested_after_what_waits() {
     assert!((1..=MEMBERS).all(|slot| readers[&slot].ticks == 6));
     let reader = &readers[&late];
     assert_eq!((reader.ticks, reader.last["n.1"]), (2, (1, 6)), "the last value, then live");
+}
+
+#[test]
+fn topics_that_open_take_no_memory_for_each_member() {
+    const MEMBERS: u32 = 2_000;
+    const TOPICS: usize = 200;
+    let mut driver = driver();
+    for slot in 1..=MEMBERS {
+        driver.accept(slot, ListenerKind::Native, &hello());
+        // Of a second pattern, so that several match.
+        subscribe(&mut driver, slot, ["n.*", ">"][slot as usize % 2], paced(Policy::Conflate));
+    }
+    finish(&mut driver);
+    driver.shard.set_opening_units(FEW);
+    (0..TOPICS).for_each(|topic| publish(&mut driver, &format!("n.{topic}"), b"x"));
+    let bytes = driver.shard.fanout.openings_heap_bytes();
+    assert!(bytes > 0 && bytes < TOPICS * 1_000, "{bytes} bytes");
+}
+
+#[test]
+fn whoever_is_subscribed_when_a_topic_has_opened_gets_its_ticks_whatever_it_did_meanwhile() {
+    const MEMBERS: u32 = 60;
+    for seed in 0..40 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut driver = driver();
+        let patterns = ["n.*", ">", "n.1", "*.1"];
+        let mut held: HashMap<u32, &str> = HashMap::new();
+        for slot in 1..=MEMBERS {
+            driver.accept(slot, ListenerKind::Native, &hello());
+            let pattern = patterns[rng.usize(..4)];
+            subscribe(&mut driver, slot, pattern, paced(Policy::Conflate));
+            held.insert(slot, pattern);
+        }
+        finish(&mut driver);
+        driver.sent.clear();
+        driver.shard.set_opening_units(FEW);
+        publish(&mut driver, "n.1", b"x");
+        while driver.shard.fanout.opens_topics() {
+            let slot = rng.u32(1..=MEMBERS);
+            match (rng.u8(..4), held.get(&slot).copied()) {
+                (0, Some(pattern)) => {
+                    let request = frame(Kind::Unsubscribe, &Request::default(), pattern.as_bytes());
+                    driver.receive(slot, &request);
+                    held.remove(&slot);
+                }
+                (1 | 2, Some(pattern)) => {
+                    let record = Subscribe { max_rate_millihertz: 2_000_000, ..paced(Policy::Drop) };
+                    driver.receive(slot, &frame(Kind::Update, &record, pattern.as_bytes()));
+                }
+                (3, None) => {
+                    let pattern = patterns[rng.usize(..4)];
+                    subscribe(&mut driver, slot, pattern, paced(Policy::Conflate));
+                    held.insert(slot, pattern);
+                }
+                _ => {}
+            }
+            driver.turn();
+        }
+        finish(&mut driver);
+        driver.pass(1_000_000_000);
+        driver.sent.clear();
+        publish(&mut driver, "n.1", b"last");
+        finish(&mut driver);
+        let got: std::collections::BTreeSet<u32> = driver.sent.iter().map(|(slot, _)| *slot).collect();
+        let mut expected: Vec<u32> = held.keys().copied().collect();
+        expected.sort_unstable();
+        assert_eq!(got.into_iter().collect::<Vec<_>>(), expected, "seed {seed}");
+    }
 }
 
 #[test]
