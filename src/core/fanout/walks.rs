@@ -100,10 +100,9 @@ impl Departure {
 }
 
 impl Fanout {
-    /// Whether another session may begin to join the topics of a wildcard. If not, one of the current joins will finish in a
-    /// later turn.
-    pub fn may_join(&self) -> bool {
-        self.joining.len() < JOINS_ACTIVE_MAX
+    /// Number of sessions that join the topics of a wildcard now. The caller keeps it within [`JOINS_ACTIVE_MAX`].
+    pub fn joins_len(&self) -> usize {
+        self.joining.len()
     }
 
     /// Whether a subscription that goes live joins the topics of a wildcard one by one. Others are served by its group.
@@ -156,6 +155,7 @@ impl Fanout {
 
     /// Begins the walk in which a session joins the topics of a wildcard.
     fn begin_walk(&mut self, entry: u32, slot: SlotId) -> Begun {
+        debug_assert!(self.joining.len() < JOINS_ACTIVE_MAX, "each tick checks all walks");
         self.joining.push(Joining { slot, entry, next: (0, 0), early: HashSet::default() });
         Begun::Join
     }

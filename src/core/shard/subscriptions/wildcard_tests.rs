@@ -4,7 +4,7 @@ use crate::{
     budgets::PatternLimits,
     config::Limits,
     ids::SlotId,
-    limits::LONG_WILDCARDS_BYTES,
+    limits::{LONG_WILDCARDS_BYTES, TURN_CONTROL_UNITS},
     metrics::counters::Counter,
     pattern_trie::PatternTrie,
     session::Session,
@@ -407,4 +407,57 @@ fn a_session_leaves_its_wildcards_at_a_cost_that_does_not_depend_on_the_topics()
     finish(&mut driver);
     let units = driver.shard.counters().value(Counter::DepartureUnits);
     assert!(units <= 50 * 64, "{units}");
+}
+
+#[test]
+fn a_wildcard_goes_live_after_those_that_have_waited_longer_and_before_all_others() {
+    const WALKERS: u32 = 200;
+    const TOPICS: usize = 600;
+    let victim = WALKERS + READER;
+    let mut driver = driver();
+    (0..TOPICS).for_each(|topic| publish(&mut driver, &format!("t.{topic}")));
+    let paced = Subscribe { max_rate_millihertz: 1_000, ..Subscribe::default() };
+    for slot in READER + 1..=victim {
+        driver.accept(slot, ListenerKind::Native, &hello());
+    }
+    finish(&mut driver);
+    let subscribed = |driver: &mut Driver| {
+        let mut subscribed = Vec::new();
+        for (slot, bytes) in std::mem::take(&mut driver.sent) {
+            let mut rest = &bytes[..];
+            while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
+                rest = &rest[used..];
+                if frame.kind == Kind::Subscribed && frame.header.topic_id == 0 {
+                    subscribed.push(slot);
+                }
+            }
+        }
+        subscribed
+    };
+    subscribed(&mut driver);
+    let walkers: Vec<u32> = (READER..victim).collect();
+    for &slot in &walkers {
+        driver.receive(slot, &frame(Kind::Subscribe, &paced, b">"));
+    }
+    driver.turn();
+    driver.receive(victim, &frame(Kind::Subscribe, &paced, b"t.>"));
+    let (mut order, mut turns) = (Vec::new(), 0);
+    while !order.contains(&victim) {
+        driver.turn();
+        for slot in subscribed(&mut driver) {
+            order.push(slot);
+            // It leaves and begins another walk as often as it can.
+            driver.receive(slot, &frame(Kind::Unsubscribe, &Request::default(), b">"));
+            driver.receive(slot, &frame(Kind::Subscribe, &paced, b">"));
+        }
+        turns += 1;
+        assert!(turns < 2_000, "{} have been served", order.len());
+    }
+    // Each of those before it walks over all topics, 34 units each, and leaves them again.
+    let least = WALKERS as usize * TOPICS * 34 / TURN_CONTROL_UNITS;
+    assert!(turns <= 3 * least, "{turns} turns");
+    let before = &order[..order.iter().position(|&slot| slot == victim).unwrap_or_default()];
+    let distinct: std::collections::BTreeSet<u32> = before.iter().copied().collect();
+    let expected = (WALKERS as usize, WALKERS as usize);
+    assert_eq!((before.len(), distinct.len()), expected, "nobody is served twice before it");
 }
