@@ -20,6 +20,7 @@ use std::collections::{HashMap, VecDeque};
 
 use self::{
     awaited::AwaitedPositions,
+    forget::Dropping,
     logged::LogTopic,
     match_counts::MatchCounts,
     opening::Openings,
@@ -98,6 +99,7 @@ pub struct Fanout {
     forgotten_keys: HashMap<Box<str>, TopicId>,
     /// Forgotten topics whose members have left. Bound: [`crate::limits::TURN_TOPICS_DROPPED`].
     memberless: Vec<TopicId>,
+    dropping: Dropping,
     /// Timers to set for paced ticks. At most one entry per paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
     awaited: AwaitedPositions,
@@ -187,6 +189,7 @@ impl Fanout {
             forgotten: VecDeque::new(),
             forgotten_keys: HashMap::new(),
             memberless: Vec::new(),
+            dropping: Dropping::default(),
             pace_timers: Vec::new(),
             awaited: AwaitedPositions::new(awaited),
             log_sequences_left: LOG_SEQUENCES_MAX,

@@ -232,6 +232,11 @@ pub const HISTORY_CHUNK_OUTBOX_BYTES: usize = HISTORY_CHUNK_BYTES / 2 * 3;
 pub const HISTORY_CHUNKS_IN_FLIGHT_MAX: u32 = 2;
 /// Chunks of history that a shard requests in one turn.
 pub const TURN_HISTORY_CHUNKS: usize = 256;
+/// Units of delivery that a shard spends in one turn on the history that it requests of itself as a home: 16 whole chunks, about
+/// 0.5 ms. The last one may exceed it.
+pub const TURN_HISTORY_UNITS: usize = TURN_DELIVERY_UNITS / 4;
+/// Bytes of history that a home copies and encodes for one unit of delivery.
+pub const HISTORY_BYTES_PER_UNIT: usize = 128;
 
 /// Maximum bytes of replies (acknowledgements, pongs, errors) waiting for a session, including answers to its publishes that
 /// other shards owe it. Beyond that, the session's input pauses: the server does not read from a peer that does not read.
@@ -310,6 +315,8 @@ pub const HANDOVERS_PER_LANE: usize = 64;
 pub const MESH_STAGE_BYTES: usize = 64 << 10;
 /// Bytes of mesh frames a shard handles from one ring in one turn.
 pub const TURN_RING_BYTES: usize = 128 << 10;
+/// Bytes of announcements of lost ticks that a session which has sent FIN still gets at once when its time is up.
+pub const CLOSE_NOTICES_BYTES: usize = SEND_BYTES_MAX;
 /// Half-closed sessions checked in one turn for whether they have their answers: 26 us if each misses the caches.
 pub const TURN_HALF_CLOSED: usize = 256;
 /// Timers a shard handles in one turn.
@@ -320,7 +327,7 @@ pub const TURN_TRIM_TOPICS: usize = 4_096;
 pub const TURN_IDLE_UNITS: usize = 8 << 10;
 /// Units of forgetting topics in one turn: sessions that leave them, and topics then dropped.
 pub const TURN_FORGET_UNITS: usize = 1 << 10;
-/// Forgotten topics that a shard drops in one turn, with one scan of the waiting frames for all of them.
+/// Forgotten topics that a shard drops at once, with one scan of the waiting frames for all of them, over turns if need be.
 pub const TURN_TOPICS_DROPPED: usize = 256;
 /// A topic is forgotten late by at most this fraction of its idle time.
 pub const IDLE_ROUNDS: u64 = 8;

@@ -28,6 +28,8 @@ const CHANGE_UNITS: usize = 32;
 const LEAVE_UNITS: usize = 4;
 /// Memberships that a walk lists per unit.
 const LISTED_PER_UNIT: usize = 16;
+/// Memberships that a departure lists at once.
+const DEPARTURE_LISTED_MAX: usize = 256;
 
 /// A subscription to a wildcard that walks over the existing topics, one by one.
 ///
@@ -87,12 +89,18 @@ impl MembershipWalk {
 #[derive(Debug)]
 pub struct Departure {
     session: SessionId,
+    /// Some of its topics. Bound: [`DEPARTURE_LISTED_MAX`].
     topics: std::vec::IntoIter<TopicId>,
     /// Entry of the subscription that the session was leaving, if any.
     leaving: Option<u32>,
 }
 
 impl Departure {
+    /// Bytes of heap memory.
+    pub fn heap_bytes(&self) -> usize {
+        self.topics.len() * size_of::<TopicId>()
+    }
+
     /// The session, which stays in its slot until the departure is done.
     pub fn session(&self) -> SessionId {
         self.session
@@ -449,20 +457,10 @@ impl Fanout {
     }
 
     /// Begins the departure of a session that has ended; `leaving` is the entry of a walk that [`Fanout::begin_leave`] began
-    /// and that is not done. Returns the departure, and the units used.
-    pub fn begin_departure(
-        &mut self,
-        session: SessionId,
-        leaving: Option<u32>,
-        sessions: &Sessions,
-    ) -> (Departure, usize) {
-        let slot = session.slot();
-        self.joining.retain(|joining| joining.slot != slot);
-        let memberships = sessions.get(slot).map(|session| &session.memberships);
-        let topics: Vec<TopicId> =
-            memberships.map_or_else(Vec::new, |memberships| memberships.topics().collect());
-        let listed = topics.len() / LISTED_PER_UNIT;
-        (Departure { session, topics: topics.into_iter(), leaving }, listed)
+    /// and that is not done. O([`JOINS_ACTIVE_MAX`]).
+    pub fn begin_departure(&mut self, session: SessionId, leaving: Option<u32>) -> Departure {
+        self.joining.retain(|joining| joining.slot != session.slot());
+        Departure { session, topics: Vec::new().into_iter(), leaving }
     }
 
     /// Leaves more topics and patterns of a departing session; `gone` gets the patterns that nobody on this shard holds any
@@ -484,6 +482,13 @@ impl Fanout {
                 if is_member && let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
                     topic.leave(slot, sessions);
                 }
+                continue;
+            }
+            let memberships = sessions.get(slot).map(|session| &session.memberships);
+            if let Some(memberships) = memberships.filter(|memberships| !memberships.is_empty()) {
+                let listed: Vec<TopicId> = memberships.topics().take(DEPARTURE_LISTED_MAX).collect();
+                used += 1 + listed.len() / LISTED_PER_UNIT;
+                departure.topics = listed.into_iter();
                 continue;
             }
             if self.forget_one_awaited(slot) {

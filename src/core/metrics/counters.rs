@@ -280,6 +280,8 @@ counters! {
     /// Work to open topics to sessions that need a membership: sessions that leave the topics' last lives or join, and what has
     /// waited for them to open.
     OpeningUnits = "opening_units", "units";
+    /// Work to leave topics that their homes have forgotten: sessions that leave them, topics dropped, and waiting frames visited.
+    ForgettingUnits = "forgetting_units", "units";
     /// Timers that expired.
     TimersExpired = "timers_expired", "timers";
     /// Requests of operators that the shard handled.

@@ -126,7 +126,13 @@ impl Control {
         let operations: usize =
             self.flows.values().map(|flow| flow.operations.capacity() * size_of::<Operation>()).sum();
         let waiters = self.join_waiters.capacity() * size_of::<SessionId>();
-        self.queue.heap_bytes() + operations + waiters + self.flows.capacity() * size_of::<(SlotId, Flow)>()
+        let departures = self.departures.iter().map(Departure::heap_bytes).sum::<usize>()
+            + self.departures.capacity() * size_of::<Departure>();
+        self.queue.heap_bytes()
+            + operations
+            + waiters
+            + departures
+            + self.flows.capacity() * size_of::<(SlotId, Flow)>()
     }
 
     /// Asserts that a session waits for exactly the changes that its flow holds, in debug builds.
@@ -538,9 +544,7 @@ impl Shard {
         self.control.queue.forget(slot);
         let held = self.sessions.get(slot).map_or(0, |session| session.subscriptions.len());
         self.give_back_subscriptions(slot, held as u64);
-        let (departure, used) = self.fanout.begin_departure(session, leaving, &self.sessions);
-        self.control.departure_units_left = self.control.departure_units_left.saturating_sub(used);
-        self.control.departures.push_back(departure);
+        self.control.departures.push_back(self.fanout.begin_departure(session, leaving));
         self.advance_departures();
     }
 

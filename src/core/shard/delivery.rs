@@ -7,7 +7,8 @@ use crate::{
     home::{Backfill, Creator, HistoryChunk, Home, InterestEvent, Sequenced, TopicLookup},
     ids::{SessionId, SourceId},
     limits::{
-        NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS, TURN_HISTORY_CHUNKS, TURN_IDLE_UNITS,
+        HISTORY_BYTES_PER_UNIT, NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS,
+        TURN_HISTORY_CHUNKS, TURN_HISTORY_UNITS, TURN_IDLE_UNITS,
     },
     message_id::MessageId,
     metrics::counters::Counter,
@@ -314,6 +315,7 @@ impl Shard {
         }
         let Shard { fanout, home, sessions, logs, .. } = self;
         let (left, gone) = fanout.leave_forgotten(TURN_FORGET_UNITS, home, sessions, logs, now.monotonic_ns);
+        self.counters.add(Counter::ForgettingUnits, (TURN_FORGET_UNITS - left) as u64);
         used += TURN_FORGET_UNITS - left;
         for id in gone {
             match id.home(self.shards) {
@@ -339,17 +341,19 @@ impl Shard {
             && self.stages.requests_have_room()
     }
 
-    /// Requests chunks of history from the topics' homes for sessions that have room, at most [`TURN_HISTORY_CHUNKS`].
-    /// Returns whether there were any.
+    /// Requests chunks of history from the topics' homes for sessions that have room: at most [`TURN_HISTORY_CHUNKS`], and as many
+    /// of its own as [`TURN_HISTORY_UNITS`] allow, a budget apart from that of requests. Returns whether there were any.
     pub(super) fn request_history(&mut self, now: Now) -> bool {
         let mut requested = 0;
-        while requested < TURN_HISTORY_CHUNKS && self.may_request_history() {
+        let requests_left = std::mem::replace(&mut self.intake_units_left, TURN_HISTORY_UNITS);
+        while requested < TURN_HISTORY_CHUNKS && self.intake_units_left > 0 && self.may_request_history() {
             let Some(request) = self.fanout.next_pull(&mut self.sessions) else { break };
             let HistoryRequest { topic: id, from, record } = request;
             requested += 1;
             let home = id.home(self.shards);
             if home == self.id {
                 self.send_history(home, id, from, record, now);
+                self.count_ticks();
             } else {
                 let meta = HeaderFields { topic_id: id.0, sequence: from, ..HeaderFields::default() };
                 self.stages.push_request(home, |out| {
@@ -357,6 +361,7 @@ impl Shard {
                 });
             }
         }
+        self.intake_units_left = requests_left;
         requested > 0
     }
 
@@ -369,6 +374,7 @@ impl Shard {
         frames.clear();
         let HistoryChunk { last, start, flags } =
             self.home.history_chunk(id, wanted, from, now.monotonic_ns, &mut frames);
+        self.charge(1 + frames.len() / HISTORY_BYTES_PER_UNIT);
         let meta = HeaderFields { topic_id: id.0, sequence: last, ..HeaderFields::default() };
         let record = History { session: record.session, from, start, flags, wanted: record.wanted };
         if shard != self.id {
@@ -393,6 +399,8 @@ fn encode_forget(out: &mut Vec<u8>, id: TopicId, last: Sequence) {
     frame::encode(out, Kind::Forget, meta, &Request::default(), &[]);
 }
 
+#[cfg(test)]
+mod budget_tests;
 #[cfg(test)]
 mod opening_tests;
 #[cfg(test)]
