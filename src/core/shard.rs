@@ -442,8 +442,7 @@ impl Shard {
             worked |= units > 0;
         }
         worked |= self.fanout.advance_openings(&mut self.sessions, &mut self.logs, now.monotonic_ns);
-        // Openings have a budget of their own.
-        self.take_counts();
+        self.take_counts(); // Not charged: openings have a budget of their own.
         worked |= self.forget_topics(now);
         worked |= self.home.trim(now.monotonic_ns) > 0;
         self.counters.add(Counter::LastValuesEvicted, self.home.take_last_values_evicted());
@@ -499,8 +498,11 @@ impl Shard {
         self.counters.add(Counter::TicksConflated, tally.conflated);
         self.counters.add(Counter::TicksDropped, tally.dropped);
         self.counters.add(Counter::LogHoles, tally.holes);
-        self.counters.add(Counter::OpeningUnits, tally.opening_units);
-        self.counters.add(Counter::OpeningTicksLost, tally.opening_lost);
+        self.counters.add(Counter::DeliveryUnits, tally.work() as u64);
+        if tally.opening_units | tally.opening_lost > 0 {
+            self.counters.add(Counter::OpeningUnits, tally.opening_units);
+            self.counters.add(Counter::OpeningTicksLost, tally.opening_lost);
+        }
         tally.work()
     }
 

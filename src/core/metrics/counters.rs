@@ -280,6 +280,9 @@ counters! {
     /// Work to open topics to sessions that need a membership: sessions that leave the topics' last lives or join, and what has
     /// waited for them to open.
     OpeningUnits = "opening_units", "units";
+    /// Work to deliver ticks and to find their subscribers, whatever caused it: ticks queued or evicted, and patterns and wildcard
+    /// sessions visited.
+    DeliveryUnits = "delivery_units", "units";
     /// Work to leave topics that their homes have forgotten: sessions that leave them, topics dropped, and waiting frames visited.
     ForgettingUnits = "forgetting_units", "units";
     /// Timers that expired.
