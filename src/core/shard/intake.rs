@@ -128,6 +128,8 @@ impl Shard {
 }
 
 #[cfg(test)]
+mod share_tests;
+#[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
