@@ -98,6 +98,11 @@ pub const PATTERNS_BYTES_MAX_DEFAULT: usize = 64 << 20;
 /// Default bound on the memory of the positions that sessions have given but not joined yet, over all shards: room for the
 /// positions of 13,000 clients that reconnect at once, 100 topics each.
 pub const POSITIONS_BYTES_MAX_DEFAULT: usize = 256 << 20;
+/// Default bound on the memory of the memberships that sessions have for wildcards, over all shards: room for 1,000 clients with a
+/// rate limit on 2,000 topics each.
+pub const MEMBERSHIPS_BYTES_MAX_DEFAULT: usize = 256 << 20;
+/// Bytes of a membership: 57 to 114 in its session's map, and 4 in its topic's list.
+pub const MEMBERSHIP_BYTES: usize = 120;
 /// Longest wildcard that homes always store individually, bytes.
 pub const LONG_WILDCARD_BYTES: usize = 48;
 /// Maximum bytes of longer wildcards that the homes store for each shard. Every home stores them all, so beyond this the shard

@@ -286,7 +286,8 @@ impl Shard {
             ),
             logs: EgressLogs::new(limits.egress_log_bytes, limits.deflate_bytes_min),
             sessions: Sessions::new(limits.outbox_bytes_max, limits.behind_bytes)
-                .with_deflate(limits.deflate_bytes_min),
+                .with_deflate(limits.deflate_bytes_min)
+                .with_memberships_max(limits.memberships_max(shards)),
             stages: Stages::new(shards),
             routing: Routing::new(limits.routes.sinks.len()),
             actions: VecDeque::new(),
@@ -455,6 +456,7 @@ impl Shard {
         self.kept_places.expire(now.monotonic_ns);
         self.sessions.note_time(now);
         self.end_overload(now);
+        self.count_memberships();
         self.release_throttled(now);
         worked |= self.resume_paused(now);
         self.preferred_intake = self.preferred_intake.next(self.shards > 1);
@@ -475,10 +477,7 @@ impl Shard {
             let why = self.why_too_far_behind(slot);
             self.end(slot, why, now);
         }
-        let overloads = self.sessions.take_overloads();
-        if overloads > 0 {
-            self.note_overload(overloads, now);
-        }
+        self.note_overloads(now);
     }
 
     /// Adds the fan-out's counts since the last call to the counters, and charges its work to the turn's budget.
@@ -585,7 +584,6 @@ impl Shard {
             + memberships
             + self.fanout.groups_bytes()
             + self.fanout.logged_bytes()
-            + self.fanout.openings_bytes()
             + self.fanout.openings_heap_bytes()
             + self.stages.waiting_bytes()
             + self.routing.heap_bytes()

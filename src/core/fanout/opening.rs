@@ -181,17 +181,16 @@ impl Openings {
         true
     }
 
-    /// Bytes of heap memory besides the ticks that wait.
+    /// Bytes of heap memory.
     fn heap_bytes(&self) -> usize {
-        let lists = |opening: &Opening| {
-            let Stage::Joining(arrivals) = &opening.stage else { return 0 };
-            arrivals.heap_bytes()
+        let of_topic = |opening: &Opening| {
+            let arrivals = match &opening.stage {
+                Stage::Joining(arrivals) => arrivals.heap_bytes(),
+                _ => 0,
+            };
+            arrivals + opening.pulls.capacity() * size_of::<SlotId>() + opening.waiting.capacity()
         };
-        let of_topics = self
-            .by_topic
-            .values()
-            .map(|opening| lists(opening) + 4 * opening.pulls.capacity())
-            .sum::<usize>();
+        let of_topics: usize = self.by_topic.values().map(of_topic).sum();
         of_topics + self.by_topic.capacity() * size_of::<(TopicId, Opening)>()
     }
 
@@ -243,7 +242,7 @@ impl Fanout {
         self.openings.waiting_bytes
     }
 
-    /// Bytes of the state of topics that open, besides those frames. O(topics that open).
+    /// Bytes of the state of topics that open, with those frames. O(topics that open).
     pub fn openings_heap_bytes(&self) -> usize {
         self.openings.heap_bytes()
     }

@@ -120,6 +120,12 @@ counters! {
     PatternsRefusedSource = "patterns_refused_source", "subscriptions";
     /// Subscriptions refused because the memory of all patterns was used up.
     PatternsRefusedMemory = "patterns_refused_memory", "subscriptions";
+    /// Subscriptions refused because the memory of all memberships was used up.
+    SubscriptionsRefusedMemory = "subscriptions_refused_memory", "subscriptions";
+    /// Memberships that sessions have now: one for each topic that they name exactly, or in which a wildcard needs state.
+    Memberships = "memberships", "memberships";
+    /// Times a session needed a membership when the memory of all memberships was used up, and was closed.
+    MembershipsRefused = "memberships_refused", "times";
     /// Subscriptions refused because their tenant had used up its quota.
     SubscriptionsRefusedTenant = "subscriptions_refused_tenant", "subscriptions";
     /// Subscriptions ended because the session's new token does not allow them.
@@ -306,6 +312,7 @@ impl Counter {
             self,
             Counter::SessionsOpen
                 | Counter::SessionsSubscribed
+                | Counter::Memberships
                 | Counter::FlushWaitNs
                 | Counter::Overloaded
                 | Counter::SinkTicksWaiting

@@ -397,6 +397,11 @@ impl Shard {
                 let used = self.go_live(flow, slot, entry, request);
                 (OPERATION_UNITS + used, Served::More)
             }
+            Some(Operation::Update { request, .. }) if joins && self.sessions.memberships_are_full() => {
+                self.end_change(flow, slot);
+                self.fail_memberships(slot, request, now);
+                (OPERATION_UNITS, Served::More)
+            }
             Some(Operation::Update { request, pattern, delivery }) => {
                 let entry = self.fanout.entry_of(&pattern);
                 let begun = entry

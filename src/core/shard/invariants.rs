@@ -25,6 +25,7 @@ impl Shard {
         if self.sessions.slots_len() > INVARIANT_SESSIONS_MAX {
             return;
         }
+        self.sessions.check_memberships();
         let open = || self.sessions.iter().filter(|session| session.ending.is_none());
         assert!(
             self.draining.is_none() || open().next().is_none(),
