@@ -1,5 +1,6 @@
-//! A seeded adversary: tens of sessions send random commands over thousands of topics and vanish at any time. Whatever they do,
-//! each turn stays within its budgets, every request is served, and a healthy publisher and subscriber notice nothing.
+//! A seeded adversary: tens of sessions send random commands over thousands of topics and vanish at any time, while time passes
+//! and idle topics are forgotten. Whatever they do, each turn stays within its budgets, every request is served, and a healthy
+//! publisher and subscriber notice nothing.
 //!
 //! A failing run prints its seed; `TICKCAST_SEED` repeats it.
 
@@ -9,27 +10,37 @@ use tickcast_core::{
     config::Limits,
     ids::SlotId,
     limits::{
-        CONTROL_QUANTUM_UNITS, SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT, TURN_CONTROL_UNITS,
-        TURN_DEPARTURE_UNITS, TURN_INTEREST_UNITS,
+        CONTROL_QUANTUM_UNITS, DELIVERIES_PER_OPENING_UNIT, NEW_TOPIC_UNITS,
+        SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT, TURN_CONTROL_UNITS, TURN_DELIVERY_UNITS,
+        TURN_DELIVERY_UNITS_PREFERRED, TURN_DEPARTURE_UNITS, TURN_FORGET_UNITS, TURN_HISTORY_UNITS,
+        TURN_INTEREST_UNITS, TURN_OPENING_UNITS,
     },
     mesh::{Mesh, ring::Doorbell},
     metrics::counters::Counter,
+    now::Now,
     placement,
     shard::{Action, ListenerKind, Shard},
-    testing::{self, START as NOW, TurnLoop, frame, hello},
+    testing::{self, START, TurnLoop, frame, hello, masked, upgrade_request},
 };
 use tickcast_proto::{
     Step,
     command::encode_request,
     frame::{self, Kind},
     records::{Publish, Subscribe, Token},
-    subscription::Policy,
+    subscription::{Policy, Rules},
 };
 
 const SEEDS: u64 = 1_000;
 const SHARDS: u16 = 2;
 /// Hostile sessions of each shard; slot 0 belongs to the healthy pair.
 const HOSTILE: u32 = 12;
+/// The hostile sessions from this slot on are JSON WebSockets.
+const FIRST_JSON: u32 = 9;
+/// Time after which an idle topic is forgotten, and time of a turn.
+const IDLE_NS: u64 = 100_000_000;
+const TURN_NS: u64 = 5_000_000;
+/// Time of a turn once the adversary is silent: the whole must not take so long that silent sessions are closed.
+const SETTLE_TURN_NS: u64 = 1_000_000;
 const STEPS: usize = 12;
 /// One seed in this many has a long run, with thousands of topics.
 const LONG_RUN_EVERY: u64 = 50;
@@ -46,6 +57,7 @@ struct World {
     meshes: Vec<Mesh>,
     _bells: Vec<Arc<Doorbell>>,
     turns: TurnLoop,
+    now: Now,
     /// By shard and slot.
     sessions: Vec<Vec<Session>>,
     /// Ticks that the healthy subscriber has received.
@@ -66,38 +78,58 @@ struct Session {
 
 impl World {
     fn new() -> World {
-        let (shards, meshes, bells) = testing::cluster(SHARDS, &Limits::default(), 1 << 16);
+        let limits = Limits { topic_idle: Rules::all(IDLE_NS), ..Limits::default() };
+        let (shards, meshes, bells) = testing::cluster(SHARDS, &limits, 1 << 16);
         let sessions = vec![vec![Session::default(); HOSTILE as usize + 1]; usize::from(SHARDS)];
         let subscriber = (1, Vec::new());
-        World { shards, meshes, _bells: bells, turns: TurnLoop::default(), sessions, received: 0, subscriber }
+        let (turns, now) = (TurnLoop::default(), START);
+        World { shards, meshes, _bells: bells, turns, now, sessions, received: 0, subscriber }
     }
 
     fn connect(&mut self, shard: usize, slot: u32) {
-        self.shards[shard].handle_accept(SlotId(slot), ListenerKind::Native, NOW);
-        self.shards[shard].handle_bytes(SlotId(slot), &hello(), NOW);
+        let (listener, opening) = match slot >= FIRST_JSON {
+            true => (ListenerKind::Http, upgrade_request("/ws", "tickcast.v1.json")),
+            false => (ListenerKind::Native, hello()),
+        };
+        self.shards[shard].handle_accept(SlotId(slot), listener, self.now);
+        self.shards[shard].handle_bytes(SlotId(slot), &opening, self.now);
         self.sessions[shard][slot as usize] = Session { open: true, ..Session::default() };
     }
 
     fn send(&mut self, shard: usize, slot: u32, bytes: &[u8]) {
         let session = &self.sessions[shard][slot as usize];
         if session.open && !session.paused {
-            self.shards[shard].handle_bytes(SlotId(slot), bytes, NOW);
+            self.shards[shard].handle_bytes(SlotId(slot), bytes, self.now);
         }
     }
 
     /// One turn of each shard.
     fn turn(&mut self) {
+        self.turn_of(TURN_NS);
+    }
+
+    /// One turn of each shard, which takes this time.
+    fn turn_of(&mut self, duration_ns: u64) {
+        self.now.monotonic_ns += duration_ns;
+        let now = self.now;
         for index in 0..usize::from(SHARDS) {
             let units = |shard: &Shard| {
-                [Counter::ControlUnits, Counter::DepartureUnits, Counter::InterestUnits]
-                    .map(|counter| shard.counters().value(counter))
+                [
+                    Counter::ControlUnits,
+                    Counter::DepartureUnits,
+                    Counter::InterestUnits,
+                    Counter::OpeningUnits,
+                    Counter::ForgettingUnits,
+                    Counter::DeliveryUnits,
+                ]
+                .map(|counter| shard.counters().value(counter))
             };
             let before = units(&self.shards[index]);
             let sessions = &mut self.sessions[index];
             let actions = self.turns.turn(
                 &mut self.shards[index],
                 Some(&mut self.meshes[index]),
-                NOW,
+                now,
                 usize::MAX,
                 |SlotId(slot), bytes| {
                     sessions[slot as usize].out.extend_from_slice(bytes);
@@ -109,10 +141,17 @@ impl World {
             // Input may use what the turn before left of its budget; one step goes beyond it, which merges the
             // deliveries of a session's subscriptions at most.
             let step = u64::from(CONTROL_QUANTUM_UNITS) + SUBSCRIPTIONS_PER_SESSION_MAX_DEFAULT as u64;
+            // Each new topic may use its cost for its members, whatever the turn has used.
+            let new_topics = 2 * TURN_DELIVERY_UNITS + TURN_DELIVERY_UNITS_PREFERRED;
+            let opening = TURN_OPENING_UNITS + new_topics + NEW_TOPIC_UNITS;
+            let delivery = new_topics + TURN_HISTORY_UNITS + DELIVERIES_PER_OPENING_UNIT * TURN_OPENING_UNITS;
             let bounds = [
                 2 * TURN_CONTROL_UNITS as u64 + step,
                 2 * TURN_DEPARTURE_UNITS as u64 + step,
                 TURN_INTEREST_UNITS as u64 + step,
+                opening as u64 + step,
+                TURN_FORGET_UNITS as u64 + step,
+                delivery as u64 + step,
             ];
             assert!(used.iter().zip(bounds).all(|(&used, bound)| used <= bound), "{used:?} units in a turn");
             for action in actions {
@@ -122,7 +161,7 @@ impl World {
                     Action::Close(slot) => self.sessions[index][slot.index()].open = false,
                     Action::ShutdownWrite(slot) => {
                         // The peer answers with FIN.
-                        self.shards[index].handle_eof(slot, NOW);
+                        self.shards[index].handle_eof(slot, now);
                     }
                     Action::HandshakeDone(_) | Action::HandOver(_) | Action::Admit(..) => {}
                 }
@@ -156,6 +195,16 @@ impl World {
             if is_subscriber {
                 self.subscriber.1.append(&mut input);
                 input = std::mem::take(&mut self.subscriber.1);
+            }
+            if slot as u32 >= FIRST_JSON {
+                // Pongs, whole or not, among messages that nobody needs.
+                const PONG: &[u8] = br#""op":"pong","token":"#;
+                let found = input.windows(PONG.len()).rposition(|window| window == PONG);
+                let digits = found.map_or(&[][..], |at| &input[at + PONG.len()..]);
+                let len = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
+                session.pong = std::str::from_utf8(&digits[..len]).unwrap().parse().unwrap_or(session.pong);
+                session.out = Vec::new();
+                continue;
             }
             let mut rest = &input[..];
             while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
@@ -220,6 +269,25 @@ fn commands(random: &mut fastrand::Rng, out: &mut Vec<u8>) {
     }
 }
 
+/// What a hostile JSON WebSocket sends at once.
+fn json_commands(random: &mut fastrand::Rng, out: &mut Vec<u8>) {
+    let held: Vec<String> = (0..random.usize(1..10)).map(|_| pattern(random)).collect();
+    for _ in 0..random.usize(1..30) {
+        let name = &held[random.usize(..held.len())];
+        let text = match random.u8(..6) {
+            0 | 1 => {
+                let options = [r#","max_rate":0.5"#, r#","from":"latest""#, r#","policy":"conflate""#, ""];
+                let options = options[random.usize(..4)];
+                format!(r#"{{"op":"subscribe","id":7,"topics":["{name}"]{options}}}"#)
+            }
+            2 => format!(r#"{{"op":"update","id":7,"topics":["{name}"],"max_rate":{}}}"#, random.u8(1..9)),
+            3 => format!(r#"{{"op":"unsubscribe","id":7,"topics":["{name}"]}}"#),
+            _ => format!(r#"{{"op":"publish","topic":"{}","data":1}}"#, topic(random)),
+        };
+        out.extend(masked(0x81, text.as_bytes()));
+    }
+}
+
 fn run(seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut world = World::new();
@@ -246,11 +314,14 @@ fn run(seed: u64) {
                 continue;
             }
             if random.u8(..10) == 0 {
-                world.shards[shard].handle_error(SlotId(slot), 104, NOW);
+                world.shards[shard].handle_error(SlotId(slot), 104, world.now);
                 continue;
             }
             let mut bytes = Vec::new();
-            commands(&mut random, &mut bytes);
+            match slot >= FIRST_JSON {
+                true => json_commands(&mut random, &mut bytes),
+                false => commands(&mut random, &mut bytes),
+            }
             world.send(shard, slot, &bytes);
         }
         for topic in &topics {
@@ -265,9 +336,15 @@ fn run(seed: u64) {
     }
     let mut turns = 0;
     while world.is_busy() {
-        world.turn();
+        world.turn_of(SETTLE_TURN_NS);
         turns += 1;
         assert!(turns < SETTLE_TURNS, "work is left when nobody asks for any");
+    }
+    // Sessions whose requests were refused too often are read again after 100 ms.
+    for _ in 0..25 {
+        if world.sessions.iter().flatten().any(|session| session.open && session.paused && !session.stuck) {
+            world.turn();
+        }
     }
     let paused = world.sessions.iter().flatten().filter(|session| session.open && session.paused);
     assert!(
@@ -276,7 +353,11 @@ fn run(seed: u64) {
     );
     for shard in 0..usize::from(SHARDS) {
         for slot in 0..=HOSTILE {
-            world.send(shard, slot, &frame(Kind::Ping, &Token { token: seed + 1 }, b""));
+            let ping = match slot >= FIRST_JSON {
+                true => masked(0x81, format!(r#"{{"op":"ping","token":{}}}"#, seed + 1).as_bytes()),
+                false => frame(Kind::Ping, &Token { token: seed + 1 }, b""),
+            };
+            world.send(shard, slot, &ping);
         }
     }
     (0..TICK_TURNS).for_each(|_| world.turn());

@@ -59,9 +59,10 @@ def hello() -> bytes:
     return frame(HELLO, struct.pack("<IHHQ", 1, 0, 0, 0), b"abuse")
 
 
-def subscribe(pattern: str, policy: int = 0) -> bytes:
+def subscribe(pattern: str, policy: int = 0, max_rate_millihertz: int = 0) -> bytes:
     """SUBSCRIBE."""
-    return frame(SUBSCRIBE, struct.pack("<IBBHQQII", 1, 0, policy, 0, 0, 0, 0, 0), pattern.encode())
+    record = struct.pack("<IBBHQQII", 1, 0, policy, 0, 0, 0, max_rate_millihertz, 0)
+    return frame(SUBSCRIBE, record, pattern.encode())
 
 
 def unsubscribe(pattern: str) -> bytes:
@@ -215,6 +216,19 @@ def crowd(target: Target) -> None:
     done(f"{came:,} came and left", end)
 
 
+def paced(target: Target) -> None:
+    """1,000 connections with a rate-limited wildcard, then 5,000 new topics"""
+    for _ in range(1_000):
+        connection = native(target)
+        connection.sendall(subscribe("paced.>", CONFLATE, 1_000))
+        discard(connection)
+    publisher = native(target)
+    discard(publisher)
+    end = target.begin()
+    publisher.sendall(b"".join(publish(f"paced.{number}", bytes(100)) for number in range(5_000)))
+    done("5,000 topics with 1,000 members each", end)
+
+
 def flood(target: Target) -> None:
     """8 publishers as fast as they can, and one subscriber that drops"""
     subscriber = native(target)
@@ -341,6 +355,7 @@ ABUSES = {
     "overlapping": overlapping,
     "leave": leave,
     "crowd": crowd,
+    "paced": paced,
     "flood": flood,
     "deaf": deaf,
     "unfinished": unfinished,

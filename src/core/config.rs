@@ -91,6 +91,8 @@ pub struct Limits {
     pub patterns_bytes_max: usize,
     /// Maximum bytes of the positions given by all sessions of the server, divided among the shards.
     pub positions_bytes_max: usize,
+    /// Maximum bytes of the memberships that wildcards need, of all sessions of the server, divided among the shards.
+    pub memberships_bytes_max: usize,
     /// Whether a second connection with the same identity replaces the first.
     pub identity_replaces: bool,
     /// Authentication of clients; `None`: clients need none and may do everything.
@@ -183,6 +185,11 @@ impl Limits {
         self.deflate.default || self.deflate.rules.iter().any(|(_, deflates)| *deflates)
     }
 
+    /// Maximum memberships of one shard's sessions beyond one for each subscription.
+    pub fn memberships_max(&self, shards: u16) -> usize {
+        self.memberships_bytes_max / limits::MEMBERSHIP_BYTES / usize::from(shards)
+    }
+
     /// Time from the first byte of a message to its last, nanoseconds; shorter for an HTTP request or a HELLO.
     pub fn input_deadline_ns(&self, is_handshake: bool) -> u64 {
         if is_handshake { self.handshake_deadline_ns } else { self.frame_deadline_ns }
@@ -235,6 +242,7 @@ impl Default for Limits {
             unfinished_bytes_max: limits::UNFINISHED_BYTES_MAX_DEFAULT,
             patterns_bytes_max: limits::PATTERNS_BYTES_MAX_DEFAULT,
             positions_bytes_max: limits::POSITIONS_BYTES_MAX_DEFAULT,
+            memberships_bytes_max: limits::MEMBERSHIPS_BYTES_MAX_DEFAULT,
             identity_replaces: false,
             auth: None,
             debug_echo: false,
@@ -281,6 +289,7 @@ impl Limits {
             unfinished_bytes_max: other.unfinished_bytes_max,
             patterns_bytes_max: other.patterns_bytes_max,
             positions_bytes_max: other.positions_bytes_max,
+            memberships_bytes_max: other.memberships_bytes_max,
             tenants: self.reloaded_tenants(other),
             nodes: Nodes { id: self.nodes.id.clone(), addresses: other.nodes.addresses.clone() },
             // Without it, existing sessions have no principal.

@@ -22,6 +22,7 @@ use std::collections::{HashMap, VecDeque};
 
 use self::{
     awaited::AwaitedPositions,
+    forget::Dropping,
     logged::LogTopic,
     match_counts::MatchCounts,
     opening::Openings,
@@ -104,6 +105,7 @@ pub struct Fanout {
     forgotten_keys: HashMap<Box<str>, TopicId>,
     /// Forgotten topics whose members have left. Bound: [`crate::limits::TURN_TOPICS_DROPPED`].
     memberless: Vec<TopicId>,
+    dropping: Dropping,
     /// Timers to set for paced ticks. At most one entry per paced membership, until taken.
     pace_timers: Vec<PaceTimer>,
     awaited: AwaitedPositions,
@@ -144,6 +146,10 @@ pub struct DeliveryCounts {
     pub dropped: u64,
     /// Holes in logs.
     pub holes: u64,
+    /// Units of opening topics: see [`crate::limits::TURN_OPENING_UNITS`].
+    pub opening_units: u64,
+    /// Ticks lost because too many waited for their topic to open.
+    pub opening_lost: u64,
     /// Units of delivery work that queued nothing: patterns looked up, and wildcard sessions visited.
     pub units: usize,
 }
@@ -191,6 +197,7 @@ impl Fanout {
             forgotten: VecDeque::new(),
             forgotten_keys: HashMap::new(),
             memberless: Vec::new(),
+            dropping: Dropping::default(),
             pace_timers: Vec::new(),
             awaited: AwaitedPositions::new(awaited),
             stale: StaleTopics::default(),
@@ -230,6 +237,7 @@ impl Fanout {
 
     /// Returns the counts since the last call.
     pub fn take_counts(&mut self) -> DeliveryCounts {
+        self.tally.opening_lost = self.openings.take_lost();
         std::mem::take(&mut self.tally)
     }
 
@@ -256,10 +264,11 @@ impl Fanout {
     }
 
     /// Opens the topic with this key. From now on its home sends the ticks after the sequence `last`; 0: all ticks. Sessions
-    /// whose subscription needs a membership join it, in later turns if they are many.
+    /// whose subscription needs a membership join it, in later turns if they are many. `owner`: whose work that is, see
+    /// [`HomeTopic::owner`](crate::home::HomeTopic::owner).
     pub fn handle_open(
         &mut self,
-        id: TopicId,
+        (id, owner): (TopicId, u32),
         epoch: u64,
         last: u64,
         key: &str,
@@ -298,7 +307,7 @@ impl Fanout {
         if let Some(last) = last_life {
             self.end_mark_of_last_life(last, id);
         }
-        self.begin_opening(id, last_life, backlogs, sessions, logs);
+        self.begin_opening((id, owner), last_life, backlogs, sessions, logs);
         self.invariants(None);
     }
 
@@ -479,7 +488,7 @@ mod tests {
         let (mut sessions, mut logs) = (Sessions::new(1 << 20, 1 << 16), EgressLogs::new(1 << 20, 128));
         for (home, copies) in [(OWN, 0), (ShardId(1), 3)] {
             let id = TopicId::new(0, home, SHARDS).unwrap();
-            fanout.handle_open(id, 1, 0, "a", &mut sessions, &mut logs);
+            fanout.handle_open((id, 0), 1, 0, "a", &mut sessions, &mut logs);
             for sequence in 5..8 {
                 let parts = TickParts { key: sequence, payload: b"x", ..TickParts::default() };
                 let mut bytes = Vec::new();

@@ -109,6 +109,12 @@ impl HomeTopic {
         topic_key::split(&self.key).0
     }
 
+    /// Whose work it is to open the topic on the shards: its creator's address or, if that has no limits, its creator. 0: a source
+    /// of this process.
+    pub fn owner(&self) -> u32 {
+        self.creator.owner()
+    }
+
     /// The topic's recent ticks.
     pub fn history(&self) -> &History {
         &self.history

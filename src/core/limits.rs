@@ -98,6 +98,11 @@ pub const PATTERNS_BYTES_MAX_DEFAULT: usize = 64 << 20;
 /// Default bound on the memory of the positions that sessions have given but not joined yet, over all shards: room for the
 /// positions of 13,000 clients that reconnect at once, 100 topics each.
 pub const POSITIONS_BYTES_MAX_DEFAULT: usize = 256 << 20;
+/// Default bound on the memory of the memberships that sessions have for wildcards, over all shards: room for 1,000 clients with a
+/// rate limit on 2,000 topics each.
+pub const MEMBERSHIPS_BYTES_MAX_DEFAULT: usize = 256 << 20;
+/// Bytes of a membership: 57 to 114 in its session's map, and 4 in its topic's list.
+pub const MEMBERSHIP_BYTES: usize = 120;
 /// Longest wildcard that homes always store individually, bytes.
 pub const LONG_WILDCARD_BYTES: usize = 48;
 /// Maximum bytes of longer wildcards that the homes store for each shard. Every home stores them all, so beyond this the shard
@@ -247,6 +252,11 @@ pub const HISTORY_CHUNK_OUTBOX_BYTES: usize = HISTORY_CHUNK_BYTES / 2 * 3;
 pub const HISTORY_CHUNKS_IN_FLIGHT_MAX: u32 = 2;
 /// Chunks of history that a shard requests in one turn.
 pub const TURN_HISTORY_CHUNKS: usize = 256;
+/// Units of delivery that a shard spends in one turn on the history that it requests of itself as a home: 16 whole chunks, about
+/// 0.5 ms. The last one may exceed it.
+pub const TURN_HISTORY_UNITS: usize = TURN_DELIVERY_UNITS / 4;
+/// Bytes of history that a home copies and encodes for one unit of delivery.
+pub const HISTORY_BYTES_PER_UNIT: usize = 128;
 
 /// Maximum bytes of replies (acknowledgements, pongs, errors) waiting for a session, including answers to its publishes that
 /// other shards owe it. Beyond that, the session's input pauses: the server does not read from a peer that does not read.
@@ -325,6 +335,8 @@ pub const HANDOVERS_PER_LANE: usize = 64;
 pub const MESH_STAGE_BYTES: usize = 64 << 10;
 /// Bytes of mesh frames a shard handles from one ring in one turn.
 pub const TURN_RING_BYTES: usize = 128 << 10;
+/// Bytes of announcements of lost ticks that a session which has sent FIN still gets at once when its time is up.
+pub const CLOSE_NOTICES_BYTES: usize = SEND_BYTES_MAX;
 /// Half-closed sessions checked in one turn for whether they have their answers: 26 us if each misses the caches.
 pub const TURN_HALF_CLOSED: usize = 256;
 /// Timers a shard handles in one turn.
@@ -335,7 +347,7 @@ pub const TURN_TRIM_TOPICS: usize = 4_096;
 pub const TURN_IDLE_UNITS: usize = 8 << 10;
 /// Units of forgetting topics in one turn: sessions that leave them, and topics then dropped.
 pub const TURN_FORGET_UNITS: usize = 1 << 10;
-/// Forgotten topics that a shard drops in one turn, with one scan of the waiting frames for all of them.
+/// Forgotten topics that a shard drops at once, with one scan of the waiting frames for all of them, over turns if need be.
 pub const TURN_TOPICS_DROPPED: usize = 256;
 /// A topic is forgotten late by at most this fraction of its idle time.
 pub const IDLE_ROUNDS: u64 = 8;
@@ -358,9 +370,13 @@ pub const TOPIC_IDLE_NS_DEFAULT: u64 = 3_600_000_000_000;
 pub const TURN_OPENING_UNITS: usize = 2 << 10;
 /// Units of delivery that count as one such member: a tick queued to a session takes about a tenth of the time of a join.
 pub const DELIVERIES_PER_OPENING_UNIT: usize = 8;
-/// Bytes of ticks and history that wait on a shard for topics with many members to open. Beyond that, the shard takes in nothing
-/// for a few turns.
+/// Units of these that the topics of one owner may use before the next owner's turn.
+pub const OPENING_QUANTUM_UNITS: usize = TURN_OPENING_UNITS / 8;
+/// Bytes of ticks that wait on a shard for one topic with many members to open. Beyond that, the topic loses its oldest ticks.
 pub const OPENING_BYTES_MAX: usize = 256 << 10;
+/// Bytes of ticks that wait on a shard for all topics to open. Each owner may use as many of these as are left for the others:
+/// half of them, if it is the only one.
+pub const OPENINGS_BYTES_MAX: usize = 4 * OPENING_BYTES_MAX;
 /// Smallest message that is compressed by default, bytes: shorter ones seldom shrink.
 pub const DEFLATE_BYTES_MIN_DEFAULT: usize = 128;
 /// Bytes that a shard compresses in one turn for its egress logs, and again for the messages of batches: 1 to 3 ms each. What comes

@@ -10,6 +10,7 @@ mod input;
 mod kept_places;
 pub mod membership;
 pub mod memberships;
+mod memberships_count;
 pub mod outbox;
 pub mod places;
 mod protocol;

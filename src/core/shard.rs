@@ -292,7 +292,8 @@ impl Shard {
             ),
             logs: EgressLogs::new(limits.egress_log_bytes, limits.deflate_bytes_min),
             sessions: Sessions::new(limits.outbox_bytes_max, limits.behind_bytes)
-                .with_deflate(limits.deflate_bytes_min),
+                .with_deflate(limits.deflate_bytes_min)
+                .with_memberships_max(limits.memberships_max(shards)),
             stages: Stages::new(shards),
             routing: Routing::new(limits.routes.sinks.len()),
             log_reads: LogReads::new(&limits),
@@ -422,20 +423,18 @@ impl Shard {
         self.sessions.ready_or_lagging_len()
     }
 
-    /// Returns whether the shard accepts requests: every delivery stage has room for what one more request may add, and not too
-    /// much waits for topics to open.
+    /// Returns whether the shard accepts requests: every delivery stage has room for what one more request may add.
     ///
     /// Requests add deliveries but never requests. So a shard accepts requests even while its own request stages are full, and no
     /// two shards wait for each other.
     pub fn takes_requests(&self) -> bool {
-        self.stages.deliveries_have_room() && !self.fanout.waits_for_openings()
+        self.stages.deliveries_have_room()
     }
 
     /// Returns whether this turn may handle more ticks from other shards. If not, the next one may: a turn with many subscribers
-    /// must end before others have waited too long. While too much waits for topics to open, it takes none: the openings need
-    /// nobody else, so they are done a few turns later.
+    /// must end before others have waited too long.
     pub fn takes_deliveries(&self) -> bool {
-        self.mesh_units_left > 0 && !self.fanout.waits_for_openings()
+        self.mesh_units_left > 0
     }
 
     /// Returns whether this turn or a later one may process sessions' input, which also adds requests.
@@ -452,6 +451,7 @@ impl Shard {
             worked |= units > 0;
         }
         worked |= self.fanout.advance_openings(&mut self.sessions, &mut self.logs, now.monotonic_ns);
+        self.take_counts(); // Not charged: openings have a budget of their own.
         worked |= self.forget_topics(now);
         worked |= self.advance_marks(now);
         worked |= self.home.trim(now.monotonic_ns) > 0;
@@ -466,6 +466,7 @@ impl Shard {
         self.kept_places.expire(now.monotonic_ns);
         self.sessions.note_time(now);
         self.end_overload(now);
+        self.count_memberships();
         self.release_throttled(now);
         worked |= self.resume_paused(now);
         self.preferred_intake = self.preferred_intake.next(self.shards > 1);
@@ -488,24 +489,32 @@ impl Shard {
             let why = self.why_too_far_behind(slot);
             self.end(slot, why, now);
         }
-        let overloads = self.sessions.take_overloads();
-        if overloads > 0 {
-            self.note_overload(overloads, now);
-        }
+        self.note_overloads(now);
     }
 
-    /// Adds the fan-out's counts since the last call to the counters.
+    /// Adds the fan-out's counts since the last call to the counters, and charges its work to the turn's budget.
     fn count_ticks(&mut self) {
+        let work = self.take_counts();
+        self.charge(work);
+    }
+
+    /// Adds the fan-out's counts since the last call to the counters. Returns its units of work.
+    fn take_counts(&mut self) -> usize {
         let tally = self.fanout.take_counts();
         if tally == DeliveryCounts::default() {
-            return;
+            return 0;
         }
-        self.charge(tally.work());
         self.counters.add(Counter::TicksDelivered, tally.queued);
         self.counters.add(Counter::TicksTakenOut, tally.evicted);
         self.counters.add(Counter::TicksConflated, tally.conflated);
         self.counters.add(Counter::TicksDropped, tally.dropped);
         self.counters.add(Counter::LogHoles, tally.holes);
+        self.counters.add(Counter::DeliveryUnits, tally.work() as u64);
+        if tally.opening_units | tally.opening_lost > 0 {
+            self.counters.add(Counter::OpeningUnits, tally.opening_units);
+            self.counters.add(Counter::OpeningTicksLost, tally.opening_lost);
+        }
+        tally.work()
     }
 
     /// Charges units of delivery to the turn's budget for the kind of input being processed.
@@ -590,7 +599,7 @@ impl Shard {
             + memberships
             + self.fanout.groups_bytes()
             + self.fanout.logged_bytes()
-            + self.fanout.openings_bytes()
+            + self.fanout.openings_heap_bytes()
             + self.fanout.stale_bytes()
             + self.stages.waiting_bytes()
             + self.routing.heap_bytes()

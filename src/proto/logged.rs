@@ -163,8 +163,10 @@ pub fn append_parts<'a>(frame: &Frame<'a>) -> Result<(LogPosition, Publish, &'a 
 }
 
 /// Appends a topic's announcement to another shard, with the last sequence that its home knows: see [`frame::encode_topic`].
-pub fn encode_open(out: &mut Vec<u8>, topic: TopicId, epoch: u64, last: Sequence, key: &str) {
-    let fields = HeaderFields { topic_id: topic.0, sequence: last.0, ..HeaderFields::default() };
+/// `owner`, which the header has as its schema: a number for who created the topic.
+pub fn encode_open(out: &mut Vec<u8>, (topic, owner): (TopicId, u32), epoch: u64, last: Sequence, key: &str) {
+    let fields =
+        HeaderFields { topic_id: topic.0, sequence: last.0, schema: owner, ..HeaderFields::default() };
     let record = Subscribed { epoch, ..Subscribed::default() };
     frame::encode(out, Kind::Subscribed, fields, &record, &[key.as_bytes()]);
 }

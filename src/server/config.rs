@@ -526,6 +526,7 @@ impl Checks<'_> {
             unfinished_bytes_max: limits.unfinished_memory.bytes,
             patterns_bytes_max: limits.patterns_memory.bytes,
             positions_bytes_max: limits.positions_memory.bytes,
+            memberships_bytes_max: limits.memberships_memory.bytes,
             identity_replaces: tables.server.identity_conflict == IdentityConflict::Replace,
             auth: None,
             debug_echo: tables.debug.debug_echo,

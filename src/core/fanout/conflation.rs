@@ -139,7 +139,7 @@ impl Fanout {
         }
         // Frames queued here must not trigger eviction themselves.
         session.yield_bytes = usize::MAX;
-        self.flush_notices(slot, sessions);
+        self.flush_notices(slot, SEND_BYTES_MAX, sessions);
         while let Some(session) = sessions.open_mut(slot)
             && session.outbox_bytes() < send_bytes
             && let Some(lag) = session.lag.as_deref_mut()
@@ -236,7 +236,7 @@ impl Fanout {
             membership.advance_pace(now_ns);
         }
         let mut from = membership.from;
-        // While ticks wait for the topic to open, its home is ahead of what has been delivered here. Its answer waits behind them.
+        // While ticks wait for the topic to open, its home is ahead of what has been delivered here. It is asked once they are.
         let is_opening = !self.openings.is_empty() && self.openings.contains(id);
         if is_opening || !topic.has_last_values_from(from) {
             membership.wanted = Backfill::Conflated;
@@ -374,8 +374,8 @@ impl Fanout {
         }
     }
 
-    /// Queues pending announcements and gaps before all waiting frames, as many as fit one SEND.
-    fn flush_notices(&mut self, slot: SlotId, sessions: &mut Sessions) {
+    /// Queues pending announcements and gaps before all waiting frames, about as many as fit into `bytes`.
+    pub fn flush_notices(&mut self, slot: SlotId, bytes: usize, sessions: &mut Sessions) {
         let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) else {
             return;
         };
@@ -384,7 +384,7 @@ impl Fanout {
         let mut encoded = 0;
         let mut announced: Vec<TopicId> = Vec::new();
         for &id in &unannounced {
-            if self.scratch.len() >= SEND_BYTES_MAX {
+            if self.scratch.len() >= bytes {
                 break;
             }
             encoded += 1;

@@ -15,6 +15,16 @@ use crate::{
 };
 use tickcast_proto::{ids::TopicId, subscription::Position};
 
+/// Forgotten topics without members whose waiting frames are being lost, session by session.
+///
+/// Bound: [`TURN_TOPICS_DROPPED`] topics.
+#[derive(Debug, Default)]
+pub(super) struct Dropping {
+    topics: HashSet<u32, rustc_hash::FxBuildHasher>,
+    /// The next slot whose frames are visited.
+    next: u32,
+}
+
 impl Fanout {
     /// Notes that a home has forgotten a topic whose last sequence was `last`. Its name may be reused at once; its members
     /// leave in [`Fanout::leave_forgotten`], once the topic is open.
@@ -46,7 +56,7 @@ impl Fanout {
 
     /// Whether members of forgotten topics must leave.
     pub fn has_forgotten(&self) -> bool {
-        !self.forgotten.is_empty() || !self.memberless.is_empty()
+        !self.forgotten.is_empty() || !self.memberless.is_empty() || !self.dropping.topics.is_empty()
     }
 
     /// Removes about `units` members of forgotten topics. Returns the units left, and the topics that are gone: the caller must
@@ -60,17 +70,13 @@ impl Fanout {
         now_ns: u64,
     ) -> (usize, Vec<TopicId>) {
         let (mut left, mut gone) = (units, Vec::new());
-        // One turn after the members left, so that sessions with room have received what was held for them.
-        for id in std::mem::take(&mut self.memberless) {
-            let topic = topic_mut(&mut self.topics, id, self.shards);
-            match topic.is_some_and(|topic| topic.any_member().is_none()) {
-                true => gone.push(id),
-                // An eviction in between made a session a member again.
-                false => self.forgotten.push_back(id),
-            }
+        if self.dropping.topics.is_empty() {
+            // One turn after the members left, so that sessions with room have received what was held for them.
+            let topics = self.memberless.drain(..).map(|id| id.0).collect();
+            self.dropping = Dropping { topics, next: 0 };
         }
-        if !gone.is_empty() {
-            left = left.saturating_sub(self.lose_waiting(&gone, sessions, logs));
+        if !self.dropping.topics.is_empty() {
+            left = left.saturating_sub(self.advance_dropping(left, &mut gone, sessions, logs));
         }
         gone.iter().for_each(|&id| self.close(id));
         while left > 0
@@ -96,18 +102,34 @@ impl Fanout {
         (left, gone)
     }
 
-    /// Evicts the topics' frames from all outboxes: see [`Fanout::lose_waiting_of`]. Returns the units used: all sessions and
-    /// their waiting frames are visited in one turn.
-    fn lose_waiting(&mut self, topics: &[TopicId], sessions: &mut Sessions, logs: &EgressLogs) -> usize {
-        if sessions.waiting() == 0 {
-            return 0;
+    /// Evicts the frames of topics that are dropped from more outboxes: see [`Fanout::lose_waiting_of`]. Once all have been visited,
+    /// `gone` gets the topics. Returns the units used: one for [`FRAMES_PER_UNIT`] sessions and waiting frames. The frames of one
+    /// session are visited at once.
+    fn advance_dropping(
+        &mut self,
+        units: usize,
+        gone: &mut Vec<TopicId>,
+        sessions: &mut Sessions,
+        logs: &EgressLogs,
+    ) -> usize {
+        let Dropping { topics, mut next } = std::mem::take(&mut self.dropping);
+        let (mut looks, end) = (0, if sessions.waiting() > 0 { sessions.slots_len() } else { 0 });
+        while next < end && looks / FRAMES_PER_UNIT < units {
+            looks += 1 + self.lose_waiting_of(SlotId(next), &topics, sessions, logs);
+            next += 1;
         }
-        let topics: HashSet<u32, rustc_hash::FxBuildHasher> = topics.iter().map(|id| id.0).collect();
-        let slots = sessions.slots();
-        let looks = slots.len();
-        let frames: usize =
-            slots.into_iter().map(|slot| self.lose_waiting_of(slot, &topics, sessions, logs)).sum();
-        (looks + frames) / FRAMES_PER_UNIT
+        if next < end {
+            self.dropping = Dropping { topics, next };
+            return looks / FRAMES_PER_UNIT;
+        }
+        for id in topics.into_iter().map(TopicId) {
+            match topic_ref(&self.topics, id, self.shards).is_some_and(|topic| topic.any_member().is_none()) {
+                true => gone.push(id),
+                // An eviction in between made a session a member again.
+                false => self.forgotten.push_back(id),
+            }
+        }
+        looks / FRAMES_PER_UNIT
     }
 
     /// Evicts the topics' frames from a session's outbox and announces them as lost. Otherwise the announcement of a topic's

@@ -87,6 +87,15 @@ impl LogTopic {
         self.linked_to = sequence;
     }
 
+    /// Notes that the ticks from one sequence to another, exclusive, were lost on their way. They follow all ticks noted so far.
+    /// Returns the first sequence of the hole.
+    pub(super) fn lose(&mut self, from: u64, to: u64) -> u64 {
+        let from = if self.linked_to > 0 { self.linked_to + 1 } else { from };
+        self.note_hole(Gap { from: Sequence(from), to: Sequence(to) });
+        self.linked_to = to - 1;
+        from
+    }
+
     /// Remembers a hole that follows all others.
     fn note_hole(&mut self, hole: Gap) {
         if self.holes.len() >= LOG_HOLES_PER_TOPIC_MAX
@@ -213,20 +222,20 @@ impl Fanout {
         log.note(sequence, &mut self.log_sequences_left);
         if last > 0 && previous >= from {
             log.note_hole(Gap { from: Sequence(from), to: Sequence(previous + 1) });
+            self.tally.holes += 1;
             self.announce_hole(id, (from, previous + 1), sessions, logs);
         }
         self.let_reached_go_live(id, (previous, sequence), sessions);
     }
 
-    /// Announces a hole in a topic's log to its live subscribers. The others learn of it when they resume.
-    fn announce_hole(
+    /// Announces a hole in a topic to its live subscribers. The others learn of it when they resume.
+    pub(super) fn announce_hole(
         &mut self,
         id: TopicId,
         hole: (u64, u64),
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        self.tally.holes += 1;
         let mut slots = self.slots_of_groups(id, sessions, logs);
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
         let members = topic.groups.iter().flat_map(|group| &group.members);

@@ -181,12 +181,12 @@ mod tests {
         // Their members take long to leave, so none is closed.
         for place in 0..3 * UNCOUNTED_SPARE as u32 {
             let id = TopicId::new(place, ShardId(0), 1).unwrap();
-            fanout.handle_open(id, 1, 0, &format!("t.{place}"), &mut sessions, &mut logs);
+            fanout.handle_open((id, 0), 1, 0, &format!("t.{place}"), &mut sessions, &mut logs);
             fanout.handle_forget(id, 0);
             assert!(fanout.match_counts.uncounted.len() <= UNCOUNTED_SPARE + 1);
         }
         let id = TopicId::new(3 * UNCOUNTED_SPARE as u32, ShardId(0), 1).unwrap();
-        fanout.handle_open(id, 1, 0, "t.current", &mut sessions, &mut logs);
+        fanout.handle_open((id, 0), 1, 0, "t.current", &mut sessions, &mut logs);
         while fanout.counts_topics() {
             fanout.count_topics(1_000);
         }

@@ -6,15 +6,23 @@
 //!
 //! ```text
 //!  Waiting ------> Leaving ------> Losing ------> Joining ------> Delivering ------> open, or forgotten
-//!  for the last    members of      their frames   members         ticks and history
-//!  life to open    the last life   that wait                      that waited
+//!  for the last    members of      their frames   members         ticks, then requests
+//!  life to open    the last life   that wait                      for history
 //! ```
+//!
+//! Each topic has an owner, who created it. The owners take turns, so that nobody's topics wait for all topics of another. What
+//! waits for a topic is bounded: beyond that, its oldest ticks are lost, and its members learn of it by GAP. So a topic that
+//! opens delays no other topic.
 //!
 //! If its home forgets a topic that is still opening, the topic opens as if nothing had happened, and its life ends after that:
 //! its members are owed what it had. Its next life waits for it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+mod arrivals;
+mod order;
 
+use std::collections::{HashMap, HashSet};
+
+use self::{arrivals::Arrivals, order::Order};
 use super::{
     EgressLogs, Fanout, Subscription,
     topic::{Backlog, Life},
@@ -24,13 +32,14 @@ use super::{
 use crate::{
     ids::{SessionId, SlotId},
     limits::{
-        DELIVERIES_PER_OPENING_UNIT, FRAMES_PER_UNIT, NEW_TOPIC_UNITS, OPENING_BYTES_MAX, TURN_OPENING_UNITS,
+        DELIVERIES_PER_OPENING_UNIT, FRAMES_PER_UNIT, NEW_TOPIC_UNITS, OPENING_BYTES_MAX,
+        OPENING_QUANTUM_UNITS, OPENINGS_BYTES_MAX, TURN_OPENING_UNITS,
     },
     session::table::Sessions,
 };
 use tickcast_proto::{
     Step,
-    frame::{self, Frame, Kind},
+    frame::{self, Frame},
     ids::TopicId,
 };
 
@@ -51,15 +60,19 @@ impl Default for OpeningUnits {
 
 /// The topics that are opening.
 ///
-/// Bound: `topics_max`, and [`OPENING_BYTES_MAX`] of waiting frames plus one frame: the shard takes nothing in beyond that.
-/// Invariant: `order` lists each topic of `by_topic` once, and a life before the next one of its topic.
+/// Bound: `topics_max`, and [`OPENINGS_BYTES_MAX`] of waiting ticks.
+/// Invariant: `order` lists each topic of `by_topic` once. A life was listed before the next one of its topic, so no topics wait for
+/// each other.
 #[derive(Debug, Default)]
 pub(super) struct Openings {
-    /// The one that continues next comes first.
-    order: VecDeque<TopicId>,
+    order: Order,
     by_topic: HashMap<TopicId, Opening, rustc_hash::FxBuildHasher>,
     /// Bytes that wait for all of them.
     waiting_bytes: usize,
+    /// Bytes that wait for the topics of each owner that has any.
+    owner_bytes: HashMap<u32, usize, rustc_hash::FxBuildHasher>,
+    /// Ticks lost since they were last taken.
+    lost: u64,
     units: OpeningUnits,
     /// Units left of this turn.
     left: usize,
@@ -70,15 +83,47 @@ pub(super) struct Openings {
 /// A topic that is opening.
 #[derive(Debug)]
 struct Opening {
+    owner: u32,
     stage: Stage,
     /// What sessions recover before they go live.
     backlogs: HashMap<SessionId, Backlog>,
-    /// Encoded ticks and pieces of history.
+    /// Encoded ticks. Bound: [`OPENING_BYTES_MAX`].
     waiting: Vec<u8>,
-    /// How much of `waiting` has been delivered.
+    /// How much of `waiting` has been delivered, or lost.
     delivered: usize,
     /// Its last sequence, if its home has forgotten it meanwhile.
     forgotten: Option<u64>,
+    /// Ticks before those that wait which were lost, and have not been announced.
+    lost: Option<(u64, u64)>,
+    /// Sessions that request its history once it is open. Bound: its members, and those that have left it meanwhile.
+    pulls: HashSet<SlotId, rustc_hash::FxBuildHasher>,
+}
+
+impl Opening {
+    fn bytes(&self) -> usize {
+        self.waiting.len() - self.delivered
+    }
+
+    /// Notes that a tick is lost; all before it have been delivered or lost.
+    fn lose(&mut self, tick: &Frame<'_>) {
+        let (from, to) = (tick.previous() + 1, tick.header.sequence + 1);
+        self.lost = Some((self.lost.map_or(from, |(from, _)| from), to));
+    }
+
+    /// Loses the tick that has waited longest. Returns its bytes; `None` if no tick waits.
+    fn lose_oldest(&mut self) -> Option<usize> {
+        let waiting = std::mem::take(&mut self.waiting);
+        let lost = match frame::decode(&waiting[self.delivered..], usize::MAX) {
+            Ok(Step::Complete(len, tick)) => {
+                self.lose(&tick);
+                self.delivered += len;
+                Some(len)
+            }
+            _ => None,
+        };
+        self.waiting = waiting;
+        lost
+    }
 }
 
 #[derive(Debug)]
@@ -90,7 +135,7 @@ enum Stage {
     /// What sessions still wait for of the last life is lost; `next` is the next slot.
     Losing { last: TopicId, next: u32 },
     /// Sessions join.
-    Joining(std::vec::IntoIter<SlotId>),
+    Joining(Arrivals),
     /// What has waited is delivered.
     Delivering,
 }
@@ -104,14 +149,43 @@ impl Openings {
         self.by_topic.contains_key(&id)
     }
 
-    /// Keeps a frame of a topic that is opening. Returns `false` if the topic is open.
-    pub(super) fn keep(&mut self, frame: &Frame<'_>) -> bool {
-        let Some(opening) = self.by_topic.get_mut(&TopicId(frame.header.topic_id)) else { return false };
-        if opening.delivered > opening.waiting.len() / 2 {
-            opening.waiting.drain(..std::mem::take(&mut opening.delivered));
+    /// Keeps a tick of a topic that is opening. Returns `false` if the topic is open.
+    ///
+    /// If there is no room, the topic loses its oldest ticks. An owner has room for as many bytes as are left for all others
+    /// (dynamic thresholds: Choudhury and Hahne, 1998), so whoever comes next always has some.
+    pub(super) fn keep(&mut self, tick: &Frame<'_>) -> bool {
+        let Some(opening) = self.by_topic.get_mut(&TopicId(tick.header.topic_id)) else { return false };
+        let (len, mut freed) = (tick.bytes.len(), 0);
+        let (owner, total) = (self.owner_bytes.entry(opening.owner).or_default(), self.waiting_bytes);
+        let has_room = |opening: &Opening, freed: usize| {
+            opening.bytes() + len <= OPENING_BYTES_MAX
+                && *owner + total + len <= OPENINGS_BYTES_MAX + 2 * freed
+        };
+        while !has_room(opening, freed) {
+            self.lost += 1;
+            match opening.lose_oldest() {
+                Some(bytes) => freed += bytes,
+                None => {
+                    opening.lose(tick);
+                    break;
+                }
+            }
         }
-        opening.waiting.extend_from_slice(frame.bytes);
-        self.waiting_bytes += frame.bytes.len();
+        let kept = match has_room(opening, freed) {
+            true => {
+                if opening.delivered > opening.waiting.len() / 2 {
+                    opening.waiting.drain(..std::mem::take(&mut opening.delivered));
+                }
+                opening.waiting.extend_from_slice(tick.bytes);
+                len
+            }
+            false => 0,
+        };
+        *owner = *owner + kept - freed;
+        if *owner == 0 {
+            self.owner_bytes.remove(&opening.owner);
+        }
+        self.waiting_bytes = self.waiting_bytes + kept - freed;
         true
     }
 
@@ -147,6 +221,30 @@ impl Openings {
         }
     }
 
+    /// Bytes of heap memory.
+    fn heap_bytes(&self) -> usize {
+        let of_topic = |opening: &Opening| {
+            let arrivals = match &opening.stage {
+                Stage::Joining(arrivals) => arrivals.heap_bytes(),
+                _ => 0,
+            };
+            arrivals + opening.pulls.capacity() * size_of::<SlotId>() + opening.waiting.capacity()
+        };
+        let of_topics: usize = self.by_topic.values().map(of_topic).sum();
+        of_topics + self.by_topic.capacity() * size_of::<(TopicId, Opening)>()
+    }
+
+    /// Takes the count of lost ticks.
+    pub(super) fn take_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// Makes a session's request for history wait until the topic is open. Returns `false` if it is.
+    pub(super) fn defer_pull(&mut self, id: TopicId, slot: SlotId) -> bool {
+        let opening = self.by_topic.get_mut(&id);
+        opening.map(|opening| opening.pulls.insert(slot)).is_some()
+    }
+
     /// Units that a topic may use when its home opens it. While others wait, they go first.
     fn units_at_once(&self) -> usize {
         if self.is_empty() { self.left.max(self.units.at_once) } else { self.units.at_once }
@@ -154,12 +252,21 @@ impl Openings {
 
     fn remove(&mut self, id: TopicId) -> Option<Opening> {
         let opening = self.by_topic.remove(&id)?;
-        self.waiting_bytes -= opening.waiting.len() - opening.delivered;
+        self.waiting_bytes -= opening.bytes();
+        if let Some(bytes) = self.owner_bytes.get_mut(&opening.owner) {
+            *bytes -= opening.bytes();
+            if *bytes == 0 {
+                self.owner_bytes.remove(&opening.owner);
+            }
+        }
         Some(opening)
     }
 
     fn insert(&mut self, id: TopicId, opening: Opening) {
-        self.waiting_bytes += opening.waiting.len() - opening.delivered;
+        self.waiting_bytes += opening.bytes();
+        if opening.bytes() > 0 {
+            *self.owner_bytes.entry(opening.owner).or_default() += opening.bytes();
+        }
         self.by_topic.insert(id, opening);
     }
 }
@@ -170,14 +277,14 @@ impl Fanout {
         !self.openings.is_empty()
     }
 
-    /// Whether so much waits for topics to open that the shard must take in no more ticks.
-    pub fn waits_for_openings(&self) -> bool {
-        self.openings.waiting_bytes >= OPENING_BYTES_MAX
-    }
-
     /// Bytes of the frames that wait for topics to open.
     pub fn openings_bytes(&self) -> usize {
         self.openings.waiting_bytes
+    }
+
+    /// Bytes of the state of topics that open, with those frames. O(topics that open).
+    pub fn openings_heap_bytes(&self) -> usize {
+        self.openings.heap_bytes()
     }
 
     /// Replaces the budgets, so that few members make an opening continue in later turns.
@@ -186,18 +293,26 @@ impl Fanout {
         (self.openings.units, self.openings.left) = (units, units.per_turn);
     }
 
-    /// Begins to open a topic that is in the tables. `last`: its last life, if this shard has not dropped it yet.
-    /// `backlogs`: what sessions recover in it, besides those that await it.
+    /// Begins to open a topic that is in the tables. `owner`: whose work that is. `last`: the topic's last life, if this shard has
+    /// not dropped it yet. `backlogs`: what sessions recover in it, besides those that await it.
     pub(super) fn begin_opening(
         &mut self,
-        id: TopicId,
+        (id, owner): (TopicId, u32),
         last: Option<TopicId>,
         backlogs: HashMap<SessionId, Backlog>,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let (waiting, delivered, forgotten) = (Vec::new(), 0, None);
-        let mut opening = Opening { stage: Stage::Delivering, backlogs, waiting, delivered, forgotten };
+        let mut opening = Opening {
+            owner,
+            stage: Stage::Delivering,
+            backlogs,
+            waiting: Vec::new(),
+            delivered: 0,
+            forgotten: None,
+            lost: None,
+            pulls: HashSet::default(),
+        };
         opening.stage = match last {
             None => self.begin_joining(id, &mut opening.backlogs, sessions),
             Some(last) => Stage::Waiting { last },
@@ -206,13 +321,15 @@ impl Fanout {
         let (used, is_done) = self.advance_opening(id, &mut opening, units, sessions, logs, 0);
         self.openings.left = self.openings.left.saturating_sub(used);
         self.tally.units += used;
+        self.tally.opening_units += used as u64;
         if !is_done {
             self.openings.insert(id, opening);
-            self.openings.order.push_back(id);
+            self.openings.order.push_back(owner, id);
         }
     }
 
-    /// Continues to open topics, one after the other, within the budget of a turn. Returns whether there were any.
+    /// Continues to open topics within the budget of a turn. Their owners take turns, and each one's topics open one after the
+    /// other. Returns whether there were any.
     pub fn advance_openings(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) -> bool {
         let Openings { units, left, .. } = self.openings;
         (self.openings.left, self.openings.now_ns) = (units.per_turn, now_ns);
@@ -228,8 +345,10 @@ impl Fanout {
                 self.openings.order.pop_front();
                 continue;
             };
-            let (used, is_done) = self.advance_opening(id, &mut opening, left, sessions, logs, now_ns);
-            left = left.saturating_sub(used);
+            let (owner, quantum) = (opening.owner, left.min(OPENING_QUANTUM_UNITS));
+            let (used, is_done) = self.advance_opening(id, &mut opening, quantum, sessions, logs, now_ns);
+            left = left.saturating_sub(used.max(1));
+            self.tally.opening_units += used as u64;
             match (is_done, opening.forgotten) {
                 (false, _) => self.openings.insert(id, opening),
                 (true, forgotten) => {
@@ -237,6 +356,7 @@ impl Fanout {
                     forgotten.into_iter().for_each(|last| self.end_life(id, last));
                 }
             }
+            self.openings.order.end_turn(owner);
         }
         true
     }
@@ -294,7 +414,8 @@ impl Fanout {
         logs: &mut EgressLogs,
         now_ns: u64,
     ) -> (usize, bool) {
-        let mut used = 0;
+        // Entries that are listed again for each piece must not keep a topic from getting on.
+        let (mut used, mut listed) = (0, 0);
         let is_done = loop {
             match &mut opening.stage {
                 Stage::Waiting { last } if self.openings.contains(*last) => break false,
@@ -332,75 +453,79 @@ impl Fanout {
                     }
                     opening.stage = self.begin_joining(id, &mut opening.backlogs, sessions);
                 }
-                Stage::Joining(slots) => match slots.as_slice().first() {
-                    Some(_) if used >= units => break false,
-                    Some(&slot) => {
-                        slots.next();
-                        used += 1;
-                        self.join_opening(id, slot, &mut opening.backlogs, sessions, logs);
+                Stage::Joining(arrivals) if used >= units => {
+                    arrivals.suspend();
+                    break false;
+                }
+                Stage::Joining(arrivals) => {
+                    let (units, slot) = self.next_arrival(id, arrivals);
+                    listed += units;
+                    match slot {
+                        Some(slot) => {
+                            used += 1;
+                            self.join_opening(id, slot, &mut opening.backlogs, sessions, logs);
+                        }
+                        None => opening.stage = Stage::Delivering,
                     }
-                    None => opening.stage = Stage::Delivering,
-                },
+                }
+                Stage::Delivering if used >= units => break false,
                 Stage::Delivering => {
-                    let rest = &opening.waiting[opening.delivered..];
-                    let Ok(Step::Complete(len, frame)) = frame::decode(rest, usize::MAX) else {
-                        debug_assert!(rest.is_empty(), "whole frames wait");
-                        break true;
-                    };
-                    if used >= units {
-                        break false;
-                    }
                     let before = self.tally.work();
-                    match frame.kind {
-                        Kind::History => self.handle_history(&frame, sessions, logs),
-                        _ => self.deliver(&frame, sessions, logs, now_ns),
+                    if let Some(lost) = opening.lost.take() {
+                        self.announce_lost(id, lost, sessions, logs);
+                    } else if let Ok(Step::Complete(len, tick)) =
+                        frame::decode(&opening.waiting[opening.delivered..], usize::MAX)
+                    {
+                        self.deliver(&tick, sessions, logs, now_ns);
+                        opening.delivered += len;
+                    } else {
+                        debug_assert!(opening.bytes() == 0, "whole frames wait");
+                        used += opening.pulls.len() / DELIVERIES_PER_OPENING_UNIT;
+                        for slot in std::mem::take(&mut opening.pulls) {
+                            self.queue_pull(slot, sessions);
+                        }
+                        break true;
                     }
-                    opening.delivered += len;
                     used += 1 + (self.tally.work() - before) / DELIVERIES_PER_OPENING_UNIT;
                 }
             }
         };
         self.evict_overflowing(sessions, logs);
-        (used, is_done)
+        (used + listed, is_done)
     }
 
-    /// Lists the sessions that join a topic, and takes out the positions that await it.
+    /// Announces ticks that were lost while their topic opened to its live subscribers. The others recover them.
+    fn announce_lost(
+        &mut self,
+        id: TopicId,
+        (from, to): (u64, u64),
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+    ) {
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "a topic stays while it opens");
+        };
+        let from = topic.log.as_deref_mut().map_or(from, |log| log.lose(from, to));
+        topic.last_sequence = to - 1;
+        // The last values kept here have a hole.
+        topic.tracked_from = u64::MAX;
+        self.announce_hole(id, (from, to), sessions, logs);
+    }
+
+    /// Prepares the sessions to join a topic, and takes out the positions that await it.
     fn begin_joining(
         &mut self,
         id: TopicId,
         backlogs: &mut HashMap<SessionId, Backlog>,
         sessions: &Sessions,
     ) -> Stage {
-        let mut slots: Vec<SlotId> = backlogs.keys().map(|session| session.slot()).collect();
         for (slot, backlog) in self.take_awaited(id) {
             if let Some(session) = sessions.get(slot) {
-                slots.push(slot);
                 backlogs.insert(session.id, backlog);
             }
         }
-        let Some(topic) = topic_ref(&self.topics, id, self.shards) else {
-            debug_assert!(false, "a topic stays while it opens");
-            return Stage::Delivering;
-        };
-        let entries = &self.entries;
-        let mut add = |index: u32| {
-            let Some(entry) = entries[index as usize].as_ref() else {
-                return debug_assert!(false, "a pattern in the trie has an entry");
-            };
-            slots.extend_from_slice(&entry.members);
-        };
-        // Check all patterns only if a wildcard has members: a home may open thousands of topics in one turn.
-        match self.wildcards.has_members() {
-            false => self.patterns.get(topic.key()).into_iter().for_each(|&index| add(index)),
-            true => {
-                let Matching { patterns, tenant_highest, exports } = self.matching();
-                exports.for_each_match(patterns, tenant_highest, topic.key(), |&index| add(index));
-            }
-        }
-        // Several patterns of a session may match.
-        slots.sort_unstable();
-        slots.dedup();
-        Stage::Joining(slots.into_iter())
+        let positions = backlogs.keys().map(|session| session.slot()).collect();
+        Stage::Joining(Arrivals::new(positions))
     }
 
     /// Joins a session to a topic that is opening, unless it has left the patterns since, or joined the topic early.

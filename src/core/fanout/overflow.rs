@@ -90,6 +90,7 @@ impl Fanout {
         let entries = &self.entries;
         let matching = Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports);
         let mut inserted = Vec::new();
+        let (memberships_left, mut added, mut is_refused) = (sessions.memberships_left(slot), 0, false);
         let (target, is_overloaded) = match cause {
             EvictionCause::Overload => (sessions.overload_target_bytes(slot), true),
             EvictionCause::LogWrapping { is_slow } => (0, !is_slow),
@@ -168,6 +169,11 @@ impl Fanout {
                     }
                 }
                 // The eviction is announced later, which takes a membership.
+                if is_new && added == memberships_left {
+                    is_refused = true;
+                    return Verdict::Keep;
+                }
+                added += usize::from(is_new);
                 if is_new && let Some(topic) = topic_mut(topics, id, shards) {
                     membership.position = topic.push_member(format, slot, membership);
                     inserted.push(id);
@@ -205,5 +211,9 @@ impl Fanout {
                 session.count_membership(None, membership.as_ref());
             }
         });
+        sessions.count_memberships(added);
+        if is_refused {
+            sessions.refuse_membership(slot);
+        }
     }
 }

@@ -29,6 +29,9 @@ use tickcast_proto::{
     subscription::Position,
 };
 
+/// Topics that are opening over which the search for a session's next chunk passes. Once one of them is open, it goes on.
+const DEFERRED_MAX: usize = 16;
+
 /// A request for the next chunk of a topic's history.
 #[derive(Clone, Copy, Debug)]
 pub struct HistoryRequest {
@@ -182,8 +185,10 @@ impl Fanout {
 
     /// The next chunk to request from a home.
     pub fn next_pull(&mut self, sessions: &mut Sessions) -> Option<HistoryRequest> {
+        let mut deferred = 0;
         while let Some(&slot) = self.pulls.front() {
-            if let Some(session) = sessions.open_mut(slot)
+            if deferred < DEFERRED_MAX
+                && let Some(session) = sessions.open_mut(slot)
                 && let waiting = session.outbox_bytes()
                 && let Some(lag) = session.lag.as_deref_mut()
                 && self.settings.has_room(waiting, lag)
@@ -193,11 +198,18 @@ impl Fanout {
                 if membership.taking != Taking::Recovering {
                     continue;
                 }
+                // A chunk must follow the ticks that wait for the topic to open.
+                if !self.openings.is_empty() && self.openings.defer_pull(id, slot) {
+                    lag.recovering.push_back(id);
+                    deferred += 1;
+                    continue;
+                }
                 lag.chunks_in_flight += 1;
                 let record =
                     Recover { session: session.id.0, wanted: membership.wanted as u32, ..Recover::default() };
                 return Some(HistoryRequest { topic: id, from: membership.from, record });
             }
+            deferred = 0;
             self.pulls.pop_front();
             if let Some(lag) = sessions.any_mut(slot).and_then(|session| session.lag.as_deref_mut()) {
                 lag.pull_queued = false;
@@ -206,11 +218,9 @@ impl Fanout {
         None
     }
 
-    /// Handles a chunk of a topic's history for a session. If the topic is opening, the chunk waits behind its ticks.
+    /// Handles a chunk of a topic's history for a session.
     pub fn handle_history(&mut self, chunk: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        if self.openings.is_empty() || !self.openings.keep(chunk) {
-            self.handle_chunk(chunk, None, sessions, logs);
-        }
+        self.handle_chunk(chunk, None, sessions, logs);
     }
 
     /// Handles a chunk of a topic's history, from the topic's home, or from the log that feeds it: then `end` is the sequence up to which
@@ -225,6 +235,10 @@ impl Fanout {
         let Ok(record) = chunk.record::<History>() else {
             return debug_assert!(false, "this process encoded the chunk");
         };
+        debug_assert!(
+            !self.openings.contains(TopicId(chunk.header.topic_id)),
+            "history is requested once its topic is open"
+        );
         let (id, session_id) = (TopicId(chunk.header.topic_id), SessionId(record.session));
         let slot = session_id.slot();
         let Some(session) = sessions.open_mut(slot).filter(|session| session.id == session_id) else {

@@ -257,6 +257,9 @@ impl EgressTopic {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
+        if !sessions.takes_membership(slot) {
+            return;
+        }
         let Some(session) = sessions.open_mut(slot) else { return };
         let mut membership = merged.membership();
         if let Some(Backlog { backfill, from }) = backlog {
@@ -279,6 +282,7 @@ impl EgressTopic {
         if changes {
             sessions.set_yield_bytes(slot);
         }
+        sessions.count_memberships(1);
         self.check_member(slot, sessions);
     }
 
@@ -375,6 +379,7 @@ impl EgressTopic {
         if changes {
             sessions.set_yield_bytes(slot);
         }
+        sessions.discount_membership();
     }
 
     fn remove_member(&mut self, format: WireFormat, position: u32, sessions: &mut Sessions) {

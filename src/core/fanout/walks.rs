@@ -28,6 +28,8 @@ const CHANGE_UNITS: usize = 32;
 const LEAVE_UNITS: usize = 4;
 /// Memberships that a walk lists per unit.
 const LISTED_PER_UNIT: usize = 16;
+/// Memberships that a departure lists at once.
+const DEPARTURE_LISTED_MAX: usize = 256;
 
 /// A subscription to a wildcard that walks over the existing topics, one by one.
 ///
@@ -87,12 +89,18 @@ impl MembershipWalk {
 #[derive(Debug)]
 pub struct Departure {
     session: SessionId,
+    /// Some of its topics. Bound: [`DEPARTURE_LISTED_MAX`].
     topics: std::vec::IntoIter<TopicId>,
     /// Entry of the subscription that the session was leaving, if any.
     leaving: Option<u32>,
 }
 
 impl Departure {
+    /// Bytes of heap memory.
+    pub fn heap_bytes(&self) -> usize {
+        self.topics.len() * size_of::<TopicId>()
+    }
+
     /// The session, which stays in its slot until the departure is done.
     pub fn session(&self) -> SessionId {
         self.session
@@ -100,10 +108,9 @@ impl Departure {
 }
 
 impl Fanout {
-    /// Whether another session may begin to join the topics of a wildcard. If not, one of the current joins will finish in a
-    /// later turn.
-    pub fn may_join(&self) -> bool {
-        self.joining.len() < JOINS_ACTIVE_MAX
+    /// Number of sessions that join the topics of a wildcard now. The caller keeps it within [`JOINS_ACTIVE_MAX`].
+    pub fn joins_len(&self) -> usize {
+        self.joining.len()
     }
 
     /// Whether a subscription that goes live joins the topics of a wildcard one by one. Others are served by its group.
@@ -157,6 +164,7 @@ impl Fanout {
 
     /// Begins the walk in which a session joins the topics of a wildcard.
     fn begin_walk(&mut self, entry: u32, slot: SlotId) -> Begun {
+        debug_assert!(self.joining.len() < JOINS_ACTIVE_MAX, "each tick checks all walks");
         self.joining.push(Joining { slot, entry, next: (0, 0), early: HashSet::default() });
         Begun::Join
     }
@@ -353,14 +361,19 @@ impl Fanout {
     ) -> Option<Begun> {
         let held = *sessions.open_mut(slot)?.subscriptions.to(index)?;
         let gets_pace = self.gets_pace(index, slot, delivery, sessions);
-        self.leave_members(held, slot, sessions);
+        let entry = self.entries[index as usize].as_ref()?;
+        // A member that is on the same list keeps its position: a topic that is opening has yet to come to it.
+        let stays = held.position.is_some() && !entry.shares(held.delivery) && !entry.shares(delivery);
+        if !stays {
+            self.leave_members(held, slot, sessions);
+        }
         let session = sessions.open_mut(slot)?;
         let now = session.subscriptions.to_mut(index)?;
         // A live subscription has already joined from where it started.
         let start_from = if held.position.is_some() { StartFrom::Live } else { held.start_from };
-        let is_partial = held.is_partial;
-        *now = Subscription { is_partial, ..Subscription::new(index, delivery, start_from) };
-        if held.position.is_some() {
+        let (is_partial, position) = (held.is_partial, held.position.filter(|_| stays));
+        *now = Subscription { is_partial, position, ..Subscription::new(index, delivery, start_from) };
+        if held.position.is_some() && !stays {
             self.enter_members(index, slot, sessions);
         }
         Some(self.begin_change(index, slot, gets_pace, sessions))
@@ -459,20 +472,10 @@ impl Fanout {
     }
 
     /// Begins the departure of a session that has ended; `leaving` is the entry of a walk that [`Fanout::begin_leave`] began
-    /// and that is not done. Returns the departure, and the units used.
-    pub fn begin_departure(
-        &mut self,
-        session: SessionId,
-        leaving: Option<u32>,
-        sessions: &Sessions,
-    ) -> (Departure, usize) {
-        let slot = session.slot();
-        self.joining.retain(|joining| joining.slot != slot);
-        let memberships = sessions.get(slot).map(|session| &session.memberships);
-        let topics: Vec<TopicId> =
-            memberships.map_or_else(Vec::new, |memberships| memberships.topics().collect());
-        let listed = topics.len() / LISTED_PER_UNIT;
-        (Departure { session, topics: topics.into_iter(), leaving }, listed)
+    /// and that is not done. O([`JOINS_ACTIVE_MAX`]).
+    pub fn begin_departure(&mut self, session: SessionId, leaving: Option<u32>) -> Departure {
+        self.joining.retain(|joining| joining.slot != session.slot());
+        Departure { session, topics: Vec::new().into_iter(), leaving }
     }
 
     /// Leaves more topics and patterns of a departing session; `gone` gets the patterns that nobody on this shard holds any
@@ -494,6 +497,13 @@ impl Fanout {
                 if is_member && let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
                     topic.leave(slot, sessions);
                 }
+                continue;
+            }
+            let memberships = sessions.get(slot).map(|session| &session.memberships);
+            if let Some(memberships) = memberships.filter(|memberships| !memberships.is_empty()) {
+                let listed: Vec<TopicId> = memberships.topics().take(DEPARTURE_LISTED_MAX).collect();
+                used += 1 + listed.len() / LISTED_PER_UNIT;
+                departure.topics = listed.into_iter();
                 continue;
             }
             if self.forget_one_awaited(slot) {

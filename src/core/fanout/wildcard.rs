@@ -509,6 +509,10 @@ impl Fanout {
             };
             let membership = Membership { taking: Taking::Held, from: sequence, ..merged.membership() };
             if membership.conflates() {
+                if !sessions.takes_membership(slot) {
+                    continue;
+                }
+                let Some(session) = sessions.open_mut(slot) else { continue };
                 session.lag_mut().held.push_back(id);
                 topic.insert(slot, membership, sessions);
                 sessions.make_ready(slot);

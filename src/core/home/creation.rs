@@ -27,6 +27,17 @@ pub struct Creator {
     pub source: SourceId,
 }
 
+impl Creator {
+    /// A number for the source or, if that has no limits, for the session. Two may share one; 0: a source of this process.
+    pub(super) fn owner(self) -> u32 {
+        match (self.source.is_limited(), self.session) {
+            (true, _) => self.source.0,
+            (false, Some((ShardId(shard), session))) => (u32::from(shard) << 20 | session.slot().0) + 1,
+            (false, None) => 0,
+        }
+    }
+}
+
 /// How many topics clients may create, on the whole server. 0 is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CreationLimits {

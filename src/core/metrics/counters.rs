@@ -138,6 +138,12 @@ counters! {
     PatternsRefusedSource = "patterns_refused_source", "subscriptions";
     /// Subscriptions refused because the memory of all patterns was used up.
     PatternsRefusedMemory = "patterns_refused_memory", "subscriptions";
+    /// Subscriptions refused because the memory of all memberships was used up.
+    SubscriptionsRefusedMemory = "subscriptions_refused_memory", "subscriptions";
+    /// Memberships that sessions have now: one for each topic that they name exactly, or in which a wildcard needs state.
+    Memberships = "memberships", "memberships";
+    /// Times a session needed a membership when the memory of all memberships was used up, and was closed.
+    MembershipsRefused = "memberships_refused", "times";
     /// Subscriptions refused because their tenant had used up its quota.
     SubscriptionsRefusedTenant = "subscriptions_refused_tenant", "subscriptions";
     /// Subscriptions ended because the session's new token does not allow them.
@@ -202,6 +208,8 @@ counters! {
     TicksConflated = "ticks_conflated", "ticks";
     /// Ticks announced to subscribers as lost.
     TicksDropped = "ticks_dropped", "ticks";
+    /// Ticks lost because too many waited for their topic, which has many members, to open. Subscribers count them as dropped.
+    OpeningTicksLost = "opening_ticks_lost", "ticks";
     /// Bytes received from peers.
     BytesReceived = "bytes_received", "bytes";
     /// Bytes handed to the transport.
@@ -295,6 +303,14 @@ counters! {
     ControlUnits = "control_units", "units";
     /// Work to drop the subscriptions of ended sessions, counted like control_units.
     DepartureUnits = "departure_units", "units";
+    /// Work to open topics to sessions that need a membership: sessions that leave the topics' last lives or join, and what has
+    /// waited for them to open.
+    OpeningUnits = "opening_units", "units";
+    /// Work to deliver ticks and to find their subscribers, whatever caused it: ticks queued or evicted, and patterns and wildcard
+    /// sessions visited.
+    DeliveryUnits = "delivery_units", "units";
+    /// Work to leave topics that their homes have forgotten: sessions that leave them, topics dropped, and waiting frames visited.
+    ForgettingUnits = "forgetting_units", "units";
     /// Timers that expired.
     TimersExpired = "timers_expired", "timers";
     /// Requests of operators that the shard handled.
@@ -316,6 +332,7 @@ impl Counter {
             self,
             Counter::SessionsOpen
                 | Counter::SessionsSubscribed
+                | Counter::Memberships
                 | Counter::FlushWaitNs
                 | Counter::TopicsStale
                 | Counter::Overloaded

@@ -8,6 +8,7 @@ use crate::{
     session::{
         Content, NextSend, SendState, Session, SharedMessages, Yielding,
         fullness::Fullness,
+        memberships_count::MembershipsCount,
         queues::{QUEUE_SPARE, Queues},
     },
 };
@@ -62,6 +63,8 @@ pub struct Sessions {
     overloads: u64,
     /// By slot, up to the highest slot that ever skipped a tick.
     skipped: Vec<SkippedTicks>,
+    /// Memberships of all sessions, their bound, and times it was met.
+    pub(super) memberships: MembershipsCount,
 }
 
 impl Sessions {
@@ -81,6 +84,7 @@ impl Sessions {
             now_ms: 0,
             overloads: 0,
             skipped: Vec::new(),
+            memberships: MembershipsCount::default(),
         }
     }
 

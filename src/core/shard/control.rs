@@ -8,7 +8,9 @@ use crate::{
     fair_queue::FairQueue,
     fanout::{Begun, Departure, MembershipWalk},
     ids::{SessionId, SlotId},
-    limits::{CONTROL_QUANTUM_UNITS, REVIEW_UNITS, TURN_CONTROL_UNITS, TURN_DEPARTURE_UNITS},
+    limits::{
+        CONTROL_QUANTUM_UNITS, JOINS_ACTIVE_MAX, REVIEW_UNITS, TURN_CONTROL_UNITS, TURN_DEPARTURE_UNITS,
+    },
     metrics::counters::Counter,
     now::Now,
     topic_key,
@@ -28,6 +30,11 @@ pub(super) struct Control {
     queue: FairQueue,
     /// All sessions with work, including those that wait for a home. Bound: one entry per session.
     flows: HashMap<SlotId, Flow, rustc_hash::FxBuildHasher>,
+    /// Sessions that wait until fewer others join topics, the one that has waited longest first. Bound: one entry per session, and
+    /// those of ended sessions until their turn.
+    join_waiters: VecDeque<SessionId>,
+    /// Sessions that may begin to join topics and have not begun yet.
+    joins_granted: usize,
     /// Units that the rest of the turn may use.
     units_left: usize,
     /// Ended sessions that are leaving their topics. Bound: one entry per session.
@@ -43,6 +50,19 @@ struct Flow {
     /// ends them: later requests wait for that one.
     operations: VecDeque<Operation>,
     progress: Progress,
+    join_state: JoinState,
+}
+
+/// Whether a session may begin to join topics one by one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum JoinState {
+    /// It has not asked.
+    #[default]
+    None,
+    /// It is on the list of those that wait.
+    Waits,
+    /// It may.
+    Granted,
 }
 
 #[derive(Debug)]
@@ -83,6 +103,8 @@ impl Control {
         Control {
             queue: FairQueue::new(CONTROL_QUANTUM_UNITS),
             flows: HashMap::default(),
+            join_waiters: VecDeque::new(),
+            joins_granted: 0,
             units_left: TURN_CONTROL_UNITS,
             departures: VecDeque::new(),
             departure_units_left: TURN_DEPARTURE_UNITS,
@@ -91,7 +113,7 @@ impl Control {
 
     /// Whether there is work that needs no outside event.
     pub(super) fn has_work(&self) -> bool {
-        !self.queue.is_empty() || !self.departures.is_empty()
+        !self.queue.is_empty() || !self.departures.is_empty() || !self.join_waiters.is_empty()
     }
 
     /// Whether requests of the session in a slot are under way.
@@ -103,7 +125,14 @@ impl Control {
     pub(super) fn heap_bytes(&self) -> usize {
         let operations: usize =
             self.flows.values().map(|flow| flow.operations.capacity() * size_of::<Operation>()).sum();
-        self.queue.heap_bytes() + operations + self.flows.capacity() * size_of::<(SlotId, Flow)>()
+        let waiters = self.join_waiters.capacity() * size_of::<SessionId>();
+        let departures = self.departures.iter().map(Departure::heap_bytes).sum::<usize>()
+            + self.departures.capacity() * size_of::<Departure>();
+        self.queue.heap_bytes()
+            + operations
+            + waiters
+            + departures
+            + self.flows.capacity() * size_of::<(SlotId, Flow)>()
     }
 
     /// Asserts that a session waits for exactly the changes that its flow holds, in debug builds.
@@ -129,10 +158,37 @@ impl Control {
             session,
             operations: VecDeque::new(),
             progress: Progress::Idle,
+            join_state: JoinState::None,
         });
         debug_assert_eq!(flow.session, session, "a flow goes with its session");
         flow.operations.push_back(operation);
         self.queue.push(session.slot());
+    }
+
+    /// Lets those that have waited longest begin to join topics. `active`: sessions that join now.
+    fn grant_joins(&mut self, active: usize) {
+        while active + self.joins_granted < JOINS_ACTIVE_MAX
+            && let Some(session) = self.join_waiters.pop_front()
+        {
+            let flow = self.flows.get_mut(&session.slot()).filter(|flow| flow.session == session);
+            if let Some(flow) = flow.filter(|flow| flow.join_state == JoinState::Waits) {
+                flow.join_state = JoinState::Granted;
+                self.joins_granted += 1;
+                self.queue.push(session.slot());
+            }
+        }
+    }
+
+    /// Whether a session may begin to join topics; nobody overtakes those that wait.
+    fn may_join(&self, flow: &Flow, active: usize) -> bool {
+        flow.join_state == JoinState::Granted
+            || (self.join_waiters.is_empty() && active + self.joins_granted < JOINS_ACTIVE_MAX)
+    }
+
+    /// Notes that a session begins what it waited for, or never will.
+    fn end_wait(&mut self, flow: &mut Flow) {
+        let state = std::mem::take(&mut flow.join_state);
+        self.joins_granted -= usize::from(state == JoinState::Granted);
     }
 }
 
@@ -148,7 +204,7 @@ enum Served {
     More,
     /// It waits for an outside event.
     Waits,
-    /// It waits until fewer other sessions are joining topics.
+    /// It waits until fewer other sessions are joining topics, behind those that have waited longer.
     JoinsFull,
 }
 
@@ -216,6 +272,7 @@ impl Shard {
             }
         }
         let mut worked = false;
+        self.control.grant_joins(self.fanout.joins_len());
         while self.control.units_left > 0
             && let Some((slot, credit)) = self.control.queue.begin_turn()
         {
@@ -224,6 +281,7 @@ impl Shard {
             self.counters.add(Counter::ControlUnits, used as u64);
             self.control.units_left = self.control.units_left.saturating_sub(used.max(1));
             self.control.queue.end_turn(slot, used, has_more);
+            self.control.grant_joins(self.fanout.joins_len());
         }
         worked
     }
@@ -243,13 +301,19 @@ impl Shard {
             let is_open = self.sessions.open_mut(slot).is_some();
             let is_over = matches!(flow.progress, Progress::Idle) && flow.operations.is_empty();
             if !is_open || is_over {
+                self.control.end_wait(&mut flow);
                 return (used, false);
+            }
+            if let Served::JoinsFull = served
+                && flow.join_state == JoinState::None
+            {
+                flow.join_state = JoinState::Waits;
+                self.control.join_waiters.push_back(flow.session);
             }
             self.control.flows.insert(slot, flow);
             match served {
                 Served::More => {}
-                Served::Waits => return (used, false),
-                Served::JoinsFull => return (used, true),
+                Served::Waits | Served::JoinsFull => return (used, false),
             }
         }
         (used, true)
@@ -321,14 +385,22 @@ impl Shard {
             }
             Operation::Unsubscribe { .. } | Operation::Review { .. } => false,
         };
-        if joins && !self.fanout.may_join() {
+        if joins && !self.control.may_join(flow, self.fanout.joins_len()) {
             return (1, Served::JoinsFull);
+        }
+        if !matches!(operation, Operation::Review { .. }) {
+            self.control.end_wait(flow);
         }
         match flow.operations.pop_front() {
             None => (0, Served::Waits),
             Some(Operation::Join { entry, request }) => {
                 let used = self.go_live(flow, slot, entry, request);
                 (OPERATION_UNITS + used, Served::More)
+            }
+            Some(Operation::Update { request, .. }) if joins && self.sessions.memberships_are_full() => {
+                self.end_change(flow, slot);
+                self.fail_memberships(slot, request, now);
+                (OPERATION_UNITS, Served::More)
             }
             Some(Operation::Update { request, pattern, delivery }) => {
                 let entry = self.fanout.entry_of(&pattern);
@@ -384,6 +456,7 @@ impl Shard {
             session.subscriptions.get(at).map(|held| (held.entry, held.is_partial))
         });
         let Some((entry, was_partial)) = next else {
+            self.control.end_wait(flow);
             self.end_change(flow, slot);
             return (OPERATION_UNITS, Served::More);
         };
@@ -391,10 +464,12 @@ impl Shard {
         let allowed = self.allowed(slot, topic_key::name(&pattern));
         let is_partial = allowed == Allowed::Part;
         let changes = allowed != Allowed::Nothing && (was_partial || is_partial);
-        if changes && self.fanout.rejoins(entry, slot, &self.sessions) && !self.fanout.may_join() {
+        let joins = changes && self.fanout.rejoins(entry, slot, &self.sessions);
+        if joins && !self.control.may_join(flow, self.fanout.joins_len()) {
             flow.operations.push_front(Operation::Review { from: entry });
             return (REVIEW_UNITS, Served::JoinsFull);
         }
+        self.control.end_wait(flow);
         flow.operations.push_front(Operation::Review { from: entry + 1 });
         if changes {
             let used = match self.fanout.begin_refilter(entry, slot, is_partial, &mut self.sessions) {
@@ -465,16 +540,16 @@ impl Shard {
     pub(super) fn depart(&mut self, session: SessionId) {
         let slot = session.slot();
         // A subscription whose end is under way is no longer on the session's list.
-        let leaving = match self.control.flows.remove(&slot) {
+        let mut flow = self.control.flows.remove(&slot);
+        flow.iter_mut().for_each(|flow| self.control.end_wait(flow));
+        let leaving = match flow {
             Some(Flow { progress: Progress::Leaving { entry, .. }, .. }) => Some(entry),
             _ => None,
         };
         self.control.queue.forget(slot);
         let held = self.sessions.get(slot).map_or(0, |session| session.subscriptions.len());
         self.give_back_subscriptions(slot, held as u64);
-        let (departure, used) = self.fanout.begin_departure(session, leaving, &self.sessions);
-        self.control.departure_units_left = self.control.departure_units_left.saturating_sub(used);
-        self.control.departures.push_back(departure);
+        self.control.departures.push_back(self.fanout.begin_departure(session, leaving));
         self.advance_departures();
     }
 

@@ -10,7 +10,8 @@ use crate::{
     },
     ids::{SessionId, SourceId},
     limits::{
-        NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS, TURN_HISTORY_CHUNKS, TURN_IDLE_UNITS,
+        HISTORY_BYTES_PER_UNIT, NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS,
+        TURN_HISTORY_CHUNKS, TURN_HISTORY_UNITS, TURN_IDLE_UNITS,
     },
     message_id::MessageId,
     metrics::counters::Counter,
@@ -199,8 +200,9 @@ impl Shard {
                     return debug_assert!(false, "this process encoded the frame");
                 };
                 self.charge(NEW_TOPIC_UNITS);
-                let (epoch, last) = (record.epoch, frame.header.sequence);
-                self.fanout.handle_open(id, epoch, last, name, &mut self.sessions, &mut self.logs);
+                let FrameHeader { sequence: last, schema: owner, .. } = frame.header;
+                let Shard { fanout, sessions, logs, .. } = self;
+                fanout.handle_open((id, owner), record.epoch, last, name, sessions, logs);
             }
             Kind::Subscribed => {
                 let Ok(record) = frame.record::<Subscribed>() else {
@@ -277,14 +279,16 @@ impl Shard {
     ) {
         match notice {
             InterestEvent::Open(shard, topic) if shard == own => {
-                fanout.handle_open(topic.id, topic.epoch, topic.sequence.0, &topic.key, sessions, logs);
+                let id = (topic.id, topic.owner());
+                fanout.handle_open(id, topic.epoch, topic.sequence.0, &topic.key, sessions, logs);
                 if topic.mark.is_stale {
                     fanout.handle_mark(topic.id, topic.mark);
                 }
             }
             InterestEvent::Open(shard, topic) => {
                 stages.push_delivery(shard, |out| {
-                    logged::encode_open(out, topic.id, topic.epoch, topic.sequence, &topic.key);
+                    let id = (topic.id, topic.owner());
+                    logged::encode_open(out, id, topic.epoch, topic.sequence, &topic.key);
                     if topic.mark.is_stale {
                         encode_mark(out, topic.id, topic.mark);
                     }
@@ -333,6 +337,7 @@ impl Shard {
         }
         let Shard { fanout, home, sessions, logs, .. } = self;
         let (left, gone) = fanout.leave_forgotten(TURN_FORGET_UNITS, home, sessions, logs, now.monotonic_ns);
+        self.counters.add(Counter::ForgettingUnits, (TURN_FORGET_UNITS - left) as u64);
         used += TURN_FORGET_UNITS - left;
         for id in gone {
             match id.home(self.shards) {
@@ -358,17 +363,19 @@ impl Shard {
             && self.stages.requests_have_room()
     }
 
-    /// Requests chunks of history from the topics' homes for sessions that have room, at most [`TURN_HISTORY_CHUNKS`].
-    /// Returns whether there were any.
+    /// Requests chunks of history from the topics' homes for sessions that have room: at most [`TURN_HISTORY_CHUNKS`], and as many
+    /// of its own as [`TURN_HISTORY_UNITS`] allow, a budget apart from that of requests. Returns whether there were any.
     pub(super) fn request_history(&mut self, now: Now) -> bool {
         let mut requested = 0;
-        while requested < TURN_HISTORY_CHUNKS && self.may_request_history() {
+        let requests_left = std::mem::replace(&mut self.intake_units_left, TURN_HISTORY_UNITS);
+        while requested < TURN_HISTORY_CHUNKS && self.intake_units_left > 0 && self.may_request_history() {
             let Some(request) = self.fanout.next_pull(&mut self.sessions) else { break };
             let HistoryRequest { topic: id, from, record } = request;
             requested += 1;
             let home = id.home(self.shards);
             if home == self.id {
                 self.send_history(home, id, from, record, now);
+                self.count_ticks();
             } else {
                 let meta = HeaderFields { topic_id: id.0, sequence: from, ..HeaderFields::default() };
                 self.stages.push_request(home, |out| {
@@ -376,6 +383,7 @@ impl Shard {
                 });
             }
         }
+        self.intake_units_left = requests_left;
         requested > 0
     }
 
@@ -394,6 +402,7 @@ impl Shard {
             }
             _ => self.home.history_chunk(id, wanted, from, now.monotonic_ns, &mut frames),
         };
+        self.charge(1 + frames.len() / HISTORY_BYTES_PER_UNIT);
         let meta = HeaderFields { topic_id: id.0, sequence: last, ..HeaderFields::default() };
         let record = History { session: record.session, from, start, flags, wanted: record.wanted };
         if shard != self.id {
@@ -425,6 +434,8 @@ fn encode_mark(out: &mut Vec<u8>, id: TopicId, mark: StaleMark) {
     frame::encode(out, Kind::Stale, meta, &record, &[]);
 }
 
+#[cfg(test)]
+mod budget_tests;
 #[cfg(test)]
 mod opening_tests;
 #[cfg(test)]

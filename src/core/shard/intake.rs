@@ -37,7 +37,6 @@ impl Shard {
     /// Returns whether this turn may take a request of this kind.
     fn admits(&self, kind: IntakeKind) -> bool {
         self.intake_units_left > 0
-            && !self.fanout.waits_for_openings()
             && match self.preferred_intake == kind {
                 true => self.stages.deliveries_have_room(),
                 false => self.stages.deliveries_are_half_empty(),
@@ -128,6 +127,8 @@ impl Shard {
     }
 }
 
+#[cfg(test)]
+mod share_tests;
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;

@@ -28,6 +28,7 @@ impl Shard {
         if self.sessions.slots_len() > INVARIANT_SESSIONS_MAX {
             return;
         }
+        self.sessions.check_memberships();
         let open = || self.sessions.iter().filter(|session| session.ending.is_none());
         assert!(
             self.draining.is_none() || open().all(|session| self.carries_goodbye(session)),

@@ -100,12 +100,17 @@ impl Shard {
         }
     }
 
-    /// Ends a session whose peer has sent FIN if its requests have been answered: acknowledged, and the answers sent.
+    /// Ends a session whose peer has sent FIN if its requests have been answered: acknowledged, and the answers and the
+    /// announcements of lost ticks sent.
     /// Unrequested output (ticks of a live subscription) does not keep a session open. Returns whether it has ended.
     fn end_if_answered(&mut self, id: SessionId, now: Now) -> bool {
         let slot = id.slot();
         let session = self.sessions.open_mut(slot).filter(|session| session.id == id);
-        let waits = session.map(|session| session.awaits_answers() || self.control.is_serving(slot));
+        let waits = session.map(|session| {
+            // Its SENDs take them along, as many as fit into each.
+            let has_notices = session.lag.as_deref().is_some_and(|lag| !lag.unannounced.is_empty());
+            has_notices || session.awaits_answers() || self.control.is_serving(slot)
+        });
         if waits == Some(false) {
             self.end(slot, CloseReason::Peer, now);
         }

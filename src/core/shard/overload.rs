@@ -1,12 +1,26 @@
-//! Overload: the shard lacks CPU time to send what its sessions' sockets would accept.
+//! Overload: the shard lacks CPU time to send what its sessions' sockets would accept, or memory for what they need.
 
 use super::Shard;
 use crate::{limits::OVERLOAD_QUIET_MS, metrics::counters::Counter, now::Now};
 
 impl Shard {
+    /// Notes the sessions that have lost something because the shard is overloaded, if any.
+    pub(super) fn note_overloads(&mut self, now: Now) {
+        let overloads = self.sessions.take_overloads();
+        if overloads > 0 {
+            self.note_overload(overloads, now);
+        }
+    }
+
+    /// Reports the sessions' memberships to the counters.
+    pub(super) fn count_memberships(&mut self) {
+        self.counters.set(Counter::Memberships, self.sessions.memberships_len() as u64);
+        self.counters.add(Counter::MembershipsRefused, self.sessions.take_memberships_refused());
+    }
+
     /// Notes that `sessions` sessions whose sockets have room lose ticks, or their connection. Logs the first of an episode, which
     /// ends [`OVERLOAD_QUIET_MS`] after the last.
-    pub(super) fn note_overload(&mut self, sessions: u64, now: Now) {
+    fn note_overload(&mut self, sessions: u64, now: Now) {
         self.counters.add(Counter::OverloadLosses, sessions);
         let until_ns = now.monotonic_ns.saturating_add(OVERLOAD_QUIET_MS * 1_000_000);
         if self.overloaded_until_ns.replace(until_ns).is_none() {

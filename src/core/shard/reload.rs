@@ -26,6 +26,7 @@ impl Shard {
         self.fanout.set_awaited_bytes_max(limits.positions_bytes_max / usize::from(self.shards));
         self.budgets.set_limits(limits);
         self.sessions.set_bounds(limits.outbox_bytes_max, limits.behind_bytes);
+        self.sessions.set_memberships_max(limits.memberships_max(self.shards));
         self.home.set_tenants(self.limits.tenants.clone());
         self.end_removed_tenants(now);
         if has_other_principals {

@@ -97,6 +97,14 @@ impl Shard {
         self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
     }
 
+    /// Refuses a request for a wildcard that would need a membership for each topic.
+    pub(super) fn fail_memberships(&mut self, slot: SlotId, request: u32, now: Now) {
+        self.counters.add(Counter::SubscriptionsRefusedMemory, 1);
+        let text =
+            "the server's memory for rate limits and history of wildcards is used up (--memberships-memory)";
+        self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
+    }
+
     pub(super) fn subscribe(
         &mut self,
         slot: SlotId,
@@ -159,6 +167,10 @@ impl Shard {
             let text =
                 "clients of this address use up their memory for patterns (--patterns-per-source-memory)";
             return self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
+        }
+        let needs_memberships = delivery.interval_us > 0 || begin != StartFrom::Live;
+        if needs_memberships && !pattern::is_exact(pattern) && self.sessions.memberships_are_full() {
+            return self.fail_memberships(slot, request, now);
         }
         if !self.take_subscription(slot) {
             self.counters.add(Counter::SubscriptionsRefusedTenant, 1);

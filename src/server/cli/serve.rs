@@ -14,7 +14,7 @@ use crate::{config::listener::Address, limits, logging, sources::kind::SourceFla
 use tickcast_core::networks::Networks;
 
 /// Keys of the options that a reload changes without a restart.
-pub const LIVE: [&str; 40] = [
+pub const LIVE: [&str; 41] = [
     "log",
     "policy",
     "behind_size",
@@ -50,6 +50,7 @@ pub const LIVE: [&str; 40] = [
     "unfinished_memory",
     "patterns_memory",
     "positions_memory",
+    "memberships_memory",
     "allow_origin",
     "allow_host",
     "http_health",
@@ -264,6 +265,9 @@ pub struct LimitOptions {
     /// Memory for positions from which clients are about to resume, all clients together
     #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::POSITIONS_BYTES_MAX_DEFAULT))]
     pub positions_memory: Size,
+    /// Memory for the state that wildcards need for each topic, all clients together: rate limits, history, clients behind
+    #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::MEMBERSHIPS_BYTES_MAX_DEFAULT))]
+    pub memberships_memory: Size,
     /// Largest HTTP request head
     #[arg(long, alias = "http-head-bytes-max", value_name = "SIZE", default_value_t = Size::new(limits::HTTP_HEAD_BYTES_MAX_DEFAULT))]
     pub http_head_max: Size,

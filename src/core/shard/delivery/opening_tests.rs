@@ -6,7 +6,7 @@ use crate::{
     config::Limits,
     fanout::OpeningUnits,
     home::history::HistoryBounds,
-    limits::{NEW_TOPIC_UNITS, OPENING_BYTES_MAX, TURN_OPENING_UNITS},
+    limits::{NEW_TOPIC_UNITS, OPENING_BYTES_MAX, OPENINGS_BYTES_MAX, TURN_OPENING_UNITS},
     metrics::counters::Counter,
     shard::ListenerKind,
     testing::{Driver, frame, hello},
@@ -14,7 +14,7 @@ use crate::{
 use tickcast_proto::{
     Step,
     frame::{self, FLAG_SNAPSHOT, Kind},
-    records::{Publish, Request, Subscribe},
+    records::{Publish, Request, SkippedRange, Subscribe},
     subscription::{Policy, Rules},
 };
 
@@ -44,9 +44,13 @@ fn paced(policy: Policy) -> Subscribe {
 }
 
 fn publish(driver: &mut Driver, topic: &str, payload: &[u8]) {
+    publish_as(driver, PUBLISHER, topic, payload);
+}
+
+fn publish_as(driver: &mut Driver, slot: u32, topic: &str, payload: &[u8]) {
     let mut bytes = Vec::new();
     frame::encode_publish(&mut bytes, 0, 0, 0, Publish::default(), topic, payload);
-    driver.receive(PUBLISHER, &bytes);
+    driver.receive(slot, &bytes);
 }
 
 fn finish(driver: &mut Driver) {
@@ -79,6 +83,8 @@ struct Reader {
     /// The latest life of each topic, and its last sequence received or announced as skipped.
     last: HashMap<String, (u32, u64)>,
     ticks: usize,
+    /// Ticks announced as lost.
+    lost: u64,
 }
 
 impl Reader {
@@ -93,6 +99,10 @@ impl Reader {
                 let name = String::from_utf8(frame.payload().to_vec()).unwrap();
                 let lives = self.announced.values().filter(|(known, _)| *known == name).count() as u32;
                 self.announced.entry(id).or_insert((name, lives + 1));
+            }
+            if frame.kind == Kind::Gap {
+                let SkippedRange { from, to } = frame.record().unwrap();
+                self.lost += to - from;
             }
             if let Kind::Tick | Kind::Gap | Kind::Conflated = frame.kind {
                 let (name, life) = self.announced.get(&id).expect("a topic is announced before its ticks");
@@ -168,16 +178,28 @@ fn a_topic_with_thousands_of_members_opens_over_turns_in_which_others_get_their_
     }
 }
 
+/// Reads what was sent since the last call.
+fn read(driver: &mut Driver, readers: &mut HashMap<u32, Reader>) {
+    for (slot, bytes) in std::mem::take(&mut driver.sent) {
+        readers.entry(slot).or_default().read(&bytes);
+    }
+}
+
+/// Accepts the sessions in these slots, which keep every tick of a topic.
+fn accept_members(driver: &mut Driver, slots: std::ops::RangeInclusive<u32>, topic: &str) {
+    for slot in slots {
+        driver.accept(slot, ListenerKind::Native, &hello());
+        let keep = Subscribe { policy: Policy::Keep as u8, ..Subscribe::default() };
+        subscribe(driver, slot, topic, keep);
+    }
+}
+
 #[test]
 fn what_waits_for_a_topic_to_open_is_bounded_and_comes_in_order() {
     const MEMBERS: u32 = 40;
     const TICKS: usize = 3_000;
     let mut driver = driver();
-    for slot in 1..=MEMBERS {
-        driver.accept(slot, ListenerKind::Native, &hello());
-        let keep = Subscribe { policy: Policy::Keep as u8, ..Subscribe::default() };
-        subscribe(&mut driver, slot, "n.1", keep);
-    }
+    accept_members(&mut driver, 1..=MEMBERS, "n.1");
     finish(&mut driver);
     driver.sent.clear();
     driver.shard.set_opening_units(FEW);
@@ -188,16 +210,176 @@ fn what_waits_for_a_topic_to_open_is_bounded_and_comes_in_order() {
     while turns == 0 || driver.shard.is_busy() {
         driver.turn();
         most = most.max(driver.shard.fanout.openings_bytes());
-        let is_full = driver.shard.fanout.openings_bytes() >= OPENING_BYTES_MAX;
-        assert_eq!(driver.shard.takes_requests(), !is_full);
-        for (slot, bytes) in std::mem::take(&mut driver.sent) {
-            readers.entry(slot).or_default().read(&bytes);
-        }
+        assert!(driver.shard.takes_requests() && driver.shard.takes_deliveries(), "others do not wait");
+        read(&mut driver, &mut readers);
         turns += 1;
     }
-    assert!((OPENING_BYTES_MAX..OPENING_BYTES_MAX + 1_000).contains(&most), "{most} bytes");
+    assert!((OPENING_BYTES_MAX - 1_000..=OPENING_BYTES_MAX).contains(&most), "{most} bytes");
     assert!(turns > MEMBERS, "one member a turn");
-    assert!((1..=MEMBERS).all(|slot| readers[&slot].ticks == TICKS));
+    let lost = driver.shard.counters().value(Counter::OpeningTicksLost);
+    assert!(lost > 0);
+    for slot in 1..=MEMBERS {
+        let reader = &readers[&slot];
+        assert_eq!((reader.ticks as u64, reader.lost), (TICKS as u64 - lost, lost), "slot {slot}");
+        assert_eq!(reader.last["n.1"], (1, TICKS as u64), "the newest ticks are kept");
+    }
+}
+
+#[test]
+fn an_opening_topic_that_is_full_delays_no_other_topic() {
+    const MEMBERS: u32 = 40;
+    let (other, reader) = (MEMBERS + 1, MEMBERS + 2);
+    let mut driver = driver();
+    accept_members(&mut driver, 1..=MEMBERS, "n.1");
+    driver.accept(other, ListenerKind::Native, &hello());
+    accept_members(&mut driver, reader..=reader, "o.1");
+    finish(&mut driver);
+    publish_as(&mut driver, other, "o.1", b"0");
+    finish(&mut driver);
+    driver.shard.set_opening_units(FEW);
+    let payload = [b'x'; 4_000];
+    let mut readers = HashMap::<u32, Reader>::new();
+    let (mut ticks, mut turns) = (1, 0);
+    read(&mut driver, &mut readers);
+    while turns == 0 || driver.shard.fanout.opens_topics() {
+        (0..100).for_each(|_| publish(&mut driver, "n.1", &payload));
+        publish_as(&mut driver, other, "o.1", b"1");
+        driver.turn();
+        read(&mut driver, &mut readers);
+        (ticks, turns) = (ticks + 1, turns + 1);
+        assert_eq!(readers[&reader].ticks, ticks, "turn {turns}: the other topic's tick is there");
+        if turns == MEMBERS {
+            // It must come to an end.
+            driver.shard.set_opening_units(OpeningUnits::default());
+        }
+    }
+    assert!(driver.shard.counters().value(Counter::OpeningTicksLost) > 0, "it was full");
+}
+
+#[test]
+fn a_new_topic_does_not_wait_for_all_topics_of_another_publisher_to_open() {
+    const MEMBERS: u32 = 20;
+    let other = MEMBERS + 1;
+    let mut driver = driver();
+    for slot in 1..=MEMBERS {
+        driver.accept(slot, ListenerKind::Native, &hello());
+        subscribe(&mut driver, slot, ">", paced(Policy::Conflate));
+    }
+    driver.accept(other, ListenerKind::Native, &hello());
+    finish(&mut driver);
+    driver.shard.set_opening_units(OpeningUnits { per_turn: 10, at_once: 0 });
+    let payload = [b'x'; 900];
+    (0..2_000).for_each(|topic| publish(&mut driver, &format!("n.{topic}"), &payload));
+    let bytes = driver.shard.fanout.openings_bytes();
+    assert!((1..=OPENINGS_BYTES_MAX / 2).contains(&bytes), "{bytes} bytes: an owner leaves room for others");
+    driver.sent.clear();
+    publish_as(&mut driver, other, "o.1", b"1");
+    let mut readers = HashMap::<u32, Reader>::new();
+    let mut turns = 0;
+    while (1..=MEMBERS).any(|slot| readers.get(&slot).is_none_or(|reader| !reader.last.contains_key("o.1"))) {
+        driver.turn();
+        read(&mut driver, &mut readers);
+        turns += 1;
+        assert!(turns < 20, "it waits for at most one topic of the other's for each quantum");
+    }
+    assert!(readers.values().all(|reader| reader.lost == 0), "no tick of the newcomer is lost");
+}
+
+#[test]
+fn history_of_a_topic_that_opens_is_requested_after_what_waits() {
+    const MEMBERS: u32 = 30;
+    let late = MEMBERS + 1;
+    let mut driver = driver();
+    accept_members(&mut driver, 1..=MEMBERS, "n.1");
+    driver.accept(late, ListenerKind::Native, &hello());
+    finish(&mut driver);
+    driver.sent.clear();
+    driver.shard.set_opening_units(FEW);
+    (0..5).for_each(|_| publish(&mut driver, "n.1", b"x"));
+    driver.turn();
+    let latest = Subscribe { from: 1, policy: Policy::Keep as u8, ..Subscribe::default() };
+    subscribe(&mut driver, late, "n.1", latest);
+    driver.turn();
+    assert!(driver.shard.fanout.opens_topics());
+    let before = driver.shard.fanout.openings_bytes();
+    (0..3).for_each(|_| driver.turn());
+    assert_eq!(driver.shard.fanout.openings_bytes(), before, "no history waits with the ticks");
+    finish(&mut driver);
+    publish(&mut driver, "n.1", b"x");
+    finish(&mut driver);
+    let mut readers = HashMap::<u32, Reader>::new();
+    read(&mut driver, &mut readers);
+    assert!((1..=MEMBERS).all(|slot| readers[&slot].ticks == 6));
+    let reader = &readers[&late];
+    assert_eq!((reader.ticks, reader.last["n.1"]), (2, (1, 6)), "the last value, then live");
+}
+
+#[test]
+fn topics_that_open_take_no_memory_for_each_member() {
+    const MEMBERS: u32 = 2_000;
+    const TOPICS: usize = 200;
+    let mut driver = driver();
+    for slot in 1..=MEMBERS {
+        driver.accept(slot, ListenerKind::Native, &hello());
+        // Of a second pattern, so that several match.
+        subscribe(&mut driver, slot, ["n.*", ">"][slot as usize % 2], paced(Policy::Conflate));
+    }
+    finish(&mut driver);
+    driver.shard.set_opening_units(FEW);
+    (0..TOPICS).for_each(|topic| publish(&mut driver, &format!("n.{topic}"), b"x"));
+    let bytes = driver.shard.fanout.openings_heap_bytes();
+    assert!(bytes > 0 && bytes < TOPICS * 1_000, "{bytes} bytes");
+}
+
+#[test]
+fn whoever_is_subscribed_when_a_topic_has_opened_gets_its_ticks_whatever_it_did_meanwhile() {
+    const MEMBERS: u32 = 60;
+    for seed in 0..40 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut driver = driver();
+        let patterns = ["n.*", ">", "n.1", "*.1"];
+        let mut held: HashMap<u32, &str> = HashMap::new();
+        for slot in 1..=MEMBERS {
+            driver.accept(slot, ListenerKind::Native, &hello());
+            let pattern = patterns[rng.usize(..4)];
+            subscribe(&mut driver, slot, pattern, paced(Policy::Conflate));
+            held.insert(slot, pattern);
+        }
+        finish(&mut driver);
+        driver.sent.clear();
+        driver.shard.set_opening_units(FEW);
+        publish(&mut driver, "n.1", b"x");
+        while driver.shard.fanout.opens_topics() {
+            let slot = rng.u32(1..=MEMBERS);
+            match (rng.u8(..4), held.get(&slot).copied()) {
+                (0, Some(pattern)) => {
+                    let request = frame(Kind::Unsubscribe, &Request::default(), pattern.as_bytes());
+                    driver.receive(slot, &request);
+                    held.remove(&slot);
+                }
+                (1 | 2, Some(pattern)) => {
+                    let record = Subscribe { max_rate_millihertz: 2_000_000, ..paced(Policy::Drop) };
+                    driver.receive(slot, &frame(Kind::Update, &record, pattern.as_bytes()));
+                }
+                (3, None) => {
+                    let pattern = patterns[rng.usize(..4)];
+                    subscribe(&mut driver, slot, pattern, paced(Policy::Conflate));
+                    held.insert(slot, pattern);
+                }
+                _ => {}
+            }
+            driver.turn();
+        }
+        finish(&mut driver);
+        driver.pass(1_000_000_000);
+        driver.sent.clear();
+        publish(&mut driver, "n.1", b"last");
+        finish(&mut driver);
+        let got: std::collections::BTreeSet<u32> = driver.sent.iter().map(|(slot, _)| *slot).collect();
+        let mut expected: Vec<u32> = held.keys().copied().collect();
+        expected.sort_unstable();
+        assert_eq!(got.into_iter().collect::<Vec<_>>(), expected, "seed {seed}");
+    }
 }
 
 #[test]

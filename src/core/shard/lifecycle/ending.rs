@@ -3,7 +3,7 @@
 use crate::{
     fanout::CloseBudget,
     ids::{SessionId, SlotId},
-    limits::{LINGER_DEADLINE_MS, REFUSED_RETRY_AFTER_S},
+    limits::{CLOSE_NOTICES_BYTES, LINGER_DEADLINE_MS, REFUSED_RETRY_AFTER_S},
     now::Now,
     principal::AuthRefusal,
     session::{CloseReason, Ending, InputState, KeptOutbox, Protocol},
@@ -185,9 +185,8 @@ impl Shard {
             }
             // Its outbox is still sent.
             CloseReason::Peer => {
-                let lag = self.sessions.get(slot).and_then(|session| session.lag.as_deref());
-                let unannounced = lag.map(|lag| lag.unannounced.clone()).unwrap_or_default();
-                self.fanout.flush_notices_of(&unannounced, slot, &mut self.sessions);
+                // Usually none are left. A peer that has not read the others for a second gets no more than these.
+                self.fanout.flush_notices(slot, CLOSE_NOTICES_BYTES, &mut self.sessions);
             }
             _ => {}
         }

@@ -4,7 +4,7 @@ use crate::{
     budgets::PatternLimits,
     config::Limits,
     ids::SlotId,
-    limits::LONG_WILDCARDS_BYTES,
+    limits::{LONG_WILDCARDS_BYTES, MEMBERSHIP_BYTES, TURN_CONTROL_UNITS},
     metrics::counters::Counter,
     pattern_trie::PatternTrie,
     session::Session,
@@ -14,7 +14,7 @@ use crate::{
 use tickcast_proto::{
     Step,
     frame::{self, Kind},
-    records::{Publish, Request, Subscribe},
+    records::{ErrorRecord, Publish, Request, Subscribe},
     subscription::Policy,
 };
 
@@ -407,4 +407,128 @@ fn a_session_leaves_its_wildcards_at_a_cost_that_does_not_depend_on_the_topics()
     finish(&mut driver);
     let units = driver.shard.counters().value(Counter::DepartureUnits);
     assert!(units <= 50 * 64, "{units}");
+}
+
+#[test]
+fn a_wildcard_goes_live_after_those_that_have_waited_longer_and_before_all_others() {
+    const WALKERS: u32 = 200;
+    const TOPICS: usize = 600;
+    let victim = WALKERS + READER;
+    let mut driver = driver();
+    (0..TOPICS).for_each(|topic| publish(&mut driver, &format!("t.{topic}")));
+    let paced = Subscribe { max_rate_millihertz: 1_000, ..Subscribe::default() };
+    for slot in READER + 1..=victim {
+        driver.accept(slot, ListenerKind::Native, &hello());
+    }
+    finish(&mut driver);
+    let subscribed = |driver: &mut Driver| {
+        let mut subscribed = Vec::new();
+        for (slot, bytes) in std::mem::take(&mut driver.sent) {
+            let mut rest = &bytes[..];
+            while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
+                rest = &rest[used..];
+                if frame.kind == Kind::Subscribed && frame.header.topic_id == 0 {
+                    subscribed.push(slot);
+                }
+            }
+        }
+        subscribed
+    };
+    subscribed(&mut driver);
+    let walkers: Vec<u32> = (READER..victim).collect();
+    for &slot in &walkers {
+        driver.receive(slot, &frame(Kind::Subscribe, &paced, b">"));
+    }
+    driver.turn();
+    driver.receive(victim, &frame(Kind::Subscribe, &paced, b"t.>"));
+    let (mut order, mut turns) = (Vec::new(), 0);
+    while !order.contains(&victim) {
+        driver.turn();
+        for slot in subscribed(&mut driver) {
+            order.push(slot);
+            // It leaves and begins another walk as often as it can.
+            driver.receive(slot, &frame(Kind::Unsubscribe, &Request::default(), b">"));
+            driver.receive(slot, &frame(Kind::Subscribe, &paced, b">"));
+        }
+        turns += 1;
+        assert!(turns < 2_000, "{} have been served", order.len());
+    }
+    // Each of those before it walks over all topics, 34 units each, and leaves them again.
+    let least = WALKERS as usize * TOPICS * 34 / TURN_CONTROL_UNITS;
+    assert!(turns <= 3 * least, "{turns} turns");
+    let before = &order[..order.iter().position(|&slot| slot == victim).unwrap_or_default()];
+    let distinct: std::collections::BTreeSet<u32> = before.iter().copied().collect();
+    let expected = (WALKERS as usize, WALKERS as usize);
+    assert_eq!((before.len(), distinct.len()), expected, "nobody is served twice before it");
+}
+
+/// The code of the error that a request was answered with; 0: none.
+fn error_of(driver: &mut Driver, slot: u32) -> u16 {
+    let bytes = driver.take_sent(slot);
+    let (mut rest, mut code) = (&bytes[..], 0);
+    while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
+        rest = &rest[used..];
+        if frame.kind == Kind::Error {
+            code = frame.record::<ErrorRecord>().unwrap().code;
+        }
+    }
+    code
+}
+
+#[test]
+fn memberships_of_wildcards_have_a_bound_and_exact_names_need_no_room() {
+    const TOPICS: usize = 100;
+    let (first, second, third) = (READER, READER + 1, READER + 2);
+    let max_rate_millihertz = 1_000_000;
+    let paced = Subscribe { max_rate_millihertz, ..Subscribe::default() };
+    let mut driver =
+        Driver::new(Limits { memberships_bytes_max: TOPICS * MEMBERSHIP_BYTES, ..Limits::default() });
+    for slot in [PUBLISHER, first, second, third] {
+        driver.accept(slot, ListenerKind::Native, &hello());
+    }
+    (0..TOPICS).for_each(|topic| publish(&mut driver, &format!("a.{topic}")));
+    subscribe(&mut driver, first, "a.*", paced);
+    assert_eq!((error_of(&mut driver, first), driver.shard.sessions.memberships_len()), (0, TOPICS));
+    for (pattern, record) in [("a.*", paced), (">", Subscribe { from: 1, ..Subscribe::default() })] {
+        subscribe(&mut driver, second, pattern, record);
+        assert_eq!(error_of(&mut driver, second), 103, "{pattern}");
+    }
+    subscribe(&mut driver, second, "a.*", Subscribe::default());
+    assert_eq!(error_of(&mut driver, second), 0, "it needs no memberships");
+    update(&mut driver, second, "a.*", paced);
+    assert_eq!(error_of(&mut driver, second), 103, "it would need some now");
+    subscribe(&mut driver, third, "a.1", paced);
+    assert_eq!((error_of(&mut driver, third), driver.shard.sessions.memberships_len()), (0, TOPICS + 1));
+    assert_eq!(driver.shard.counters().value(Counter::SubscriptionsRefusedMemory), 3);
+    // One more topic, and no room for its member.
+    publish(&mut driver, "a.more");
+    assert!(driver.shard.sessions.open_mut(SlotId(first)).is_none(), "it cannot be told of each loss");
+    assert_eq!(driver.shard.counters().value(Counter::MembershipsRefused), 1);
+    publish(&mut driver, "a.1");
+    assert_eq!(ticks(&mut driver, second).len(), 2, "others go on");
+    driver.pass(3_000_000_000);
+    assert_eq!(driver.shard.sessions.memberships_len(), 1, "that of the exact name");
+    subscribe(&mut driver, third, "*.more", paced);
+    assert_eq!((error_of(&mut driver, third), driver.shard.sessions.memberships_len()), (0, 2));
+}
+
+#[test]
+fn a_session_that_is_behind_holds_no_more_topics_than_there_is_memory() {
+    const ROOM: usize = 30;
+    let mut driver = Driver::new(Limits {
+        behind_bytes: 1_000,
+        memberships_bytes_max: ROOM * MEMBERSHIP_BYTES,
+        ..Limits::default()
+    });
+    driver.accept(PUBLISHER, ListenerKind::Native, &hello());
+    driver.accept(READER, ListenerKind::Native, &hello());
+    subscribe(&mut driver, READER, ">", conflate());
+    driver.full.insert(READER);
+    let mut most = 0;
+    for topic in 0..10 * ROOM {
+        publish(&mut driver, &format!("t.{topic}"));
+        most = most.max(driver.shard.sessions.memberships_len());
+    }
+    assert!((ROOM / 2..=ROOM + 1).contains(&most), "{most} memberships");
+    assert!(driver.shard.sessions.open_mut(SlotId(READER)).is_none());
 }
