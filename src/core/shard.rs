@@ -70,7 +70,7 @@ use crate::{
     budgets::Budgets,
     config::Limits,
     fair_queue::FairQueue,
-    fanout::{self, AwaitedSettings, DeliveryCounts, EgressLogs, Fanout, LogIndex},
+    fanout::{self, AwaitedSettings, EgressLogs, Fanout, LogIndex},
     home::{Home, MessageIdBounds, Retention, last_value::LastValuesBudget},
     ids::{SessionId, SlotId, SourceId},
     limits::{
@@ -490,36 +490,6 @@ impl Shard {
             self.end(slot, why, now);
         }
         self.note_overloads(now);
-    }
-
-    /// Adds the fan-out's counts since the last call to the counters, and charges its work to the turn's budget.
-    fn count_ticks(&mut self) {
-        let work = self.take_counts();
-        self.charge(work);
-    }
-
-    /// Adds the fan-out's counts since the last call to the counters. Returns its units of work.
-    fn take_counts(&mut self) -> usize {
-        let tally = self.fanout.take_counts();
-        if tally == DeliveryCounts::default() {
-            return 0;
-        }
-        self.counters.add(Counter::TicksDelivered, tally.queued);
-        self.counters.add(Counter::TicksTakenOut, tally.evicted);
-        self.counters.add(Counter::TicksConflated, tally.conflated);
-        self.counters.add(Counter::TicksDropped, tally.dropped);
-        self.counters.add(Counter::LogHoles, tally.holes);
-        self.counters.add(Counter::DeliveryUnits, tally.work() as u64);
-        if tally.opening_units | tally.opening_lost > 0 {
-            self.counters.add(Counter::OpeningUnits, tally.opening_units);
-            self.counters.add(Counter::OpeningTicksLost, tally.opening_lost);
-        }
-        tally.work()
-    }
-
-    /// Charges units of delivery to the turn's budget for the kind of input being processed.
-    fn charge(&mut self, units: usize) {
-        self.intake_units_left = self.intake_units_left.saturating_sub(units);
     }
 
     /// Returns the next command to the transport.

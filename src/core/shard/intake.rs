@@ -1,7 +1,8 @@
-//! Intake of requests: how sessions, other shards and sources share a shard's room.
+//! Intake of requests: how sessions, other shards and sources share a shard's room, and the units of delivery in a turn.
 
 use super::{Action, Shard};
 use crate::{
+    fanout::DeliveryCounts,
     ids::SlotId,
     limits::{TURN_DELIVERY_UNITS_PREFERRED, TURN_INPUT_BYTES},
     metrics::counters::Counter,
@@ -34,6 +35,36 @@ impl IntakeKind {
 }
 
 impl Shard {
+    /// Adds the fan-out's counts since the last call to the counters, and charges its work to the turn's budget.
+    pub(super) fn count_ticks(&mut self) {
+        let work = self.take_counts();
+        self.charge(work);
+    }
+
+    /// Adds the fan-out's counts since the last call to the counters. Returns its units of work.
+    pub(super) fn take_counts(&mut self) -> usize {
+        let tally = self.fanout.take_counts();
+        if tally == DeliveryCounts::default() {
+            return 0;
+        }
+        self.counters.add(Counter::TicksDelivered, tally.queued);
+        self.counters.add(Counter::TicksTakenOut, tally.evicted);
+        self.counters.add(Counter::TicksConflated, tally.conflated);
+        self.counters.add(Counter::TicksDropped, tally.dropped);
+        self.counters.add(Counter::LogHoles, tally.holes);
+        self.counters.add(Counter::DeliveryUnits, tally.work() as u64);
+        if tally.opening_units | tally.opening_lost > 0 {
+            self.counters.add(Counter::OpeningUnits, tally.opening_units);
+            self.counters.add(Counter::OpeningTicksLost, tally.opening_lost);
+        }
+        tally.work()
+    }
+
+    /// Charges units of delivery to the turn's budget for the kind of input being processed.
+    pub(super) fn charge(&mut self, units: usize) {
+        self.intake_units_left = self.intake_units_left.saturating_sub(units);
+    }
+
     /// Returns whether this turn may take a request of this kind.
     fn admits(&self, kind: IntakeKind) -> bool {
         self.intake_units_left > 0
