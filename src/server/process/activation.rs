@@ -47,8 +47,8 @@ impl Passed {
     /// these variables as the service manager set them.
     ///
     /// # Errors
-    /// [`StartupError::Passed`]: a name that is unknown, a second socket for the admin listener, or, with this process's LISTEN_PID, a descriptor that is
-    /// not a listening stream socket.
+    /// [`StartupError::Passed`]: a name that is unknown, a second socket for the admin listener, or, with this process's
+    /// LISTEN_PID, a descriptor that is not a listening stream socket.
     pub unsafe fn take() -> Result<Passed, StartupError> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         let mut passed = Passed::default();

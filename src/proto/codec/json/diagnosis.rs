@@ -206,7 +206,7 @@ impl Findings {
 impl Findings {
     /// The first required field that the object does not have.
     fn missing(&self) -> Option<(&'static str, &'static str)> {
-        let has = |name| {
+        let has = |name: &str| {
             self.shape
                 .fields
                 .iter()
