@@ -149,7 +149,7 @@ fn status(server: &Server, method: &str, target: &str, token: &str, body: &str) 
     let bearer = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
     let length = body.len();
     let head =
-        format!("{method} {target} HTTP/1.1\r\nHost: test\r\n{bearer}Content-Length: {length}\r\n\r\n");
+        format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\n{bearer}Content-Length: {length}\r\n\r\n");
     peer.send((head + body).as_bytes());
     peer.http_head()[9..12].parse().unwrap()
 }

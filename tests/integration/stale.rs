@@ -111,7 +111,7 @@ struct Stream {
 impl Stream {
     fn open(server: &Server, pattern: &str) -> Stream {
         let mut peer = Peer::connect(server.http);
-        peer.send(format!("GET /sse?topics={pattern} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes());
+        peer.send(format!("GET /sse?topics={pattern} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
         assert!(peer.http_head().contains("200"));
         let mut stream = Stream { peer, text: String::new() };
         stream.read_until("event: subscribed\n");

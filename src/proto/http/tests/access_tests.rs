@@ -128,12 +128,29 @@ fn a_name_made_to_point_to_a_local_server_is_refused() {
     }
 }
 
+#[derive(Debug)]
+struct OnePage;
+
+impl StaticFiles for OnePage {
+    fn contains(&self, path: &str) -> bool {
+        path == "/"
+    }
+
+    fn respond(&self, path: &str, _headers: &::http::HeaderMap) -> Option<Response> {
+        self.contains(path).then(|| Response {
+            status: StatusCode::OK,
+            fields: String::new(),
+            body: Cow::Borrowed(b"page"),
+        })
+    }
+}
+
 #[test]
 fn a_page_whose_name_was_made_to_point_here_reads_nothing() {
     let local = access(&[], &[], true);
     let asked = |sender: Sender, target: &str, fields: &str| {
         let request = format!("GET {target} HTTP/1.1\r\nHost: evil.example:9480\r\n{fields}\r\n");
-        let config = HttpConfig { access: &local, health: true, sender, ..CONFIG };
+        let config = HttpConfig { access: &local, health: true, files: &OnePage, sender, ..CONFIG };
         match step(request.as_bytes(), config) {
             Step::Complete(_, Answer::Respond { status, response, .. }) => {
                 (status, String::from_utf8(response).unwrap())
