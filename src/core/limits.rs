@@ -355,9 +355,9 @@ pub const IDLE_ROUNDS: u64 = 8;
 pub const IDLE_ROUND_NS_HIGHEST: u64 = 60_000_000_000;
 /// Minimum configurable `topic_idle`, nanoseconds: a round over all topics takes a few turns.
 pub const TOPIC_IDLE_NS_LOWEST: u64 = 100_000_000;
-/// Topics that a home compares with their feeds' marks in one turn, once a feed has fallen silent or is back. About 0.1 ms.
+/// Topics that a home compares with their feeds' marks in one turn, once a feed has fallen silent or is back.
 pub const TURN_MARK_UNITS: usize = 4 << 10;
-/// Units of telling sessions in one turn which topics are stale: a session told, or a few listed. About 0.5 ms.
+/// Units of telling sessions in one turn which topics are stale: a session told, or a few listed.
 pub const TURN_STALE_UNITS: usize = 2 << 10;
 /// Stale topics compared with one new subscription to a wildcard, before others have their turn.
 pub const STALE_LOOKS_AT_ONCE: usize = 256;

@@ -37,7 +37,9 @@ fn pass(scan: &mut LogScan, positions: std::ops::Range<u64>, len: usize) {
 }
 
 /// Ticket, end and positions with what each follows; an end of 0: gone.
-fn answers(scan: &mut LogScan) -> Vec<(u64, u64, Vec<(u64, u64)>)> {
+type Answer = (u64, u64, Vec<(u64, u64)>);
+
+fn answers(scan: &mut LogScan) -> Vec<Answer> {
     let mut answers = Vec::new();
     while let Some(LogChunk { ticket, outcome, ticks, frames }) = scan.poll_answer() {
         let (mut rest, mut positions) = (&frames[..], Vec::new());

@@ -1,5 +1,7 @@
 //! Principals of the configuration file that a reload removes or changes.
 
+use std::slice;
+
 use super::*;
 use crate::{
     limits::TURN_LISTED_REVIEWED,
@@ -78,7 +80,7 @@ fn sessions_whose_permissions_change_in_the_file_keep_what_is_allowed() {
             }
             let entry = if is_anonymous { Entry::Anonymous } else { TOKEN };
             let before = listed(&entry, 1, &["t.a", "t.b"]);
-            let mut bench = Bench::with(limits(1, &[before.clone()]));
+            let mut bench = Bench::with(limits(1, slice::from_ref(&before)));
             open(&mut bench, 0, transport, (!is_anonymous).then_some(&before));
             for pattern in ["t.a", "t.b"] {
                 assert_eq!(bench.request(0, &transport.subscribe(pattern)), ["subscribed"]);
@@ -109,7 +111,7 @@ fn anonymous_sessions_end_with_the_table_that_allows_them() {
 #[test]
 fn sessions_of_json_web_tokens_are_left_alone_and_an_equal_file_changes_nothing() {
     let token = listed(&TOKEN, 1, &["t.a"]);
-    let mut bench = Bench::with(limits(1, &[token.clone()]));
+    let mut bench = Bench::with(limits(1, slice::from_ref(&token)));
     bench.open(0, Native, Some("alice"));
     open(&mut bench, 1, Native, Some(&token));
     bench.driver.shard.reload(&Arc::new(limits(2, &[listed(&TOKEN, 2, &["t.a"])])), bench.driver.now);
@@ -122,7 +124,7 @@ fn sessions_of_json_web_tokens_are_left_alone_and_an_equal_file_changes_nothing(
 #[test]
 fn many_sessions_are_compared_over_several_turns() {
     let token = listed(&TOKEN, 1, &["t.a"]);
-    let mut bench = Bench::with(limits(1, &[token.clone()]));
+    let mut bench = Bench::with(limits(1, slice::from_ref(&token)));
     let sessions = 2 * TURN_LISTED_REVIEWED as u32 + 1;
     for slot in 0..sessions {
         bench.accept(slot, Native, &Native.opening(Some("token"), ""));
