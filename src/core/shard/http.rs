@@ -29,10 +29,11 @@ const STREAM_FEATURES: Features = Features::COUNTS.union(Features::REASONS).unio
 impl Shard {
     /// Answers the request at the front of `bytes`. Consumes no byte of a request that waits for room in the shard.
     pub(super) fn http(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
-        let sender = match self.sessions.open_mut(slot).map(|session| session.client_address) {
-            Some(ClientAddress::ProxyHeader) => Sender::Proxy,
-            Some(ClientAddress::ForwardedFor) => Sender::ForwardingProxy,
-            Some(ClientAddress::Peer) | None => Sender::Anyone,
+        let session = self.sessions.get(slot);
+        let sender = match session.map(|session| (session.is_safe_from_rebinding, session.client_address)) {
+            Some((true, _) | (_, ClientAddress::ProxyHeader)) => Sender::Proxy,
+            Some((_, ClientAddress::ForwardedFor)) => Sender::ForwardingProxy,
+            Some((_, ClientAddress::Peer)) | None => Sender::Anyone,
         };
         let config = HttpConfig {
             head_bytes_max: self.limits.http_head_bytes_max,

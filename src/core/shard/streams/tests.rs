@@ -8,7 +8,7 @@ use crate::{
     tenants::{Exports, TenantConfig, Tenants},
     testing::{Driver, hello},
 };
-use tickcast_proto::{frame, limits::LAST_EVENT_ID_BYTES_MAX, records::Publish};
+use tickcast_proto::{frame, http::access::Access, limits::LAST_EVENT_ID_BYTES_MAX, records::Publish};
 
 const PUBLISHER: u32 = 0;
 const READER: u32 = 1;
@@ -420,4 +420,20 @@ fn head_of_a_stream_has_its_headers_subscribes_to_nothing_and_ends() {
     let answer = head(&mut driver, "/sse?topics=a");
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n"), "{answer}");
     assert!(answer.contains("\r\nContent-Type: text/event-stream\r\n"), "{answer}");
+}
+
+#[test]
+fn a_local_server_answers_requests_over_tls_and_unix_sockets_under_every_name() {
+    let http_access = Access { is_local: true, ..Access::default() };
+    let limits = Limits { http_access, ..Limits::default() };
+    for (is_safe, status) in [(false, "403"), (true, "200")] {
+        let mut driver = driver_with(limits.clone());
+        driver.accept(READER, ListenerKind::Http, b"");
+        if is_safe {
+            driver.shard.set_safe_from_rebinding(SlotId(READER));
+        }
+        driver.receive(READER, b"GET /sse?topics=a HTTP/1.1\r\nHost: ticks.example.com\r\n\r\n");
+        let answer = text(&mut driver, READER);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
 }
