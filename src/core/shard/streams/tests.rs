@@ -4,6 +4,7 @@ use crate::{
     config::Limits,
     ids::{SlotId, TenantId},
     limits::RESUME_WINDOW_MS,
+    metrics::counters::Counter,
     session::ListenerKind,
     tenants::{Exports, TenantConfig, Tenants},
     testing::{Driver, hello},
@@ -436,4 +437,18 @@ fn a_local_server_answers_requests_over_tls_and_unix_sockets_under_every_name() 
         let answer = text(&mut driver, READER);
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
     }
+}
+
+#[test]
+fn a_head_of_a_stream_ends_no_session_of_its_identity() {
+    let mut driver = driver_with(Limits { identity_replaces: true, ..Limits::default() });
+    open(&mut driver, READER, "topics=a&client=desk-7", "");
+    assert_eq!(names(&events(&mut driver, READER)), ["subscribed"]);
+    let head = b"HEAD /sse?topics=a&client=desk-7 HTTP/1.1\r\nHost: x\r\n\r\n";
+    driver.accept(LATER, ListenerKind::Http, head);
+    let answer = text(&mut driver, LATER);
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n"), "{answer}");
+    publish(&mut driver, "a", "1");
+    assert_eq!(ticks(&events(&mut driver, READER)), [("a".to_owned(), 1)]);
+    assert_eq!(driver.shard.counters().value(Counter::ClosedReplaced), 0);
 }
