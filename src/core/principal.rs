@@ -28,7 +28,7 @@ pub struct Principal {
     pub tenant: Box<str>,
     /// Id of its token (`jti`), for revocation.
     pub token_id: Option<Box<str>>,
-    /// When its token was issued (`iat`), seconds since 1970; `None`: not known.
+    /// When its token was issued (`iat`), at the latest when it was verified, seconds since 1970; `None`: not known.
     pub issued_at_s: Option<u64>,
     /// When its credentials expire, seconds since 1970; `None`: never.
     pub expires_at_s: Option<u64>,
@@ -319,7 +319,7 @@ impl std::error::Error for AuthRefusal {}
 /// Selects the sessions to close.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Revocation {
-    /// All sessions of a subject whose tokens were not issued after the revocation.
+    /// All sessions of a subject whose tokens were not issued after the revocation, or were verified before it.
     Subject {
         /// The subject's tenant; empty if there is none.
         tenant: Box<str>,

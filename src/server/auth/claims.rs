@@ -70,8 +70,12 @@ impl Claims {
         let not_before_s = self.time("nbf", "its begin (nbf) is not a number of seconds")?;
         // Build the principal before checking the expiry: if the token is also wrong otherwise, the client need not retry with a new
         // one.
-        let principal =
-            Principal { issued_at_s, expires_at_s: Some(expires_s), ..self.principal(expected, common)? };
+        let principal = Principal {
+            // The clock of an issuer may be ahead. But the token exists, so a revocation from now on is later.
+            issued_at_s: issued_at_s.map(|issued_at_s| issued_at_s.min(now_s)),
+            expires_at_s: Some(expires_s),
+            ..self.principal(expected, common)?
+        };
         if expires_s <= now_s {
             return Err(AuthRefusal::Expired);
         }
@@ -193,6 +197,8 @@ mod tests {
         assert_eq!((&*principal.subject, &*principal.tenant), ("alice", "acme"));
         assert_eq!((principal.token_id.as_deref(), principal.expires_at_s), (Some("7"), Some(NOW_S + 70)));
         assert_eq!(principal.issued_at_s, Some(NOW_S - 1));
+        let ahead = identify(&json!({"iat": NOW_S + 5})).unwrap();
+        assert_eq!(ahead.issued_at_s, Some(NOW_S), "the issuer's clock is ahead");
         assert!(principal.permissions.subscribe.permits("user.alice.x"));
         assert!(!principal.permissions.publish.permits("user.alice.x"));
     }

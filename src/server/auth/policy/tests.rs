@@ -198,6 +198,23 @@ fn expired_early_and_revoked_tokens_are_told_apart() {
 }
 
 #[test]
+fn a_revocation_closes_sessions_whose_issuer_has_a_clock_that_is_ahead() {
+    let mut tables = tables();
+    tables.common.leeway = Time::from_ms(10_000);
+    let policy = Builder::build(&tables, true).unwrap();
+    let alice = Revocation::Subject { tenant: "".into(), subject: "alice".into() };
+    let token = |iat_s: u64| {
+        let claims = json!({"sub": "alice", "exp": NOW_S + 60, "iat": iat_s});
+        with_token(&signed(Algorithm::EdDsa, None, &claims))
+    };
+    let before = verdict_at(&policy, &token(NOW_S + 5), NOW_S).unwrap();
+    assert!(alice.revokes(&before, NOW_S + 2));
+    // A login after the revocation is valid at once.
+    let after = verdict_at(&policy, &token(NOW_S + 8), NOW_S + 3).unwrap();
+    assert!(!alice.revokes(&after, NOW_S + 2));
+}
+
+#[test]
 fn a_key_with_an_id_verifies_only_tokens_with_that_id_or_none() {
     let mut tables = tables();
     tables.keys.truncate(1);
