@@ -287,23 +287,17 @@ fn the_principal_of_a_certificate_expires_with_it() {
 }
 
 #[test]
-fn a_revocation_holds_as_long_as_what_it_revokes_may_be_valid() {
-    let subject = |subject: &str| Revocation::Subject { tenant: "".into(), subject: subject.into() };
+fn with_ttl_max_a_revocation_may_be_forgotten_when_its_tokens_have_expired() {
     let mut tables = tables();
-    let unlimited = Builder::build(&tables, true).unwrap();
-    assert_eq!(unlimited.validity_max_s(&subject("alice")), None);
     (tables.common.ttl_max, tables.common.leeway) = (Time::from_ms(3_600_000), Time::from_ms(10_000));
     let policy = Builder::build(&tables, true).unwrap();
-    assert_eq!(policy.validity_max_s(&subject("alice")), Some(3_620));
-    assert_eq!(policy.validity_max_s(&Revocation::TokenId("7".into())), Some(3_620));
-    for listed in ["collector", "feed.example"] {
-        assert_eq!(policy.validity_max_s(&subject(listed)), None, "{listed}: it never expires");
-    }
+    // `ttl_max`, and twice `leeway`: once in `exp`, and once after it.
+    let (alice, until_s) =
+        (Revocation::Subject { tenant: "".into(), subject: "alice".into() }, NOW_S + 3_620);
+    let revocations = Revocations::default();
+    revocations.add(&alice, NOW_S, until_s).unwrap();
     // The last token that is accepted, at the last moment at which it is valid.
     let late = signed(Algorithm::EdDsa, None, &json!({"sub": "alice", "exp": NOW_S + 3_610, "iat": NOW_S}));
-    let revocations = Revocations::default();
-    let until_s = NOW_S + policy.validity_max_s(&subject("alice")).unwrap();
-    revocations.add(&subject("alice"), NOW_S, until_s).unwrap();
     for at_s in [NOW_S + 1, until_s - 1] {
         let outcome = policy.verify(&with_token(&late), at_s, &revocations);
         assert!(matches!(outcome, Outcome::Verdict(Err(AuthRefusal::Revoked))), "{outcome:?}");
