@@ -468,6 +468,8 @@ impl Shard {
                 let text = "too many tokens wait to be verified: send the new one again";
                 self.counters.add(Counter::CredentialsRefused, 1);
                 self.fail(slot, request, ErrorCode::RateLimited, text, now);
+                // It stays what it was, unless a reload has meanwhile removed that.
+                self.review_listed_in(slot, now);
             }
             (refusal, _) => self.refuse_credentials(slot, refusal, now),
         }
