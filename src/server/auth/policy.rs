@@ -140,7 +140,9 @@ impl Policy {
                 },
             },
             (None, Some(certificate)) => match self.certificates.get(&certificate.name) {
-                Some(_) if certificate.ends_s < now_s => return Outcome::Verdict(Err(AuthRefusal::Expired)),
+                Some(_) if certificate.ends_s < now_s => {
+                    return Outcome::Verdict(Err(AuthRefusal::CertificateExpired));
+                }
                 Some(principal) => Arc::new(Principal {
                     expires_at_s: Some(certificate.ends_s),
                     ..Principal::clone(principal)

@@ -283,7 +283,7 @@ fn the_principal_of_a_certificate_expires_with_it() {
     };
     assert_eq!(until(NOW_S + 7).unwrap().expires_at_s, Some(NOW_S + 7));
     assert!(until(NOW_S).is_ok(), "its last second");
-    assert_eq!(until(NOW_S - 1), Err(AuthRefusal::Expired));
+    assert_eq!(until(NOW_S - 1), Err(AuthRefusal::CertificateExpired));
 }
 
 #[test]
