@@ -28,7 +28,7 @@ pub struct Principal {
     pub tenant: Box<str>,
     /// Id of its token (`jti`), for revocation.
     pub token_id: Option<Box<str>>,
-    /// When its token was issued (`iat`), seconds since 1970; `None`: not known.
+    /// When its token was issued (`iat`), at the latest when it was verified, seconds since 1970; `None`: not known.
     pub issued_at_s: Option<u64>,
     /// When its credentials expire, seconds since 1970; `None`: never.
     pub expires_at_s: Option<u64>,
@@ -255,6 +255,8 @@ pub enum AuthRefusal {
     Invalid(Box<str>),
     /// The token has expired.
     Expired,
+    /// The client's certificate has expired.
+    CertificateExpired,
     /// The token is not valid yet.
     NotYetValid,
     /// The token has been revoked.
@@ -267,14 +269,14 @@ pub enum AuthRefusal {
 }
 
 impl AuthRefusal {
-    /// The code in CLOSING: 3500, unless the client may succeed later with a new token (3005) or with the same one (3504).
+    /// The code in CLOSING: 3500, unless the client may succeed later with a new token or certificate (3005) or with the same one (3504).
     pub fn close_code(&self) -> u16 {
         match self {
             AuthRefusal::Missing
             | AuthRefusal::Invalid(_)
             | AuthRefusal::Revoked
             | AuthRefusal::Tenant(_) => 3500,
-            AuthRefusal::Expired | AuthRefusal::NotYetValid => 3005,
+            AuthRefusal::Expired | AuthRefusal::CertificateExpired | AuthRefusal::NotYetValid => 3005,
             AuthRefusal::Busy => CLOSE_REFUSED,
         }
     }
@@ -285,7 +287,9 @@ impl AuthRefusal {
             AuthRefusal::Missing | AuthRefusal::Invalid(_) | AuthRefusal::Tenant(_) => {
                 Counter::ClosedUnauthorized
             }
-            AuthRefusal::Expired | AuthRefusal::NotYetValid => Counter::ClosedTokenExpired,
+            AuthRefusal::Expired | AuthRefusal::CertificateExpired | AuthRefusal::NotYetValid => {
+                Counter::ClosedTokenExpired
+            }
             AuthRefusal::Revoked => Counter::ClosedRevoked,
             AuthRefusal::Busy => Counter::ClosedAuthBusy,
         }
@@ -306,6 +310,7 @@ impl fmt::Display for AuthRefusal {
             AuthRefusal::Missing => write!(f, "a token is required"),
             AuthRefusal::Invalid(text) => write!(f, "invalid token: {text}"),
             AuthRefusal::Expired => write!(f, "the token has expired"),
+            AuthRefusal::CertificateExpired => write!(f, "the certificate has expired"),
             AuthRefusal::NotYetValid => write!(f, "the token is not valid yet"),
             AuthRefusal::Revoked => write!(f, "the token has been revoked"),
             AuthRefusal::Tenant(text) => write!(f, "wrong tenant: {text}"),
@@ -319,7 +324,7 @@ impl std::error::Error for AuthRefusal {}
 /// Selects the sessions to close.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Revocation {
-    /// All sessions of a subject whose tokens were not issued after the revocation.
+    /// All sessions of a subject whose tokens were not issued after the revocation, or were verified before it.
     Subject {
         /// The subject's tenant; empty if there is none.
         tenant: Box<str>,

@@ -173,6 +173,8 @@ pub struct Session {
     pub listener: ListenerKind,
     /// How a proxy has told its address, if its peer is a trusted proxy.
     pub client_address: ClientAddress,
+    /// Whether no DNS rebinding attack can have made the connection: it is over TLS or a Unix socket.
+    pub is_safe_from_rebinding: bool,
     /// Its wire format: the listener's default until the handshake negotiates another.
     pub format: WireFormat,
     /// Protocol features granted to the client.
@@ -276,6 +278,7 @@ impl Session {
             source: SourceId::default(),
             listener,
             client_address: ClientAddress::Peer,
+            is_safe_from_rebinding: false,
             format,
             features: Features::NONE,
             principal: None,

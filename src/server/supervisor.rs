@@ -193,11 +193,7 @@ pub fn run(
     let is_local = |(kind, address): &(Kind, Address)| *kind != Kind::Http || address.is_local();
     let mut limits = config.limits.clone();
     // Use the sockets' addresses: the service manager may have passed others than the configuration names.
-    // No browser connects to a Unix socket, or by TLS under a name that the certificate does not have.
-    let is_open_to_browsers = clients.iter().zip(&client_tls).any(|(listening, tls)| {
-        listening.kind == Kind::Http && listening.address.tcp().is_some() && tls.is_none()
-    });
-    limits.http_access.is_local = is_open_to_browsers && addresses.iter().all(is_local);
+    limits.http_access.is_local = addresses.iter().all(is_local);
     let reloader = Reloader::new(reload, limits, authority.clone(), config.log.clone())
         .with_tls(certificates, admin_tls)
         .with_access(access)
@@ -334,7 +330,11 @@ fn start(
             let kind = listening.kind.of_clients();
             let (is_dealt, is_read_only, tenant) =
                 (listening.is_dealt(), listening.is_read_only, listening.tenant);
-            kind.map(|kind| ClientListener::new(kind, listening.client, is_dealt, is_read_only, tenant))
+            let is_unix = listening.address.tcp().is_none();
+            kind.map(|kind| ClientListener {
+                is_unix,
+                ..ClientListener::new(kind, listening.client, is_dealt, is_read_only, tenant)
+            })
         })
         .collect();
     let mut sockets: Vec<_> = clients.into_iter().map(|listening| listening.sockets.into_iter()).collect();

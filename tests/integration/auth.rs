@@ -237,7 +237,7 @@ fn a_revoked_subject_or_token_is_closed_and_refused() {
     let answer = request(admin, "POST", "/v1/revocations?jti=8");
     assert_eq!(answer.json()["closed"].as_u64(), Some(1), "{answer:?}");
     let until = answer.json()["until"].as_u64().unwrap();
-    assert!(until > now_s() + 365 * 86_400, "{until}: there is no ttl_max");
+    assert!(until > now_s() + 365 * 86_400, "{until}: the default");
     assert_eq!(bob_peer.frame().unwrap().code(), 3500);
     assert_eq!(native(&server, &other).1.code(), 3500);
     assert_eq!(native(&server, &token(&["--sub", "bob", "--jti", "9"])).1.kind, frames::WELCOME);

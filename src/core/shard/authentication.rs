@@ -323,6 +323,14 @@ impl Shard {
         }
     }
 
+    /// Notes that no DNS rebinding attack can have made a connection, because it is over TLS or a Unix socket: a local server then
+    /// answers it under every name. Call it before the first bytes from the client.
+    pub fn set_safe_from_rebinding(&mut self, slot: SlotId) {
+        if let Some(session) = self.sessions.open_mut(slot) {
+            session.is_safe_from_rebinding = true;
+        }
+    }
+
     /// Returns whether a session's handshake continues here, with the credentials and the identity in it. If not, the session
     /// waits for a verdict, or has begun its handover or its end.
     pub(super) fn begins(&mut self, slot: SlotId, client: &str, token: Option<&Token<'_>>, now: Now) -> bool {
@@ -460,6 +468,8 @@ impl Shard {
                 let text = "too many tokens wait to be verified: send the new one again";
                 self.counters.add(Counter::CredentialsRefused, 1);
                 self.fail(slot, request, ErrorCode::RateLimited, text, now);
+                // It stays what it was, unless a reload has meanwhile removed that.
+                self.review_listed_in(slot, now);
             }
             (refusal, _) => self.refuse_credentials(slot, refusal, now),
         }

@@ -29,10 +29,11 @@ const STREAM_FEATURES: Features = Features::COUNTS.union(Features::REASONS).unio
 impl Shard {
     /// Answers the request at the front of `bytes`. Consumes no byte of a request that waits for room in the shard.
     pub(super) fn http(&mut self, slot: SlotId, bytes: &[u8], now: Now) -> Result<Step<()>, DecodeError> {
-        let sender = match self.sessions.open_mut(slot).map(|session| session.client_address) {
-            Some(ClientAddress::ProxyHeader) => Sender::Proxy,
-            Some(ClientAddress::ForwardedFor) => Sender::ForwardingProxy,
-            Some(ClientAddress::Peer) | None => Sender::Anyone,
+        let session = self.sessions.get(slot);
+        let sender = match session.map(|session| (session.is_safe_from_rebinding, session.client_address)) {
+            Some((true, _) | (_, ClientAddress::ProxyHeader)) => Sender::Proxy,
+            Some((_, ClientAddress::ForwardedFor)) => Sender::ForwardingProxy,
+            Some((_, ClientAddress::Peer)) | None => Sender::Anyone,
         };
         let config = HttpConfig {
             head_bytes_max: self.limits.http_head_bytes_max,
@@ -104,7 +105,7 @@ impl Shard {
                 }
             }
             Answer::Upgrade { response, target, host, cors, is_head, .. } => {
-                match self.enter_stream(slot, &target, &host, now) {
+                match self.enter_stream(slot, &target, &host, is_head, now) {
                     Entry::Admitted if target.is_one_way() => {
                         self.begin_stream(slot, &response, target, (&cors, is_head), now)?
                     }
@@ -128,14 +129,17 @@ impl Shard {
 
     /// Returns whether a request for a WebSocket or a stream may be answered here. If not, it waits for the verdict on its
     /// credentials, or has begun its handover. A client may give its credentials in a hello instead, unless it subscribes before
-    /// that.
-    fn enter_stream(&mut self, slot: SlotId, target: &Target, host: &str, now: Now) -> Entry {
+    /// that. A HEAD opens no session: it claims no identity, and does not count for its tenant.
+    fn enter_stream(&mut self, slot: SlotId, target: &Target, host: &str, is_head: bool, now: Now) -> Entry {
         let Target::Stream { client, token, patterns, kept, .. } = target else { return Entry::Admitted };
         if let Err(refusal) = self.enter_tenant_of_host(slot, host) {
             return Entry::Refused(refusal);
         }
         let entry = self.enter(slot, token.as_ref(), patterns.is_empty(), now);
         let Entry::Admitted = entry else { return entry };
+        if is_head {
+            return Entry::Admitted;
+        }
         // Only the shard where it stays counts it.
         let stays = !kept.is_some_and(|kept| self.hand_over_stream(slot, client, kept))
             && self.route_identity(slot, client, now)

@@ -36,6 +36,7 @@ impl Shard {
             is_read_only,
             is_forwarded,
             client_address,
+            is_safe_from_rebinding,
             certificate,
             bytes,
             ..
@@ -51,6 +52,7 @@ impl Shard {
         }
         if let Some(session) = self.sessions.open_mut(slot) {
             session.client_address = *client_address;
+            session.is_safe_from_rebinding = *is_safe_from_rebinding;
             if let Protocol::Http(http) = &mut session.protocol {
                 http.is_forwarded = *is_forwarded;
             }

@@ -236,8 +236,9 @@ impl Shard {
 /// refused. Without it, clients reconnect once the connection is closed.
 pub(super) fn encode_end(state: &SocketIo, reason: &CloseReason, out: &mut Vec<u8>) {
     let mut packet = Vec::new();
-    // The same token would be refused again.
-    let is_expired = *reason == CloseReason::Unauthorized(AuthRefusal::Expired);
+    // The same credentials would be refused again.
+    let is_expired =
+        matches!(reason, CloseReason::Unauthorized(AuthRefusal::Expired | AuthRefusal::CertificateExpired));
     match state.is_connected {
         false if reason.is_final() || is_expired => {
             socket_io::encode_refused(&mut packet, "/", &reason.to_string(), Some(reason.code()));

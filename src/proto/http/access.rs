@@ -21,8 +21,7 @@ pub struct Access {
     pub hosts: Vec<HostPattern>,
     /// Host names of tenants, which are names of this server too.
     pub tenant_hosts: Vec<HostPattern>,
-    /// Whether only this machine can connect, and a browser can do so directly. Then a page at an unlisted name is not the
-    /// server's own.
+    /// Whether only this machine can connect. Then a page at an unlisted name is not the server's own.
     pub is_local: bool,
 }
 
@@ -34,7 +33,8 @@ pub enum Sender {
     Anyone,
     /// A trusted proxy, if the request has `X-Forwarded-For`.
     ForwardingProxy,
-    /// A trusted proxy: the connection begins with a PROXY header.
+    /// A trusted proxy, because the connection begins with a PROXY header. Connections over TLS or a Unix socket count as one: an
+    /// attacker has no certificate for a name that points here, and no browser connects to a Unix socket.
     Proxy,
 }
 

@@ -70,7 +70,7 @@ impl Authority {
             Err(AuthRefusal::Missing) => 1,
             // The shards check tenants after the verdict.
             Err(AuthRefusal::Invalid(_) | AuthRefusal::Tenant(_)) => 2,
-            Err(AuthRefusal::Expired) => 3,
+            Err(AuthRefusal::Expired | AuthRefusal::CertificateExpired) => 3,
             Err(AuthRefusal::NotYetValid) => 4,
             Err(AuthRefusal::Revoked) => 5,
             Err(AuthRefusal::Busy) => 6,

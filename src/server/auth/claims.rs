@@ -26,7 +26,7 @@ pub struct Common {
     pub claim: Box<str>,
     /// Tolerated clock difference in seconds.
     pub leeway_s: u64,
-    /// Maximum seconds from now until a token expires; `None`: no limit.
+    /// Maximum seconds until a token expires, from now and from its time of issue; `None`: no limit.
     pub ttl_max_s: Option<u64>,
 }
 
@@ -65,13 +65,23 @@ impl Claims {
         if common.ttl_max_s.is_some_and(|ttl_max_s| expires_s > latest_s(ttl_max_s)) {
             return Err(invalid("it expires later than the server allows (ttl_max)"));
         }
-        let expires_s = expires_s.saturating_add(common.leeway_s);
         let issued_at_s = self.time("iat", "its time of issue (iat) is not a number of seconds")?;
+        // Otherwise a token would become valid late in its life, after its revocation has been forgotten.
+        if let (Some(ttl_max_s), Some(issued_at_s)) = (common.ttl_max_s, issued_at_s)
+            && expires_s.saturating_sub(issued_at_s) > ttl_max_s.saturating_add(common.leeway_s)
+        {
+            return Err(invalid("it is valid for longer than the server allows (ttl_max)"));
+        }
+        let expires_s = expires_s.saturating_add(common.leeway_s);
         let not_before_s = self.time("nbf", "its begin (nbf) is not a number of seconds")?;
         // Build the principal before checking the expiry: if the token is also wrong otherwise, the client need not retry with a new
         // one.
-        let principal =
-            Principal { issued_at_s, expires_at_s: Some(expires_s), ..self.principal(expected, common)? };
+        let principal = Principal {
+            // The clock of an issuer may be ahead. But the token exists, so a revocation from now on is later.
+            issued_at_s: issued_at_s.map(|issued_at_s| issued_at_s.min(now_s)),
+            expires_at_s: Some(expires_s),
+            ..self.principal(expected, common)?
+        };
         if expires_s <= now_s {
             return Err(AuthRefusal::Expired);
         }
@@ -193,6 +203,8 @@ mod tests {
         assert_eq!((&*principal.subject, &*principal.tenant), ("alice", "acme"));
         assert_eq!((principal.token_id.as_deref(), principal.expires_at_s), (Some("7"), Some(NOW_S + 70)));
         assert_eq!(principal.issued_at_s, Some(NOW_S - 1));
+        let ahead = identify(&json!({"iat": NOW_S + 5})).unwrap();
+        assert_eq!(ahead.issued_at_s, Some(NOW_S), "the issuer's clock is ahead");
         assert!(principal.permissions.subscribe.permits("user.alice.x"));
         assert!(!principal.permissions.publish.permits("user.alice.x"));
     }
@@ -234,6 +246,25 @@ mod tests {
         assert!(within(3_600).is_ok() && within(3_610).is_ok(), "the clocks may differ");
         for ttl_s in [3_611, u64::MAX - NOW_S] {
             let refused = within(ttl_s);
+            assert!(
+                matches!(&refused, Err(AuthRefusal::Invalid(text)) if text.contains("ttl_max")),
+                "{refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_token_of_a_long_life_is_not_valid_at_its_end_either() {
+        let with = |issued_at_s: u64| {
+            let common = Common { claim: "tickcast".into(), leeway_s: 10, ttl_max_s: Some(3_600) };
+            let claims = json!({
+                "sub": "a", "iss": "https://id.example", "aud": "ticks", "exp": NOW_S + 60, "iat": issued_at_s
+            });
+            Claims(claims.as_object().unwrap().clone()).identify(&expectations(), &common, NOW_S)
+        };
+        assert!(with(NOW_S + 60 - 3_610).is_ok());
+        for issued_at_s in [NOW_S + 60 - 3_611, 0] {
+            let refused = with(issued_at_s);
             assert!(
                 matches!(&refused, Err(AuthRefusal::Invalid(text)) if text.contains("ttl_max")),
                 "{refused:?}"

@@ -32,7 +32,7 @@ use crate::{
 };
 use tickcast_core::{
     listed::{self, Listed, Listing},
-    principal::{AuthRefusal, Credentials, Permissions, Principal, Revocation},
+    principal::{AuthRefusal, Credentials, Permissions, Principal},
 };
 use tickcast_proto::{identity, limits::TOKEN_BYTES_MAX};
 use tickcast_tls::certificates;
@@ -107,18 +107,6 @@ impl Policy {
         Listed::new(self.version, listed.cloned())
     }
 
-    /// How long the credentials that this revokes may still be valid, seconds; `None`: there is no limit, as for static tokens and
-    /// certificates.
-    pub fn validity_max_s(&self, revocation: &Revocation) -> Option<u64> {
-        let is_listed = self.tokens.values().chain(self.certificates.values()).any(|principal| {
-            matches!(revocation, Revocation::Subject { tenant, subject }
-                if (tenant, subject) == (&principal.tenant, &principal.subject))
-        });
-        let ttl_max_s = self.common.ttl_max_s.filter(|_| !is_listed)?;
-        // Once for the longest `exp`, and once after it.
-        Some(ttl_max_s.saturating_add(2 * self.common.leeway_s))
-    }
-
     /// The key sets to fetch.
     pub fn key_sets(&self) -> impl Iterator<Item = &Arc<KeySet>> {
         self.keys.iter().filter_map(|entry| match &entry.source {
@@ -152,7 +140,9 @@ impl Policy {
                 },
             },
             (None, Some(certificate)) => match self.certificates.get(&certificate.name) {
-                Some(_) if certificate.ends_s < now_s => return Outcome::Verdict(Err(AuthRefusal::Expired)),
+                Some(_) if certificate.ends_s < now_s => {
+                    return Outcome::Verdict(Err(AuthRefusal::CertificateExpired));
+                }
                 Some(principal) => Arc::new(Principal {
                     expires_at_s: Some(certificate.ends_s),
                     ..Principal::clone(principal)

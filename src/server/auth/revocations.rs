@@ -34,7 +34,8 @@ struct Revoked {
 pub struct Full;
 
 impl Revocations {
-    /// Revokes until `until_s`. Cost: O(1), unless the table is full: then expired revocations are removed first.
+    /// Revokes until `until_s`; a later revocation of the same subject or token replaces the first, also if it ends sooner. Cost:
+    /// O(1), unless the table is full: then expired revocations are removed first.
     ///
     /// # Errors
     /// [`Full`] if [`REVOCATIONS_MAX`] revocations have not expired.
@@ -43,21 +44,15 @@ impl Revocations {
         if table.len() >= REVOCATIONS_MAX {
             table.forget(now_s);
         }
-        if table.len() >= REVOCATIONS_MAX {
+        if table.len() >= REVOCATIONS_MAX && !table.contains(revocation) {
             return Err(Full);
         }
-        let revoked = |before: Option<&Revoked>| Revoked {
-            at_s: now_s,
-            until_s: before.map_or(until_s, |before| before.until_s.max(until_s)),
-        };
+        let revoked = Revoked { at_s: now_s, until_s };
         match revocation {
             Revocation::Subject { tenant, subject } => {
-                let key = (tenant.clone(), subject.clone());
-                let revoked = revoked(table.subjects.get(&key));
-                table.subjects.insert(key, revoked);
+                table.subjects.insert((tenant.clone(), subject.clone()), revoked);
             }
             Revocation::TokenId(id) => {
-                let revoked = revoked(table.token_ids.get(id));
                 table.token_ids.insert(id.clone(), revoked);
             }
         }
@@ -98,6 +93,15 @@ impl Table {
         self.subjects.len() + self.token_ids.len()
     }
 
+    fn contains(&self, revocation: &Revocation) -> bool {
+        match revocation {
+            Revocation::Subject { tenant, subject } => {
+                self.subjects.contains_key(&(tenant.clone(), subject.clone()))
+            }
+            Revocation::TokenId(id) => self.token_ids.contains_key(id),
+        }
+    }
+
     fn forget(&mut self, now_s: u64) {
         self.subjects.retain(|_, revoked| revoked.until_s > now_s);
         self.token_ids.retain(|_, revoked| revoked.until_s > now_s);
@@ -128,8 +132,17 @@ mod tests {
         let other_tenant = Principal { tenant: "t".into(), ..alice(None) };
         assert!(!revocations.is_revoked(&other_tenant, 150));
         assert!(!revocations.is_revoked(&alice(None), 200), "it has run out");
-        revocations.add(&subject("alice"), 150, 160).unwrap();
-        assert!(revocations.is_revoked(&alice(Some(140)), 170), "a shorter one does not end the first");
+    }
+
+    #[test]
+    fn a_later_revocation_replaces_the_first_also_if_it_ends_sooner() {
+        let revocations = Revocations::default();
+        for (revocation, id) in [(subject("alice"), None), (Revocation::TokenId("7".into()), Some("7"))] {
+            revocations.add(&revocation, 100, 200).unwrap();
+            revocations.add(&revocation, 150, 160).unwrap();
+            let alice = principal("alice", id, Some(150));
+            assert!(revocations.is_revoked(&alice, 159) && !revocations.is_revoked(&alice, 160));
+        }
     }
 
     #[test]
@@ -148,6 +161,7 @@ mod tests {
             revocations.add(&subject(&at.to_string()), 100, 200 + (at as u64 & 1)).unwrap();
         }
         assert_eq!(revocations.add(&subject("more"), 199, 300), Err(Full));
+        revocations.add(&subject("1"), 199, 201).unwrap();
         revocations.add(&subject("more"), 200, 300).unwrap();
         assert_eq!(revocations.len(), REVOCATIONS_MAX / 2 + 1);
     }

@@ -4,7 +4,7 @@
 //! Each has a name, FileDescriptorName= of its socket unit: `tcp` is the first native listener, `http` the first HTTP
 //! listener, `admin` the operator's. systemd/ has a unit for each of the first two. Without FileDescriptorName= the name is that of
 //! the unit: `tickcast-http.socket` is `http` too. Sockets without names (the manager sets no LISTEN_FDNAMES), or of a unit whose
-//! name says nothing, get these names in this order, but two of them with the same port, such as those of IPv4 and IPv6, get the
+//! name says nothing, get the names that are left, in this order, but two of them with the same port, such as those of IPv4 and IPv6, get the
 //! same name. Further sockets of a name are further listeners with the options of the first.
 //! LISTEN_PID names this process, or its parent: podman sets it to 1, which is the init of `podman run --init` or a shell. A
 //! parent may have kept its sockets and passed on only the variables, so the server then ignores descriptors that are not
@@ -68,6 +68,7 @@ impl Passed {
         }
         let given = variable("LISTEN_FDNAMES");
         let names = names(&count, given.as_deref()).map_err(StartupError::Passed)?;
+        let mut sockets = Vec::new();
         for (fd, name) in (FIRST_PASSED..).zip(names) {
             // SAFETY: -1 is excluded. It is borrowed for the two calls below, which fail if it is not open; no other thread runs that
             // could close it between them.
@@ -84,8 +85,9 @@ impl Passed {
             })?;
             // SAFETY: it is open, as the call above has checked. By this function's contract the service manager opened it for
             // this process and nothing else owns it; TAKEN lets it be taken only once.
-            passed.add(name, unsafe { OwnedFd::from_raw_fd(fd) })?;
+            sockets.push((name, unsafe { OwnedFd::from_raw_fd(fd) }));
         }
+        passed.add_all(sockets)?;
         Ok(passed)
     }
 
@@ -106,6 +108,12 @@ impl Passed {
     /// The name of the first socket that no listener has taken.
     pub fn first_left(&self) -> Option<Kind> {
         self.sockets.first().map(|(kind, _)| *kind)
+    }
+
+    /// Adds sockets: those with names first, so that the others get only what is left.
+    fn add_all(&mut self, mut sockets: Vec<(&str, OwnedFd)>) -> Result<(), StartupError> {
+        sockets.sort_by_key(|(name, _)| matches!(kind_of(name), Some(Named::Any)));
+        sockets.into_iter().try_for_each(|(name, socket)| self.add(name, socket))
     }
 
     fn add(&mut self, name: &str, socket: OwnedFd) -> Result<(), StartupError> {
@@ -244,13 +252,13 @@ mod tests {
     fn the_name_of_a_unit_says_which_listener_its_sockets_are() {
         let taken = |names: &[&str]| {
             let mut passed = Passed::default();
-            for name in names {
-                passed.add(name, TcpListener::bind("127.0.0.1:0").unwrap().into()).unwrap();
-            }
+            let socket = || TcpListener::bind("127.0.0.1:0").unwrap().into();
+            passed.add_all(names.iter().map(|name| (*name, socket())).collect()).unwrap();
             passed.sockets.iter().map(|(kind, _)| *kind).collect::<Vec<_>>()
         };
         use Kind::{Admin, Http, Native};
-        assert_eq!(taken(&["tickcast-http.socket", "tickcast.socket"]), [Http, Native]);
+        assert_eq!(taken(&["tickcast.socket", "tickcast-http.socket"]), [Http, Native]);
+        assert_eq!(taken(&["tickcast.socket", "tcp"]), [Native, Http], "the named one first");
         assert_eq!(taken(&["tickcast-admin.socket", "http.socket", "my-tcp.socket"]), [Admin, Http, Native]);
         assert_eq!(taken(&["tickcast.socket", "tickcast.socket", "tickcast.socket"]), [Native, Http, Admin]);
     }

@@ -67,6 +67,8 @@ pub struct ClientListener {
     pub kind: ListenerKind,
     /// How a trusted proxy reports its client's address.
     pub client: ClientAddress,
+    /// Its socket is a Unix socket.
+    pub is_unix: bool,
     /// The listener has one socket for all shards; the shard that accepts distributes its connections. If false, each shard has
     /// its own socket.
     pub is_distributed: bool,
@@ -81,7 +83,7 @@ pub struct ClientListener {
 }
 
 impl ClientListener {
-    /// Creates a listener that has not failed.
+    /// Creates a TCP listener that has not failed.
     pub fn new(
         kind: ListenerKind,
         client: ClientAddress,
@@ -89,8 +91,8 @@ impl ClientListener {
         is_read_only: bool,
         tenant: TenantId,
     ) -> ClientListener {
-        let (retry_ns, is_failing) = (None, false);
-        ClientListener { kind, client, is_distributed, is_read_only, tenant, retry_ns, is_failing }
+        let (is_unix, retry_ns, is_failing) = (false, None, false);
+        ClientListener { kind, client, is_unix, is_distributed, is_read_only, tenant, retry_ns, is_failing }
     }
 }
 
@@ -380,7 +382,7 @@ impl Driver {
         let id = listener.0 as usize;
         let listener = &mut self.listeners[id];
         listener.is_failing = false;
-        let ClientListener { kind, mut client, is_read_only, tenant, .. } = *listener;
+        let ClientListener { kind, mut client, is_unix, is_read_only, tenant, .. } = *listener;
         if self.phase != Phase::Running {
             self.shard.counters().add(Counter::SessionsRefusedDraining, 1);
             return;
@@ -398,6 +400,7 @@ impl Driver {
         }
         match admitted {
             Ok(admitted) => {
+                let is_safe_from_rebinding = is_unix || self.tls.is_tls(id);
                 if client != ClientAddress::Peer && !self.admission.is_proxy(&socket) {
                     client = ClientAddress::Peer;
                 }
@@ -406,6 +409,9 @@ impl Driver {
                     self.shard.set_source(SlotId(slot), admitted.source);
                     self.tls.accept(slot, id, client);
                     self.shard.set_tenant(SlotId(slot), tenant);
+                    if is_safe_from_rebinding {
+                        self.shard.set_safe_from_rebinding(SlotId(slot));
+                    }
                     if is_read_only {
                         self.shard.set_read_only(SlotId(slot));
                     }

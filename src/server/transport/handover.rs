@@ -59,6 +59,7 @@ mod tests {
             is_read_only: false,
             is_forwarded: false,
             client_address: ClientAddress::Peer,
+            is_safe_from_rebinding: false,
             tenant: TenantId::DEFAULT,
             principal: None,
             certificate: None,

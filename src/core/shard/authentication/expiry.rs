@@ -4,6 +4,7 @@ use super::Expiry;
 use crate::{
     ids::SlotId,
     limits::EXPIRY_LOOK_NS,
+    listed::Entry,
     now::Now,
     principal::{AuthRefusal, Principal},
     session::CloseReason,
@@ -56,7 +57,7 @@ impl Shard {
         self.set_timer(due_ns, TimerKind::Expiry, id);
     }
 
-    /// Announces the expiry of a session's token, or ends the session whose token has expired.
+    /// Announces the expiry of a session's token or certificate, or ends the session when that has expired.
     pub(in crate::shard) fn check_expiry(&mut self, slot: SlotId, now: Now) {
         let expiry =
             self.authentication.expiries.get(&slot).filter(|expiry| expiry.due_ns <= now.monotonic_ns);
@@ -66,7 +67,12 @@ impl Shard {
             return debug_assert!(false, "only the expiry of a token that expires is watched");
         };
         if left_ns + i128::from(auth.grace_ns) <= 0 && !session.awaits_verdict() {
-            return self.end(slot, CloseReason::Unauthorized(AuthRefusal::Expired), now);
+            let listing = session.principal.as_deref().and_then(|principal| principal.listing.as_ref());
+            let refusal = match listing.map(|listing| &listing.entry) {
+                Some(Entry::Certificate(_)) => AuthRefusal::CertificateExpired,
+                _ => AuthRefusal::Expired,
+            };
+            return self.end(slot, CloseReason::Unauthorized(refusal), now);
         }
         let announces = !is_announced && left_ns <= i128::from(auth.warning_ns);
         if announces {

@@ -3,6 +3,7 @@
 use crate::{
     ids::SlotId,
     limits::TURN_LISTED_REVIEWED,
+    listed::Entry,
     now::Now,
     principal::{AuthRefusal, Principal},
     session::CloseReason,
@@ -29,9 +30,16 @@ impl Shard {
         true
     }
 
-    fn review_listed_in(&mut self, slot: SlotId, now: Now) {
+    /// Compares a session, unless it is anonymous and may be about to become the subject of its token: then a refused verdict ends
+    /// it.
+    pub(super) fn review_listed_in(&mut self, slot: SlotId, now: Now) {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let (Some(principal), proof) = (session.principal.clone(), session.proof) else { return };
+        let is_anonymous =
+            principal.listing.as_ref().is_some_and(|listing| listing.entry == Entry::Anonymous);
+        if is_anonymous && self.authentication.awaits_verdict(session.id) {
+            return;
+        }
         match self.listed_now(&principal) {
             Ok(current) if Arc::ptr_eq(&current, &principal) => {}
             Ok(current) => {

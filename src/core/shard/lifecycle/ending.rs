@@ -259,11 +259,9 @@ impl Shard {
                 // A client that waits for an answer gets one. Between two requests, none does.
                 let has_call = session.protocol.has_call();
                 let status = match reason {
-                    CloseReason::Unauthorized(AuthRefusal::Expired | AuthRefusal::Revoked)
-                        if session.protocol.is_kept_http() && !has_call && !had_input =>
-                    {
-                        None
-                    }
+                    CloseReason::Unauthorized(
+                        AuthRefusal::Expired | AuthRefusal::CertificateExpired | AuthRefusal::Revoked,
+                    ) if session.protocol.is_kept_http() && !has_call && !had_input => None,
                     _ => reason.http_status().or(has_call.then_some(503)),
                 };
                 if let Some(status) = status {

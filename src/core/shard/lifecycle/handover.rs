@@ -38,6 +38,8 @@ pub struct DetachedSession {
     pub is_forwarded: bool,
     /// How a proxy has told its client's address.
     pub client_address: ClientAddress,
+    /// Whether it is over TLS or a Unix socket, where no DNS rebinding attack can have made it.
+    pub is_safe_from_rebinding: bool,
     /// Its tenant, as far as it is known.
     pub tenant: TenantId,
     /// Its principal, if its credentials have been verified.
@@ -58,7 +60,7 @@ impl Shard {
         // `/v1` requests may have counted it as a connection of its tenant.
         self.leave_tenant(slot);
         let session = self.sessions.open_mut(slot)?;
-        let Session { listener, client_address, is_read_only, tenant, .. } = *session;
+        let Session { listener, client_address, is_safe_from_rebinding, is_read_only, tenant, .. } = *session;
         let bytes = session.take_input();
         let principal = session.principal.take();
         let certificate = self.authentication.take_certificate(slot);
@@ -75,6 +77,7 @@ impl Shard {
             is_read_only,
             is_forwarded,
             client_address,
+            is_safe_from_rebinding,
             tenant,
             principal,
             certificate,
@@ -185,6 +188,7 @@ mod tests {
             is_read_only: false,
             is_forwarded: false,
             client_address: ClientAddress::Peer,
+            is_safe_from_rebinding: false,
             tenant,
             principal: None,
             certificate: None,
@@ -229,16 +233,19 @@ mod tests {
             for piece in [1, 7, bytes.len()] {
                 let mut from = shard(ShardId(0), Limits::default());
                 from.handle_accept(SlotId(3), listener, NOW);
+                from.set_safe_from_rebinding(SlotId(3));
                 bytes.chunks(piece).for_each(|piece| from.handle_bytes(SlotId(3), piece, NOW));
                 assert_eq!(from.poll_action(), Some(Action::HandOver(SlotId(3))), "once, and nothing else");
                 assert_eq!(from.poll_action(), None);
                 assert_eq!(sent(&mut from), b"", "nothing is answered before the handover");
                 let detached = from.handle_detached(SlotId(3)).unwrap();
-                assert_eq!(detached, super::tests::detached(home, listener, bytes.clone()));
+                let expected = super::tests::detached(home, listener, bytes.clone());
+                assert_eq!(detached, DetachedSession { is_safe_from_rebinding: true, ..expected });
                 assert_eq!((from.sessions_len(), from.handle_detached(SlotId(3))), (0, None));
 
                 let mut to = shard(home, Limits::default());
                 to.handle_attached(SlotId(8), SourceId::default(), &detached, NOW);
+                assert!(to.sessions.get(SlotId(8)).unwrap().is_safe_from_rebinding);
                 assert_eq!(to.poll_action(), Some(Action::HandshakeDone(SlotId(8))));
                 assert!(!sent(&mut to).is_empty(), "welcome or 101");
                 let open = |shard: &Shard| shard.counters().value(Counter::SessionsOpen);

@@ -4,11 +4,12 @@ use crate::{
     config::Limits,
     ids::{SlotId, TenantId},
     limits::RESUME_WINDOW_MS,
+    metrics::counters::Counter,
     session::ListenerKind,
     tenants::{Exports, TenantConfig, Tenants},
     testing::{Driver, hello},
 };
-use tickcast_proto::{frame, limits::LAST_EVENT_ID_BYTES_MAX, records::Publish};
+use tickcast_proto::{frame, http::access::Access, limits::LAST_EVENT_ID_BYTES_MAX, records::Publish};
 
 const PUBLISHER: u32 = 0;
 const READER: u32 = 1;
@@ -420,4 +421,34 @@ fn head_of_a_stream_has_its_headers_subscribes_to_nothing_and_ends() {
     let answer = head(&mut driver, "/sse?topics=a");
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n"), "{answer}");
     assert!(answer.contains("\r\nContent-Type: text/event-stream\r\n"), "{answer}");
+}
+
+#[test]
+fn a_local_server_answers_requests_over_tls_and_unix_sockets_under_every_name() {
+    let http_access = Access { is_local: true, ..Access::default() };
+    let limits = Limits { http_access, ..Limits::default() };
+    for (is_safe, status) in [(false, "403"), (true, "200")] {
+        let mut driver = driver_with(limits.clone());
+        driver.accept(READER, ListenerKind::Http, b"");
+        if is_safe {
+            driver.shard.set_safe_from_rebinding(SlotId(READER));
+        }
+        driver.receive(READER, b"GET /sse?topics=a HTTP/1.1\r\nHost: ticks.example.com\r\n\r\n");
+        let answer = text(&mut driver, READER);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
+}
+
+#[test]
+fn a_head_of_a_stream_ends_no_session_of_its_identity() {
+    let mut driver = driver_with(Limits { identity_replaces: true, ..Limits::default() });
+    open(&mut driver, READER, "topics=a&client=desk-7", "");
+    assert_eq!(names(&events(&mut driver, READER)), ["subscribed"]);
+    let head = b"HEAD /sse?topics=a&client=desk-7 HTTP/1.1\r\nHost: x\r\n\r\n";
+    driver.accept(LATER, ListenerKind::Http, head);
+    let answer = text(&mut driver, LATER);
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\n"), "{answer}");
+    publish(&mut driver, "a", "1");
+    assert_eq!(ticks(&events(&mut driver, READER)), [("a".to_owned(), 1)]);
+    assert_eq!(driver.shard.counters().value(Counter::ClosedReplaced), 0);
 }

@@ -198,6 +198,23 @@ fn expired_early_and_revoked_tokens_are_told_apart() {
 }
 
 #[test]
+fn a_revocation_closes_sessions_whose_issuer_has_a_clock_that_is_ahead() {
+    let mut tables = tables();
+    tables.common.leeway = Time::from_ms(10_000);
+    let policy = Builder::build(&tables, true).unwrap();
+    let alice = Revocation::Subject { tenant: "".into(), subject: "alice".into() };
+    let token = |iat_s: u64| {
+        let claims = json!({"sub": "alice", "exp": NOW_S + 60, "iat": iat_s});
+        with_token(&signed(Algorithm::EdDsa, None, &claims))
+    };
+    let before = verdict_at(&policy, &token(NOW_S + 5), NOW_S).unwrap();
+    assert!(alice.revokes(&before, NOW_S + 2));
+    // A login after the revocation is valid at once.
+    let after = verdict_at(&policy, &token(NOW_S + 8), NOW_S + 3).unwrap();
+    assert!(!alice.revokes(&after, NOW_S + 2));
+}
+
+#[test]
 fn a_key_with_an_id_verifies_only_tokens_with_that_id_or_none() {
     let mut tables = tables();
     tables.keys.truncate(1);
@@ -266,27 +283,21 @@ fn the_principal_of_a_certificate_expires_with_it() {
     };
     assert_eq!(until(NOW_S + 7).unwrap().expires_at_s, Some(NOW_S + 7));
     assert!(until(NOW_S).is_ok(), "its last second");
-    assert_eq!(until(NOW_S - 1), Err(AuthRefusal::Expired));
+    assert_eq!(until(NOW_S - 1), Err(AuthRefusal::CertificateExpired));
 }
 
 #[test]
-fn a_revocation_holds_as_long_as_what_it_revokes_may_be_valid() {
-    let subject = |subject: &str| Revocation::Subject { tenant: "".into(), subject: subject.into() };
+fn with_ttl_max_a_revocation_may_be_forgotten_when_its_tokens_have_expired() {
     let mut tables = tables();
-    let unlimited = Builder::build(&tables, true).unwrap();
-    assert_eq!(unlimited.validity_max_s(&subject("alice")), None);
     (tables.common.ttl_max, tables.common.leeway) = (Time::from_ms(3_600_000), Time::from_ms(10_000));
     let policy = Builder::build(&tables, true).unwrap();
-    assert_eq!(policy.validity_max_s(&subject("alice")), Some(3_620));
-    assert_eq!(policy.validity_max_s(&Revocation::TokenId("7".into())), Some(3_620));
-    for listed in ["collector", "feed.example"] {
-        assert_eq!(policy.validity_max_s(&subject(listed)), None, "{listed}: it never expires");
-    }
+    // `ttl_max`, and twice `leeway`: once in `exp`, and once after it.
+    let (alice, until_s) =
+        (Revocation::Subject { tenant: "".into(), subject: "alice".into() }, NOW_S + 3_620);
+    let revocations = Revocations::default();
+    revocations.add(&alice, NOW_S, until_s).unwrap();
     // The last token that is accepted, at the last moment at which it is valid.
     let late = signed(Algorithm::EdDsa, None, &json!({"sub": "alice", "exp": NOW_S + 3_610, "iat": NOW_S}));
-    let revocations = Revocations::default();
-    let until_s = NOW_S + policy.validity_max_s(&subject("alice")).unwrap();
-    revocations.add(&subject("alice"), NOW_S, until_s).unwrap();
     for at_s in [NOW_S + 1, until_s - 1] {
         let outcome = policy.verify(&with_token(&late), at_s, &revocations);
         assert!(matches!(outcome, Outcome::Verdict(Err(AuthRefusal::Revoked))), "{outcome:?}");

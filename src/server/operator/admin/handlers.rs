@@ -326,11 +326,8 @@ impl AdminContext {
         };
         let change = Change::begin(who, peer, format_args!("revoke {named}"));
         let now_s = clock::realtime_ns() / NS_PER_S;
-        let keep_s = keep_ns
-            .map(|ns| ns / NS_PER_S)
-            .or_else(|| authority.policy().validity_max_s(&revocation))
-            .map_or(REVOCATION_MS_HIGHEST / 1_000, |seconds| seconds.min(REVOCATION_MS_HIGHEST / 1_000));
-        let until_s = now_s + keep_s;
+        // Not shorter with ttl_max: a token without a time of issue is accepted when its end is near, however long it exists.
+        let until_s = now_s + keep_ns.map_or(REVOCATION_MS_HIGHEST / 1_000, |ns| ns / NS_PER_S);
         if authority.revocations.add(&revocation, now_s, until_s).is_err() {
             let message = format!(
                 "there are {REVOCATIONS_MAX} revocations already; use a shorter keep for the next ones"

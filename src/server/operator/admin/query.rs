@@ -38,7 +38,7 @@ pub enum LatencyFormat {
 pub struct RevocationQuery {
     /// The subject or token.
     pub revocation: Revocation,
-    /// How long to refuse it, nanoseconds; `None`: as long as its tokens may be valid.
+    /// How long to refuse it, nanoseconds; `None`: as long as possible.
     pub keep_ns: Option<u64>,
 }
 

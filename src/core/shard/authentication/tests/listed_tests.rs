@@ -109,6 +109,34 @@ fn anonymous_sessions_end_with_the_table_that_allows_them() {
 }
 
 #[test]
+fn an_anonymous_session_whose_token_is_being_verified_outlives_the_table_that_allows_it() {
+    let anonymous = listed(&Entry::Anonymous, 1, &["t.a"]);
+    let later = listed(&TOKEN, 2, &["t.a"]);
+    let (forged, busy) = (AuthRefusal::Invalid("forged".into()), AuthRefusal::Busy);
+    for (given, verdict, expected) in [
+        (JsonHello.hello("token", ""), Ok(later.clone()), ["welcome"].as_slice()),
+        (JsonHello.hello("token", ""), Err(forged), &["closing 3500", "close 3500"]),
+        (JsonHello.refresh("token"), Err(busy), &["error 107", "closing 3500", "close 3500"]),
+    ] {
+        let mut bench = Bench::with(limits(1, &[anonymous.clone(), listed(&TOKEN, 1, &["t.a"])]));
+        open(&mut bench, 0, JsonHello, None);
+        bench.driver.receive(0, &given);
+        bench.turns();
+        let (id, _) = bench.driver.shard.poll_credentials().unwrap();
+        reload(&mut bench, 2, &[later.clone()]);
+        assert_eq!(bench.take(0), [] as [&str; 0], "{expected:?}");
+        bench.driver.shard.handle_verdict(id, verdict, bench.driver.now);
+        bench.turns();
+        let events = bench.take(0);
+        assert!(
+            events.starts_with(&expected.iter().map(|event| event.to_string()).collect::<Vec<_>>()),
+            "{events:?}"
+        );
+        bench.end();
+    }
+}
+
+#[test]
 fn sessions_of_json_web_tokens_are_left_alone_and_an_equal_file_changes_nothing() {
     let token = listed(&TOKEN, 1, &["t.a"]);
     let mut bench = Bench::with(limits(1, slice::from_ref(&token)));
