@@ -331,9 +331,11 @@ fn start(
             let (is_dealt, is_read_only, tenant) =
                 (listening.is_dealt(), listening.is_read_only, listening.tenant);
             let is_unix = listening.address.tcp().is_none();
-            kind.map(|kind| ClientListener {
-                is_unix,
-                ..ClientListener::new(kind, listening.client, is_dealt, is_read_only, tenant)
+            kind.map(|kind| {
+                let mut listener =
+                    ClientListener::new(kind, listening.client, is_dealt, is_read_only, tenant);
+                listener.is_unix = is_unix;
+                listener
             })
         })
         .collect();
