@@ -437,6 +437,8 @@ fn encode_mark(out: &mut Vec<u8>, id: TopicId, mark: StaleMark) {
 #[cfg(test)]
 mod budget_tests;
 #[cfg(test)]
+mod opening_flood_tests;
+#[cfg(test)]
 mod opening_tests;
 #[cfg(test)]
 mod tests;
