@@ -41,7 +41,8 @@ pub(super) struct Joining {
     entry: u32,
     /// The next topic: the index of its home, and its index there.
     next: (u16, u32),
-    /// Topics joined before their turn. Bound: the topics opened or published to during the walk.
+    /// Topics joined before their turn, kept to the end of the walk: one that is still opening when the walk passes over it asks
+    /// later. Bound: the topics opened or published to during the walk.
     early: HashSet<TopicId, rustc_hash::FxBuildHasher>,
 }
 
@@ -202,7 +203,7 @@ impl Fanout {
             let topic = topic.filter(|topic| self.settings.exports.matches(&pattern, topic.key()));
             let id = topic.filter(|topic| topic.life == Life::Current).map(|topic| topic.info.id);
             if let Some(id) = id
-                && !joining.early.remove(&id)
+                && !joining.early.contains(&id)
             {
                 used += CHANGE_UNITS + subscriptions;
                 if !self.join(id, slot, joining.entry, start_from, sessions, logs) {

@@ -1,14 +1,18 @@
-//! Tests of topics that open while their publishers never stop.
+//! Tests of topics that open while their publishers never stop, or while a session walks over them.
 
 use std::collections::HashMap;
 
-use super::opening_tests::{PUBLISHER, Reader, accept_members, driver, finish, read};
+use super::opening_tests::{
+    FEW, PUBLISHER, Reader, accept_members, driver, finish, paced, pass_until_forgotten, publish, read,
+    subscribe,
+};
 use crate::{
     ids::SlotId,
     metrics::counters::Counter,
-    shard::Action,
+    shard::{Action, ListenerKind},
+    testing::hello,
 };
-use tickcast_proto::{frame, records::Publish};
+use tickcast_proto::{frame, records::Publish, subscription::Policy};
 
 #[test]
 fn a_topic_whose_publisher_never_stops_opens_without_loss() {
@@ -51,4 +55,44 @@ fn a_topic_whose_publisher_never_stops_opens_without_loss() {
         let reader = &readers[&slot];
         assert_eq!((reader.ticks as u64, reader.lost, reader.last["n.1"]), (sequenced, 0, (1, sequenced)));
     }
+}
+
+#[test]
+fn a_session_whose_walk_passes_over_a_topic_that_is_still_opening_joins_it() {
+    const MEMBERS: u32 = 9;
+    const WALKER: u32 = MEMBERS + 1;
+    let mut driver = driver();
+    for slot in 1..=WALKER {
+        driver.accept(slot, ListenerKind::Native, &hello());
+        if slot < WALKER {
+            subscribe(&mut driver, slot, "x.*", paced(Policy::Conflate));
+        }
+    }
+    // The new topic takes the place of the one that is forgotten, so the walk comes to more topics after it.
+    (0..1_000).for_each(|topic| publish(&mut driver, &format!("n.{topic}"), b"x"));
+    publish(&mut driver, "t.0", b"x");
+    (1_000..4_000).for_each(|topic| publish(&mut driver, &format!("n.{topic}"), b"x"));
+    subscribe(&mut driver, 1, "t.*", paced(Policy::Conflate));
+    finish(&mut driver);
+    pass_until_forgotten(&mut driver);
+    finish(&mut driver);
+    driver.shard.set_opening_units(FEW);
+    subscribe(&mut driver, WALKER, ">", paced(Policy::Conflate));
+    let mut turns = 0;
+    while driver.shard.fanout.joins_len() == 0 {
+        driver.turn();
+        turns += 1;
+        assert!(turns < 100, "the walk begins");
+    }
+    driver.sent.clear();
+    publish(&mut driver, "x.1", b"x");
+    while driver.shard.fanout.opens_topics() {
+        driver.turn();
+        assert_eq!(driver.shard.fanout.joins_len(), 1, "the walk takes longer");
+    }
+    finish(&mut driver);
+    let mut readers = HashMap::<u32, Reader>::new();
+    driver.sent.retain(|(slot, _)| *slot == WALKER);
+    read(&mut driver, &mut readers);
+    assert_eq!(readers[&WALKER].last.get("x.1"), Some(&(1, 1)));
 }
