@@ -339,6 +339,7 @@ impl Shard {
         let (left, gone) = fanout.leave_forgotten(TURN_FORGET_UNITS, home, sessions, logs, now.monotonic_ns);
         self.counters.add(Counter::ForgettingUnits, (TURN_FORGET_UNITS - left) as u64);
         used += TURN_FORGET_UNITS - left;
+        self.cancel_forgotten_log_reads();
         for id in gone {
             match id.home(self.shards) {
                 home if home == self.id => self.home.handle_forgotten(home, id, now.monotonic_ns),
