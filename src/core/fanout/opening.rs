@@ -371,6 +371,24 @@ impl Fanout {
         backlog.or_else(|| self.take_awaited_of(id, slot))
     }
 
+    /// Forgets what a session recovers in topics that are opening and that none of its subscriptions delivers any more. Returns the
+    /// units used. O(topics that open).
+    pub(super) fn forget_backlogs(&mut self, slot: SlotId, sessions: &Sessions) -> usize {
+        let Some(session) = sessions.get(slot).map(|session| session.id) else { return 0 };
+        let of_session = self.openings.by_topic.iter();
+        let of_session = of_session.filter(|(_, opening)| opening.backlogs.contains_key(&session));
+        let topics: Vec<TopicId> = of_session.map(|(&id, _)| id).collect();
+        for &id in &topics {
+            let topic = topic_ref(&self.topics, id, self.shards);
+            if topic.is_none_or(|topic| self.deliveries_of(topic, slot, sessions).is_none())
+                && let Some(opening) = self.openings.by_topic.get_mut(&id)
+            {
+                opening.backlogs.remove(&session);
+            }
+        }
+        topics.len() + self.openings.by_topic.len() / DELIVERIES_PER_OPENING_UNIT
+    }
+
     /// Does about `units` units of a topic's opening. Returns the units used, and whether the topic is open.
     fn advance_opening(
         &mut self,

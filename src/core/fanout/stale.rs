@@ -248,7 +248,12 @@ impl Fanout {
 
     /// How many wildcard groups deliver a topic to a session, and whether it has other subscriptions that do; `None`: it does not
     /// receive the topic.
-    fn deliveries_of(&self, topic: &EgressTopic, slot: SlotId, sessions: &Sessions) -> Option<(u32, bool)> {
+    pub(super) fn deliveries_of(
+        &self,
+        topic: &EgressTopic,
+        slot: SlotId,
+        sessions: &Sessions,
+    ) -> Option<(u32, bool)> {
         let session = sessions.get(slot)?;
         let matching = Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports);
         let (subscriptions, principal) = (&session.subscriptions, session.principal.as_deref());

@@ -349,7 +349,8 @@ impl Fanout {
         self.leave_members(held, slot, sessions);
         let forgotten = self.forget_awaited(slot, held.entry);
         let (walk, listed) = self.walk(held.entry, slot, Change::Leave, sessions);
-        (walk, 1 + listed + CHANGE_UNITS * forgotten)
+        let looked = if self.openings.is_empty() { 0 } else { self.forget_backlogs(slot, sessions) };
+        (walk, 1 + listed + looked + CHANGE_UNITS * forgotten)
     }
 
     /// Begins to change how a pattern's subscription is delivered. `None` if the session does not hold the pattern.
