@@ -315,7 +315,7 @@ impl Fanout {
             return true;
         };
         let held = session.subscriptions.to(entry).map(|held| held.delivery);
-        let is_first = merged.shared == 0;
+        let (shared, is_group) = (merged.shared, merged.is_shared);
         let entry = self.entries[entry as usize].as_ref();
         let is_shared = entry.zip(held).is_some_and(|(entry, delivery)| entry.shares(delivery));
         let backlog = backlog.filter(|_| merged.shared == u32::from(is_shared));
@@ -331,8 +331,9 @@ impl Fanout {
             && let Some(topic) = topic_mut(&mut self.topics, id, self.shards)
         {
             topic.join(slot, merged, backlog, sessions, logs);
-            if is_first {
-                topic.tell_if_stale(slot, sessions);
+            // If its wildcards alone serve it, they tell it.
+            if !is_group {
+                self.tell_joined(id, slot, shared, sessions);
             }
         }
         true
