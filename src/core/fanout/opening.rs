@@ -195,10 +195,13 @@ impl Openings {
                 Stage::Joining(arrivals) => arrivals.heap_bytes(),
                 _ => 0,
             };
-            arrivals + opening.pulls.capacity() * size_of::<SlotId>() + opening.waiting.capacity()
+            arrivals
+                + opening.backlogs.capacity() * size_of::<(SessionId, Backlog)>()
+                + opening.pulls.capacity() * size_of::<SlotId>()
+                + opening.waiting.capacity()
         };
         let of_topics: usize = self.by_topic.values().map(of_topic).sum();
-        of_topics + self.by_topic.capacity() * size_of::<(TopicId, Opening)>()
+        of_topics + self.order.heap_bytes() + self.by_topic.capacity() * size_of::<(TopicId, Opening)>()
     }
 
     /// Takes the count of lost ticks.
@@ -337,7 +340,7 @@ impl Fanout {
         }
         for id in lives.into_iter().rev() {
             let Some(mut opening) = self.openings.remove(id) else { return };
-            self.openings.order.retain(|&other| other != id);
+            self.openings.order.remove(opening.owner, id);
             let now_ns = self.openings.now_ns;
             self.advance_opening(id, &mut opening, usize::MAX, sessions, logs, now_ns);
             opening.forgotten.into_iter().for_each(|last| self.end_life(id, last));
