@@ -347,8 +347,8 @@ impl Fanout {
     /// Appends a tick once per wire format used by its members, and queues it to every live member.
     pub fn deliver(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) {
         let id = TopicId(tick.header.topic_id);
-        if !self.openings.is_empty() && self.openings.keep(tick) {
-            return;
+        if !self.openings.is_empty() && self.openings.contains(id) {
+            return self.keep_tick(tick, sessions, logs, now_ns);
         }
         if !self.joining.is_empty() {
             self.join_early(id, sessions, logs);

@@ -12,12 +12,14 @@
 //!
 //! Each topic has an owner, who created it. The owners take turns, so that nobody's topics wait for all topics of another. What
 //! waits for a topic is bounded: beyond that, its oldest ticks are lost, and its members learn of it by GAP. So a topic that
-//! opens delays no other topic.
+//! opens delays no other topic. Its publishers have to wait as if it were open: each tick that comes is charged, and in the last
+//! stage the oldest one that waits is delivered for it. So what waits becomes less in each turn, however fast they are.
 //!
 //! If its home forgets a topic that is still opening, the topic opens as if nothing had happened, and its life ends after that:
 //! its members are owed what it had. Its next life waits for it.
 
 mod arrivals;
+mod kept;
 mod order;
 
 use std::collections::{HashMap, HashSet};
@@ -32,8 +34,8 @@ use super::{
 use crate::{
     ids::{SessionId, SlotId},
     limits::{
-        DELIVERIES_PER_OPENING_UNIT, FRAMES_PER_UNIT, NEW_TOPIC_UNITS, OPENING_BYTES_MAX,
-        OPENING_QUANTUM_UNITS, OPENINGS_BYTES_MAX, TURN_OPENING_UNITS,
+        DELIVERIES_PER_OPENING_UNIT, FRAMES_PER_UNIT, NEW_TOPIC_UNITS, OPENING_QUANTUM_UNITS,
+        TURN_OPENING_UNITS,
     },
     session::table::Sessions,
 };
@@ -60,7 +62,7 @@ impl Default for OpeningUnits {
 
 /// The topics that are opening.
 ///
-/// Bound: `topics_max`, and [`OPENINGS_BYTES_MAX`] of waiting ticks.
+/// Bound: `topics_max`, and [`OPENINGS_BYTES_MAX`](crate::limits::OPENINGS_BYTES_MAX) of waiting ticks.
 /// Invariant: `order` lists each topic of `by_topic` once. A life was listed before the next one of its topic, so no topics wait for
 /// each other.
 #[derive(Debug, Default)]
@@ -87,7 +89,7 @@ struct Opening {
     stage: Stage,
     /// What sessions recover before they go live.
     backlogs: HashMap<SessionId, Backlog>,
-    /// Encoded ticks. Bound: [`OPENING_BYTES_MAX`].
+    /// Encoded ticks. Bound: [`OPENING_BYTES_MAX`](crate::limits::OPENING_BYTES_MAX).
     waiting: Vec<u8>,
     /// How much of `waiting` has been delivered, or lost.
     delivered: usize,
@@ -102,6 +104,11 @@ struct Opening {
 impl Opening {
     fn bytes(&self) -> usize {
         self.waiting.len() - self.delivered
+    }
+
+    /// Whether ticks, or the announcement of lost ones, wait for the topic.
+    fn has_waiting(&self) -> bool {
+        self.bytes() > 0 || self.lost.is_some()
     }
 
     /// Notes that a tick is lost; all before it have been delivered or lost.
@@ -149,46 +156,6 @@ impl Openings {
         self.by_topic.contains_key(&id)
     }
 
-    /// Keeps a tick of a topic that is opening. Returns `false` if the topic is open.
-    ///
-    /// If there is no room, the topic loses its oldest ticks. An owner has room for as many bytes as are left for all others
-    /// (dynamic thresholds: Choudhury and Hahne, 1998), so whoever comes next always has some.
-    pub(super) fn keep(&mut self, tick: &Frame<'_>) -> bool {
-        let Some(opening) = self.by_topic.get_mut(&TopicId(tick.header.topic_id)) else { return false };
-        let (len, mut freed) = (tick.bytes.len(), 0);
-        let (owner, total) = (self.owner_bytes.entry(opening.owner).or_default(), self.waiting_bytes);
-        let has_room = |opening: &Opening, freed: usize| {
-            opening.bytes() + len <= OPENING_BYTES_MAX
-                && *owner + total + len <= OPENINGS_BYTES_MAX + 2 * freed
-        };
-        while !has_room(opening, freed) {
-            self.lost += 1;
-            match opening.lose_oldest() {
-                Some(bytes) => freed += bytes,
-                None => {
-                    opening.lose(tick);
-                    break;
-                }
-            }
-        }
-        let kept = match has_room(opening, freed) {
-            true => {
-                if opening.delivered > opening.waiting.len() / 2 {
-                    opening.waiting.drain(..std::mem::take(&mut opening.delivered));
-                }
-                opening.waiting.extend_from_slice(tick.bytes);
-                len
-            }
-            false => 0,
-        };
-        *owner = *owner + kept - freed;
-        if *owner == 0 {
-            self.owner_bytes.remove(&opening.owner);
-        }
-        self.waiting_bytes = self.waiting_bytes + kept - freed;
-        true
-    }
-
     /// Notes that the home has forgotten a topic. Returns `false` if the topic is open.
     pub(super) fn end_when_open(&mut self, id: TopicId, last: u64) -> bool {
         let opening = self.by_topic.get_mut(&id);
@@ -228,10 +195,13 @@ impl Openings {
                 Stage::Joining(arrivals) => arrivals.heap_bytes(),
                 _ => 0,
             };
-            arrivals + opening.pulls.capacity() * size_of::<SlotId>() + opening.waiting.capacity()
+            arrivals
+                + opening.backlogs.capacity() * size_of::<(SessionId, Backlog)>()
+                + opening.pulls.capacity() * size_of::<SlotId>()
+                + opening.waiting.capacity()
         };
         let of_topics: usize = self.by_topic.values().map(of_topic).sum();
-        of_topics + self.by_topic.capacity() * size_of::<(TopicId, Opening)>()
+        of_topics + self.order.heap_bytes() + self.by_topic.capacity() * size_of::<(TopicId, Opening)>()
     }
 
     /// Takes the count of lost ticks.
@@ -370,7 +340,7 @@ impl Fanout {
         }
         for id in lives.into_iter().rev() {
             let Some(mut opening) = self.openings.remove(id) else { return };
-            self.openings.order.retain(|&other| other != id);
+            self.openings.order.remove(opening.owner, id);
             let now_ns = self.openings.now_ns;
             self.advance_opening(id, &mut opening, usize::MAX, sessions, logs, now_ns);
             opening.forgotten.into_iter().for_each(|last| self.end_life(id, last));
@@ -404,6 +374,24 @@ impl Fanout {
         backlog.or_else(|| self.take_awaited_of(id, slot))
     }
 
+    /// Forgets what a session recovers in topics that are opening and that none of its subscriptions delivers any more. Returns the
+    /// units used. O(topics that open).
+    pub(super) fn forget_backlogs(&mut self, slot: SlotId, sessions: &Sessions) -> usize {
+        let Some(session) = sessions.get(slot).map(|session| session.id) else { return 0 };
+        let of_session = self.openings.by_topic.iter();
+        let of_session = of_session.filter(|(_, opening)| opening.backlogs.contains_key(&session));
+        let topics: Vec<TopicId> = of_session.map(|(&id, _)| id).collect();
+        for &id in &topics {
+            let topic = topic_ref(&self.topics, id, self.shards);
+            if topic.is_none_or(|topic| self.deliveries_of(topic, slot, sessions).is_none())
+                && let Some(opening) = self.openings.by_topic.get_mut(&id)
+            {
+                opening.backlogs.remove(&session);
+            }
+        }
+        topics.len() + self.openings.by_topic.len() / DELIVERIES_PER_OPENING_UNIT
+    }
+
     /// Does about `units` units of a topic's opening. Returns the units used, and whether the topic is open.
     fn advance_opening(
         &mut self,
@@ -417,6 +405,7 @@ impl Fanout {
         // Entries that are listed again for each piece must not keep a topic from getting on.
         let (mut used, mut listed) = (0, 0);
         let is_done = loop {
+            let has_waiting = opening.has_waiting();
             match &mut opening.stage {
                 Stage::Waiting { last } if self.openings.contains(*last) => break false,
                 Stage::Waiting { last } => {
@@ -468,18 +457,11 @@ impl Fanout {
                         None => opening.stage = Stage::Delivering,
                     }
                 }
-                Stage::Delivering if used >= units => break false,
+                // What is done is open, so that a tick that comes meanwhile need not wait.
+                Stage::Delivering if used >= units && has_waiting => break false,
                 Stage::Delivering => {
                     let before = self.tally.work();
-                    if let Some(lost) = opening.lost.take() {
-                        self.announce_lost(id, lost, sessions, logs);
-                    } else if let Ok(Step::Complete(len, tick)) =
-                        frame::decode(&opening.waiting[opening.delivered..], usize::MAX)
-                    {
-                        self.deliver(&tick, sessions, logs, now_ns);
-                        opening.delivered += len;
-                    } else {
-                        debug_assert!(opening.bytes() == 0, "whole frames wait");
+                    if !self.deliver_oldest(id, opening, sessions, logs, now_ns) {
                         used += opening.pulls.len() / DELIVERIES_PER_OPENING_UNIT;
                         for slot in std::mem::take(&mut opening.pulls) {
                             self.queue_pull(slot, sessions);
@@ -492,24 +474,6 @@ impl Fanout {
         };
         self.evict_overflowing(sessions, logs);
         (used + listed, is_done)
-    }
-
-    /// Announces ticks that were lost while their topic opened to its live subscribers. The others recover them.
-    fn announce_lost(
-        &mut self,
-        id: TopicId,
-        (from, to): (u64, u64),
-        sessions: &mut Sessions,
-        logs: &mut EgressLogs,
-    ) {
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
-            return debug_assert!(false, "a topic stays while it opens");
-        };
-        let from = topic.log.as_deref_mut().map_or(from, |log| log.lose(from, to));
-        topic.last_sequence = to - 1;
-        // The last values kept here have a hole.
-        topic.tracked_from = u64::MAX;
-        self.announce_hole(id, (from, to), sessions, logs);
     }
 
     /// Prepares the sessions to join a topic, and takes out the positions that await it.

@@ -9,7 +9,7 @@
 //!
 //! Only sessions with the feature `sources` are told. The messages are replies: nothing evicts them. A delivery costs nothing more.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
     EgressLogs, Fanout,
@@ -47,6 +47,7 @@ pub(super) struct StaleTopic {
 ///
 /// Bound: the topics of the shard in `told` and `changed`, one list of sessions in `telling`, and the subscriptions of the shard's
 /// sessions in `newcomers`.
+/// Invariant: `order` lists each of `newcomers` once.
 /// Invariant: `told` has the topics whose subscribers have been told that they are stale, and not yet that they are back.
 #[derive(Debug, Default)]
 pub(super) struct StaleTopics {
@@ -54,8 +55,10 @@ pub(super) struct StaleTopics {
     /// Topics whose mark has changed since their subscribers were told.
     changed: VecDeque<TopicId>,
     telling: Option<Telling>,
-    /// Wildcards that went live while topics were stale, the next one first.
-    newcomers: VecDeque<Newcomer>,
+    /// Wildcards that went live while topics were stale, by session and entry.
+    newcomers: BTreeMap<(SessionId, u32), Newcomer>,
+    /// The order in which they are told.
+    order: VecDeque<(SessionId, u32)>,
     /// Number of the last telling.
     number: u64,
     /// Time of the last turn, nanoseconds since 1970.
@@ -72,10 +75,8 @@ struct Telling {
 }
 
 /// A subscription to a wildcard whose session is being told of stale topics.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Newcomer {
-    session: SessionId,
-    entry: u32,
     /// The next topic.
     next: TopicId,
     /// The last telling before the subscription went live. Later ones include it.
@@ -94,11 +95,12 @@ impl StaleTopics {
         self.told.len() * told
             + self.changed.capacity() * size_of::<TopicId>()
             + telling * size_of::<SessionId>()
-            + self.newcomers.capacity() * size_of::<Newcomer>()
+            + self.order.capacity() * size_of::<(SessionId, u32)>()
+            + self.newcomers.len() * 2 * size_of::<((SessionId, u32), Newcomer)>()
     }
 
     fn has_work(&self) -> bool {
-        !self.changed.is_empty() || self.telling.is_some() || !self.newcomers.is_empty()
+        !self.changed.is_empty() || self.telling.is_some() || !self.order.is_empty()
     }
 }
 
@@ -110,7 +112,7 @@ impl EgressTopic {
     }
 
     /// Tells a session that has just joined that the topic is stale, if it is.
-    pub(super) fn tell_if_stale(&self, slot: SlotId, sessions: &mut Sessions) {
+    fn tell_if_stale(&self, slot: SlotId, sessions: &mut Sessions) {
         if let Some(mark) = self.mark_for_newcomers(u64::MAX)
             && sessions.get(slot).is_some_and(is_told)
         {
@@ -201,7 +203,11 @@ impl Fanout {
         let entry = self.entries[index as usize].as_ref();
         if entry.zip(held).is_some_and(|(entry, held)| entry.shares(held.delivery)) {
             let (next, number) = (TopicId(0), self.stale.number);
-            self.stale.newcomers.push_back(Newcomer { session: session.id, entry: index, next, number });
+            // One that has left the same wildcard meanwhile begins anew.
+            let before = self.stale.newcomers.insert((session.id, index), Newcomer { next, number });
+            if before.is_none() {
+                self.stale.order.push_back((session.id, index));
+            }
         }
     }
 
@@ -209,46 +215,105 @@ impl Fanout {
     fn tell_newcomers(&mut self, sessions: &mut Sessions) -> usize {
         let (mut used, mut told) = (0, 0);
         while used < TURN_STALE_UNITS / 2
-            && let Some(mut newcomer) = self.stale.newcomers.pop_front()
+            && let Some(key) = self.stale.order.pop_front()
         {
-            let slot = newcomer.session.slot();
-            let session = sessions.get(slot).filter(|session| session.id == newcomer.session);
-            let is_live = session.and_then(|session| session.subscriptions.to(newcomer.entry));
-            if is_live.is_none_or(|held| held.position.is_none()) {
+            let (id, entry) = key;
+            let session = sessions.get(id.slot()).filter(|session| session.id == id);
+            let held = session.and_then(|session| session.subscriptions.to(entry));
+            let is_live = held.is_some_and(|held| held.position.is_some());
+            let Some(mut newcomer) = self.stale.newcomers.get(&key).copied().filter(|_| is_live) else {
+                self.stale.newcomers.remove(&key);
                 used += 1;
                 continue;
-            }
+            };
             let topics = self.stale.told.range(newcomer.next..).take(STALE_LOOKS_AT_ONCE);
             let topics: Vec<TopicId> = topics.copied().collect();
             used += 1 + topics.len() / COMPARED_PER_UNIT;
-            for &id in &topics {
-                newcomer.next = TopicId(id.0.saturating_add(1));
-                let sent = self.tell_newcomer(&newcomer, id, sessions);
+            for &topic in &topics {
+                newcomer.next = TopicId(topic.0.saturating_add(1));
+                let sent = self.tell_newcomer(key, newcomer, topic, sessions);
                 (used, told) = (used + usize::from(sent), told + usize::from(sent));
             }
             if topics.len() == STALE_LOOKS_AT_ONCE {
-                self.stale.newcomers.push_back(newcomer);
+                self.stale.newcomers.insert(key, newcomer);
+                self.stale.order.push_back(key);
+            } else {
+                self.stale.newcomers.remove(&key);
             }
         }
         told
     }
 
-    /// Tells a session about one stale topic, unless its wildcard does not deliver it, or is not the first that does.
-    fn tell_newcomer(&self, newcomer: &Newcomer, id: TopicId, sessions: &mut Sessions) -> bool {
-        let slot = newcomer.session.slot();
+    /// Tells a session about one stale topic, unless its wildcard does not deliver it, or another subscription has told it.
+    fn tell_newcomer(
+        &self,
+        (session, entry): (SessionId, u32),
+        newcomer: Newcomer,
+        id: TopicId,
+        sessions: &mut Sessions,
+    ) -> bool {
+        let slot = session.slot();
         let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return false };
         let Some(mark) = topic.mark_for_newcomers(newcomer.number) else { return false };
-        let is_first = self.entry_matches(newcomer.entry, topic.key())
-            && self.deliveries_of(topic, slot, sessions) == Some((1, false));
+        if !self.entry_matches(entry, topic.key()) {
+            return false;
+        }
+        let is_first = match self.deliveries_of(topic, slot, sessions) {
+            Some((shared, false)) => {
+                shared == 1 || shared == 1 + self.untold_by(session, Some(entry), topic, sessions)
+            }
+            _ => false,
+        };
         if is_first {
             topic.tell(mark, slot, self.wildcards.know(topic), sessions);
         }
         is_first
     }
 
+    /// How many of a session's wildcards deliver a stale topic and have yet to tell the session of it, besides that of an entry.
+    /// O(subscriptions of the session).
+    fn untold_by(
+        &self,
+        session: SessionId,
+        besides: Option<u32>,
+        topic: &EgressTopic,
+        sessions: &Sessions,
+    ) -> u32 {
+        let id = topic.info.id;
+        let of_session = self.stale.newcomers.range((session, 0)..=(session, u32::MAX));
+        let is_untold = |&(&(_, entry), newcomer): &(&(SessionId, u32), &Newcomer)| {
+            let held = sessions.get(session.slot()).and_then(|session| session.subscriptions.to(entry));
+            besides != Some(entry)
+                && newcomer.next <= id
+                && topic.mark_for_newcomers(newcomer.number).is_some()
+                && held.is_some_and(|held| held.position.is_some())
+                && self.entry_matches(entry, topic.key())
+                && self.delivers(entry, id, session.slot(), sessions)
+        };
+        of_session.filter(is_untold).count() as u32
+    }
+
+    /// Tells a session that has just joined a topic that it is stale, if it is and the session does not know. `shared`: how many
+    /// wildcard groups deliver the topic to it.
+    pub(super) fn tell_joined(&self, id: TopicId, slot: SlotId, shared: u32, sessions: &mut Sessions) {
+        let Some(topic) = topic_ref(&self.topics, id, self.shards).filter(|topic| topic.stale.is_some())
+        else {
+            return;
+        };
+        let Some(session) = sessions.get(slot).map(|session| session.id) else { return };
+        if shared == 0 || shared == self.untold_by(session, None, topic, sessions) {
+            topic.tell_if_stale(slot, sessions);
+        }
+    }
+
     /// How many wildcard groups deliver a topic to a session, and whether it has other subscriptions that do; `None`: it does not
     /// receive the topic.
-    fn deliveries_of(&self, topic: &EgressTopic, slot: SlotId, sessions: &Sessions) -> Option<(u32, bool)> {
+    pub(super) fn deliveries_of(
+        &self,
+        topic: &EgressTopic,
+        slot: SlotId,
+        sessions: &Sessions,
+    ) -> Option<(u32, bool)> {
         let session = sessions.get(slot)?;
         let matching = Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports);
         let (subscriptions, principal) = (&session.subscriptions, session.principal.as_deref());

@@ -41,7 +41,8 @@ pub(super) struct Joining {
     entry: u32,
     /// The next topic: the index of its home, and its index there.
     next: (u16, u32),
-    /// Topics joined before their turn. Bound: the topics opened or published to during the walk.
+    /// Topics joined before their turn, kept to the end of the walk: one that is still opening when the walk passes over it asks
+    /// later. Bound: the topics opened or published to during the walk.
     early: HashSet<TopicId, rustc_hash::FxBuildHasher>,
 }
 
@@ -202,7 +203,7 @@ impl Fanout {
             let topic = topic.filter(|topic| self.settings.exports.matches(&pattern, topic.key()));
             let id = topic.filter(|topic| topic.life == Life::Current).map(|topic| topic.info.id);
             if let Some(id) = id
-                && !joining.early.remove(&id)
+                && !joining.early.contains(&id)
             {
                 used += CHANGE_UNITS + subscriptions;
                 if !self.join(id, slot, joining.entry, start_from, sessions, logs) {
@@ -314,7 +315,7 @@ impl Fanout {
             return true;
         };
         let held = session.subscriptions.to(entry).map(|held| held.delivery);
-        let is_first = merged.shared == 0;
+        let (shared, is_group) = (merged.shared, merged.is_shared);
         let entry = self.entries[entry as usize].as_ref();
         let is_shared = entry.zip(held).is_some_and(|(entry, delivery)| entry.shares(delivery));
         let backlog = backlog.filter(|_| merged.shared == u32::from(is_shared));
@@ -330,8 +331,9 @@ impl Fanout {
             && let Some(topic) = topic_mut(&mut self.topics, id, self.shards)
         {
             topic.join(slot, merged, backlog, sessions, logs);
-            if is_first {
-                topic.tell_if_stale(slot, sessions);
+            // If its wildcards alone serve it, they tell it.
+            if !is_group {
+                self.tell_joined(id, slot, shared, sessions);
             }
         }
         true
@@ -348,7 +350,8 @@ impl Fanout {
         self.leave_members(held, slot, sessions);
         let forgotten = self.forget_awaited(slot, held.entry);
         let (walk, listed) = self.walk(held.entry, slot, Change::Leave, sessions);
-        (walk, 1 + listed + CHANGE_UNITS * forgotten)
+        let looked = if self.openings.is_empty() { 0 } else { self.forget_backlogs(slot, sessions) };
+        (walk, 1 + listed + looked + CHANGE_UNITS * forgotten)
     }
 
     /// Begins to change how a pattern's subscription is delivered. `None` if the session does not hold the pattern.

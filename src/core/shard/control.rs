@@ -367,6 +367,7 @@ impl Shard {
                         }
                         None => self.tell_removed(slot, topic_key::name(walk.pattern()), now),
                     }
+                    self.cancel_left_log_reads(slot);
                     self.end_change(flow, slot);
                 }
                 (used, Served::More)

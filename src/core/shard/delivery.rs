@@ -339,6 +339,7 @@ impl Shard {
         let (left, gone) = fanout.leave_forgotten(TURN_FORGET_UNITS, home, sessions, logs, now.monotonic_ns);
         self.counters.add(Counter::ForgettingUnits, (TURN_FORGET_UNITS - left) as u64);
         used += TURN_FORGET_UNITS - left;
+        self.cancel_forgotten_log_reads();
         for id in gone {
             match id.home(self.shards) {
                 home if home == self.id => self.home.handle_forgotten(home, id, now.monotonic_ns),
@@ -436,6 +437,8 @@ fn encode_mark(out: &mut Vec<u8>, id: TopicId, mark: StaleMark) {
 
 #[cfg(test)]
 mod budget_tests;
+#[cfg(test)]
+mod opening_flood_tests;
 #[cfg(test)]
 mod opening_tests;
 #[cfg(test)]

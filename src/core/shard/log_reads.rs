@@ -3,7 +3,7 @@
 //! ```text
 //!  chunk of history: "in the log" -> bounds, budget -> waiting -> queue -> ring -> the log's reader
 //!                                                        |
-//!        ticks, or the history without the log  <--- first of: the reader's answer | the deadline | the end of the session
+//!        ticks, or the history without the log  <--- first of: the reader's answer | the deadline | the session ends, or leaves the topic
 //! ```
 //!
 //! A session whose topic waits is recovering, as between two chunks of history: it gets no live ticks of the topic, which its home
@@ -240,6 +240,33 @@ impl Shard {
         if is_changed {
             self.count_waiting_reads();
         }
+    }
+
+    /// Cancels what a session has requested of topics that it has left since, so that its other topics can recover meanwhile. O(its
+    /// requests * log requests).
+    pub(super) fn cancel_left_log_reads(&mut self, slot: SlotId) {
+        let of_slot = self.log_reads.by_slot.range((slot, 0, 0)..).take_while(|(of, ..)| *of == slot);
+        let listed: Vec<(usize, u64)> = of_slot.map(|&(_, at, ticket)| (at, ticket)).collect();
+        for (at, ticket) in listed {
+            let topic = self.log_reads.readers[at].waiting.get(&ticket).map(|waiting| waiting.want.topic);
+            let session = self.sessions.open_mut(slot);
+            let is_left = topic.zip(session).filter(|(topic, session)| !session.memberships.contains(*topic));
+            let Some((_, session)) = is_left else { continue };
+            let lag = session.lag_mut();
+            lag.chunks_in_flight = lag.chunks_in_flight.saturating_sub(1);
+            if let Some(waiting) = self.log_reads.remove(at, ticket) {
+                waiting.cancellation.cancel();
+            }
+            self.fanout.queue_pull(slot, &mut self.sessions);
+            self.count_waiting_reads();
+        }
+    }
+
+    /// Cancels what sessions have requested of topics that they have left because their homes forgot them. O(requests * log requests).
+    pub(super) fn cancel_forgotten_log_reads(&mut self) {
+        let mut slots: Vec<SlotId> = self.log_reads.by_slot.iter().map(|&(slot, ..)| slot).collect();
+        slots.dedup();
+        slots.into_iter().for_each(|slot| self.cancel_left_log_reads(slot));
     }
 
     fn count_waiting_reads(&self) {

@@ -241,6 +241,45 @@ fn a_session_that_subscribes_while_topics_are_stale_is_told_once_with_their_name
 }
 
 #[test]
+fn overlapping_subscriptions_in_one_batch_tell_a_session_once() {
+    for patterns in [[">", "t.*"], ["t.*", ">"], ["t.*", "t.b"], ["t.b", "t.*"]] {
+        let mut pair = Pair::new();
+        pair.accept(LATER, Features::SOURCES);
+        pair.subscribe(LATER, ">", Subscribe::default());
+        pair.subscribe(LATER, "t.*", Subscribe::default());
+        pair.subscribe(LATER, "t.b", Subscribe::default());
+        pair.publish_all(FEED);
+        pair.change(FEED, SourceState::Down);
+        let batch: Vec<u8> = patterns
+            .iter()
+            .flat_map(|pattern| frame(Kind::Subscribe, &Subscribe::default(), pattern.as_bytes()))
+            .collect();
+        pair.shards[0].handle_bytes(TOLD, &batch, START);
+        pair.settle();
+        assert_eq!(pair.marks(TOLD), ["stale t.a", "stale t.b", "stale t.c", "stale t.d"], "{patterns:?}");
+    }
+}
+
+#[test]
+fn a_wildcard_that_comes_and_goes_is_listed_once() {
+    let mut pair = Pair::new();
+    pair.subscribe(PLAIN, ">", Subscribe::default());
+    pair.publish_all(FEED);
+    pair.change(FEED, SourceState::Down);
+    let mut batch = Vec::new();
+    let before = pair.shards[0].fanout.stale_bytes();
+    for _ in 0..200 {
+        batch.extend(frame(Kind::Subscribe, &Subscribe::default(), b">"));
+        batch.extend(frame(Kind::Unsubscribe, &Request::default(), b">"));
+    }
+    pair.shards[0].handle_bytes(TOLD, &batch, START);
+    pair.shards[0].turn(START);
+    let bytes = pair.shards[0].fanout.stale_bytes() - before;
+    assert!(bytes < 1_000, "{bytes} bytes");
+    pair.settle();
+}
+
+#[test]
 fn a_session_that_has_unsubscribed_is_not_told() {
     let mut pair = Pair::new();
     pair.subscribe(TOLD, "t.*", Subscribe::default());
