@@ -8,6 +8,7 @@ mod subscription;
 use std::{
     collections::{HashMap, VecDeque},
     future::Future,
+    mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -139,6 +140,7 @@ impl AsyncClient {
         let shared = &self.handle.shared;
         let mut state = shared.lock();
         state.session.subscribe(pattern, options)?;
+        shared.deliver_held_of(pattern, &mut state);
         let mut queue = Queue::new(events_max);
         queue.set_ended(state.session.state() == ClientState::Disconnected);
         let (pattern, queue) = (Arc::<str>::from(pattern), Arc::new(Mutex::new(queue)));
@@ -428,6 +430,10 @@ impl Shared {
                         self.deliver(on, event, state);
                         continue;
                     }
+                    // Nobody reads it: the next subscription to the pattern must not take it for its own.
+                    if !state.queues.contains_key(&on) {
+                        continue;
+                    }
                     if state.held.len() >= HELD_EVENTS_MAX {
                         self.deliver_held(state);
                     }
@@ -463,6 +469,16 @@ impl Shared {
 
     fn deliver_held(&self, state: &mut State) {
         if let Some((on, event)) = state.held.pop_front() {
+            self.deliver(on, event, state);
+        }
+    }
+
+    /// Gives a subscription that has ended the rest of its events, before its pattern has another one. Costs a pass over all held events.
+    fn deliver_held_of(&self, pattern: &str, state: &mut State) {
+        let (its, held) = mem::take(&mut state.held).into_iter().partition(|(on, _)| **on == *pattern);
+        state.held = held;
+        let its: VecDeque<_> = its;
+        for (on, event) in its {
             self.deliver(on, event, state);
         }
     }

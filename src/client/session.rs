@@ -79,8 +79,8 @@ mod close_code {
 /// Options of a [`Session`].
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
-    /// Where to connect: what [`Action::Dial`] repeats. If it has a form of [`Address::parse`](crate::Address::parse), the session dials the nodes that a
-    /// server names in turn with it, with its path. Of these, it takes those of the same transport, with TLS or without.
+    /// Where to connect: what [`Action::Dial`] repeats. If it has a form of [`Address::parse`](crate::Address::parse), the session rotates
+    /// through this URL and the nodes that the server names, keeping this URL's path. Nodes of another transport are ignored.
     pub url: Arc<str>,
     /// What to ask a server for beyond what every SDK does, of [`Features::NODES`] and [`Features::PREVIOUS`]: both by default.
     pub extensions: Features,
@@ -323,7 +323,7 @@ impl Session {
     /// Publishes a tick, at once or on the next connection. Exactly one event follows, [`ClientEvent::Published`] or
     /// [`ClientEvent::PublishFailed`], at the latest after `timeout`, and at once if it cannot be sent. With a message id, a publish whose
     /// answer was lost is sent again on the next connection to the same server, within [`RETRIED_AGE_MS_MAX`]: the server publishes it
-    /// once. Of such publishes, [`RETRIED_BYTES_MAX`] are kept.
+    /// once. Of such publishes, [`RETRIED_BYTES_MAX`] are kept. If the server has not granted `message_ids`, the publish fails with code 100.
     ///
     /// # Errors
     /// [`RequestError::NameLength`] if the topic is empty or too long; [`RequestError::MessageIdLength`] if the message id is too long.

@@ -356,3 +356,69 @@ fn a_queue_never_holds_more_than_its_bound_and_nothing_is_lost_by_it() {
         join(server).await;
     });
 }
+
+/// Events that wait for room, by pattern.
+fn held(client: &AsyncClient) -> Vec<String> {
+    client.handle.shared.lock().held.iter().map(|(on, _)| on.to_string()).collect()
+}
+
+/// Ends a pattern without reading what its subscription has.
+fn end(client: &AsyncClient, pattern: &str) {
+    client.handle.call(|session| session.unsubscribe(pattern)).unwrap();
+}
+
+#[test]
+fn the_end_of_a_dropped_subscription_does_not_end_the_next_one_to_its_pattern() {
+    let (address, server) = serve(|peer| {
+        welcome(peer);
+        peer.subscribed();
+        assert_eq!(peer.next_frame().unwrap().0, Kind::Subscribe);
+        assert_eq!(peer.next_frame().unwrap().0, Kind::Unsubscribe);
+        assert_eq!(peer.next_frame().unwrap().0, Kind::Unsubscribe);
+        peer.subscribed();
+        peer.tick(1, b"1");
+        stay(peer);
+    });
+    block_on(async {
+        let client = AsyncClient::connect(&address).unwrap();
+        client.connected().await.unwrap();
+        let first = client.subscribe("a.>").unwrap();
+        first.ready().await.unwrap();
+        let mut unread = client.subscribe_with("b.>", SubscribeOptions::default(), 1).unwrap();
+        end(&client, "b.>");
+        assert_eq!(held(&client), ["b.>"], "its queue is full");
+        drop(first);
+        assert_eq!(held(&client), ["b.>"], "nobody reads the end of the other one");
+        let mut second = client.subscribe("a.>").unwrap();
+        expect(&mut unread, &["Subscribing 0", "Unsubscribed 0", "end"]).await;
+        expect(&mut second, &["Subscribing 0", "Subscribed 0", "tick 3:1 1"]).await;
+        client.close().await;
+        join(server).await;
+    });
+}
+
+#[test]
+fn the_end_of_an_unread_subscription_does_not_end_the_next_one_to_its_pattern() {
+    let (address, server) = serve(|peer| {
+        welcome(peer);
+        assert_eq!(peer.next_frame().unwrap().0, Kind::Subscribe);
+        assert_eq!(peer.next_frame().unwrap().0, Kind::Unsubscribe);
+        peer.subscribed();
+        peer.tick(1, b"1");
+        stay(peer);
+    });
+    block_on(async {
+        let client = AsyncClient::connect(&address).unwrap();
+        client.connected().await.unwrap();
+        let mut first = client.subscribe_with("a.>", SubscribeOptions::default(), 1).unwrap();
+        end(&client, "a.>");
+        assert_eq!(held(&client), ["a.>"], "its queue is full");
+        let mut second = client.subscribe("a.>").unwrap();
+        assert!(held(&client).is_empty());
+        expect(&mut first, &["Subscribing 0", "Unsubscribed 0", "end"]).await;
+        drop(first);
+        expect(&mut second, &["Subscribing 0", "Subscribed 0", "tick 3:1 1"]).await;
+        client.close().await;
+        join(server).await;
+    });
+}

@@ -16,7 +16,7 @@ use crate::{
     OFFLINE_QUEUE_BYTES_MAX, PUBLISHES_UNACKNOWLEDGED_MAX, PublishRequest, RETRIED_AGE_MS_MAX,
     RETRIED_BYTES_MAX,
 };
-use tickcast_proto::{ErrorCode, subscription::Position};
+use tickcast_proto::{ErrorCode, features::Features, subscription::Position};
 
 /// A publish that waits for a connection, or may have to wait again.
 #[derive(Debug)]
@@ -147,6 +147,11 @@ impl Publishes {
             fail(id, outcome, 0, reason, timers, outbox);
             return;
         }
+        // A server of version 0.1 would take the id of a native frame for a part of the payload, and none of them would recognise it.
+        if !publish.message_id.is_empty() && !exchange.grants(Features::MESSAGE_IDS) {
+            let reason = "the server does not recognise message ids".into();
+            return fail(id, outcome, ErrorCode::BadRequest as u16, reason, timers, outbox);
+        }
         let Some(request) = exchange.publish(publish, outbox) else {
             let bytes_max = exchange.message_bytes_max();
             let reason = format!("it does not fit into a message; the server accepts {bytes_max} bytes");
@@ -166,7 +171,7 @@ impl Publishes {
         self.requests.insert(id.0, request);
     }
 
-    /// Sends all that wait, to the server with this epoch. What only another server knows, or did, has failed.
+    /// Sends all that wait, to the server with this epoch. Fails those sent to another server, or too long ago.
     pub(super) fn send_waiting(
         &mut self,
         (epoch, now_ns): (u64, u64),

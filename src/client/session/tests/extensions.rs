@@ -161,3 +161,23 @@ fn a_url_of_another_form_is_dialed_again_and_again() {
     receive(&mut session, bytes, encoding);
     assert_eq!(redialed(&mut session), "my-transport:7");
 }
+
+#[test]
+fn a_message_id_is_not_sent_to_a_server_that_would_not_recognise_it() {
+    for encoding in [WireFormat::WEBSOCKET_JSON, WireFormat::WEBSOCKET_NATIVE] {
+        let mut session = opened("ws://a:1/ws", encoding);
+        welcome(&mut session, Features::PUBLISHED, encoding);
+        while session.poll_action().is_some() {}
+        let publish = PublishRequest { topic: "a.b", payload: b"1", message_id: "m1", ..Default::default() };
+        session.publish(publish, Duration::from_secs(1), MS_NS).unwrap();
+        assert!(session.poll_action().is_none(), "{encoding:?}");
+        let failures = std::iter::from_fn(|| session.poll_event()).filter_map(|event| match event {
+            ClientEvent::PublishFailed { failure, .. } => Some((failure.outcome, failure.code)),
+            _ => None,
+        });
+        assert_eq!(failures.collect::<Vec<_>>(), [(PublishOutcome::NotSent, 100)], "{encoding:?}");
+        let plain = PublishRequest { message_id: "", ..publish };
+        session.publish(plain, Duration::from_secs(1), MS_NS).unwrap();
+        assert!(session.poll_action().is_some(), "{encoding:?}");
+    }
+}

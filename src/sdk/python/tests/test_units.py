@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import tempfile
 import unittest
@@ -12,6 +13,7 @@ from unittest import mock
 
 from tickcast import BookView, FilePositionStore, Gap, KeyedView, Position, ProtocolError, Recovered, Tick, TickcastError
 from tickcast.actions import Send
+from tickcast.events import Outcome, PublishFailed
 from tickcast.json_codec import JsonCodec
 from tickcast.messages import Codec, Hello, Ping, Pong, Publish, Subscribe
 from tickcast.native import NativeCodec
@@ -185,6 +187,24 @@ class Pings(unittest.TestCase):
         session.handle_message(codec.encode(Ping(7)) + codec.encode(Ping(8)), 0, 0)
         self.assertEqual(session.poll_action(), Send(codec.encode(Pong(8)), is_optional=True))
         self.assertIsNone(session.poll_action())
+
+
+class MessageIds(unittest.TestCase):
+    def test_an_id_is_not_sent_to_a_server_that_would_not_recognise_it(self) -> None:
+        for granted, sent in (([], []), (["message_ids"], ["publish"])):
+            session = Session(SessionOptions("ws://host/ws", JsonCodec()), random.random)
+            session.connect(0)
+            session.handle_open(JsonCodec.subprotocol, 0)
+            welcome = {"op": "welcome", "id": 1, "server": "s", "epoch": 9, "session": 1, "frame_bytes_max": 262144}
+            session.handle_message(json.dumps({**welcome, "features": granted}), 0, 0)
+            while session.poll_action() is not None:
+                pass
+            session.publish("t", b"1", 0, is_json=True, message_id="m1")
+            actions = [action for action in iter(session.poll_action, None) if isinstance(action, Send)]
+            self.assertEqual([json.loads(action.message)["op"] for action in actions], sent)
+            events = [event for _, event in iter(session.poll_event, None) if isinstance(event, PublishFailed)]
+            failures = [(event.outcome, event.code) for event in events]
+            self.assertEqual(failures, [] if granted else [(Outcome.NOT_SENT, 100)])
 
 
 class TimersTest(unittest.TestCase):

@@ -19,6 +19,8 @@ NOT_ADMITTED = 3504
 TOKEN_EXPIRED = 3005
 """Close code after which a client needs another token."""
 
+ERROR_BAD_REQUEST = 100
+"""Error code of a request that the server does not understand."""
 ERROR_TOO_LARGE = 107
 """Error code of a request that is longer than the server accepts."""
 ERROR_RATE_LIMITED = 109

@@ -139,8 +139,12 @@ class Connection:
 
     def refresh(self, token: str) -> None:
         """Replaces the token. Only a server with the feature `tokens` answers."""
-        is_answered = self.welcome is not None and "tokens" in self.welcome.features
+        is_answered = self.grants("tokens")
         self._send(Refresh(self._next(("refresh",) if is_answered else None), token))
+
+    def grants(self, feature: str) -> bool:
+        """Whether the server has granted a feature."""
+        return self.welcome is not None and feature in self.welcome.features
 
     def publish(self, publish: Publish) -> int | None:
         """Sends a publish; returns its request number, or `None` if it is longer than the server accepts."""

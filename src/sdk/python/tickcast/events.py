@@ -102,7 +102,7 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """The source of a topic fell silent, or is back. Ends with the connection: a topic that is still stale then has another one."""
+    """The source of a topic fell silent, or is back. A reconnect clears it; the server reports a topic that is still stale again."""
 
     topic: str
     stale: bool

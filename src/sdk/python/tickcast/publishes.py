@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .actions import Outbox
-from .close_codes import ERROR_TOO_LARGE
+from .close_codes import ERROR_BAD_REQUEST, ERROR_TOO_LARGE
 from .connection import Connection
 from .events import Outcome, Published, PublishFailed
 from .limits import MESSAGE_ID_NS, OFFLINE_QUEUE_BYTES_MAX, UNACKNOWLEDGED_MAX
@@ -58,6 +58,10 @@ class Publishes:
         if len(self._handles) >= UNACKNOWLEDGED_MAX:
             self.fail(handle, self._outcome(handle), 0, "too many publishes wait for their answers")
             return
+        if publish.message_id and not connection.grants("message_ids"):
+            # A server of version 0.1 would take the id of a native frame for a part of the payload.
+            self.fail(handle, self._outcome(handle), ERROR_BAD_REQUEST, "the server does not recognise message ids")
+            return
         request = connection.publish(publish)
         if request is None:
             reason = f"it does not fit into a message; the server accepts {connection.message_bytes_max} bytes"
@@ -70,7 +74,7 @@ class Publishes:
         self._requests[handle] = request
 
     def send_waiting(self, connection: Connection, epoch: int, now_ns: int) -> None:
-        """Sends all that wait, to the server with this epoch. What only another server knows, or did, has failed."""
+        """Sends all that wait, to the server with this epoch. Fails those sent to another server, or too long ago."""
         is_same, self._epoch = epoch == self._epoch, epoch
         waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
         for handle, publish in waiting.items():

@@ -77,7 +77,7 @@ export interface Recovered {
   readonly reason: NotRecovered | "";
 }
 
-/** A topic's source fell silent, or is back. Ends with the connection: a topic that is still stale then has another one. */
+/** A topic's source fell silent, or is back. A reconnect clears it; the server reports a topic that is still stale again. */
 export interface Stale {
   readonly type: "stale";
   readonly topic: string;
