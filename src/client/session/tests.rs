@@ -1,6 +1,6 @@
 //! Runs the transcripts of tests/transcripts, as the tests of the other SDKs do. See the README there for the format.
 
-mod extensions;
+mod extension_tests;
 mod shown;
 
 use std::{
