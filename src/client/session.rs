@@ -98,7 +98,7 @@ pub struct SessionOptions {
     pub positions: Positions,
     /// Whether positions are saved.
     pub saves_positions: bool,
-    /// Publishes that wait for a connection, with 256 KiB of payloads at most.
+    /// Publishes that wait for a connection and have not been sent, with 256 KiB of payloads at most.
     pub offline_queue_max: usize,
 }
 
@@ -323,7 +323,8 @@ impl Session {
     /// Publishes a tick, at once or on the next connection. Exactly one event follows, [`ClientEvent::Published`] or
     /// [`ClientEvent::PublishFailed`], at the latest after `timeout`, and at once if it cannot be sent. With a message id, a publish whose
     /// answer was lost is sent again on the next connection to the same server, within [`RETRIED_AGE_MS_MAX`]: the server publishes it
-    /// once. Of such publishes, [`RETRIED_BYTES_MAX`] are kept. If the server has not granted `message_ids`, the publish fails with code 100.
+    /// once. Of such publishes, [`RETRIED_BYTES_MAX`] are kept, besides those of `offline_queue_max`. If the server has
+    /// not granted `message_ids`, the publish fails with code 100.
     ///
     /// # Errors
     /// [`RequestError::NameLength`] if the topic is empty or too long; [`RequestError::MessageIdLength`] if the message id is too long.

@@ -60,16 +60,18 @@ fn outcome(known_until_ns: u64) -> PublishOutcome {
 
 /// Publishes by id. Each gets exactly one event. One with a message id whose answer was lost waits again: the server publishes it once.
 ///
-/// Invariant: at most `waiting_max` wait, with [`OFFLINE_QUEUE_BYTES_MAX`] of payloads, and at most
-/// [`PUBLISHES_UNACKNOWLEDGED_MAX`] are in flight. A publish is in one of the two, and has a timer. `kept` has those in flight with a
-/// message id, at most [`RETRIED_BYTES_MAX`], which `kept_bytes` counts.
+/// Invariant: of those that have not been sent, at most `queued_max` wait, with [`OFFLINE_QUEUE_BYTES_MAX`] of payloads. At most
+/// [`PUBLISHES_UNACKNOWLEDGED_MAX`] are in flight, or wait to be sent again. A publish waits or is in flight, and has a timer. `kept` has
+/// those in flight with a message id, at most [`RETRIED_BYTES_MAX`], which `kept_bytes` counts.
 #[derive(Debug)]
 pub(super) struct Publishes {
-    waiting_max: usize,
+    queued_max: usize,
     last: u64,
     /// Oldest first.
     waiting: BTreeMap<u64, Waiting>,
-    waiting_bytes: usize,
+    /// Those of `waiting` that have not been sent.
+    queued: usize,
+    queued_bytes: usize,
     /// Those in flight by request number of this connection.
     in_flight: HashMap<u32, u64>,
     /// The same the other way round, oldest first.
@@ -81,12 +83,13 @@ pub(super) struct Publishes {
 }
 
 impl Publishes {
-    pub(super) fn new(waiting_max: usize) -> Publishes {
+    pub(super) fn new(queued_max: usize) -> Publishes {
         Publishes {
-            waiting_max,
+            queued_max,
             last: 0,
             waiting: BTreeMap::new(),
-            waiting_bytes: 0,
+            queued: 0,
+            queued_bytes: 0,
             in_flight: HashMap::new(),
             requests: BTreeMap::new(),
             kept: BTreeMap::new(),
@@ -107,7 +110,7 @@ impl Publishes {
         PublishId(self.last)
     }
 
-    /// Keeps a publish for the next connection, within the bounds.
+    /// Keeps a publish that has not been sent for the next connection, within the bounds.
     pub(super) fn wait(
         &mut self,
         id: PublishId,
@@ -115,17 +118,20 @@ impl Publishes {
         timers: &mut Timers,
         outbox: &mut Outbox,
     ) {
-        self.keep_waiting(id, Waiting::new(publish, 0), timers, outbox);
+        let queued_bytes = self.queued_bytes + publish.payload.len();
+        if self.queued >= self.queued_max || queued_bytes > OFFLINE_QUEUE_BYTES_MAX {
+            let reason = "too many publishes wait for a connection".into();
+            return fail(id, PublishOutcome::NotSent, 0, reason, timers, outbox);
+        }
+        self.queued += 1;
+        self.queued_bytes = queued_bytes;
+        self.waiting.insert(id.0, Waiting::new(publish, 0));
     }
 
-    fn keep_waiting(&mut self, id: PublishId, publish: Waiting, timers: &mut Timers, outbox: &mut Outbox) {
-        let waiting_bytes = self.waiting_bytes + publish.payload.len();
-        if self.waiting.len() >= self.waiting_max || waiting_bytes > OFFLINE_QUEUE_BYTES_MAX {
-            let reason = "too many publishes wait for a connection".into();
-            return fail(id, outcome(publish.known_until_ns), 0, reason, timers, outbox);
-        }
-        self.waiting_bytes = waiting_bytes;
-        self.waiting.insert(id.0, publish);
+    /// Empties the queue.
+    fn take_waiting(&mut self) -> BTreeMap<u64, Waiting> {
+        (self.queued, self.queued_bytes) = (0, 0);
+        mem::take(&mut self.waiting)
     }
 
     /// Sends a publish, if another one may be in flight and it fits into a message. `known_until_ns`: until when the server knows its
@@ -180,8 +186,7 @@ impl Publishes {
         outbox: &mut Outbox,
     ) {
         let is_same = mem::replace(&mut self.epoch, epoch) == epoch;
-        self.waiting_bytes = 0;
-        for (id, publish) in mem::take(&mut self.waiting) {
+        for (id, publish) in self.take_waiting() {
             let (id, known_until_ns) = (PublishId(id), publish.known_until_ns);
             if known_until_ns == 0 || (is_same && now_ns < known_until_ns) {
                 self.send(id, publish.request(), (now_ns, known_until_ns), exchange, timers, outbox);
@@ -228,7 +233,10 @@ impl Publishes {
     pub(super) fn handle_timeout(&mut self, id: u64, timers: &mut Timers, outbox: &mut Outbox) {
         let id = PublishId(id);
         if let Some(waiting) = self.waiting.remove(&id.0) {
-            self.waiting_bytes -= waiting.payload.len();
+            if waiting.known_until_ns == 0 {
+                self.queued -= 1;
+                self.queued_bytes -= waiting.payload.len();
+            }
             let outcome = outcome(waiting.known_until_ns);
             fail(id, outcome, 0, "no connection in time".into(), timers, outbox);
         } else if let Some(&request) = self.requests.get(&id.0) {
@@ -251,13 +259,13 @@ impl Publishes {
         let mut kept = mem::take(&mut self.kept);
         for id in mem::take(&mut self.requests).into_keys() {
             match kept.remove(&id) {
-                Some(publish) => self.keep_waiting(PublishId(id), publish, timers, outbox),
+                // It was within the bounds of those in flight, so it will be again.
+                Some(publish) => drop(self.waiting.insert(id, publish)),
                 None => fail(PublishId(id), PublishOutcome::Unknown, code, reason.clone(), timers, outbox),
             }
         }
         if is_final {
-            self.waiting_bytes = 0;
-            for (id, publish) in mem::take(&mut self.waiting) {
+            for (id, publish) in self.take_waiting() {
                 let outcome = outcome(publish.known_until_ns);
                 fail(PublishId(id), outcome, code, reason.clone(), timers, outbox);
             }

@@ -51,7 +51,8 @@ export interface PublishOptions {
   timeNs?: number;
   /**
    * By which the server recognises the publish if it is sent again, so that it is published once: at most 255 bytes, different for each publish
-   * to a topic, such as `crypto.randomUUID()`. A publish whose answer was lost is then sent again on the next connection.
+   * to a topic, such as `crypto.randomUUID()`. A publish whose answer was lost is then sent again on the next connection. Fails with code 100 if the
+   * server does not recognise ids.
    */
   messageId?: string;
   /** Time until the result is `unknown` or `not_sent` (10 s). */

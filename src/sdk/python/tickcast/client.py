@@ -277,8 +277,8 @@ class Client:
         `data`: bytes are published as they are, everything else as JSON. `key`: the part of the topic that it updates. `time_ns`: the
         tick's time in nanoseconds since 1970; 0: the server's. `message_id`: by which the server recognises the publish if it is sent
         again, so that it is published once; at most 255 bytes, different for each publish to a topic, such as `str(uuid.uuid4())`. A
-        publish whose answer was lost is then sent again on the next connection. While the client connects, a bounded number of
-        publishes wait.
+        publish whose answer was lost is then sent again on the next connection. If the server does not recognise ids, it fails with
+        code 100. While the client connects, a bounded number of publishes wait.
 
         Raises `RefusedError` if the server refuses it; `NotPublishedError` if it was not sent; `UnacknowledgedError`, and its kind
         `PublishTimeoutError`, if nobody knows; `RequestError` if `data` is not JSON or a number is out of range. Only the application

@@ -41,6 +41,8 @@ POSITIONS_MAX: Final = 65_536
 """Topics whose positions the client keeps: the server's default limit of topics."""
 UNACKNOWLEDGED_MAX: Final = 1_024
 """Publishes that wait for their answer."""
+RETRIED_BYTES_MAX: Final = 8 << 20
+"""Bytes of the payloads of those that have a message id, which the client may send again."""
 MESSAGE_ID_BYTES_MAX: Final = 255
 """UTF-8 bytes of a message id; the server's limit."""
 MESSAGE_ID_NS: Final = 60_000_000_000

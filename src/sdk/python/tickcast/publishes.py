@@ -6,7 +6,7 @@ from .actions import Outbox
 from .close_codes import ERROR_BAD_REQUEST, ERROR_TOO_LARGE
 from .connection import Connection
 from .events import Outcome, Published, PublishFailed
-from .limits import MESSAGE_ID_NS, OFFLINE_QUEUE_BYTES_MAX, UNACKNOWLEDGED_MAX
+from .limits import MESSAGE_ID_NS, OFFLINE_QUEUE_BYTES_MAX, RETRIED_BYTES_MAX, UNACKNOWLEDGED_MAX
 from .messages import ErrorMessage, Publish, PublishedMessage
 from .timers import Timers
 
@@ -14,25 +14,29 @@ from .timers import Timers
 class Publishes:
     """Publishes by handle. Each gets exactly one event, `Published` or `PublishFailed`.
 
-    Invariant: at most `waiting_max` wait, with `OFFLINE_QUEUE_BYTES_MAX` of payloads, and at most `UNACKNOWLEDGED_MAX` are in
-    flight. A handle is in one of the two, and has a timer. One with a message id whose answer was lost waits again: the server
+    Invariant: of those that have not been sent, at most `queued_max` wait, with `OFFLINE_QUEUE_BYTES_MAX` of payloads. At most
+    `UNACKNOWLEDGED_MAX` are in flight, or wait to be sent again; of these, those with a message id have `RETRIED_BYTES_MAX` of
+    payloads. A handle waits or is in flight, and has a timer. One with a message id whose answer was lost waits again: the server
     publishes it once.
     """
 
-    def __init__(self, waiting_max: int, outbox: Outbox, timers: Timers) -> None:
-        self._waiting_max = waiting_max
+    def __init__(self, queued_max: int, outbox: Outbox, timers: Timers) -> None:
+        self._queued_max = queued_max
         self._outbox = outbox
         self._timers = timers
         self._last_handle = 0
         self._waiting: dict[int, Publish] = {}
         """By handle, oldest first. Their requests have no number yet."""
-        self._waiting_bytes = 0
+        self._queued = 0
+        """Those that wait and have not been sent."""
+        self._queued_bytes = 0
         self._handles: dict[int, int] = {}
         """Handles of those in flight by request number of this connection."""
         self._requests: dict[int, int] = {}
         """The same the other way round, oldest first."""
         self._sent: dict[int, Publish] = {}
         """Publishes with a message id that are in flight, by handle."""
+        self._sent_bytes = 0
         self._known_until_ns: dict[int, int] = {}
         """By handle of those that have been sent with a message id: until when that server knows it."""
         self._epoch = 0
@@ -45,17 +49,19 @@ class Publishes:
         return self._last_handle
 
     def wait(self, handle: int, publish: Publish) -> None:
-        """Keeps a publish for the next connection, within the bounds."""
-        waiting_bytes = self._waiting_bytes + len(publish.payload)
-        if len(self._waiting) >= self._waiting_max or waiting_bytes > OFFLINE_QUEUE_BYTES_MAX:
-            self.fail(handle, self._outcome(handle), 0, "too many publishes wait for a connection")
+        """Keeps a publish that has not been sent for the next connection, within the bounds."""
+        queued_bytes = self._queued_bytes + len(publish.payload)
+        if self._queued >= self._queued_max or queued_bytes > OFFLINE_QUEUE_BYTES_MAX:
+            self.fail(handle, Outcome.NOT_SENT, 0, "too many publishes wait for a connection")
             return
-        self._waiting_bytes = waiting_bytes
+        self._queued += 1
+        self._queued_bytes = queued_bytes
         self._waiting[handle] = publish
 
     def send(self, connection: Connection, handle: int, publish: Publish, now_ns: int) -> None:
         """Sends a publish, if another one may be in flight and it fits into a message."""
-        if len(self._handles) >= UNACKNOWLEDGED_MAX:
+        kept_bytes = len(publish.payload) if publish.message_id else 0
+        if len(self._handles) >= UNACKNOWLEDGED_MAX or self._sent_bytes + kept_bytes > RETRIED_BYTES_MAX:
             self.fail(handle, self._outcome(handle), 0, "too many publishes wait for their answers")
             return
         if publish.message_id and not connection.grants("message_ids"):
@@ -69,6 +75,7 @@ class Publishes:
             return
         if publish.message_id:
             self._sent[handle] = publish
+            self._sent_bytes += kept_bytes
             self._known_until_ns.setdefault(handle, now_ns + MESSAGE_ID_NS)
         self._handles[request] = handle
         self._requests[handle] = request
@@ -76,13 +83,17 @@ class Publishes:
     def send_waiting(self, connection: Connection, epoch: int, now_ns: int) -> None:
         """Sends all that wait, to the server with this epoch. Fails those sent to another server, or too long ago."""
         is_same, self._epoch = epoch == self._epoch, epoch
-        waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
-        for handle, publish in waiting.items():
+        for handle, publish in self._take_waiting().items():
             known_until_ns = self._known_until_ns.get(handle)
             if known_until_ns is None or (is_same and now_ns < known_until_ns):
                 self.send(connection, handle, publish, now_ns)
             else:
                 self.fail(handle, Outcome.UNKNOWN, 0, "the server does not know its message id any more")
+
+    def _take_waiting(self) -> dict[int, Publish]:
+        """Empties the queue."""
+        waiting, self._waiting, self._queued, self._queued_bytes = self._waiting, {}, 0, 0
+        return waiting
 
     def fail(self, handle: int, outcome: Outcome, code: int, reason: str) -> None:
         """Reports that a publish has failed."""
@@ -114,7 +125,9 @@ class Publishes:
         """A publish has waited for long enough."""
         publish = self._waiting.pop(handle, None)
         if publish is not None:
-            self._waiting_bytes -= len(publish.payload)
+            if handle not in self._known_until_ns:
+                self._queued -= 1
+                self._queued_bytes -= len(publish.payload)
             self.fail(handle, self._outcome(handle), 0, "no connection in time")
         elif (request := self._requests.get(handle)) is not None:
             self._answered(request)
@@ -122,7 +135,7 @@ class Publishes:
 
     def handle_lost(self, code: int, reason: str, is_final: bool) -> None:
         """The connection is lost: nobody knows what became of those in flight. If it is final, the others are not sent either."""
-        in_flight, sent, self._sent = list(self._requests), self._sent, {}
+        in_flight, sent, self._sent, self._sent_bytes = list(self._requests), self._sent, {}, 0
         self._handles.clear()
         self._requests.clear()
         for handle in in_flight:
@@ -130,10 +143,10 @@ class Publishes:
             if publish is None:
                 self.fail(handle, Outcome.UNKNOWN, code, reason)
             else:
-                self.wait(handle, publish)
+                # It was within the bounds of those in flight, so it will be again.
+                self._waiting[handle] = publish
         if is_final:
-            waiting, self._waiting, self._waiting_bytes = self._waiting, {}, 0
-            for handle in waiting:
+            for handle in self._take_waiting():
                 self.fail(handle, self._outcome(handle), code, reason)
 
     def _answered(self, request: int) -> int | None:
@@ -141,5 +154,6 @@ class Publishes:
         handle = self._handles.pop(request, None)
         if handle is not None:
             del self._requests[handle]
-            self._sent.pop(handle, None)
+            sent = self._sent.pop(handle, None)
+            self._sent_bytes -= 0 if sent is None else len(sent.payload)
         return handle

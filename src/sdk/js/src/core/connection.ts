@@ -21,6 +21,8 @@ export class Connection {
   readonly replaced = new Map<string, [Position, "gap" | "conflated"]>();
   /** Longest message that the server takes. */
   sizeMax = 0;
+  /** Whether the server recognises message ids. */
+  knowsIds: unknown;
   /** Infinity: not yet. */
   welcomedAt = Infinity;
   /** The server's reason for ending it. */

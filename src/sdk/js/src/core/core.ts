@@ -7,7 +7,6 @@ import { Connection, HELLO } from "./connection.js";
 import {
   type ClientEvent,
   type ClientState,
-  type Published,
   PublishError,
   type SubscribeOptions,
   type SubscriptionEvent,
@@ -224,10 +223,11 @@ export class Core implements Receiver {
 
   // What the server says. The codec calls these.
 
-  welcome(_server: string, epoch: number, _session: number, frameBytesMax: number): void {
+  welcome(_server: string, epoch: number, _session: number, frameBytesMax: number, knowsIds: unknown): void {
     if (this.#phase !== "opening") return;
     this.#phase = "connected";
     this.#connection.sizeMax = this.#codec.sizeMax(frameBytesMax);
+    this.#connection.knowsIds = knowsIds;
     this.#connection.welcomedAt = this.#now;
     this.#timers.clear("welcome");
     this.#emit({ type: "state", state: "connected", code: 0, reason: "" });
@@ -336,9 +336,8 @@ export class Core implements Receiver {
   }
 
   published(request: number, topic: string, epoch: number, sequence: number, duplicate: boolean): void {
-    this.#connection.answered(request);
-    const result: Published = { topic, epoch, sequence, duplicate };
-    this.#publishes.answer(request, result);
+    if (!this.#connection.answered(request)) return;
+    this.#publishes.answer(request, { topic, epoch, sequence, duplicate });
   }
 
   expires(request: number, expiresInS: number): void {
@@ -414,7 +413,7 @@ export class Core implements Receiver {
     this.#leave("idle");
     this.#emit({ type: "state", state: "disconnected", code, reason });
     this.#reportLoss(code, reason);
-    this.#publishes.drop(code, reason);
+    this.#publishes.expire(Infinity, code, reason);
     this.#timers.clear("publish");
     this.#publishTimer = Infinity;
   }
@@ -544,7 +543,11 @@ export class Core implements Receiver {
     if (!this.#publishes.admits(publish)) return;
     const message = this.#codec.publish(this.#connection.nextRequest, publish);
     if (this.#codec.size(message) > this.#connection.sizeMax) {
-      return this.#publishes.fail(publish, protocol.ERROR_TOO_LARGE, "too large for the server");
+      return this.#publishes.fail(publish, protocol.ERROR_TOO_LARGE, "too large");
+    }
+    // A server of version 0.1 would take the id of a native frame for a part of the payload.
+    if (publish.messageId && !this.#connection.knowsIds) {
+      return this.#publishes.fail(publish, protocol.ERROR_BAD_REQUEST, "no message_ids");
     }
     this.#publishes.sent(this.#connection.request({ of: "publish" }), publish, this.#now);
     this.#send(message);

@@ -113,6 +113,7 @@ function take(m: Message, receiver: Receiver): void {
         whole(m, "epoch"),
         whole(m, "session"),
         whole(m, "frame_bytes_max"),
+        [m["features"]].flat().includes("message_ids"),
       );
     case "subscribed": {
       if ("pattern" in m) receiver.acknowledged(whole(m, "id", 0));

@@ -7,6 +7,7 @@ import {
   FEATURE_BITS,
   FRAMES_MESSAGE_BYTES_MAX,
   type Key,
+  MESSAGE_IDS_BIT,
   type NotRecovered,
   type Policy,
   ProtocolError,
@@ -123,7 +124,7 @@ function tick(view: DataView, at: number, stride: number, payloadBytes: number, 
 function take(body: Body, topicId: number, sequence: number, receiver: Receiver): void {
   switch (body.kind) {
     case WELCOME:
-      return receiver.welcome(body.text(), body.u64(0), body.u64(8), body.u32(16));
+      return receiver.welcome(body.text(), body.u64(0), body.u64(8), body.u32(16), body.has(28) && body.u32(24) & MESSAGE_IDS_BIT);
     case SUBSCRIBED:
       if (topicId === 0) return receiver.acknowledged(body.u32(8));
       return receiver.announced(body.text(), topicId, body.u64(0));

@@ -4,6 +4,8 @@
 export const FEATURES = ["published", "reasons", "counts", "tokens", "sources", "message_ids", "string_keys", "positions", "batches"];
 /** All but `string_keys` and `positions`, which exist only in JSON. */
 export const FEATURE_BITS = 0x4bb;
+/** The bit of `message_ids`. */
+export const MESSAGE_IDS_BIT = 128;
 
 /** Positions in one subscription; the server's limit. */
 export const POSITIONS_PER_SUBSCRIPTION_MAX = 16_384;
@@ -55,6 +57,7 @@ export const CODE_LOST = 1006;
 export const CODE_PROTOCOL = 1002;
 export const CLOSE_TOKEN_EXPIRED = 3005;
 export const CLOSE_NOT_ADMITTED = 3504;
+export const ERROR_BAD_REQUEST = 100;
 export const ERROR_TOO_LARGE = 107;
 export const ERROR_RATE_LIMITED = 109;
 
@@ -108,7 +111,8 @@ export class ProtocolError extends Error {
  * {@link ProtocolError}.
  */
 export interface Receiver {
-  welcome(server: string, epoch: number, session: number, frameBytesMax: number): void;
+  /** `knowsIds`: truthy if the server has granted `message_ids`. */
+  welcome(server: string, epoch: number, session: number, frameBytesMax: number, knowsIds: unknown): void;
   acknowledged(request: number): void;
   announced(topic: string, id: number, epoch: number): void;
   unsubscribed(request: number, pattern: string, code: number, text: string): void;

@@ -19,13 +19,16 @@ export interface PublishRecord extends PublishMessage {
 }
 
 /**
- * Two queues, both bounded: publishes that wait, and publishes sent. Each leaves with a result. One with a message id whose answer was lost
- * waits again: the server publishes it once.
+ * While the client is connected, the publishes sent; otherwise those that wait for a connection. Each leaves with a result. One with a
+ * message id whose answer was lost waits again: the server publishes it once.
  */
 export class Publishes {
   readonly #queueMax: number;
-  #queue: PublishRecord[] = [];
-  readonly #sent = new Map<number, PublishRecord>();
+  /**
+   * By request number; those that have none yet by themselves. Oldest first. Bound: at most {@link PUBLISHES_UNANSWERED_MAX} of those
+   * that have been sent, and the queue of those that have not.
+   */
+  readonly #all = new Map<number | PublishRecord, PublishRecord>();
   /** Epoch of the server of the last connection. */
   #epoch = 0;
 
@@ -35,44 +38,41 @@ export class Publishes {
 
   /** When the next one fails; Infinity: never. */
   get deadline(): number {
-    return Math.min(...[...this.#queue, ...this.#sent.values()].map((publish) => publish.deadline));
+    return Math.min(...[...this.#all.values()].map((publish) => publish.deadline));
   }
 
-  /** Lets one wait. A text's characters count as one byte. */
+  /** Lets one wait that has not been sent. Those that have been do not count. A text's characters count as one byte. */
   queue(publish: PublishRecord): void {
-    const bytes = [publish, ...this.#queue].reduce((sum, { payload }) => sum + payload.length, 0);
-    if (this.#queue.length >= this.#queueMax || bytes > OFFLINE_QUEUE_BYTES_MAX) {
+    const queue = [publish, ...this.#all.values()].filter(({ knownUntil }) => !knownUntil);
+    const bytes = queue.reduce((sum, { payload }) => sum + payload.length, 0);
+    if (queue.length > this.#queueMax || bytes > OFFLINE_QUEUE_BYTES_MAX) {
       return this.fail(publish, 0, "too many publishes wait");
     }
-    this.#queue.push(publish);
+    this.#all.set(publish, publish);
   }
 
-  /** Empties the queue on a connection to the server with this epoch. What only another server knows, or did, has failed. */
+  /** Empties the queue on a connection to the server with this epoch. Fails those sent to another server, or too long ago. */
   take(epoch: number, now: number): PublishRecord[] {
-    const queue = this.#takeAll().filter((publish) => {
-      const isKnown = !publish.knownUntil || (epoch === this.#epoch && now < publish.knownUntil);
-      if (!isKnown) this.fail(publish, 0, "the server has forgotten it");
-      return isKnown;
-    });
+    this.#failAll(
+      ({ knownUntil }) => knownUntil && (epoch !== this.#epoch || now >= knownUntil),
+      0,
+      "forgotten",
+    );
     this.#epoch = epoch;
-    return queue;
-  }
-
-  #takeAll(): PublishRecord[] {
-    const queue = this.#queue;
-    this.#queue = [];
+    const queue = [...this.#all.values()];
+    this.#all.clear();
     return queue;
   }
 
   /** Whether another one may be sent. If not, it has failed. */
   admits(publish: PublishRecord): boolean {
-    if (this.#sent.size < PUBLISHES_UNANSWERED_MAX) return true;
+    if (this.#all.size < PUBLISHES_UNANSWERED_MAX) return true;
     this.fail(publish, 0, "too many publishes wait");
     return false;
   }
 
   sent(request: number, publish: PublishRecord, now: number): void {
-    this.#sent.set(request, publish);
+    this.#all.set(request, publish);
     publish.knownUntil ??= now + MESSAGE_ID_MS;
   }
 
@@ -81,38 +81,28 @@ export class Publishes {
     publish.settle(new PublishError(publish.knownUntil ? "unknown" : "not_sent", code, reason));
   }
 
-  /** The server's answer. A late one, after the time-out, means nothing. */
+  /** The server's answer on this connection. A late one, after the time-out, means nothing. */
   answer(request: number, result: Published | PublishError): void {
-    const publish = this.#sent.get(request);
-    this.#sent.delete(request);
-    publish?.settle(result);
+    this.#all.get(request)?.settle(result);
+    this.#all.delete(request);
   }
 
-  /** Fails what is due. */
-  expire(now: number): void {
-    for (const [request, publish] of this.#sent) {
-      if (publish.deadline > now) continue;
-      this.#sent.delete(request);
-      this.fail(publish, 0, "no answer in time");
-    }
-    for (const publish of this.#takeAll()) {
-      if (publish.deadline > now) this.#queue.push(publish);
-      else this.fail(publish, 0, "no answer in time");
-    }
+  /** Fails what is due; at Infinity, all. */
+  expire(now: number, code = 0, reason = "no answer in time"): void {
+    this.#failAll(({ deadline }) => deadline <= now, code, reason);
   }
 
   /** The connection is lost, and with it the answers. */
   lose(code: number, reason: string): void {
-    const sent = [...this.#sent.values()];
-    this.#sent.clear();
-    for (const publish of sent) {
-      if (publish.messageId === "") this.fail(publish, code, reason);
-      else this.queue(publish);
-    }
+    this.#failAll(({ knownUntil, messageId }) => knownUntil && !messageId, code, reason);
   }
 
-  /** The client makes no more attempts. */
-  drop(code: number, reason: string): void {
-    for (const publish of this.#takeAll()) this.fail(publish, code, reason);
+  #failAll(which: (publish: PublishRecord) => unknown, code: number, reason: string): void {
+    for (const [request, publish] of this.#all) {
+      if (which(publish)) {
+        this.#all.delete(request);
+        this.fail(publish, code, reason);
+      }
+    }
   }
 }
