@@ -213,7 +213,7 @@ impl Findings {
                 .position(|(known, _)| *known == name)
                 .is_some_and(|at| self.seen & 1 << at != 0)
         };
-        self.shape.required.iter().find(|(name, _)| !has(*name)).copied()
+        self.shape.required.iter().find(|(name, _)| !has(name)).copied()
     }
 }
 
