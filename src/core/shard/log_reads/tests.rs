@@ -210,21 +210,18 @@ fn a_session_that_ends_waits_for_nothing() {
 #[test]
 fn reads_of_topics_that_a_session_has_left_do_not_keep_its_other_topics_waiting() {
     let mut driver = driver_that_keeps(2);
-    let topics = ["t.0", "t.1", "t.2"];
-    for topic in topics {
+    for topic in ["t.0", "t.1"] {
         [50, 60, 75].into_iter().for_each(|position| append(&mut driver, topic, log(position, 41)));
+        subscribe(&mut driver, LINKED, topic, after(20));
     }
-    topics.iter().for_each(|topic| subscribe(&mut driver, LINKED, topic, after(20)));
-    let waiting = reads(&mut driver);
-    assert_eq!(waiting.len(), 2, "both chunks are in flight");
-    for read in &waiting {
-        driver.receive(LINKED, &frame(Kind::Unsubscribe, &Request::default(), read.name.as_bytes()));
-    }
+    // There is room for one chunk.
+    let left = read(&mut driver);
+    driver.receive(LINKED, &frame(Kind::Unsubscribe, &Request::default(), left.name.as_bytes()));
     let next = read(&mut driver);
-    assert!(waiting.iter().all(|read| read.cancellation.is_cancelled() && read.name != next.name));
+    assert!(left.cancellation.is_cancelled() && left.name != next.name);
     assert_eq!(counted(&driver, Counter::LogReadsWaiting), 1);
     received(&mut driver, LINKED);
-    answer(&mut driver, &waiting[0], &[30], 31);
+    answer(&mut driver, &left, &[30], 31);
     assert!(received(&mut driver, LINKED).is_empty(), "nobody waits for it");
     answer(&mut driver, &next, &[30, 50], 51);
     assert!(received(&mut driver, LINKED).contains(&"30 after 20".to_owned()));
