@@ -282,11 +282,6 @@ impl Fanout {
             true => None,
             false => self.forgotten_keys.remove(key),
         };
-        let last_life = match self.openings.is_empty() {
-            true => last_life,
-            false => last_life
-                .or_else(|| self.by_key.get(key).copied().filter(|&id| self.openings.is_forgotten(id))),
-        };
         let of_home = &mut self.topics.homes[usize::from(home)];
         if of_home.len() <= place as usize {
             of_home.resize_with(place as usize + 1, || None);

@@ -114,7 +114,10 @@ fn a_proxy_header_comes_before_the_tls_of_its_client() {
     let (_second, status) = upgrade(&binary(0x21, [198, 51, 100, 2]));
     assert_eq!(status.unwrap(), "HTTP/1.1 101");
     let (_refused, status) = upgrade(&line("198.51.100.1"));
-    assert!(status.is_err(), "the limits of the client's own address apply, before its handshake: {status:?}");
+    assert!(
+        status.is_err(),
+        "the limits of the client's own address apply, before its handshake: {status:?}"
+    );
     let mut native = tunnel::connect(server.tcp, config.clone());
     native.sock.write_all(&line("198.51.100.3")).unwrap();
     native.write_all(&Raw::request(frames::HELLO, 1, b"proxied").bytes()).unwrap();

@@ -27,15 +27,9 @@ pub(super) struct Dropping {
 
 impl Fanout {
     /// Notes that a home has forgotten a topic whose last sequence was `last`. Its name may be reused at once; its members
-    /// leave in [`Fanout::leave_forgotten`], once the topic is open.
-    pub fn handle_forget(&mut self, id: TopicId, last: u64) {
-        if self.openings.is_empty() || !self.openings.end_when_open(id, last) {
-            self.end_life(id, last);
-        }
-    }
-
-    /// Ends the life of a topic that is open.
-    pub(super) fn end_life(&mut self, id: TopicId, last: u64) {
+    /// leave in [`Fanout::leave_forgotten`].
+    pub fn handle_forget(&mut self, id: TopicId, last: u64, sessions: &mut Sessions, logs: &mut EgressLogs) {
+        self.finish_opening(id, sessions, logs);
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a home forgets topics that it has opened");
         };
@@ -46,11 +40,8 @@ impl Fanout {
         topic.life = Life::Forgotten;
         // Without a live tick, a session that recovers would not know what it has lost.
         topic.last_sequence = last;
-        // Its next life may have begun while it was opening.
-        if self.by_key.get(topic.key()) == Some(&id) {
-            self.by_key.remove(topic.key());
-            self.forgotten_keys.insert(topic.key().into(), id);
-        }
+        self.by_key.remove(topic.key());
+        self.forgotten_keys.insert(topic.key().into(), id);
         self.forgotten.push_back(id);
     }
 

@@ -182,7 +182,7 @@ mod tests {
         for place in 0..3 * UNCOUNTED_SPARE as u32 {
             let id = TopicId::new(place, ShardId(0), 1).unwrap();
             fanout.handle_open((id, 0), 1, 0, &format!("t.{place}"), &mut sessions, &mut logs);
-            fanout.handle_forget(id, 0);
+            fanout.handle_forget(id, 0, &mut sessions, &mut logs);
             assert!(fanout.match_counts.uncounted.len() <= UNCOUNTED_SPARE + 1);
         }
         let id = TopicId::new(3 * UNCOUNTED_SPARE as u32, ShardId(0), 1).unwrap();

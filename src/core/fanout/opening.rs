@@ -5,18 +5,15 @@
 //! [`Fanout::advance_openings`], and what its home sends meanwhile waits here.
 //!
 //! ```text
-//!  Waiting ------> Leaving ------> Losing ------> Joining ------> Delivering ------> open, or forgotten
-//!  for the last    members of      their frames   members         ticks, then requests
-//!  life to open    the last life   that wait                      for history
+//!  Leaving ------> Losing ------> Joining ------> Delivering ------> open
+//!  members of      their frames   members         ticks, then requests
+//!  the last life   that wait                      for history
 //! ```
 //!
 //! Each topic has an owner, who created it. The owners take turns, so that nobody's topics wait for all topics of another. What
 //! waits for a topic is bounded: beyond that, its oldest ticks are lost, and its members learn of it by GAP. So a topic that
 //! opens delays no other topic. Its publishers have to wait as if it were open: each tick that comes is charged, and in the last
 //! stage the oldest one that waits is delivered for it. So what waits becomes less in each turn, however fast they are.
-//!
-//! If its home forgets a topic that is still opening, the topic opens as if nothing had happened, and its life ends after that:
-//! its members are owed what it had. Its next life waits for it.
 
 mod arrivals;
 mod kept;
@@ -63,8 +60,7 @@ impl Default for OpeningUnits {
 /// The topics that are opening.
 ///
 /// Bound: `topics_max`, and [`OPENINGS_BYTES_MAX`](crate::limits::OPENINGS_BYTES_MAX) of waiting ticks.
-/// Invariant: `order` lists each topic of `by_topic` once. A life was listed before the next one of its topic, so no topics wait for
-/// each other.
+/// Invariant: `order` lists each topic of `by_topic` once.
 #[derive(Debug, Default)]
 pub(super) struct Openings {
     order: Order,
@@ -93,8 +89,6 @@ struct Opening {
     waiting: Vec<u8>,
     /// How much of `waiting` has been delivered, or lost.
     delivered: usize,
-    /// Its last sequence, if its home has forgotten it meanwhile.
-    forgotten: Option<u64>,
     /// Ticks before those that wait which were lost, and have not been announced.
     lost: Option<(u64, u64)>,
     /// Sessions that request its history once it is open. Bound: its members, and those that have left it meanwhile.
@@ -135,8 +129,6 @@ impl Opening {
 
 #[derive(Debug)]
 enum Stage {
-    /// The topic's last life is still opening itself.
-    Waiting { last: TopicId },
     /// The members of the topic's last life leave.
     Leaving { last: TopicId },
     /// What sessions still wait for of the last life is lost; `next` is the next slot.
@@ -154,38 +146,6 @@ impl Openings {
 
     pub(super) fn contains(&self, id: TopicId) -> bool {
         self.by_topic.contains_key(&id)
-    }
-
-    /// Notes that the home has forgotten a topic. Returns `false` if the topic is open.
-    pub(super) fn end_when_open(&mut self, id: TopicId, last: u64) -> bool {
-        let opening = self.by_topic.get_mut(&id);
-        opening.map(|opening| opening.forgotten = Some(last)).is_some()
-    }
-
-    /// Whether a topic is opening whose home has forgotten it.
-    pub(super) fn is_forgotten(&self, id: TopicId) -> bool {
-        self.by_topic.get(&id).is_some_and(|opening| opening.forgotten.is_some())
-    }
-
-    /// Keeps what a session recovers in a topic that waits for its last life to open: the session joins it in its turn, because
-    /// it may yet get ticks of that life. Returns `false` if the topic does not wait.
-    pub(super) fn keep_member(&mut self, id: TopicId, session: SessionId, backlog: Option<Backlog>) -> bool {
-        let opening = self.by_topic.get_mut(&id);
-        let Some(opening) = opening.filter(|opening| matches!(opening.stage, Stage::Waiting { .. })) else {
-            return false;
-        };
-        if let Some(backlog) = backlog {
-            opening.backlogs.entry(session).or_insert(backlog);
-        }
-        true
-    }
-
-    /// The last life of a topic that waits for it to open.
-    fn waits_for(&self, id: TopicId) -> Option<TopicId> {
-        match self.by_topic.get(&id)?.stage {
-            Stage::Waiting { last } => Some(last).filter(|&last| self.contains(last)),
-            _ => None,
-        }
     }
 
     /// Bytes of heap memory.
@@ -279,14 +239,18 @@ impl Fanout {
             backlogs,
             waiting: Vec::new(),
             delivered: 0,
-            forgotten: None,
             lost: None,
             pulls: HashSet::default(),
         };
-        opening.stage = match last {
-            None => self.begin_joining(id, &mut opening.backlogs, sessions),
-            Some(last) => Stage::Waiting { last },
-        };
+        match last {
+            None => opening.stage = self.begin_joining(id, &mut opening.backlogs, sessions),
+            Some(last) => {
+                if let Some(topic) = topic_mut(&mut self.topics, last, self.shards) {
+                    topic.life = Life::Ended;
+                }
+                opening.stage = Stage::Leaving { last };
+            }
+        }
         let units = self.openings.units_at_once();
         let (used, is_done) = self.advance_opening(id, &mut opening, units, sessions, logs, 0);
         self.openings.left = self.openings.left.saturating_sub(used);
@@ -319,32 +283,22 @@ impl Fanout {
             let (used, is_done) = self.advance_opening(id, &mut opening, quantum, sessions, logs, now_ns);
             left = left.saturating_sub(used.max(1));
             self.tally.opening_units += used as u64;
-            match (is_done, opening.forgotten) {
-                (false, _) => self.openings.insert(id, opening),
-                (true, forgotten) => {
-                    self.openings.order.pop_front();
-                    forgotten.into_iter().for_each(|last| self.end_life(id, last));
-                }
+            match is_done {
+                true => self.openings.order.pop_front(),
+                false => self.openings.insert(id, opening),
             }
             self.openings.order.end_turn(owner);
         }
         true
     }
 
-    /// Finishes a topic's opening at once, because this shard no longer needs the topic, and its home may open it again. Does
-    /// nothing if the topic is open.
+    /// Finishes a topic's opening at once, because its home sends something that cannot wait: the end of its life, or that this
+    /// shard no longer needs it. Does nothing if the topic is open.
     pub(super) fn finish_opening(&mut self, id: TopicId, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        let mut lives = vec![id];
-        while let Some(last) = lives.last().and_then(|&id| self.openings.waits_for(id)) {
-            lives.push(last);
-        }
-        for id in lives.into_iter().rev() {
-            let Some(mut opening) = self.openings.remove(id) else { return };
-            self.openings.order.remove(opening.owner, id);
-            let now_ns = self.openings.now_ns;
-            self.advance_opening(id, &mut opening, usize::MAX, sessions, logs, now_ns);
-            opening.forgotten.into_iter().for_each(|last| self.end_life(id, last));
-        }
+        let Some(mut opening) = self.openings.remove(id) else { return };
+        self.openings.order.remove(opening.owner, id);
+        let now_ns = self.openings.now_ns;
+        self.advance_opening(id, &mut opening, usize::MAX, sessions, logs, now_ns);
     }
 
     /// Finishes all openings at once, because the server stops.
@@ -407,14 +361,6 @@ impl Fanout {
         let is_done = loop {
             let has_waiting = opening.has_waiting();
             match &mut opening.stage {
-                Stage::Waiting { last } if self.openings.contains(*last) => break false,
-                Stage::Waiting { last } => {
-                    let last = *last;
-                    if let Some(topic) = topic_mut(&mut self.topics, last, self.shards) {
-                        topic.life = Life::Ended;
-                    }
-                    opening.stage = Stage::Leaving { last };
-                }
                 Stage::Leaving { last } => {
                     let last = *last;
                     let topic = topic_ref(&self.topics, last, self.shards);

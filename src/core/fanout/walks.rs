@@ -206,9 +206,7 @@ impl Fanout {
                 && !joining.early.contains(&id)
             {
                 used += CHANGE_UNITS + subscriptions;
-                if !self.join(id, slot, joining.entry, start_from, sessions, logs) {
-                    joining.early.insert(id);
-                }
+                self.join(id, slot, joining.entry, start_from, sessions, logs);
                 self.evict_overflowing(sessions, logs);
             }
         }
@@ -277,8 +275,7 @@ impl Fanout {
     }
 
     /// Joins a session to a topic through a live subscription. Changes nothing if the session already receives the topic; a
-    /// session that wildcard groups serve needs no membership. Returns `false` if the session joins once the topic's last life
-    /// is open.
+    /// session that wildcard groups serve needs no membership.
     fn join(
         &mut self,
         id: TopicId,
@@ -287,21 +284,20 @@ impl Fanout {
         start_from: StartFrom,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
-    ) -> bool {
+    ) {
         if !self.delivers(entry, id, slot, sessions) {
             // The session may have received it under its previous permissions.
             self.merge_deliveries(id, slot, sessions);
-            return true;
+            return;
         }
         let backlog = self.backlog(id, slot, start_from, sessions);
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
-            debug_assert!(false, "only open topics are joined");
-            return true;
+            return debug_assert!(false, "only open topics are joined");
         };
-        let Some(session) = sessions.open_mut(slot) else { return true };
+        let Some(session) = sessions.open_mut(slot) else { return };
         if session.memberships.contains(id) {
             self.merge_deliveries(id, slot, sessions);
-            return true;
+            return;
         }
         let merged = wildcard::merged(
             Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports),
@@ -311,17 +307,13 @@ impl Fanout {
             session.principal.as_deref(),
         );
         let Some(merged) = merged else {
-            debug_assert!(false, "a session joins through a live subscription");
-            return true;
+            return debug_assert!(false, "a session joins through a live subscription");
         };
         let held = session.subscriptions.to(entry).map(|held| held.delivery);
         let (shared, is_group) = (merged.shared, merged.is_shared);
         let entry = self.entries[entry as usize].as_ref();
         let is_shared = entry.zip(held).is_some_and(|(entry, delivery)| entry.shares(delivery));
         let backlog = backlog.filter(|_| merged.shared == u32::from(is_shared));
-        if !self.openings.is_empty() && self.openings.keep_member(id, session.id, backlog) {
-            return false;
-        }
         let awaited = match self.openings.is_empty() {
             true => None,
             false => self.begin_early_member(id, slot, sessions, logs),
@@ -336,7 +328,6 @@ impl Fanout {
                 self.tell_joined(id, slot, shared, sessions);
             }
         }
-        true
     }
 
     /// Begins to leave a pattern's topics; the session no longer lists the subscription. The caller releases the entry when the
@@ -398,14 +389,13 @@ impl Fanout {
         Begun::Walk(walk, listed)
     }
 
-    /// Lists the memberships that a walk visits: all of the session's for a wildcard, otherwise at most one. While topics open, a
-    /// session may have memberships of several lives of a topic.
+    /// Lists the memberships that a walk visits: all of the session's for a wildcard, otherwise at most one.
     fn walk(&self, entry: u32, slot: SlotId, change: Change, sessions: &Sessions) -> (MembershipWalk, usize) {
         let pattern = self.pattern(entry);
         let memberships = sessions.get(slot).map(|session| &session.memberships);
         let topics: Vec<TopicId> = match memberships {
             None => Vec::new(),
-            Some(memberships) if pattern::is_exact(&pattern) && self.openings.is_empty() => {
+            Some(memberships) if pattern::is_exact(&pattern) => {
                 let topic = self.by_key.get(&pattern).filter(|&&id| memberships.contains(id));
                 topic.into_iter().copied().collect()
             }

@@ -217,7 +217,7 @@ impl Shard {
             Kind::Forget => {
                 self.charge(NEW_TOPIC_UNITS);
                 let last = frame.header.sequence;
-                self.fanout.handle_forget(id, last);
+                self.fanout.handle_forget(id, last, &mut self.sessions, &mut self.logs);
             }
             Kind::Stale => {
                 let Ok(Condition { state, since_ns, .. }) = frame.record::<Condition>() else {
@@ -304,7 +304,7 @@ impl Shard {
                 });
             }
             InterestEvent::Forget(shard, topic) if shard == own => {
-                fanout.handle_forget(topic.id, topic.sequence.0);
+                fanout.handle_forget(topic.id, topic.sequence.0, sessions, logs);
             }
             InterestEvent::Forget(shard, topic) => {
                 stages.push_delivery(shard, |out| encode_forget(out, topic.id, topic.sequence));

@@ -71,9 +71,7 @@ impl Fanout {
     ) {
         let id = TopicId(tick.header.topic_id);
         let last = match self.openings.by_topic.get(&id).map(|opening| &opening.stage) {
-            Some(Stage::Waiting { last } | Stage::Leaving { last } | Stage::Losing { last, .. }) => {
-                Some(*last)
-            }
+            Some(Stage::Leaving { last } | Stage::Losing { last, .. }) => Some(*last),
             _ => None,
         };
         if self.openings.delivers(id)

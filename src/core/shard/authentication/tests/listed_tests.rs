@@ -116,14 +116,14 @@ fn an_anonymous_session_whose_token_is_being_verified_outlives_the_table_that_al
     for (given, verdict, expected) in [
         (JsonHello.hello("token", ""), Ok(later.clone()), ["welcome"].as_slice()),
         (JsonHello.hello("token", ""), Err(forged), &["closing 3500", "close 3500"]),
-        (JsonHello.refresh("token"), Err(busy), &["error 107", "closing 3500", "close 3500"]),
+        (JsonHello.refresh("token"), Err(busy), &["error 109", "closing 3500", "close 3500"]),
     ] {
         let mut bench = Bench::with(limits(1, &[anonymous.clone(), listed(&TOKEN, 1, &["t.a"])]));
         open(&mut bench, 0, JsonHello, None);
         bench.driver.receive(0, &given);
         bench.turns();
         let (id, _) = bench.driver.shard.poll_credentials().unwrap();
-        reload(&mut bench, 2, &[later.clone()]);
+        reload(&mut bench, 2, slice::from_ref(&later));
         assert_eq!(bench.take(0), [] as [&str; 0], "{expected:?}");
         bench.driver.shard.handle_verdict(id, verdict, bench.driver.now);
         bench.turns();
