@@ -322,8 +322,8 @@ impl Session {
 
     /// Publishes a tick, at once or on the next connection. Exactly one event follows, [`ClientEvent::Published`] or
     /// [`ClientEvent::PublishFailed`], at the latest after `timeout`, and at once if it cannot be sent. With a message id, a publish whose
-    /// answer was lost is sent again on the next connection to the same server, within [`RETRIED_AGE_MS_MAX`]: the server publishes it
-    /// once. Of such publishes, [`RETRIED_BYTES_MAX`] are kept, besides those of `offline_queue_max`. If the server has
+    /// answer was lost is sent again on the next connection to the same server, within [`RETRIED_AGE_MS_MAX`](crate::RETRIED_AGE_MS_MAX): the server publishes it
+    /// once. Of such publishes, [`RETRIED_BYTES_MAX`](crate::RETRIED_BYTES_MAX) are kept, besides those of `offline_queue_max`. If the server has
     /// not granted `message_ids`, the publish fails with code 100.
     ///
     /// # Errors
