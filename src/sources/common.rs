@@ -30,7 +30,7 @@ pub struct CommonOptions {
     /// Silence after which it is unfit. In a group: 5s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stale_after: Option<Time>,
-    /// Whether subscribers are told that its topics are stale while it is silent for longer than `stale_after`. In a group: for the
+    /// Whether its topics are reported as stale to their subscribers while it is silent for longer than `stale_after`. In a group: for the
     /// whole group, if one of its sources sets it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mark_stale: Option<bool>,

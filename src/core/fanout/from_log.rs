@@ -123,7 +123,7 @@ impl Fanout {
 }
 
 /// What a session has of a topic before a chunk, if it recovers from the topic's log: the last sequence that it has received, or
-/// was told is lost. `end`: the chunk is from the log.
+/// knows to be lost. `end`: the chunk is from the log.
 pub(super) fn known_before(lag: &mut Lag, id: TopicId, chunk: &History, end: Option<u64>) -> Option<u64> {
     if chunk.flags & CHUNK_NOT_RECOVERED != 0 {
         return None;

@@ -1,4 +1,4 @@
-//! Topics whose source has fallen silent: their subscribers are told when that begins, when it ends, and when they subscribe
+//! Topics whose source has fallen silent: their subscribers learn when that begins, when it ends, and when they subscribe
 //! while it lasts.
 //!
 //! ```text
@@ -7,7 +7,7 @@
 //!  exact name subscribed ----> told with the topic's announcement
 //! ```
 //!
-//! Only sessions with the feature `sources` are told. The messages are replies: nothing evicts them. A delivery costs nothing more.
+//! Only sessions with the feature `sources` get these messages. They are replies: nothing evicts them. A delivery costs nothing more.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -57,7 +57,7 @@ pub(super) struct StaleTopics {
     telling: Option<Telling>,
     /// Wildcards that went live while topics were stale, by session and entry.
     newcomers: BTreeMap<(SessionId, u32), Newcomer>,
-    /// The order in which they are told.
+    /// The order in which they get the message.
     order: VecDeque<(SessionId, u32)>,
     /// Number of the last telling.
     number: u64,
@@ -105,7 +105,7 @@ impl StaleTopics {
 }
 
 impl EgressTopic {
-    /// What a new subscriber is told: the mark, while the topic is stale and its other subscribers know.
+    /// What a new subscriber gets: the mark, while the topic is stale and its other subscribers know.
     fn mark_for_newcomers(&self, number: u64) -> Option<StaleMark> {
         let stale = self.stale.as_deref().filter(|_| self.life == Life::Current)?;
         (stale.told.is_stale && stale.mark.is_stale && stale.number <= number).then_some(stale.told)
@@ -147,7 +147,7 @@ fn is_told(session: &Session) -> bool {
 }
 
 impl Fanout {
-    /// Handles the change of a topic's mark at its home. Its subscribers are told in [`Fanout::tell_stale`].
+    /// Handles the change of a topic's mark at its home. Its subscribers learn of it in [`Fanout::tell_stale`].
     pub fn handle_mark(&mut self, id: TopicId, mark: StaleMark) {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a home marks only topics that it has opened");
@@ -181,7 +181,7 @@ impl Fanout {
         told
     }
 
-    /// The next life of a topic begins without a mark: subscribers who know that the last one was stale are told that it is back.
+    /// The next life of a topic begins without a mark: subscribers who know that the last one was stale get the news that it is back.
     pub(super) fn end_mark_of_last_life(&mut self, last: TopicId, id: TopicId) {
         let stale = topic_ref(&self.topics, last, self.shards).and_then(|topic| topic.stale.as_deref());
         let Some(told) = stale.map(|stale| stale.told).filter(|told| told.is_stale) else { return };
@@ -192,8 +192,8 @@ impl Fanout {
         }
     }
 
-    /// Notes a subscription that has just gone live: if it is a wildcard whose groups serve the session, the session is told later
-    /// which topics are stale. Others are told as they join each topic.
+    /// Notes a subscription that has just gone live: if it is a wildcard whose groups serve the session, the session learns later
+    /// which topics are stale. Others learn it as they join each topic.
     pub(super) fn note_stale_newcomer(&mut self, index: u32, slot: SlotId, sessions: &Sessions) {
         if self.stale.told.is_empty() {
             return;

@@ -143,7 +143,7 @@ pub struct Lag {
     pub chunks_in_flight: u32,
     /// Whether the session is in the shard's queue of sessions that request chunks.
     pub pull_queued: bool,
-    /// By topic that recovers from the log that feeds it: the last sequence that the client has, or was told is lost. Entries of topics
+    /// By topic that recovers from the log that feeds it: the last sequence that the client has, or knows to be lost. Entries of topics
     /// that the session has left do no harm.
     pub from_log: Vec<(TopicId, u64)>,
     /// Positions given by the client.
@@ -166,7 +166,7 @@ impl Lag {
         self.saved_positions.as_deref_mut()?.take(topic)
     }
 
-    /// In a topic that recovers from its log: the last sequence that the client has, or was told is lost. O(such topics).
+    /// In a topic that recovers from its log: the last sequence that the client has, or knows to be lost. O(such topics).
     pub fn last_from_log(&mut self, id: TopicId) -> Option<&mut u64> {
         self.from_log.iter_mut().find(|(topic, _)| *topic == id).map(|(_, last)| last)
     }

@@ -96,7 +96,7 @@ impl Pair {
         pair
     }
 
-    /// Accepts a client. Returns what it is told at once.
+    /// Accepts a client. Returns what it gets at once.
     fn accept(&mut self, slot: SlotId, features: Features) -> Vec<String> {
         self.shards[0].handle_accept(slot, ListenerKind::Native, START);
         self.shards[0].handle_bytes(slot, &hello(features), START);

@@ -21,7 +21,7 @@ pub struct SourceView {
     pub reason: Option<String>,
     /// Why it cannot be relied on: `down`, `stale` or `late`; `None`: it is fit.
     pub unfit: Option<&'static str>,
-    /// Whether subscribers are told that its topics are stale while it is silent.
+    /// Whether its topics are reported as stale to their subscribers while it is silent.
     pub marks_stale: bool,
     /// Since when its topics are stale, seconds since 1970; `None`: they are not.
     pub stale_since_seconds: Option<f64>,
