@@ -5,7 +5,10 @@
 
 use tickcast_proto::{
     Step,
-    http::{Answer, Connection, HttpConfig, NoFiles, access::Access},
+    http::{
+        Answer, Connection, HttpConfig, NoFiles,
+        access::{Access, Sender},
+    },
 };
 
 fn answers(bytes: &[u8], cut: usize) -> Vec<Answer> {
@@ -20,6 +23,7 @@ fn answers(bytes: &[u8], cut: usize) -> Vec<Answer> {
         query_token: true,
         files: &NoFiles,
         access: &access,
+        sender: Sender::Anyone,
         realtime_ns: 1 << 60,
     };
     let (mut connection, mut answers, mut at, mut shown) = (Connection::default(), Vec::new(), 0, cut);
