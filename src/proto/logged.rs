@@ -85,33 +85,24 @@ pub fn encode_linked_tick(
     frame::encode(out, Kind::Tick, fields, &record, &[payload])
 }
 
-/// Appends a TICK that has `previous` as one without it.
-pub(crate) fn encode_unlinked(out: &mut Vec<u8>, tick: &Frame<'_>) {
-    let FrameHeader { flags, sequence, topic_id, schema, .. } = tick.header;
+fn parts_of<'a>(tick: &Frame<'a>) -> TickParts<'a> {
+    let FrameHeader { flags, schema, .. } = tick.header;
     let times = tick.record::<TickTimes>();
     debug_assert!(times.is_ok(), "a TICK frame has times");
-    let parts = TickParts {
-        flags,
-        schema,
-        times: times.unwrap_or_default(),
-        key: tick.key(),
-        payload: tick.payload(),
-    };
+    TickParts { flags, schema, times: times.unwrap_or_default(), key: tick.key(), payload: tick.payload() }
+}
+
+/// Appends a TICK that has `previous` as one without it.
+pub(crate) fn encode_unlinked(out: &mut Vec<u8>, tick: &Frame<'_>) {
+    let FrameHeader { sequence, topic_id, .. } = tick.header;
+    let parts = parts_of(tick);
     frame::encode_tick(out, TopicId(topic_id), Sequence(sequence), &parts);
 }
 
 /// Appends a TICK with another bound of the preceding sequence.
 pub fn encode_relinked(out: &mut Vec<u8>, tick: &Frame<'_>, previous: u64) -> FrameHeader {
-    let FrameHeader { flags, sequence, topic_id, schema, .. } = tick.header;
-    let times = tick.record::<TickTimes>();
-    debug_assert!(times.is_ok(), "a TICK frame has times");
-    let parts = TickParts {
-        flags,
-        schema,
-        times: times.unwrap_or_default(),
-        key: tick.key(),
-        payload: tick.payload(),
-    };
+    let FrameHeader { sequence, topic_id, .. } = tick.header;
+    let parts = parts_of(tick);
     encode_linked_tick(out, TopicId(topic_id), Sequence(sequence), previous, &parts)
 }
 

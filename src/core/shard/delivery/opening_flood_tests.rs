@@ -68,7 +68,7 @@ fn a_session_whose_walk_passes_over_a_topic_that_is_still_opening_joins_it() {
             subscribe(&mut driver, slot, "x.*", paced(Policy::Conflate));
         }
     }
-    // The new topic takes the place of the one that is forgotten, so the walk comes to more topics after it.
+    // So many topics that the walk takes turns, and is under way while the new topic opens.
     (0..1_000).for_each(|topic| publish(&mut driver, &format!("n.{topic}"), b"x"));
     publish(&mut driver, "t.0", b"x");
     (1_000..4_000).for_each(|topic| publish(&mut driver, &format!("n.{topic}"), b"x"));
