@@ -298,7 +298,48 @@ class Hub(Peer):
         return first_line([self._find("go", self.package), "version"])
 
 
-PEERS = {peer.name: peer for peer in (Nats, Redis, Nchan, Hub)}
+class Bun(Peer):
+    """A WebSocket server in Bun (bun/server.js), whose engine is uWebSockets, with its own producers.
+
+    `stop` returns its counters as JSON."""
+
+    name = "bun"
+    package = "npm"
+    binary = "npm"
+    transport = "websocket"
+    hello = b"GET / HTTP/1.0\r\n\r\n"
+    answer = b"HTTP/1.1 400"
+    FOLDER = HERE / "bun"
+    # Installed by npm: the package `bun` names one package for each platform.
+    PROGRAM = FOLDER / "node_modules" / "bun" / "bin" / "bun.exe"
+
+    def __init__(self, core=0, folder=None, topics=50, rate=100, size=100, wait_clients=0):
+        """Like the hub: `topics` producers with `rate` ticks/s of `size` bytes, started once `wait_clients` are connected."""
+        super().__init__(core, folder, topics)
+        self.wait_clients = wait_clients
+        self.rate = rate
+        self.size = size
+
+    @property
+    def subscriber(self):
+        return ["--transport", "websocket", "--path", "/"]
+
+    def _command(self, port):
+        return [str(self.PROGRAM), str(self.FOLDER / "server.js"), "--listen", f"127.0.0.1:{port}", "--producers", str(self.topics),
+                "--rate", str(self.rate), "--size", str(self.size), "--wait-clients", str(self.wait_clients)]
+
+    def _find(self, binary, package):
+        if binary != self.binary:
+            return super()._find(binary, package)
+        if not self.PROGRAM.exists():
+            raise PeerError("bun is not installed; install it with bench/peers/install.sh or npm install --prefix bench/peers/bun")
+        return str(self.PROGRAM)
+
+    def _version(self):
+        return f"Bun {first_line([str(self.PROGRAM), '--version'])}"
+
+
+PEERS = {peer.name: peer for peer in (Nats, Redis, Nchan, Hub, Bun)}
 
 
 def free_port():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 # Names from bench/peers/peers.py.
-EVERY_PEER = ("nats", "redis", "nchan", "hub")
+EVERY_PEER = ("nats", "redis", "nchan", "hub", "bun")
 # Latency budgets that tickcast is measured with: one for S1, to save CPU, and one for 5,000 WebSockets that feed
 # screens.
 BUDGET_US = 1_000
@@ -41,7 +41,7 @@ class Variant:
         return f"{self.transport}{marks}, {self.fed_by}, {budget}"
 
 
-def variants(transports: tuple[str, ...], fed_by: tuple[str, ...], budgets: tuple[int, ...] = (0, BUDGET_US)):
+def variants(transports: tuple[str, ...], fed_by: tuple[str, ...], budgets: tuple[int | None, ...] = (0, BUDGET_US)):
     """Every combination, grouped by transport, then by source."""
     return tuple(
         Variant(budget, source, transport) for transport in transports for source in fed_by for budget in budgets
@@ -127,7 +127,11 @@ PLAIN_AND_TLS = (Variant(None), Variant(None, tls=True), Variant(None, tls_proxy
 
 LOADS = (
     case_study("S1", 100, 100, "100 B",
-               variants=(*variants(("native", "ws"), BOTH_SOURCES), *variants(("native",), ("simulator",), (600, 1_200)))),
+               variants=(*variants(("native", "ws"), BOTH_SOURCES, (None, 0, BUDGET_US)),
+                         *variants(("native",), ("simulator",), (600, 1_200)))),
+    Load("S1-500", "A tenth of S1: 100 clients, 50 producers x 10/s, 100 B",
+         clients=100, producers=50, rate=10, size=100, peers=EVERY_PEER,
+         variants=variants(("native", "ws"), BOTH_SOURCES, (None, 0))),
     case_study("S2", 100, 1_024, "1 KB", variants=variants(("native",), BOTH_SOURCES, (0,)),
                policy="conflate", bare_unthrottled=True),
     case_study("S3", 100, 10_240, "10 KB", variants=variants(("native",), BOTH_SOURCES, (0,)),
@@ -148,7 +152,7 @@ LOADS = (
          clients=100, producers=50, rate=100, size=100,
          variants=(Variant(None), Variant(None, authenticated=True))),
     Load("engine", "Engine, capacity: 5,000 WebSocket clients, 500,000 deliveries/s",
-         clients=5_000, producers=10, rate=10, size=100, peers=("nchan", "hub", "nats"), bare=True,
+         clients=5_000, producers=10, rate=10, size=100, peers=("nchan", "hub", "nats", "bun"), bare=True,
          variants=variants(("ws",), BOTH_SOURCES, (0, SCREEN_BUDGET_US))),
     Load("engine-sse", "Engine, capacity: 5,000 clients of Server-Sent Events beside WebSockets with JSON, 500,000 deliveries/s",
          clients=5_000, producers=10, rate=10, size=100,
@@ -171,7 +175,7 @@ LOADS = (
          kind="saturation", clients=100, producers=50, rate=50, size=100, peers=EVERY_PEER, bare=True,
          bare_unthrottled=True, variants=variants(("native",), BOTH_SOURCES, (0,))),
     Load("broadcast", "Broadcast: 10 ticks/s to each of 10,000 WebSocket clients",
-         clients=10_000, producers=1, rate=10, size=100, peers=("nchan", "hub", "nats"), bare=True,
+         clients=10_000, producers=1, rate=10, size=100, peers=("nchan", "hub", "nats", "bun"), bare=True,
          client_ramp_per_s=4_000, variants=variants(("ws",), BOTH_SOURCES, (0,))),
     Load("own-topics", "Own topics: 10,000 WebSocket clients, each subscribed to 20 of 20,000 topics",
          clients=10_000, producers=20_000, rate=1, size=100, subscribers=10, subscribe=(),
@@ -186,7 +190,7 @@ LOADS = (
          server_options=("--no-sim",), peers=("nats", "redis"), variants=(Variant(0, "network", "native"),)),
     Load("idle-ws", "Idle: 10,000 WebSocket clients with one topic each, no ticks",
          kind="idle", clients=10_000, producers=0, rate=0, size=0, subscribe=("sim.0",), client_ramp_per_s=4_000,
-         server_options=("--no-sim",), peers=("nchan", "hub"), variants=(Variant(0, "network", "ws"),)),
+         server_options=("--no-sim",), peers=("nchan", "hub", "bun"), variants=(Variant(0, "network", "ws"),)),
     Load("idle-tls", "Idle: 10,000 WebSocket clients over TLS beside plain ones, one topic each, no ticks",
          kind="idle", clients=10_000, producers=0, rate=0, size=0, subscribe=("sim.0",), client_ramp_per_s=1_000,
          server_options=("--no-sim",),

@@ -22,7 +22,7 @@ except ImportError:  # A checkout without peers measures tickcast alone.
 
 
 class PeerSystem:
-    """One peer, fed by `tickcast-feed` or by its own producers (the Go hub)."""
+    """One peer, fed by `tickcast-feed` or by its own producers (the Go hub, Bun)."""
 
     def __init__(self, programs: Programs, name: str, scratch: Path):
         self.programs = programs

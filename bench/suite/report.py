@@ -255,10 +255,10 @@ def intro(result: dict) -> list[str]:
         f"Each row is a window of {result['window_s']} s after {result['warm_up_s']} s of warm-up, {shown} unless its "
         "section says otherwise. Under each load, the systems run one after the other. The server has core 0; the load "
         "client and the external publisher share core 1; everything runs over loopback. Producers are open-loop: they "
-        "keep their rate even if the server falls behind. NATS and Redis are measured in their own protocols, Nchan and "
-        "the hub (the case study's design in Go) over WebSockets.",
+        "keep their rate even if the server falls behind. NATS and Redis are measured in their own protocols; over "
+        "WebSockets: Nchan, the hub (the case study's design in Go), and Bun, whose WebSocket server is uWebSockets.",
         "",
-        "- **simulator**: the server generates the ticks itself, as the hub does. **network**: `tickcast-feed` "
+        "- **simulator**: the server generates the ticks itself, as the hub and Bun do. **network**: `tickcast-feed` "
         "publishes them, as for the other peers. **capture**: the server replays a file.",
         "- **offered**: producers' rate times clients. A delivery is one tick received by one client.",
         "- **lost**: deliveries still missing two seconds after the window and never announced, though another client "
