@@ -198,6 +198,11 @@ pub const PLACE_CHANGES_MAX: usize = 4 << 10;
 /// How long a shard keeps places after their stream has ended, milliseconds: as long as the history that they refer to, by
 /// default.
 pub const RESUME_WINDOW_MS: u64 = HISTORY_AGE_MS_DEFAULT;
+/// How much earlier than its stream began a client gets ticks when it resumes, in topics of which it has none, milliseconds. Covers
+/// ticks that were on their way to its shard, and clocks of nodes that differ.
+pub const RESUME_SLACK_MS: u64 = 2_000;
+/// Failures of which the answer to a publish of lines says the reason; all are counted.
+pub const SUMMARY_FAILURES_MAX: usize = 16;
 /// Bytes of topics and ticks after which a page of an HTTP answer ends: as much as may wait for a session that does not read.
 pub const HTTP_PAGE_BYTES: usize = REPLY_BYTES_MAX;
 /// Most patterns in one request for last values over HTTP: each topic found is compared with those before its own.

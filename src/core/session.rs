@@ -28,7 +28,7 @@ mod tracked;
 use std::sync::Arc;
 
 pub use self::{
-    call::{Caller, Calls, PendingCall, Publishes, Read, Readable, Work},
+    call::{Caller, Calls, PendingCall, Publishes, Read, Readable, Summary, Work},
     close::{CloseReason, DepartureState, Ending, KeptOutbox},
     eviction::Verdict,
     input::{InputState, MessageRest, WaitingInput},

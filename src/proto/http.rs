@@ -14,6 +14,7 @@ pub mod api;
 mod body;
 pub mod host;
 mod idempotency;
+mod lines;
 mod query;
 mod request;
 mod response;
@@ -31,6 +32,7 @@ use self::{
     access::{Access, Sender},
     api::{Call, Exchange},
     body::Body,
+    lines::Lines,
     request::Request,
     response::Delivery,
     socket_io::Poll,
@@ -111,6 +113,23 @@ pub enum Answer {
     },
 }
 
+/// What a request for a stream says about an earlier stream of the same client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Resumed {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The client has the positions in `from`, and of other topics what has come since the first stream began.
+    Since {
+        /// When it began: CLOCK_REALTIME, microseconds; 0: unknown.
+        since_us: u64,
+    },
+    /// A shard keeps the client's positions, which replace `from`.
+    Kept(KeptPlaces),
+    /// The client has an event id that is not from this server.
+    Lost,
+}
+
 /// The use of a WebSocket or a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Target {
@@ -128,8 +147,8 @@ pub enum Target {
         delivery: TickDelivery,
         /// `?from=latest`.
         from: StartPosition,
-        /// The stream goes on after these positions, in place of `from`: see [`KeptPlaces`].
-        kept: Option<KeptPlaces>,
+        /// What the client has of an earlier stream.
+        resumed: Resumed,
         /// `?client=ID`, percent-decoded and validated; empty: none.
         client: String,
         /// The client's token: in `Authorization: Bearer`, as the subprotocol `bearer.TOKEN`, or in `?token=`. Never empty.
@@ -237,7 +256,16 @@ impl Failure {
 #[derive(Debug, Default)]
 pub struct Connection {
     /// The request whose head has arrived and whose body has not.
-    pending: Option<Box<Body>>,
+    pending: Option<Box<Pending>>,
+}
+
+/// A request whose body is arriving.
+#[derive(Debug)]
+enum Pending {
+    /// It stays in the input until it is complete.
+    Body(Body),
+    /// Its lines are published while they arrive.
+    Lines(Lines),
 }
 
 /// The answer to a request.
@@ -245,6 +273,8 @@ enum Outcome<'a> {
     Response(Response),
     /// A request of `/v1` and its token. To be parsed once its body has arrived.
     Call(api::Resource<'a>, Option<Token<'static>>),
+    /// A request of `/v1` and its token, whose lines are published while they arrive.
+    Lines(Option<Token<'static>>),
     /// The same for long-polling.
     Poll {
         sid: Option<Sid>,
@@ -260,10 +290,22 @@ impl Connection {
     /// An invalid request is answered as soon as its head has arrived. If its body is incomplete or has no known end, the
     /// connection closes after the answer.
     pub fn step(&mut self, bytes: &[u8], config: &HttpConfig<'_>) -> Step<Answer> {
-        if let Some(body) = &mut self.pending
-            && let Ok(Step::Partial) = body.advance(bytes)
-        {
-            return Step::Partial;
+        match self.pending.as_deref_mut() {
+            Some(Pending::Lines(lines)) => {
+                let Step::Complete(used, (answer, is_last)) = lines.step(bytes, config) else {
+                    return Step::Partial;
+                };
+                if is_last {
+                    self.pending = None;
+                }
+                return Step::Complete(used, answer);
+            }
+            Some(Pending::Body(body)) => {
+                if let Ok(Step::Partial) = body.advance(bytes) {
+                    return Step::Partial;
+                }
+            }
+            None => {}
         }
         // Some clients send a line break after a body (RFC 9112, section 2.2).
         let blank = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
@@ -275,13 +317,33 @@ impl Connection {
             Ok(Step::Complete(head_bytes, request)) => (head_bytes, request),
             Err((failure, is_head)) => return end(bytes, failure, is_head, "", config),
         };
-        let fresh = || Box::new(Body::new(head_bytes, request.body));
-        let mut body = self.pending.take().unwrap_or_else(fresh);
+        let mut body = match self.pending.take().map(|pending| *pending) {
+            Some(Pending::Body(body)) => body,
+            Some(Pending::Lines(_)) | None => Body::new(head_bytes, request.body),
+        };
         let (outcome, cors) = respond(&request, config);
+        let keeps_alive = request.keeps_alive && config.keeps_alive;
+        if let Ok(Outcome::Lines(token)) = outcome {
+            let exchange = Exchange::new(&request, keeps_alive, cors.clone());
+            return match Lines::new(&request, exchange, host_of(&request), token) {
+                Ok(lines) => {
+                    self.pending = Some(Box::new(Pending::Lines(lines)));
+                    let interim = if request.expects_continue { CONTINUE } else { b"" };
+                    Step::Complete(head_bytes, Answer::Interim(interim))
+                }
+                Err(failure) => end(bytes, failure, false, &cors, config),
+            };
+        }
         match body.advance(bytes) {
+            Err(Failure(status @ StatusCode::PAYLOAD_TOO_LARGE, text))
+                if matches!(outcome, Ok(Outcome::Call(api::Resource::Publish, _))) =>
+            {
+                let text =
+                    format!("{text}; lines of ticks may be of any length at /v1/publish?answer=summary");
+                end(bytes, Failure(status, text), request.is_head(), &cors, config)
+            }
             Err(failure) => end(bytes, failure, request.is_head(), &cors, config),
             Ok(Step::Complete(used, ())) => {
-                let keeps_alive = request.keeps_alive && config.keeps_alive;
                 let answer = match outcome {
                     Ok(Outcome::Call(resource, token)) => {
                         let content = body::content(&bytes[head_bytes..used], request.body);
@@ -292,8 +354,7 @@ impl Connection {
                         let content = body::content(&bytes[head_bytes..used], request.body);
                         let exchange = Exchange::new(&request, keeps_alive, cors);
                         let poll = socket_io::poll(&request, sid, client, &content);
-                        let authority = request.authority.as_ref();
-                        let host = authority.map_or_else(Box::default, |authority| authority.host().into());
+                        let host = host_of(&request);
                         let forwarded_for = request.forwarded_for();
                         Answer::Poll { poll, exchange, host, forwarded_for, token }
                     }
@@ -305,7 +366,7 @@ impl Connection {
                 Step::Complete(bytes.len(), deliver(outcome, cors, &request, false, config))
             }
             Ok(Step::Partial) => {
-                self.pending = Some(body);
+                self.pending = Some(Box::new(Pending::Body(body)));
                 if request.expects_continue {
                     Step::Complete(0, Answer::Interim(CONTINUE))
                 } else {
@@ -314,6 +375,16 @@ impl Connection {
             }
         }
     }
+
+    /// Whether a request's lines are being published while they arrive.
+    pub fn takes_lines(&self) -> bool {
+        matches!(self.pending.as_deref(), Some(Pending::Lines(_)))
+    }
+}
+
+/// The host that a request is for, without a port; empty if an HTTP/1.0 request has none.
+fn host_of(request: &Request) -> Box<str> {
+    request.authority.as_ref().map_or_else(Box::default, |authority| authority.host().into())
 }
 
 /// Answers a request that cannot be read, and ends the connection.
@@ -333,14 +404,13 @@ fn deliver(
 ) -> Answer {
     let mut response = match outcome {
         Ok(Outcome::Upgrade(response, target)) => {
-            let host =
-                request.authority.as_ref().map_or_else(Box::default, |authority| authority.host().into());
+            let host = host_of(request);
             let forwarded_for = request.forwarded_for();
             let is_head = request.is_head();
             return Answer::Upgrade { response, target, host, forwarded_for, cors, is_head };
         }
         Ok(Outcome::Response(response)) => response,
-        Ok(Outcome::Call(..) | Outcome::Poll { .. }) => {
+        Ok(Outcome::Call(..) | Outcome::Lines(_) | Outcome::Poll { .. }) => {
             debug_assert!(false, "the core answers it");
             Response::text(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
         }
@@ -389,7 +459,10 @@ fn respond<'a>(request: &'a Request, config: &HttpConfig<'_>) -> (Result<Outcome
     let outcome = match (request.head.method(), resource) {
         (&Method::OPTIONS, _) => Ok(Outcome::Response(preflight(allowed))),
         (method, Some(resource)) if !resource.allows(method) => Err(Failure::method_not_allowed(allowed)),
-        (_, Some(resource)) => api::check(request, config).map(|token| Outcome::Call(resource, token)),
+        (_, Some(resource)) => api::check(request, config).and_then(|token| {
+            let is_summarised = api::is_summarised(resource, request)?;
+            Ok(if is_summarised { Outcome::Lines(token) } else { Outcome::Call(resource, token) })
+        }),
         (_, None) if is_socket_io => socket_io::find(request, config).map(|found| match found {
             socket_io::Resource::WebSocket(outcome) => outcome,
             socket_io::Resource::Poll { sid, client, token } => Outcome::Poll { sid, client, token },

@@ -397,6 +397,11 @@ fn answers_are_those_that_the_openapi_file_describes() {
     let several = r#"[{"topic":"a.b","data":1},{"topic":"a..b","data":1}]"#;
     check("POST", "/v1/publish", "/v1/publish", json_type, one, 200);
     check("POST", "/v1/publish", "/v1/publish", json_type, several, 200);
+    let lines_type = "Content-Type: application/x-ndjson\r\n";
+    let lines = "{\"topic\":\"a.b\",\"data\":1}\n{\"topic\":\"a..b\",\"data\":1}\n";
+    check("POST", "/v1/publish", "/v1/publish?answer=summary", lines_type, lines, 200);
+    check("POST", "/v1/publish", "/v1/publish?answer=summary", lines_type, "{}", 400);
+    check("POST", "/v1/publish", "/v1/publish?answer=summary", json_type, one, 400);
     check("POST", "/v1/publish", "/v1/publish", json_type, "{}", 400);
     check("POST", "/v1/publish", "/v1/publish", "Content-Type: text/html\r\n", "x", 415);
     let keyed = format!("{json_type}Idempotency-Key: \"x\"\r\n");

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::{EgressLogs, Fanout, conflation::HeldTopic, topic::Life, topic_mut, topic_ref};
 use crate::{
-    home::Home,
+    home::{Backfill, Home},
     ids::SlotId,
     limits::{FRAMES_PER_UNIT, TURN_TOPICS_DROPPED},
     session::{
@@ -246,6 +246,8 @@ impl Fanout {
                 self.answer_unknown(id, slot, sessions);
                 self.lose_rest(id, slot, from, sessions);
             }
+            // Which of its ticks are new to the client is not known any more.
+            Taking::Recovering if wanted == Backfill::Since => self.lose_rest(id, slot, 1, sessions),
             // The log may bring the topic back before it reaches the position.
             Taking::Ahead => self.await_again(id, slot, from, sessions),
             _ => self.lose_rest(id, slot, from, sessions),

@@ -65,12 +65,13 @@ impl Fanout {
             StartFrom::Live => return None,
             StartFrom::Latest => return Some(Backlog { backfill: Backfill::LastValues, from: 1 }),
             StartFrom::After(position) => position,
-            StartFrom::SavedPositions => {
+            StartFrom::SavedPositions { since_ns } => {
                 let key = topic_ref(&self.topics, id, self.shards)?.key();
                 let session = sessions.open_mut(slot)?;
                 match session.lag.as_deref_mut().and_then(|lag| lag.take_position(key)) {
                     Some(position) => position,
-                    None => return Some(Backlog { backfill: Backfill::Retained, from: 1 }),
+                    None if since_ns == 0 => return Some(Backlog { backfill: Backfill::Retained, from: 1 }),
+                    None => return Some(Backlog { backfill: Backfill::Since, from: since_ns }),
                 }
             }
         };
@@ -105,7 +106,7 @@ impl Fanout {
                     false => return,
                 }
             }
-            StartFrom::SavedPositions => {
+            StartFrom::SavedPositions { .. } => {
                 let Some(lag) = sessions.open_mut(slot).and_then(|session| session.lag.as_deref_mut()) else {
                     return;
                 };
@@ -282,6 +283,7 @@ impl Fanout {
         }
         let announced = membership.announced;
         let conflates = membership.wanted == Backfill::Conflated;
+        let is_since = membership.wanted == Backfill::Since;
         let mut known = from_log::known_before(session.lag_mut(), id, &record, end);
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a membership has a topic");
@@ -313,8 +315,11 @@ impl Fanout {
             // A snapshot owes only the last value.
             last..last + 1
         } else if flags & CHUNK_EPOCH_PASSED != 0 {
-            // All of this life is new to the client.
+            // All of this life is new to the client, or may be.
             1..start
+        } else if is_since {
+            // What precedes it is as old as the client's connection.
+            start..start
         } else {
             from..start
         };
@@ -362,6 +367,7 @@ impl Fanout {
             membership.wanted = match membership.wanted {
                 Backfill::Position if is_recovered && topic.log.is_some() => Backfill::Logged,
                 _ if is_recovered || flags & CHUNK_EPOCH_PASSED != 0 => Backfill::Retained,
+                Backfill::Since => Backfill::Retained,
                 kept @ (Backfill::Retained | Backfill::Conflated | Backfill::Logged) => kept,
                 _ => Backfill::LastValues,
             };

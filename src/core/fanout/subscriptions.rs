@@ -86,8 +86,11 @@ pub enum StartFrom {
     Latest,
     /// Just after a position.
     After(Position),
-    /// Just after the position that the session saved for each topic; topics without one start at the oldest tick kept.
-    SavedPositions,
+    /// Just after the position that the session saved for each topic. Topics without one start at the first tick since a time.
+    SavedPositions {
+        /// CLOCK_MONOTONIC nanoseconds; 0: at the oldest tick kept.
+        since_ns: u64,
+    },
 }
 
 /// A session's subscription to one pattern. 48 bytes.

@@ -257,7 +257,7 @@ impl Fanout {
     ) -> Vec<(SlotId, u32)> {
         let is_from_saved = |joining: &&Joining| {
             let held = joining.subscription(sessions);
-            held.is_some_and(|held| matches!(held.start_from, StartFrom::SavedPositions))
+            held.is_some_and(|held| matches!(held.start_from, StartFrom::SavedPositions { .. }))
                 && self.entry_matches(joining.entry, topic)
         };
         self.joining.iter().filter(is_from_saved).map(|joining| (joining.slot, joining.entry)).collect()

@@ -1,6 +1,6 @@
 //! Chunks of a topic's past, for sessions that recover what they missed or begin with the last values.
 
-use super::{Home, HomeTopic};
+use super::{Home, HomeTopic, history::FirstSince};
 use crate::limits::HISTORY_CHUNK_BYTES;
 use tickcast_proto::{
     Step,
@@ -29,13 +29,16 @@ pub enum Backfill {
     PositionKept = 6,
     /// Like `Retained`, but ticks that are no longer kept are read from the log that feeds the topic, if it has a reader.
     Logged = 7,
+    /// Every tick from a time on, in place of a sequence: for a session that was connected then, and has no tick of the topic. If the
+    /// home cannot tell which ticks those are, every tick still kept; earlier ones are announced as a gap.
+    Since = 8,
 }
 
 impl Backfill {
     /// Converts from the number that the mesh carries.
     pub fn from_wire(number: u32) -> Option<Backfill> {
         use Backfill::*;
-        [LastValues, Retained, Position, PositionLost, Conflated, ServerPosition, PositionKept, Logged]
+        [LastValues, Retained, Position, PositionLost, Conflated, ServerPosition, PositionKept, Logged, Since]
             .into_iter()
             .find(|known| *known as u32 == number)
     }
@@ -161,6 +164,11 @@ impl Home {
             }
             Backfill::Position if !reaches_back => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(from)),
             Backfill::Position => flags = CHUNK_RECOVERED,
+            Backfill::Since => match topic.history.since_time(from) {
+                Some(FirstSince::Tick(sequence)) => start = sequence,
+                Some(FirstSince::None) => start = last + 1,
+                None => (flags, start) = (CHUNK_EPOCH_PASSED, kept_from.max(1)),
+            },
             Backfill::Retained if !reaches_back => start = kept_from,
             Backfill::Retained => {}
         }

@@ -37,6 +37,17 @@ impl Default for HistoryBounds {
 pub struct History {
     log: Option<EgressLog>,
     times: VecDeque<u64>,
+    /// Time of the latest tick that is not kept, CLOCK_MONOTONIC nanoseconds; 0: all are kept.
+    dropped_ns: u64,
+}
+
+/// The first tick since a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstSince {
+    /// It has this sequence.
+    Tick(u64),
+    /// There is none.
+    None,
 }
 
 /// Size of a topic's first buffer.
@@ -58,6 +69,7 @@ impl History {
         if bounds.ticks == 0 || frame.len() > bounds.bytes {
             // No tick may be missing between two frames, so older ones cannot remain beside newer ones.
             self.clear();
+            self.dropped_ns = now_ns;
             return false;
         }
         self.expire(bounds, now_ns);
@@ -65,15 +77,15 @@ impl History {
             self.forget_first();
         }
         let is_short = self.make_room(frame.len(), bounds, budget_bytes);
-        let Some(log) = &mut self.log else { return is_short };
+        let Some(log) = &mut self.log else {
+            self.dropped_ns = now_ns;
+            return is_short;
+        };
+        self.times.push_back(now_ns);
         if log.append(FrameInfo { topic: 0, sequence }, frame).is_none() {
             log.rewind();
-        } else {
-            self.times.push_back(now_ns);
         }
-        while self.times.len() > log.len() {
-            self.times.pop_front();
-        }
+        self.drop_times();
         is_short
     }
 
@@ -140,11 +152,16 @@ impl History {
             }
             self.log = Some(log);
         }
+        self.drop_times();
+        self.times.shrink_to(2 * self.times.len());
+    }
+
+    /// Drops the times of ticks that the log no longer has.
+    fn drop_times(&mut self) {
         let len = self.log.as_ref().map_or(0, EgressLog::len);
         while self.times.len() > len {
-            self.times.pop_front();
+            self.dropped_ns = self.times.pop_front().unwrap_or(self.dropped_ns);
         }
-        self.times.shrink_to(2 * len);
     }
 
     /// Buffer size in bytes: this history's share of the budget.
@@ -167,7 +184,7 @@ impl History {
     }
 
     fn forget_first(&mut self) {
-        self.times.pop_front();
+        self.dropped_ns = self.times.pop_front().unwrap_or(self.dropped_ns);
         if let Some(log) = &mut self.log {
             log.forget_first();
         }
@@ -178,6 +195,16 @@ impl History {
         self.expire(bounds, now_ns);
         let log = self.log.as_ref()?;
         log.first().map(|(range, _)| log.bytes(range))
+    }
+
+    /// The first tick since a time; `None` if it may be one that is not kept. O(log ticks).
+    pub fn since_time(&self, since_ns: u64) -> Option<FirstSince> {
+        if self.dropped_ns >= since_ns {
+            return None;
+        }
+        let at = self.times.partition_point(|&time_ns| time_ns < since_ns);
+        let first = self.log.as_ref().and_then(|log| log.nth(at));
+        Some(first.map_or(FirstSince::None, |(_, info)| FirstSince::Tick(info.sequence)))
     }
 
     /// Frames from `sequence` on that are still kept, in order. O(log ticks) for the first.

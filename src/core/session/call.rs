@@ -5,7 +5,7 @@ use std::{fmt::Write as _, sync::Arc};
 use crate::{
     home::lookup::PageStart,
     ids::{SessionId, TenantId},
-    limits::HTTP_PAGE_BYTES,
+    limits::{HTTP_PAGE_BYTES, SUMMARY_FAILURES_MAX},
     principal::Permissions,
     topic_key,
 };
@@ -13,7 +13,7 @@ use tickcast_proto::{
     ErrorCode, Step,
     codec::{Codec, TopicInfo, json},
     frame::{self, Frame, Kind},
-    http::api::{Cursor, Exchange, error_json, status_of},
+    http::api::{Cursor, Exchange, Refused, error_json, status_of},
     ids::TopicId,
     records::Published,
     reply::Reply,
@@ -26,6 +26,8 @@ pub struct Calls {
     pub caller: Option<Caller>,
     /// The request in progress; at most one.
     pub pending: Option<PendingCall>,
+    /// What has come of the lines of a request that arrives in several parts, each of which is a [`PendingCall`].
+    pub summary: Option<Box<Summary>>,
 }
 
 /// The client whose credentials a connection uses. A proxy may send the requests of many clients over one connection.
@@ -62,7 +64,34 @@ pub enum Work {
 pub struct Publishes {
     results: Vec<Option<Outcome>>,
     missing: usize,
-    is_single: bool,
+    answer: Form,
+}
+
+/// The form of the answer to publishes.
+#[derive(Debug)]
+enum Form {
+    /// That of one tick.
+    Single,
+    /// A list with the answer of each tick.
+    List,
+    /// A summary of this and all earlier parts of the request, once it has been read to its end.
+    Summary {
+        is_last: bool,
+        /// Why the rest of it is not read.
+        refused: Option<Refused>,
+    },
+}
+
+/// The results of lines that are published while they arrive. Bound: [`SUMMARY_FAILURES_MAX`] texts.
+#[derive(Debug)]
+pub struct Summary {
+    exchange: Exchange,
+    published: u64,
+    failed: u64,
+    /// The first failures, each with the number of its tick, from 1.
+    failures: Vec<(u64, ErrorCode, Box<str>)>,
+    /// Whether nobody knows if one of them was published.
+    is_unconfirmed: bool,
 }
 
 #[derive(Debug)]
@@ -177,10 +206,91 @@ impl PendingCall {
     }
 }
 
+impl Summary {
+    /// Creates the summary of a request of which nothing has been published.
+    pub fn new(exchange: Exchange) -> Summary {
+        Summary { exchange, published: 0, failed: 0, failures: Vec::new(), is_unconfirmed: false }
+    }
+
+    /// How the request is answered.
+    pub fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    /// Adds the results of a part. Returns the answer if it is the last part.
+    pub fn add(&mut self, part: Publishes) -> Option<(u16, String)> {
+        for result in part.results.into_iter().flatten() {
+            match result {
+                Outcome::Published { .. } => self.published += 1,
+                Outcome::Failed { code, text } => {
+                    self.failed += 1;
+                    self.is_unconfirmed |= code == ErrorCode::Unconfirmed;
+                    if self.failures.len() < SUMMARY_FAILURES_MAX {
+                        self.failures.push((self.published + self.failed, code, text));
+                    }
+                }
+            }
+        }
+        match part.answer {
+            Form::Summary { is_last: true, refused } => Some(self.answer(refused)),
+            _ => None,
+        }
+    }
+
+    /// The status and the content of the answer. 200 if the request was read to its end, and something was published or nothing
+    /// failed.
+    pub fn answer(&self, refused: Option<Refused>) -> (u16, String) {
+        let Summary { published, failed, failures, .. } = self;
+        let (status, error) = match (refused, failures.first()) {
+            (Some(Refused { status, text }), _) => (status, Some(error_json(ErrorCode::BadRequest, &text))),
+            (None, Some((_, code, text))) if *published == 0 => {
+                let status =
+                    if self.is_unconfirmed { status_of(ErrorCode::Unconfirmed) } else { status_of(*code) };
+                (status, Some(error_json(*code, text)))
+            }
+            (None, _) => (200, None),
+        };
+        let error = error.map_or_else(String::new, |error| format!("\"error\":{error},"));
+        let json = |(tick, code, text): &(u64, ErrorCode, Box<str>)| {
+            format!("{{\"tick\":{tick},\"error\":{}}}", error_json(*code, text))
+        };
+        let failures: Vec<String> = failures.iter().map(json).collect();
+        let failures = failures.join(",");
+        (
+            status,
+            format!("{{{error}\"published\":{published},\"failed\":{failed},\"failures\":[{failures}]}}"),
+        )
+    }
+
+    /// Bytes of memory.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Summary>()
+            + self
+                .failures
+                .iter()
+                .map(|(_, _, text)| size_of::<(u64, ErrorCode, Box<str>)>() + text.len())
+                .sum::<usize>()
+    }
+}
+
 impl Publishes {
     /// Creates this many unanswered publishes.
     pub fn new(count: usize, is_single: bool) -> Publishes {
-        Publishes { results: (0..count).map(|_| None).collect(), missing: count, is_single }
+        Publishes::with(count, if is_single { Form::Single } else { Form::List })
+    }
+
+    /// Creates the unanswered publishes of a part of a request.
+    pub fn part(count: usize, is_last: bool, refused: Option<Refused>) -> Publishes {
+        Publishes::with(count, Form::Summary { is_last, refused })
+    }
+
+    fn with(count: usize, answer: Form) -> Publishes {
+        Publishes { results: (0..count).map(|_| None).collect(), missing: count, answer }
+    }
+
+    /// Whether they are a part of a request that is answered as a whole.
+    pub fn is_part(&self) -> bool {
+        matches!(self.answer, Form::Summary { .. })
     }
 
     fn note(&mut self, request: u32, outcome: Outcome) -> bool {
@@ -214,7 +324,7 @@ impl Publishes {
             Some(Outcome::Failed { code, text }) => format!("{{\"error\":{}}}", error_json(*code, text)),
             None => String::new(),
         };
-        if let (true, [only]) = (self.is_single, &self.results[..]) {
+        if let (Form::Single, [only]) = (&self.answer, &self.results[..]) {
             return (200, json(only));
         }
         let failed = self.results.iter().filter(|result| !is_published(result)).count();

@@ -43,14 +43,16 @@ impl KeptPlacesTable {
         self.by_session.insert(session, places);
     }
 
-    /// The positions of an ended session after a SEND, by topic; `None` if they are not known, or are another client's.
+    /// The positions of an ended session after a SEND, by topic, and [`Places::since_us`]; `None` if they are not known, or are
+    /// another client's.
     pub fn after_send(
         &self,
         session: SessionId,
         number: u64,
         client: &Owner,
-    ) -> Option<HashMap<Box<str>, Position>> {
-        self.by_session.get(&session)?.after_send(number, client)
+    ) -> Option<(HashMap<Box<str>, Position>, u64)> {
+        let places = self.by_session.get(&session)?;
+        Some((places.after_send(number, client)?, places.since_us()))
     }
 
     /// Sets the time of the turn, and drops expired places. O(places dropped).
@@ -92,7 +94,7 @@ mod tests {
         let memory = PositionsMemory::default();
         let mut table = KeptPlacesTable::default();
         for session in 1..=2 {
-            let mut places = Places::new(Owner::default(), memory.clone());
+            let mut places = Places::new(Owner::default(), 5, memory.clone());
             for topic in 0..400 {
                 places.learn(
                     Some(TopicId(topic)),
@@ -109,7 +111,8 @@ mod tests {
         }
         let window_ns = RESUME_WINDOW_MS * 1_000_000;
         table.expire(window_ns + 999);
-        let found = table.after_send(SessionId(1), 1, &Owner::default()).unwrap();
+        let (found, since_us) = table.after_send(SessionId(1), 1, &Owner::default()).unwrap();
+        assert_eq!(since_us, 5);
         assert_eq!(found["a.topic.0"], Position { epoch: 7, sequence: 9 });
         assert_eq!((found.len(), found["a.topic.1"].sequence), (400, 1));
         assert_eq!(table.after_send(SessionId(3), 1, &Owner::default()), None);

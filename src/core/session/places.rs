@@ -1,19 +1,22 @@
 //! What the client of an event stream has received, for the id that ends each SEND.
 //!
 //! ```text
-//!  SEND -> advance(topic, sequence) for each whole tick in it -> end_send() -> the id: a place for each topic
+//!  SEND -> advance(topic, sequence) for each whole tick in it -> end_send() -> the id: when it began, and a place for each topic
 //!                                                                  |
 //!                                     too long for an id: the places stay here, and the id names them and the SEND
 //! ```
 //! A client that reconnects may not have received the last SENDs. An id that contains all places states what it has received. For
 //! places kept here, a log of the latest changes restores them as of the SEND that the client names.
+//!
+//! A topic without a place has had no tick since the client's first stream began. The first SEND already has an id, with that time:
+//! a client whose connection is cut before the first tick also gets what it has missed.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::{Session, membership::TopicMap, saved_positions::PositionsMemory};
 use crate::{ids::TenantId, limits::PLACE_CHANGES_MAX};
 use tickcast_proto::{
-    framing::event_stream::{self, KeptPlaces},
+    framing::event_stream::{self, KeptPlaces, SINCE_BYTES_MAX},
     ids::TopicId,
     limits::{LAST_EVENT_ID_BYTES_MAX, RESUME_POSITIONS_MAX},
     subscription::Position,
@@ -33,6 +36,8 @@ const PLACE_BYTES: usize = 192;
 #[derive(Debug)]
 pub struct Places {
     owner: Owner,
+    /// When the client's first stream began: CLOCK_REALTIME, microseconds; 0: unknown.
+    since_us: u64,
     entries: Vec<Place>,
     by_topic: TopicMap<u32>,
     by_name: HashMap<Box<str>, u32>,
@@ -41,6 +46,7 @@ pub struct Places {
     /// Ticks of topics without a place, in order; consecutive ticks of one topic count as one. Taken after each SEND. Bound:
     /// the ticks in a SEND.
     unknown: Vec<(TopicId, u64)>,
+    /// Whether the next SEND ends with an id: the first does, and each that has brought something.
     has_advanced: bool,
     /// SENDs so far that ended with an id.
     number: u64,
@@ -91,16 +97,18 @@ struct Change {
 const NOWHERE: Position = Position { epoch: 0, sequence: 0 };
 
 impl Places {
-    /// Creates the empty places of a client. Later ones count against this memory.
-    pub fn new(owner: Owner, memory: PositionsMemory) -> Places {
+    /// Creates the empty places of a client whose stream begins at a time, CLOCK_REALTIME in microseconds. Later places count
+    /// against this memory.
+    pub fn new(owner: Owner, since_us: u64, memory: PositionsMemory) -> Places {
         Places {
             owner,
+            since_us,
             entries: Vec::new(),
             by_topic: TopicMap::default(),
             by_name: HashMap::new(),
             prefix_bytes: 0,
             unknown: Vec::new(),
-            has_advanced: false,
+            has_advanced: true,
             number: 0,
             changes: None,
             reaches_back_to: 0,
@@ -192,7 +200,8 @@ impl Places {
         }
         self.set(index, Some(epoch), sequence);
         if self.changes.is_none()
-            && self.prefix_bytes + self.entries.len() * SEQUENCE_BYTES_MAX > LAST_EVENT_ID_BYTES_MAX
+            && SINCE_BYTES_MAX + self.prefix_bytes + self.entries.len() * SEQUENCE_BYTES_MAX
+                > LAST_EVENT_ID_BYTES_MAX
         {
             let bytes = PLACE_CHANGES_MAX * size_of::<Change>();
             if !self.memory.take(bytes, bytes_max) {
@@ -208,12 +217,12 @@ impl Places {
     /// Forgets all places. A client that resumes from them learns that its position is lost.
     fn lose(&mut self) {
         self.memory.give_back(std::mem::take(&mut self.memory_bytes));
-        let mut lost = Places::new(std::mem::take(&mut self.owner), self.memory.clone());
-        (lost.is_lost, lost.has_advanced, lost.number) = (true, true, self.number);
+        let mut lost = Places::new(std::mem::take(&mut self.owner), self.since_us, self.memory.clone());
+        (lost.is_lost, lost.number) = (true, self.number);
         *self = lost;
     }
 
-    /// Ends a SEND that ends with a whole message. Appends the event with the client's id, unless nothing has advanced.
+    /// Ends a SEND that ends with a whole message. Appends the event with the client's id, unless the client has the same already.
     /// `kept_as`: the client's name for places kept here.
     pub fn end_send(&mut self, kept_as: KeptPlaces, out: &mut Vec<u8>) {
         if !std::mem::take(&mut self.has_advanced) {
@@ -225,15 +234,21 @@ impl Places {
             if self.is_lost || self.changes.is_some() {
                 return KeptPlaces { number, ..kept_as }.encode(out);
             }
-            for (at, place) in self.entries.iter().enumerate() {
-                event_stream::encode_place_of(out, at == 0, &place.prefix, place.sequence);
+            event_stream::encode_since(out, self.since_us);
+            for place in &self.entries {
+                event_stream::encode_place_of(out, &place.prefix, place.sequence);
             }
         });
     }
 
-    /// Ends the next SEND with an id even if nothing has advanced.
-    pub fn renew_id(&mut self) {
-        self.has_advanced = true;
+    /// Sets when the client's first stream began, which an earlier one has told.
+    pub fn set_since_us(&mut self, since_us: u64) {
+        self.since_us = since_us;
+    }
+
+    /// When the client's first stream began: CLOCK_REALTIME, microseconds; 0: unknown.
+    pub fn since_us(&self) -> u64 {
+        self.since_us
     }
 
     /// Number of topics with a place.
@@ -299,18 +314,18 @@ mod tests {
     }
 
     #[test]
-    fn an_id_holds_the_last_tick_of_each_topic_and_comes_only_after_ticks() {
+    fn an_id_holds_the_last_tick_of_each_topic_and_comes_first_and_after_ticks() {
         let memory = PositionsMemory::default();
-        let mut places = Places::new(Owner::default(), memory.clone());
-        assert_eq!(id(&mut places), "");
+        let mut places = Places::new(Owner::default(), 5, memory.clone());
+        assert_eq!((id(&mut places), id(&mut places)), ("~5".into(), String::new()));
         for (topic, sequence) in [(1, 4), (1, 5), (2, 9), (1, 6)] {
             places.advance(TopicId(topic), sequence);
         }
         learn_all(&mut places, 7);
-        assert_eq!(id(&mut places), "t.1=7.6;t.2=7.9");
+        assert_eq!(id(&mut places), "~5;t.1=7.6;t.2=7.9");
         assert_eq!(id(&mut places), "");
         places.advance(TopicId(2), 10);
-        assert_eq!(id(&mut places), "t.1=7.6;t.2=7.10");
+        assert_eq!(id(&mut places), "~5;t.1=7.6;t.2=7.10");
         assert!(!places.must_be_kept() && memory.bytes() > 0);
         drop(places);
         assert_eq!(memory.bytes(), 0);
@@ -318,22 +333,22 @@ mod tests {
 
     #[test]
     fn a_new_life_of_a_topic_takes_the_place_of_the_old_one() {
-        let mut places = Places::new(Owner::default(), PositionsMemory::default());
+        let mut places = Places::new(Owner::default(), 5, PositionsMemory::default());
         places.learn(None, "t.1", Position { epoch: 3, sequence: 50 }, 1 << 20);
         places.advance(TopicId(1), 51);
         learn_all(&mut places, 3);
-        assert_eq!(id(&mut places), "t.1=3.51");
+        assert_eq!(id(&mut places), "~5;t.1=3.51");
         places.advance(TopicId(9), 1);
         for (topic, sequence) in places.take_unknown() {
             places.learn(Some(topic), "t.1", Position { epoch: 4, sequence }, 1 << 20);
         }
-        assert_eq!(id(&mut places), "t.1=4.1");
+        assert_eq!(id(&mut places), "~5;t.1=4.1");
     }
 
     #[test]
     fn many_places_are_kept_and_taken_back_to_any_send_that_a_client_may_name() {
         let mut random = fastrand::Rng::with_seed(1);
-        let mut places = Places::new(Owner::default(), PositionsMemory::default());
+        let mut places = Places::new(Owner::default(), 5, PositionsMemory::default());
         let (mut now, mut after) = (HashMap::new(), Vec::new());
         for number in 1..=3_000_u64 {
             for _ in 0..random.u8(1..4) {
@@ -366,7 +381,7 @@ mod tests {
     #[test]
     fn without_memory_the_places_are_lost_and_the_id_says_so() {
         let memory = PositionsMemory::default();
-        let mut places = Places::new(Owner::default(), memory.clone());
+        let mut places = Places::new(Owner::default(), 5, memory.clone());
         for topic in 0..10 {
             places.advance(TopicId(topic), 1);
         }

@@ -1,7 +1,7 @@
 //! The stages of a session in the protocol.
 
 use super::{
-    call::{Calls, PendingCall},
+    call::{Calls, PendingCall, Summary},
     places::Places,
     socket_io::{Carrier, SocketIo},
 };
@@ -156,7 +156,9 @@ impl Protocol {
                 size_of::<Stream>() + stream.places.as_ref().map_or(0, Places::memory_bytes)
             }
             Protocol::Http(http) => http.calls.as_deref().map_or(0, |calls| {
-                size_of::<Calls>() + calls.pending.as_ref().map_or(0, PendingCall::memory_bytes)
+                size_of::<Calls>()
+                    + calls.pending.as_ref().map_or(0, PendingCall::memory_bytes)
+                    + calls.summary.as_deref().map_or(0, Summary::memory_bytes)
             }),
             Protocol::SocketIo(state) => state.heap_bytes(),
             Protocol::Carrier(_) => size_of::<Carrier>(),

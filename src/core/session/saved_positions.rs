@@ -18,6 +18,9 @@ const POSITION_BYTES: usize = 96;
 #[derive(Debug, Default)]
 pub struct SavedPositions {
     by_topic: HashMap<Box<str>, Position>,
+    /// Since when the client has received all ticks of other topics, CLOCK_MONOTONIC nanoseconds; 0: unknown. The next subscription
+    /// takes it.
+    pub since_ns: u64,
     names_bytes: usize,
     memory: PositionsMemory,
 }
@@ -57,7 +60,7 @@ fn bytes(count: usize, names_bytes: usize) -> usize {
 impl SavedPositions {
     /// Creates an empty set, whose positions count towards this memory.
     pub fn new(memory: PositionsMemory) -> SavedPositions {
-        SavedPositions { by_topic: HashMap::new(), names_bytes: 0, memory }
+        SavedPositions { by_topic: HashMap::new(), since_ns: 0, names_bytes: 0, memory }
     }
 
     /// Whether this many more positions, with this many bytes of names, are within a session's bounds.

@@ -29,8 +29,8 @@ pub struct Carried {
     pub get: Option<SessionId>,
     /// The connection whose POST waits until its packets have been handled.
     pub post: Option<SessionId>,
-    /// Whether a WebSocket is being tried: a GET is then answered at once, so that the client can change over.
-    pub is_probed: bool,
+    /// Open WebSockets that are being tried: a GET is then answered at once, so that the client can change over.
+    pub probes: u32,
     /// The WebSocket to which it was upgraded. There is no polling after that.
     pub websocket: Option<SessionId>,
     /// The beginning of a message that did not fit into one SEND. Bound: the longest message and one SEND.
@@ -44,6 +44,8 @@ pub struct Carrier {
     pub decoder: Decoder,
     /// The session.
     pub session: SessionId,
+    /// Whether its client has probed. Only then may the session be upgraded to it.
+    pub has_probed: bool,
     /// Whether it carries the session. Until then, its client may only probe.
     pub is_upgraded: bool,
     /// Whether the session ends, so that what the client still sends is discarded.

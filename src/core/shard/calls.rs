@@ -23,13 +23,13 @@ use crate::{
     now::Now,
     placement,
     principal::AuthRefusal,
-    session::{CloseReason, PendingCall, Protocol, Publishes, Read, Readable, Work},
+    session::{CloseReason, PendingCall, Protocol, Publishes, Read, Readable, Summary, Work},
 };
 use tickcast_proto::{
     ErrorCode, Step,
     command::{PublishCommand, Token},
     frame::{self, Frame, HeaderFields, Kind},
-    http::api::{Call, Cursor, Exchange, Tick, error_json},
+    http::api::{Call, Cursor, Exchange, Refused, Tick, error_json},
     ids::{ShardId, TopicId},
     pattern,
     records::{Found, Lookup},
@@ -101,6 +101,9 @@ impl Shard {
             Call::Publish { ticks, is_single } => {
                 (Work::Publish(Publishes::new(ticks.len(), is_single)), ticks)
             }
+            Call::PublishLines { ticks, is_last, refused } => {
+                (Work::Publish(Publishes::part(ticks.len(), is_last, refused)), ticks)
+            }
             Call::Latest { patterns, page } => {
                 (self.reads(slot, Readable::Latest, &patterns, page.after, page.limit), Vec::new())
             }
@@ -115,7 +118,11 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let Protocol::Http(http) = &mut session.protocol else { return };
         http.is_kept = true;
-        http.calls.get_or_insert_default().pending = Some(PendingCall { exchange, work });
+        let call = PendingCall { exchange, work };
+        if call.is_done() {
+            self.calls.done.push(slot);
+        }
+        http.calls.get_or_insert_default().pending = Some(call);
         if !closes {
             self.keep_alive(slot, now);
         }
@@ -339,23 +346,34 @@ impl Shard {
         self.calls.done.push(slot);
     }
 
-    /// Takes the answer to a publish request of a session that ends before all its publishes are answered; `None`: there is no
-    /// such request. Never 503, because a client that retried would publish twice.
+    /// Takes the answer to a publish request of a session that ends before all its publishes are answered, or before it has sent
+    /// all of them, and its status; `None`: there is no such request. Never 503, because a client that retried would publish twice.
     pub(in crate::shard) fn take_unconfirmed(
         &mut self,
         slot: SlotId,
         reason: &CloseReason,
         now: Now,
-    ) -> Option<Vec<u8>> {
+    ) -> Option<(u16, Vec<u8>)> {
         let Protocol::Http(http) = &mut self.sessions.any_mut(slot)?.protocol else { return None };
-        let pending = &mut http.calls.as_deref_mut()?.pending;
-        let mut call = pending.take_if(|call| matches!(call.work, Work::Publish(_)))?;
-        call.end_unconfirmed(&format!("{reason}: it may be published"));
-        call.exchange.closes = true;
+        let calls = http.calls.as_deref_mut()?;
+        let call = calls.pending.take_if(|call| matches!(call.work, Work::Publish(_)));
+        let call = call.map(|mut call| {
+            call.end_unconfirmed(&format!("{reason}: it may be published"));
+            call
+        });
+        let (mut exchange, (status, json)) = match (call, calls.summary.take()) {
+            (Some(PendingCall { exchange, work: Work::Publish(part) }), summary) if part.is_part() => {
+                let mut summary = summary.unwrap_or_else(|| Summary::new(exchange.clone()).into());
+                let answer = summary.add(part);
+                (exchange, answer.unwrap_or_else(|| summary.answer(Some(not_read(reason)))))
+            }
+            (Some(call), _) => (call.exchange.clone(), call.answer()),
+            (None, Some(summary)) => (summary.exchange().clone(), summary.answer(Some(not_read(reason)))),
+            (None, None) => return None,
+        };
+        exchange.closes = true;
         self.counters.add(Counter::HttpResponses, 1);
-        let exchange = call.exchange.clone();
-        let (status, json) = call.answer();
-        Some(exchange.answer(status, json, now.realtime_ns))
+        Some((status, exchange.answer(status, json, now.realtime_ns)))
     }
 
     /// Answers requests whose answer is known.
@@ -366,7 +384,19 @@ impl Shard {
             let Some(calls) = http.calls.as_deref_mut() else { continue };
             let Some(call) = calls.pending.take_if(|call| call.is_done()) else { continue };
             let exchange = call.exchange.clone();
-            let (status, json) = call.answer();
+            let (status, json) = match call.work {
+                Work::Publish(part) if part.is_part() => {
+                    let summary = calls.summary.get_or_insert_with(|| Summary::new(exchange.clone()).into());
+                    let Some(answer) = summary.add(part) else {
+                        // The rest of the request follows.
+                        self.keep_alive(slot, now);
+                        continue;
+                    };
+                    calls.summary = None;
+                    answer
+                }
+                work => PendingCall { work, ..call }.answer(),
+            };
             self.counters.add(Counter::HttpResponses, 1);
             self.push_bytes(slot, &exchange.answer(status, json, now.realtime_ns));
             match exchange.closes {
@@ -375,6 +405,13 @@ impl Shard {
             }
         }
     }
+}
+
+/// Why a request is answered before it has been read to its end. Not 503, because a client that retried would publish the beginning
+/// twice.
+fn not_read(reason: &CloseReason) -> Refused {
+    let text = format!("{reason}: the rest of the request has not been read");
+    Refused { status: 504, text }
 }
 
 #[cfg(test)]

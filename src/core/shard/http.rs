@@ -20,7 +20,7 @@ use tickcast_proto::{
     command::Command,
     features::Features,
     framing::Decoder,
-    http::{Answer, HttpConfig, Target, access::Sender},
+    http::{Answer, HttpConfig, Resumed, Target, access::Sender},
 };
 
 /// Features of streams, whose clients cannot request any: the fields that 0.1 lacked, all of which an event may contain.
@@ -75,7 +75,13 @@ impl Shard {
             _ => {}
         }
         match answer {
-            Answer::Interim(bytes) => self.push_bytes(slot, bytes),
+            Answer::Interim(bytes) => {
+                self.push_bytes(slot, bytes);
+                let session = self.sessions.get(slot);
+                if session.is_some_and(|session| matches!(&session.protocol, Protocol::Http(http) if http.connection.takes_lines())) {
+                    self.keep_alive(slot, now);
+                }
+            }
             Answer::Respond { response, status, closes } => {
                 self.counters.add(Counter::HttpResponses, 1);
                 self.push_bytes(slot, &response);
@@ -131,7 +137,7 @@ impl Shard {
     /// credentials, or has begun its handover. A client may give its credentials in a hello instead, unless it subscribes before
     /// that. A HEAD opens no session: it claims no identity, and does not count for its tenant.
     fn enter_stream(&mut self, slot: SlotId, target: &Target, host: &str, is_head: bool, now: Now) -> Entry {
-        let Target::Stream { client, token, patterns, kept, .. } = target else { return Entry::Admitted };
+        let Target::Stream { client, token, patterns, resumed, .. } = target else { return Entry::Admitted };
         if let Err(refusal) = self.enter_tenant_of_host(slot, host) {
             return Entry::Refused(refusal);
         }
@@ -141,9 +147,9 @@ impl Shard {
             return Entry::Admitted;
         }
         // Only the shard where it stays counts it.
-        let stays = !kept.is_some_and(|kept| self.hand_over_stream(slot, client, kept))
-            && self.route_identity(slot, client, now)
-            && self.enter_quota(slot, now);
+        let is_elsewhere =
+            matches!(resumed, Resumed::Kept(kept) if self.hand_over_stream(slot, client, *kept));
+        let stays = !is_elsewhere && self.route_identity(slot, client, now) && self.enter_quota(slot, now);
         if stays { Entry::Admitted } else { Entry::Waits }
     }
 
@@ -191,7 +197,8 @@ impl Shard {
             }
             Target::Stream { format, .. } if format.framing.is_one_way() => {
                 (session.format, session.features) = (format, STREAM_FEATURES);
-                let new_places = || Places::new(Owner::of(session), self.positions_memory.clone());
+                let since_us = now.realtime_ns / 1_000;
+                let new_places = || Places::new(Owner::of(session), since_us, self.positions_memory.clone());
                 let places = format.framing.has_places().then(new_places);
                 session.protocol =
                     Protocol::Streaming(Box::new(Stream { decoder: Decoder::new(format.framing), places }));
@@ -235,10 +242,16 @@ impl Shard {
             http.idle_timer_pending = true;
             return self.set_timer(now.monotonic_ns.saturating_add(idle_ns), TimerKind::HttpIdle, id);
         }
+        http.idle_timer_pending = silent_ns < idle_ns;
         if silent_ns >= idle_ns {
-            return self.end(slot, CloseReason::HttpIdle, now);
+            // The end of a body that has begun is missing.
+            let answer = self.take_unconfirmed(slot, &CloseReason::HttpIdle, now);
+            let status = answer.as_ref().map(|(status, _)| *status);
+            if let Some((_, answer)) = answer {
+                self.push_bytes(slot, &answer);
+            }
+            return self.end(slot, status.map_or(CloseReason::HttpIdle, CloseReason::Http), now);
         }
-        http.idle_timer_pending = true;
         self.set_timer(now.monotonic_ns + (idle_ns - silent_ns), TimerKind::HttpIdle, id);
     }
 }

@@ -198,7 +198,7 @@ impl Shard {
             return self.answer_poll(slot, &exchange, 400, unknown_session().into_bytes(), now);
         };
         match self.carried_mut(id) {
-            Some(Carried { websocket: None, get: get @ None, is_probed: false, .. }) => *get = connection,
+            Some(Carried { websocket: None, get: get @ None, probes: 0, .. }) => *get = connection,
             Some(Carried { websocket: None, get: None, .. }) => {
                 self.note_activity(id.slot(), now);
                 return self.answer_poll(slot, &exchange, 200, NOOP.to_vec(), now);
@@ -411,9 +411,9 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot) else { return Step::Complete(0, ()) };
         session.format = WireFormat::SOCKET_IO;
         let decoder = Decoder::new(session.format.framing);
-        let (is_upgraded, is_over) = (false, false);
+        let (has_probed, is_upgraded, is_over) = (false, false, false);
         session.protocol =
-            Protocol::Carrier(Box::new(Carrier { decoder, session: id, is_upgraded, is_over }));
+            Protocol::Carrier(Box::new(Carrier { decoder, session: id, has_probed, is_upgraded, is_over }));
         let connection = session.id;
         let deadline_ns = now.monotonic_ns.saturating_add(self.limits.handshake_deadline_ns);
         self.set_timer(deadline_ns, TimerKind::Credentials, connection);
@@ -430,7 +430,7 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(slot) else { return Ok(()) };
         let connection = session.id;
         let Protocol::Carrier(carrier) = &mut session.protocol else { return Ok(()) };
-        let id = carrier.session;
+        let (id, has_probed) = (carrier.session, carrier.has_probed);
         if carrier.is_upgraded {
             return match self.socket_io(id.slot(), message, now) {
                 Ok(()) => Ok(()),
@@ -449,15 +449,20 @@ impl Shard {
                 Err(DecodeError::SocketIo("the session has ended, or has been upgraded"))
             }
             (Packet::Ping("probe"), Some(carried)) => {
-                carried.is_probed = true;
+                carried.probes += u32::from(!has_probed);
                 let get = carried.get.take();
+                if let Some(Protocol::Carrier(carrier)) =
+                    self.sessions.open_mut(slot).map(|session| &mut session.protocol)
+                {
+                    carrier.has_probed = true;
+                }
                 let mut pong = Vec::new();
                 engine_io::encode_probed(&mut pong);
                 self.push_bytes(slot, &pong);
                 self.release_get(id, get, now);
                 Ok(())
             }
-            (Packet::Upgrade, Some(carried)) if carried.is_probed => {
+            (Packet::Upgrade, Some(carried)) if has_probed => {
                 carried.websocket = Some(connection);
                 let get = carried.get.take();
                 if let Some(Protocol::Carrier(carrier)) =
@@ -492,10 +497,10 @@ impl Shard {
             CloseReason::Peer | CloseReason::Transport(_) | CloseReason::Tls(_) | CloseReason::Http(_)
         );
         if let Protocol::Carrier(carrier) = &session.protocol {
-            let (id, is_upgraded) = (carrier.session, carrier.is_upgraded);
+            let (id, has_probed, is_upgraded) = (carrier.session, carrier.has_probed, carrier.is_upgraded);
             let Some(carried) = self.carried_mut(id) else { return false };
             if !is_upgraded {
-                carried.is_probed &= carried.websocket.is_some();
+                carried.probes -= u32::from(has_probed);
                 return false;
             }
             if is_gone {

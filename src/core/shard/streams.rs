@@ -16,7 +16,7 @@ use tickcast_proto::{
     DecodeError, WireFormat,
     command::Command,
     framing::event_stream::KeptPlaces,
-    http::{self, Target},
+    http::{self, Resumed, Target},
     ids::ShardId,
     subscription::{Position, StartPosition},
 };
@@ -49,17 +49,18 @@ impl Shard {
             return Ok(());
         }
         self.begin_messages(slot, response, &target, now);
-        let Target::Stream { patterns, delivery, from, kept, .. } = target else { return Ok(()) };
-        let is_kept = kept.is_some();
-        let from = match kept {
-            None => from,
-            Some(kept) => {
-                let positions = self.kept_positions(slot, kept, &patterns);
-                positions.map_or(StartPosition::After(LOST), StartPosition::AfterEach)
-            }
+        let Target::Stream { patterns, delivery, from, resumed, .. } = target else { return Ok(()) };
+        let (from, since_us) = match resumed {
+            Resumed::Nothing => (from, None),
+            Resumed::Since { since_us } => (from, Some(since_us)),
+            Resumed::Kept(kept) => match self.kept_positions(slot, kept, &patterns) {
+                Some((positions, since_us)) => (StartPosition::AfterEach(positions), Some(since_us)),
+                None => (StartPosition::After(LOST), None),
+            },
+            Resumed::Lost => (StartPosition::After(LOST), None),
         };
-        if let StartPosition::AfterEach(positions) = &from {
-            self.seed_places(slot, positions, is_kept);
+        if let (StartPosition::AfterEach(positions), Some(since_us)) = (&from, since_us) {
+            self.seed_places(slot, positions, since_us, now);
         }
         let patterns = patterns.into_iter().map(Cow::Owned).collect();
         self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)?;
@@ -111,14 +112,14 @@ impl Shard {
         true
     }
 
-    /// The positions that an id names, of a stream that has ended or whose end this shard has not noticed yet. Only those of
-    /// the same client, in topics that match these patterns and that the client may still receive.
+    /// The positions that an id names, of a stream that has ended or whose end this shard has not noticed yet, and when the client's
+    /// first stream began. Only positions of the same client, in topics that match these patterns and that it may still receive.
     fn kept_positions(
         &mut self,
         slot: SlotId,
         kept: KeptPlaces,
         patterns: &[String],
-    ) -> Option<HashMap<Box<str>, Position>> {
+    ) -> Option<(HashMap<Box<str>, Position>, u64)> {
         if kept.shard != self.id.0 {
             return None;
         }
@@ -126,10 +127,14 @@ impl Shard {
         let session = self.sessions.get(slot)?;
         let client = Owner::of(session);
         let permissions = session.principal.as_ref().map(|principal| principal.permissions.clone());
-        let mut positions = match self.sessions.any_mut(id.slot()).filter(|session| session.id == id) {
-            Some(session) => session.protocol.places_mut()?.after_send(kept.number, &client)?,
-            None => self.kept_places.after_send(id, kept.number, &client)?,
-        };
+        let (mut positions, since_us) =
+            match self.sessions.any_mut(id.slot()).filter(|session| session.id == id) {
+                Some(session) => {
+                    let places = session.protocol.places_mut()?;
+                    (places.after_send(kept.number, &client)?, places.since_us())
+                }
+                None => self.kept_places.after_send(id, kept.number, &client)?,
+            };
         let mut wanted = PatternTrie::default();
         for pattern in patterns {
             wanted.get_or_insert_with(pattern, || ());
@@ -139,22 +144,26 @@ impl Shard {
             wanted.for_each_match(topic, |()| is_wanted = true);
             is_wanted && permissions.as_ref().is_none_or(|permissions| permissions.subscribe.permits(topic))
         });
-        Some(positions)
+        Some((positions, since_us))
     }
 
-    /// Sets the places of a client that resumes from these positions. `is_kept`: it has the id of places that stay with an
-    /// earlier stream.
-    fn seed_places(&mut self, slot: SlotId, positions: &HashMap<Box<str>, Position>, is_kept: bool) {
+    /// Sets the places of a client that resumes from these positions, and what it recovers of other topics. Its own id may name places
+    /// that are soon forgotten, so the first SEND has a new one even if this stream has nothing new for a long time.
+    fn seed_places(
+        &mut self,
+        slot: SlotId,
+        positions: &HashMap<Box<str>, Position>,
+        since_us: u64,
+        now: Now,
+    ) {
         let bytes_max = self.limits.positions_bytes_max / usize::from(self.shards);
+        self.set_saved_since(slot, since_us, now);
         let session = self.sessions.open_mut(slot);
         let Some(places) = session.and_then(|session| session.protocol.places_mut()) else { return };
         for (topic, position) in positions {
             places.learn(None, topic, *position, bytes_max);
         }
-        // Those places are soon forgotten, even if this stream has nothing new for a long time.
-        if is_kept && !positions.is_empty() {
-            places.renew_id();
-        }
+        places.set_since_us(since_us);
     }
 
     /// Ends an event stream's SEND with the id of what its client then has, unless the SEND ends within an event.

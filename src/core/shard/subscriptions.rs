@@ -7,7 +7,9 @@ use crate::{
     budgets::PatternLimits,
     fanout::{Interest, Registration, StartFrom, Subscription, cover_of},
     ids::{SlotId, TenantId},
-    limits::{KNOWN_PATTERN_UNITS, PATTERN_REQUEST_UNITS, RESUME_BYTES_MAX, RESUME_POSITIONS_MAX},
+    limits::{
+        KNOWN_PATTERN_UNITS, PATTERN_REQUEST_UNITS, RESUME_BYTES_MAX, RESUME_POSITIONS_MAX, RESUME_SLACK_MS,
+    },
     metrics::counters::Counter,
     now::Now,
     session::saved_positions::SavedPositions,
@@ -32,7 +34,7 @@ impl Shard {
             StartPosition::Live => Some(StartFrom::Live),
             StartPosition::Latest => Some(StartFrom::Latest),
             StartPosition::After(position) => Some(StartFrom::After(position)),
-            StartPosition::Resume => Some(StartFrom::SavedPositions),
+            StartPosition::Resume => Some(StartFrom::SavedPositions { since_ns: 0 }),
             StartPosition::AfterEach(positions) => {
                 for topic in positions.keys() {
                     if let Err(error) = pattern::check_topic(topic.as_bytes()) {
@@ -46,7 +48,7 @@ impl Shard {
                     positions.iter().map(|(topic, at)| (self.pattern_key(slot, topic), *at)).collect();
                 let saved = self.saved_positions(slot, request, keys.len(), names_bytes, now)?;
                 keys.iter().for_each(|(key, position)| saved.insert(key, *position));
-                Some(StartFrom::SavedPositions)
+                Some(StartFrom::SavedPositions { since_ns: std::mem::take(&mut saved.since_ns) })
             }
         }
     }
@@ -61,6 +63,18 @@ impl Shard {
         if let Some(saved) = self.saved_positions(slot, 0, 1, key.len(), now) {
             saved.insert(&key, position);
         }
+    }
+
+    /// Sets since when a session has received all ticks of topics in which it has no position: CLOCK_REALTIME in microseconds, by
+    /// the clock of the node that it was connected to.
+    pub(super) fn set_saved_since(&mut self, slot: SlotId, since_us: u64, now: Now) {
+        let age_ns = now.realtime_ns.saturating_sub(since_us.saturating_mul(1_000));
+        let since_ns = now.monotonic_ns.saturating_sub(age_ns.saturating_add(RESUME_SLACK_MS * 1_000_000));
+        let memory = &self.positions_memory;
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let saved = &mut session.lag_mut().saved_positions;
+        let saved = saved.get_or_insert_with(|| SavedPositions::new(memory.clone()).into());
+        saved.since_ns = since_ns;
     }
 
     /// The saved positions of a session, if there is room for `count` more; `None` after answering the request with an error.

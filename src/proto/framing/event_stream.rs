@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  event: tick\ndata: {"topic":"a.b","seq":7,...}\n\n       an event: the name of the message, and the message
-//!  event: place\nid: a.b=1760000000000000.7\ndata: {}\n\n   what the client has after this SEND: its next Last-Event-ID
+//!  event: place\nid: ~1759999999000000;a.b=1760000000000000.7\ndata: {}\n\n
+//!                                                       what the client has after this SEND: its next Last-Event-ID
 //!  :\n\n                                                    heartbeat: a comment
 //!
 //!  {"topic":"a.b","seq":7,...}\n                            as lines
@@ -76,12 +77,15 @@ pub fn encode_place_prefix(out: &mut Vec<u8>, topic: &str, epoch: u64) {
     append(out, format_args!("{}={epoch}.", utf8_percent_encode(topic, ESCAPED)));
 }
 
-/// Appends a topic's place to an event id, after the places before it.
+/// Appends how an event id begins: when the first stream of this client began. Topics follow, each with its place.
+pub fn encode_since(out: &mut Vec<u8>, since_us: u64) {
+    append(out, format_args!("{SINCE}{since_us}"));
+}
+
+/// Appends a topic's place to an event id, after its beginning.
 #[inline]
-pub fn encode_place_of(out: &mut Vec<u8>, is_first: bool, prefix: &[u8], sequence: u64) {
-    if !is_first {
-        out.push(b';');
-    }
+pub fn encode_place_of(out: &mut Vec<u8>, prefix: &[u8], sequence: u64) {
+    out.push(b';');
     out.extend_from_slice(prefix);
     out.extend_from_slice(itoa::Buffer::new().format(sequence).as_bytes());
 }
@@ -94,14 +98,21 @@ pub fn encode_place(out: &mut Vec<u8>, write_id: impl FnOnce(&mut Vec<u8>)) {
     out.extend_from_slice(b"\ndata: {}\n\n");
 }
 
+/// Marks the time in an event id. No topic's name begins so, because names are escaped.
+const SINCE: char = '~';
+
+/// Maximum bytes of what [`encode_since`] appends.
+pub const SINCE_BYTES_MAX: usize = 21;
+
 /// Bytes of an event from [`encode_place`] besides its id.
 pub const PLACE_EVENT_BYTES: usize = "event: place\nid: \ndata: {}\n\n".len();
 
 /// What a client has received, as the server told it in the id of the last event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LastEventId {
-    /// A position in each topic.
-    Places(HashMap<Box<str>, Position>),
+    /// A position in each topic. Of all other topics, the client has received what has come since a time: CLOCK_REALTIME,
+    /// microseconds; 0: unknown.
+    Places(HashMap<Box<str>, Position>, u64),
     /// Positions that a shard keeps, because they are too long for an id: `@SHARD.KEY.SENDS`.
     Kept(KeptPlaces),
 }
@@ -145,8 +156,17 @@ pub fn decode_id(id: &[u8]) -> Result<LastEventId, &'static str> {
         })();
         return parsed.map(LastEventId::Kept).ok_or(malformed);
     }
+    let (since_us, places_text) = match text.strip_prefix(SINCE) {
+        Some(rest) => {
+            let (since, places) =
+                rest.split_once(';').map_or((rest, None), |(since, places)| (since, Some(places)));
+            (since.parse().map_err(|_| malformed)?, places)
+        }
+        // As in version 0.1.
+        None => (0, Some(text)),
+    };
     let mut places = HashMap::new();
-    for place in text.split(';') {
+    for place in places_text.into_iter().flat_map(|places| places.split(';')) {
         let (topic, position) = place.split_once('=').ok_or(malformed)?;
         let (epoch, sequence) = position.split_once('.').ok_or(malformed)?;
         let (Ok(epoch), Ok(sequence)) = (epoch.parse(), sequence.parse()) else { return Err(malformed) };
@@ -156,7 +176,7 @@ pub fn decode_id(id: &[u8]) -> Result<LastEventId, &'static str> {
         }
         places.insert(topic.into(), Position { epoch, sequence });
     }
-    Ok(LastEventId::Places(places))
+    Ok(LastEventId::Places(places, since_us))
 }
 
 /// Decodes what a client sends on a stream that it only reads: nothing, or the line breaks that some send after a request.
@@ -210,10 +230,11 @@ mod tests {
         let positions = [("a.b", 7, 3), ("x=1;y", 8, 0), ("\u{20ac} %", u64::MAX, u64::MAX)];
         let mut out = Vec::new();
         encode_place(&mut out, |out| {
-            for (at, (topic, epoch, sequence)) in positions.into_iter().enumerate() {
+            encode_since(out, u64::MAX);
+            for (topic, epoch, sequence) in positions {
                 let mut prefix = Vec::new();
                 encode_place_prefix(&mut prefix, topic, epoch);
-                encode_place_of(out, at == 0, &prefix, sequence);
+                encode_place_of(out, &prefix, sequence);
             }
         });
         let text = String::from_utf8(out).unwrap();
@@ -221,7 +242,18 @@ mod tests {
         let id = text.strip_prefix("event: place\nid: ").and_then(|rest| rest.strip_suffix("\ndata: {}\n\n"));
         assert_eq!(text.len() - id.unwrap().len(), PLACE_EVENT_BYTES);
         let place = |(topic, epoch, sequence): (&str, u64, u64)| (topic.into(), Position { epoch, sequence });
-        assert_eq!(decoded(id.unwrap()), Some(LastEventId::Places(positions.map(place).into())));
+        assert_eq!(decoded(id.unwrap()), Some(LastEventId::Places(positions.map(place).into(), u64::MAX)));
+        assert!(
+            id.unwrap().starts_with(&format!("~{}", u64::MAX))
+                && SINCE_BYTES_MAX == 1 + u64::MAX.to_string().len()
+        );
+    }
+
+    #[test]
+    fn an_id_may_have_a_time_and_no_place_or_places_and_no_time() {
+        let position = Position { epoch: 1, sequence: 2 };
+        assert_eq!(decoded("~17"), Some(LastEventId::Places(HashMap::new(), 17)));
+        assert_eq!(decoded("a=1.2"), Some(LastEventId::Places([("a".into(), position)].into(), 0)));
     }
 
     #[test]
@@ -235,9 +267,10 @@ mod tests {
 
     #[test]
     fn what_no_server_has_sent_is_refused() {
-        for id in
-            ["", "a", "a=", "a=1", "a=1.x", "=1.2", "a=1.2;", "a=1.2.3", "%ff=1.2", "@1", "@1.2", "@1.2.3.4"]
-        {
+        for id in [
+            "", "a", "a=", "a=1", "a=1.x", "=1.2", "a=1.2;", "a=1.2.3", "%ff=1.2", "@1", "@1.2", "@1.2.3.4",
+            "~", "~x", "~1;",
+        ] {
             assert_eq!(decoded(id), None, "{id:?}");
         }
         let long = format!("{}=1.2", "a".repeat(LAST_EVENT_ID_BYTES_MAX));

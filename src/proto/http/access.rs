@@ -148,7 +148,15 @@ pub(super) fn cors(access: &Access, request: &Request) -> Result<String, Failure
     };
     access.check_origin(Some(origin), host)?;
     let origin = origin.to_str().unwrap_or_default();
-    Ok(format!("Access-Control-Allow-Origin: {origin}\r\nVary: Origin\r\n"))
+    // The server has no cookies, but a balancer in front of it may have one, to lead a client's requests to one server. A page that
+    // is allowed only because every page is may not send it.
+    let with_credentials = match access.origins.contains(&OriginPattern::Any) {
+        true => "",
+        false => "Access-Control-Allow-Credentials: true\r\n",
+    };
+    Ok(format!(
+        "Access-Control-Allow-Origin: {origin}\r\n{with_credentials}Access-Control-Expose-Headers: Retry-After\r\nVary: Origin\r\n"
+    ))
 }
 
 fn forbidden(text: String) -> Failure {

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!  POST /v1/publish            one tick, an array of ticks, or lines of ticks
+//!  POST /v1/publish?answer=summary  lines of ticks without end, published while they arrive: see lines.rs
 //!  POST /v1/publish/TOPIC      the body is the payload
 //!  GET  /v1/latest?topics=a.b,c.>&limit=100&after=CURSOR
 //!  GET  /v1/history?topic=a.b&epoch=E&from=N&limit=100
@@ -18,7 +19,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    Answer, Failure, HttpConfig, Response, idempotency, query, request::Request, response::Delivery,
+    Answer, Failure, HttpConfig, Response, idempotency,
+    query::{self, Query},
+    request::Request,
+    response::Delivery,
     websocket,
 };
 use crate::{
@@ -28,7 +32,7 @@ use crate::{
         diagnosis::{self, Form, Shape},
     },
     command::Token,
-    limits::{HTTP_PAGE_ITEMS_DEFAULT, HTTP_PAGE_ITEMS_MAX, HTTP_PUBLISH_TICKS_MAX, REFUSED_RETRY_AFTER_S},
+    limits::{HTTP_PUBLISH_TICKS_MAX, REFUSED_RETRY_AFTER_S},
     pattern,
 };
 
@@ -41,6 +45,15 @@ pub enum Call {
         ticks: Vec<Tick>,
         /// The request has one tick.
         is_single: bool,
+    },
+    /// Publishes the next lines of a body that is still arriving. Answered once the last ones have been published.
+    PublishLines {
+        /// At most [`HTTP_PUBLISH_TICKS_MAX`].
+        ticks: Vec<Tick>,
+        /// No more lines follow.
+        is_last: bool,
+        /// Why the rest of the body is not read.
+        refused: Option<Refused>,
     },
     /// Reads the last value of each key of topics.
     Latest {
@@ -69,10 +82,19 @@ pub enum Call {
     },
 }
 
+/// Why a body is not read to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The status of the answer.
+    pub status: u16,
+    /// What is wrong, and in which tick.
+    pub text: String,
+}
+
 /// A part of a list of topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// Most items: 1 to [`HTTP_PAGE_ITEMS_MAX`].
+    /// Most items: 1 to [`HTTP_PAGE_ITEMS_MAX`](crate::limits::HTTP_PAGE_ITEMS_MAX).
     pub limit: usize,
     /// Where it begins.
     pub after: Cursor,
@@ -278,7 +300,7 @@ pub(super) fn call(
     token: Option<Token<'static>>,
     config: &HttpConfig<'_>,
 ) -> Answer {
-    let host = request.authority.as_ref().map_or_else(Box::default, |authority| authority.host().into());
+    let host = super::host_of(request);
     match parse(resource, request, body, config) {
         Ok(call) => Answer::Call { call, exchange, host, forwarded_for: request.forwarded_for(), token },
         Err(Failure(status, text)) => {
@@ -301,7 +323,7 @@ fn parse(
     let query = Query::new(request.head.uri().query());
     match resource {
         Resource::Publish => {
-            query.check(&["token"])?;
+            query.check(&["token", "answer"])?;
             let media_type = media_type(request);
             if !["application/json", "application/x-ndjson", "application/ndjson", ""].contains(&&*media_type)
             {
@@ -453,9 +475,31 @@ impl Item<'_> {
     }
 }
 
+/// Whether the lines of a publish are published while they arrive: `?answer=summary`.
+pub(super) fn is_summarised(resource: Resource<'_>, request: &Request) -> Result<bool, Failure> {
+    let query = Query::new(request.head.uri().query());
+    match query.value("answer").filter(|_| resource == Resource::Publish) {
+        None | Some("each") => Ok(false),
+        Some("summary") if media_type(request).ends_with("ndjson") => {
+            query.check(&["token", "answer"])?;
+            Ok(true)
+        }
+        Some("summary") => Err(Failure::bad_request(
+            "parameter answer: a summary is for lines (content-type: application/x-ndjson)",
+        )),
+        Some(_) => Err(Failure::bad_request("parameter answer: use each or summary")),
+    }
+}
+
+/// The tick in a text that is one object. `place`: its number in the body, from 1.
+pub(super) fn line(text: &str, place: u64) -> Result<Tick, Failure> {
+    let bad = |text: String| Failure::bad_request(format!("tick {place}: {text}"));
+    let item: Item<'_> = serde_json::from_str(text).map_err(|_| bad(diagnosis::explain(text, &TICK)))?;
+    item.into_tick().map_err(bad)
+}
+
 /// The ticks in a body: one object, an array of objects, or an object on each line. Also returns whether it is one object.
 fn ticks(text: &str, are_lines: bool) -> Result<(Vec<Tick>, bool), Failure> {
-    let bad = |at: usize, text: String| Failure::bad_request(format!("tick {at}: {text}"));
     let too_many = || {
         Failure(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -469,9 +513,7 @@ fn ticks(text: &str, are_lines: bool) -> Result<(Vec<Tick>, bool), Failure> {
         if at > HTTP_PUBLISH_TICKS_MAX {
             return Err(too_many());
         }
-        let item: Item<'_> =
-            serde_json::from_str(text).map_err(|_| bad(at, diagnosis::explain(text, &TICK)))?;
-        ticks.push(item.into_tick().map_err(|text| bad(at, text))?);
+        ticks.push(line(text, at as u64)?);
         Ok(())
     };
     if are_lines {
@@ -497,64 +539,6 @@ fn ticks(text: &str, are_lines: bool) -> Result<(Vec<Tick>, bool), Failure> {
     match ticks.is_empty() {
         true => Err(Failure::bad_request("the body has no tick")),
         false => Ok((ticks, is_single)),
-    }
-}
-
-/// The parameters of a query, not decoded.
-struct Query<'a>(Vec<(&'a str, &'a str)>);
-
-impl<'a> Query<'a> {
-    fn new(text: Option<&'a str>) -> Query<'a> {
-        Query(query::pairs(text).collect())
-    }
-
-    fn values(&self, name: &str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(known, _)| *known == name).map(|(_, value)| *value)
-    }
-
-    fn value(&self, name: &str) -> Option<&'a str> {
-        self.values(name).next()
-    }
-
-    /// Checks that no parameter is unknown, and that none but `topics` is given twice.
-    fn check(&self, known: &[&str]) -> Result<(), Failure> {
-        for (at, (name, _)) in self.0.iter().enumerate() {
-            if !known.contains(name) {
-                let known: Vec<&str> = known.iter().copied().filter(|known| *known != "token").collect();
-                return Err(Failure::bad_request(format!(
-                    "unknown parameter {name:?}; this resource has {}",
-                    if known.is_empty() { "none".to_owned() } else { known.join(", ") }
-                )));
-            }
-            if *name != "topics" && self.0[..at].iter().any(|(before, _)| before == name) {
-                return Err(Failure::bad_request(format!("parameter {name} is given more than once")));
-            }
-        }
-        Ok(())
-    }
-
-    fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>, Failure> {
-        let Some(value) = self.value(name) else { return Ok(None) };
-        let is_number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-        let number = if is_number { value.parse().ok() } else { None };
-        number
-            .map(Some)
-            .ok_or_else(|| Failure::bad_request(format!("parameter {name} is not a whole number")))
-    }
-
-    fn limit(&self) -> Result<usize, Failure> {
-        match self.number("limit")?.unwrap_or(HTTP_PAGE_ITEMS_DEFAULT) {
-            limit @ 1..=HTTP_PAGE_ITEMS_MAX => Ok(limit),
-            _ => Err(Failure::bad_request(format!("parameter limit: use 1 to {HTTP_PAGE_ITEMS_MAX}"))),
-        }
-    }
-
-    fn page(&self) -> Result<Page, Failure> {
-        let after = self
-            .value("after")
-            .map_or(Ok(Cursor::default()), str::parse)
-            .map_err(|()| Failure::bad_request("parameter after is not the \"next\" of an earlier answer"))?;
-        Ok(Page { limit: self.limit()?, after })
     }
 }
 

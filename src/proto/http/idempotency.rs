@@ -14,6 +14,16 @@ const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 pub(super) const OFF: &str = "this server remembers no message ids (message_id_window is 0): \
                               a publish that is sent again is published again";
 
+/// Why a request with a key may have no other message ids.
+pub(super) const BOTH: &str = "use header idempotency-key or fields message_id, not both";
+
+/// The refusal of a key of which message ids are too long.
+pub(super) fn too_long() -> Failure {
+    Failure::bad_request(format!(
+        "header idempotency-key: too long: message ids made of it may have {MESSAGE_ID_BYTES_MAX} bytes"
+    ))
+}
+
 /// Whether a request has a key.
 pub(super) fn is_given(request: &Request) -> bool {
     request.head.headers().contains_key(HEADER)
@@ -23,22 +33,20 @@ pub(super) fn is_given(request: &Request) -> bool {
 pub(super) fn give_ids(request: &Request, ticks: &mut [Tick], is_single: bool) -> Result<(), Failure> {
     let Some(key) = key(request)? else { return Ok(()) };
     if ticks.iter().any(|tick| !tick.message_id.is_empty()) {
-        return Err(Failure::bad_request("use header idempotency-key or fields message_id, not both"));
+        return Err(Failure::bad_request(BOTH));
     }
     for (place, tick) in (1..).zip(&mut *ticks) {
         tick.message_id = if is_single { key.clone() } else { format!("{key}:{place}") };
     }
     let longest = ticks.last().map_or(0, |tick| tick.message_id.len());
     match longest > MESSAGE_ID_BYTES_MAX {
-        true => Err(Failure::bad_request(format!(
-            "header idempotency-key: too long: message ids made of it may have {MESSAGE_ID_BYTES_MAX} bytes"
-        ))),
+        true => Err(too_long()),
         false => Ok(()),
     }
 }
 
 /// The key of a request: a string in quotes (RFC 8941, section 3.3.3), or as many clients send it, without.
-fn key(request: &Request) -> Result<Option<String>, Failure> {
+pub(super) fn key(request: &Request) -> Result<Option<String>, Failure> {
     let mut values = request.head.headers().get_all(HEADER).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {

@@ -1,13 +1,17 @@
-//! The queries of `/ws` and `/sse`.
+//! The queries of `/ws`, `/sse` and `/v1`.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, str::FromStr};
 
 use percent_encoding::percent_decode_str;
 
-use super::Failure;
+use super::{
+    Failure,
+    api::{Cursor, Page},
+};
 use crate::{
     codec::json,
     identity,
+    limits::{HTTP_PAGE_ITEMS_DEFAULT, HTTP_PAGE_ITEMS_MAX},
     subscription::{Delivery, OptionError, StartPosition, interval_us},
 };
 
@@ -98,4 +102,62 @@ pub(super) fn parse(text: Option<&str>, path: StreamPath, takes_token: bool) -> 
         }
     }
     Ok(query)
+}
+
+/// The parameters of the query of a `/v1` request, not decoded.
+pub(super) struct Query<'a>(Vec<(&'a str, &'a str)>);
+
+impl<'a> Query<'a> {
+    pub(super) fn new(text: Option<&'a str>) -> Query<'a> {
+        Query(pairs(text).collect())
+    }
+
+    pub(super) fn values(&self, name: &str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(known, _)| *known == name).map(|(_, value)| *value)
+    }
+
+    pub(super) fn value(&self, name: &str) -> Option<&'a str> {
+        self.values(name).next()
+    }
+
+    /// Checks that no parameter is unknown, and that none but `topics` is given twice.
+    pub(super) fn check(&self, known: &[&str]) -> Result<(), Failure> {
+        for (at, (name, _)) in self.0.iter().enumerate() {
+            if !known.contains(name) {
+                let known: Vec<&str> = known.iter().copied().filter(|known| *known != "token").collect();
+                return Err(Failure::bad_request(format!(
+                    "unknown parameter {name:?}; this resource has {}",
+                    if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+                )));
+            }
+            if *name != "topics" && self.0[..at].iter().any(|(before, _)| before == name) {
+                return Err(Failure::bad_request(format!("parameter {name} is given more than once")));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn number<T: FromStr>(&self, name: &str) -> Result<Option<T>, Failure> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        let is_number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+        let number = if is_number { value.parse().ok() } else { None };
+        number
+            .map(Some)
+            .ok_or_else(|| Failure::bad_request(format!("parameter {name} is not a whole number")))
+    }
+
+    pub(super) fn limit(&self) -> Result<usize, Failure> {
+        match self.number("limit")?.unwrap_or(HTTP_PAGE_ITEMS_DEFAULT) {
+            limit @ 1..=HTTP_PAGE_ITEMS_MAX => Ok(limit),
+            _ => Err(Failure::bad_request(format!("parameter limit: use 1 to {HTTP_PAGE_ITEMS_MAX}"))),
+        }
+    }
+
+    pub(super) fn page(&self) -> Result<Page, Failure> {
+        let after = self
+            .value("after")
+            .map_or(Ok(Cursor::default()), str::parse)
+            .map_err(|()| Failure::bad_request("parameter after is not the \"next\" of an earlier answer"))?;
+        Ok(Page { limit: self.limit()?, after })
+    }
 }

@@ -6,7 +6,7 @@ use http::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use super::{
-    Failure, HttpConfig, Outcome, Response, Target, body::BodyLength, query, request::Request,
+    Failure, HttpConfig, Outcome, Response, Resumed, Target, body::BodyLength, query, request::Request,
     response::Delivery, websocket,
 };
 use crate::{
@@ -166,7 +166,7 @@ pub(super) fn find(request: &Request, config: &HttpConfig<'_>) -> Result<Resourc
             patterns: Vec::new(),
             delivery: TickDelivery::default(),
             from: StartPosition::Live,
-            kept: None,
+            resumed: Resumed::Nothing,
             client,
             token: websocket::token(request, token)?,
         },

@@ -6,7 +6,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::{
-    Failure, HttpConfig, Outcome, Target,
+    Failure, HttpConfig, Outcome, Resumed, Target,
     body::BodyLength,
     query::{self, StreamPath},
     request::Request,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     WireFormat,
-    framing::event_stream::{self, KeptPlaces, LastEventId},
+    framing::event_stream::{self, LastEventId},
     limits::EVENT_STREAM_RETRY_MS,
     pattern,
     subscription::StartPosition,
@@ -46,9 +46,9 @@ pub(super) fn open(
     }
     let token = websocket::token(request, query.token)?;
     let format = negotiate(headers);
-    let (from, kept) = match last_event_id(headers, &query.last_event_id) {
-        None => (query.from, None),
-        Some(id) => resume(id, &query.patterns)?,
+    let (from, resumed) = match last_event_id(headers, &query.last_event_id) {
+        None => (query.from, Resumed::Nothing),
+        Some(id) => resume(id, &query.patterns),
     };
     let content_type = match format {
         WireFormat::LINES_JSON => "application/x-ndjson",
@@ -66,7 +66,7 @@ pub(super) fn open(
     let (patterns, client, delivery) = (query.patterns, query.client, query.delivery);
     Ok(Outcome::Upgrade(
         response,
-        Target::Stream { format, inflates: false, patterns, delivery, from, kept, client, token },
+        Target::Stream { format, inflates: false, patterns, delivery, from, resumed, client, token },
     ))
 }
 
@@ -88,18 +88,18 @@ fn last_event_id<'a>(headers: &'a HeaderMap, in_query: &'a [u8]) -> Option<&'a [
     in_header.into_iter().chain([in_query]).find(|id| !id.is_empty())
 }
 
-/// Where a stream goes on: after the positions in the id of the last event, as far as they are in topics of this stream.
-fn resume(id: &[u8], patterns: &[String]) -> Result<(StartPosition, Option<KeptPlaces>), Failure> {
-    let bad = |error: &str| Failure::bad_request(format!("header last-event-id: {error}"));
-    match event_stream::decode_id(id).map_err(bad)? {
-        LastEventId::Kept(kept) => Ok((StartPosition::Live, Some(kept))),
-        LastEventId::Places(mut places) => {
-            if let Some(error) = places.keys().find_map(|topic| pattern::check_topic(topic.as_bytes()).err())
-            {
-                return Err(bad(&error.to_string()));
-            }
-            places.retain(|topic, _| patterns.iter().any(|pattern| pattern::matches(pattern, topic)));
-            Ok((StartPosition::AfterEach(places), None))
+/// Where a stream goes on: after the positions in the id of the last event, as far as they are in topics of this stream. An id
+/// that is not from this server is not refused: an EventSource does not reconnect after an error response.
+fn resume(id: &[u8], patterns: &[String]) -> (StartPosition, Resumed) {
+    match event_stream::decode_id(id) {
+        Ok(LastEventId::Kept(kept)) => (StartPosition::Live, Resumed::Kept(kept)),
+        Ok(LastEventId::Places(mut places, since_us)) => {
+            places.retain(|topic, _| {
+                pattern::check_topic(topic.as_bytes()).is_ok()
+                    && patterns.iter().any(|pattern| pattern::matches(pattern, topic))
+            });
+            (StartPosition::AfterEach(places), Resumed::Since { since_us })
         }
+        Err(_) => (StartPosition::Live, Resumed::Lost),
     }
 }

@@ -44,7 +44,7 @@ fn upgrade_request_selects_format_and_topics() {
             patterns: vec!["a.b".into(), "c.>".into()],
             delivery: TickDelivery::default(),
             from: StartPosition::Live,
-            kept: None,
+            resumed: Resumed::Nothing,
             client: String::new(),
             token: None,
         }
@@ -62,7 +62,16 @@ fn pattern_in_the_query_needs_no_escapes() {
     let (format, delivery, from) = (WireFormat::WEBSOCKET_JSON, TickDelivery::default(), StartPosition::Live);
     assert_eq!(
         target,
-        Target::Stream { format, inflates: false, patterns, client, delivery, from, kept: None, token: None }
+        Target::Stream {
+            format,
+            inflates: false,
+            patterns,
+            client,
+            delivery,
+            from,
+            resumed: Resumed::Nothing,
+            token: None
+        }
     );
 }
 
@@ -84,7 +93,7 @@ fn query_parameters_select_start_policy_and_rate() {
             client,
             delivery,
             from: StartPosition::Latest,
-            kept: None,
+            resumed: Resumed::Nothing,
             token: None
         }
     );

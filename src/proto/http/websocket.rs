@@ -10,7 +10,7 @@ use http::{
 };
 
 use super::{
-    Failure, HttpConfig, Outcome, Target,
+    Failure, HttpConfig, Outcome, Resumed, Target,
     body::BodyLength,
     query::{self, StreamPath, StreamQuery},
     request::Request,
@@ -63,7 +63,16 @@ pub(super) fn upgrade(request: &Request, config: &HttpConfig<'_>) -> Result<Outc
                 _ => format,
             };
             let inflates = extension.is_some();
-            Target::Stream { format, inflates, patterns, client, delivery, from, kept: None, token }
+            Target::Stream {
+                format,
+                inflates,
+                patterns,
+                client,
+                delivery,
+                from,
+                resumed: Resumed::Nothing,
+                token,
+            }
         }
     };
     response += "\r\n";

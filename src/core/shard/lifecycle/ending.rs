@@ -221,7 +221,7 @@ impl Shard {
 
     /// Queues what tells the client why its session ends. `had_input`: the client has sent something that was not processed.
     fn push_closing(&mut self, slot: SlotId, reason: &CloseReason, had_input: bool, now: Now) {
-        if let Some(answer) = self.take_unconfirmed(slot, reason, now) {
+        if let Some((_, answer)) = self.take_unconfirmed(slot, reason, now) {
             return self.push_bytes(slot, &answer);
         }
         let Some(session) = self.sessions.any_mut(slot) else {

@@ -15,6 +15,7 @@ const GET: u32 = 1;
 const POST: u32 = 2;
 const SOCKET: u32 = 3;
 const OTHER: u32 = 4;
+const SECOND_SOCKET: u32 = 9;
 /// So few that the invariants look at every session after each turn.
 const SLOTS: u32 = 32;
 const SECOND_NS: u64 = 1_000_000_000;
@@ -365,6 +366,26 @@ fn a_socket_that_breaks_the_upgrade_is_closed_and_polling_goes_on() {
     driver.shard.handle_error(SlotId(SOCKET), 104, driver.now);
     ask(&mut driver, POST, &sid, Some("420[\"subscribe\",\"a\"]"));
     assert!(ask(&mut driver, GET, &sid, None).1.starts_with("430["));
+}
+
+#[test]
+fn the_end_of_one_probing_socket_takes_nothing_from_another() {
+    for has_probed in [false, true] {
+        let mut driver = driver();
+        let sid = connected(&mut driver);
+        try_websocket(&mut driver, SECOND_SOCKET, &sid);
+        if has_probed {
+            send(&mut driver, SECOND_SOCKET, "2probe");
+        }
+        try_websocket(&mut driver, SOCKET, &sid);
+        send(&mut driver, SOCKET, "2probe");
+        driver.shard.handle_error(SlotId(SECOND_SOCKET), 104, driver.now);
+        driver.turn();
+        send(&mut driver, SOCKET, "5");
+        send(&mut driver, SOCKET, "420[\"subscribe\",\"a\"]");
+        let got = read(&mut driver, SOCKET);
+        assert!(got.iter().any(|packet| packet.starts_with("430[")), "{got:?}");
+    }
 }
 
 #[test]

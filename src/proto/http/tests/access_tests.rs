@@ -209,6 +209,11 @@ fn a_page_that_may_use_a_resource_may_read_its_errors_too() {
         assert_eq!(found, status, "{line}: {response}");
         let lines = response.matches("Access-Control-Allow-Origin: https://app.example\r\n").count();
         assert_eq!(lines, 1, "{line}: {response}");
+        assert!(
+            response.contains("\r\nAccess-Control-Expose-Headers: Retry-After\r\n"),
+            "{line}: {response}"
+        );
+        assert!(response.contains("\r\nAccess-Control-Allow-Credentials: true\r\n"), "{line}: {response}");
     }
     assert!(!answer("GET /nothing", "\r\n").1.contains("Access-Control"));
 }
