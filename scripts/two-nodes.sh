@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Shows two servers that read the same log: HAProxy in front, clients behind it, and each server taken away in turn under load, once by
-# SIGTERM and once by SIGKILL. At the end, every client must have every tick exactly once.
+# SIGTERM and once by SIGKILL; then each is cut off from the engine for a while. At the end, every client must have every tick exactly once.
 #
 # Usage: scripts/two-nodes.sh [jetstream|redis|both] [--clients N] [--rate TICKS_PER_S] [--binary FILE]
 # Needs haproxy, and nats-server or redis-server. Everything lies in a temporary folder and on loopback addresses.

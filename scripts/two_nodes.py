@@ -24,8 +24,8 @@ TAIL_BYTES = 1 << 16
 HISTORY = "20000:2MiB:10m"
 # Lines of each log that are shown if a run fails.
 LOG_LINES = 8
-# Time under load before, between and after the two losses.
-PHASE_S = 4
+# Time under load before, between and after the losses, and of a cut.
+PHASE_S = 3
 
 
 def say(text):
@@ -64,6 +64,57 @@ class Processes:
             process.wait()
 
 
+class Relay(threading.Thread):
+    """The way from one node to the engine, which can be cut."""
+
+    def __init__(self, family, address):
+        super().__init__(daemon=True)
+        self.family, self.address, self.is_cut, self.pairs = family, address, False, []
+        self.lock = threading.Lock()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.near = "127.0.0.1:%d" % self.listener.getsockname()[1]
+        self.start()
+
+    def run(self):
+        while True:
+            near, _ = self.listener.accept()
+            far = socket.socket(self.family)
+            with self.lock:
+                if self.is_cut or far.connect_ex(self.address) != 0:
+                    near.close()
+                    far.close()
+                    continue
+                self.pairs += [near, far]
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self.pass_on, args=(one, other), daemon=True).start()
+
+    def pass_on(self, one, other):
+        try:
+            while part := one.recv(1 << 16):
+                other.sendall(part)
+        except OSError:
+            pass
+        for end in (one, other):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    def cut(self):
+        """Ends all connections, and takes no others until `mend`."""
+        with self.lock:
+            self.is_cut = True
+            for end in self.pairs:
+                try:
+                    end.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+            self.pairs = []
+
+    def mend(self):
+        self.is_cut = False
+
+
 class JetStream:
     """A nats-server with one stream, written to without a library."""
 
@@ -71,9 +122,9 @@ class JetStream:
         processes.start(folder / "nats.log", "nats-server", "-a", "127.0.0.1", "-p", "-1", "-js", "-sd", str(folder), "--ports_file_dir", str(folder))
         eventually("nats-server", lambda: list(folder.glob("nats-server_*.ports")))
         ports = json.loads(next(folder.glob("nats-server_*.ports")).read_text())
-        self.url = ports["nats"][0]
-        host, port = self.url.removeprefix("nats://").split(":")
-        self.socket = socket.create_connection((host, int(port)))
+        host, port = ports["nats"][0].removeprefix("nats://").split(":")
+        self.address = (host, int(port))
+        self.socket = socket.create_connection(self.address)
         self.input = self.socket.makefile("rb")
         self.input.readline()
         stream = json.dumps({"name": "TICKS", "subjects": ["ticks.>"], "storage": "memory", "num_replicas": 1, "retention": "limits"})
@@ -87,8 +138,11 @@ class JetStream:
         if b'"error"' in line:
             fail(f"no stream: {line!r}")
 
-    def source(self):
-        return f'kind = "jetstream"\nservers = ["{self.url}"]\nstream = "TICKS"\nstart = "all"\nposition = "log"\n'
+    def relay(self):
+        return Relay(socket.AF_INET, self.address)
+
+    def source(self, relay):
+        return f'kind = "jetstream"\nservers = ["nats://{relay.near}"]\nstream = "TICKS"\nstart = "all"\nposition = "log"\n'
 
     def publish(self, ticks):
         self.socket.sendall(b"".join(b"PUB %s %d\r\n%s\r\n" % (topic, len(data), data) for topic, data in ticks))
@@ -105,9 +159,12 @@ class Redis:
         eventually("redis-server", lambda: self.socket.connect_ex(str(path)) == 0)
         self.path = path
 
-    def source(self):
+    def relay(self):
+        return Relay(socket.AF_UNIX, str(self.path))
+
+    def source(self, relay):
         streams = json.dumps([f"ticks.{number}" for number in range(TOPICS)])
-        return f'kind = "redis-stream"\nserver = "unix:{self.path}"\nstreams = {streams}\nstart = "all"\nposition = "log"\n'
+        return f'kind = "redis-stream"\nserver = "redis://{relay.near}"\nstreams = {streams}\nstart = "all"\nposition = "log"\n'
 
     def publish(self, ticks):
         words = [[b"XADD", topic, b"*", b"data", data] for topic, data in ticks]
@@ -115,7 +172,8 @@ class Redis:
         answers, wanted = b"", 2 * len(words)
         while answers.count(b"\r\n") < wanted:
             part = self.socket.recv(1 << 16)
-            if not part or b"-ERR" in part:
+            # An id begins with a digit, so a line that begins with - is an error.
+            if not part or part.startswith(b"-") or b"\n-" in part:
                 fail(f"redis-server: {part!r}")
             answers += part
 
@@ -263,7 +321,8 @@ def has_later(file, wanted):
 
 def run(options, folder, processes):
     engine = {"jetstream": JetStream, "redis": Redis}[options.engine](folder, processes)
-    nodes = [Node(name, folder, processes, options.binary, engine.source()) for name in ("a", "b")]
+    relays = [engine.relay() for _ in range(2)]
+    nodes = [Node(name, folder, processes, options.binary, engine.source(relay)) for name, relay in zip(("a", "b"), relays)]
     eventually("the nodes to be ready", lambda: all(node.is_ready() for node in nodes))
     front = haproxy(folder, processes, nodes)
     files = [folder / f"client-{number}.ndjson" for number in range(options.clients)]
@@ -288,6 +347,18 @@ def run(options, folder, processes):
         )
         say(f"node {node.name} lost by {how.name}: every client has ticks of the other {time.monotonic() - lost:.2f} s later")
         node.start()
+    for node, relay in zip(nodes, relays):
+        time.sleep(PHASE_S)
+        relay.cut()
+        time.sleep(PHASE_S)
+        relay.mend()
+        mended, wanted = time.monotonic(), feed.begun
+        eventually(
+            "ticks after the cut",
+            lambda: feed.check() or check(clients) or all(has_later(file, wanted) for file in files),
+            lambda: described(files, nodes),
+        )
+        say(f"node {node.name} cut off from its engine for {PHASE_S} s: every client has all ticks {time.monotonic() - mended:.2f} s later")
     time.sleep(PHASE_S)
     published = feed.stop()
     # A third of what is due.

@@ -212,6 +212,8 @@ impl<'a> Ingest<'a> {
         self.flush();
         ::log::error!("{}: stopped: {why}", self.name());
         self.context.set_health(Health::Failed(why.into()));
+        // The server does not wait for what will never come; a source that is `required` keeps it from being ready all the same.
+        self.context.status.set_reading_back(false);
         pending().await
     }
 

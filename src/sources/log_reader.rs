@@ -12,6 +12,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    hash::{BuildHasher, RandomState},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -27,6 +28,7 @@ use super::{
     mapping::{Mapping, Message},
     runner::Running,
 };
+use tickcast_client::Backoff;
 use tickcast_common::{clock, panics, values::Time};
 use tickcast_core::{
     limits::{LOG_READ_RING, LOG_READ_TIMEOUT_NS_DEFAULT, LOG_READS_ACTIVE_MAX},
@@ -48,8 +50,9 @@ use tickcast_proto::{
 const WATCH: Duration = Duration::from_millis(100);
 /// Time without requests after which a reader leaves its engine and frees its window.
 const IDLE_NS: u64 = 15_000_000_000;
-/// Wait after an attempt to read the engine has failed.
-const RETRY: Duration = Duration::from_millis(200);
+/// First bound of the wait after an attempt to read the engine has failed, and the highest; the wait has full jitter.
+const RETRY_MS: u64 = 200;
+const RETRY_MS_MAX: u64 = 5_000;
 /// How far a reader may be ahead of its rate, so that a few batches need not wait.
 const BURST_NS: u64 = 100_000_000;
 /// Bits of a ticket below the number of the shard.
@@ -178,6 +181,8 @@ impl<A: LogAccess> Reader<A> {
 
     async fn answer(&mut self, mut lanes: LogReaderLanes, status: &SourceStatus) -> Infallible {
         let (mut scan, mut is_open, mut used_ns, mut paid_until_ns) = (LogScan::default(), false, 0, 0);
+        let fresh = || Backoff::with_bounds(RandomState::new().hash_one(0), RETRY_MS, RETRY_MS_MAX);
+        let mut backoff = fresh();
         loop {
             lanes.take(&mut scan);
             let now_ns = clock::monotonic_ns();
@@ -205,6 +210,7 @@ impl<A: LogAccess> Reader<A> {
                     paid_until_ns = now_ns.max(paid_until_ns) + cost_ns;
                     match read {
                         Ok(Some(head)) => {
+                            backoff = fresh();
                             scan.reached(head, messages);
                             None
                         }
@@ -226,8 +232,10 @@ impl<A: LogAccess> Reader<A> {
             if let Some(EngineError(failure)) = failure {
                 let name = status.name();
                 ::log::warn!(target: LOG_TARGET_SOURCE, "{name}: reading back: {failure}; trying again");
+                status.set_last_error(&format!("reading back: {failure}"));
                 self.access.close().await;
-                tokio::time::sleep(RETRY).await;
+                let wait_ms = backoff.handle_disconnected(clock::monotonic_ns(), 0);
+                tokio::time::sleep(Duration::from_millis(wait_ms)).await;
             } else if step == ScanStep::Idle {
                 if is_open && now_ns.saturating_sub(used_ns) >= IDLE_NS {
                     is_open = false;

@@ -70,9 +70,11 @@ impl Server {
             }
             Ok(address) => Some(Server { address, auth, tls }),
             Err(error) => {
+                // What is before the last @ may be a password.
+                let shown = server.rsplit_once('@').map_or(server, |(_, host)| host);
                 checks.refuse(
                     "server",
-                    format!("{server:?}: {error}; use redis://host:6379 or rediss://host:6379"),
+                    format!("{shown:?}: {error}; use redis://host:6379 or rediss://host:6379"),
                 );
                 None
             }
@@ -168,12 +170,15 @@ impl Id {
     }
 }
 
+/// How the key that holds a stream's generation ends.
+pub const GENERATION: &str = ":gen";
+
 /// The key that holds a stream's generation, in the same slot of a Redis cluster: `{STREAM}:gen`, without the braces if the
 /// name has its own.
 pub fn generation_key(stream: &str) -> String {
     match stream.contains('{') {
-        true => format!("{stream}:gen"),
-        false => format!("{{{stream}}}:gen"),
+        true => format!("{stream}{GENERATION}"),
+        false => format!("{{{stream}}}{GENERATION}"),
     }
 }
 

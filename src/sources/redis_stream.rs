@@ -41,8 +41,11 @@ use tickcast_proto::{
     units::{format_duration, parse_duration_ns},
 };
 
-/// Entries per reply. In replies of 1,000, an entry costs 1.16 us; of 100, 1.53 us.
+/// Most entries of a stream in a reply. In replies of 1,000, an entry costs 1.16 us; of 100, 1.53 us.
 const BATCH_ENTRIES: usize = 1_000;
+/// Size of a reply, bytes of payloads, from which on the next one has half as many entries. One with less than a quarter of this lets the
+/// next have twice as many.
+const REPLY_BYTES: usize = 8 << 20;
 /// Longest wait for an entry.
 const BLOCK: Duration = Duration::from_millis(500);
 /// Time between two checks of the streams: one request for each stream.
@@ -163,9 +166,54 @@ impl SourceOptions for Options {
         let lives = self.streams.iter().map(|_| Life::default()).collect();
         let streams = self.streams.into_iter().map(|key| (key, None)).collect();
         let (server, field, start) = (server?, self.field, self.start);
-        let source = RedisStreams { server, streams, lives, is_logged, field, start, mapping };
+        let source = RedisStreams {
+            server,
+            streams,
+            lives,
+            is_logged,
+            field,
+            start,
+            batch: BatchSize::default(),
+            mapping,
+        };
         let configured = Configured::new(pattern, source).reading_back(is_logged);
         Some(if is_logged { configured.with_log_reader(read_back, past) } else { configured })
+    }
+}
+
+/// How many entries to ask for: fewer if they are long, or if the last reply did not come in time, which a slow link may be the reason of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct BatchSize(usize);
+
+impl BatchSize {
+    /// Notes the size of a reply, in bytes of payloads.
+    fn note(&mut self, bytes: usize) {
+        if bytes > REPLY_BYTES {
+            self.halve();
+        } else if bytes < REPLY_BYTES / 4 {
+            self.0 = (2 * self.0).min(BATCH_ENTRIES);
+        }
+    }
+
+    /// Notes that a reply did not come.
+    fn halve(&mut self) {
+        self.0 = (self.0 / 2).max(1);
+    }
+}
+
+impl Default for BatchSize {
+    fn default() -> BatchSize {
+        BatchSize(BATCH_ENTRIES)
+    }
+}
+
+/// Bytes of the texts in a reply.
+fn bytes_in(reply: &Value) -> usize {
+    match reply {
+        Value::BulkString(bytes) => bytes.len(),
+        Value::Array(items) => items.iter().map(bytes_in).sum(),
+        Value::Map(pairs) => pairs.iter().map(|(key, value)| bytes_in(key) + bytes_in(value)).sum(),
+        _ => 0,
     }
 }
 
@@ -181,6 +229,7 @@ struct RedisStreams {
     is_logged: bool,
     field: String,
     start: Start,
+    batch: BatchSize,
     mapping: Mapping,
 }
 
@@ -234,8 +283,11 @@ impl Cursor {
     }
 
     /// Notes that everything of `info` has been read or is gone, and that `newer` entries beyond it have been read. Returns the
-    /// entries lost.
+    /// entries lost. A cursor that was given ahead of the stream waits for it.
     fn catch_up(&mut self, info: Info, newer: u64) -> u64 {
+        if self.passed.is_none() && newer == 0 && info.last < self.last {
+            return 0;
+        }
         let lost = self.passed.map_or(0, |passed| info.added.saturating_sub(passed.saturating_sub(newer)));
         self.passed =
             Some(self.passed.map_or(info.added.saturating_add(newer), |passed| passed.saturating_add(lost)));
@@ -264,7 +316,7 @@ impl Reader for RedisStreams {
                 }
                 false => None,
             };
-            let reply = ingest.waiting(self.xread(&mut redis)).await?;
+            let (reply, most) = ingest.waiting(self.xread(&mut redis)).await?;
             ingest.connected(&self.server.to_string());
             // By stream: entries read that are newer than its info, and whether there may be more.
             let mut read = vec![(0_u64, false); self.streams.len()];
@@ -275,7 +327,7 @@ impl Reader for RedisStreams {
                     let id = self.take(at, entry, None, ingest).await?;
                     read[at].0 += u64::from(known.is_some_and(|last| id > last));
                 }
-                read[at].1 = entries.len() >= BATCH_ENTRIES;
+                read[at].1 = entries.len() >= most;
             }
             ingest.flush();
             let (mut lag, has_looked) = (0_u64, infos.is_some());
@@ -323,16 +375,27 @@ impl RedisStreams {
         Ok(infos)
     }
 
-    async fn xread(&self, redis: &mut MultiplexedConnection) -> Result<Value, EngineError> {
+    /// Reads the next entries of each stream. Also returns how many of one stream there can be.
+    async fn xread(&mut self, redis: &mut MultiplexedConnection) -> Result<(Value, usize), EngineError> {
+        let BatchSize(most) = self.batch;
         let mut xread = cmd("XREAD");
-        xread.arg("COUNT").arg(BATCH_ENTRIES).arg("BLOCK").arg(BLOCK.as_millis() as u64).arg("STREAMS");
+        xread.arg("COUNT").arg(most).arg("BLOCK").arg(BLOCK.as_millis() as u64).arg("STREAMS");
         for (key, _) in &self.streams {
             xread.arg(key);
         }
         for (_, cursor) in &self.streams {
             xread.arg(cursor.unwrap_or_default().last.to_string());
         }
-        xread.query_async(redis).await.map_err(|error| failed(&self.server, &error))
+        match xread.query_async(redis).await {
+            Ok(reply) => {
+                self.batch.note(bytes_in(&reply));
+                Ok((reply, most))
+            }
+            Err(error) => {
+                self.batch.halve();
+                Err(failed(&self.server, &error))
+            }
+        }
     }
 
     /// Publishes an entry, moves the cursor to it and returns its id.
@@ -491,6 +554,22 @@ mod tests {
     }
 
     #[test]
+    fn long_entries_and_replies_that_do_not_come_make_the_next_reply_shorter() {
+        let mut batch = BatchSize::default();
+        batch.note(REPLY_BYTES + 1);
+        assert_eq!(batch, BatchSize(BATCH_ENTRIES / 2));
+        (0..20).for_each(|_| batch.halve());
+        assert_eq!(batch, BatchSize(1), "one entry, however long");
+        batch.note(REPLY_BYTES / 2);
+        assert_eq!(batch, BatchSize(1));
+        (0..20).for_each(|_| batch.note(100));
+        assert_eq!(batch, BatchSize(BATCH_ENTRIES));
+        let text = |bytes| Value::BulkString(vec![0; bytes]);
+        let entry = Value::Array(vec![text(3), Value::Array(vec![text(4), text(50)])]);
+        assert_eq!(bytes_in(&Value::Map(vec![(text(100), Value::Array(vec![entry]))])), 157);
+    }
+
+    #[test]
     fn redis_that_does_not_count_the_entries_added_is_too_old() {
         let mut fields = HashMap::from([
             ("length".to_owned(), Value::Int(2)),
@@ -520,6 +599,8 @@ mod tests {
         assert_eq!(cursor.catch_up(info(id(5, 0), 100, 10), 0), 0);
         let mut cursor = Cursor::at_start(Start::Window(2_000_000), info(id(5, 0), 100, 10), 10);
         assert_eq!(cursor, Cursor { last: id(7, u64::MAX), passed: None });
+        assert_eq!(cursor.catch_up(info(id(5, 0), 100, 10), 0), 0);
+        assert!(!cursor.is_outlived(info(id(5, 0), 100, 10)), "nothing is in the window yet");
         assert_eq!((cursor.catch_up(info(id(9, 0), 130, 0), 2), cursor.passed), (0, Some(132)));
     }
 
@@ -545,7 +626,8 @@ mod tests {
         ] {
             assert_eq!(cursor.is_outlived(info), outlived, "{info:?}");
         }
-        let given = Cursor::at_start(Start::After(id(9, 0)), info(id(5, 0), 7), 0);
+        let mut given = Cursor::at_start(Start::After(id(9, 0)), info(id(5, 0), 7), 0);
+        assert_eq!(given.catch_up(info(id(5, 0), 7), 0), 0);
         assert!(!given.is_outlived(info(id(5, 0), 7)), "an id ahead of the stream waits for it");
     }
 }

@@ -89,7 +89,7 @@ impl<W: Writer> Sink for W {
         let mut backoff = Backoff::with_bounds(seed, RETRY_MS, RETRY_MS_MAX);
         let attempts = async {
             loop {
-                let failure = match refusing_late(outlet, self.connect()).await {
+                let failure = match refusing_late(outlet, Outcome::Away, self.connect()).await {
                     Ok(connection) => {
                         outlet.set_connected();
                         backoff.handle_connected(clock::monotonic_ns());
@@ -100,7 +100,8 @@ impl<W: Writer> Sink for W {
                 };
                 outlet.set_away(&failure.0);
                 let wait_ms = backoff.handle_disconnected(clock::monotonic_ns(), 0);
-                refusing_late(outlet, tokio::time::sleep(Duration::from_millis(wait_ms))).await;
+                refusing_late(outlet, Outcome::Away, tokio::time::sleep(Duration::from_millis(wait_ms)))
+                    .await;
             }
         };
         runtime.block_on(until_stopped(stop, attempts));
@@ -110,11 +111,11 @@ impl<W: Writer> Sink for W {
     }
 }
 
-/// Awaits a future while there is no connection. Meanwhile, refuses ticks that have waited too long.
-async fn refusing_late<T>(outlet: &mut Outlet, future: impl Future<Output = T>) -> T {
+/// Awaits a future, without which no tick can be passed on. Meanwhile, refuses ticks that have waited too long.
+async fn refusing_late<T>(outlet: &mut Outlet, outcome: Outcome, future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     loop {
-        outlet.refuse_late(Outcome::Away);
+        outlet.refuse_late(outcome);
         outlet.flush();
         match select(future, pin!(tokio::time::sleep(NAP))).await {
             Either::Left((done, _)) => return done,

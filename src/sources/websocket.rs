@@ -18,18 +18,20 @@ use futures_util::{
     future::{Either, select},
 };
 use http::{HeaderName, HeaderValue, Request, Uri, header};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 use tungstenite::{Message as WebSocketMessage, client::IntoClientRequest, protocol::WebSocketConfig};
 
-use self::token::{Token, TokenOptions};
+use self::token::{Obtained, Token, TokenOptions};
 use super::{
     Source, SourceContext, SourceError,
     engine::{self, EngineError, Ingest, Reader},
@@ -47,6 +49,15 @@ const CONNECT: Duration = Duration::from_secs(10);
 const CLOSE: Duration = Duration::from_secs(1);
 /// Timeout for sending one message.
 const SEND: Duration = Duration::from_secs(5);
+/// Wait after a token could not be renewed, and between two looks at a renewal under way.
+const RENEW_RETRY_NS: u64 = 5_000_000_000;
+const RENEW_LOOK_NS: u64 = 20_000_000;
+/// Messages after which deadlines are checked, and the rings pushed.
+const MESSAGES_PER_TURN: usize = 256;
+/// Headers that hold credentials.
+const SECRET_HEADERS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x-api-key"];
+/// Bytes of a token that a URL escapes: all but those that mean themselves everywhere (RFC 3986, section 2.3).
+const IN_URL: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// Placeholder for the token in texts.
 const TOKEN: &str = "{token}";
 
@@ -103,17 +114,28 @@ impl SourceOptions for Options {
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         let url = self.url.unwrap_or_default();
         if let Err(error) = Target::parse(&url.replace(TOKEN, "x")) {
-            checks.refuse("url", format!("{url:?}: {error}"));
+            // What is before an @ may be a password, what follows a ? a token.
+            let shown = url.rsplit_once('@').map_or(&*url, |(_, host)| host);
+            let shown = shown.split_once('?').map_or(shown, |(path, _)| path);
+            checks.refuse("url", format!("{shown:?}: {error}"));
         }
         for (name, value) in &self.headers {
             let is_valid = name.parse::<HeaderName>().is_ok() && HeaderValue::from_str(value).is_ok();
             if !is_valid {
                 checks.refuse("headers", format!("{name:?} is not a valid header"));
             }
+            let is_secret = SECRET_HEADERS.iter().any(|secret| name.eq_ignore_ascii_case(secret));
+            if is_secret && !value.contains(TOKEN) {
+                let text = "its value would be printed with the options: write {token}, and name its file, command or url in `token`";
+                checks.refuse("headers", format!("{name}: {text}"));
+            }
         }
         checks.within("send", self.send.len(), 0, SOURCE_SUBJECTS_MAX);
         checks.within("renew", self.renew.len(), 0, SOURCE_SUBJECTS_MAX);
         checks.within("idle", self.idle, Time::from_ms(100), Time::from_ms(3_600_000));
+        if self.ping_interval.ns > 0 {
+            checks.within("ping_interval", self.ping_interval, Time::from_ms(100), Time::from_ms(3_600_000));
+        }
         let items = match &*self.items {
             "" => None,
             pointer => JsonPointer::parse(pointer).or_else(|| {
@@ -176,14 +198,19 @@ impl Target {
             return Err("it holds credentials: use a header or a message with {token}");
         }
         let port = authority.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-        Ok(Target { host: authority.host().to_owned(), port, is_tls })
+        // The host of an IPv6 address has brackets.
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        Ok(Target { host, port, is_tls })
     }
 }
 
 /// The address without path and query, which may hold a token.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
     }
 }
 
@@ -219,7 +246,7 @@ impl Reader for WebSocket {
             None => None,
         };
         let secret = token.as_ref().map_or("", |token| &token.text);
-        let url = self.url.replace(TOKEN, secret);
+        let url = self.url.replace(TOKEN, &utf8_percent_encode(secret, IN_URL).to_string());
         let target = Target::parse(&url).map_err(|error| EngineError(error.into()))?;
         let request = self.request(&url, secret)?;
         let opened = ingest.waiting(timeout(CONNECT, open(&target, &self.tls, request))).await;
@@ -235,6 +262,15 @@ impl Reader for WebSocket {
         let _ = timeout(CLOSE, socket.close(None)).await;
         result
     }
+}
+
+/// When and how the token is renewed.
+#[derive(Default)]
+struct Renewal {
+    /// When a new token is due, CLOCK_MONOTONIC nanoseconds; `None`: never.
+    due_ns: Option<u64>,
+    /// The task that obtains it.
+    running: Option<JoinHandle<Result<Obtained, EngineError>>>,
 }
 
 /// A connection, plain or TLS.
@@ -289,7 +325,7 @@ impl WebSocket {
         &self,
         socket: &mut Socket,
         secret: &str,
-        mut renew_ns: Option<u64>,
+        renew_ns: Option<u64>,
         ingest: &mut Ingest<'_>,
         target: &Target,
     ) -> Result<Infallible, EngineError> {
@@ -299,54 +335,82 @@ impl WebSocket {
         }
         ingest.connected(&target.to_string());
         let (mut heard_ns, mut pinged_ns) = (clock::monotonic_ns(), clock::monotonic_ns());
+        let mut renewal = Renewal { due_ns: renew_ns, ..Renewal::default() };
         loop {
+            // Before reading, because a busy feed always has something to read.
+            let now_ns = clock::monotonic_ns();
             let ping_ns = (self.ping_interval_ns > 0)
                 .then(|| heard_ns.max(pinged_ns).saturating_add(self.ping_interval_ns));
             let idle_ns = heard_ns.saturating_add(self.idle_ns);
-            let wake_ns = [ping_ns, renew_ns].into_iter().flatten().fold(idle_ns, u64::min);
-            let wait_ns = wake_ns.saturating_sub(clock::monotonic_ns());
-            let pause = pin!(sleep(Duration::from_nanos(wait_ns)));
-            match ingest.waiting(select(socket.next(), pause)).await {
-                Either::Left((message, _)) => {
-                    heard_ns = clock::monotonic_ns();
-                    let mut next = Some(message);
-                    while let Some(message) = next {
-                        self.take(message, ingest).await.map_err(|error| failed(&error))?;
-                        next = socket.next().now_or_never();
-                    }
-                    ingest.flush();
-                }
-                Either::Right(_) => {
-                    let now_ns = clock::monotonic_ns();
-                    if now_ns >= idle_ns {
-                        return Err(failed(&format_args!("silent for {} s", self.idle_ns as f64 / 1e9)));
-                    }
-                    if ping_ns.is_some_and(|at_ns| now_ns >= at_ns) {
-                        pinged_ns = now_ns;
-                        let ping = WebSocketMessage::Ping(Default::default());
-                        let sent = timeout(SEND, socket.send(ping)).await;
-                        sent.map_err(|_| failed(&"a ping cannot be sent"))?
-                            .map_err(|error| failed(&error))?;
-                    }
-                    if renew_ns.is_some_and(|at_ns| now_ns >= at_ns) {
-                        renew_ns = self.renew(socket).await.map_err(|error| failed(&error))?;
-                    }
+            if now_ns >= idle_ns {
+                return Err(failed(&format_args!("silent for {} s", self.idle_ns as f64 / 1e9)));
+            }
+            if ping_ns.is_some_and(|at_ns| now_ns >= at_ns) {
+                pinged_ns = now_ns;
+                let ping = WebSocketMessage::Ping(Default::default());
+                let sent = timeout(SEND, socket.send(ping)).await;
+                sent.map_err(|_| failed(&"a ping cannot be sent"))?.map_err(|error| failed(&error))?;
+                continue;
+            }
+            if let Some(token) =
+                self.renew(&mut renewal, now_ns, ingest).await.map_err(|error| failed(&error))?
+            {
+                for text in &self.renew {
+                    send(socket, text.replace(TOKEN, &token)).await.map_err(|error| failed(&error))?;
                 }
             }
+            let renew_ns = match renewal.running {
+                Some(_) => Some(now_ns.saturating_add(RENEW_LOOK_NS)),
+                None => renewal.due_ns,
+            };
+            let wake_ns = [ping_ns, renew_ns].into_iter().flatten().fold(idle_ns, u64::min);
+            let pause = pin!(sleep(Duration::from_nanos(wake_ns.saturating_sub(now_ns))));
+            let Either::Left((message, _)) = ingest.waiting(select(socket.next(), pause)).await else {
+                continue;
+            };
+            heard_ns = clock::monotonic_ns();
+            self.take(message, ingest).await.map_err(|error| failed(&error))?;
+            for _ in 1..MESSAGES_PER_TURN {
+                let Some(message) = socket.next().now_or_never() else { break };
+                self.take(message, ingest).await.map_err(|error| failed(&error))?;
+            }
+            ingest.flush();
         }
     }
 
-    /// Sends a new token. Returns when the next one is due.
-    async fn renew(&self, socket: &mut Socket) -> Result<Option<u64>, String> {
-        let Some(token) = &self.token else { return Ok(None) };
+    /// Obtains a new token once it is due, beside the reading. Returns it once it is there. Tries again if that fails: the connection
+    /// goes on with the token that it has, and ends when the server ends it.
+    async fn renew(
+        &self,
+        renewal: &mut Renewal,
+        now_ns: u64,
+        ingest: &Ingest<'_>,
+    ) -> Result<Option<String>, String> {
+        let is_due = renewal.due_ns.is_some_and(|due_ns| now_ns >= due_ns);
+        let Some(token) = self.token.as_ref().filter(|_| is_due) else { return Ok(None) };
         if self.renew.is_empty() {
             return Err("connecting again with a new token".into());
         }
-        let fresh = token.obtain().await.map_err(|EngineError(text)| text)?;
-        for text in &self.renew {
-            send(socket, text.replace(TOKEN, &fresh.text)).await?;
+        let running = renewal.running.get_or_insert_with(|| {
+            let token = token.clone();
+            tokio::spawn(async move { token.obtain().await })
+        });
+        if !running.is_finished() {
+            return Ok(None);
         }
-        Ok(fresh.renew_ns)
+        let obtained = running.await.unwrap_or_else(|error| Err(EngineError::new("token", error)));
+        renewal.running = None;
+        match obtained {
+            Ok(fresh) => {
+                renewal.due_ns = fresh.renew_ns;
+                Ok(Some(fresh.text))
+            }
+            Err(EngineError(failure)) => {
+                ingest.warn(&format!("{failure}; the connection goes on with the token that it has"));
+                renewal.due_ns = Some(now_ns.saturating_add(RENEW_RETRY_NS));
+                Ok(None)
+            }
+        }
     }
 
     /// Publishes the ticks of a message; never returns once the server stops.
@@ -394,4 +458,45 @@ async fn publish(payload: &[u8], ingest: &mut Ingest<'_>) {
 async fn send(socket: &mut Socket, text: String) -> Result<(), String> {
     let sent = timeout(SEND, socket.send(WebSocketMessage::text(text))).await;
     sent.map_err(|_| "a message cannot be sent".to_owned())?.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::SourceBounds;
+
+    #[test]
+    fn an_address_may_be_ipv6_and_shows_no_secret() {
+        for (url, host, shown) in [
+            ("ws://[::1]:9000/", "::1", "[::1]:9000"),
+            ("wss://feed.example.com/v2?key=secret", "feed.example.com", "feed.example.com:443"),
+        ] {
+            let target = Target::parse(url).unwrap();
+            assert_eq!((target.host.as_str(), target.to_string().as_str()), (host, shown));
+        }
+        assert!(Target::parse("wss://u:secret@h/").is_err());
+    }
+
+    #[test]
+    fn what_would_be_printed_is_no_secret() {
+        let refused = |text: &str| {
+            let options: Options = toml::from_str(text).unwrap();
+            let mut checks =
+                OptionChecks::new(SourceBounds { payload_bytes_max: 64, topics_max: 10, reads_files: true });
+            options.configure(&mut checks);
+            let refused: Vec<String> =
+                checks.into_refused().into_iter().map(|(key, text)| format!("{key}: {text}")).collect();
+            refused.join("\n")
+        };
+        let map = "map = { topic = '{json:/s}' }";
+        let text = refused(&format!("url = 'wss://u:secret@h/?key=secret'\n{map}"));
+        assert!(text.contains("it holds credentials") && !text.contains("secret"), "{text}");
+        for name in ["Authorization", "cookie", "X-API-Key"] {
+            let text = refused(&format!("url = 'wss://h/'\nheaders = {{ {name} = 'x' }}\n{map}"));
+            assert!(text.contains("write {token}"), "{name}: {text}");
+        }
+        assert!(
+            refused(&format!("url = 'wss://h/'\nping_interval = '1us'\n{map}")).contains("ping_interval")
+        );
+    }
 }

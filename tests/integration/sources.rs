@@ -9,7 +9,7 @@ use crate::harness::{
     eventually,
     external::{External, Library},
     http::{get_of_all_shards, request},
-    tickcast,
+    tickcast, while_waiting,
 };
 use serde_json::Value;
 use tickcast_client::{Event, SubscribeOptions};
@@ -419,6 +419,35 @@ fn errors_of_every_source_are_reported_at_once_with_what_to_do() {
     ] {
         assert!(errors.contains(part), "{part}: {errors}");
     }
+}
+
+#[test]
+fn a_busy_feed_gets_renewed_tokens_and_goes_on_if_one_cannot_be_had() {
+    let _machine = while_waiting();
+    let feed = External::run(Library::Websockets, "feed", &["busy"]);
+    feed.wait_for("");
+    let port = feed.printed().trim().strip_prefix("port ").unwrap().to_owned();
+    let fault = Path::new(env!("CARGO_TARGET_TMPDIR")).join("busy-feed-has-no-token");
+    let _ = fs::remove_file(&fault);
+    let config = format!(
+        "[[source]]\nkind = 'websocket'\nurl = 'ws://127.0.0.1:{port}/'\nsend = ['subscribe']\nrenew = ['renewed {{token}}']\n\
+         items = '/data'\ntoken = {{ command = ['sh', '-c', 'test ! -e \"$0\" && echo correct-horse', '{}'], every = '1s' }}\n\
+         map = {{ topic = 't.{{json:/s}}' }}\n",
+        fault.display()
+    );
+    let server = serve("busy-feed", &config);
+    let renewals = || feed.printed().matches("text renewed correct-horse").count();
+    eventually("two renewals", || renewals() >= 2);
+    fs::write(&fault, "").unwrap();
+    eventually("a failed renewal", || {
+        source(&server)["last_error"].as_str().is_some_and(|error| error.contains("goes on with the token"))
+    });
+    fs::remove_file(&fault).unwrap();
+    let before = renewals();
+    eventually("another renewal", || renewals() > before);
+    let view = source(&server);
+    assert_eq!((&view["connections"], &view["messages_lost"]), (&1.into(), &0.into()));
+    server.stop_cleanly();
 }
 
 #[test]

@@ -12,9 +12,7 @@ use std::convert::Infallible;
 
 use redis::{Value, aio::MultiplexedConnection, cmd};
 
-use super::{
-    BATCH_ENTRIES, Cursor, Info, LOOK_NS, Options, RedisStreams, Start, entry_of, failed, info, streams_of,
-};
+use super::{Cursor, Info, LOOK_NS, Options, RedisStreams, Start, entry_of, failed, info, streams_of};
 use crate::{
     engine::{EngineError, Ingest},
     kind::SourceOptions,
@@ -32,6 +30,8 @@ pub(super) struct Life {
     set_back: u64,
     /// Everything from this position on has been read; 0: everything from the next entry on.
     complete_from: u64,
+    /// Whether an entry has been read since it began. What is gone by then was never this reader's to read.
+    has_read: bool,
 }
 
 impl Life {
@@ -47,6 +47,7 @@ impl Life {
             true => cursor.last.highest_position() + 1,
             false => 0,
         };
+        self.has_read = false;
     }
 }
 
@@ -66,7 +67,7 @@ fn has_hole(cursor: Cursor, read: &[Id], info: Info) -> bool {
         return false;
     }
     // All remaining entries are newer than the cursor.
-    let Some(passed) = cursor.passed else { return true };
+    let Some(passed) = cursor.passed else { return info.added != info.length };
     let left_and_read = read.iter().filter(|&&id| info.length > 0 && id >= info.first).count() as u64;
     let known = read.len() as u64 + info.length.saturating_sub(left_and_read);
     info.added.saturating_sub(passed) > known
@@ -87,12 +88,12 @@ impl RedisStreams {
                     self.look_at(at, redis, ingest).await?;
                 }
             }
-            let reply = ingest.waiting(self.xread(redis)).await?;
+            let (reply, most) = ingest.waiting(self.xread(redis)).await?;
             ingest.connected(&self.server.to_string());
             let (mut has_more, mut lag) = (false, 0_u64);
             for (key, entries) in streams_of(reply) {
                 let Some(at) = self.streams.iter().position(|(known, _)| *known == key) else { continue };
-                has_more |= entries.len() >= BATCH_ENTRIES;
+                has_more |= entries.len() >= most;
                 let (info, is_same) = self.look_at(at, redis, ingest).await?;
                 if is_same {
                     self.publish(at, &entries, info, ingest).await?;
@@ -122,9 +123,12 @@ impl RedisStreams {
         let (cursor, epoch) = (cursor.unwrap_or_default(), self.lives[at].epoch(key));
         let is_hole = has_hole(cursor, &ids, info);
         if is_hole {
-            ingest.count_hole(1, &format!("stream {key} was trimmed before they were read"));
+            if self.lives[at].has_read {
+                ingest.count_hole(1, &format!("stream {key} was trimmed before they were read"));
+            }
             self.lives[at].complete_from = 0;
         }
+        self.lives[at].has_read |= !entries.is_empty();
         for entry in entries {
             let Some((id, _)) = entry_of(entry) else {
                 return Err(EngineError("an entry is not what XREAD gives".into()));
@@ -216,13 +220,14 @@ mod tests {
         assert!(has_hole(cursor, &read, info(id(9, 0), id(9, 0), 105, 1)), "behind those read");
         let unknown = Cursor { passed: None, ..cursor };
         assert!(has_hole(unknown, &read, info(id(6, 0), id(7, 0), 102, 2)), "nobody knows");
+        assert!(!has_hole(unknown, &read, info(id(6, 0), id(7, 0), 2, 2)), "nothing was ever trimmed");
         assert!(!has_hole(unknown, &read, info(id(5, 0), id(7, 0), 102, 2)));
     }
 
     #[test]
     fn a_life_has_an_epoch_of_its_own() {
         let life = |generation: &[u8], set_back| {
-            Life { generation: generation.to_vec(), set_back, complete_from: 0 }.epoch("prices")
+            Life { generation: generation.to_vec(), set_back, ..Life::default() }.epoch("prices")
         };
         let epochs = [life(b"", 0), life(b"", 1), life(b"g1", 0), life(b"g2", 0)];
         for (at, epoch) in epochs.iter().enumerate() {

@@ -11,7 +11,9 @@ use std::collections::HashMap;
 
 use redis::{Value, aio::MultiplexedConnection, pipe};
 
-use super::{BATCH_ENTRIES, Fields, entry_of, failed, info_of, logged::life_epoch, message_of, text_of};
+use super::{
+    BatchSize, Fields, bytes_in, entry_of, failed, info_of, logged::life_epoch, message_of, text_of,
+};
 use crate::{
     engine::EngineError,
     log_reader::{LIFE_GONE, LogAccess, Opened, ReadMessages},
@@ -26,6 +28,7 @@ pub(super) struct Past {
     streams: Vec<String>,
     field: String,
     connection: Option<MultiplexedConnection>,
+    batch: BatchSize,
     open: Option<Open>,
 }
 
@@ -66,7 +69,7 @@ fn may_lack(from: Id, before: Id, info: super::Info, last_deleted: Id) -> bool {
 
 impl Past {
     pub(super) fn new(server: Server, streams: Vec<String>, field: String) -> Past {
-        Past { server, streams, field, connection: None, open: None }
+        Past { server, streams, field, connection: None, batch: BatchSize::default(), open: None }
     }
 
     async fn connection(&mut self) -> Result<MultiplexedConnection, EngineError> {
@@ -92,17 +95,21 @@ impl Past {
     /// Looks at a stream, and reads the entries from a position on.
     async fn look(&mut self, at: usize, epoch: u64, from: u64) -> Result<Look, EngineError> {
         let mut redis = self.connection().await?;
-        let (key, id) = (&self.streams[at], Id::at(from));
+        let (key, id, BatchSize(most)) = (&self.streams[at], Id::at(from), self.batch);
         let mut look = pipe();
         look.atomic().cmd("GET").arg(generation_key(key)).cmd("XINFO").arg("STREAM").arg(key);
-        look.cmd("XRANGE").arg(key).arg(id.to_string()).arg("+").arg("COUNT").arg(BATCH_ENTRIES);
+        look.cmd("XRANGE").arg(key).arg(id.to_string()).arg("+").arg("COUNT").arg(most);
         let looked =
             look.query_async::<(Option<Vec<u8>>, HashMap<String, Value>, Vec<Value>)>(&mut redis).await;
         let (generation, fields, entries) = match looked {
             Ok(looked) => looked,
             Err(error) if error.to_string().contains("no such key") => return Ok(Look::Gone),
-            Err(error) => return Err(failed(&self.server, &error)),
+            Err(error) => {
+                self.batch.halve();
+                return Err(failed(&self.server, &error));
+            }
         };
+        self.batch.note(entries.iter().map(bytes_in).sum());
         let old = || EngineError(format!("{}: XINFO STREAM has no entries-added", self.server));
         let info = info_of(&fields).ok_or_else(old)?;
         let last_deleted = fields.get("max-deleted-entry-id").and_then(text_of);
@@ -115,7 +122,7 @@ impl Past {
             let first = info.first.max(last_deleted).highest_position().saturating_add(1);
             return Ok(Look::Holed { first });
         }
-        let end = match entries.len() < BATCH_ENTRIES {
+        let end = match entries.len() < most {
             true => info.last.position(),
             false => entries.last().and_then(entry_of).and_then(|(id, _)| id.position()),
         };

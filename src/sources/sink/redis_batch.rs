@@ -1,10 +1,10 @@
 //! Shared by both kinds of Redis sinks: a batch of commands in one request, and an answer to each.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, pin::pin};
 
 use redis::{Pipeline, RedisError, RedisResult, ServerErrorKind, Value, aio::MultiplexedConnection};
 
-use super::{Confirmed, Outlet, Publish, PublishId, template::Unnameable};
+use super::{Confirmed, Outlet, Publish, PublishId, refusing_late, template::Unnameable};
 use crate::{engine::EngineError, limits::SINK_BATCH_MAX, redis::Server};
 use tickcast_common::clock;
 use tickcast_core::routes::Outcome;
@@ -45,8 +45,9 @@ pub(super) async fn write(
             outlet.ready().await;
             continue;
         }
-        let replies: Vec<RedisResult<Value>> =
-            pipe.ignore_errors().query_async(&mut redis).await.map_err(|error| failed(&error))?;
+        pipe.ignore_errors();
+        let query = pin!(pipe.query_async::<Vec<RedisResult<Value>>>(&mut redis));
+        let replies = refusing_late(outlet, Outcome::Full, query).await.map_err(|error| failed(&error))?;
         used_ns = clock::monotonic_ns();
         if replies.len() != ids.len() {
             return Err(EngineError(format!(

@@ -13,11 +13,16 @@ use std::{
 use redis::{Script, Value, aio::MultiplexedConnection, cmd};
 use serde::{Deserialize, Serialize};
 
-use super::{Confirmed, Outlet, Publish, Writer, kind::SinkOptions, redis_batch, template::TopicTemplate};
+use super::{
+    Confirmed, Outlet, Publish, Writer,
+    kind::SinkOptions,
+    redis_batch,
+    template::{TopicTemplate, Unnameable},
+};
 use crate::{
     engine::EngineError,
     kind::OptionChecks,
-    redis::{ANSWER, Auth, Id, Server, generation_key},
+    redis::{ANSWER, Auth, GENERATION, Id, Server, generation_key},
     tls::Tls,
 };
 use tickcast_common::clock;
@@ -136,6 +141,10 @@ impl Writer for Stream {
             |publish, pipe| {
                 let Publish { topic, key, producer_time_ns, payload, .. } = publish;
                 let stream = stream.render(topic)?;
+                // A stream in place of a generation would make the topic that it belongs to unreadable.
+                if stream.ends_with(GENERATION) {
+                    return Err(Unnameable::Reserved);
+                }
                 ticks.set(ticks.get() + 1);
                 let generation = format!("{connection}-{:x}", ticks.get());
                 let add = pipe.cmd("EVALSHA").arg(script.get_hash()).arg(2).arg(&*stream);

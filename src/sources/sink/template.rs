@@ -30,7 +30,8 @@ enum Part {
 pub enum Unnameable {
     /// The template names a token that the topic does not have.
     Missing(usize),
-    /// The topic, which a client chooses, would make the name begin with `$` or `_`, which engines reserve.
+    /// The topic, which a client chooses, would make the name a reserved one: engines reserve those that begin with `$` or `_`, and a
+    /// key that ends with `:gen` is the generation of a Redis stream.
     Reserved,
 }
 
@@ -48,7 +49,7 @@ impl fmt::Display for Unnameable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Unnameable::Missing(number) => write!(f, "it has no token {number}"),
-            Unnameable::Reserved => write!(f, "engines reserve names that begin with $ or _"),
+            Unnameable::Reserved => write!(f, "names that begin with $ or _, or end with :gen, are reserved"),
         }
     }
 }

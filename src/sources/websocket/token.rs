@@ -4,6 +4,7 @@ use std::{
     io::Read,
     path::PathBuf,
     process::{Command, Stdio},
+    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -103,7 +104,9 @@ impl Token {
             TokenOptions { url: Some(url), .. } => {
                 get(url).map_err(|error| EngineError::new("token", error))?
             }
-            TokenOptions { command, .. } => run(command).map_err(|error| EngineError::new("token", error))?,
+            TokenOptions { command, .. } => {
+                run(command, OBTAIN_NS).map_err(|error| EngineError::new("token", error))?
+            }
         };
         let mut text = String::new();
         match &self.pointer {
@@ -157,18 +160,21 @@ fn get(url: &str) -> Result<String, String> {
     body.map_err(|error| error.to_string())
 }
 
-/// Runs a program for at most [`OBTAIN_NS`], and returns what it writes.
-fn run(command: &[String]) -> Result<String, String> {
+/// Runs a program for at most `timeout_ns`, and returns what it writes.
+fn run(command: &[String], timeout_ns: u64) -> Result<String, String> {
     let [program, arguments @ ..] = command else { return Err("no command".into()) };
     let spawned = Command::new(program).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut child = spawned.map_err(|error| format!("{program}: {error}"))?;
     let output = child.stdout.take();
-    let reader = thread::spawn(move || {
+    // A program that it has left running may hold the pipe open for ever: the thread then ends with that program.
+    let (send, reader) = mpsc::channel();
+    thread::spawn(move || {
         let mut text = String::new();
         let read = output.map(|output| output.take(SOURCE_SECRET_BYTES_MAX).read_to_string(&mut text));
-        read.unwrap_or(Ok(0)).map(|_| text)
+        // Nobody waits for it any more if this fails.
+        let _ = send.send(read.unwrap_or(Ok(0)).map(|_| text));
     });
-    let end_ns = clock::monotonic_ns() + OBTAIN_NS;
+    let end_ns = clock::monotonic_ns() + timeout_ns;
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
@@ -179,7 +185,7 @@ fn run(command: &[String]) -> Result<String, String> {
                 let _ = child.wait();
                 return Err(match other {
                     Err(error) => format!("{program}: {error}"),
-                    Ok(_) => format!("{program}: still running after {} s", OBTAIN_NS / 1_000_000_000),
+                    Ok(_) => format!("{program}: still running after {} s", timeout_ns / 1_000_000_000),
                 });
             }
         }
@@ -187,7 +193,10 @@ fn run(command: &[String]) -> Result<String, String> {
     if !status.success() {
         return Err(format!("{program}: {status}"));
     }
-    let text = reader.join().map_err(|_| format!("{program}: its output cannot be read"))?;
+    let left_ns = end_ns.saturating_sub(clock::monotonic_ns());
+    let text = reader.recv_timeout(Duration::from_nanos(left_ns)).map_err(|_| {
+        format!("{program}: its output has no end: a program that it started still has it open")
+    })?;
     text.map_err(|error| format!("{program}: {error}"))
 }
 
@@ -218,9 +227,15 @@ mod tests {
 
     #[test]
     fn a_command_gives_its_output_or_its_fault() {
-        let sh = |script: &str| run(&["sh".into(), "-c".into(), script.into()]);
+        let sh = |script: &str| run(&["sh".into(), "-c".into(), script.into()], OBTAIN_NS);
         assert_eq!(sh("echo secret"), Ok("secret\n".into()));
         assert!(sh("echo secret; exit 3").unwrap_err().ends_with("exit status: 3"));
-        assert!(run(&["/nonexistent/program".into()]).unwrap_err().starts_with("/nonexistent/program: "));
+        assert!(
+            run(&["/nonexistent/program".into()], OBTAIN_NS)
+                .unwrap_err()
+                .starts_with("/nonexistent/program: ")
+        );
+        let left = ["sh", "-c", "exec sh -c 'sleep 5 & echo secret'"].map(String::from);
+        assert!(run(&left, 300_000_000).unwrap_err().contains("has no end"));
     }
 }
