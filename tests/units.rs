@@ -283,6 +283,21 @@ fn the_server_unit_uses_notify_reload_and_watchdog() {
 }
 
 #[test]
+fn the_configuration_of_the_containers_is_valid() {
+    let file = project("systemd/container/tickcast.toml");
+    let checked = Command::new(env!("CARGO_BIN_EXE_tickcast"))
+        .args(["serve", "--check-config", "--config"])
+        .arg(file)
+        .output()
+        .unwrap();
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    let compose = fs::read_to_string(project("systemd/container/compose.yaml")).unwrap();
+    for part in ["seccomp=seccomp.json", "cpuset:", "memlock: -1", "stop_grace_period: 20s"] {
+        assert!(compose.contains(part), "{part}");
+    }
+}
+
+#[test]
 fn the_socket_units_match_the_configuration_and_the_servers_names() {
     let configuration = fs::read_to_string(project("systemd/tickcast.toml")).unwrap();
     for (unit, name) in [("tickcast.socket", "tcp"), ("tickcast-http.socket", "http")] {
