@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .actions import Outbox
 from .clock import ClockEstimate
 from .events import Conflated, Gap, Recovered, Stale
@@ -32,6 +34,8 @@ class TopicDelivery:
     def handle_tick(self, tick: Tick, wall_ns: int) -> None:
         """A tick has arrived at `wall_ns`."""
         topic = self.topics.of(tick.topic, tick.topic_id)
+        if tick.sequence <= topic.repeated_to and not tick.snapshot:
+            return
         skipped = topic.advance(tick)
         if skipped is not None:
             self._announce(topic, skipped, tick.sequence)
@@ -54,6 +58,11 @@ class TopicDelivery:
                 self._recovered(message)
             case Skipped():
                 topic = self.topics.of(message.topic, message.topic_id)
+                if message.from_sequence <= topic.repeated_to:
+                    first = topic.repeated_to + 1
+                    if message.to_sequence <= first:
+                        return
+                    message = replace(message, from_sequence=first, count=message.to_sequence - first)
                 before = topic.skip(message)
                 if before is not None:
                     self._announce(topic, before, message.from_sequence)

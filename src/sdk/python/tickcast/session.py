@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 
 from .actions import Action, Dial, HangUp, Outbox, Save
 from .backoff import Backoff
+from .checks import check_message_id, check_name, checked_positions
 from .close_codes import (
     CLOSE_CUT,
     CLOSE_NORMAL,
@@ -133,6 +134,10 @@ class Session:
         """A copy of all positions, as of the events so far."""
         return self._positions.copy()
 
+    def take_left_positions(self) -> dict[str, Position]:
+        """The positions forgotten since the last call, because the subscriptions of their topics have ended."""
+        return self._positions.take_left()
+
     def load_positions(self, positions: Mapping[str, Position]) -> None:
         """Adds positions that an earlier client saved, of topics without one: subscriptions made from now on resume there."""
         for topic, position in positions.items():
@@ -162,8 +167,11 @@ class Session:
     ) -> None:
         """Subscribes to a pattern on this and every later connection.
 
-        Raises `RequestError` if the pattern has a subscription already, or if there are too many.
+        Raises `RequestError` if the pattern has a subscription already, if there are too many, or for an invalid pattern or position.
         """
+        check_name(pattern)
+        if isinstance(since, Mapping):
+            since = checked_positions(since)
         record = SubscriptionRecord(pattern, since, policy, max_rate, self._random)
         self._subscriptions.add(record)
         if isinstance(since, Mapping):
@@ -210,8 +218,11 @@ class Session:
         """Publishes a tick, at once or on the next connection; returns its handle.
 
         Exactly one event with that handle follows, `Published` or `PublishFailed`; at once if it cannot be sent. With a message id, a
-        publish whose answer was lost is sent again on the next connection to the same server, which publishes it once.
+        publish whose answer was lost is sent again on the next connection to the same server, which publishes it once. Raises
+        `RequestError` for an invalid topic or message id.
         """
+        check_name(topic)
+        check_message_id(message_id)
         publish = Publish(0, topic, payload, is_json, time_ns, schema, key, message_id)
         handle = self._publishes.submit(now_ns + round(timeout_ms * MS_NS))
         if self._state is ClientState.DISCONNECTED:
@@ -221,6 +232,10 @@ class Session:
         else:
             self._publishes.wait(handle, publish)
         return handle
+
+    def withdraw(self, handle: int) -> None:
+        """Gives up a publish: one that waits is not sent, and no event follows. One in flight is not sent again."""
+        self._publishes.withdraw(handle)
 
     def set_token(self, token: str) -> None:
         """Replaces the token, on the open connection too."""
@@ -298,7 +313,9 @@ class Session:
             self._dial(now_ns)
 
     def handle_token_failed(self, reason: str, now_ns: int) -> None:
-        """The application has no token."""
+        """The application has no token. Means nothing if it was not asked, or has not answered in time."""
+        if not self._tokens.is_asking:
+            return
         if self._state is ClientState.DISCONNECTED:
             self._tokens.handle_unwanted()
             return
@@ -317,10 +334,13 @@ class Session:
                     self._ping_due(at_ns, now_ns)
                 case "token":
                     self._token_due(now_ns)
+                case "token answer":
+                    self.handle_token_failed("get_token has not answered in time", now_ns)
                 case "save":
                     self._save()
                 case ("publish", int(handle)):
                     self._publishes.handle_timeout(handle)
+                    self._send_waiting(now_ns)
                 case ("subscribe", str(pattern)):
                     self._subscribe_again(pattern)
 
@@ -346,6 +366,7 @@ class Session:
                 self._delivery.handle(message)
             case PublishedMessage():
                 self._publishes.handle_published(message)
+                self._send_waiting(now_ns)
             case Pong(token=token):
                 latency = connection.handle_pong(token, now_ns)
                 if latency is not None:
@@ -365,7 +386,7 @@ class Session:
                 connection.pending.pop(request, None)
                 self._tokens.handle_expires(expires_in_s, now_ns)
                 if request == 0:
-                    self._tokens.refresh()
+                    self._tokens.refresh(now_ns)
             case SourceChanged():
                 self._outbox.emit(message)
 
@@ -381,7 +402,13 @@ class Session:
             self._refresh()
         for record, positions in self._subscriptions.to_resume(self._positions):
             self._send_subscription(connection, record, positions)
-        self._publishes.send_waiting(connection, welcome.epoch, now_ns)
+        self._publishes.handle_welcome(welcome.epoch)
+        self._send_waiting(now_ns)
+
+    def _send_waiting(self, now_ns: int) -> None:
+        """Sends publishes that wait, as far as more may be in flight."""
+        if self.connection is not None:
+            self._publishes.send_waiting(self.connection, now_ns)
 
     def _acknowledged(self, pending: Pending | None) -> None:
         """A subscription or an update of one is live. The record of one that has ended since is not in use any more."""
@@ -404,6 +431,7 @@ class Session:
 
     def _refused(self, connection: Connection, error: ErrorMessage, now_ns: int) -> None:
         if self._publishes.handle_refused(error):
+            self._send_waiting(now_ns)
             return
         match connection.pending.pop(error.request, None):
             case ("subscribe", record):
@@ -411,12 +439,16 @@ class Session:
                     return
                 if error.code == ERROR_RATE_LIMITED:
                     record.is_sent = False
+                    self._leave_positions(record)
                     retry_in_ms = record.backoff.next_ms()
                     self._timers.set(("subscribe", record.pattern), now_ns + retry_in_ms * MS_NS)
                     state = SubscriptionState.SUBSCRIBING
                     self._set_subscription(record, state, error.code, error.text, retry_in_ms)
                 else:
                     self._end_subscription(record, error.code, error.text)
+            case ("update", record, _) if not record.is_sent:
+                # Its subscription was refused before, for its rate: the next attempt carries the change.
+                pass
             case ("update", record, delivery):
                 if (record.policy, record.max_rate) == delivery:
                     record.policy, record.max_rate = record.confirmed
@@ -456,6 +488,14 @@ class Session:
             else:
                 topics.request(topic, position)
 
+    def _leave_positions(self, refused: SubscriptionRecord) -> None:
+        """Overlapping subscriptions were sent without the positions of one that was refused: they start elsewhere."""
+        topics = self._delivery.topics
+        for topic, position in self._subscriptions.left_by(refused, self._positions).items():
+            # One that is announced has been received by another subscription before.
+            if topics.named(topic) is None:
+                topics.leave(topic, position)
+
     def _subscribe_again(self, pattern: str) -> None:
         record = self._subscriptions.get(pattern)
         if record is not None and self.connection is not None:
@@ -494,7 +534,7 @@ class Session:
 
     def _token_due(self, now_ns: int) -> None:
         if self.connection is not None:
-            self._tokens.refresh()
+            self._tokens.refresh(now_ns)
         elif self._is_waiting_for_token:
             self._dial(now_ns)
 

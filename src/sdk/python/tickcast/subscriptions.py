@@ -30,6 +30,7 @@ class SubscriptionRecord:
         "state",
         "acknowledged",
         "is_sent",
+        "request",
         "backoff",
     )
 
@@ -53,6 +54,8 @@ class SubscriptionRecord:
         """Whether any connection has acknowledged it."""
         self.is_sent = False
         """Whether it was sent on this connection."""
+        self.request = 0
+        """The number of the request that sent it last."""
         self.backoff = Backoff(random)
         """Delays after the server limited its rate."""
 
@@ -135,6 +138,16 @@ class Subscriptions:
             for topic, position in _matched(record, positions).items()
             if not any(each.is_sent for each in self._finder.all(topic))
         }
+
+
+    def left_by(self, record: SubscriptionRecord, positions: Positions) -> dict[str, Position]:
+        """The positions that a subscription carried which was refused, in topics that others receive which were sent after it."""
+        left = {}
+        for topic, position in _matched(record, positions).items():
+            requests = [each.request for each in self._finder.all(topic) if each.is_sent]
+            if requests and min(requests) > record.request:
+                left[topic] = position
+        return left
 
 
 def _matched(record: SubscriptionRecord, positions: Positions) -> dict[str, Position]:
