@@ -1,7 +1,9 @@
 //! Runs the transcripts of tests/transcripts, as the tests of the other SDKs do. See the README there for the format.
 
 mod extension_tests;
+mod refused_tests;
 mod shown;
+mod waiting_tests;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
