@@ -74,7 +74,7 @@ pub struct AsyncClient {
 }
 
 impl AsyncClient {
-    /// Starts to connect to a server, in the forms of [`Address::parse`]. Does not wait until connected.
+    /// Starts to connect to a server, in the forms of [`Address::parse`](crate::Address::parse). Does not wait until connected.
     ///
     /// # Errors
     /// As [`AsyncClient::start`].
