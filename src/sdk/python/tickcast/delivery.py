@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from .actions import Outbox
@@ -9,7 +10,7 @@ from .clock import ClockEstimate
 from .events import Conflated, Gap, Recovered, Stale
 from .messages import RecoveredMessage, Skipped, StaleMessage, TopicAnnounced
 from .positions import Positions
-from .subscriptions import Subscriptions
+from .subscriptions import SubscriptionRecord, Subscriptions
 from .tick import Position, Tick
 from .topics import OpenRange, Topic, Topics
 
@@ -30,6 +31,21 @@ class TopicDelivery:
         """Starts over for a new connection, with its clock estimate."""
         self.topics = Topics()
         self._clock = clock
+
+    def handle_sent(self, record: SubscriptionRecord, positions: Mapping[str, Position], has_snapshot: bool) -> None:
+        """A subscription was sent that resumes from these positions, or from a snapshot in their place."""
+        for topic, position in positions.items():
+            if has_snapshot:
+                self.topics.expect_snapshot(topic, position, is_gap=not record.conflates)
+            else:
+                self.topics.request(topic, position)
+
+    def handle_refused(self, record: SubscriptionRecord) -> None:
+        """A subscription was refused for its rate. Overlapping ones were sent without its positions, and start elsewhere."""
+        for topic, position in self._subscriptions.left_by(record, self._positions).items():
+            # One that is announced has been received by another subscription before.
+            if self.topics.named(topic) is None:
+                self.topics.leave(topic, position)
 
     def handle_tick(self, tick: Tick, wall_ns: int) -> None:
         """A tick has arrived at `wall_ns`."""

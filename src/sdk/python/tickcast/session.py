@@ -170,13 +170,11 @@ class Session:
         Raises `RequestError` if the pattern has a subscription already, if there are too many, or for an invalid pattern or position.
         """
         check_name(pattern)
-        if isinstance(since, Mapping):
-            since = checked_positions(since)
+        positions = checked_positions(since) if isinstance(since, Mapping) else {}
         record = SubscriptionRecord(pattern, since, policy, max_rate, self._random)
         self._subscriptions.add(record)
-        if isinstance(since, Mapping):
-            # A position that this client has reached itself is newer.
-            self.load_positions(since)
+        # A position that this client has reached itself is newer.
+        self.load_positions(positions)
         self._set_subscription(record, SubscriptionState.SUBSCRIBING, 0, "")
         if self.connection is not None:
             self._send_subscription(self.connection, record, self._subscriptions.positions_of(record, self._positions))
@@ -439,7 +437,7 @@ class Session:
                     return
                 if error.code == ERROR_RATE_LIMITED:
                     record.is_sent = False
-                    self._leave_positions(record)
+                    self._delivery.handle_refused(record)
                     retry_in_ms = record.backoff.next_ms()
                     self._timers.set(("subscribe", record.pattern), now_ns + retry_in_ms * MS_NS)
                     state = SubscriptionState.SUBSCRIBING
@@ -447,8 +445,7 @@ class Session:
                 else:
                     self._end_subscription(record, error.code, error.text)
             case ("update", record, _) if not record.is_sent:
-                # Its subscription was refused before, for its rate: the next attempt carries the change.
-                pass
+                pass  # Its subscription was refused before, for its rate: the next attempt carries the change.
             case ("update", record, delivery):
                 if (record.policy, record.max_rate) == delivery:
                     record.policy, record.max_rate = record.confirmed
@@ -472,29 +469,11 @@ class Session:
         self, connection: Connection, record: SubscriptionRecord, positions: Mapping[str, Position]
     ) -> None:
         """Sends a subscription that resumes from these positions."""
-        is_new = not positions and not record.acknowledged
-        start: Start = positions
-        if is_new:
-            start = {} if isinstance(record.since, Mapping) else record.since
-        elif record.conflates:
-            start = "latest"
+        start = record.start(positions)
         if not connection.subscribe(record, start):
             start = "latest"
             connection.subscribe(record, start)
-        topics = self._delivery.topics
-        for topic, position in positions.items():
-            if start == "latest":
-                topics.expect_snapshot(topic, position, is_gap=not record.conflates)
-            else:
-                topics.request(topic, position)
-
-    def _leave_positions(self, refused: SubscriptionRecord) -> None:
-        """Overlapping subscriptions were sent without the positions of one that was refused: they start elsewhere."""
-        topics = self._delivery.topics
-        for topic, position in self._subscriptions.left_by(refused, self._positions).items():
-            # One that is announced has been received by another subscription before.
-            if topics.named(topic) is None:
-                topics.leave(topic, position)
+        self._delivery.handle_sent(record, positions, has_snapshot=start == "latest")
 
     def _subscribe_again(self, pattern: str) -> None:
         record = self._subscriptions.get(pattern)

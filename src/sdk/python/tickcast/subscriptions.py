@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from .backoff import Backoff
 from .errors import RequestError
@@ -64,6 +64,12 @@ class SubscriptionRecord:
         """Whether it receives the last values rather than all ticks, and so starts with them after a lost connection."""
         is_thinned = self.policy == "conflate" or self.max_rate is not None
         return is_thinned and self.since in ("live", "latest")
+
+    def start(self, positions: Mapping[str, Position]) -> Start:
+        """Where it starts on a connection, if it resumes from these positions."""
+        if not positions and not self.acknowledged:
+            return {} if isinstance(self.since, Mapping) else self.since
+        return "latest" if self.conflates else positions
 
 
 class Subscriptions:
