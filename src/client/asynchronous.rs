@@ -74,7 +74,7 @@ pub struct AsyncClient {
 }
 
 impl AsyncClient {
-    /// Starts to connect to a server, in the forms of [`Address::parse`]. Does not wait until connected.
+    /// Starts to connect to a server, in the forms of [`Address::parse`](crate::Address::parse). Does not wait until connected.
     ///
     /// # Errors
     /// As [`AsyncClient::start`].
@@ -152,7 +152,7 @@ impl AsyncClient {
     }
 
     /// Publishes one tick, and waits up to [`PUBLISH_TIMEOUT`] for the server's answer. It is sent when the future is first polled.
-    /// While the client connects, a bounded number of publishes wait.
+    /// While the client connects, a bounded number of publishes wait. Dropping the future does not withdraw the tick.
     ///
     /// # Errors
     /// [`PublishError::Failed`] if the server refuses it, if it was not sent, or if the answer did not arrive: only then may it have

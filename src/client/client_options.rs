@@ -17,8 +17,8 @@ pub struct ClientOptions<GetToken, SavePositions> {
     /// Encoding, identity, name, token, TLS and bounds. The token goes into the hello, also over a WebSocket. `acknowledgements` has
     /// no effect: each publish is acknowledged.
     pub connect: ConnectOptions,
-    /// Asked for a token before the first connection, and whenever the one in force is about to expire. If there is none, the client
-    /// asks again after a delay. `None`: [`ConnectOptions::token`], or `token_file`, which is read when a token is needed.
+    /// Asked for a token before the first connection, and whenever the one in force is about to expire. If there is none, or none
+    /// within 30 s, the client asks again after a delay. `None`: [`ConnectOptions::token`], or `token_file`, which is read when a token is needed.
     pub get_token: Option<GetToken>,
     /// Positions that an earlier client saved: subscriptions that match their topics resume there.
     pub positions: Positions,

@@ -97,18 +97,15 @@ impl Handshake {
     }
 }
 
-/// The delay that a server asks for when it does not admit the client now, in milliseconds; 0: no delay given. `None`: the response
-/// says something else.
-pub(super) fn busy_after_ms(response: &[u8]) -> Option<u32> {
+/// The status with which a server has refused the handshake, and the delay that it asks for, in milliseconds; 0: no delay given.
+/// `None`: this is no HTTP response.
+pub(super) fn refusal(response: &[u8]) -> Option<(u16, u32)> {
     let mut headers = [httparse::EMPTY_HEADER; HTTP_HEADERS_MAX];
     let mut parsed = httparse::Response::new(&mut headers);
     parsed.parse(response).ok()?;
-    if !matches!(parsed.code, Some(429 | 503)) {
-        return None;
-    }
     let seconds =
         header(&parsed, "retry-after").and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-    Some(seconds.unwrap_or(0u32).saturating_mul(1_000))
+    Some((parsed.code?, seconds.unwrap_or(0u32).saturating_mul(1_000)))
 }
 
 /// The query parameter that carries the identity; empty without one.

@@ -43,6 +43,10 @@
 //! ```
 //! Addresses with `tls://` and `wss://` use TLS; [`TlsOptions`] defines which servers the client trusts.
 //!
+//! Only `AsyncClient` publishes through `&self`. The blocking clients read and write in the calls of the thread that owns them, so
+//! another thread could only leave a tick in a queue that nobody sends before the owner's next call. To publish from several
+//! threads, give each a client of its own, or send ticks to the owner by a channel.
+//!
 //! [`KeyedView`] and [`BookView`] keep the last values, or the order books, of a subscription.
 //!
 //! `src/client/examples/` has complete programs: `subscribe`, `publish`, `recover` (gaps, conflation, reconnects), and `service` (on

@@ -19,6 +19,10 @@ use tickcast_proto::{
 pub(super) const CLOSE_CUT: u16 = 1006;
 /// Close code with which a server does not admit the client now.
 const CLOSE_NOT_ADMITTED: u16 = 3504;
+/// Close code after which a client needs another token.
+const CLOSE_TOKEN_EXPIRED: u16 = 3005;
+/// Close code after which a client does not come back.
+const CLOSE_FORBIDDEN: u16 = 3500;
 /// Close code after bytes that violate the protocol of WebSockets.
 const CLOSE_PROTOCOL: u16 = 1002;
 /// First byte of a pong (RFC 6455, section 5.2).
@@ -178,13 +182,19 @@ impl Link {
         event
     }
 
-    /// The end of a handshake that the server has refused.
+    /// The end of a handshake that the server has refused, with the close code that its HTTP status stands for.
     fn refused(&self, error: &ProtocolError) -> LinkEvent {
-        match handshake::busy_after_ms(&self.input) {
-            Some(reconnect_after_ms) => {
-                LinkEvent::Closed { code: CLOSE_NOT_ADMITTED, reason: error.to_string(), reconnect_after_ms }
+        let reason = error.to_string();
+        match handshake::refusal(&self.input) {
+            Some((429 | 503, reconnect_after_ms)) => {
+                LinkEvent::Closed { code: CLOSE_NOT_ADMITTED, reason, reconnect_after_ms }
             }
-            None => closed(CLOSE_CUT, &error.to_string()),
+            Some((401, _)) => closed(CLOSE_TOKEN_EXPIRED, &reason),
+            Some((403, _)) => closed(CLOSE_FORBIDDEN, &reason),
+            // No tickcast server, or another path.
+            Some((404, _)) => closed(CLOSE_PROTOCOL, &reason),
+            // A proxy answers for a server that is down.
+            _ => closed(CLOSE_CUT, &reason),
         }
     }
 

@@ -320,7 +320,8 @@ impl Session {
         Ok(self.subscriptions.named(pattern)?.delivery)
     }
 
-    /// Publishes a tick, at once or on the next connection. Exactly one event follows, [`ClientEvent::Published`] or
+    /// Publishes a tick, at once or on the next connection. Of those that wait for one, [`PUBLISHES_UNACKNOWLEDGED_MAX`](crate::PUBLISHES_UNACKNOWLEDGED_MAX) are sent at
+    /// once, and the others follow as answers arrive. Exactly one event follows, [`ClientEvent::Published`] or
     /// [`ClientEvent::PublishFailed`], at the latest after `timeout`, and at once if it cannot be sent. With a message id, a publish whose
     /// answer was lost is sent again on the next connection to the same server, within [`RETRIED_AGE_MS_MAX`](crate::RETRIED_AGE_MS_MAX): the server publishes it
     /// once. Of such publishes, [`RETRIED_BYTES_MAX`](crate::RETRIED_BYTES_MAX) are kept, besides those of `offline_queue_max`. If the server has
@@ -347,7 +348,7 @@ impl Session {
                 publishes::fail(id, PublishOutcome::NotSent, 0, reason, timers, outbox);
             }
             (ClientState::Connected, Some(exchange)) => {
-                publishes.send(id, publish, (now_ns, 0), exchange, timers, outbox);
+                publishes.send(id, publish, now_ns, exchange, timers, outbox);
             }
             _ => publishes.wait(id, publish, timers, outbox),
         }
@@ -402,7 +403,8 @@ impl Session {
         exchange.hello(name, client, features, token.as_ref(), &mut self.outbox);
     }
 
-    /// The connection was closed by the server or the network, or could not be opened: 1006. `reconnect_after_ms`: the delay that an
+    /// The connection was closed by the server or the network, or could not be opened: 1006, or the close code that the HTTP status of
+    /// the refusal stands for: 3005 for 401, 3500 for 403, 1002 for 404, 3504 for 429 and 503. `reconnect_after_ms`: the delay that an
     /// HTTP answer asks for; 0: none.
     pub fn handle_closed(&mut self, code: u16, reason: &str, reconnect_after_ms: u32, now_ns: u64) {
         let Some(exchange) = &mut self.exchange else { return };
@@ -429,10 +431,11 @@ impl Session {
         }
     }
 
-    /// The application has no token.
+    /// The application has no token. Means nothing if it was not asked, or has not answered within 30 s.
     pub fn handle_token_failed(&mut self, reason: &str, now_ns: u64) {
         match self.state {
-            ClientState::Disconnected => self.tokens.handle_unwanted(),
+            _ if !self.tokens.is_asking() => {}
+            ClientState::Disconnected => self.tokens.handle_unwanted(&mut self.timers),
             _ => self.handle_no_token(reason, 0, now_ns),
         }
     }
@@ -448,9 +451,13 @@ impl Session {
                 }
                 Timer::Ping => self.handle_ping_due(at_ns, now_ns),
                 Timer::Token => self.handle_token_due(now_ns),
+                Timer::TokenAnswer => {
+                    self.handle_token_failed("the application has not given a token in time", now_ns);
+                }
                 Timer::Save => self.save(),
                 Timer::Publish(id) => {
                     self.publishes.handle_timeout(id, &mut self.timers, &mut self.outbox);
+                    self.send_waiting(now_ns);
                 }
                 Timer::Subscribe(pattern) => self.subscribe_again(&pattern),
             }
@@ -460,6 +467,15 @@ impl Session {
     /// Refuses a request of the application while too many wait for their answers.
     fn check_room(&self) -> Result<(), RequestError> {
         self.exchange.as_ref().map_or(Ok(()), Exchange::check_room)
+    }
+
+    /// Sends publishes that wait, as far as more may be in flight.
+    fn send_waiting(&mut self, now_ns: u64) {
+        if self.state == ClientState::Connected
+            && let Some(exchange) = &mut self.exchange
+        {
+            self.publishes.send_waiting(now_ns, exchange, &mut self.timers, &mut self.outbox);
+        }
     }
 
     /// Sends the token on the open connection, if there are both.

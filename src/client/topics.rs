@@ -50,6 +50,9 @@ pub(super) enum Announcer {
     /// The connection itself: the position was not sent. The ticks between it and the snapshot are skipped for this
     /// reason.
     Client(SkipReason),
+    /// The connection itself: the server refused the subscription that had brought the position, and another one receives the topic
+    /// from where it happens to start.
+    Left,
 }
 
 /// A skipped range without an end yet: it ends before the next tick.
@@ -83,6 +86,8 @@ struct Topic {
     missed_pending: u64,
     /// The topic was not subscribed all the time: the next sequence may even be lower than the last.
     interrupted: bool,
+    /// The server repeats ticks up to this sequence, which the client has had: see [`Announcer::Left`].
+    repeated_to: u64,
 }
 
 impl Topic {
@@ -321,8 +326,8 @@ impl Topics {
         }
         let recovery = self.recoveries.remove(name);
         let position = match self.positions.get(name) {
-            Some(&(position, Announcer::Client(reason))) => {
-                self.positions.remove(name).map(|_| (position, reason))
+            Some(&(position, announcer @ (Announcer::Client(_) | Announcer::Left))) => {
+                self.positions.remove(name).map(|_| (position, announcer))
             }
             _ => None,
         };
@@ -333,11 +338,25 @@ impl Topics {
         if let Some(recovery) = recovery {
             topic.apply(recovery);
         }
-        let Some((position, reason)) = position else { return Ok(None) };
-        if position.epoch == epoch {
-            topic.open_range = Some(OpenRange { reason, from: position.sequence.saturating_add(1) });
+        let Some((position, announcer)) = position else { return Ok(None) };
+        if position.epoch != epoch {
+            return Ok(Some(position));
         }
-        Ok((position.epoch != epoch || reason == SkipReason::Gap).then_some(position))
+        let reason = match announcer {
+            Announcer::Client(reason) => reason,
+            Announcer::Left | Announcer::Server => SkipReason::Gap,
+        };
+        topic.open_range = Some(OpenRange { reason, from: position.sequence.saturating_add(1) });
+        if announcer == Announcer::Left {
+            topic.repeated_to = position.sequence;
+        }
+        Ok((announcer == Announcer::Client(SkipReason::Gap)).then_some(position))
+    }
+
+    /// The sequence up to which the server repeats what the client has had; 0: it repeats nothing.
+    pub(super) fn repeated_to(&self, id: u32) -> u64 {
+        let topic = self.index_of(id).and_then(|index| self.all.get(index as usize));
+        topic.map_or(0, |(_, topic)| topic.repeated_to)
     }
 
     /// Handles the server's answer to a resume position; returns the topic's number and that position. `id` is 0 for
@@ -443,7 +462,7 @@ impl Topics {
     pub(super) fn interrupt(&mut self) {
         for (_, topic) in &mut self.all {
             (topic.next_sequence, topic.open_range, topic.missed_pending) = (0, None, 0);
-            topic.interrupted = true;
+            (topic.interrupted, topic.repeated_to) = (true, 0);
         }
     }
 

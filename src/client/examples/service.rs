@@ -9,14 +9,20 @@ use std::{
     path::PathBuf,
     pin::{Pin, pin},
     task::Poll,
+    time::Duration,
 };
 
 use serde::Deserialize;
 use tickcast_client::{
-    AsyncClient, AsyncOptions, Positions, PublishRequest, SharedTick, SubscribeOptions, Subscription,
-    SubscriptionEvent,
+    AsyncClient, AsyncOptions, ClientState, Positions, PublishError, PublishOutcome, PublishRequest,
+    RequestError, SharedTick, SubscribeOptions, SubscriptionEvent,
 };
 use tickcast_proto::subscription::{Delivery, Policy, Position, StartPosition};
+
+/// Time between two attempts to publish a middle.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// Error code of a request that the server accepts later.
+const RATE_LIMITED: u16 = 109;
 
 #[derive(Deserialize)]
 struct Quote {
@@ -48,54 +54,87 @@ pub async fn run(server: &str, file: PathBuf, stop: impl Future<Output = ()>) ->
     let from = StartPosition::AfterEach(Default::default());
     let mut quotes = client.subscribe_with("quotes.>", SubscribeOptions { delivery, from }, 4_096)?;
     let mut stop = pin!(stop);
-    loop {
-        match next_until(&mut quotes, stop.as_mut()).await {
-            Some(SubscriptionEvent::Tick(tick)) => publish_middle(&client, &tick).await,
+    let failure = loop {
+        match until(stop.as_mut(), quotes.next()).await.flatten() {
+            Some(SubscriptionEvent::Tick(tick)) => {
+                if let Err(error) = publish_surely(&client, &tick, stop.as_mut()).await {
+                    break Some(error);
+                }
+            }
             Some(SubscriptionEvent::Gap(gap)) => eprintln!("{}: {} quotes are lost", gap.topic, gap.count),
             Some(_) => {}
-            None => break,
+            None => break None,
         }
-    }
+        // The next save has the position of this quote.
+        quotes.finish();
+    };
     let state = client.state();
-    // Saves the positions of the quotes that were handled: this one too.
-    quotes.finish();
+    // Saves the positions of the quotes that were handled. One whose middle was not published comes again in the next run.
     client.close().await;
     eprintln!("stopped: {:?}, {} (code {})", state.state, state.reason, state.code);
-    Ok(())
+    failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// The next event, or `None` once `stop` is ready.
-async fn next_until(
-    quotes: &mut Subscription,
+/// What a future returns, or `None` if `stop` is ready before.
+async fn until<T>(
     mut stop: Pin<&mut impl Future<Output = ()>>,
-) -> Option<SubscriptionEvent> {
-    let mut next = pin!(quotes.next());
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    let mut future = pin!(future);
     poll_fn(|context| match stop.as_mut().poll(context) {
         Poll::Ready(()) => Poll::Ready(None),
-        Poll::Pending => next.as_mut().poll(context),
+        Poll::Pending => future.as_mut().poll(context).map(Some),
     })
     .await
 }
 
+/// Publishes the middle of one quote, again and again until the server has it, or until `stop`.
+async fn publish_surely(
+    client: &AsyncClient,
+    tick: &SharedTick,
+    mut stop: Pin<&mut impl Future<Output = ()>>,
+) -> Result<(), PublishError> {
+    while let Err(error) = publish_middle(client, tick).await {
+        let may_succeed = match &error {
+            PublishError::Request(error) => matches!(error, RequestError::Backpressure),
+            PublishError::Failed(failure) => match failure.outcome {
+                PublishOutcome::Refused => failure.code == RATE_LIMITED,
+                // With a code, it is too large, or the server does not recognise message ids.
+                PublishOutcome::NotSent => failure.code == 0,
+                PublishOutcome::Unknown => true,
+            },
+        };
+        if !may_succeed || client.state().state == ClientState::Disconnected {
+            return Err(error);
+        }
+        eprintln!("{}: {error}; again", tick.topic);
+        if until(stop.as_mut(), tokio::time::sleep(RETRY_INTERVAL)).await.is_none() {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 /// Publishes the middle of one quote. The answer is awaited before the next one is taken: for more than some thousand a second, await
 /// several at once.
-async fn publish_middle(client: &AsyncClient, tick: &SharedTick) {
+async fn publish_middle(client: &AsyncClient, tick: &SharedTick) -> Result<(), PublishError> {
     let Ok(Quote { bid, ask }) = serde_json::from_slice(&tick.payload) else {
         eprintln!("{} {}: not a quote", tick.topic, tick.sequence);
-        return;
+        return Ok(());
     };
     let topic = tick.topic.replacen("quotes.", "middles.", 1);
     let payload = format!("{{\"middle\":{}}}", (bid + ask) / 2.0);
+    // The same whenever this middle is published, so that the server publishes it once.
+    let message_id = format!("{}.{}", tick.epoch, tick.sequence);
     // With the time of the quote, so that subscribers see how old the middle is.
     let publish = PublishRequest {
         topic: &topic,
         payload: payload.as_bytes(),
         producer_time_ns: tick.producer_time_ns,
+        message_id: &message_id,
         ..PublishRequest::default()
     };
-    if let Err(error) = client.publish(publish).await {
-        eprintln!("{topic}: {error}");
-    }
+    client.publish(publish).await.map(drop)
 }
 
 /// Reads lines of `EPOCH SEQUENCE TOPIC`. Without the file there are none.

@@ -84,18 +84,24 @@ fn what_breaks_the_protocol_ends_the_connection() {
 }
 
 #[test]
-fn a_server_that_does_not_admit_the_client_says_when_to_come_back() {
+fn a_server_that_refuses_the_handshake_says_whether_and_when_to_come_back() {
     let answers = [
         ("HTTP/1.1 503 Service Unavailable\r\nRetry-After: 7\r\n\r\n", 3504, 7_000),
         ("HTTP/1.1 429 Too Many Requests\r\n\r\n", 3504, 0),
-        ("HTTP/1.1 404 Not Found\r\nRetry-After: 7\r\n\r\n", CLOSE_CUT, 0),
+        ("HTTP/1.1 401 Unauthorized\r\n\r\n", 3005, 0),
+        ("HTTP/1.1 403 Forbidden\r\n\r\n", 3500, 0),
+        ("HTTP/1.1 404 Not Found\r\nRetry-After: 7\r\n\r\n", CLOSE_PROTOCOL, 0),
+        ("HTTP/1.1 502 Bad Gateway\r\nRetry-After: 7\r\n\r\n", CLOSE_CUT, 0),
+        ("SSH-2.0-OpenSSH\r\n", CLOSE_CUT, 0),
     ];
     for (answer, expected, after_ms) in answers {
         let mut link = link(WireFormat::WEBSOCKET_NATIVE);
         link.handle_bytes(answer.as_bytes());
-        let Some(LinkEvent::Closed { code, reconnect_after_ms, .. }) = link.poll_event() else {
+        let Some(LinkEvent::Closed { code, reconnect_after_ms, reason }) = link.poll_event() else {
             panic!("{answer}")
         };
+        let status = answer.split(' ').nth(1).unwrap_or_default();
+        assert!(reason.contains(status), "{reason}");
         assert_eq!((code, reconnect_after_ms), (expected, after_ms), "{answer}");
     }
 }

@@ -59,6 +59,7 @@ impl Session {
             ServerMessage::Published { request, topic, epoch, sequence, is_duplicate } => {
                 let published = (topic.into(), Position { epoch, sequence }, is_duplicate);
                 publishes.handle_published(request, published, timers, outbox);
+                publishes.send_waiting(now_ns, exchange, timers, outbox);
             }
             ServerMessage::Pong { token } => exchange.handle_pong(token, now_ns, outbox),
             ServerMessage::Welcome { request, epoch, frame_bytes_max, features } => {
@@ -83,7 +84,9 @@ impl Session {
                 }
             }
             ServerMessage::Error { request, code, text } => {
-                if !publishes.handle_refused(request, code, &text, timers, outbox) {
+                if publishes.handle_refused(request, code, &text, timers, outbox) {
+                    publishes.send_waiting(now_ns, exchange, timers, outbox);
+                } else {
                     let pending = exchange.pending.remove(&request);
                     self.handle_refused(pending, code, &text, now_ns);
                 }
@@ -96,7 +99,7 @@ impl Session {
                 exchange.pending.remove(&request);
                 tokens.handle_expires(expires_in_s, now_ns, timers);
                 if request == 0 {
-                    tokens.refresh(timers, outbox);
+                    tokens.refresh(now_ns, timers, outbox);
                 }
             }
             ServerMessage::Source { source, state, since_ns } => {
@@ -119,9 +122,8 @@ impl Session {
         for (id, positions) in self.subscriptions.to_resume(&self.positions) {
             self.send_subscription(id, &positions);
         }
-        if let Some(exchange) = &mut self.exchange {
-            self.publishes.send_waiting((epoch, now_ns), exchange, &mut self.timers, &mut self.outbox);
-        }
+        self.publishes.handle_welcome(epoch);
+        self.send_waiting(now_ns);
     }
 
     /// A subscription or an update of one is live.
@@ -157,9 +159,13 @@ impl Session {
                 self.timers.set(timer, now_ns + retry_in_ms * MS_NS);
                 let state = SubscriptionState::Subscribing;
                 self.set_subscription(id, state, code, &text.into(), Some(retry_in_ms));
+                self.leave_positions(id);
             }
             Some(Pending::Update(id, delivery)) => {
-                let Some(record) = self.subscriptions.get_mut(id) else { return };
+                // If its subscription was refused before, for its rate, the next attempt carries the change.
+                let Some(record) = self.subscriptions.get_mut(id).filter(|record| record.is_sent) else {
+                    return;
+                };
                 if record.delivery == delivery {
                     record.delivery = record.confirmed;
                 }
@@ -192,10 +198,10 @@ impl Session {
             Start::Positions(positions)
         };
         let mut is_latest = matches!(start, Start::Latest);
-        if !exchange.subscribe(record, start, &mut self.outbox) {
+        let request = exchange.subscribe(record, start, &mut self.outbox).or_else(|| {
             is_latest = true;
-            exchange.subscribe(record, Start::Latest, &mut self.outbox);
-        }
+            exchange.subscribe(record, Start::Latest, &mut self.outbox)
+        });
         let announcer = match (is_latest, record.conflates()) {
             (false, _) => Announcer::Server,
             (true, true) => Announcer::Client(SkipReason::Conflated),
@@ -205,7 +211,21 @@ impl Session {
             exchange.topics.add_position(topic, *position, announcer);
         }
         record.is_sent = true;
+        record.request = request.unwrap_or_default();
         record.confirmed = record.delivery;
+    }
+
+    /// Overlapping subscriptions were sent without the positions of one that was refused: they start elsewhere.
+    fn leave_positions(&mut self, refused: SubscriptionId) {
+        let (Some(exchange), Some(record)) = (&mut self.exchange, self.subscriptions.get(refused)) else {
+            return;
+        };
+        for (topic, position) in self.subscriptions.left_by(record, &self.positions) {
+            // One that is announced has been received by another subscription before.
+            if exchange.topics.id(&topic).is_none() {
+                exchange.topics.add_position(&topic, position, Announcer::Left);
+            }
+        }
     }
 
     pub(super) fn subscribe_again(&mut self, pattern: &str) {

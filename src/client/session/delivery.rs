@@ -32,6 +32,9 @@ impl Session {
         let topics = &mut exchange.topics;
         let id = topic_id(topics, &tick.topic)?;
         let TickMessage { sequence, snapshot, .. } = tick;
+        if sequence <= topics.repeated_to(id) && !snapshot {
+            return Ok(());
+        }
         // The sequences of a log leave numbers out. A server that does not say how many leaves holes unnoticed.
         let is_of_log = topics.topic(id).is_some_and(|topic| is_log_epoch(topic.epoch));
         let preceding = if is_of_log && !links_ticks { 0 } else { tick.previous };
@@ -85,8 +88,15 @@ impl Session {
                 topics.recover(id, &topic, epoch, sequence, failure.is_none())?;
                 self.emit_recovered(&topic, exists, Position { epoch, sequence }, failure);
             }
-            ServerMessage::Skipped { topic, reason, from, to, count } => {
+            ServerMessage::Skipped { topic, reason, mut from, to, mut count } => {
                 let id = topic_id(topics, &topic)?;
+                let repeated_to = topics.repeated_to(id);
+                if from <= repeated_to && to > repeated_to + 1 {
+                    from = repeated_to + 1;
+                    count = topics.ticks_in(id, from, to);
+                } else if from <= repeated_to {
+                    return Ok(());
+                }
                 if let Some(OpenRange { reason, from: start }) = topics.skip(id, reason, from, to, count)? {
                     let count = topics.ticks_in(id, start, from);
                     self.emit_skipped(id, reason, start, from, count);

@@ -155,26 +155,32 @@ impl Exchange {
         }
     }
 
-    /// Sends a subscription; returns false, and sends nothing, if it has more positions than the server accepts.
-    pub(super) fn subscribe(&mut self, record: &Record, start: Start<'_>, outbox: &mut Outbox) -> bool {
+    /// Sends a subscription; returns the request's number, or `None`, and sends nothing, if it has more positions than the server accepts.
+    pub(super) fn subscribe(
+        &mut self,
+        record: &Record,
+        start: Start<'_>,
+        outbox: &mut Outbox,
+    ) -> Option<u32> {
         let positions = match start {
             Start::Positions(positions) => positions,
             _ => &[],
         };
         let names_bytes: usize = positions.iter().map(|(topic, _)| topic.len()).sum();
         if positions.len() > RESUME_POSITIONS_MAX || names_bytes > RESUME_NAMES_BYTES_MAX {
-            return false;
+            return None;
         }
-        let (request, delivery) = (self.numbers.peek(), record.delivery);
-        let request = Outgoing::Subscribe { request, pattern: &record.pattern, delivery, start };
+        let (request_number, delivery) = (self.numbers.peek(), record.delivery);
+        let request =
+            Outgoing::Subscribe { request: request_number, pattern: &record.pattern, delivery, start };
         let messages = encode_subscribe(self.codec, &request);
         let is_too_long = |message: &Message| message.len() > self.message_bytes_max();
         if !positions.is_empty() && messages.first().is_some_and(is_too_long) {
-            return false;
+            return None;
         }
         self.next(Pending::Subscribe(record.id));
         messages.into_iter().for_each(|message| outbox.send(message));
-        true
+        Some(request_number)
     }
 
     /// Sends another delivery of a subscription.

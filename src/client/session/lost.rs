@@ -66,7 +66,7 @@ impl Session {
 
     pub(super) fn handle_token_due(&mut self, now_ns: u64) {
         if self.state == ClientState::Connected {
-            self.tokens.refresh(&mut self.timers, &mut self.outbox);
+            self.tokens.refresh(now_ns, &mut self.timers, &mut self.outbox);
         } else if self.is_waiting_for_token {
             self.dial(now_ns);
         }

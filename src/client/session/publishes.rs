@@ -80,6 +80,8 @@ pub(super) struct Publishes {
     kept_bytes: usize,
     /// Epoch of the server of the last connection.
     epoch: u64,
+    /// Whether it is that of the connection before, and may know the message ids that were sent there.
+    is_same_server: bool,
 }
 
 impl Publishes {
@@ -95,6 +97,7 @@ impl Publishes {
             kept: BTreeMap::new(),
             kept_bytes: 0,
             epoch: 0,
+            is_same_server: false,
         }
     }
 
@@ -110,7 +113,7 @@ impl Publishes {
         PublishId(self.last)
     }
 
-    /// Keeps a publish that has not been sent for the next connection, within the bounds.
+    /// Keeps a publish that has not been sent until there is a connection with room for it, within the bounds.
     pub(super) fn wait(
         &mut self,
         id: PublishId,
@@ -120,7 +123,7 @@ impl Publishes {
     ) {
         let queued_bytes = self.queued_bytes + publish.payload.len();
         if self.queued >= self.queued_max || queued_bytes > OFFLINE_QUEUE_BYTES_MAX {
-            let reason = "too many publishes wait for a connection".into();
+            let reason = "too many publishes wait to be sent".into();
             return fail(id, PublishOutcome::NotSent, 0, reason, timers, outbox);
         }
         self.queued += 1;
@@ -128,15 +131,40 @@ impl Publishes {
         self.waiting.insert(id.0, Waiting::new(publish, 0));
     }
 
-    /// Empties the queue.
-    fn take_waiting(&mut self) -> BTreeMap<u64, Waiting> {
-        (self.queued, self.queued_bytes) = (0, 0);
-        mem::take(&mut self.waiting)
+    /// Removes a publish from the queue, if it waits there.
+    fn remove_waiting(&mut self, id: u64) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&id)?;
+        if waiting.known_until_ns == 0 {
+            self.queued -= 1;
+            self.queued_bytes -= waiting.payload.len();
+        }
+        Some(waiting)
     }
 
-    /// Sends a publish, if another one may be in flight and it fits into a message. `known_until_ns`: until when the server knows its
-    /// message id; 0: it has not been sent yet.
+    /// Sends a new publish, if another one may be in flight and it fits into a message. It does not overtake those that wait.
     pub(super) fn send(
+        &mut self,
+        id: PublishId,
+        publish: PublishRequest<'_>,
+        now_ns: u64,
+        exchange: &mut Exchange,
+        timers: &mut Timers,
+        outbox: &mut Outbox,
+    ) {
+        match self.waiting.is_empty() {
+            true => self.send_known(id, publish, (now_ns, 0), exchange, timers, outbox),
+            false => self.wait(id, publish, timers, outbox),
+        }
+    }
+
+    /// Whether another publish may be in flight.
+    fn has_room(&self, publish: &PublishRequest<'_>) -> bool {
+        self.in_flight.len() < PUBLISHES_UNACKNOWLEDGED_MAX
+            && self.kept_bytes + kept_bytes(publish) <= RETRIED_BYTES_MAX
+    }
+
+    /// `known_until_ns`: until when the server knows the publish's message id; 0: it has not been sent yet.
+    fn send_known(
         &mut self,
         id: PublishId,
         publish: PublishRequest<'_>,
@@ -145,10 +173,8 @@ impl Publishes {
         timers: &mut Timers,
         outbox: &mut Outbox,
     ) {
-        let (outcome, kept_bytes) = (outcome(known_until_ns), kept_bytes(&publish));
-        if self.in_flight.len() >= PUBLISHES_UNACKNOWLEDGED_MAX
-            || self.kept_bytes + kept_bytes > RETRIED_BYTES_MAX
-        {
+        let outcome = outcome(known_until_ns);
+        if !self.has_room(&publish) {
             let reason = "too many publishes wait for their answers".into();
             fail(id, outcome, 0, reason, timers, outbox);
             return;
@@ -165,6 +191,7 @@ impl Publishes {
             fail(id, outcome, code, reason.into(), timers, outbox);
             return;
         };
+        let kept_bytes = kept_bytes(&publish);
         if kept_bytes > 0 {
             let known_until_ns = match known_until_ns {
                 0 => now_ns.saturating_add(RETRIED_AGE_MS_MAX * 1_000_000),
@@ -177,19 +204,31 @@ impl Publishes {
         self.requests.insert(id.0, request);
     }
 
-    /// Sends all that wait, to the server with this epoch. Fails those sent to another server, or too long ago.
+    /// A server with this epoch has welcomed the client.
+    pub(super) fn handle_welcome(&mut self, epoch: u64) {
+        self.is_same_server = mem::replace(&mut self.epoch, epoch) == epoch;
+    }
+
+    /// Sends those that wait, in order, as far as more may be in flight. Fails those sent to another server, or too long ago.
     pub(super) fn send_waiting(
         &mut self,
-        (epoch, now_ns): (u64, u64),
+        now_ns: u64,
         exchange: &mut Exchange,
         timers: &mut Timers,
         outbox: &mut Outbox,
     ) {
-        let is_same = mem::replace(&mut self.epoch, epoch) == epoch;
-        for (id, publish) in self.take_waiting() {
-            let (id, known_until_ns) = (PublishId(id), publish.known_until_ns);
-            if known_until_ns == 0 || (is_same && now_ns < known_until_ns) {
-                self.send(id, publish.request(), (now_ns, known_until_ns), exchange, timers, outbox);
+        while let Some((&id, publish)) = self.waiting.first_key_value() {
+            let known_until_ns = publish.known_until_ns;
+            let is_known = known_until_ns == 0 || (self.is_same_server && now_ns < known_until_ns);
+            // With none in flight no answer would make room.
+            if is_known && !self.in_flight.is_empty() && !self.has_room(&publish.request()) {
+                return;
+            }
+            let Some(publish) = self.remove_waiting(id) else { return };
+            let id = PublishId(id);
+            if is_known {
+                let at = (now_ns, known_until_ns);
+                self.send_known(id, publish.request(), at, exchange, timers, outbox);
             } else {
                 let reason = "the server does not know its message id any more".into();
                 fail(id, PublishOutcome::Unknown, 0, reason, timers, outbox);
@@ -232,13 +271,9 @@ impl Publishes {
     /// A publish has waited for long enough.
     pub(super) fn handle_timeout(&mut self, id: u64, timers: &mut Timers, outbox: &mut Outbox) {
         let id = PublishId(id);
-        if let Some(waiting) = self.waiting.remove(&id.0) {
-            if waiting.known_until_ns == 0 {
-                self.queued -= 1;
-                self.queued_bytes -= waiting.payload.len();
-            }
+        if let Some(waiting) = self.remove_waiting(id.0) {
             let outcome = outcome(waiting.known_until_ns);
-            fail(id, outcome, 0, "no connection in time".into(), timers, outbox);
+            fail(id, outcome, 0, "it could not be sent in time".into(), timers, outbox);
         } else if let Some(&request) = self.requests.get(&id.0) {
             self.answered(request);
             fail(id, PublishOutcome::Unknown, 0, "no answer in time".into(), timers, outbox);
@@ -265,7 +300,8 @@ impl Publishes {
             }
         }
         if is_final {
-            for (id, publish) in self.take_waiting() {
+            (self.queued, self.queued_bytes) = (0, 0);
+            for (id, publish) in mem::take(&mut self.waiting) {
                 let outcome = outcome(publish.known_until_ns);
                 fail(PublishId(id), outcome, code, reason.clone(), timers, outbox);
             }

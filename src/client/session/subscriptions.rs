@@ -31,6 +31,8 @@ pub(super) struct Record {
     pub(super) is_acknowledged: bool,
     /// Whether it was sent on this connection.
     pub(super) is_sent: bool,
+    /// The number of the request that sent it last.
+    pub(super) request: u32,
     /// Delays after the server limited its rate.
     pub(super) jitter: Jitter,
 }
@@ -108,6 +110,7 @@ impl Subscriptions {
             state: SubscriptionState::Subscribing,
             is_acknowledged: false,
             is_sent: false,
+            request: 0,
             jitter: Jitter::default(),
         };
         self.records.insert(id, record);
@@ -180,6 +183,20 @@ impl Subscriptions {
         let mut matched: TopicPositions = matched.map(|(topic, position)| (topic.into(), position)).collect();
         matched.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         matched
+    }
+
+    /// The positions that a subscription carried which was refused, in topics that others receive which were sent after it.
+    pub(super) fn left_by(&self, refused: &Record, positions: &Positions) -> TopicPositions {
+        let mut left = TopicPositions::new();
+        for (topic, position) in positions.iter() {
+            if pattern::matches(&refused.pattern, topic) {
+                let sent = self.all(topic).filter(|record| record.is_sent);
+                if sent.map(|record| record.request).min().is_some_and(|first| first > refused.request) {
+                    left.push((topic.into(), position));
+                }
+            }
+        }
+        left
     }
 
     /// The first subscription that matches a topic, of those wanted.

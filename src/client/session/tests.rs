@@ -1,7 +1,9 @@
 //! Runs the transcripts of tests/transcripts, as the tests of the other SDKs do. See the README there for the format.
 
 mod extension_tests;
+mod refused_tests;
 mod shown;
+mod waiting_tests;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -408,8 +410,16 @@ impl Script {
         Ok(())
     }
 
+    fn keyed_view(&self, pattern: &str) -> &KeyedView {
+        let view = self.views.iter().find_map(|(on, view)| match view {
+            View::Keyed(view) if on == pattern => Some(view),
+            _ => None,
+        });
+        view.unwrap()
+    }
+
     fn check(&self, check: &Value) {
-        known(check, &["state", "subscription", "positions", "keyed", "book"], "a check");
+        known(check, &["state", "subscription", "positions", "keyed", "complete", "book"], "a check");
         if let Some(state) = check.get("state") {
             assert_eq!(state_name(self.session.state()), state.as_str().unwrap());
         }
@@ -421,12 +431,15 @@ impl Script {
             let actual = script_positions(self.session.positions());
             assert!(is_equal(positions, &actual), "positions: {actual}, expected {positions}");
         }
+        for (pattern, topics) in check["complete"].as_object().into_iter().flatten() {
+            let view = self.keyed_view(pattern);
+            for (topic, is_complete) in topics.as_object().unwrap() {
+                let actual = view.is_complete(topic);
+                assert_eq!(Some(actual), is_complete.as_bool(), "complete {pattern}: {topic}");
+            }
+        }
         for (pattern, topics) in check["keyed"].as_object().into_iter().flatten() {
-            let view = self.views.iter().find_map(|(on, view)| match view {
-                View::Keyed(view) if on == pattern => Some(view),
-                _ => None,
-            });
-            let view = view.unwrap();
+            let view = self.keyed_view(pattern);
             let topic = |topic: &str| {
                 let keys = view.topic(topic).map(|(key, tick)| (key.to_string(), data(tick)));
                 Value::Object(keys.collect())

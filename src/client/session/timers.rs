@@ -16,6 +16,8 @@ pub(super) enum Timer {
     Ping,
     /// Another token.
     Token,
+    /// The application's answer to the question for a token.
+    TokenAnswer,
     /// Saving the positions.
     Save,
     /// The answer to a publish.

@@ -7,9 +7,12 @@ use super::{
 };
 use crate::ClientToken;
 
+/// Time from asking the application for a token to its answer.
+const ANSWER_TIMEOUT_NS: u64 = 30_000_000_000;
+
 /// The token, when to replace it, and whether the application has been asked.
 ///
-/// Invariant: the application is asked for at most one token at a time.
+/// Invariant: the application is asked for at most one token at a time, and there is a timer until it answers.
 #[derive(Debug)]
 pub(super) struct Tokens {
     token: Option<ClientToken>,
@@ -36,36 +39,47 @@ impl Tokens {
         self.is_asked
     }
 
+    /// Whether the application has been asked and has not answered.
+    pub(super) fn is_asking(&self) -> bool {
+        self.is_asking
+    }
+
     /// Whether there is a token for a new connection, or none is needed. If not, asks for one.
     pub(super) fn is_ready(&mut self, now_ns: u64, timers: &mut Timers, outbox: &mut Outbox) -> bool {
         let is_due = self.due_ns.is_some_and(|due_ns| now_ns >= due_ns);
         if !self.is_asked || (self.token.is_some() && !is_due && !self.is_rejected) {
             return true;
         }
-        self.ask(TokenPurpose::Connect, timers, outbox);
+        self.ask(TokenPurpose::Connect, now_ns, timers, outbox);
         false
     }
 
-    fn ask(&mut self, purpose: TokenPurpose, timers: &mut Timers, outbox: &mut Outbox) {
+    fn ask(&mut self, purpose: TokenPurpose, now_ns: u64, timers: &mut Timers, outbox: &mut Outbox) {
         timers.cancel(&Timer::Token);
         if !self.is_asking {
             self.is_asking = true;
+            timers.set(Timer::TokenAnswer, now_ns + ANSWER_TIMEOUT_NS);
             outbox.act(Action::AskToken(purpose));
         }
     }
 
     /// Asks for a new token on an open connection, if the application gives tokens.
-    pub(super) fn refresh(&mut self, timers: &mut Timers, outbox: &mut Outbox) {
+    pub(super) fn refresh(&mut self, now_ns: u64, timers: &mut Timers, outbox: &mut Outbox) {
         if self.is_asked {
-            self.ask(TokenPurpose::Refresh, timers, outbox);
+            self.ask(TokenPurpose::Refresh, now_ns, timers, outbox);
         }
+    }
+
+    fn set_answered(&mut self, timers: &mut Timers) {
+        self.is_asking = false;
+        timers.cancel(&Timer::TokenAnswer);
     }
 
     /// Takes a token: from the application, asked or not.
     pub(super) fn handle_token(&mut self, token: ClientToken, timers: &mut Timers) {
         self.jitter.reset();
         self.token = Some(token);
-        self.is_asking = false;
+        self.set_answered(timers);
         self.due_ns = None;
         self.is_rejected = false;
         timers.cancel(&Timer::Token);
@@ -73,7 +87,7 @@ impl Tokens {
 
     /// The application has none, or the server could not take it; returns the delay before asking again, in milliseconds.
     pub(super) fn handle_failed(&mut self, now_ns: u64, timers: &mut Timers, random: &mut Random) -> u64 {
-        self.is_asking = false;
+        self.set_answered(timers);
         let delay_ms = self.jitter.next_ms(random);
         timers.set(Timer::Token, now_ns + delay_ms * 1_000_000);
         delay_ms
@@ -108,7 +122,7 @@ impl Tokens {
     }
 
     /// The application has answered, but the client does not connect any more.
-    pub(super) fn handle_unwanted(&mut self) {
-        self.is_asking = false;
+    pub(super) fn handle_unwanted(&mut self, timers: &mut Timers) {
+        self.set_answered(timers);
     }
 }

@@ -16,13 +16,18 @@ use crate::{SharedTick, SubscriptionEvent, VIEW_ENTRIES_MAX};
 /// A payload that is `null`, empty, or marked as JSON and none removes its key. A new epoch, or a position that was not recovered,
 /// clears the topic: what the server has of it follows. Beyond the bound, the entry that was set least recently goes.
 ///
-/// Invariant: `order` has the place of each entry.
+/// Ticks that the server drops may have had other values: after a gap the view keeps the last ones known, and the topic is not
+/// [complete](KeyedView::is_complete). Conflated ticks leave nothing out, because each key's last tick follows.
+///
+/// Invariant: `order` has the place of each entry. `complete` has at most `entries_max` topics.
 #[derive(Debug)]
 pub struct KeyedView {
     entries_max: usize,
     topics: HashMap<Arc<str>, BTreeMap<u64, Entry>>,
     /// The entries in the order in which they were set.
     order: BTreeMap<u64, (Arc<str>, u64)>,
+    /// Topics with the epoch in which they are complete.
+    complete: HashMap<Arc<str>, u64>,
     set: u64,
     evicted: u64,
 }
@@ -42,15 +47,21 @@ impl Default for KeyedView {
 impl KeyedView {
     /// An empty view of at most so many entries, all topics together.
     pub fn new(entries_max: usize) -> KeyedView {
-        let (topics, order) = (HashMap::new(), BTreeMap::new());
-        KeyedView { entries_max, topics, order, set: 0, evicted: 0 }
+        let (topics, order, complete) = (HashMap::new(), BTreeMap::new(), HashMap::new());
+        KeyedView { entries_max, topics, order, complete, set: 0, evicted: 0 }
     }
 
     /// Applies an event of the subscription. Costs O(log n), and checks a JSON payload.
     pub fn handle(&mut self, event: &SubscriptionEvent) {
         match event {
             SubscriptionEvent::Tick(tick) => self.set(tick),
-            SubscriptionEvent::Recovered { topic, failure: Some(_), .. } => self.clear(topic),
+            SubscriptionEvent::Gap(gap) => {
+                self.complete.remove(&gap.topic);
+            }
+            SubscriptionEvent::Recovered { topic, failure: Some(_), .. } => {
+                self.clear(topic);
+                self.complete.remove(topic);
+            }
             _ => {}
         }
     }
@@ -60,6 +71,15 @@ impl KeyedView {
         if last.is_some_and(|entry| entry.tick.epoch != tick.epoch) {
             self.clear(&tick.topic);
         }
+        if let Some(epoch) = self.complete.get_mut(&tick.topic) {
+            if tick.snapshot || tick.sequence == 1 {
+                *epoch = tick.epoch;
+            } else if *epoch != tick.epoch {
+                self.complete.remove(&tick.topic);
+            }
+        } else if (tick.snapshot || tick.sequence == 1) && self.complete.len() < self.entries_max {
+            self.complete.insert(tick.topic.clone(), tick.epoch);
+        }
         self.remove(&tick.topic, tick.key);
         if !has_value(tick) || self.entries_max == 0 {
             return;
@@ -68,6 +88,7 @@ impl KeyedView {
             && let Some((_, (topic, key))) = self.order.first_key_value()
         {
             let (topic, key) = (topic.clone(), *key);
+            self.complete.remove(&topic);
             self.remove(&topic, key);
             self.evicted += 1;
         }
@@ -93,6 +114,13 @@ impl KeyedView {
         for entry in self.topics.remove(topic).unwrap_or_default().values() {
             self.order.remove(&entry.place);
         }
+    }
+
+    /// Whether the view has followed all keys of a topic: from a snapshot, or from the topic's first tick on, without a gap. If not,
+    /// or if a key was evicted, the server may have other values of some keys, and more keys. To make a topic complete again,
+    /// subscribe anew from the latest ticks; with policy `conflate`, the server drops nothing.
+    pub fn is_complete(&self, topic: &str) -> bool {
+        self.complete.contains_key(topic)
     }
 
     /// The last tick of a topic and key. 0: the ticks without a key.

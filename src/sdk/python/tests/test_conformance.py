@@ -185,6 +185,7 @@ class Conformance(unittest.IsolatedAsyncioTestCase):
         count = 200
         async with tickcast.Client(server.url) as client, tickcast.Client(server.url) as other:
             subscription = await client.subscribe("in", events_max=4).ready()
+            await other.connected()
             await asyncio.gather(*(other.publish("in", number) for number in range(count)))
             relayed = 0
             async for tick in subscription:

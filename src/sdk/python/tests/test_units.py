@@ -11,10 +11,23 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tickcast import BookView, FilePositionStore, Gap, KeyedView, Position, ProtocolError, Recovered, Tick, TickcastError
+from tickcast import (
+    BookView,
+    Conflated,
+    FilePositionStore,
+    Gap,
+    KeyedView,
+    Position,
+    ProtocolError,
+    Recovered,
+    Tick,
+    TickcastError,
+)
 from tickcast.actions import Send
-from tickcast.events import Outcome, PublishFailed
+from tickcast.errors import RequestError
+from tickcast.events import Outcome, Published, PublishFailed
 from tickcast.json_codec import JsonCodec
+from tickcast.limits import UNACKNOWLEDGED_MAX
 from tickcast.messages import Codec, Hello, Ping, Pong, Publish, Subscribe
 from tickcast.native import NativeCodec
 from tickcast.options import SessionOptions
@@ -176,6 +189,77 @@ class SubscriptionsTest(unittest.TestCase):
         self.assertEqual((compared, positions.copy()), (0, {}))
 
 
+class RateLimited(unittest.TestCase):
+    """After a lost connection, the subscription that carries a position is refused for its rate, and another one receives the topic."""
+
+    def resumed(self, policy: Any = None) -> Session:
+        """A session with a position in a.x (10:17), whose subscription of `a.>` is refused, and that of `a.*` not answered yet."""
+        session = Session(SessionOptions("ws://host/ws", JsonCodec(), positions={"a.x": Position(10, 17)}), lambda: 0.5)
+        session.subscribe("a.>", "oldest")
+        session.subscribe("a.*", "latest" if policy else "oldest", policy)
+        session.connect(0)
+        session.handle_open(JsonCodec.subprotocol, 0)
+        welcome = {"op": "welcome", "id": 1, "server": "s", "epoch": 9, "session": 1, "frame_bytes_max": 262144}
+        self.receive(session, {**welcome, "features": []})
+        starts = [json.loads(action.message).get("from") for action in iter(session.poll_action, None) if isinstance(action, Send)]
+        position = {"positions": {"a.x": {"epoch": 10, "sequence": 17}}}
+        self.assertEqual(starts[2:], [position, "latest" if policy else {"positions": {}}])
+        self.receive(session, {"op": "error", "id": 2, "code": 109, "text": "too fast"})
+        return session
+
+    def receive(self, session: Session, *messages: dict[str, Any]) -> list[tuple[Any, ...]]:
+        session.handle_message(json.dumps(messages), 0, 0)
+        shown: list[tuple[Any, ...]] = []
+        for on, event in iter(session.poll_event, None):
+            if on != "a.*":
+                continue
+            if isinstance(event, Tick):
+                shown.append(("tick", event.sequence))
+            elif isinstance(event, (Gap, Conflated)):
+                shown.append((type(event).__name__, event.from_sequence, event.to_sequence, event.count))
+            elif isinstance(event, Recovered):
+                shown.append(("recovered", event.recovered, event.reason))
+        return shown
+
+    def announced(self, epoch: int) -> dict[str, Any]:
+        return {"op": "subscribed", "topics": [{"topic": "a.x", "topic_id": 5, "epoch": epoch}]}
+
+    def message(self, sequence: int, **more: Any) -> dict[str, Any]:
+        return {"topic": "a.x", "seq": sequence, "ts": 1, "data": sequence, **more}
+
+    def gap(self, first: int, end: int) -> dict[str, Any]:
+        return {"op": "gap", "topic": "a.x", "from": first, "to": end, "count": end - first}
+
+    def test_ticks_before_the_position_are_not_delivered_again(self) -> None:
+        session = self.resumed()
+        self.receive(session, {"op": "subscribed", "id": 3, "pattern": "a.*", "topics": []})
+        seen = self.receive(session, self.announced(10), self.gap(1, 15), *(self.message(at) for at in range(15, 20)))
+        self.assertEqual(seen, [("tick", 18), ("tick", 19)])
+        # The retry: the server repeats nothing, because the topic is received.
+        session.handle_timeout(250_000_000)
+        self.assertEqual(self.receive(session, {"op": "subscribed", "id": 4, "pattern": "a.>", "topics": []}), [])
+        self.assertEqual(self.receive(session, self.message(20)), [("tick", 20)])
+
+    def test_what_is_lost_after_the_position_is_announced(self) -> None:
+        session = self.resumed()
+        self.assertEqual(self.receive(session, self.announced(10), self.gap(1, 20), self.message(20)), [("Gap", 18, 20, 2), ("tick", 20)])
+        session = self.resumed("conflate")
+        seen = self.receive(session, self.announced(10), self.message(30, snapshot=True), self.message(31))
+        self.assertEqual(seen, [("Gap", 18, 30, 12), ("tick", 30), ("tick", 31)])
+        session = self.resumed()
+        self.assertEqual(self.receive(session, self.announced(20), self.message(1)), [("recovered", False, "epoch"), ("tick", 1)])
+
+    def test_the_retry_carries_the_position_if_no_other_subscription_was_accepted(self) -> None:
+        session = self.resumed()
+        self.receive(session, {"op": "error", "id": 3, "code": 109, "text": "too fast"})
+        session.handle_timeout(250_000_000)
+        (sent, *_) = [json.loads(action.message) for action in iter(session.poll_action, None) if isinstance(action, Send)]
+        self.assertEqual(sent["from"], {"positions": {"a.x": {"epoch": 10, "sequence": 17}}})
+        recovered = {"op": "recovered", "topic": "a.x", "epoch": 10, "sequence": 19, "recovered": True}
+        seen = self.receive(session, recovered, self.announced(10), self.message(18), self.message(19))
+        self.assertEqual(seen, [("recovered", True, ""), ("tick", 18), ("tick", 19)])
+
+
 class Pings(unittest.TestCase):
     def test_answers_to_pings_are_optional(self) -> None:
         session = Session(SessionOptions("ws://host/ws", NativeCodec()), random.random)
@@ -205,6 +289,82 @@ class MessageIds(unittest.TestCase):
             events = [event for _, event in iter(session.poll_event, None) if isinstance(event, PublishFailed)]
             failures = [(event.outcome, event.code) for event in events]
             self.assertEqual(failures, [] if granted else [(Outcome.NOT_SENT, 100)])
+
+
+class ManyPublishes(unittest.TestCase):
+    def connected(self, codec: Codec, offline_queue_max: int) -> Session:
+        session = Session(SessionOptions("ws://host/ws", codec, offline_queue_max=offline_queue_max), random.random)
+        session.connect(0)
+        return session
+
+    def welcome(self, session: Session) -> None:
+        session.handle_open("tickcast.v1.json", 0)
+        welcome = {"op": "welcome", "id": 1, "server": "s", "epoch": 9, "session": 1, "frame_bytes_max": 262144}
+        session.handle_message(json.dumps({**welcome, "features": ["message_ids"]}), 0, 0)
+
+    def sent(self, session: Session) -> list[dict[str, Any]]:
+        actions = [action for action in iter(session.poll_action, None) if isinstance(action, Send)]
+        messages = [json.loads(action.message) for action in actions]
+        return [message for message in messages if message["op"] == "publish"]
+
+    def test_publishes_beyond_those_in_flight_follow_as_answers_arrive(self) -> None:
+        count = UNACKNOWLEDGED_MAX + 3
+        session = self.connected(JsonCodec(), count)
+        handles = [session.publish("t", b"%d" % number, 0, is_json=True) for number in range(count)]
+        self.welcome(session)
+        sent = self.sent(session)
+        self.assertEqual([message["data"] for message in sent], list(range(UNACKNOWLEDGED_MAX)))
+        late = session.publish("t", b"-1", 0, is_json=True, timeout_ms=20_000)
+        self.assertEqual(self.sent(session), [], "it does not overtake")
+        published = {"op": "published", "topic": "t", "epoch": 10}
+        answers = [{**published, "id": message["id"], "sequence": at} for at, message in enumerate(sent[:2], 1)]
+        session.handle_message(json.dumps([*answers, {"op": "error", "id": sent[2]["id"], "code": 109, "text": ""}]), 0, 0)
+        self.assertEqual([message["data"] for message in self.sent(session)], [*range(UNACKNOWLEDGED_MAX, count)])
+        # A time-out makes room too.
+        session.handle_timeout(10_000_000_000)
+        self.assertEqual([message["data"] for message in self.sent(session)], [-1])
+        ended = [event.handle for _, event in iter(session.poll_event, None) if isinstance(event, (Published, PublishFailed))]
+        self.assertEqual((sorted(ended), len(set(ended))), ([handle for handle in handles], count))
+        self.assertNotIn(late, ended)
+
+    def test_what_is_sent_again_comes_before_what_still_waited(self) -> None:
+        session = self.connected(JsonCodec(), UNACKNOWLEDGED_MAX + 1)
+        for number in range(UNACKNOWLEDGED_MAX + 1):
+            session.publish("t", b"%d" % number, 0, is_json=True, message_id=str(number))
+        self.welcome(session)
+        first = self.sent(session)
+        session.handle_closed(1006, "", 0)
+        session.handle_timeout(500_000_000)
+        self.welcome(session)
+        self.assertEqual([message["data"] for message in self.sent(session)], [message["data"] for message in first])
+
+    def test_a_withdrawn_publish_is_not_sent(self) -> None:
+        session = self.connected(JsonCodec(), 64)
+        one = session.publish("t", b"1", 0, is_json=True)
+        session.publish("t", b"2", 0, is_json=True)
+        session.withdraw(one)
+        self.welcome(session)
+        self.assertEqual([message["data"] for message in self.sent(session)], [2])
+
+    def test_a_name_that_does_not_fit_its_field_is_refused(self) -> None:
+        for codec in (JsonCodec(), NativeCodec()):
+            session = self.connected(codec, 64)
+            for name in ("", "x" * 256, "x" * 70_000, "\udc80"):
+                with self.assertRaises(RequestError):
+                    session.publish(name, b"1", 0, is_json=True)
+                with self.assertRaises(RequestError):
+                    session.subscribe(name)
+            with self.assertRaises(RequestError):
+                session.publish("t", b"1", 0, is_json=True, message_id="x" * 256)
+            session.publish("x" * 255, b"1", 0, is_json=True)
+
+    def test_positions_of_a_start_are_checked_before_anything_changes(self) -> None:
+        session = self.connected(JsonCodec(), 64)
+        for wrong in (7, (1,), ("1", 2), (1, -1), (1, 2**64), None):
+            with self.assertRaises(RequestError, msg=wrong):
+                session.subscribe("a", {"a": wrong})  # type: ignore[dict-item]
+        session.subscribe("a", {"a": (5, 7)})  # type: ignore[dict-item]
+        self.assertEqual(session.positions(), {"a": Position(5, 7)})
 
 
 class TimersTest(unittest.TestCase):
@@ -266,6 +426,25 @@ class Readers(unittest.IsolatedAsyncioTestCase):
                 await anext(reader)
             self.assertEqual((reader.lags("a"), reader.lags("b")), ((False, None), (False, None)))
 
+    async def test_reader_whose_loop_was_left_is_never_full_and_drops_its_oldest(self) -> None:
+        room = []
+        reader: Reader[Any] = Reader((Tick,), 2, lambda: room.append(1))
+        reader.put(tick("a", 1))
+        reader.put(tick("a", 2))
+        self.assertTrue(reader.is_full, "a loop may still begin")
+        for _ in range(2):
+            reader.handle_loop()
+        reader.handle_left()
+        self.assertEqual((reader.is_full, room), (True, []))
+        reader.handle_left()
+        self.assertEqual((reader.is_full, room), (False, [1]))
+        for sequence in range(3, 8):
+            reader.put(tick("a", sequence))
+        self.assertEqual((len(reader), reader.lost, reader.is_full), (4, 3, False))
+        reader.handle_loop()
+        self.assertTrue(reader.is_full)
+        self.assertEqual((await anext(reader)).sequence, 4)
+
     async def test_reader_ends_with_its_error_after_what_waits(self) -> None:
         reader: Reader[Any] = Reader((Tick,), 10, lambda: None)
         reader.put(tick("a", 1))
@@ -326,6 +505,16 @@ class Views(unittest.TestCase):
         view.handle(tick("a", 8, {"type": "snapshot"}))
         view.handle(Tick("a", 1, 9, 0, 0, 0, 0, False, True, payload=b"{"))
         self.assertFalse(book.live)
+
+
+    def test_only_so_many_topics_are_complete_as_the_view_has_entries(self) -> None:
+        view = KeyedView(entries_max=2)
+        for topic in ("a", "b", "c"):
+            view.handle(tick(topic, 1, None))
+        self.assertEqual([view.complete(topic) for topic in ("a", "b", "c")], [True, True, False])
+        view.handle(tick("a", 5, None, epoch=2))
+        view.handle(tick("c", 9, None, snapshot=True))
+        self.assertEqual([view.complete(topic) for topic in ("a", "b", "c")], [False, True, True])
 
 
 class Store(unittest.IsolatedAsyncioTestCase):

@@ -309,7 +309,7 @@ class Script:
 
     def check(self, check: dict[str, Any]) -> None:
         session = self.session
-        known(check, {"state", "subscription", "positions", "keyed", "book"}, "a check")
+        known(check, {"state", "subscription", "positions", "keyed", "complete", "book"}, "a check")
         if "state" in check:
             assert session.state.value == check["state"], session.state
         for pattern, state in check.get("subscription", {}).items():
@@ -318,6 +318,9 @@ class Script:
             view = self.views["keyed", pattern]
             keyed = {topic: {str(key): data for key, data in view.topic(topic).items()} for topic in view.topics()}
             assert is_equal(topics, keyed), f"keyed {pattern}: {keyed}"
+        for pattern, topics in check.get("complete", {}).items():
+            for topic, is_complete in topics.items():
+                assert self.views["keyed", pattern].complete(topic) is is_complete, f"complete {pattern}: {topic}"
         for pattern, topics in check.get("book", {}).items():
             view = self.views["book", pattern]
             books = {topic: script_book(view[topic]) for topic in view.topics()}

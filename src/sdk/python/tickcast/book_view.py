@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .errors import ProtocolError
@@ -105,8 +105,14 @@ class BookView:
 
     def __init__(self) -> None:
         self._books: dict[str, OrderBook] = {}
+        self._stop: Callable[[], None] = lambda: None
+        """Removes it from its subscription."""
         self.not_stored = 0
         """Ticks of topics beyond `BOOKS_MAX`."""
+
+    def close(self) -> None:
+        """Stops following the subscription. What the view has, it keeps."""
+        self._stop()
 
     def handle(self, event: SubscriptionEvent) -> None:
         """Applies an event of the subscription."""

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, overload
 from urllib.parse import urlsplit
 
 from .actions import AskToken, Dial, HangUp, Save, Send
+from .checks import check_policy, check_rate, check_token
 from .close_codes import CLOSE_NORMAL
 from .errors import (
     ClosedError,
@@ -39,17 +40,15 @@ from .json_codec import JsonCodec
 from .limits import (
     CLIENT_EVENTS_MAX,
     EVENTS_MAX,
-    MAX_RATE_HIGHEST,
-    MAX_RATE_LOWEST,
     MESSAGE_BYTES_MAX,
-    MESSAGE_ID_BYTES_MAX,
     OFFLINE_QUEUE_MAX,
     OUTPUT_BYTES_MAX,
-    TOKEN_BYTES_MAX,
+    U64_MAX,
 )
 from .messages import Policy, Start
 from .native import NativeCodec
 from .options import SessionOptions
+from .saver import PositionSaver
 from .session import Session
 from .store import PositionStore
 from .subscription import Subscription
@@ -60,6 +59,7 @@ logger = logging.getLogger("tickcast")
 
 VERSION = "0.1.0"
 ClientEvent = Event
+_NOT_CONNECTED = StateChanged(ClientState.DISCONNECTED, 0, "not connected yet")
 T = TypeVar("T", bound=Event)
 
 
@@ -106,11 +106,13 @@ class Client:
         - `url`: `ws://` or `wss://`, with the path `/ws`.
         - `encoding`: `native` frames also have the time of receipt and the schema of ticks, and their payloads' exact bytes.
         - `token`: a token that does not change by itself; see `set_token`. `get_token`: called for a token before the first
-          connection, and whenever the one in force is about to expire, with `connect` or `refresh`. If it raises, the client asks
-          again after a delay. Tokens go into the hello; `headers` can have an `Authorization` of its own.
+          connection, and whenever the one in force is about to expire, with `connect` or `refresh`. If it raises, or has not
+          returned after 30 s, it is cancelled and called again after a delay. Tokens go into the hello; `headers` can have an
+          `Authorization` of its own.
         - `store`: loads the positions to resume from, and saves them as the application finishes events.
         - `name`: of the client software, in the server's log.
-        - `offline_queue_max`: publishes that wait for a connection.
+        - `offline_queue_max`: publishes that wait for a connection. When there is one, those that are too many to be sent at once follow as
+          the answers to the others arrive.
         - `ssl`: of `wss://`, to trust other authorities or to present a certificate.
         - `message_bytes_max`: the longest message accepted from the server.
 
@@ -121,9 +123,8 @@ class Client:
             raise RequestError(f"{url} is not a URL of a WebSocket, such as ws://127.0.0.1:9480/ws")
         if encoding not in ("json", "native"):
             raise RequestError(f"unknown encoding {encoding!r}: json or native")
-        _check_token(token)
+        check_token(token)
         self._get_token = get_token
-        self._store = store
         self._session = Session(
             SessionOptions(
                 url,
@@ -141,15 +142,12 @@ class Client:
         self._transport: Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._saving: asyncio.Task[None] | None = None
-        self._unsaved: Mapping[str, Position] | None = None
-        self._saved: dict[str, Position] = {}
-        self._is_loaded = store is None
-        self._loading = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
         self._subscriptions: dict[str, Subscription] = {}
+        self._saver = None if store is None else PositionSaver(store, self._session, self._subscriptions.values)
         self._publishes: dict[int, asyncio.Future[PublishResult]] = {}
         self._event_callbacks: list[Callable[[ClientEvent], None]] = []
-        self._change = StateChanged(ClientState.DISCONNECTED, 0, "not connected yet")
+        self._change = _NOT_CONNECTED
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._answers_awaited = 0
@@ -192,12 +190,8 @@ class Client:
 
     async def connect(self) -> None:
         """Loads the positions and starts to connect; does not wait until connected. Does nothing if it has been called."""
-        async with self._loading:
-            if not self._is_loaded and self._store is not None:
-                self._saved = dict(await self._store.load())
-                self._session.load_positions(self._saved)
-                # Set last: `close` saves positions only if they were loaded, so a failed load leaves the store as it is.
-                self._is_loaded = True
+        if self._saver is not None:
+            await self._saver.load()
         self._session.connect(time.monotonic_ns())
         self._pump()
 
@@ -219,8 +213,8 @@ class Client:
             if task.get_name() == "token":
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._store is not None and self._is_loaded:
-            await self._save(self._session.positions())
+        if self._saver is not None:
+            await self._saver.save_last()
 
     async def __aenter__(self) -> Client:
         await self.connect()
@@ -250,11 +244,10 @@ class Client:
 
         Raises `RequestError` if the pattern has a subscription already, or for an unknown option.
         """
-        _check_policy(policy)
+        check_policy(policy)
         if not isinstance(since, Mapping) and since not in ("live", "latest", "oldest"):
             raise RequestError(f"unknown start {since!r}: live, latest, oldest or positions")
-        _check_encodable(pattern)
-        _check_rate(max_rate)
+        check_rate(max_rate)
         self._session.subscribe(pattern, since, policy, max_rate)
         subscription = Subscription(self, pattern, events_max)
         self._subscriptions[pattern] = subscription
@@ -281,15 +274,12 @@ class Client:
         code 100. While the client connects, a bounded number of publishes wait.
 
         Raises `RefusedError` if the server refuses it; `NotPublishedError` if it was not sent; `UnacknowledgedError`, and its kind
-        `PublishTimeoutError`, if nobody knows; `RequestError` if `data` is not JSON or a number is out of range. Only the application
-        knows whether publishing again is safe.
+        `PublishTimeoutError`, if nobody knows; `RequestError` if `data` is not JSON, or if the topic or a number is out of range. Only the
+        application knows whether publishing again is safe. If the call is cancelled, as `asyncio.wait_for` does, a tick that has not been
+        sent is not published; for one that has been sent, nobody knows.
         """
-        if not 0 <= key < 1 << 64 or not 0 <= schema < 1 << 32 or not 0 <= time_ns < 1 << 64:
+        if not 0 <= key <= U64_MAX or not 0 <= schema < 1 << 32 or not 0 <= time_ns <= U64_MAX:
             raise RequestError("key and time_ns are unsigned integers of 64 bits, schema of 32")
-        _check_encodable(topic)
-        _check_encodable(message_id)
-        if len(message_id.encode()) > MESSAGE_ID_BYTES_MAX:
-            raise RequestError(f"a message id has at most {MESSAGE_ID_BYTES_MAX} bytes")
         is_json = not isinstance(data, (bytes, bytearray, memoryview))
         try:
             payload = dumps(data) if is_json else bytes(data)
@@ -312,12 +302,17 @@ class Client:
         answer: asyncio.Future[PublishResult] = asyncio.get_running_loop().create_future()
         self._publishes[handle] = answer
         self._pump()
-        with self._answer_awaited():
-            return await answer
+        try:
+            with self._answer_awaited():
+                return await answer
+        except asyncio.CancelledError:
+            self._publishes.pop(handle, None)
+            self._session.withdraw(handle)
+            raise
 
     def set_token(self, token: str) -> None:
         """Replaces the token: on the open connection at once, and for later ones. Raises `RequestError` if it is none."""
-        _check_token(token)
+        check_token(token)
         self._session.set_token(token)
         self._pump()
 
@@ -368,8 +363,8 @@ class Client:
     # What subscriptions call.
 
     def _update(self, pattern: str, policy: Policy | None, max_rate: float | None) -> None:
-        _check_policy(policy)
-        _check_rate(max_rate)
+        check_policy(policy)
+        check_rate(max_rate)
         self._session.update(pattern, policy, max_rate)
         self._pump()
 
@@ -394,6 +389,16 @@ class Client:
         if self.state is ClientState.DISCONNECTED:
             raise ClosedError(self.code, self.reason)
 
+    @property
+    def _has_ended(self) -> bool:
+        """Whether no events follow: the client is closed, also for good by the server. One that has not connected yet has not ended."""
+        return self._change.state is ClientState.DISCONNECTED and self._change is not _NOT_CONNECTED
+
+    @property
+    def _end_error(self) -> ClosedError | None:
+        """What iterators raise at the end of the client; `None` if the application has closed it."""
+        return None if self.code == CLOSE_NORMAL else ClosedError(self.code, self.reason)
+
     # Driving the session.
 
     def _pump(self) -> None:
@@ -414,14 +419,16 @@ class Client:
                         self._transport.hang_up(code)
                         self._transport = None
                 case AskToken(why=why):
-                    asking = asyncio.get_running_loop().create_task(self._ask_token(why), name="token")
-                    asking.add_done_callback(self._handle_asked)
-                    self._keep(asking)
+                    # One that has not answered in time is not waited for any more.
+                    before = self._asking
+                    self._asking = asyncio.get_running_loop().create_task(self._ask_token(why), name="token")
+                    if before is not None:
+                        before.cancel()
+                    self._asking.add_done_callback(self._handle_asked)
+                    self._keep(self._asking)
                 case Save(positions=positions):
-                    self._unsaved = positions
-                    if self._saving is None or self._saving.done():
-                        self._saving = asyncio.get_running_loop().create_task(self._save_all())
-                        self._keep(self._saving)
+                    if self._saver is not None and (saving := self._saver.save(positions)) is not None:
+                        self._keep(saving)
         while (polled := self._session.poll_event()) is not None:
             self._dispatch(*polled)
         if self._timer is not None:
@@ -447,6 +454,8 @@ class Client:
             if isinstance(event, SubscriptionChanged) and event.state is SubscriptionState.UNSUBSCRIBED:
                 # Before its callbacks: one of them may subscribe to the pattern again.
                 self._subscriptions.pop(on, None)
+                if subscription is not None and self._saver is not None:
+                    self._saver.handle_ended(subscription)
             if subscription is not None:
                 # The session gives subscriptions nothing else.
                 subscription._handle(event)  # type: ignore[arg-type]
@@ -479,10 +488,8 @@ class Client:
             why = change.reason or "no reason given"
             logger.warning("disconnected: %s (code %d); next attempt in %d ms", why, change.code, change.retry_in_ms)
         elif change.state is ClientState.DISCONNECTED:
-            is_wanted = change.code == CLOSE_NORMAL
-            error = None if is_wanted else ClosedError(change.code, change.reason)
             for subscription in self._subscriptions.values():
-                subscription._end(error)
+                subscription._end(self._end_error)
 
     def _handle_open(self, protocol: str | None) -> None:
         self._session.handle_open(protocol, time.monotonic_ns())
@@ -528,8 +535,10 @@ class Client:
             return
         try:
             token = await self._get_token(why)
-            _check_token(token)
+            check_token(token)
         except Exception as error:
+            if asyncio.current_task() is not self._asking:
+                return
             self._session.handle_token_failed(str(error) or type(error).__name__, time.monotonic_ns())
         else:
             self._session.handle_token(token, time.monotonic_ns())
@@ -537,61 +546,9 @@ class Client:
 
     def _handle_asked(self, asking: asyncio.Task[None]) -> None:
         # A task that is cancelled before its first step does nothing, and the session would wait for its answer for ever.
-        if asking.cancelled():
+        if asking.cancelled() and asking is self._asking:
             self._session.handle_token_failed("get_token was cancelled", time.monotonic_ns())
             self._pump()
-
-    async def _save_all(self) -> None:
-        """Saves the positions, again if others came meanwhile: the store is asked for one thing at a time."""
-        while (positions := self._unsaved) is not None:
-            self._unsaved = None
-            await self._save(positions)
-
-    async def _save(self, positions: Mapping[str, Position]) -> None:
-        """Saves the positions as of the events that the application has finished."""
-        finished = {}
-        for topic, position in positions.items():
-            lagging = [
-                each for subscription in self._subscriptions.values() for each in subscription._lags(topic)
-            ]
-            # A reader that has finished none yet is where the last save, or the last process, was.
-            known = [each or self._saved.get(topic) for each in lagging]
-            if not known:
-                finished[topic] = position
-            elif None not in known:
-                finished[topic] = min(each for each in known if each)
-        self._saved = finished
-        if self._store is not None:
-            try:
-                await self._store.save(finished)
-            except Exception:
-                logger.exception("cannot save the positions")
-
-
-def _check_token(token: object) -> None:
-    if token is None:
-        return
-    if not isinstance(token, str) or not token.isascii() or not token.isprintable() or " " in token:
-        raise RequestError("a token is a string of visible ASCII characters")
-    if not 1 <= len(token) <= TOKEN_BYTES_MAX:
-        raise RequestError(f"the token has {len(token)} characters; 1 to {TOKEN_BYTES_MAX} are allowed")
-
-
-def _check_policy(policy: object) -> None:
-    if policy not in (None, "conflate", "drop", "keep", "disconnect"):
-        raise RequestError(f"unknown policy {policy!r}: conflate, drop, keep or disconnect")
-
-
-def _check_rate(max_rate: float | None) -> None:
-    if max_rate is not None and not MAX_RATE_LOWEST <= max_rate <= MAX_RATE_HIGHEST:
-        raise RequestError(f"max_rate {max_rate} is not between {MAX_RATE_LOWEST} and {MAX_RATE_HIGHEST:.0f} per second")
-
-
-def _check_encodable(name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise RequestError(f"{name!r} is not valid Unicode") from None
 
 
 def _publish_error(failed: PublishFailed) -> Exception:
@@ -599,7 +556,7 @@ def _publish_error(failed: PublishFailed) -> Exception:
         case Outcome.REFUSED:
             return RefusedError(failed.code, failed.reason)
         case Outcome.NOT_SENT:
-            return NotPublishedError(failed.reason)
+            return NotPublishedError(failed.reason, failed.code)
         case Outcome.UNKNOWN:
             # A lost connection has a code.
             return UnacknowledgedError(failed.reason) if failed.code else PublishTimeoutError(failed.reason)

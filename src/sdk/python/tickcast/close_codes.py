@@ -18,6 +18,11 @@ NOT_ADMITTED = 3504
 """Close code with which a server does not admit the client now."""
 TOKEN_EXPIRED = 3005
 """Close code after which a client needs another token."""
+FORBIDDEN = 3500
+"""Close code after which a client does not come back."""
+
+REFUSED_HANDSHAKES = {401: TOKEN_EXPIRED, 403: FORBIDDEN, 404: CLOSE_PROTOCOL, 429: NOT_ADMITTED, 503: NOT_ADMITTED}
+"""What the HTTP status of a refused handshake stands for: 404 is no tickcast server, or another path. Any other: `CLOSE_CUT`."""
 
 ERROR_BAD_REQUEST = 100
 """Error code of a request that the server does not understand."""

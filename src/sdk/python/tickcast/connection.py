@@ -121,7 +121,7 @@ class Connection:
         messages = self._codec.encode_subscribe(subscribe)
         if isinstance(start, Mapping) and start and self._length(messages[0]) > self.message_bytes_max:
             return False
-        self._next(("subscribe", record))
+        record.request = self._next(("subscribe", record))
         for message in messages:
             self._outbox.act(Send(message))
         record.is_sent = True

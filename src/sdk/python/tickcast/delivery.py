@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from .actions import Outbox
 from .clock import ClockEstimate
 from .events import Conflated, Gap, Recovered, Stale
 from .messages import RecoveredMessage, Skipped, StaleMessage, TopicAnnounced
 from .positions import Positions
-from .subscriptions import Subscriptions
+from .subscriptions import SubscriptionRecord, Subscriptions
 from .tick import Position, Tick
 from .topics import OpenRange, Topic, Topics
 
@@ -29,9 +32,26 @@ class TopicDelivery:
         self.topics = Topics()
         self._clock = clock
 
+    def handle_sent(self, record: SubscriptionRecord, positions: Mapping[str, Position], has_snapshot: bool) -> None:
+        """A subscription was sent that resumes from these positions, or from a snapshot in their place."""
+        for topic, position in positions.items():
+            if has_snapshot:
+                self.topics.expect_snapshot(topic, position, is_gap=not record.conflates)
+            else:
+                self.topics.request(topic, position)
+
+    def handle_refused(self, record: SubscriptionRecord) -> None:
+        """A subscription was refused for its rate. Overlapping ones were sent without its positions, and start elsewhere."""
+        for topic, position in self._subscriptions.left_by(record, self._positions).items():
+            # One that is announced has been received by another subscription before.
+            if self.topics.named(topic) is None:
+                self.topics.leave(topic, position)
+
     def handle_tick(self, tick: Tick, wall_ns: int) -> None:
         """A tick has arrived at `wall_ns`."""
         topic = self.topics.of(tick.topic, tick.topic_id)
+        if tick.sequence <= topic.repeated_to and not tick.snapshot:
+            return
         skipped = topic.advance(tick)
         if skipped is not None:
             self._announce(topic, skipped, tick.sequence)
@@ -54,6 +74,11 @@ class TopicDelivery:
                 self._recovered(message)
             case Skipped():
                 topic = self.topics.of(message.topic, message.topic_id)
+                if message.from_sequence <= topic.repeated_to:
+                    first = topic.repeated_to + 1
+                    if message.to_sequence <= first:
+                        return
+                    message = replace(message, from_sequence=first, count=message.to_sequence - first)
                 before = topic.skip(message)
                 if before is not None:
                     self._announce(topic, before, message.from_sequence)

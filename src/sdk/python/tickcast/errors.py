@@ -38,7 +38,12 @@ class PublishTimeoutError(UnacknowledgedError, TimeoutError):
 
 
 class NotPublishedError(TickcastError):
-    """The tick waited for a connection and was never sent: the client closed, or its time-out passed."""
+    """The tick was never sent: the client closed, its time-out passed, too much waited, or it is too large."""
+
+    def __init__(self, reason: str, code: int = 0) -> None:
+        """`code`: 107 if it is too large for the server, 100 if the server does not recognise message ids, a close code, or 0."""
+        super().__init__(reason)
+        self.code = code
 
 
 class ClosedError(TickcastError):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .errors import ProtocolError
-from .events import Recovered, SubscriptionEvent
+from .events import Gap, Recovered, SubscriptionEvent
 from .limits import VIEW_ENTRIES_MAX
 from .tick import Tick
 
@@ -16,27 +16,46 @@ class KeyedView:
 
     A payload that is `null`, empty or does not parse removes its key. A new epoch, or a position that was not recovered, clears the
     topic: what the server has of it follows. Beyond `entries_max` the entry that was set least recently goes, and is counted in `evicted`.
+
+    Ticks that the server drops may have had other values: after a gap the view keeps the last ones known, and the topic is not
+    `complete`. Conflated ticks leave nothing out, because each key's last tick follows.
     """
 
     def __init__(self, entries_max: int = VIEW_ENTRIES_MAX) -> None:
         self._entries_max = entries_max
+        self._stop: Callable[[], None] = lambda: None
+        """Removes it from its subscription."""
         # In the order in which they were set.
         self._entries: dict[tuple[str, int], Tick] = {}
         self._topics: dict[str, dict[int, Tick]] = {}
+        # Topics with the epoch in which they are complete. Bound: `entries_max`.
+        self._complete: dict[str, int] = {}
         self.evicted = 0
         """Entries that did not fit the bound."""
+
+    def close(self) -> None:
+        """Stops following the subscription. What the view has, it keeps."""
+        self._stop()
 
     def handle(self, event: SubscriptionEvent) -> None:
         """Applies an event of the subscription."""
         if isinstance(event, Tick):
             self._set(event)
+        elif isinstance(event, Gap):
+            self._complete.pop(event.topic, None)
         elif isinstance(event, Recovered) and not event.recovered:
             self._clear(event.topic)
+            self._complete.pop(event.topic, None)
 
     def _set(self, tick: Tick) -> None:
         keys = self._topics.get(tick.topic)
         if keys and next(iter(keys.values())).epoch != tick.epoch:
             self._clear(tick.topic)
+        if tick.snapshot or tick.sequence == 1:
+            if tick.topic in self._complete or len(self._complete) < self._entries_max:
+                self._complete[tick.topic] = tick.epoch
+        elif self._complete.get(tick.topic, tick.epoch) != tick.epoch:
+            del self._complete[tick.topic]
         self._remove(tick.topic, tick.key)
         try:
             data = tick.data
@@ -47,7 +66,9 @@ class KeyedView:
             return
         if len(self._entries) >= self._entries_max:
             self.evicted += 1
-            self._remove(*next(iter(self._entries)))
+            topic, key = next(iter(self._entries))
+            self._complete.pop(topic, None)
+            self._remove(topic, key)
         self._entries[tick.topic, tick.key] = tick
         self._topics.setdefault(tick.topic, {})[tick.key] = tick
 
@@ -61,6 +82,14 @@ class KeyedView:
     def _clear(self, topic: str) -> None:
         for key in self._topics.pop(topic, {}):
             del self._entries[topic, key]
+
+    def complete(self, topic: str) -> bool:
+        """Whether the view has followed all keys of a topic: from a snapshot, or from the topic's first tick on, without a gap.
+
+        If not, or if a key was evicted, the server may have other values of some keys, and more keys. To make a topic complete again,
+        subscribe anew with `since="latest"`; with `policy="conflate"`, the server drops nothing.
+        """
+        return topic in self._complete
 
     def get(self, topic: str, key: int = 0, default: Any = None) -> Any:
         """The last payload of a topic and key: its JSON value, or bytes."""

@@ -10,6 +10,8 @@ JSON_ENVELOPE_BYTES: Final = 4 << 10
 """What a JSON message may have beyond the base64 of the largest frame."""
 RESUME_MESSAGE_BYTES: Final = 64 << 10
 """Length at which positions in native frames continue in another message."""
+TOPIC_BYTES_MAX: Final = 255
+"""UTF-8 bytes of a topic's name, or of a pattern."""
 TOKEN_BYTES_MAX: Final = 8 << 10
 RESUME_POSITIONS_MAX: Final = 16_384
 """Positions in one request. A subscription with more of them starts with the last values."""
@@ -19,6 +21,9 @@ FRAME_BYTES_MAX_DEFAULT: Final = 256 << 10
 """Largest request before the server's welcome says what it accepts."""
 MESSAGE_BYTES_MAX: Final = 32 << 20
 """Largest message accepted from a server: a frame of 16 MiB as base64, and its neighbours. An option of `Client`."""
+
+U64_MAX: Final = 2**64 - 1
+"""Largest epoch, sequence, key and time."""
 
 # Reconnecting: as tickcast's other clients.
 RECONNECT_BASE_MS: Final = 500
@@ -63,6 +68,8 @@ OUTPUT_BYTES_MAX: Final = 1 << 20
 # Time.
 WELCOME_TIMEOUT_MS: Final = 10_000
 """From the start of an attempt to the welcome."""
+TOKEN_TIMEOUT_MS: Final = 30_000
+"""From asking the application for a token to its answer."""
 PING_INTERVAL_MS: Final = 10_000
 """Between two pings of the client. A connection on which nothing arrived since the last one is dead."""
 ASLEEP_MS: Final = 5_000

@@ -11,11 +11,13 @@ from .tick import Position
 class Positions:
     """The position of each topic: its last tick that was received or announced as skipped.
 
-    Bound: `POSITIONS_MAX` topics; positions of further ones are counted in `not_stored`, and those topics resume as new ones.
+    Bound: `POSITIONS_MAX` topics; positions of further ones are counted in `not_stored`, and those topics resume as new ones. The same
+    bound holds for those that were forgotten with their subscriptions and not taken.
     """
 
     def __init__(self, positions: Mapping[str, Position] | None = None) -> None:
         self._positions: dict[str, Position] = {}
+        self._left: dict[str, Position] = {}
         self.not_stored = 0
         for topic, position in (positions or {}).items():
             self.advance(topic, position.epoch, position.sequence)
@@ -59,8 +61,15 @@ class Positions:
             self._positions[topic] = Position(known.epoch, min(known.sequence, now.sequence))
 
     def forget(self, topic: str) -> None:
-        """Forgets a topic."""
-        self._positions.pop(topic, None)
+        """Forgets a topic, because its subscription has ended."""
+        position = self._positions.pop(topic, None)
+        if position is not None and (topic in self._left or len(self._left) < POSITIONS_MAX):
+            self._left[topic] = position
+
+    def take_left(self) -> dict[str, Position]:
+        """The positions of topics forgotten since the last call."""
+        left, self._left = self._left, {}
+        return left
 
     def copy(self) -> dict[str, Position]:
         """A copy of all positions."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from .actions import Outbox
 from .close_codes import ERROR_BAD_REQUEST, ERROR_TOO_LARGE
 from .connection import Connection
@@ -25,7 +27,8 @@ class Publishes:
         self._outbox = outbox
         self._timers = timers
         self._last_handle = 0
-        self._waiting: dict[int, Publish] = {}
+        # Not a dict: its first entry costs a pass over all that were removed before it.
+        self._waiting: OrderedDict[int, Publish] = OrderedDict()
         """By handle, oldest first. Their requests have no number yet."""
         self._queued = 0
         """Those that wait and have not been sent."""
@@ -41,6 +44,8 @@ class Publishes:
         """By handle of those that have been sent with a message id: until when that server knows it."""
         self._epoch = 0
         """Epoch of the server of the last connection."""
+        self._is_same_server = False
+        """Whether it is that of the connection before, and may know the message ids that were sent there."""
 
     def submit(self, deadline_ns: int) -> int:
         """Takes a publish until a deadline; returns its handle. The caller sends it, lets it wait, or fails it."""
@@ -49,19 +54,29 @@ class Publishes:
         return self._last_handle
 
     def wait(self, handle: int, publish: Publish) -> None:
-        """Keeps a publish that has not been sent for the next connection, within the bounds."""
+        """Keeps a publish that has not been sent until there is a connection with room for it, within the bounds."""
         queued_bytes = self._queued_bytes + len(publish.payload)
         if self._queued >= self._queued_max or queued_bytes > OFFLINE_QUEUE_BYTES_MAX:
-            self.fail(handle, Outcome.NOT_SENT, 0, "too many publishes wait for a connection")
+            self.fail(handle, Outcome.NOT_SENT, 0, "too many publishes wait to be sent")
             return
         self._queued += 1
         self._queued_bytes = queued_bytes
         self._waiting[handle] = publish
 
     def send(self, connection: Connection, handle: int, publish: Publish, now_ns: int) -> None:
-        """Sends a publish, if another one may be in flight and it fits into a message."""
+        """Sends a publish, if another one may be in flight and it fits into a message. It does not overtake those that wait."""
+        if self._waiting:
+            self.wait(handle, publish)
+        else:
+            self._send(connection, handle, publish, now_ns)
+
+    def _has_room(self, publish: Publish) -> bool:
+        """Whether another publish may be in flight."""
         kept_bytes = len(publish.payload) if publish.message_id else 0
-        if len(self._handles) >= UNACKNOWLEDGED_MAX or self._sent_bytes + kept_bytes > RETRIED_BYTES_MAX:
+        return len(self._handles) < UNACKNOWLEDGED_MAX and self._sent_bytes + kept_bytes <= RETRIED_BYTES_MAX
+
+    def _send(self, connection: Connection, handle: int, publish: Publish, now_ns: int) -> None:
+        if not self._has_room(publish):
             self.fail(handle, self._outcome(handle), 0, "too many publishes wait for their answers")
             return
         if publish.message_id and not connection.grants("message_ids"):
@@ -75,25 +90,45 @@ class Publishes:
             return
         if publish.message_id:
             self._sent[handle] = publish
-            self._sent_bytes += kept_bytes
+            self._sent_bytes += len(publish.payload)
             self._known_until_ns.setdefault(handle, now_ns + MESSAGE_ID_NS)
         self._handles[request] = handle
         self._requests[handle] = request
 
-    def send_waiting(self, connection: Connection, epoch: int, now_ns: int) -> None:
-        """Sends all that wait, to the server with this epoch. Fails those sent to another server, or too long ago."""
-        is_same, self._epoch = epoch == self._epoch, epoch
-        for handle, publish in self._take_waiting().items():
+    def handle_welcome(self, epoch: int) -> None:
+        """A server with this epoch has welcomed the client."""
+        self._is_same_server, self._epoch = epoch == self._epoch, epoch
+
+    def send_waiting(self, connection: Connection, now_ns: int) -> None:
+        """Sends those that wait, in order, as far as more may be in flight. Fails those sent to another server, or too long ago."""
+        while self._waiting:
+            handle, publish = next(iter(self._waiting.items()))
             known_until_ns = self._known_until_ns.get(handle)
-            if known_until_ns is None or (is_same and now_ns < known_until_ns):
-                self.send(connection, handle, publish, now_ns)
+            is_known = known_until_ns is None or (self._is_same_server and now_ns < known_until_ns)
+            # With none in flight no answer would make room.
+            if is_known and self._handles and not self._has_room(publish):
+                return
+            self._remove_waiting(handle)
+            if is_known:
+                self._send(connection, handle, publish, now_ns)
             else:
                 self.fail(handle, Outcome.UNKNOWN, 0, "the server does not know its message id any more")
 
-    def _take_waiting(self) -> dict[int, Publish]:
-        """Empties the queue."""
-        waiting, self._waiting, self._queued, self._queued_bytes = self._waiting, {}, 0, 0
-        return waiting
+    def _remove_waiting(self, handle: int) -> Publish | None:
+        """Removes a publish from the queue, if it waits there."""
+        publish = self._waiting.pop(handle, None)
+        if publish is not None and handle not in self._known_until_ns:
+            self._queued -= 1
+            self._queued_bytes -= len(publish.payload)
+        return publish
+
+    def withdraw(self, handle: int) -> None:
+        """The application does not want an answer any more: what waits is not sent, and what is in flight is not sent again."""
+        if self._remove_waiting(handle) is not None:
+            self._timers.cancel(("publish", handle))
+            self._known_until_ns.pop(handle, None)
+        elif (sent := self._sent.pop(handle, None)) is not None:
+            self._sent_bytes -= len(sent.payload)
 
     def fail(self, handle: int, outcome: Outcome, code: int, reason: str) -> None:
         """Reports that a publish has failed."""
@@ -123,12 +158,8 @@ class Publishes:
 
     def handle_timeout(self, handle: int) -> None:
         """A publish has waited for long enough."""
-        publish = self._waiting.pop(handle, None)
-        if publish is not None:
-            if handle not in self._known_until_ns:
-                self._queued -= 1
-                self._queued_bytes -= len(publish.payload)
-            self.fail(handle, self._outcome(handle), 0, "no connection in time")
+        if self._remove_waiting(handle) is not None:
+            self.fail(handle, self._outcome(handle), 0, "it could not be sent in time")
         elif (request := self._requests.get(handle)) is not None:
             self._answered(request)
             self.fail(handle, Outcome.UNKNOWN, 0, "no answer in time")
@@ -136,6 +167,7 @@ class Publishes:
     def handle_lost(self, code: int, reason: str, is_final: bool) -> None:
         """The connection is lost: nobody knows what became of those in flight. If it is final, the others are not sent either."""
         in_flight, sent, self._sent, self._sent_bytes = list(self._requests), self._sent, {}, 0
+        resent: OrderedDict[int, Publish] = OrderedDict()
         self._handles.clear()
         self._requests.clear()
         for handle in in_flight:
@@ -144,9 +176,11 @@ class Publishes:
                 self.fail(handle, Outcome.UNKNOWN, code, reason)
             else:
                 # It was within the bounds of those in flight, so it will be again.
-                self._waiting[handle] = publish
+                resent[handle] = publish
+        self._waiting = resent | self._waiting
         if is_final:
-            for handle in self._take_waiting():
+            for handle in list(self._waiting):
+                self._remove_waiting(handle)
                 self.fail(handle, self._outcome(handle), code, reason)
 
     def _answered(self, request: int) -> int | None:

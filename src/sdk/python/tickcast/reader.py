@@ -21,7 +21,7 @@ class Reader(Generic[E]):
     With `events_max` events it is full, and the client stops reading its socket: the server then sees a slow client, and applies
     the subscription's policy. But while the application awaits an answer of the server, the client must read on. A reader with
     twice `events_max` then drops its oldest tick, and yields a `Gap` in its place: before the topic's next event, or when no other
-    event waits.
+    event waits. The same holds for a reader whose loop was left: nobody may come back, so the client does not wait for it.
     """
 
     def __init__(self, types: tuple[type, ...], events_max: int, on_room: Callable[[], None]) -> None:
@@ -40,6 +40,10 @@ class Reader(Generic[E]):
         self._error: Exception | None = None
         self.has_ended = False
         """Whether no more events follow those that wait."""
+        self._loops = 0
+        """Iterators of loops over it."""
+        self._is_left = False
+        """Whether there was a loop, and there is none now."""
         self._current: E | None = None
         self._unread: dict[str, int] = {}
         """Events by topic that the application has not finished."""
@@ -49,7 +53,20 @@ class Reader(Generic[E]):
     @property
     def is_full(self) -> bool:
         """Whether the client should stop reading."""
-        return len(self._events) >= self._events_max and not self.has_ended
+        return len(self._events) >= self._events_max and not self.has_ended and not self._is_left
+
+    def handle_loop(self) -> None:
+        """A loop over it begins."""
+        self._loops += 1
+        self._is_left = False
+
+    def handle_left(self) -> None:
+        """A loop over it was left, or has ended."""
+        was_full = self.is_full
+        self._loops -= 1
+        self._is_left = self._loops == 0
+        if was_full and not self.is_full:
+            self._on_room()
 
     def __len__(self) -> int:
         """Events that wait."""
@@ -161,11 +178,11 @@ class Reader(Generic[E]):
 
 
 class Iteration(Generic[E]):
-    """An async iterator over a reader of its own, which ends with it: when it is deleted, nothing waits for it any more."""
+    """An async iterator over a reader, which learns when it is deleted: as that of `async for` is when the loop is left."""
 
-    def __init__(self, reader: Reader[E], detach: Callable[[Reader[E]], None]) -> None:
+    def __init__(self, reader: Reader[E], on_deleted: Callable[[Reader[E]], None]) -> None:
         self._reader = reader
-        self._detach = detach
+        self._on_deleted = on_deleted
 
     def __aiter__(self) -> Iteration[E]:
         return self
@@ -174,4 +191,4 @@ class Iteration(Generic[E]):
         return await self._reader.__anext__()
 
     def __del__(self) -> None:
-        self._detach(self._reader)
+        self._on_deleted(self._reader)

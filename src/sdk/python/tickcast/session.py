@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 
 from .actions import Action, Dial, HangUp, Outbox, Save
 from .backoff import Backoff
+from .checks import check_message_id, check_name, checked_positions
 from .close_codes import (
     CLOSE_CUT,
     CLOSE_NORMAL,
@@ -133,6 +134,10 @@ class Session:
         """A copy of all positions, as of the events so far."""
         return self._positions.copy()
 
+    def take_left_positions(self) -> dict[str, Position]:
+        """The positions forgotten since the last call, because the subscriptions of their topics have ended."""
+        return self._positions.take_left()
+
     def load_positions(self, positions: Mapping[str, Position]) -> None:
         """Adds positions that an earlier client saved, of topics without one: subscriptions made from now on resume there."""
         for topic, position in positions.items():
@@ -162,13 +167,14 @@ class Session:
     ) -> None:
         """Subscribes to a pattern on this and every later connection.
 
-        Raises `RequestError` if the pattern has a subscription already, or if there are too many.
+        Raises `RequestError` if the pattern has a subscription already, if there are too many, or for an invalid pattern or position.
         """
+        check_name(pattern)
+        positions = checked_positions(since) if isinstance(since, Mapping) else {}
         record = SubscriptionRecord(pattern, since, policy, max_rate, self._random)
         self._subscriptions.add(record)
-        if isinstance(since, Mapping):
-            # A position that this client has reached itself is newer.
-            self.load_positions(since)
+        # A position that this client has reached itself is newer.
+        self.load_positions(positions)
         self._set_subscription(record, SubscriptionState.SUBSCRIBING, 0, "")
         if self.connection is not None:
             self._send_subscription(self.connection, record, self._subscriptions.positions_of(record, self._positions))
@@ -210,8 +216,11 @@ class Session:
         """Publishes a tick, at once or on the next connection; returns its handle.
 
         Exactly one event with that handle follows, `Published` or `PublishFailed`; at once if it cannot be sent. With a message id, a
-        publish whose answer was lost is sent again on the next connection to the same server, which publishes it once.
+        publish whose answer was lost is sent again on the next connection to the same server, which publishes it once. Raises
+        `RequestError` for an invalid topic or message id.
         """
+        check_name(topic)
+        check_message_id(message_id)
         publish = Publish(0, topic, payload, is_json, time_ns, schema, key, message_id)
         handle = self._publishes.submit(now_ns + round(timeout_ms * MS_NS))
         if self._state is ClientState.DISCONNECTED:
@@ -221,6 +230,10 @@ class Session:
         else:
             self._publishes.wait(handle, publish)
         return handle
+
+    def withdraw(self, handle: int) -> None:
+        """Gives up a publish: one that waits is not sent, and no event follows. One in flight is not sent again."""
+        self._publishes.withdraw(handle)
 
     def set_token(self, token: str) -> None:
         """Replaces the token, on the open connection too."""
@@ -298,7 +311,9 @@ class Session:
             self._dial(now_ns)
 
     def handle_token_failed(self, reason: str, now_ns: int) -> None:
-        """The application has no token."""
+        """The application has no token. Means nothing if it was not asked, or has not answered in time."""
+        if not self._tokens.is_asking:
+            return
         if self._state is ClientState.DISCONNECTED:
             self._tokens.handle_unwanted()
             return
@@ -317,10 +332,13 @@ class Session:
                     self._ping_due(at_ns, now_ns)
                 case "token":
                     self._token_due(now_ns)
+                case "token answer":
+                    self.handle_token_failed("get_token has not answered in time", now_ns)
                 case "save":
                     self._save()
                 case ("publish", int(handle)):
                     self._publishes.handle_timeout(handle)
+                    self._send_waiting(now_ns)
                 case ("subscribe", str(pattern)):
                     self._subscribe_again(pattern)
 
@@ -346,6 +364,7 @@ class Session:
                 self._delivery.handle(message)
             case PublishedMessage():
                 self._publishes.handle_published(message)
+                self._send_waiting(now_ns)
             case Pong(token=token):
                 latency = connection.handle_pong(token, now_ns)
                 if latency is not None:
@@ -365,7 +384,7 @@ class Session:
                 connection.pending.pop(request, None)
                 self._tokens.handle_expires(expires_in_s, now_ns)
                 if request == 0:
-                    self._tokens.refresh()
+                    self._tokens.refresh(now_ns)
             case SourceChanged():
                 self._outbox.emit(message)
 
@@ -381,7 +400,13 @@ class Session:
             self._refresh()
         for record, positions in self._subscriptions.to_resume(self._positions):
             self._send_subscription(connection, record, positions)
-        self._publishes.send_waiting(connection, welcome.epoch, now_ns)
+        self._publishes.handle_welcome(welcome.epoch)
+        self._send_waiting(now_ns)
+
+    def _send_waiting(self, now_ns: int) -> None:
+        """Sends publishes that wait, as far as more may be in flight."""
+        if self.connection is not None:
+            self._publishes.send_waiting(self.connection, now_ns)
 
     def _acknowledged(self, pending: Pending | None) -> None:
         """A subscription or an update of one is live. The record of one that has ended since is not in use any more."""
@@ -404,6 +429,7 @@ class Session:
 
     def _refused(self, connection: Connection, error: ErrorMessage, now_ns: int) -> None:
         if self._publishes.handle_refused(error):
+            self._send_waiting(now_ns)
             return
         match connection.pending.pop(error.request, None):
             case ("subscribe", record):
@@ -411,12 +437,15 @@ class Session:
                     return
                 if error.code == ERROR_RATE_LIMITED:
                     record.is_sent = False
+                    self._delivery.handle_refused(record)
                     retry_in_ms = record.backoff.next_ms()
                     self._timers.set(("subscribe", record.pattern), now_ns + retry_in_ms * MS_NS)
                     state = SubscriptionState.SUBSCRIBING
                     self._set_subscription(record, state, error.code, error.text, retry_in_ms)
                 else:
                     self._end_subscription(record, error.code, error.text)
+            case ("update", record, _) if not record.is_sent:
+                pass  # Its subscription was refused before, for its rate: the next attempt carries the change.
             case ("update", record, delivery):
                 if (record.policy, record.max_rate) == delivery:
                     record.policy, record.max_rate = record.confirmed
@@ -440,21 +469,11 @@ class Session:
         self, connection: Connection, record: SubscriptionRecord, positions: Mapping[str, Position]
     ) -> None:
         """Sends a subscription that resumes from these positions."""
-        is_new = not positions and not record.acknowledged
-        start: Start = positions
-        if is_new:
-            start = {} if isinstance(record.since, Mapping) else record.since
-        elif record.conflates:
-            start = "latest"
+        start = record.start(positions)
         if not connection.subscribe(record, start):
             start = "latest"
             connection.subscribe(record, start)
-        topics = self._delivery.topics
-        for topic, position in positions.items():
-            if start == "latest":
-                topics.expect_snapshot(topic, position, is_gap=not record.conflates)
-            else:
-                topics.request(topic, position)
+        self._delivery.handle_sent(record, positions, has_snapshot=start == "latest")
 
     def _subscribe_again(self, pattern: str) -> None:
         record = self._subscriptions.get(pattern)
@@ -494,7 +513,7 @@ class Session:
 
     def _token_due(self, now_ns: int) -> None:
         if self.connection is not None:
-            self._tokens.refresh()
+            self._tokens.refresh(now_ns)
         elif self._is_waiting_for_token:
             self._dial(now_ns)
 

@@ -29,8 +29,9 @@ V = TypeVar("V", bound=SubscriptionEvent)
 class Subscription:
     """One subscription: `async for tick in subscription`, or its events, callbacks and views.
 
-    From the first tick on, ticks wait for `async for`; a loop that was left continues with the next one. If the application
-    reads the subscription only by `events`, `listen` or views, no ticks wait.
+    From the first tick on, ticks wait for `async for`; a loop that was left continues with the next one. Until then up to twice
+    `events_max` ticks wait, and older ones are dropped and counted in `lost`: the client does not stop for a loop that may not come
+    back. If the application reads the subscription only by `events`, `listen` or views, no ticks wait.
     """
 
     def __init__(self, client: Client, pattern: str, events_max: int) -> None:
@@ -127,11 +128,13 @@ class Subscription:
         """An iterator over the events of these types from now on, such as `events(Tick, Gap)`; without types over all.
 
         `events_max`: how many may wait before the client stops reading its socket; see `Reader`. Events wait until the iterator is
-        deleted, as that of `async for event in subscription.events()` is when the loop is left.
+        deleted, as that of `async for event in subscription.events()` is when the loop is left. If the subscription or the client has
+        ended, the iterator ends, with the error of that end.
         """
         self._drop_unread()
         reader: Reader[Any] = self._reader(types, events_max or self._events_max)
         self._readers.append(reader)
+        self._end_if_over(reader)
         return Iteration(reader, self._detach)
 
     def listen(self, callback: Callable[[SubscriptionEvent], None]) -> Callable[[], None]:
@@ -140,23 +143,36 @@ class Subscription:
         It must not block. An exception in it is logged.
         """
         self._drop_unread()
-        self._callbacks.append(callback)
-        return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
+        # Always another list: a callback may stop itself, or add one, while the list is run through.
+        self._callbacks = [*self._callbacks, callback]
+
+        def stop() -> None:
+            if callback in self._callbacks:
+                at = self._callbacks.index(callback)
+                self._callbacks = [*self._callbacks[:at], *self._callbacks[at + 1 :]]
+
+        return stop
 
     def keyed_view(self, entries_max: int = VIEW_ENTRIES_MAX) -> KeyedView:
-        """A view of the last value of each topic and key, kept up to date. Subscribe with `since="latest"` for those from before."""
+        """A view of the last value of each topic and key, kept up to date until it is closed or the subscription ends.
+
+        Subscribe with `since="latest"` for the values from before.
+        """
         view = KeyedView(entries_max)
-        self.listen(view.handle)
+        view._stop = self.listen(view.handle)
         return view
 
     def book_view(self) -> BookView:
-        """A view of order books, kept up to date: see `BookView` for the payloads."""
+        """A view of order books, kept up to date until it is closed or the subscription ends: see `BookView` for the payloads."""
         view = BookView()
-        self.listen(view.handle)
+        view._stop = self.listen(view.handle)
         return view
 
     def __aiter__(self) -> AsyncIterator[Tick]:
-        """The ticks. What was lost is counted in `lost`; `events(Tick, Gap)` has it in order."""
+        """The ticks. What was lost is counted in `lost`; `events(Tick, Gap)` has it in order.
+
+        Raises the error of a subscription or client that has ended, once the ticks from before are read.
+        """
         if self._own is not None and self._own.has_ended and not len(self._own) and self._is_alive:
             # The client was closed, and has connected again.
             self._detach(self._own)
@@ -164,10 +180,10 @@ class Subscription:
         if self._own is None:
             self._own = self._reader((Tick,), self._events_max)
             self._readers.append(self._own)
-            if self.state is SubscriptionState.UNSUBSCRIBED:
-                self._own.end(self._end_error())
+        self._end_if_over(self._own)
         self._is_own_read = True
-        return self._own
+        self._own.handle_loop()
+        return Iteration(self._own, Reader.handle_left)
 
     async def __aenter__(self) -> Subscription:
         return self
@@ -204,6 +220,13 @@ class Subscription:
 
     def _end_error(self) -> RefusedError | None:
         return RefusedError(self.code, self.reason) if self.code else None
+
+    def _end_if_over(self, reader: Reader[Any]) -> None:
+        """Ends a reader that was made when nothing could follow any more."""
+        if self.state is SubscriptionState.UNSUBSCRIBED:
+            reader.end(self._end_error())
+        elif self._client._has_ended:
+            reader.end(self._client._end_error)
 
     def _end(self, error: Exception | None) -> None:
         self._changed.set()

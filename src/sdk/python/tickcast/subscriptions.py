@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from .backoff import Backoff
 from .errors import RequestError
@@ -30,6 +30,7 @@ class SubscriptionRecord:
         "state",
         "acknowledged",
         "is_sent",
+        "request",
         "backoff",
     )
 
@@ -53,6 +54,8 @@ class SubscriptionRecord:
         """Whether any connection has acknowledged it."""
         self.is_sent = False
         """Whether it was sent on this connection."""
+        self.request = 0
+        """The number of the request that sent it last."""
         self.backoff = Backoff(random)
         """Delays after the server limited its rate."""
 
@@ -61,6 +64,12 @@ class SubscriptionRecord:
         """Whether it receives the last values rather than all ticks, and so starts with them after a lost connection."""
         is_thinned = self.policy == "conflate" or self.max_rate is not None
         return is_thinned and self.since in ("live", "latest")
+
+    def start(self, positions: Mapping[str, Position]) -> Start:
+        """Where it starts on a connection, if it resumes from these positions."""
+        if not positions and not self.acknowledged:
+            return {} if isinstance(self.since, Mapping) else self.since
+        return "latest" if self.conflates else positions
 
 
 class Subscriptions:
@@ -135,6 +144,16 @@ class Subscriptions:
             for topic, position in _matched(record, positions).items()
             if not any(each.is_sent for each in self._finder.all(topic))
         }
+
+
+    def left_by(self, record: SubscriptionRecord, positions: Positions) -> dict[str, Position]:
+        """The positions that a subscription carried which was refused, in topics that others receive which were sent after it."""
+        left = {}
+        for topic, position in _matched(record, positions).items():
+            requests = [each.request for each in self._finder.all(topic) if each.is_sent]
+            if requests and min(requests) > record.request:
+                left[topic] = position
+        return left
 
 
 def _matched(record: SubscriptionRecord, positions: Positions) -> dict[str, Position]:

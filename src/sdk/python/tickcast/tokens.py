@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 from .actions import AskToken, Outbox
 from .backoff import Backoff
+from .limits import TOKEN_TIMEOUT_MS
 from .timers import Timers
 
+_MS_NS = 1_000_000
 _TIMER = "token"
+"""Asks for a token."""
+_ANSWER_TIMER = "token answer"
+"""Gives up waiting for the application's answer."""
 # The part of a token's time after which it is replaced, in quarters.
 _QUARTERS = 3
 
@@ -16,7 +21,7 @@ _QUARTERS = 3
 class Tokens:
     """The token, when to replace it, and whether the application has been asked.
 
-    Invariant: the application is asked for at most one token at a time.
+    Invariant: the application is asked for at most one token at a time, and there is a timer until it answers.
     """
 
     def __init__(
@@ -40,6 +45,11 @@ class Tokens:
         """Whether the application gives tokens."""
         return self._is_asked
 
+    @property
+    def is_asking(self) -> bool:
+        """Whether the application has been asked and has not answered."""
+        return self._asking
+
     def ready(self, now_ns: int) -> bool:
         """Whether there is a token for a new connection, or none is needed. If not, asks for one."""
         if not self._is_asked:
@@ -47,34 +57,39 @@ class Tokens:
         is_due = self._due_ns is not None and now_ns >= self._due_ns
         if self.token is not None and not is_due and not self._is_rejected:
             return True
-        self._ask(is_connected=False)
+        self._ask(now_ns, is_connected=False)
         return False
 
-    def _ask(self, is_connected: bool) -> None:
+    def _ask(self, now_ns: int, is_connected: bool) -> None:
         self._timers.cancel(_TIMER)
         if not self._asking:
             self._asking = True
+            self._timers.set(_ANSWER_TIMER, now_ns + TOKEN_TIMEOUT_MS * _MS_NS)
             self._outbox.act(AskToken("refresh" if is_connected else "connect"))
 
-    def refresh(self) -> None:
+    def refresh(self, now_ns: int) -> None:
         """Asks for a new token on an open connection, if the application gives tokens."""
         if self._is_asked:
-            self._ask(is_connected=True)
+            self._ask(now_ns, is_connected=True)
+
+    def _answered(self) -> None:
+        self._asking = False
+        self._timers.cancel(_ANSWER_TIMER)
 
     def handle_token(self, token: str) -> None:
         """Takes a token: from the application, asked or not."""
         self._backoff.reset()
         self.token = token
-        self._asking = False
+        self._answered()
         self._due_ns = None
         self._is_rejected = False
         self._timers.cancel(_TIMER)
 
     def handle_failed(self, now_ns: int) -> int:
         """The application has none, or the server could not take it; returns the delay before asking again, in milliseconds."""
-        self._asking = False
+        self._answered()
         delay_ms = self._backoff.next_ms()
-        self._timers.set(_TIMER, now_ns + delay_ms * 1_000_000)
+        self._timers.set(_TIMER, now_ns + delay_ms * _MS_NS)
         return delay_ms
 
     def use(self) -> str | None:
@@ -102,7 +117,7 @@ class Tokens:
 
     def handle_unwanted(self) -> None:
         """The application has answered, but the client does not connect any more."""
-        self._asking = False
+        self._answered()
 
     def handle_lost(self) -> None:
         """The connection is lost: `ready` decides before the next one."""

@@ -24,7 +24,7 @@ class Topic:
     Invariant: `open_range` exists only until the first message of the topic that does not belong to a snapshot.
     """
 
-    __slots__ = ("name", "topic_id", "epoch", "next_sequence", "open_range", "missed")
+    __slots__ = ("name", "topic_id", "epoch", "next_sequence", "open_range", "missed", "repeated_to")
 
     def __init__(self, name: str, topic_id: int, epoch: int) -> None:
         self.name = name
@@ -36,6 +36,8 @@ class Topic:
         """The position was not recovered: the ticks from here to the next one are skipped."""
         self.missed = 0
         """Ticks missed before an announcement, reported with the next tick."""
+        self.repeated_to = 0
+        """The server repeats ticks up to this sequence, which the client has had: it did not take the position."""
 
     def advance(self, tick: Tick) -> OpenRange | None:
         """Counts the next tick, and fills in what is known of it here. Returns a skipped range that ends before it."""
@@ -93,16 +95,27 @@ class Topics:
         """Answers about topics that are not announced yet."""
         self._expected: dict[str, tuple[Position, bool]] = {}
         """Positions not sent, because their subscription starts with the last values; and whether ticks are lost by that."""
+        self._left: dict[str, Position] = {}
+        """Positions that the server has not taken with their subscription, of topics that another subscription receives."""
 
     def request(self, topic: str, position: Position) -> None:
         """Records a position that the server will answer."""
         if len(self._requested) < TOPICS_MAX:
             self._requested[topic] = position
+            self._left.pop(topic, None)
 
     def expect_snapshot(self, topic: str, position: Position, is_gap: bool) -> None:
         """Records a position that is not sent: the ticks after it, up to the snapshot, are conflated or lost."""
         if len(self._expected) < TOPICS_MAX:
             self._expected[topic] = (position, is_gap)
+            self._left.pop(topic, None)
+
+    def leave(self, topic: str, position: Position) -> None:
+        """Records a position whose subscription was refused, while another one receives the topic from where it happens to start."""
+        self._requested.pop(topic, None)
+        self._expected.pop(topic, None)
+        if len(self._left) < TOPICS_MAX:
+            self._left[topic] = position
 
     def announce(self, announced: TopicAnnounced) -> RecoveredMessage | None:
         """Handles a topic's announcement. With another epoch the topic starts over.
@@ -123,7 +136,13 @@ class Topics:
         self._by_name[topic.name] = self._by_id[topic.topic_id] = topic
         if (answered := self._answers.pop(topic.name, None)) is not None:
             topic.apply(*answered)
-        expected = self._expected.pop(topic.name, None)
+        left, expected = self._left.pop(topic.name, None), self._expected.pop(topic.name, None)
+        if left is not None and left.epoch == topic.epoch:
+            topic.repeated_to = left.sequence
+            topic.open_range = OpenRange(True, left.sequence + 1)
+            return None
+        if left is not None:
+            expected = (left, True)
         if expected is None:
             return None
         position, is_gap = expected
@@ -157,4 +176,4 @@ class Topics:
     def interrupt(self) -> None:
         """After a subscription ended, any topic may have paused, and only the server knows which."""
         for topic in self._by_name.values():
-            topic.next_sequence, topic.open_range, topic.missed = 0, None, 0
+            topic.next_sequence, topic.open_range, topic.missed, topic.repeated_to = 0, None, 0, 0

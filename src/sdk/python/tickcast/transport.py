@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
-from .close_codes import CLOSE_CUT, NOT_ADMITTED
+from .close_codes import CLOSE_CUT, NOT_ADMITTED, REFUSED_HANDSHAKES
 
 # Wait for the closing handshake. tickcast waits a second for its part of it.
 _CLOSE_TIMEOUT_S = 1.0
@@ -78,13 +78,21 @@ class Transport:
 
     async def _run(self) -> None:
         try:
+            await self._connect()
+        except Exception as error:
+            # Not one of the network's: without its end, the session would wait for ever.
+            self._closed(CLOSE_CUT, f"the client has failed: {error or type(error).__name__}")
+            raise
+
+    async def _connect(self) -> None:
+        try:
             socket = await self._open()
         except InvalidStatus as refusal:
             status = refusal.response.status_code
-            is_busy = status in (429, 503)
-            after = refusal.response.headers.get("Retry-After", "") if is_busy else ""
+            code = REFUSED_HANDSHAKES.get(status, CLOSE_CUT)
+            after = refusal.response.headers.get("Retry-After", "") if code == NOT_ADMITTED else ""
             after_ms = int(after) * 1_000 if after.isascii() and after.isdigit() and len(after) < 10 else 0
-            self._closed(NOT_ADMITTED if is_busy else CLOSE_CUT, f"the server answered with status {status}", after_ms)
+            self._closed(code, f"the server answered with status {status}", after_ms)
             return
         except (OSError, WebSocketException, EOFError, TimeoutError, asyncio.TimeoutError) as error:
             self._closed(CLOSE_CUT, f"cannot connect to {self._url}: {error or type(error).__name__}")
@@ -100,7 +108,7 @@ class Transport:
             ssl=self._options.ssl,
             user_agent_header=self._options.user_agent,
             max_size=self._options.message_bytes_max,
-            # The server selects no extension, and the session has its own pings and time-outs.
+            # Offers no compression, so the server selects none. The session has its own pings and time-outs.
             compression=None,
             ping_interval=None,
             open_timeout=None,
