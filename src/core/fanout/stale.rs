@@ -181,7 +181,7 @@ impl Fanout {
         told
     }
 
-    /// The next life of a topic begins without a mark: subscribers who know that the last one was stale get the news that it is back.
+    /// Clears the mark for a topic's next life: subscribers that got the mark of the last life get its end.
     pub(super) fn end_mark_of_last_life(&mut self, last: TopicId, id: TopicId) {
         let stale = topic_ref(&self.topics, last, self.shards).and_then(|topic| topic.stale.as_deref());
         let Some(told) = stale.map(|stale| stale.told).filter(|told| told.is_stale) else { return };

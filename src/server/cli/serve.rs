@@ -154,7 +154,7 @@ pub struct ServerOptions {
     /// Serve other machines without authentication: anyone may use every topic and the admin listener
     #[arg(long)]
     pub allow_anonymous: bool,
-    /// Name of this server among several that serve the same topics: clients, log and metrics have it [env: TICKCAST_NODE]
+    /// Name of this server among several that serve the same topics; shown to clients, in the log and in metrics [env: TICKCAST_NODE]
     #[arg(long, env = "TICKCAST_NODE", hide_env = true, value_name = "NAME")]
     pub node: Option<String>,
     /// Addresses of all these servers, as clients connect to them; a client that loses this one tries the others;
@@ -199,7 +199,7 @@ pub struct LimitOptions {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub publish_rate: u32,
     /// Ticks per second that the sessions of one IPv4 address or IPv6 /64 network may publish on each shard; 0: no limit;
-    /// limits per source are not for --unlimited-sources
+    /// does not apply to --unlimited-sources
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub publish_rate_per_source: u32,
     /// Bytes per second (topics and payloads) that one session may publish; 0: no limit
@@ -317,7 +317,7 @@ pub struct DeliveryOptions {
     /// Remember the message ids of publishes for this time, and drop ticks published again with the same id; at least 90s, or 0: refuse message ids
     #[arg(long, value_name = "TIME", default_value_t = Time::from_ms(limits::MESSAGE_ID_WINDOW_NS_DEFAULT / 1_000_000))]
     pub message_id_window: Time,
-    /// Memory for message ids, all publishers together; beyond it, who has the most loses the oldest
+    /// Memory for message ids, all publishers together; beyond it, the publisher with the most ids loses its oldest
     #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::MESSAGE_IDS_BYTES_MAX_DEFAULT))]
     pub message_ids_memory: Size,
     /// Compress messages for WebSocket clients that accept it: on or off; off for topics with secrets: account.>=off; repeatable [default: off]

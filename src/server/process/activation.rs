@@ -138,7 +138,7 @@ impl Passed {
             }
         }
         if kind == Kind::Admin && self.sockets.iter().any(|(has, _)| *has == kind) {
-            return refuse("passed twice; its unit may have one ListenStream= only");
+            return refuse("the service manager passed it twice; give its unit a single ListenStream=");
         }
         self.sockets.push((kind, socket));
         Ok(())
