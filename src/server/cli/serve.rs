@@ -205,26 +205,26 @@ pub struct LimitOptions {
     /// Bytes per second (topics and payloads) that one session may publish; 0: no limit
     #[arg(long, value_name = "SIZE", default_value_t = Size::new(0))]
     pub publish_bandwidth: Size,
-    /// Bytes per second that the sessions of one source may publish on each shard; 0: no limit
+    /// Bytes per second that the sessions of one address may publish on each shard; 0: no limit
     #[arg(long, value_name = "SIZE", default_value_t = Size::new(0))]
     pub publish_bandwidth_per_source: Size,
     /// Patterns per second that one session may subscribe to or change, after a burst of four times
     /// --subscriptions-per-session-max; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIBE_RATE_DEFAULT)]
     pub subscribe_rate: u32,
-    /// The same for the sessions of one source on each shard, after a burst of ten seconds; 0: no limit
+    /// The same for the sessions of one address on each shard, after a burst of ten seconds; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIBE_RATE_PER_SOURCE_DEFAULT)]
     pub subscribe_rate_per_source: u32,
     /// Patterns per second that one session may ask for the history of, after the burst of --subscribe-rate; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::HISTORY_RATE_DEFAULT)]
     pub history_rate: u32,
-    /// The same for the sessions of one source on each shard, after a burst of ten seconds; 0: no limit
+    /// The same for the sessions of one address on each shard, after a burst of ten seconds; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::HISTORY_RATE_PER_SOURCE_DEFAULT)]
     pub history_rate_per_source: u32,
     /// Patterns per second that one session may ask for the last values of, after the burst of --subscribe-rate; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::HISTORY_RATE_DEFAULT)]
     pub last_values_rate: u32,
-    /// The same for the sessions of one source on each shard, after a burst of ten seconds; 0: no limit
+    /// The same for the sessions of one address on each shard, after a burst of ten seconds; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::HISTORY_RATE_PER_SOURCE_DEFAULT)]
     pub last_values_rate_per_source: u32,
     /// Subscriptions of one session
@@ -236,7 +236,7 @@ pub struct LimitOptions {
     /// Text of the patterns of one session [default: 128 bytes for each of --subscriptions-per-session-max]
     #[arg(long, value_name = "SIZE")]
     pub patterns_per_session_size: Option<Size>,
-    /// Memory for the patterns that the sessions of one source have brought; 0: no limit [default: half of --patterns-memory]
+    /// Memory for the patterns that the sessions of one address have brought; 0: no limit [default: half of --patterns-memory]
     #[arg(long, value_name = "SIZE")]
     pub patterns_per_source_memory: Option<Size>,
     /// Topics of the server
