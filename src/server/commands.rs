@@ -51,7 +51,10 @@ impl ServerArgs {
         let client = self.client.clone().unwrap_or_default();
         let (token, token_file) = (token_variable(self.token_file.is_none())?, self.token_file.clone());
         if (token.is_some() || token_file.is_some()) && !address.is_tls && !is_local(&address.host) {
-            ::log::warn!("{}: sends the token without TLS: anyone on the network path can read it", self.server);
+            ::log::warn!(
+                "{}: sends the token without TLS: anyone on the network path can read it",
+                self.server
+            );
         }
         let tls = self.tls.options();
         let options = ConnectOptions { client, token, token_file, tls, ..address.connect_options() };

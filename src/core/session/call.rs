@@ -342,7 +342,9 @@ impl Read {
             let head = std::mem::take(&mut self.head);
             self.push_item(&head);
         }
-        let Some(topic) = &self.open else { return };
+        let Some(topic) = &self.open else {
+            return debug_assert!(false, "a tick follows its topic");
+        };
         if self.out.last() != Some(&b'[') {
             self.out.push(b',');
         }
