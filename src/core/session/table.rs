@@ -185,9 +185,7 @@ impl Sessions {
 
     /// Updates the byte count of a session's unfinished message.
     pub fn count_unfinished(&mut self, slot: SlotId) {
-        let Some(session) = occupant(&mut self.slots, slot) else {
-            return debug_assert!(false, "no session there");
-        };
+        let Some(session) = in_slot(&mut self.slots, slot) else { return debug_assert!(false, "no session") };
         let held = u32::try_from(session.held_unfinished_bytes()).unwrap_or(u32::MAX);
         self.unfinished_bytes -= std::mem::replace(&mut session.unfinished_bytes, held) as usize;
         self.unfinished_bytes += held as usize;
@@ -216,7 +214,7 @@ impl Sessions {
     /// Offers shared frames to an open session that is not behind.
     #[inline]
     pub fn offer(&mut self, slot: SlotId, log: &EgressLog, range: Range) -> Offered {
-        match occupant(&mut self.slots, slot) {
+        match in_slot(&mut self.slots, slot) {
             Some(session) if session.ending.is_none() => {
                 if session.is_behind() {
                     return Offered::Behind;
@@ -244,7 +242,7 @@ impl Sessions {
         log: &EgressLog,
         range: Range,
     ) -> Offered {
-        match occupant(&mut self.slots, slot) {
+        match in_slot(&mut self.slots, slot) {
             Some(session) if session.ending.is_none() && !session.memberships.contains(topic) => {
                 if let Some(number) = number
                     && std::mem::replace(&mut session.tick_offered, number) == number
@@ -276,7 +274,7 @@ impl Sessions {
     /// Queues shared frames to an open session, behind or not. If the session then exceeds its bounds, [`Sessions::pop_over`]
     /// returns it.
     pub fn push_range(&mut self, slot: SlotId, log: &EgressLog, range: Range) {
-        if let Some(session) = occupant(&mut self.slots, slot)
+        if let Some(session) = in_slot(&mut self.slots, slot)
             && session.ending.is_none()
         {
             self.queues.push_range(session, slot, log, range);
@@ -294,7 +292,7 @@ impl Sessions {
         self.with_outbox(slot, |session| {
             is_over = session.ending.is_none() && !session.push_private(content.into(), write);
         });
-        if is_over && let Some(session) = occupant(&mut self.slots, slot) {
+        if is_over && let Some(session) = in_slot(&mut self.slots, slot) {
             self.queues.note_over(session, slot);
         }
     }
@@ -389,16 +387,14 @@ impl Sessions {
 
     /// Queues an idle session that has work.
     pub fn make_ready(&mut self, slot: SlotId) {
-        if let Some(session) = occupant(&mut self.slots, slot) {
+        if let Some(session) = in_slot(&mut self.slots, slot) {
             self.queues.make_ready(session, slot);
         }
     }
 
     /// Changes a session's outbox, and keeps the queues and counts consistent.
     pub fn with_outbox(&mut self, slot: SlotId, change: impl FnOnce(&mut Session)) {
-        let Some(session) = occupant(&mut self.slots, slot) else {
-            return debug_assert!(false, "no session there");
-        };
+        let Some(session) = in_slot(&mut self.slots, slot) else { return debug_assert!(false, "no session") };
         self.queues.waiting -= usize::from(session.outbox_bytes() > 0);
         let had_replies = session.outbox.reply_bytes() > 0;
         change(session);
@@ -444,7 +440,7 @@ impl Sessions {
     /// it is ending, lags, or had its bounds raised. Most sessions have none of these, so one check here replaces three.
     #[inline]
     pub fn end_send(&mut self, slot: SlotId) -> bool {
-        let Some(session) = occupant(&mut self.slots, slot) else { return false };
+        let Some(session) = in_slot(&mut self.slots, slot) else { return false };
         if session.is_sending() {
             session.send_state = SendState::Idle;
         }
@@ -485,7 +481,7 @@ impl Sessions {
         while let Some(slot) =
             if URGENT { self.queues.urgent.pop_front() } else { self.queues.ready.pop_front() }
         {
-            let Some(session) = occupant(&mut self.slots, slot) else { continue };
+            let Some(session) = in_slot(&mut self.slots, slot) else { continue };
             match session.send_state {
                 // It has fallen behind since it was queued.
                 SendState::Ready if session.lag.is_some() && session.has_work() => {
@@ -599,6 +595,6 @@ impl Sessions {
 
 /// The session in a slot, while the table's other fields stay free to change.
 #[inline]
-fn occupant(slots: &mut [Option<Box<Session>>], slot: SlotId) -> Option<&mut Session> {
+fn in_slot(slots: &mut [Option<Box<Session>>], slot: SlotId) -> Option<&mut Session> {
     slots.get_mut(slot.index())?.as_deref_mut()
 }
