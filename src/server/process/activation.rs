@@ -329,6 +329,6 @@ mod tests {
         let connected = TcpStream::connect(to.local_addr().unwrap()).unwrap();
         assert!(refusal(&mut passed, "tcp", connected).contains("Accept=no"));
         passed.add("admin", listener().into()).unwrap();
-        assert!(refusal(&mut passed, "admin", listener()).contains("one ListenStream="));
+        assert!(refusal(&mut passed, "admin", listener()).contains("single ListenStream="));
     }
 }
