@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the commands and snippets of README.md against a real server, as a reader would.
+"""Runs the commands and snippets of README.md, and the examples of the Rust client, against a real server, as a reader would.
 
     scripts/readme.py [BIN_DIR]          BIN_DIR: folder with the built programs, target/debug by default
 
@@ -141,6 +141,24 @@ def snippet(language, body, server, folder):
     print(f"ok: the {language} snippet")
 
 
+def examples(server):
+    """Runs the examples of the Rust client."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")).resolve()
+    names = ("publish", "subscribe", "recover")
+    # No deadline: compiling may take long.
+    words = ["cargo", "build", "--quiet", "--locked", "--package", "tickcast-client", "--target-dir", target]
+    subprocess.run([*words, *(f"--example={name}" for name in names)], check=True, cwd=ROOT)
+    programs, address = target / "debug/examples", server.addresses["tcp"]
+    printed = run("the example publish", [programs / "publish", address, "readme.example"])
+    if not printed.endswith("\n10 ticks published\n"):
+        raise Failed(f"the example publish: {printed!r}")
+    for name in ("subscribe", "recover"):
+        line = run_for_a_line(f"the example {name}", f"{programs / name} {address} sim.0")
+        if not re.match(r"sim\.0 \d+", line):
+            raise Failed(f"the example {name} shows no tick: {line!r}")
+    print(f"ok: the examples {', '.join(names)}")
+
+
 def require_clients():
     """Fails unless the clients that the snippets need are installed."""
     clients = ROOT / "tests/clients"
@@ -176,6 +194,7 @@ def main():
                 console(body, server, program)
             elif language in ("html", "python", "rust"):
                 snippet(language, body, server, folder)
+        examples(server)
     finally:
         server.stop()
 

@@ -35,6 +35,31 @@ pub struct PublishRequest<'a> {
     pub message_id: &'a str,
 }
 
+/// A [`PublishRequest`] that owns its parts, to be sent later or again.
+#[derive(Debug)]
+pub(crate) struct OwnedPublish {
+    topic: Box<str>,
+    payload: Box<[u8]>,
+    producer_time_ns: u64,
+    schema: u32,
+    key: u64,
+    message_id: Box<str>,
+}
+
+impl OwnedPublish {
+    pub(crate) fn new(publish: &PublishRequest<'_>) -> OwnedPublish {
+        let PublishRequest { topic, payload, producer_time_ns, schema, key, message_id } = *publish;
+        let (topic, payload, message_id) = (topic.into(), payload.into(), message_id.into());
+        OwnedPublish { topic, payload, producer_time_ns, schema, key, message_id }
+    }
+
+    pub(crate) fn request(&self) -> PublishRequest<'_> {
+        let OwnedPublish { topic, payload, message_id, producer_time_ns, schema, key } = self;
+        let (producer_time_ns, schema, key) = (*producer_time_ns, *schema, *key);
+        PublishRequest { topic, payload, producer_time_ns, schema, key, message_id }
+    }
+}
+
 /// Why a request was not sent. Nothing was queued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestError {

@@ -121,7 +121,7 @@ impl AutoWait {
 
     /// Ends the window and sets the wait. `cpu_ns`: the thread's CPU time so far, nanoseconds.
     /// The share counts CPU time, so that a neighbour on the shard's core does not look like load. But if the shard has hardly
-    /// slept, it lacks CPU time, and fewer SENDs help, whoever uses the rest of the core.
+    /// slept, it lacks CPU time, and fewer SENDs help, whatever else uses the core.
     pub fn end_window(&mut self, now_ns: u64, cpu_ns: u64) {
         let next = Window { began_ns: now_ns, cpu_began_ns: cpu_ns, busy_ns: 0 };
         let Window { began_ns, cpu_began_ns, busy_ns } = std::mem::replace(&mut self.window, next);

@@ -468,6 +468,7 @@ impl Home {
             );
             assert!(self.topics.len() <= self.topics_max, "topics are bounded");
             self.accounts.invariants(self.topics.len());
+            self.mark_invariants(TOPICS_CHECKED);
             assert!(
                 self.trim_next.is_none_or(|next| next <= self.topics.len()),
                 "a trim stays within the topics"

@@ -95,6 +95,18 @@ pub enum SendState {
     Throttled,
 }
 
+/// Whether a session must be settled once its outbox is empty: see [`Fanout::handle_drained`](crate::fanout::Fanout::handle_drained).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Settling {
+    /// There is nothing to settle.
+    #[default]
+    None,
+    /// Its bounds were raised, or another session waits for the end of its SENDs.
+    Due,
+    /// It is behind: ticks of memberships that conflate are held.
+    Behind,
+}
+
 /// How a session's principal was determined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Proof {
@@ -200,7 +212,7 @@ pub struct Session {
     /// Whether a frame deadline is pending. There is at most one, however often frames begin.
     pub frame_timer_pending: bool,
     /// Whether it is on the shard's list of unfinished messages. It is listed once, however often messages begin.
-    pub unfinished_listed: bool,
+    pub is_unfinished_listed: bool,
     /// Bytes of its unfinished message that count towards the shard's bound.
     pub unfinished_bytes: u32,
     /// The heartbeat's view of its peer.
@@ -218,12 +230,10 @@ pub struct Session {
     /// Maximum bytes of answers that other shards still owe it for its publishes. They count as waiting replies: see
     /// [`Session::takes_requests`].
     pub answers_bytes: u32,
-    /// Whether it is behind: ticks of memberships that conflate are held.
-    pub behind: bool,
-    /// Whether its bounds were raised or it is behind: it must be settled once its outbox is empty.
-    pub is_unsettled: bool,
+    /// Whether it must be settled once its outbox is empty.
+    pub settling: Settling,
     /// Whether it is queued for eviction because more than `yield_bytes` waits.
-    pub over_queued: bool,
+    pub is_over_queued: bool,
     /// Whether a stall deadline is pending. There is at most one, however often the socket fills.
     pub stall_timer_pending: bool,
     /// Frame bytes that may wait before the session must yield.
@@ -237,7 +247,7 @@ pub struct Session {
     /// Bytes of its patterns' text.
     pub pattern_bytes: u32,
     /// Whether a subscription has gone live, so that the session is counted as subscribed.
-    pub subscribed: bool,
+    pub has_subscribed: bool,
     /// Topics for which it has state: all that its subscriptions match, except those served by wildcard groups.
     pub memberships: Memberships,
     /// Memberships that wildcard groups will serve again.
@@ -257,7 +267,8 @@ impl Session {
     pub fn grant(&mut self, asked: Option<Features>) -> Option<Features> {
         let granted = asked.map(|asked| asked.intersection(Features::GRANTED));
         self.features = granted.unwrap_or_default();
-        let has_subscribed = self.subscribed || !self.subscriptions.is_empty() || self.changes_pending > 0;
+        let has_subscribed =
+            self.has_subscribed || !self.subscriptions.is_empty() || self.changes_pending > 0;
         if !has_subscribed {
             self.format = self.format.with(self.features);
         }
@@ -291,7 +302,7 @@ impl Session {
             input_state: InputState::Open,
             is_throttled: false,
             frame_timer_pending: false,
-            unfinished_listed: false,
+            is_unfinished_listed: false,
             unfinished_bytes: 0,
             pulse: Pulse::Unwatched,
             handshake_timer_pending: true,
@@ -300,16 +311,15 @@ impl Session {
             send_state: SendState::Idle,
             changes_pending: 0,
             answers_bytes: 0,
-            behind: false,
-            is_unsettled: false,
-            over_queued: false,
+            settling: Settling::None,
+            is_over_queued: false,
             stall_timer_pending: false,
             yield_bytes: usize::MAX,
             yielding: Yielding::default(),
             lag: None,
             subscriptions: Subscriptions::default(),
             pattern_bytes: 0,
-            subscribed: false,
+            has_subscribed: false,
             memberships: Memberships::default(),
             shared_memberships: 0,
             tick_offered: 0,
@@ -344,6 +354,19 @@ impl Session {
         let lag = self.lag.as_deref().map_or(0, Lag::memory_bytes);
         let fragments = self.protocol.fragments().map_or(0, Fragments::heap_bytes);
         self.input_bytes() + fragments + self.outbox.heap_bytes() + lag + self.protocol.heap_bytes()
+    }
+
+    /// Whether ticks of its memberships that conflate are held.
+    #[inline]
+    pub fn is_behind(&self) -> bool {
+        self.settling == Settling::Behind
+    }
+
+    /// Has it settled once its outbox is empty.
+    pub fn settle_once_empty(&mut self) {
+        if self.settling == Settling::None {
+            self.settling = Settling::Due;
+        }
     }
 
     fn has_unannounced(&self) -> bool {

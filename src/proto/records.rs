@@ -437,7 +437,7 @@ wire_record!(
     Routed, ArchivedRouted, 32, {
     /// Producer's timestamp, nanoseconds since 1970.
     producer_time_ns: u64 = 0,
-    /// When the session is told that the engine has not confirmed the tick, CLOCK_MONOTONIC nanoseconds.
+    /// When the session gets error 112 unless the engine has confirmed the tick, CLOCK_MONOTONIC nanoseconds.
     deadline_ns: u64 = 8,
     /// As in [`Publish`].
     key: u64 = 16,

@@ -55,7 +55,7 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 /// The subcommand.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Start the server: fan out ticks from clients, the simulator, a capture or an ECG
+    /// Start the server: fan out ticks from clients and sources (NATS, Kafka, Redis, WebSocket feeds, captures)
     Serve(Box<ServeArgs>),
     /// Subscribe to topics and print their ticks
     #[command(mut_arg("cert_key", |arg| arg.visible_alias("key")))]

@@ -45,13 +45,16 @@ impl ServerArgs {
         ServerArgs { server: server.into(), client: None, token_file: None, tls: TlsArgs::default() }
     }
 
-    /// What to connect to and how. Warns on standard error if whoever is on the way can read the token.
+    /// What to connect to and how. Warns on standard error if anyone on the network path can read the token.
     fn parse(&self) -> Result<(Address, ConnectOptions), CommandError> {
         let address = Address::parse(&self.server)?;
         let client = self.client.clone().unwrap_or_default();
         let (token, token_file) = (token_variable(self.token_file.is_none())?, self.token_file.clone());
         if (token.is_some() || token_file.is_some()) && !address.is_tls && !is_local(&address.host) {
-            ::log::warn!("{}: sends the token without TLS: whoever is on the way can read it", self.server);
+            ::log::warn!(
+                "{}: sends the token without TLS: anyone on the network path can read it",
+                self.server
+            );
         }
         let tls = self.tls.options();
         let options = ConnectOptions { client, token, token_file, tls, ..address.connect_options() };

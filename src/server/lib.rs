@@ -3,7 +3,7 @@
 //! # The path of a tick
 //!
 //! ```text
-//!  simulator . replay (threads)          clients that publish (sessions of any shard)
+//!  sources (a thread each)               clients that publish (sessions of any shard)
 //!        |                                        |
 //!        |  one SPSC ring for each (source, shard) pair, to the topic's HOME shard
 //!        v                                        v

@@ -120,7 +120,10 @@ impl Watched {
     /// Returns whether the state has changed.
     fn turn(&mut self, now_ns: u64, realtime_ns: u64, started_ns: u64) -> bool {
         let active = self.members.iter().position(|member| !member.is_standby()).unwrap_or(0);
-        let Some(source) = self.members.get(active) else { return false };
+        let Some(source) = self.members.get(active) else {
+            debug_assert!(false, "a feed has members");
+            return false;
+        };
         let state = match source.is_silent(now_ns, started_ns) {
             true => SourceState::Down,
             false if active == 0 => SourceState::Up,

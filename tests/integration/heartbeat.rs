@@ -124,7 +124,7 @@ fn idle_clients_of_every_kind_that_answer_stay_connected() {
 #[test]
 fn a_server_suspended_for_longer_than_the_timeout_keeps_its_clients() {
     let _machine = beside_others();
-    let server = Server::start(&["--ping-interval", "200ms", "--ping-timeout", "10s"]);
+    let server = Server::start(&["--ping-interval", "200ms", "--ping-timeout", "4s"]);
     let encodings = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_JSON];
     let collectors = encodings.map(|encoding| Collector::start(&server, encoding, &["t"]));
     let mut native = Peer::native(server.tcp);
@@ -136,7 +136,7 @@ fn a_server_suspended_for_longer_than_the_timeout_keeps_its_clients() {
     kill(pid, Signal::SIGSTOP).unwrap();
     websocket.send(&masked(0x80 | PONG, b""));
     // There is no event to wait for: the server must be suspended for longer than the timeout.
-    thread::sleep(Duration::from_millis(11_000));
+    thread::sleep(Duration::from_millis(4_500));
     kill(pid, Signal::SIGCONT).unwrap();
     // Two more heartbeats each: everybody is still connected.
     (0..2).for_each(|_| answer(&mut native));

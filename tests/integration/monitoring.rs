@@ -103,8 +103,8 @@ fn refusals_alert_when_the_server_is_full_and_not_when_it_drains() {
     };
     let full = "{exp_labels: {severity: warning, instance: a, reason: clients}, exp_annotations: {summary: \
                 'a refused 75 connections in 15 minutes (clients)', description: 'Reached limit by reason: clients \
-                --max-clients, source --max-clients-per-source, rate --accept-rate. Reason failed: the kernel ran out of \
-                memory.'}}";
+                --max-clients, source --max-clients-per-source, rate --accept-rate, tenant the quota of its [[tenant]]. \
+                Reason overload: --overload-refuse, and the shard is overloaded. Reason failed: the kernel ran out of memory.'}}";
     let rules = shipped("tickcast-alerts.yml");
     let text = format!("rule_files: [{rules:?}]\ntests:\n{}{}", case("draining", ""), case("clients", full));
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alerts-test.yml");

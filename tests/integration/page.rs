@@ -88,7 +88,7 @@ fn a_client_on_a_slow_link_gets_the_whole_page() {
     let mut peer = Peer::connect_with_small_window(server.http);
     peer.send(b"GET /page/main.js HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     // Stall with the socket full for longer than any other response may take.
-    std::thread::sleep(Duration::from_millis(2 * LINGER_DEADLINE_MS));
+    std::thread::sleep(Duration::from_millis(LINGER_DEADLINE_MS + 250));
     let head = peer.http_head();
     let body = peer.read_to_end();
     assert_eq!(value(&head, "Content-Length"), Some(&*body.len().to_string()));

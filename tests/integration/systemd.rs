@@ -338,7 +338,7 @@ fn an_unusable_passed_socket_is_refused_with_the_fix_for_its_unit() {
     let _machine = beside_others();
     let (passed, _) = listener();
     for (names, answer) in [
-        ("admin:admin", "one ListenStream= only"),
+        ("admin:admin", "a single ListenStream="),
         ("ticks", "FileDescriptorName= of its unit must be one of: tcp, http, admin"),
     ] {
         let (code, text) = startup::run_with_input(passing(names).arg("serve"), input(&passed));

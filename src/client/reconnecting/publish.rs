@@ -6,6 +6,7 @@ use crate::{
     Client, ClientError, Connection, Event, PUBLISHES_UNACKNOWLEDGED_MAX, PublishRequest, RETRIED_AGE_MS_MAX,
     RETRIED_BYTES_MAX, ReconnectingClient, RequestError,
     clock::{self, Deadline},
+    request::OwnedPublish,
 };
 use tickcast_proto::ErrorCode;
 
@@ -44,12 +45,7 @@ pub(super) struct Retries {
 /// A publish that may be sent again, or has not been sent yet.
 #[derive(Debug)]
 struct Kept {
-    topic: Box<str>,
-    payload: Box<[u8]>,
-    producer_time_ns: u64,
-    schema: u32,
-    key: u64,
-    message_id: Box<str>,
+    publish: OwnedPublish,
     /// `None`: it has never been sent.
     sent: Option<Sent>,
 }
@@ -73,9 +69,7 @@ impl Kept {
     }
 
     fn request(&self) -> PublishRequest<'_> {
-        let Kept { topic, payload, producer_time_ns, schema, key, message_id, .. } = self;
-        let (producer_time_ns, schema, key) = (*producer_time_ns, *schema, *key);
-        PublishRequest { topic, payload, producer_time_ns, schema, key, message_id }
+        self.publish.request()
     }
 }
 
@@ -97,10 +91,7 @@ impl Retries {
 
     fn keep(&mut self, number: u32, publish: &PublishRequest<'_>, sent: Option<Sent>) {
         self.bytes += Retries::bytes_of(publish);
-        let PublishRequest { topic, payload, producer_time_ns, schema, key, message_id } = *publish;
-        let (topic, payload, message_id) = (topic.into(), payload.into(), message_id.into());
-        let kept = Kept { topic, payload, producer_time_ns, schema, key, message_id, sent };
-        self.kept.insert(number, kept);
+        self.kept.insert(number, Kept { publish: OwnedPublish::new(publish), sent });
     }
 
     /// Forgets a publish that the server has answered.
@@ -221,7 +212,7 @@ impl ReconnectingClient {
                         requests.insert(request, number);
                     }
                     kept.sent.get_or_insert(Sent { server_epoch, at_ns: clock::monotonic_ns() });
-                    if kept.message_id.is_empty() {
+                    if kept.request().message_id.is_empty() {
                         // It cannot be sent again.
                         retries.handle_answer(number);
                     }

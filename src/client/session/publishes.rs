@@ -14,34 +14,25 @@ use super::{
 };
 use crate::{
     OFFLINE_QUEUE_BYTES_MAX, PUBLISHES_UNACKNOWLEDGED_MAX, PublishRequest, RETRIED_AGE_MS_MAX,
-    RETRIED_BYTES_MAX,
+    RETRIED_BYTES_MAX, request::OwnedPublish,
 };
 use tickcast_proto::{ErrorCode, features::Features, subscription::Position};
 
 /// A publish that waits for a connection, or may have to wait again.
 #[derive(Debug)]
 struct Waiting {
-    topic: Box<str>,
-    payload: Box<[u8]>,
-    producer_time_ns: u64,
-    schema: u32,
-    key: u64,
-    message_id: Box<str>,
+    publish: OwnedPublish,
     /// Until when the server that it was sent to knows its message id; 0: it has not been sent.
     known_until_ns: u64,
 }
 
 impl Waiting {
-    fn new(publish: PublishRequest<'_>, known_until_ns: u64) -> Waiting {
-        let PublishRequest { topic, payload, producer_time_ns, schema, key, message_id } = publish;
-        let (topic, payload, message_id) = (topic.into(), payload.into(), message_id.into());
-        Waiting { topic, payload, producer_time_ns, schema, key, message_id, known_until_ns }
+    fn new(publish: &PublishRequest<'_>, known_until_ns: u64) -> Waiting {
+        Waiting { publish: OwnedPublish::new(publish), known_until_ns }
     }
 
     fn request(&self) -> PublishRequest<'_> {
-        let Waiting { topic, payload, producer_time_ns, schema, key, message_id, .. } = self;
-        let (producer_time_ns, schema, key) = (*producer_time_ns, *schema, *key);
-        PublishRequest { topic, payload, producer_time_ns, schema, key, message_id }
+        self.publish.request()
     }
 }
 
@@ -57,6 +48,9 @@ fn kept_bytes(publish: &PublishRequest<'_>) -> usize {
 fn outcome(known_until_ns: u64) -> PublishOutcome {
     if known_until_ns == 0 { PublishOutcome::NotSent } else { PublishOutcome::Unknown }
 }
+
+/// [`Publishes::invariants`] visits every publish while there are at most this many.
+const CHECKED_MAX: usize = 64;
 
 /// Publishes by id. Each gets exactly one event. One with a message id whose answer was lost waits again: the server publishes it once.
 ///
@@ -128,7 +122,8 @@ impl Publishes {
         }
         self.queued += 1;
         self.queued_bytes = queued_bytes;
-        self.waiting.insert(id.0, Waiting::new(publish, 0));
+        self.waiting.insert(id.0, Waiting::new(&publish, 0));
+        self.invariants();
     }
 
     /// Removes a publish from the queue, if it waits there.
@@ -136,7 +131,7 @@ impl Publishes {
         let waiting = self.waiting.remove(&id)?;
         if waiting.known_until_ns == 0 {
             self.queued -= 1;
-            self.queued_bytes -= waiting.payload.len();
+            self.queued_bytes -= waiting.request().payload.len();
         }
         Some(waiting)
     }
@@ -198,10 +193,11 @@ impl Publishes {
                 known => known,
             };
             self.kept_bytes += kept_bytes;
-            self.kept.insert(id.0, Waiting::new(publish, known_until_ns));
+            self.kept.insert(id.0, Waiting::new(&publish, known_until_ns));
         }
         self.in_flight.insert(request, id.0);
         self.requests.insert(id.0, request);
+        self.invariants();
     }
 
     /// A server with this epoch has welcomed the client.
@@ -278,6 +274,7 @@ impl Publishes {
             self.answered(request);
             fail(id, PublishOutcome::Unknown, 0, "no answer in time".into(), timers, outbox);
         }
+        self.invariants();
     }
 
     /// The connection is lost: nobody knows what became of those in flight. If it is final, the others are not sent either.
@@ -306,6 +303,37 @@ impl Publishes {
                 fail(PublishId(id), outcome, code, reason.clone(), timers, outbox);
             }
         }
+        self.invariants();
+    }
+
+    /// Checks the tables and counts against each other, and the sums while few publishes are unanswered.
+    fn invariants(&self) {
+        if cfg!(debug_assertions) {
+            assert!(self.queued <= self.queued_max, "those that have not been sent are bounded");
+            assert!(self.queued_bytes <= OFFLINE_QUEUE_BYTES_MAX, "so are their payloads");
+            let repeated = self.waiting.len() - self.queued;
+            assert!(self.requests.len() + repeated <= PUBLISHES_UNACKNOWLEDGED_MAX, "so are the others");
+            assert_eq!(self.in_flight.len(), self.requests.len(), "both maps have those in flight");
+            assert!(self.kept_bytes <= RETRIED_BYTES_MAX && self.kept.len() <= self.requests.len());
+            if self.len() <= CHECKED_MAX {
+                let queued = self.waiting.values().filter(|waiting| waiting.known_until_ns == 0);
+                assert_eq!(self.queued, queued.clone().count(), "those that have not been sent are counted");
+                assert_eq!(
+                    self.queued_bytes,
+                    queued.map(|waiting| waiting.request().payload.len()).sum::<usize>()
+                );
+                assert!(
+                    self.kept.keys().all(|id| self.requests.contains_key(id)),
+                    "only those in flight are kept"
+                );
+                let kept = self.kept.values().map(|kept| kept_bytes(&kept.request()));
+                assert_eq!(self.kept_bytes, kept.sum::<usize>(), "what is kept is counted");
+                assert!(
+                    self.waiting.keys().all(|id| !self.requests.contains_key(id)),
+                    "one waits or is in flight"
+                );
+            }
+        }
     }
 
     /// Removes a publish in flight.
@@ -315,6 +343,7 @@ impl Publishes {
         if let Some(kept) = self.kept.remove(&id) {
             self.kept_bytes -= kept_bytes(&kept.request());
         }
+        self.invariants();
         Some(PublishId(id))
     }
 }

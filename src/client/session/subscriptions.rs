@@ -115,6 +115,7 @@ impl Subscriptions {
         };
         self.records.insert(id, record);
         self.matching.clear();
+        self.invariants();
         Ok(id)
     }
 
@@ -124,10 +125,16 @@ impl Subscriptions {
         self.ids.remove(&record.pattern);
         self.wild.remove(&id);
         self.matching.clear();
+        self.invariants();
         positions.retain(|topic| {
             !pattern::matches(&record.pattern, topic) || self.first(topic, |_| true).is_some()
         });
         Some(record)
+    }
+
+    fn invariants(&self) {
+        debug_assert_eq!(self.ids.len(), self.records.len(), "each pattern has one subscription");
+        debug_assert!(self.wild.len() <= self.records.len(), "only subscriptions are listed");
     }
 
     /// The topic's name, and the patterns that match it. Costs a look-up after the first time.

@@ -98,12 +98,14 @@ impl KeyedView {
         let payload = Bytes::copy_from_slice(&tick.payload);
         let entry = Entry { place: self.set, tick: SharedTick { payload, ..tick.clone() } };
         self.topics.entry(tick.topic.clone()).or_default().insert(tick.key, entry);
+        debug_assert!(self.order.len() <= self.entries_max, "entries are bounded");
     }
 
     fn remove(&mut self, topic: &str, key: u64) {
         let Some(keys) = self.topics.get_mut(topic) else { return };
         if let Some(entry) = keys.remove(&key) {
-            self.order.remove(&entry.place);
+            let place = self.order.remove(&entry.place);
+            debug_assert!(place.is_some(), "each entry has its place in the order");
         }
         if keys.is_empty() {
             self.topics.remove(topic);

@@ -59,8 +59,8 @@ impl Paces {
 ///
 /// An owner without an account has full buckets. So an account whose buckets are full again can be dropped unnoticed, and each new
 /// account looks for such ones among [`ACCOUNT_LOOKS`]. If the table is full of others, the account that would be full soonest of
-/// those is dropped: whoever wants to be rid of a debt this way needs owners with larger debts in the rest of the table, and each
-/// of those could have spent as much itself.
+/// those is dropped: to get rid of a debt this way takes owners with larger debts in the rest of the table, and each of those could
+/// have spent as much itself.
 ///
 /// Invariant: each account is in the queue once; the queue may also hold owners that have been forgotten.
 #[derive(Debug)]

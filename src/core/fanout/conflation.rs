@@ -13,7 +13,7 @@ use crate::{
     ids::SlotId,
     limits::SEND_BYTES_MAX,
     session::{
-        Content,
+        Content, Settling,
         membership::{Gap, Membership, Taking},
         table::Sessions,
     },
@@ -168,9 +168,8 @@ impl Fanout {
     /// Notes that a session's outbox is empty, so it is no longer behind.
     pub fn handle_drained(&mut self, slot: SlotId, sessions: &mut Sessions) {
         if let Some(session) = sessions.any_mut(slot) {
-            session.is_unsettled = false;
+            session.settling = Settling::None;
             if session.yields() {
-                session.behind = false;
                 sessions.set_yield_bytes(slot);
             }
         }
@@ -193,7 +192,7 @@ impl Fanout {
         }
         membership.taking = Taking::Held;
         let send_bytes = self.settings.behind_bytes.min(SEND_BYTES_MAX);
-        if session.behind || session.outbox_bytes() >= SEND_BYTES_MAX {
+        if session.is_behind() || session.outbox_bytes() >= SEND_BYTES_MAX {
             session.lag_mut().held.push_back(id);
             sessions.make_ready(slot);
         } else if !self.release_held(
@@ -250,7 +249,10 @@ impl Fanout {
         }
         let EgressTopic { info, log, groups, last_values, last_sequence, .. } = topic;
         let (notices, last_sequence) = (Notices { info, log: log.as_deref() }, *last_sequence);
-        let Some(group) = group_of(groups, format) else { return true };
+        let Some(group) = group_of(groups, format) else {
+            debug_assert!(false, "a member is in the group of its format");
+            return true;
+        };
         let last_values = home.last_values(id).unwrap_or(last_values);
         debug_assert_eq!(
             last_values.sequence(),

@@ -120,7 +120,7 @@ pub(super) struct Notices<'a> {
     pub(super) log: Option<&'a LogTopic>,
 }
 
-impl Notices<'_> {
+impl<'a> Notices<'a> {
     /// Number of ticks in a range that is not empty, as far as known; at least 1. Exact for topics whose sequences the home
     /// assigns. For log topics, exact if the range has no hole and at most [`LOG_SEQUENCES_PER_TOPIC_MAX`] ticks have come
     /// since its start.
@@ -128,7 +128,7 @@ impl Notices<'_> {
         self.log.map_or(to - from, |log| log.ticks_in(from, to).max(1))
     }
 
-    fn range(&self, features: Features, from: u64, to: u64) -> (Skipped<'_>, u64) {
+    fn range(self, features: Features, from: u64, to: u64) -> (Skipped<'a>, u64) {
         let ticks = self.ticks_in(from, to);
         let count = features.contains(Features::COUNTS).then_some(ticks);
         (Skipped { topic: self.info.id, name: &self.info.name, from, to, count }, ticks)
@@ -154,14 +154,9 @@ impl Notices<'_> {
         sessions: &mut Sessions,
         tally: &mut DeliveryCounts,
     ) {
-        let Some(session) = sessions.get(slot).filter(|_| from < to) else { return };
-        let format = session.format;
-        let (range, ticks) = self.range(session.features, from, to);
+        let Some(ticks) = self.announce(slot, (from, to), Reply::Gap, sessions) else { return };
         tally.dropped += ticks;
         sessions.count_dropped(slot, ticks);
-        let notice = Reply::Gap(range);
-        let content = skipped(self.info.id, from, to);
-        sessions.push_private(slot, content, |out| notice.encode_queued(format, out));
     }
 
     /// Queues a CONFLATED for the ticks from a sequence on that a newer one replaces, if there are any, and counts them. Ticks
@@ -198,14 +193,26 @@ impl Notices<'_> {
         sessions: &mut Sessions,
         tally: &mut DeliveryCounts,
     ) {
-        let Some(session) = sessions.get(slot).filter(|_| from < to) else { return };
-        let format = session.format;
-        let (range, ticks) = self.range(session.features, from, to);
+        let Some(ticks) = self.announce(slot, (from, to), Reply::Conflated, sessions) else { return };
         tally.conflated += ticks;
         sessions.count_conflated(slot, ticks);
-        let notice = Reply::Conflated(range);
+    }
+
+    /// Queues the announcement of ticks that a session does not get. Returns their number; `None` if there are none.
+    fn announce(
+        self,
+        slot: SlotId,
+        (from, to): (u64, u64),
+        notice: impl FnOnce(Skipped<'a>) -> Reply<'a>,
+        sessions: &mut Sessions,
+    ) -> Option<u64> {
+        let session = sessions.get(slot).filter(|_| from < to)?;
+        let format = session.format;
+        let (range, ticks) = self.range(session.features, from, to);
+        let notice = notice(range);
         let content = skipped(self.info.id, from, to);
         sessions.push_private(slot, content, |out| notice.encode_queued(format, out));
+        Some(ticks)
     }
 }
 
@@ -216,8 +223,8 @@ impl Fanout {
     pub(super) fn begin_logged(&mut self, tick: &Frame<'_>, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let (id, sequence) = (TopicId(tick.header.topic_id), tick.header.sequence);
         let previous = tick.previous();
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
-        let Some(log) = topic.log.as_deref_mut() else { return };
+        let log = topic_mut(&mut self.topics, id, self.shards).and_then(|topic| topic.log.as_deref_mut());
+        let Some(log) = log else { return debug_assert!(false, "a log feeds the topic") };
         let (last, from) = (log.linked_to, log.linked_to + 1);
         log.note(sequence, &mut self.log_sequences_left);
         if last > 0 && previous >= from {
@@ -237,7 +244,9 @@ impl Fanout {
         logs: &mut EgressLogs,
     ) {
         let mut slots = self.slots_of_groups(id, sessions, logs);
-        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
+            return debug_assert!(false, "only a topic that is known has a hole");
+        };
         let members = topic.groups.iter().flat_map(|group| &group.members);
         slots.extend(members.filter(|member| !member.is_skipped()).map(|member| member.slot()));
         self.tally.units += slots.len();

@@ -60,7 +60,7 @@ impl Default for OpeningUnits {
 /// The topics that are opening.
 ///
 /// Bound: `topics_max`, and [`OPENINGS_BYTES_MAX`](crate::limits::OPENINGS_BYTES_MAX) of waiting ticks.
-/// Invariant: `order` lists each topic of `by_topic` once.
+/// Invariant: `order` lists each topic of `by_topic` once, at its owner. `waiting_bytes` is the sum of `owner_bytes`.
 #[derive(Debug, Default)]
 pub(super) struct Openings {
     order: Order,
@@ -199,7 +199,30 @@ impl Openings {
         }
         self.by_topic.insert(id, opening);
     }
+
+    /// Checks the tables against each other while few topics open.
+    fn invariants(&self) {
+        if cfg!(debug_assertions) && self.by_topic.len() <= CHECKED_MAX {
+            let is_listed =
+                |(owner, id)| self.by_topic.get(&id).is_some_and(|opening| opening.owner == owner);
+            let mut topics: Vec<TopicId> = self.order.iter().map(|(_, id)| id).collect();
+            topics.sort_unstable();
+            topics.dedup();
+            assert!(self.order.iter().all(is_listed), "only topics that open are in the order");
+            assert_eq!(topics.len(), self.by_topic.len(), "each topic that opens is in the order");
+            assert_eq!(topics.len(), self.order.iter().count(), "a topic is in the order once");
+            assert!(self.order.owners_len() <= topics.len(), "an owner without topics has no turn");
+            assert_eq!(
+                self.waiting_bytes,
+                self.owner_bytes.values().sum::<usize>(),
+                "each byte has an owner"
+            );
+        }
+    }
 }
+
+/// [`Openings::invariants`] compares the tables up to this many topics, so that turns stay cheap in tests with thousands.
+const CHECKED_MAX: usize = 64;
 
 impl Fanout {
     /// Whether topics are opening: [`Fanout::advance_openings`] has work.
@@ -260,6 +283,7 @@ impl Fanout {
             self.openings.insert(id, opening);
             self.openings.order.push_back(owner, id);
         }
+        self.openings.invariants();
     }
 
     /// Continues to open topics within the budget of a turn. Their owners take turns, and each one's topics open one after the
@@ -289,6 +313,7 @@ impl Fanout {
             }
             self.openings.order.end_turn(owner);
         }
+        self.openings.invariants();
         true
     }
 
@@ -297,6 +322,7 @@ impl Fanout {
     pub(super) fn finish_opening(&mut self, id: TopicId, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let Some(mut opening) = self.openings.remove(id) else { return };
         self.openings.order.remove(opening.owner, id);
+        self.openings.invariants();
         let now_ns = self.openings.now_ns;
         self.advance_opening(id, &mut opening, usize::MAX, sessions, logs, now_ns);
     }

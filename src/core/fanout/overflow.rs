@@ -11,7 +11,7 @@ use crate::{
     ids::SlotId,
     limits::OVERLOAD_WAIT_MS,
     session::{
-        Verdict,
+        Settling, Verdict,
         membership::{Membership, Taking, TopicMap},
         table::Sessions,
     },
@@ -102,8 +102,9 @@ impl Fanout {
             let format = session.format;
             let Some(log) = logs.of(format) else { return };
             let conflating = session.yielding.conflating > 0;
-            session.behind |= conflating;
-            session.is_unsettled |= conflating;
+            if conflating {
+                session.settling = Settling::Behind;
+            }
             let mut memberships = std::mem::take(&mut session.memberships);
             let mut lag = session.lag.take().unwrap_or_default();
             let mut waiting = session.frame_bytes();

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::{
-    EgressLogs, Fanout,
+    EgressLogs, Fanout, Topics,
     topic::{EgressTopic, Life},
     topic_mut, topic_ref,
     wildcard::{self, Matching},
@@ -29,6 +29,8 @@ use tickcast_proto::{features::Features, ids::TopicId, reply::Reply};
 const LISTED_PER_UNIT: usize = 16;
 /// Stale topics compared with a pattern for one unit.
 const COMPARED_PER_UNIT: usize = 4;
+/// Stale topics whose marks are checked after each turn in debug builds.
+const CHECKED_MAX: usize = 64;
 
 /// The stale part of a topic.
 #[derive(Debug, Default)]
@@ -48,7 +50,7 @@ pub(super) struct StaleTopic {
 /// Bound: the topics of the shard in `told` and `changed`, one list of sessions in `telling`, and the subscriptions of the shard's
 /// sessions in `newcomers`.
 /// Invariant: `order` lists each of `newcomers` once.
-/// Invariant: `told` has the topics whose subscribers have been told that they are stale, and not yet that they are back.
+/// Invariant: the subscribers of each topic in `told` have been told that it is stale, and not yet that it is back.
 #[derive(Debug, Default)]
 pub(super) struct StaleTopics {
     told: BTreeSet<TopicId>,
@@ -97,6 +99,21 @@ impl StaleTopics {
             + telling * size_of::<SessionId>()
             + self.order.capacity() * size_of::<(SessionId, u32)>()
             + self.newcomers.len() * 2 * size_of::<((SessionId, u32), Newcomer)>()
+    }
+
+    /// Checks the lists against the topics while few are stale.
+    fn invariants(&self, topics: &Topics, shards: u16) {
+        if cfg!(debug_assertions) {
+            assert_eq!(self.order.len(), self.newcomers.len(), "each newcomer is listed once");
+            let is_told = |&id: &TopicId| {
+                let stale = topic_ref(topics, id, shards).and_then(|topic| topic.stale.as_deref());
+                stale.is_some_and(|stale| stale.told.is_stale)
+            };
+            assert!(
+                self.told.iter().take(CHECKED_MAX).all(is_told),
+                "a topic that is told to be stale has a mark"
+            );
+        }
     }
 
     fn has_work(&self) -> bool {
@@ -178,10 +195,11 @@ impl Fanout {
         }
         let told = self.tell_newcomers(sessions) + self.tell_changed(sessions);
         self.evict_overflowing(sessions, logs);
+        self.stale.invariants(&self.topics, self.shards);
         told
     }
 
-    /// The next life of a topic begins without a mark: subscribers who know that the last one was stale get the news that it is back.
+    /// Clears the mark for a topic's next life: subscribers that got the mark of the last life get its end.
     pub(super) fn end_mark_of_last_life(&mut self, last: TopicId, id: TopicId) {
         let stale = topic_ref(&self.topics, last, self.shards).and_then(|topic| topic.stale.as_deref());
         let Some(told) = stale.map(|stale| stale.told).filter(|told| told.is_stale) else { return };

@@ -384,7 +384,9 @@ impl EgressTopic {
 
     fn remove_member(&mut self, format: WireFormat, position: u32, sessions: &mut Sessions) {
         let id = self.info.id;
-        let Some(group) = self.group_mut(format) else { return };
+        let Some(group) = self.group_mut(format) else {
+            return debug_assert!(false, "a member is in the group of its format");
+        };
         group.members.swap_remove(position as usize);
         if group.members.is_empty() {
             group.members = Vec::new();

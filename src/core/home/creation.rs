@@ -341,7 +341,10 @@ impl Home {
         };
         match self.topics.get_mut(index as usize) {
             Some(place) => *place = topic,
-            None => self.topics.push(topic),
+            None => {
+                self.topics.push(topic);
+                self.marks.note_new_topic();
+            }
         }
         self.invariants();
         Ok(index)

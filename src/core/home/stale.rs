@@ -3,7 +3,7 @@
 //! Ticks only note which feed they come from: one comparison for each tick of a source. When a feed's state changes, a walk
 //! compares all topics with the states of their feeds. It visits a bounded number in each turn.
 
-use super::{Home, InterestEvent};
+use super::{Home, HomeTopic, InterestEvent};
 use crate::ids::FeedId;
 
 /// Whether a feed, or a topic, is stale.
@@ -18,7 +18,7 @@ pub struct StaleMark {
 /// The marks of the feeds, and the walk that passes them on to topics.
 ///
 /// Bound: one mark for each feed in the configuration.
-/// Invariant: while `left` is 0, each open topic has the mark of its feed, unless a tick of the feed has come since the mark.
+/// Invariant: while `left` is 0, a topic is stale only if its feed is. `stale` counts the stale topics.
 #[derive(Debug, Default)]
 pub(super) struct FeedMarks {
     /// By feed.
@@ -32,6 +32,11 @@ pub(super) struct FeedMarks {
 }
 
 impl FeedMarks {
+    /// Lengthens the round by a topic that is appended: the walk may come to it before topics that it has yet to visit.
+    pub(super) fn note_new_topic(&mut self) {
+        self.left += usize::from(self.left > 0);
+    }
+
     fn of(&self, feed: FeedId) -> StaleMark {
         feed.index().and_then(|at| self.marks.get(at)).copied().unwrap_or_default()
     }
@@ -99,6 +104,20 @@ impl Home {
         if std::mem::take(&mut self.topics[at].mark).is_stale {
             self.marks.stale -= 1;
         }
+    }
+
+    /// Checks the marks of the first topics. `checked`: how many.
+    pub(super) fn mark_invariants(&self, checked: usize) {
+        let is_stale = |topic: &HomeTopic| topic.mark.is_stale;
+        let first = self.topics.iter().take(checked);
+        let stale = first.clone().filter(|topic| is_stale(topic)).count();
+        let rest = self.topics.len().saturating_sub(checked);
+        assert!((stale..=stale + rest).contains(&self.marks.stale), "stale topics are counted");
+        assert!(
+            self.marks.left > 0
+                || first.clone().all(|topic| !is_stale(topic) || self.marks.of(topic.feed).is_stale),
+            "a topic is stale because its feed is"
+        );
     }
 
     /// The feed of the topic at an index.
@@ -207,6 +226,21 @@ mod tests {
             home.set_mark(OTHER, if turn % 2 == 0 { STALE } else { FRESH });
         }
         assert!((0..50).all(|index| home.topic(index).mark.is_stale), "one round has visited all");
+    }
+
+    #[test]
+    fn topics_created_during_a_walk_leave_no_other_out() {
+        let mut home = fed(&[("a", FEED), ("b", FEED), ("c", FEED), ("d", FEED)]);
+        home.set_mark(OTHER, STALE);
+        home.advance_marks(2, &mut |_| true);
+        // This round begins at the third topic.
+        home.set_mark(FEED, STALE);
+        home.advance_marks(1, &mut |_| true);
+        for name in ["e", "f", "g"] {
+            find_or_create(&mut home, name, 0).unwrap();
+        }
+        walk(&mut home, 1);
+        assert!((0..4).all(|index| home.topic(index).mark.is_stale), "the round has visited all");
     }
 
     #[test]

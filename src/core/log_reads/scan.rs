@@ -62,31 +62,39 @@ struct Want {
     read: LogRead,
     /// When it came, compared with the others.
     number: u64,
-    /// The present pass collects ticks for it: it began at or before `read.from`.
-    is_in_pass: bool,
+    /// Whether the present pass collects ticks for it.
+    collecting: Collecting,
     frames: Vec<u8>,
     ticks: u32,
     /// Position of the last tick in `frames`, or the one before the first position wanted.
     last: u64,
-    /// A tick did not fit.
-    is_full: bool,
+}
+
+/// Whether a pass collects ticks for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Collecting {
+    /// The pass began after the first position wanted, or reads another life of the log.
+    No,
+    Yes,
+    /// It did, until a tick did not fit.
+    Full,
 }
 
 impl Want {
     fn new(read: LogRead, number: u64) -> Want {
         let last = read.from.saturating_sub(1);
-        Want { read, number, is_in_pass: false, frames: Vec::new(), ticks: 0, last, is_full: false }
+        Want { read, number, collecting: Collecting::No, frames: Vec::new(), ticks: 0, last }
     }
 
     /// Appends a tick of the topic, if it is wanted and fits.
     fn take(&mut self, position: u64, parts: &TickParts<'_>) {
-        let is_wanted = (self.read.from..self.read.until).contains(&position) && !self.is_full;
-        if !is_wanted {
+        let is_wanted = (self.read.from..self.read.until).contains(&position);
+        if !is_wanted || self.collecting != Collecting::Yes {
             return;
         }
         let len = logged::linked_tick_len(parts.payload.len());
         if self.ticks > 0 && self.frames.len() + len > HISTORY_CHUNK_BYTES {
-            self.is_full = true;
+            self.collecting = Collecting::Full;
             return;
         }
         let (topic, sequence) = (self.read.topic, Sequence(position));
@@ -170,7 +178,7 @@ impl LogScan {
             && pass.epoch == want.read.epoch
             && pass.window_from <= want.read.from
         {
-            want.is_in_pass = true;
+            want.collecting = Collecting::Yes;
             let first = self.window.partition_point(|tick| tick.position < want.read.from);
             for tick in self.window.range(first..) {
                 if tick.topic == want.read.name {
@@ -194,8 +202,8 @@ impl LogScan {
         if let Some(Pass { head, messages_left, .. }) = self.pass {
             self.answer(|want| (want.read.answer_by_ns <= now_ns).then(|| want.progress(head)).flatten());
             let mut wants = self.wants.values().flatten();
-            let is_elsewhere = |want: &Want| !want.is_in_pass || want.read.from > head;
-            if wants.clone().any(|want| want.is_in_pass) {
+            let is_elsewhere = |want: &Want| !want.is_in_pass() || want.read.from > head;
+            if wants.clone().any(Want::is_in_pass) {
                 if messages_left > 0 || !wants.any(is_elsewhere) {
                     return ScanStep::Read;
                 }
@@ -219,7 +227,8 @@ impl LogScan {
         let messages_left = LOG_READ_PASS_MESSAGES;
         self.pass = Some(Pass { epoch, window_from: from, head: from, messages_left });
         for want in self.wants.values_mut().flatten() {
-            want.is_in_pass = want.read.epoch == epoch && want.read.from >= from;
+            let is_in_pass = want.read.epoch == epoch && want.read.from >= from;
+            want.collecting = if is_in_pass { Collecting::Yes } else { Collecting::No };
         }
     }
 
@@ -233,12 +242,12 @@ impl LogScan {
         (self.window, self.window_bytes) = (VecDeque::new(), 0);
         for want in self.wants.values_mut().flatten() {
             debug_assert!(want.frames.is_empty(), "what was read for it is before the head");
-            want.is_in_pass = false;
+            want.collecting = Collecting::No;
         }
         self.invariants();
     }
 
-    /// Answers everybody who wants a position below `first` of this life: the log may no longer have them all.
+    /// Refuses the requests for positions below `first` of this life: the log may no longer have them all.
     pub fn refuse(&mut self, epoch: u64, first: u64) {
         for want in self.take_out(|want| want.read.epoch == epoch && want.read.from < first) {
             self.answers.push_back(Want::new(want.read, 0).into_chunk(LogReadOutcome::Gone));
@@ -263,9 +272,9 @@ impl LogScan {
         }
         let Some(wants) = self.wants.get_mut(topic) else { return };
         let mut is_full = false;
-        for want in wants.iter_mut().filter(|want| want.is_in_pass) {
+        for want in wants {
             want.take(position, &parts);
-            is_full |= want.is_full;
+            is_full |= want.collecting == Collecting::Full;
         }
         if is_full {
             self.answer_due();
@@ -280,12 +289,16 @@ impl LogScan {
         self.answer_due();
     }
 
-    /// Answers whoever has a full chunk, or all that it wants.
+    /// Answers the requests that have a full chunk, or all that they want.
     fn answer_due(&mut self) {
         let Some(Pass { head, .. }) = self.pass else { return };
         self.answer(|want| {
             let end = want.end(head);
-            (want.is_in_pass && (want.is_full || end == want.read.until)).then_some(end)
+            match want.collecting {
+                Collecting::No => None,
+                Collecting::Yes => (end == want.read.until).then_some(end),
+                Collecting::Full => Some(end),
+            }
         });
         self.invariants();
     }
@@ -324,14 +337,22 @@ impl LogScan {
 }
 
 impl Want {
+    /// Whether the present pass collects ticks for it, or has until a tick did not fit.
+    fn is_in_pass(&self) -> bool {
+        self.collecting != Collecting::No
+    }
+
     /// Up to where it has been read, if the pass has come past its first position.
     fn progress(&self, head: u64) -> Option<u64> {
-        (self.is_in_pass && self.read.from < head).then(|| self.end(head))
+        (self.is_in_pass() && self.read.from < head).then(|| self.end(head))
     }
 
     /// Up to where it has been read, if the pass has read everything below `head`.
     fn end(&self, head: u64) -> u64 {
-        if self.is_full { self.last + 1 } else { head.min(self.read.until) }
+        match self.collecting {
+            Collecting::Full => self.last + 1,
+            _ => head.min(self.read.until),
+        }
     }
 }
 

@@ -180,7 +180,7 @@ counters! {
     TicksRefusedSink = "ticks_refused_sink", "ticks";
     /// Ticks of clients that another engine has not confirmed in time. It may have them.
     TicksUnconfirmed = "ticks_unconfirmed", "ticks";
-    /// Answers of sinks that came after the deadline: the client had been told that the tick is not confirmed.
+    /// Answers of sinks that came after the deadline, when error 112 (not confirmed) had been sent.
     SinkAnswersLate = "sink_answers_late", "answers";
     /// Ticks that a sink's engine has confirmed.
     SinkTicks = "sink_ticks", "ticks";

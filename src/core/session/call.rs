@@ -452,6 +452,7 @@ impl Read {
             let head = std::mem::take(&mut self.head);
             self.push_item(&head);
         }
+        // A list of names has no values.
         let Some(topic) = &self.open else { return };
         if self.out.last() != Some(&b'[') {
             self.out.push(b',');

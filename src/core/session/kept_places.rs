@@ -24,8 +24,11 @@ pub struct KeptPlacesTable {
     proofs: RandomState,
 }
 
+/// Expiries that are checked after each change in debug builds.
+const CHECKED_MAX: usize = 16;
+
 impl KeptPlacesTable {
-    /// How the places of a session are named outside: by its id, and a proof that its client has been told the name.
+    /// How the places of a session are named outside: by its id, and a proof that the server has given its client the name.
     pub fn kept_as(&self, shard: ShardId, session: SessionId) -> KeptPlaces {
         let key = u128::from(session.0) << u64::BITS | u128::from(self.proofs.hash_one(session));
         KeptPlaces { shard: shard.0, key, number: 0 }
@@ -41,6 +44,7 @@ impl KeptPlacesTable {
     pub fn keep(&mut self, session: SessionId, places: Places) {
         self.expiries.push_back((self.now_ns.saturating_add(RESUME_WINDOW_MS * 1_000_000), session));
         self.by_session.insert(session, places);
+        self.invariants();
     }
 
     /// The positions of an ended session after a SEND, by topic, and [`Places::since_us`]; `None` if they are not known, or are
@@ -64,6 +68,13 @@ impl KeptPlacesTable {
             self.expiries.pop_front();
             self.by_session.remove(&session);
         }
+        self.invariants();
+    }
+
+    fn invariants(&self) {
+        debug_assert!(self.by_session.len() <= self.expiries.len(), "what is kept expires");
+        let is_sorted = self.expiries.iter().take(CHECKED_MAX).is_sorted_by_key(|expiry| expiry.0);
+        debug_assert!(is_sorted, "places expire in the order in which they were kept");
     }
 
     /// Bytes of memory.

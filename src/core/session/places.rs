@@ -212,6 +212,15 @@ impl Places {
             self.reaches_back_to = self.number + 1;
             self.changes = Some(VecDeque::new());
         }
+        self.invariants();
+    }
+
+    /// Checks the tables against each other. O(1), because a stream may have thousands of topics.
+    fn invariants(&self) {
+        debug_assert_eq!(self.by_name.len(), self.entries.len(), "each place has its name");
+        debug_assert!(self.entries.len() <= RESUME_POSITIONS_MAX, "places are bounded");
+        debug_assert!(self.changes.as_ref().is_none_or(|changes| changes.len() <= PLACE_CHANGES_MAX));
+        debug_assert!(!self.is_lost || self.entries.is_empty(), "lost places are gone");
     }
 
     /// Forgets all places. A client that resumes from them learns that its position is lost.
@@ -220,6 +229,7 @@ impl Places {
         let mut lost = Places::new(std::mem::take(&mut self.owner), self.since_us, self.memory.clone());
         (lost.is_lost, lost.number) = (true, self.number);
         *self = lost;
+        self.invariants();
     }
 
     /// Ends a SEND that ends with a whole message. Appends the event with the client's id, unless the client has the same already.

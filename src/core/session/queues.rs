@@ -60,7 +60,7 @@ impl Queues {
     /// Queues a session that exceeds its bounds, at most once.
     #[cold]
     pub(super) fn note_over(&mut self, session: &mut Session, slot: SlotId) {
-        if !std::mem::replace(&mut session.over_queued, true) {
+        if !std::mem::replace(&mut session.is_over_queued, true) {
             self.over.push(slot);
         }
     }

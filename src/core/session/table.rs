@@ -6,7 +6,7 @@ use crate::{
     limits::REPLY_BYTES_MAX,
     now::Now,
     session::{
-        Content, NextSend, SendState, Session, SharedMessages, Yielding,
+        Content, NextSend, SendState, Session, Settling, SharedMessages, Yielding,
         fullness::Fullness,
         memberships_count::MembershipsCount,
         queues::{QUEUE_SPARE, Queues},
@@ -185,7 +185,7 @@ impl Sessions {
 
     /// Updates the byte count of a session's unfinished message.
     pub fn count_unfinished(&mut self, slot: SlotId) {
-        let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
+        let Some(session) = in_slot(&mut self.slots, slot) else { return debug_assert!(false, "no session") };
         let held = u32::try_from(session.held_unfinished_bytes()).unwrap_or(u32::MAX);
         self.unfinished_bytes -= std::mem::replace(&mut session.unfinished_bytes, held) as usize;
         self.unfinished_bytes += held as usize;
@@ -214,9 +214,9 @@ impl Sessions {
     /// Offers shared frames to an open session that is not behind.
     #[inline]
     pub fn offer(&mut self, slot: SlotId, log: &EgressLog, range: Range) -> Offered {
-        match self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) {
+        match in_slot(&mut self.slots, slot) {
             Some(session) if session.ending.is_none() => {
-                if session.behind {
+                if session.is_behind() {
                     return Offered::Behind;
                 }
                 self.queues.push_range(session, slot, log, range);
@@ -242,14 +242,14 @@ impl Sessions {
         log: &EgressLog,
         range: Range,
     ) -> Offered {
-        match self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) {
+        match in_slot(&mut self.slots, slot) {
             Some(session) if session.ending.is_none() && !session.memberships.contains(topic) => {
                 if let Some(number) = number
                     && std::mem::replace(&mut session.tick_offered, number) == number
                 {
                     return Offered::Gone;
                 }
-                if session.behind {
+                if session.is_behind() {
                     return Offered::Behind;
                 }
                 self.queues.push_range(session, slot, log, range);
@@ -274,7 +274,7 @@ impl Sessions {
     /// Queues shared frames to an open session, behind or not. If the session then exceeds its bounds, [`Sessions::pop_over`]
     /// returns it.
     pub fn push_range(&mut self, slot: SlotId, log: &EgressLog, range: Range) {
-        if let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut)
+        if let Some(session) = in_slot(&mut self.slots, slot)
             && session.ending.is_none()
         {
             self.queues.push_range(session, slot, log, range);
@@ -292,7 +292,7 @@ impl Sessions {
         self.with_outbox(slot, |session| {
             is_over = session.ending.is_none() && !session.push_private(content.into(), write);
         });
-        if is_over && let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) {
+        if is_over && let Some(session) = in_slot(&mut self.slots, slot) {
             self.queues.note_over(session, slot);
         }
     }
@@ -301,7 +301,7 @@ impl Sessions {
     pub fn pop_over(&mut self) -> Option<SlotId> {
         let slot = self.queues.over.pop()?;
         if let Some(session) = self.any_mut(slot) {
-            session.over_queued = false;
+            session.is_over_queued = false;
         }
         Some(slot)
     }
@@ -320,7 +320,9 @@ impl Sessions {
         let (outbox_bytes_max, behind_bytes) = (self.outbox_bytes_max, self.behind_bytes);
         let Some(session) = self.any_mut(slot) else { return };
         session.yield_bytes = session.yield_bytes.max(2 * session.frame_bytes()).min(outbox_bytes_max);
-        session.is_unsettled |= session.yields() && session.yield_bytes != behind_bytes;
+        if session.yields() && session.yield_bytes != behind_bytes {
+            session.settle_once_empty();
+        }
     }
 
     /// Whether a session's backlog exceeds the bound that applies to all sessions.
@@ -385,14 +387,14 @@ impl Sessions {
 
     /// Queues an idle session that has work.
     pub fn make_ready(&mut self, slot: SlotId) {
-        if let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) {
+        if let Some(session) = in_slot(&mut self.slots, slot) {
             self.queues.make_ready(session, slot);
         }
     }
 
     /// Changes a session's outbox, and keeps the queues and counts consistent.
     pub fn with_outbox(&mut self, slot: SlotId, change: impl FnOnce(&mut Session)) {
-        let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else { return };
+        let Some(session) = in_slot(&mut self.slots, slot) else { return debug_assert!(false, "no session") };
         self.queues.waiting -= usize::from(session.outbox_bytes() > 0);
         let had_replies = session.outbox.reply_bytes() > 0;
         change(session);
@@ -438,9 +440,7 @@ impl Sessions {
     /// it is ending, lags, or had its bounds raised. Most sessions have none of these, so one check here replaces three.
     #[inline]
     pub fn end_send(&mut self, slot: SlotId) -> bool {
-        let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
-            return false;
-        };
+        let Some(session) = in_slot(&mut self.slots, slot) else { return false };
         if session.is_sending() {
             session.send_state = SendState::Idle;
         }
@@ -448,7 +448,7 @@ impl Sessions {
             self.queues.make_ready(session, slot);
             return false;
         }
-        session.ending.is_some() || session.lag.is_some() || session.is_unsettled
+        session.ending.is_some() || session.lag.is_some() || session.settling != Settling::None
     }
 
     /// Marks a session as too far behind. It is closed once the others have been served.
@@ -481,9 +481,7 @@ impl Sessions {
         while let Some(slot) =
             if URGENT { self.queues.urgent.pop_front() } else { self.queues.ready.pop_front() }
         {
-            let Some(session) = self.slots.get_mut(slot.index()).and_then(Option::as_deref_mut) else {
-                continue;
-            };
+            let Some(session) = in_slot(&mut self.slots, slot) else { continue };
             match session.send_state {
                 // It has fallen behind since it was queued.
                 SendState::Ready if session.lag.is_some() && session.has_work() => {
@@ -580,21 +578,23 @@ impl Sessions {
             }
             let is_queued =
                 matches!(session.send_state, SendState::Ready | SendState::Refilled | SendState::Lagging);
+            let mut urgent_lagging = self.queues.lagging.iter().take(self.queues.urgent_lagging);
             assert!(
                 !self.queues.is_holding
                     || !is_queued
                     || session.outbox.reply_bytes() == 0
                     || self.queues.urgent.contains(&slot)
-                    || self
-                        .queues
-                        .lagging
-                        .iter()
-                        .take(self.queues.urgent_lagging)
-                        .any(|&first| first == slot),
+                    || urgent_lagging.any(|&first| first == slot),
                 "no reply waits for the latency budget"
             );
-            assert!(!session.over_queued || self.queues.over.contains(&slot), "over_queued is queued");
+            assert!(!session.is_over_queued || self.queues.over.contains(&slot), "is_over_queued is queued");
             session.invariants();
         }
     }
+}
+
+/// The session in a slot, while the table's other fields stay free to change.
+#[inline]
+fn in_slot(slots: &mut [Option<Box<Session>>], slot: SlotId) -> Option<&mut Session> {
+    slots.get_mut(slot.index())?.as_deref_mut()
 }

@@ -521,7 +521,7 @@ impl Shard {
             }
         };
         if let Some(session) = self.sessions.open_mut(slot)
-            && !std::mem::replace(&mut session.subscribed, true)
+            && !std::mem::replace(&mut session.has_subscribed, true)
         {
             self.counters.add(Counter::SessionsSubscribed, 1);
         }

@@ -203,7 +203,7 @@ impl Shard {
             self.counters.add(ending.reason.counter(), 1);
         }
         self.keep_places(&mut session);
-        self.counters.subtract(Counter::SessionsSubscribed, u64::from(session.subscribed));
+        self.counters.subtract(Counter::SessionsSubscribed, u64::from(session.has_subscribed));
         self.counters.subtract(Counter::SessionsOpen, 1);
         match self.polling.contain(slot) {
             true => self.free_polling(slot, session.source),

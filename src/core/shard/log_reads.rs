@@ -82,12 +82,21 @@ impl LogReads {
     fn remove(&mut self, at: usize, ticket: u64) -> Option<WaitingRead> {
         let waiting = self.readers.get_mut(at)?.waiting.remove(&ticket)?;
         self.by_slot.remove(&(waiting.want.session.slot(), at, ticket));
+        self.invariants();
+        Some(waiting)
+    }
+
+    /// Checks the tables against each other. O(readers).
+    fn invariants(&self) {
         debug_assert_eq!(
             self.by_slot.len(),
             self.readers.iter().map(|reader| reader.waiting.len()).sum::<usize>(),
             "each request is listed once by slot"
         );
-        Some(waiting)
+        debug_assert!(
+            self.readers.iter().all(|reader| reader.waiting.len() <= LOG_READS_MAX),
+            "requests are bounded"
+        );
     }
 
     /// Bytes of the requests.
@@ -158,6 +167,7 @@ impl Shard {
         let waiting = WaitingRead { want: want.clone(), deadline_ns, cancellation };
         reader.waiting.insert(ticket, waiting);
         reads.by_slot.insert((slot, at, ticket));
+        reads.invariants();
         self.count_waiting_reads();
         true
     }

@@ -356,7 +356,7 @@ impl Shard {
         let slot = websocket.slot();
         if let Some(carrier) = self.sessions.open_mut(slot).filter(|session| session.id == websocket) {
             // So that the end of its SEND is noticed.
-            carrier.is_unsettled = true;
+            carrier.settle_once_empty();
             self.push_bytes(slot, messages);
         }
     }

@@ -124,7 +124,9 @@ impl Shard {
     fn tell_feed_state(&mut self, slot: SlotId, feed: FeedId) {
         let (state, since_ns) = self.feed_states.of(feed);
         let feeds = self.limits.feeds.clone();
-        let Some(config) = feed.index().and_then(|at| feeds.get(at)) else { return };
+        let Some(config) = feed.index().and_then(|at| feeds.get(at)) else {
+            return debug_assert!(false, "every feed is configured");
+        };
         let is_told = self.sessions.get(slot).is_some_and(|session| {
             session.ending.is_none()
                 && session.features.contains(Features::SOURCES)

@@ -47,7 +47,7 @@ impl Shard {
             return;
         }
         if let Some(since_ns) = session.unfinished_since_ns()
-            && !std::mem::replace(&mut session.unfinished_listed, true)
+            && !std::mem::replace(&mut session.is_unfinished_listed, true)
         {
             let id = session.id;
             self.unfinished.push(id, since_ns, &self.sessions);
@@ -71,10 +71,10 @@ impl Shard {
         let Some(session) = self.sessions.open_mut(id.slot()).filter(|session| session.id == id) else {
             return;
         };
-        session.unfinished_listed = false;
+        session.is_unfinished_listed = false;
         match session.unfinished_since_ns() {
             Some(since_ns) if since_ns > listed_ns => {
-                session.unfinished_listed = true;
+                session.is_unfinished_listed = true;
                 self.unfinished.oldest.push_back((id, since_ns));
             }
             Some(_) => self.end(id.slot(), CloseReason::UnfinishedMemory, now),

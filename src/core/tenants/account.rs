@@ -79,96 +79,58 @@ fn or_none(quota: u64) -> u64 {
     if quota == 0 { u64::MAX } else { quota }
 }
 
-/// Figures of one tenant on one shard. Written by that shard, read by any thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum Figure {
+macro_rules! figures {
+    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal, $help:literal;)+) => {
+        /// Figures of one tenant on one shard. Written by that shard, read by any thread.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Figure { $($(#[doc = $doc])+ $name),+ }
+
+        impl Figure {
+            /// All of them, in index order.
+            pub const ALL: [Figure; [$(Figure::$name),+].len()] = [$(Figure::$name),+];
+
+            /// Its name in metrics.
+            pub fn label(self) -> &'static str {
+                match self { $(Figure::$name => $label),+ }
+            }
+
+            /// A sentence of help for the operator.
+            pub fn help(self) -> &'static str {
+                match self { $(Figure::$name => $help),+ }
+            }
+        }
+    };
+}
+
+figures! {
     /// Connections now.
-    Connections = 0,
+    Connections = "connections", "Connections of the tenant now.";
     /// Subscriptions now.
-    Subscriptions,
+    Subscriptions = "subscriptions", "Subscriptions of the tenant's sessions now.";
     /// Topics now, at their homes.
-    Topics,
+    Topics = "topics", "Topics of the tenant now.";
     /// Bytes of the histories of its topics now.
-    HistoryBytes,
+    HistoryBytes = "history_bytes", "Bytes of the histories of the tenant's topics now.";
     /// Ticks that its sessions have published.
-    Published,
+    Published = "ticks_published", "Ticks that the tenant's sessions have published.";
     /// Bytes sent to its sessions.
-    EgressBytes,
+    EgressBytes = "egress_bytes", "Bytes sent to the tenant's sessions.";
     /// Connections refused because of the quota.
-    ConnectionsRefused,
+    ConnectionsRefused = "connections_refused", "Connections refused because the tenant has used up its quota.";
     /// Subscriptions refused because of the quota.
-    SubscriptionsRefused,
+    SubscriptionsRefused = "subscriptions_refused", "Subscriptions refused because the tenant has used up its quota.";
     /// Ticks refused because their topic would have exceeded the quota.
-    TopicsRefused,
+    TopicsRefused = "topics_refused", "Ticks refused because the tenant may have no more topics.";
     /// Ticks refused because of the quota.
-    PublishesRefused,
+    PublishesRefused = "publishes_refused", "Ticks refused because the tenant publishes faster than its quota.";
     /// Times a session had to wait with a SEND because of the quota.
-    EgressWaits,
+    EgressWaits = "egress_waits", "Times a session waited with a SEND because the tenant had used up its egress quota.";
     /// Ticks whose history could not grow because of the quota.
-    HistoryFull,
+    HistoryFull = "history_full", "Ticks whose history could not grow because the tenant had used up its quota.";
 }
 
 impl Figure {
-    /// All of them, in index order.
-    pub const ALL: [Figure; 12] = {
-        use Figure::*;
-        [
-            Connections,
-            Subscriptions,
-            Topics,
-            HistoryBytes,
-            Published,
-            EgressBytes,
-            ConnectionsRefused,
-            SubscriptionsRefused,
-            TopicsRefused,
-            PublishesRefused,
-            EgressWaits,
-            HistoryFull,
-        ]
-    };
-
-    /// Its name in metrics.
-    pub fn label(self) -> &'static str {
-        match self {
-            Figure::Connections => "connections",
-            Figure::Subscriptions => "subscriptions",
-            Figure::Topics => "topics",
-            Figure::HistoryBytes => "history_bytes",
-            Figure::Published => "ticks_published",
-            Figure::EgressBytes => "egress_bytes",
-            Figure::ConnectionsRefused => "connections_refused",
-            Figure::SubscriptionsRefused => "subscriptions_refused",
-            Figure::TopicsRefused => "topics_refused",
-            Figure::PublishesRefused => "publishes_refused",
-            Figure::EgressWaits => "egress_waits",
-            Figure::HistoryFull => "history_full",
-        }
-    }
-
-    /// A sentence of help for the operator.
-    pub fn help(self) -> &'static str {
-        match self {
-            Figure::Connections => "Connections of the tenant now.",
-            Figure::Subscriptions => "Subscriptions of the tenant's sessions now.",
-            Figure::Topics => "Topics of the tenant now.",
-            Figure::HistoryBytes => "Bytes of the histories of the tenant's topics now.",
-            Figure::Published => "Ticks that the tenant's sessions have published.",
-            Figure::EgressBytes => "Bytes sent to the tenant's sessions.",
-            Figure::ConnectionsRefused => "Connections refused because the tenant has used up its quota.",
-            Figure::SubscriptionsRefused => "Subscriptions refused because the tenant has used up its quota.",
-            Figure::TopicsRefused => "Ticks refused because the tenant may have no more topics.",
-            Figure::PublishesRefused => "Ticks refused because the tenant publishes faster than its quota.",
-            Figure::EgressWaits => {
-                "Times a session waited with a SEND because the tenant had used up its egress quota."
-            }
-            Figure::HistoryFull => {
-                "Ticks whose history could not grow because the tenant had used up its quota."
-            }
-        }
-    }
-
     /// Whether it can fall.
     pub fn is_gauge(self) -> bool {
         self as usize <= Figure::HistoryBytes as usize

@@ -572,10 +572,10 @@ fn check_url(url: &str) -> Result<(), String> {
         _ if host.is_empty() => Err("not a URL with a host".into()),
         Some("https") => Ok(()),
         Some("http") if is_local => Ok(()),
-        Some("http") => {
-            Err("must be https: whoever is on the way could give other keys (http only to this machine)"
-                .into())
-        }
+        Some("http") => Err(
+            "must be https: anyone on the network path could replace the keys (http only to this machine)"
+                .into(),
+        ),
         _ => Err("must begin with https://".into()),
     }
 }

@@ -154,7 +154,7 @@ pub struct ServerOptions {
     /// Serve other machines without authentication: anyone may use every topic and the admin listener
     #[arg(long)]
     pub allow_anonymous: bool,
-    /// Name of this server among several that serve the same topics: clients, log and metrics have it [env: TICKCAST_NODE]
+    /// Name of this server among several that serve the same topics; shown to clients, in the log and in metrics [env: TICKCAST_NODE]
     #[arg(long, env = "TICKCAST_NODE", hide_env = true, value_name = "NAME")]
     pub node: Option<String>,
     /// Addresses of all these servers, as clients connect to them; a client that loses this one tries the others;
@@ -199,32 +199,32 @@ pub struct LimitOptions {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub publish_rate: u32,
     /// Ticks per second that the sessions of one IPv4 address or IPv6 /64 network may publish on each shard; 0: no limit;
-    /// limits per source are not for --unlimited-sources
+    /// does not apply to --unlimited-sources
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub publish_rate_per_source: u32,
     /// Bytes per second (topics and payloads) that one session may publish; 0: no limit
     #[arg(long, value_name = "SIZE", default_value_t = Size::new(0))]
     pub publish_bandwidth: Size,
-    /// Bytes per second that the sessions of one source may publish on each shard; 0: no limit
+    /// Bytes per second that the sessions of one address may publish on each shard; 0: no limit
     #[arg(long, value_name = "SIZE", default_value_t = Size::new(0))]
     pub publish_bandwidth_per_source: Size,
     /// Patterns per second that one session may subscribe to or change, after a burst of four times
     /// --subscriptions-per-session-max; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIBE_RATE_DEFAULT)]
     pub subscribe_rate: u32,
-    /// The same for the sessions of one source on each shard, after a burst of ten seconds; 0: no limit
+    /// The same for the sessions of one address on each shard, after a burst of ten seconds; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::SUBSCRIBE_RATE_PER_SOURCE_DEFAULT)]
     pub subscribe_rate_per_source: u32,
     /// Patterns per second that one session may ask for the history of, after the burst of --subscribe-rate; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::HISTORY_RATE_DEFAULT)]
     pub history_rate: u32,
-    /// The same for the sessions of one source on each shard, after a burst of ten seconds; 0: no limit
+    /// The same for the sessions of one address on each shard, after a burst of ten seconds; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::HISTORY_RATE_PER_SOURCE_DEFAULT)]
     pub history_rate_per_source: u32,
     /// Patterns per second that one session may ask for the last values of, after the burst of --subscribe-rate; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::HISTORY_RATE_DEFAULT)]
     pub last_values_rate: u32,
-    /// The same for the sessions of one source on each shard, after a burst of ten seconds; 0: no limit
+    /// The same for the sessions of one address on each shard, after a burst of ten seconds; 0: no limit
     #[arg(long, value_name = "N", default_value_t = limits::HISTORY_RATE_PER_SOURCE_DEFAULT)]
     pub last_values_rate_per_source: u32,
     /// Subscriptions of one session
@@ -236,7 +236,7 @@ pub struct LimitOptions {
     /// Text of the patterns of one session [default: 128 bytes for each of --subscriptions-per-session-max]
     #[arg(long, value_name = "SIZE")]
     pub patterns_per_session_size: Option<Size>,
-    /// Memory for the patterns that the sessions of one source have brought; 0: no limit [default: half of --patterns-memory]
+    /// Memory for the patterns that the sessions of one address have brought; 0: no limit [default: half of --patterns-memory]
     #[arg(long, value_name = "SIZE")]
     pub patterns_per_source_memory: Option<Size>,
     /// Topics of the server
@@ -317,7 +317,7 @@ pub struct DeliveryOptions {
     /// Remember the message ids of publishes for this time, and drop ticks published again with the same id; at least 90s, or 0: refuse message ids
     #[arg(long, value_name = "TIME", default_value_t = Time::from_ms(limits::MESSAGE_ID_WINDOW_NS_DEFAULT / 1_000_000))]
     pub message_id_window: Time,
-    /// Memory for message ids, all publishers together; beyond it, who has the most loses the oldest
+    /// Memory for message ids, all publishers together; beyond it, the publisher with the most ids loses its oldest
     #[arg(long, value_name = "SIZE", default_value_t = Size::new(limits::MESSAGE_IDS_BYTES_MAX_DEFAULT))]
     pub message_ids_memory: Size,
     /// Compress messages for WebSocket clients that accept it: on or off; off for topics with secrets: account.>=off; repeatable [default: off]

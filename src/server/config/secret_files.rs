@@ -91,7 +91,7 @@ fn engine_secrets(options: &Table) -> impl Iterator<Item = SecretFile> {
     files.filter_map(|(file, what)| Some(SecretFile::new(Path::new(file.as_str()?), what)))
 }
 
-/// Logs a warning for each secret file that is open. Not for hashes: whoever reads them has to guess a token of 24 bytes or more.
+/// Logs a warning for each secret file that is open. Not for hashes: a reader still has to guess a token of 24 bytes or more.
 pub fn warn_of_open(settings: &Settings, prefix: &str) {
     for file in secret_files(settings).iter().filter(|file| file.is_usable && file.is_open()) {
         ::log::warn!("{prefix}{}", file.remedy());

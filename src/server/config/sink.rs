@@ -98,7 +98,7 @@ impl Checks<'_> {
             }
             let tenant = self.tenant(&path("tenant"), tenant.as_deref(), tenants);
             let Some(sink) = sinks.iter().position(|sink| sink.name() == to) else {
-                // An error in the sink is told on its own.
+                // An error in the sink has a message of its own.
                 let is_written = settings
                     .sinks
                     .iter()

@@ -138,7 +138,7 @@ impl Passed {
             }
         }
         if kind == Kind::Admin && self.sockets.iter().any(|(has, _)| *has == kind) {
-            return refuse("passed twice; its unit may have one ListenStream= only");
+            return refuse("the service manager passed it twice; give its unit a single ListenStream=");
         }
         self.sockets.push((kind, socket));
         Ok(())
@@ -329,6 +329,6 @@ mod tests {
         let connected = TcpStream::connect(to.local_addr().unwrap()).unwrap();
         assert!(refusal(&mut passed, "tcp", connected).contains("Accept=no"));
         passed.add("admin", listener().into()).unwrap();
-        assert!(refusal(&mut passed, "admin", listener()).contains("one ListenStream="));
+        assert!(refusal(&mut passed, "admin", listener()).contains("single ListenStream="));
     }
 }

@@ -22,7 +22,10 @@ pub(super) fn stop_all<S>(running: &mut Vec<Running<S>>, name: impl Fn(&S) -> St
     for one in running.drain(..) {
         match one.has_ended() {
             true => one.join(),
-            false => ::log::warn!("{} does not end: it ends with the process", name(one.status())),
+            false => ::log::warn!(
+                "{} did not stop in time; it is abandoned and ends with the process",
+                name(one.status())
+            ),
         }
     }
 }

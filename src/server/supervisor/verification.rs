@@ -50,7 +50,7 @@ pub(super) fn admin_access(config: &Config, address: &Address) -> Result<AdminAc
              password"
         ),
         Rule::Operators(_) if tls.is_none() && !address.is_local() => ::log::warn!(
-            "--admin {address} has no TLS: whoever is on the way reads the tokens of operators; add tls to the listener"
+            "--admin {address} has no TLS: anyone on the network path can read the tokens of operators; add tls to the listener"
         ),
         _ => {}
     }

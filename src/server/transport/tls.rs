@@ -68,10 +68,8 @@ pub struct TlsConnection {
     /// Bytes that TLS has yet to send, followed by the shard's own. Usually empty: holds a handshake's flight, or an alert or
     /// close_notify while the socket is full.
     pub waiting: Vec<u8>,
-    /// Whether the ring is sending bytes from `waiting`. [`Event::Writable`](super::uring::data_ring::Event) follows when it has.
-    pub is_sending_own: bool,
-    /// Whether the shard's SEND is parked in the ring.
-    pub is_shard_parked: bool,
+    /// Whose SEND is parked in the ring. [`Event::Writable`](super::uring::data_ring::Event) follows when it is over.
+    pub parked: ParkedSend,
     /// Whether the shard's SEND is in `waiting`, or in the ring after it. To the shard, its socket is full.
     pub is_shard_waiting: bool,
     /// The action once nothing is waiting.
@@ -79,6 +77,18 @@ pub struct TlsConnection {
 }
 
 const _: () = assert!(size_of::<TlsConnection>() <= 304, "the docs say how large it is");
+
+/// Whose SEND is parked in the ring. There is at most one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ParkedSend {
+    /// None is.
+    #[default]
+    None,
+    /// TLS's own: bytes that were waiting.
+    Own,
+    /// The shard's.
+    Shard,
+}
 
 /// The action once everything has been sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,7 +105,7 @@ pub enum Then {
 impl TlsConnection {
     /// Whether TLS has yet to send bytes.
     pub fn is_busy(&self) -> bool {
-        self.is_sending_own || !self.waiting.is_empty()
+        self.parked == ParkedSend::Own || !self.waiting.is_empty()
     }
 
     /// Whether the peer has closed its side with close_notify.
@@ -382,8 +392,9 @@ impl TlsConnections {
     /// Seals a SEND from the shard and appends it to `out`. [`Sealed`] lists the other outcomes.
     pub fn seal(&mut self, slot: u32, plaintext: &[u8], out: &mut Vec<u8>) -> Sealed {
         let Some(connection) = self.get_mut(slot) else { return Sealed::Plain };
+        let is_busy = connection.is_busy();
         let State::Open { records, .. } = &mut connection.state else { return Sealed::Discarded };
-        if connection.is_sending_own || !connection.waiting.is_empty() {
+        if is_busy {
             records.seal(plaintext, &mut connection.waiting);
             connection.is_shard_waiting = true;
             return Sealed::Waiting;
@@ -421,8 +432,7 @@ impl TlsConnection {
         TlsConnection {
             state,
             waiting: Vec::new(),
-            is_sending_own: false,
-            is_shard_parked: false,
+            parked: ParkedSend::None,
             is_shard_waiting: false,
             then: Then::Stay,
         }

@@ -99,7 +99,7 @@ impl Connection {
         }
         let ways = [&auth.credentials_file, &auth.password_file, &auth.token_file, &auth.nkey_file];
         if ways.iter().filter(|way| way.is_some()).count() > 1 {
-            checks.refuse("auth", "more than one way: keep one of its files");
+            checks.refuse("auth", "several kinds of credentials are set; keep one");
         }
         if auth.user.is_some() != auth.password_file.is_some() {
             checks.refuse("auth", "user and password_file belong together");

@@ -21,7 +21,7 @@ impl Openings {
     /// Keeps a tick of a topic that is opening. Returns `false` if the topic is open.
     ///
     /// If there is no room, the topic loses its oldest ticks. An owner has room for as many bytes as are left for all others
-    /// (dynamic thresholds: Choudhury and Hahne, 1998), so whoever comes next always has some.
+    /// (dynamic thresholds: Choudhury and Hahne, 1998), so the next one always has some.
     fn keep(&mut self, tick: &Frame<'_>) -> bool {
         let Some(opening) = self.by_topic.get_mut(&TopicId(tick.header.topic_id)) else { return false };
         let (len, mut freed) = (tick.bytes.len(), 0);

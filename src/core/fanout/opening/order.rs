@@ -29,7 +29,7 @@ impl Order {
 
     /// Removes the first topic.
     pub(super) fn pop_front(&mut self) {
-        let Some(&owner) = self.owners.front() else { return };
+        let Some(&owner) = self.owners.front() else { return debug_assert!(false, "there is a first topic") };
         let topics = self.by_owner.get_mut(&owner);
         if topics.is_none_or(|topics| topics.pop_front().is_none() || topics.is_empty()) {
             self.owners.pop_front();
@@ -46,8 +46,12 @@ impl Order {
 
     /// Removes a topic. O(topics of its owner); O(1) for the owner's first one, except that an owner without topics takes O(owners).
     pub(super) fn remove(&mut self, owner: u32, id: TopicId) {
-        let Some(topics) = self.by_owner.get_mut(&owner) else { return };
-        if let Some(at) = topics.iter().position(|&topic| topic == id) {
+        let Some(topics) = self.by_owner.get_mut(&owner) else {
+            return debug_assert!(false, "a topic is listed at its owner");
+        };
+        let at = topics.iter().position(|&topic| topic == id);
+        debug_assert!(at.is_some(), "a topic is listed at its owner");
+        if let Some(at) = at {
             topics.remove(at);
         }
         if topics.is_empty() {
@@ -56,6 +60,17 @@ impl Order {
                 self.owners.remove(at);
             }
         }
+    }
+
+    /// The topics with their owners, in no particular order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, TopicId)> {
+        self.by_owner.iter().flat_map(|(&owner, topics)| topics.iter().map(move |&id| (owner, id)))
+    }
+
+    /// Number of owners with topics.
+    pub(super) fn owners_len(&self) -> usize {
+        debug_assert_eq!(self.owners.len(), self.by_owner.len(), "each owner with topics has its turn");
+        self.owners.len()
     }
 
     /// Bytes of heap memory.

@@ -59,8 +59,7 @@ impl Shard {
         }
     }
 
-    /// Forgets what earlier requests on a connection have proven: what it is used for next belongs to whoever knows a name of a
-    /// session, which may be somebody else.
+    /// Forgets what earlier requests on a connection have proven: its next request may name a session of another client.
     pub(in crate::shard) fn forget_caller(&mut self, slot: SlotId) {
         let Some(session) = self.sessions.open_mut(slot).filter(|session| !session.awaits_verdict()) else {
             return;

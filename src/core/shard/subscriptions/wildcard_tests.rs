@@ -218,6 +218,21 @@ fn a_held_topic_has_a_membership_until_it_is_live_again() {
 }
 
 #[test]
+fn a_session_is_not_behind_any_more_once_it_has_sent_all_whatever_it_has_left_meanwhile() {
+    let mut driver = driver();
+    subscribe(&mut driver, READER, ">", conflate());
+    driver.full.insert(READER);
+    for _ in 0..100 {
+        publish(&mut driver, "a");
+    }
+    assert!(session(&driver, READER).is_behind());
+    unsubscribe(&mut driver, READER, ">");
+    driver.open();
+    finish(&mut driver);
+    assert!(!session(&driver, READER).is_behind());
+}
+
+#[test]
 fn memberships_of_many_held_topics_give_their_memory_back() {
     let mut driver = driver();
     subscribe(&mut driver, READER, ">", conflate());

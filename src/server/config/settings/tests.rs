@@ -332,6 +332,8 @@ fn the_shipped_file_is_good_and_what_it_comments_out_is_the_default() {
         "delivery.policy",
         "delivery.topic_idle",
         "limits.max_clients",
+        "limits.patterns_per_session_size",
+        "limits.patterns_per_source_memory",
         "server.cores",
         "server.node",
         "server.shards",

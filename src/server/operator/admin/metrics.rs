@@ -100,6 +100,7 @@ fn series(counter: Counter) -> Series {
         Counter::SessionsRefusedSource => labeled("sessions_refused", REFUSED_HELP, ("reason", "source")),
         Counter::SessionsRefusedRate => labeled("sessions_refused", REFUSED_HELP, ("reason", "rate")),
         Counter::SessionsRefusedOverload => labeled("sessions_refused", REFUSED_HELP, ("reason", "overload")),
+        Counter::SessionsRefusedTenant => labeled("sessions_refused", REFUSED_HELP, ("reason", "tenant")),
         Counter::SessionsRefusedDraining => labeled("sessions_refused", REFUSED_HELP, ("reason", "draining")),
         Counter::SessionsRefusedFailed => labeled("sessions_refused", REFUSED_HELP, ("reason", "failed")),
         _ => match (label.strip_prefix("closed_"), label.strip_suffix("_ns")) {
@@ -122,8 +123,8 @@ fn series(counter: Counter) -> Series {
     }
 }
 
-const REFUSED_HELP: &str = "Connections refused, by reason: a limit (clients, source, rate), an overloaded shard (overload), a stopping server (draining), or an io_uring ring \
-     out of memory (failed).";
+const REFUSED_HELP: &str = "Connections refused, by reason: a limit (clients, source, rate), an overloaded shard (overload), a tenant's quota (tenant), a stopping server \
+     (draining), or an io_uring ring out of memory (failed).";
 
 /// Writes the text format, family by family.
 struct Writer(String);
@@ -494,6 +495,7 @@ pub(in crate::operator) mod tests {
             counters.add(Counter::ClosedSlowConsumer, 2);
             counters.add(Counter::ClosedByPeer, 4);
             counters.add(Counter::SessionsRefusedRate, 6);
+            counters.add(Counter::SessionsRefusedTenant, 10);
             counters.add(Counter::SessionsRefusedDraining, 7);
             counters.add(Counter::SessionsRefusedFailed, 8);
             counters.add(Counter::SessionsOpen, 9);
@@ -508,6 +510,7 @@ pub(in crate::operator) mod tests {
         has(&text, "tickcast_sessions_closed_total{shard=\"0\",reason=\"slow_consumer\"} 2");
         has(&text, "tickcast_sessions_closed_total{shard=\"0\",reason=\"peer\"} 4");
         has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"rate\"} 6");
+        has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"tenant\"} 10");
         has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"draining\"} 7");
         has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"failed\"} 8");
         has(&text, "tickcast_sessions_refused_total{shard=\"0\",reason=\"clients\"} 0");

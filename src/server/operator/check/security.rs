@@ -187,7 +187,7 @@ fn plain(name: &str) -> CheckItem {
         &format!("{name}: TLS"),
         "none",
         "tls = { cert, key }",
-        "Whoever is on the way reads tokens and ticks, and may change them; unless a proxy in front of it has TLS.",
+        "Anyone on the network path can read and change tokens and ticks, unless a proxy in front of it has TLS.",
     )
 }
 

@@ -16,7 +16,7 @@ use crate::{
     transport::{
         admission::ConnectionCounts,
         handover::handover_lanes,
-        tls::Then,
+        tls::{ParkedSend, Then},
         uring::data_ring::{Settings, eventfd},
     },
 };
@@ -200,7 +200,7 @@ fn a_connection_that_is_to_move_is_not_received_from_any_more_although_it_still_
     let hello = hello_elsewhere();
     let sent = [finished, bench.seal(&hello)].concat();
     // As if an alert or a ticket were waiting for room in the socket.
-    bench.driver.tls.get_mut(bench.slot).unwrap().is_sending_own = true;
+    bench.driver.tls.get_mut(bench.slot).unwrap().parked = ParkedSend::Own;
     bench.socket.write_all(&sent).unwrap();
     let slot = bench.slot;
     bench.turns_until("the handover begins", |bench| {
@@ -231,7 +231,7 @@ fn a_connection_that_is_to_move_is_not_received_from_any_more_although_it_still_
 fn a_session_that_ends_before_it_moves_stays_and_sees_the_fin_of_its_peer() {
     let (mut bench, finished) = Bench::connect();
     let sent = [finished, bench.seal(&hello_elsewhere())].concat();
-    bench.driver.tls.get_mut(bench.slot).unwrap().is_sending_own = true;
+    bench.driver.tls.get_mut(bench.slot).unwrap().parked = ParkedSend::Own;
     bench.socket.write_all(&sent).unwrap();
     let slot = bench.slot;
     bench.turns_until("the handover begins", |bench| {

@@ -8,7 +8,7 @@ use crate::{
     clock,
     limits::{TURN_TLS_HANDSHAKES, TURN_TLS_HANDSHAKES_NS},
     transport::{
-        tls::{Received, Shaken, Then},
+        tls::{ParkedSend, Received, Shaken, Then},
         uring::data_ring::Sent,
     },
 };
@@ -113,7 +113,8 @@ impl Driver {
     /// Records the outcome of an encrypted SEND. Ends a session whose keys are exhausted, while its closing messages still fit.
     pub(super) fn sent_sealed(&mut self, slot: SlotId, sent: Sent, now: Now) {
         let Some(connection) = self.tls.get_mut(slot.0) else { return };
-        connection.is_shard_parked = sent == Sent::Parked;
+        debug_assert_eq!(connection.parked, ParkedSend::None, "the shard's SEND waits for a parked one");
+        connection.parked = if sent == Sent::Parked { ParkedSend::Shard } else { ParkedSend::None };
         if self.tls.is_used_up(slot.0) {
             self.shard.handle_tls_used_up(slot, now);
         }
@@ -123,7 +124,7 @@ impl Driver {
     /// action.
     fn send_waiting(&mut self, slot: u32, now: Now) -> io::Result<()> {
         let Some(connection) = self.tls.get_mut(slot) else { return Ok(()) };
-        if connection.is_shard_parked || connection.is_sending_own {
+        if connection.parked != ParkedSend::None {
             return Ok(());
         }
         let waiting = std::mem::take(&mut connection.waiting);
@@ -134,7 +135,7 @@ impl Driver {
                 Sent::Whole => {}
                 Sent::Parked => {
                     if let Some(connection) = self.tls.get_mut(slot) {
-                        connection.is_sending_own = true;
+                        connection.parked = ParkedSend::Own;
                     }
                     return Ok(());
                 }
@@ -166,11 +167,8 @@ impl Driver {
             self.shard.handle_writable(SlotId(slot), now);
             return Ok(());
         };
-        if std::mem::take(&mut connection.is_shard_parked) {
+        if std::mem::take(&mut connection.parked) == ParkedSend::Shard {
             self.shard.handle_writable(SlotId(slot), now);
-        }
-        if let Some(connection) = self.tls.get_mut(slot) {
-            connection.is_sending_own = false;
         }
         self.send_waiting(slot, now)
     }
@@ -196,7 +194,7 @@ impl Driver {
     /// Sends close_notify on a socket that is about to be closed, if the socket takes it at once.
     pub(super) fn close_tls(&mut self, slot: u32) -> io::Result<()> {
         if let Some(mut connection) = self.tls.remove(slot)
-            && !connection.is_shard_parked
+            && connection.parked == ParkedSend::None
             && !connection.is_busy()
         {
             connection.say_goodbye();

@@ -117,7 +117,7 @@ fn sends_are_sealed_and_those_that_nobody_could_read_are_discarded() {
 fn a_send_waits_behind_what_tls_itself_has_to_send() {
     let mut bench = Bench::new();
     let mut client = bench.establish();
-    bench.shard.get_mut(SLOT).unwrap().is_sending_own = true;
+    bench.shard.get_mut(SLOT).unwrap().parked = ParkedSend::Own;
     let mut out = Vec::new();
     assert_eq!(bench.shard.seal(SLOT, b"tick", &mut out), Sealed::Waiting);
     let connection = bench.shard.get_mut(SLOT).unwrap();
@@ -243,7 +243,7 @@ fn a_socket_leaves_once_everything_is_sent_unless_its_session_ends_before() {
     bench.establish();
     let connection = bench.shard.get_mut(SLOT).unwrap();
     assert!(connection.begin_detach());
-    connection.is_sending_own = true;
+    connection.parked = ParkedSend::Own;
     assert!(!connection.begin_detach());
     assert_eq!(connection.then, Then::Detach);
     connection.cancel_detach();

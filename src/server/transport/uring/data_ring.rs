@@ -93,6 +93,19 @@ struct Slot {
     parked: Option<Box<Parked>>,
 }
 
+impl Slot {
+    /// Whether an operation on the socket is in flight.
+    fn is_busy(&self) -> bool {
+        self.receive_armed || self.shutting || self.parked.is_some()
+    }
+
+    fn invariants(&self) {
+        let may_detach = self.state == State::Open && self.receive_paused;
+        debug_assert!(!self.detaching || may_detach, "a socket leaves while it is open and paused");
+        debug_assert!(self.state != State::Closing || self.is_busy(), "a slot that is quiet is vacant");
+    }
+}
+
 const _: () = assert!(size_of::<Slot>() == 24, "the docs of Slot say how large it is");
 
 /// The ring, its sockets and its buffers.

@@ -134,13 +134,13 @@ impl<S: Shim> DataRing<S> {
 
     pub(super) fn vacate_if_quiet(&mut self, slot: u32) -> io::Result<()> {
         let entry = &mut self.slots[slot as usize];
-        if entry.state == State::Closing && !entry.receive_armed && !entry.shutting && entry.parked.is_none()
-        {
+        if entry.state == State::Closing && !entry.is_busy() {
             entry.state = State::Vacant;
             // The last reference: the kernel closes the socket.
             self.ring.submitter().register_files_update(slot, &[-1])?;
             self.free.push(slot);
         }
+        self.slots[slot as usize].invariants();
         Ok(())
     }
 }

@@ -23,6 +23,7 @@ impl<S: Shim> DataRing<S> {
             return Ok(());
         }
         (entry.receive_paused, entry.detaching) = (true, true);
+        entry.invariants();
         match entry.receive_armed {
             true => self.cancel(self.of_slot(RECEIVE, slot)),
             false => {
