@@ -34,8 +34,8 @@ pub struct SinkConfig {
     pub name: Box<str>,
     /// Maximum time from a publish to its answer, nanoseconds.
     pub ack_timeout_ns: u64,
-    /// Whether its engine recognises message ids. If not, publishes with one are refused.
-    pub recognises_message_ids: bool,
+    /// Whether it takes message ids: its engine recognises them, or the operator has them passed on. If not, publishes with one are refused.
+    pub takes_message_ids: bool,
 }
 
 /// A tenant's topics that are sent to a sink.
@@ -180,8 +180,7 @@ mod tests {
             topics: topics.into(),
             sink: SinkId(sink),
         };
-        let sink =
-            |name: &str| SinkConfig { name: name.into(), ack_timeout_ns: 1, recognises_message_ids: false };
+        let sink = |name: &str| SinkConfig { name: name.into(), ack_timeout_ns: 1, takes_message_ids: false };
         Routes {
             routes: vec![route(0, "orders.eu.*", 1), route(0, "orders.>", 0), route(2, ">", 1)],
             sinks: vec![sink("world"), sink("eu")],

@@ -260,7 +260,11 @@ impl<'a> Ingest<'a> {
         self.take_blocking_at(message, None)
     }
 
-    fn take_blocking_at(&mut self, message: Message<'_>, at: Option<LogPosition>) -> Result<(), Stopped> {
+    /// [`Ingest::take_at`] for a reader without a runtime.
+    ///
+    /// # Errors
+    /// As [`Ingest::take_blocking`].
+    pub fn take_blocking_at(&mut self, message: Message<'_>, at: Option<LogPosition>) -> Result<(), Stopped> {
         self.taken += 1;
         if self.taken >= BATCH_MESSAGES {
             self.flush();

@@ -14,11 +14,16 @@
 //! The offsets of a compacted or transactional topic have holes. So a jump between two messages is not a loss; only messages
 //! that retention deleted before they were read are lost.
 
-mod connection;
+pub(crate) mod connection;
 mod headers;
+mod logged;
+pub(crate) mod native;
+mod past;
 mod positions;
+mod start;
+mod topics;
 
-use std::{fmt, mem, str::FromStr, time::Duration};
+use std::{mem, time::Duration};
 
 use rdkafka::{
     Message as _, Offset, TopicPartitionList,
@@ -26,24 +31,32 @@ use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode as Code},
     message::BorrowedMessage,
 };
-use regex::Regex;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Serialize};
 
 use self::{
     connection::{Auth, Connection, Consumer},
+    logged::{Ids, LOOK_IDS_NS, OFFSET_MAX, TRUST_NS, position_of},
+    past::Past,
+    positions::{Continuation, Partition, Place, Positions},
+    start::Start,
+    topics::{Found, Wanted, is_unknown},
+};
+pub(crate) use self::{
     headers::RecordHeaders,
-    positions::{Continuation, Place, Positions},
+    logged::{life_epoch, offset_position},
+    topics::is_name,
 };
 use super::{
     Source, SourceContext, SourceError,
     engine::{self, BlockingReader, EngineError, Ingest, Stopped},
     kind::{Configured, OptionChecks, SourceOptions},
+    log_reader::{self, ReadBack},
     mapping::{MapOptions, Mapping, Message},
+    position::PositionKind,
     tls::Tls,
 };
-use crate::limits::{SOURCE_PARTITIONS_MAX, SOURCE_SUBJECTS_MAX};
-use tickcast_common::clock;
-use tickcast_proto::units::{format_duration, parse_duration_ns};
+use crate::limits::{SOURCE_LOG_TOPICS_MAX, SOURCE_PARTITIONS_MAX, SOURCE_SUBJECTS_MAX};
+use tickcast_common::{clock, values::Time};
 
 /// Longest wait for a message. The source notices the server's stop within this time.
 const WAIT: Duration = Duration::from_millis(50);
@@ -68,6 +81,14 @@ pub struct Options {
     topics: Vec<String>,
     /// Where to begin.
     start: Start,
+    /// Whether the offsets of a partition are also the sequences of the topic that it feeds.
+    position: PositionKind,
+    /// With `position = "log"`: whether clients whose positions are older than the history get the ticks from the cluster.
+    read_back: bool,
+    /// Messages to read per second for such clients.
+    read_back_rate: u32,
+    /// Maximum time in which reading must make progress for such a client.
+    read_back_timeout: Time,
     auth: Auth,
     tls: Tls,
     map: MapOptions,
@@ -79,124 +100,13 @@ impl Default for Options {
             servers: vec!["127.0.0.1:9092".into()],
             topics: Vec::new(),
             start: Start::New,
+            position: PositionKind::Local,
+            read_back: true,
+            read_back_rate: log_reader::RATE_DEFAULT,
+            read_back_timeout: log_reader::timeout_default(),
             auth: Auth::default(),
             tls: Tls::default(),
             map: MapOptions::default(),
-        }
-    }
-}
-
-/// Where to begin: `new`, `all`, an offset of every partition, a time (RFC 3339) or a window before now (`10m`).
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Start {
-    /// With the next message.
-    New,
-    /// With the oldest message.
-    All,
-    /// With this offset.
-    Offset(i64),
-    /// With the first message of this time or later.
-    Time(jiff::Timestamp),
-    /// With the first message that is not older than this many nanoseconds.
-    Window(u64),
-}
-
-impl Start {
-    /// The time to begin with, milliseconds since 1970.
-    fn time_ms(self) -> Option<i64> {
-        match self {
-            Start::New | Start::All | Start::Offset(_) => None,
-            Start::Time(time) => Some(time.as_millisecond()),
-            Start::Window(window_ns) => {
-                let from_ns = clock::realtime_ns().saturating_sub(window_ns);
-                Some((from_ns / 1_000_000).cast_signed())
-            }
-        }
-    }
-}
-
-impl FromStr for Start {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Start, &'static str> {
-        match text {
-            "new" => return Ok(Start::New),
-            "all" => return Ok(Start::All),
-            _ => {}
-        }
-        if let Ok(offset @ 0..) = text.parse() {
-            return Ok(Start::Offset(offset));
-        }
-        if let Ok(window_ns) = parse_duration_ns(text) {
-            return Ok(Start::Window(window_ns));
-        }
-        text.parse().map(Start::Time).map_err(
-            |_| "use new, all, an offset, a window such as 10m or a time such as 2026-01-31T08:00:00Z",
-        )
-    }
-}
-
-impl fmt::Display for Start {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Start::New => f.write_str("new"),
-            Start::All => f.write_str("all"),
-            Start::Offset(offset) => write!(f, "{offset}"),
-            Start::Time(time) => write!(f, "{time}"),
-            Start::Window(ns) => f.write_str(&format_duration(*ns)),
-        }
-    }
-}
-
-impl Serialize for Start {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Start {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Start, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Number(u64),
-            Text(String),
-        }
-        match Written::deserialize(deserializer)? {
-            Written::Number(offset) => i64::try_from(offset)
-                .map(Start::Offset)
-                .map_err(|_| D::Error::custom("the offset is too large")),
-            Written::Text(text) => text.parse().map_err(D::Error::custom),
-        }
-    }
-}
-
-/// Which topics to read.
-#[derive(Clone, Debug)]
-enum Wanted {
-    Name(String),
-    Matching(Regex),
-}
-
-impl Wanted {
-    fn new(text: &str) -> Result<Wanted, String> {
-        if text.starts_with('^') {
-            return Regex::new(text)
-                .map(Wanted::Matching)
-                .map_err(|error| error.to_string().replace('\n', " "));
-        }
-        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        match (1..=249).contains(&text.len()) && text.bytes().all(is_name) {
-            true => Ok(Wanted::Name(text.to_owned())),
-            false => Err("not the name of a topic; a regular expression begins with ^".into()),
-        }
-    }
-
-    /// Whether this topic is wanted. Kafka's own topics begin with two underscores and are read only by name.
-    fn matches(&self, topic: &str) -> bool {
-        match self {
-            Wanted::Name(name) => name == topic,
-            Wanted::Matching(expression) => !topic.starts_with("__") && expression.is_match(topic),
         }
     }
 }
@@ -214,18 +124,23 @@ impl SourceOptions for Options {
                 Err(error) => checks.refuse("topics", format!("{topic:?}: {error}")),
             }
         }
+        let is_logged = self.position == PositionKind::Log;
+        // Other cases show only in the cluster.
+        let are_names = wanted.iter().all(|wanted| matches!(wanted, Wanted::Name(_)));
+        if is_logged && are_names && self.topics.len() > 1 && !self.map.tells_subjects_apart(&self.topics) {
+            checks.refuse("position", logged::several_topics());
+        }
+        let read_back =
+            ReadBack { is_on: self.read_back, rate: self.read_back_rate, timeout: self.read_back_timeout };
+        read_back.check(checks);
         let connection = Connection::new(self.servers, self.auth, self.tls, checks);
         let mapping = Mapping::new(&self.map, checks)?;
-        let pattern = mapping.pattern();
-        let source = Kafka {
-            connection: connection?,
-            wanted,
-            start: self.start,
-            mapping,
-            positions: Positions::default(),
-            missing: Vec::new(),
-        };
-        Some(Configured::new(pattern, source))
+        let (pattern, connection) = (mapping.pattern(), connection?);
+        let past = Past::new(connection.clone(), wanted.clone());
+        let past = log_reader::Reader::new(past, mapping.clone(), read_back.rate);
+        let source = Kafka::new(connection, wanted, self.start, (self.map, mapping), is_logged);
+        let configured = Configured::new(pattern, source).reading_back(is_logged);
+        Some(if is_logged { configured.with_log_reader(read_back, past) } else { configured })
     }
 }
 
@@ -235,10 +150,50 @@ struct Kafka {
     connection: Connection,
     wanted: Vec<Wanted>,
     start: Start,
+    map: MapOptions,
     mapping: Mapping,
     positions: Positions,
     /// Topics that the cluster did not have at the last check.
     missing: Vec<String>,
+    /// A broker that has answered.
+    broker: Option<i32>,
+    /// Whether offsets are also the sequences of the topics.
+    is_logged: bool,
+    /// With positions: how ids are found, and the cluster's once it is known.
+    ids: Ids,
+    cluster: Option<String>,
+    /// For how long a look at the ids is relied on, nanoseconds.
+    trust_ns: u64,
+    /// When the ids were looked at last, a time of [`clock::monotonic_ns`]; 0: not since partitions were assigned.
+    identified_ns: u64,
+    has_caught_up: bool,
+}
+
+impl Kafka {
+    fn new(
+        connection: Connection,
+        wanted: Vec<Wanted>,
+        start: Start,
+        (map, mapping): (MapOptions, Mapping),
+        is_logged: bool,
+    ) -> Kafka {
+        Kafka {
+            connection,
+            wanted,
+            start,
+            map,
+            mapping,
+            positions: Positions::default(),
+            missing: Vec::new(),
+            broker: None,
+            is_logged,
+            ids: Ids::default(),
+            cluster: None,
+            trust_ns: TRUST_NS,
+            identified_ns: 0,
+            has_caught_up: false,
+        }
+    }
 }
 
 impl Source for Kafka {
@@ -251,6 +206,8 @@ impl Source for Kafka {
 impl BlockingReader for Kafka {
     fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Stopped, EngineError> {
         let consumer = self.connection.consumer()?;
+        // Another cluster may have the addresses now.
+        self.cluster = None;
         self.look(&consumer, ingest)?;
         self.assign(&consumer, ingest)?;
         ingest.connected(&self.connection.to_string());
@@ -264,6 +221,11 @@ impl BlockingReader for Kafka {
                 match consumer.poll(mem::take(&mut wait)) {
                     None => break,
                     Some(Ok(message)) => {
+                        if !self.is_of_its_life(&consumer, ingest)? {
+                            // The messages that wait may be of either life.
+                            self.assign(&consumer, ingest)?;
+                            break;
+                        }
                         if self.take(&message, ingest).is_err() {
                             return Ok(Stopped);
                         }
@@ -282,8 +244,20 @@ impl BlockingReader for Kafka {
                 }
             }
             ingest.flush();
-            if let Some(ends) = consumer.context().take_ends() {
-                ingest.set_lag(self.positions.lag(&ends));
+            let ends = consumer.context().take_ends();
+            if let Some(ends) = &ends {
+                ingest.set_lag(self.positions.lag(ends));
+            }
+            if self.is_logged {
+                if !self.has_caught_up && self.positions.has_caught_up(&ends.unwrap_or_default()) {
+                    self.has_caught_up = true;
+                    ingest.caught_up();
+                }
+                // Before the next message, so that it need not wait for the answer.
+                let is_due = clock::monotonic_ns() >= self.identified_ns.saturating_add(LOOK_IDS_NS);
+                if is_due && self.identify(&consumer, ingest)? {
+                    self.assign(&consumer, ingest)?;
+                }
             }
             let pause_ns = if self.missing.is_empty() { LOOK_NS } else { LOOK_SOON_NS };
             if clock::monotonic_ns() >= looked_ns.saturating_add(pause_ns) {
@@ -342,56 +316,36 @@ impl Fault {
     }
 }
 
-/// Whether an error says that the topic does not exist. Other errors may hide one that exists.
-fn is_unknown(code: Code) -> bool {
-    matches!(code, Code::UnknownTopic | Code::UnknownTopicOrPartition)
-}
-
 impl Kafka {
     /// Checks the cluster's topics. Returns whether the partitions have changed.
     fn look(&mut self, consumer: &Consumer, ingest: &Ingest<'_>) -> Result<bool, EngineError> {
-        let mut found: Vec<(String, usize)> = Vec::new();
-        let (mut missing, mut unreadable) = (Vec::new(), Vec::new());
-        for wanted in &self.wanted {
-            let name = match wanted {
-                Wanted::Name(name) => Some(&**name),
-                Wanted::Matching(_) => None,
-            };
-            let metadata = consumer.fetch_metadata(name, ANSWER);
-            let metadata = metadata.map_err(|error| self.failed(consumer, "look at the topics", &error))?;
-            let before = found.len();
-            for topic in metadata.topics().iter().filter(|topic| wanted.matches(topic.name())) {
-                if let Some(error) = topic.error() {
-                    if !is_unknown(error.into()) {
-                        unreadable.push(topic.name().to_owned());
-                    }
-                    continue;
-                }
-                if !topic.partitions().is_empty()
-                    && !found[..before].iter().any(|(known, _)| known == topic.name())
-                {
-                    found.push((topic.name().to_owned(), topic.partitions().len()));
-                }
-            }
-            if let Some(name) = name.filter(|name| !found.iter().any(|(known, _)| known == name)) {
-                let why = metadata.topics().first().and_then(|topic| topic.error());
-                let why =
-                    why.map_or("there is no such topic".to_owned(), |code| Code::from(code).to_string());
-                if !self.missing.iter().any(|known| known == name) {
-                    ingest.warn(&format!("topic {name}: {why}"));
-                }
-                missing.push(name.to_owned());
+        let found = topics::look(consumer, &self.wanted, ANSWER);
+        let Found { topics, unreadable, missing, broker } =
+            found.map_err(|error| self.failed(consumer, "look at the topics", &error))?;
+        for (name, why) in &missing {
+            if !self.missing.iter().any(|known| known == name) {
+                ingest.warn(&format!("topic {name}: {why}"));
             }
         }
-        self.missing = missing;
-        let partitions: usize = found.iter().map(|(_, partitions)| partitions).sum();
+        self.missing = missing.into_iter().map(|(name, _)| name).collect();
+        self.broker = broker.or(self.broker);
+        let partitions: usize = topics.iter().map(|(_, partitions)| partitions).sum();
         if partitions > SOURCE_PARTITIONS_MAX {
             return Err(EngineError(format!(
                 "the topics have {partitions} partitions, more than {SOURCE_PARTITIONS_MAX}: read fewer topics, or divide them among sources"
             )));
         }
-        let has_changed = self.positions.update(&found, unreadable);
-        if found.is_empty() {
+        if self.is_logged {
+            logged::one_log_each(&self.map, &topics).map_err(EngineError)?;
+            if topics.len() > SOURCE_LOG_TOPICS_MAX {
+                return Err(EngineError(format!(
+                    "position = \"log\": {} topics, more than {SOURCE_LOG_TOPICS_MAX}: divide them among sources",
+                    topics.len()
+                )));
+            }
+        }
+        let has_changed = self.positions.update(&topics, unreadable);
+        if topics.is_empty() {
             return Err(EngineError(match &*self.missing {
                 [] => "no topic matches".into(),
                 missing => format!("there is no topic {}", missing.join(", ")),
@@ -400,12 +354,48 @@ impl Kafka {
         Ok(has_changed)
     }
 
+    /// Looks at the ids of the topics. Returns whether one was made again.
+    fn identify(&mut self, consumer: &Consumer, ingest: &Ingest<'_>) -> Result<bool, EngineError> {
+        let now_ns = clock::monotonic_ns();
+        let cluster = match &self.cluster {
+            Some(cluster) => cluster.clone(),
+            None => {
+                let cluster = self.ids.of_cluster(consumer);
+                cluster.ok_or_else(|| EngineError(format!("{}: the cluster says no id", self.connection)))?
+            }
+        };
+        let names = self.positions.names();
+        let ids = self.ids.of_topics(consumer, self.broker.unwrap_or_default(), &names);
+        let ids = ids.map_err(|why| EngineError(format!("{}: ids of the topics: {why}", self.connection)))?;
+        let mut known = Vec::with_capacity(ids.len());
+        for (name, id) in names.iter().zip(ids) {
+            known.push(id.map_err(|why| EngineError(logged::without_id(name, why)))?);
+        }
+        let made_again = self.positions.identify(&cluster, &known);
+        self.cluster = Some(cluster);
+        self.identified_ns = now_ns;
+        for topic in &made_again {
+            ingest.warn(&format!("topic {topic} was deleted and made again: reading it from its beginning"));
+        }
+        Ok(!made_again.is_empty())
+    }
+
+    /// Whether a message that was just received is of the life of its topic that is known. Looks at the ids if the last look is too long
+    /// ago.
+    fn is_of_its_life(&mut self, consumer: &Consumer, ingest: &Ingest<'_>) -> Result<bool, EngineError> {
+        let is_trusted = clock::monotonic_ns() < self.identified_ns.saturating_add(self.trust_ns);
+        Ok(!self.is_logged || is_trusted || !self.identify(consumer, ingest)?)
+    }
+
     /// Finds the place in each partition, counts what is lost before it, and lets the client read from there.
     fn assign(&mut self, consumer: &Consumer, ingest: &Ingest<'_>) -> Result<(), EngineError> {
+        if self.is_logged {
+            self.identify(consumer, ingest)?;
+        }
         let by_time = self.offsets_by_time(consumer)?;
         let mut assigned = TopicPartitionList::new();
-        let mut failure = None;
-        for (topic, partition, place) in self.positions.present() {
+        let (mut failure, mut set_back) = (None, false);
+        for (topic, partition, Partition { place, log }) in self.positions.present() {
             // Each partition takes a request to the cluster; the server may stop between two.
             if ingest.is_stopping() {
                 return Ok(());
@@ -417,6 +407,13 @@ impl Kafka {
                     break;
                 }
             };
+            if self.is_logged && high > OFFSET_MAX {
+                return Err(EngineError(format!(
+                    "partition {partition} of {topic} ends at {high}: positions stay below 2^53"
+                )));
+            }
+            let is_begun = matches!(*place, Place::Next(_));
+            let mut is_whole = is_begun && log.complete_from > 0;
             let next = match *place {
                 Place::Next(next) => match Continuation::of(next, low, high) {
                     Continuation::Same => next,
@@ -426,9 +423,13 @@ impl Kafka {
                             low - 1
                         );
                         ingest.count_hole(lost, &why);
+                        is_whole = false;
                         low
                     }
                     Continuation::SetBack => {
+                        log.set_back += 1;
+                        set_back = true;
+                        is_whole = false;
                         ingest.warn(&format!(
                             "partition {partition} of {topic} was made again or cut: reading it from its beginning"
                         ));
@@ -459,6 +460,11 @@ impl Kafka {
                 },
             };
             *place = Place::Next(next);
+            log.target = log.target.or(Some(high));
+            if !is_whole {
+                // What was read before a hole or in another life says nothing about what follows.
+                log.complete_from = position_of(next);
+            }
             if let Err(error) = assigned.add_partition_offset(topic, partition, Offset::Offset(next)) {
                 failure = Some(("assign partitions".into(), error));
                 break;
@@ -467,6 +473,14 @@ impl Kafka {
         if let Some((what, error)) = failure {
             return Err(self.failed(consumer, &what, &error));
         }
+        if self.is_logged {
+            // The epochs change of partitions that were set back.
+            if set_back && self.identify(consumer, ingest)? {
+                return Err(EngineError("a topic was made again just now".into()));
+            }
+            // A topic may have been made again since the look before: the first message needs another one.
+            self.identified_ns = 0;
+        }
         consumer.assign(&assigned).map_err(|error| self.failed(consumer, "assign partitions", &error))
     }
 
@@ -474,7 +488,9 @@ impl Kafka {
     fn offsets_by_time(&mut self, consumer: &Consumer) -> Result<Option<TopicPartitionList>, EngineError> {
         let Some(time_ms) = self.start.time_ms() else { return Ok(None) };
         let mut asked = TopicPartitionList::new();
-        for (topic, partition, _) in self.positions.present().filter(|(.., place)| **place == Place::Start) {
+        for (topic, partition, _) in
+            self.positions.present().filter(|(.., partition)| partition.place == Place::Start)
+        {
             // It fails only for a value that is not an offset.
             let _ = asked.add_partition_offset(topic, partition, Offset::Offset(time_ms));
         }
@@ -488,24 +504,20 @@ impl Kafka {
     /// Publishes a message, if it is new.
     fn take(&mut self, message: &BorrowedMessage<'_>, ingest: &mut Ingest<'_>) -> Result<(), Stopped> {
         let (topic, offset) = (message.topic(), message.offset());
-        let Some(place) = self.positions.place(topic, message.partition()) else { return Ok(()) };
+        let Some(Partition { place, log }) = self.positions.partition(topic, message.partition()) else {
+            return Ok(());
+        };
         // It has been read before.
         if matches!(*place, Place::Next(next) if offset < next) {
             return Ok(());
         }
         *place = Place::Next(offset.saturating_add(1));
+        let at = self.is_logged.then(|| log.at(offset));
         let Some(payload) = message.payload() else {
             ingest.skip(topic, &format_args!("offset {offset} is a tombstone: it has no payload"));
             return Ok(());
         };
-        let time_ms = message.timestamp().to_millis().and_then(|time_ms| u64::try_from(time_ms).ok());
-        ingest.take_blocking(Message {
-            subject: topic,
-            key: message.key().and_then(|key| str::from_utf8(key).ok()),
-            headers: &RecordHeaders(message),
-            payload,
-            time_ns: time_ms.and_then(|time_ms| time_ms.checked_mul(1_000_000)),
-        })
+        ingest.take_blocking_at(message_of(message, &RecordHeaders(message), payload), at)
     }
 
     /// The failure of an attempt, with the reason that the client has reported.
@@ -521,5 +533,23 @@ impl Kafka {
     }
 }
 
+/// A message with this payload, as the mapping takes it.
+fn message_of<'a>(
+    message: &'a BorrowedMessage<'_>,
+    headers: &'a RecordHeaders<'_, '_>,
+    payload: &'a [u8],
+) -> Message<'a> {
+    let time_ms = message.timestamp().to_millis().and_then(|time_ms| u64::try_from(time_ms).ok());
+    Message {
+        subject: message.topic(),
+        key: message.key().and_then(|key| str::from_utf8(key).ok()),
+        headers,
+        payload,
+        time_ns: time_ms.and_then(|time_ms| time_ms.checked_mul(1_000_000)),
+    }
+}
+
 #[cfg(test)]
-mod tests;
+mod logged_tests;
+#[cfg(test)]
+pub(crate) mod tests;

@@ -4,6 +4,8 @@
 pub const SOURCE_SUBJECTS_MAX: usize = 64;
 /// Partitions that one Kafka source reads.
 pub const SOURCE_PARTITIONS_MAX: usize = 4_096;
+/// Topics that one Kafka source with positions reads: it looks at their ids several times a second.
+pub const SOURCE_LOG_TOPICS_MAX: usize = 256;
 /// Bytes of a message from an outgoing WebSocket connection.
 pub const SOURCE_MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Addresses of one engine.

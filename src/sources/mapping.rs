@@ -5,6 +5,7 @@
 //!  key   = "{header:Symbol-Id}"             {1} .. {32}      a token of it
 //!  time  = "{json:/ts}"                     {key}            the message's key
 //!  id    = "{header:Nats-Msg-Id}"           {header:NAME}    a header
+//!                                           {partition}      the partition of its log
 //!                                           {json:/a/0/b}    a string, number or boolean of the payload (RFC 6901)
 //! ```
 //!
@@ -20,6 +21,9 @@ use serde::{Deserialize, Serialize};
 use self::template::{Input, Template};
 use super::kind::OptionChecks;
 use tickcast_proto::pattern::{self, NameError};
+
+/// The partition in a template.
+const PARTITION: &str = "{partition}";
 
 /// The table `map` of a `[[source]]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +48,23 @@ pub struct MapOptions {
 }
 
 impl MapOptions {
+    /// The template of the topic without the partition, and whether the partition is its first or last token. Then messages of two
+    /// different partitions of a subject never map to the same topic: a number has no dot.
+    fn split_partition(&self) -> (&str, bool) {
+        let topic = &*self.topic;
+        if topic == PARTITION {
+            return ("", true);
+        }
+        let rest = topic.strip_suffix(PARTITION).and_then(|rest| rest.strip_suffix('.'));
+        let rest = rest.or_else(|| topic.strip_prefix(PARTITION).and_then(|rest| rest.strip_prefix('.')));
+        rest.map_or((topic, false), |rest| (rest, true))
+    }
+
+    /// Whether messages of two different partitions of a subject never map to the same topic.
+    pub fn tells_partitions_apart(&self) -> bool {
+        self.split_partition().1
+    }
+
     /// Whether messages of two different subjects never map to the same topic.
     pub fn tells_subjects_apart(&self, subjects: &[String]) -> bool {
         let names = subjects.iter().map(|subject| {
@@ -51,7 +72,7 @@ impl MapOptions {
             rest.replace(&self.separator, ".")
         });
         let names: HashSet<String> = names.collect();
-        self.topic == "{subject}" && names.len() == subjects.len()
+        self.split_partition().0 == "{subject}" && names.len() == subjects.len()
     }
 }
 
@@ -100,6 +121,11 @@ impl TimeUnit {
 pub trait Headers {
     /// The first value of the header; `None` if there is none, or if it is not UTF-8.
     fn value(&self, name: &str) -> Option<&str>;
+
+    /// The partition of the message's log, if the log has partitions.
+    fn partition(&self) -> Option<i32> {
+        None
+    }
 }
 
 /// No headers.

@@ -14,11 +14,13 @@
 
 pub mod kind;
 mod outlet;
-#[cfg(any(feature = "nats", feature = "redis"))]
+#[cfg(any(feature = "kafka", feature = "nats", feature = "redis"))]
 mod template;
 
 #[cfg(feature = "nats")]
 pub mod jetstream;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 #[cfg(feature = "nats")]
 pub mod nats;
 #[cfg(feature = "redis")]
@@ -61,8 +63,11 @@ pub trait Writer: Send {
     /// A connection to the engine.
     type Connection;
 
-    /// Connects once.
-    fn connect(&mut self) -> impl Future<Output = Result<Self::Connection, EngineError>>;
+    /// Connects once. `ack_timeout`: time from a publish to its answer.
+    fn connect(
+        &mut self,
+        ack_timeout: Duration,
+    ) -> impl Future<Output = Result<Self::Connection, EngineError>>;
 
     /// Passes on the outlet's ticks in the order in which it gives them, and settles each, until an error. Waits with
     /// [`Outlet::ready`] for more.
@@ -89,7 +94,8 @@ impl<W: Writer> Sink for W {
         let mut backoff = Backoff::with_bounds(seed, RETRY_MS, RETRY_MS_MAX);
         let attempts = async {
             loop {
-                let failure = match refusing_late(outlet, Outcome::Away, self.connect()).await {
+                let ack_timeout = outlet.ack_timeout();
+                let failure = match refusing_late(outlet, Outcome::Away, self.connect(ack_timeout)).await {
                     Ok(connection) => {
                         outlet.set_connected();
                         backoff.handle_connected(clock::monotonic_ns());

@@ -31,6 +31,8 @@ mod http;
 mod identity;
 #[cfg(feature = "kafka")]
 mod kafka;
+#[cfg(feature = "kafka")]
+mod kafka_log;
 mod limits;
 mod listeners;
 mod load;

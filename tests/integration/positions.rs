@@ -22,7 +22,7 @@ use tickcast_proto::{
 pub(crate) const FORMATS: [WireFormat; 2] = [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_JSON];
 
 /// Starts a server that reads a log by position, and waits until it is ready.
-fn serve(name: &str, source: &str) -> Server {
+pub(crate) fn serve(name: &str, source: &str) -> Server {
     serve_with_history(name, source, "100000:16MiB:0")
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn numbers(numbers: std::ops::Range<u32>) -> impl Iterator<Item = Str
 }
 
 /// Has readers of each encoding go back and forth between two servers while `publish` fills both topics.
-fn move_between(servers: [&Server; 2], publish: impl Fn(&str, std::ops::Range<u32>)) {
+pub(crate) fn move_between(servers: [&Server; 2], publish: impl Fn(&str, std::ops::Range<u32>)) {
     let mut readers = FORMATS.map(|format| {
         let mut reader = Reader::default();
         reader.connect(servers[0], format);

@@ -12,14 +12,14 @@ use crate::{
 use tickcast_proto::WireFormat;
 
 /// Value of a counter of all shards, or of all sources.
-fn metric(server: &Server, name: &str) -> u64 {
+pub(crate) fn metric(server: &Server, name: &str) -> u64 {
     let text = request(server.admin.unwrap(), "GET", "/metrics").body;
     let samples = text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
     samples.map(|(_, value)| value.parse::<f64>().unwrap() as u64).sum()
 }
 
 /// Whether the server's source has published so many ticks.
-fn has_read(server: &Server, ticks: u64) -> bool {
+pub(crate) fn has_read(server: &Server, ticks: u64) -> bool {
     let shards = get_of_all_shards(server.admin.unwrap(), "/v1/shards").json();
     shards["sources"][0]["ticks"].as_u64() == Some(ticks)
 }
@@ -30,7 +30,10 @@ fn assert_whole(reader: &Reader, topic: &str, count: u32) {
 }
 
 /// Readers leave, miss far more than the server keeps, and come back while more is published.
-fn away_for_longer_than_the_history(server: &Server, publish: impl Fn(&str, std::ops::Range<u32>)) {
+pub(crate) fn away_for_longer_than_the_history(
+    server: &Server,
+    publish: impl Fn(&str, std::ops::Range<u32>),
+) {
     let mut readers = FORMATS.map(|format| {
         let mut reader = Reader::default();
         reader.connect(server, format);

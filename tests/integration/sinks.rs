@@ -407,7 +407,7 @@ fn errors_of_sinks_and_routes_are_reported_at_once_with_what_to_do() {
     let text = "[[sink]]\nkind = 'nats'\nname = 'a b'\nsubject = '{what}'\nservers = ['nats://u:p@h:1']\n\n\
                 [[sink]]\nkind = 'redis-stream'\nname = 's'\nstream = 'x'\nfield = 'topic'\n\n\
                 [[sink]]\nkind = 'redis-pubsub'\nname = 's'\nack_timeout = '1ms'\n\n\
-                [[sink]]\nkind = 'jetstream'\n\n[[sink]]\nkind = 'kafka'\nname = 'k'\n\n\
+                [[sink]]\nkind = 'jetstream'\n\n[[sink]]\nkind = 'mqtt'\nname = 'k'\n\n\
                 [[sink]]\nkind = 'jetstream'\nname = 'j'\nstreams = ['x']\n\n\
                 [[route]]\ntopics = 'a..b'\nto = 's'\n\n[[route]]\ntopics = 'a'\nto = 's'\ntenant = 'none'\n";
     let check = |text: &str| {
@@ -424,7 +424,7 @@ fn errors_of_sinks_and_routes_are_reported_at_once_with_what_to_do() {
         "must be another name than topic, time and key",
         "1ms: must be 10ms to 10m",
         "name is missing for kind = \"jetstream\"",
-        "must be one of nats, jetstream, redis-pubsub, redis-stream",
+        "must be one of nats, jetstream, ",
         "unknown key",
         "\"a..b\": contains an empty token",
         "\"none\": there is no such tenant",

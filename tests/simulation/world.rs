@@ -141,11 +141,7 @@ impl World {
             let route = Route { tenant: TenantId::DEFAULT, topics: "r.>".into(), sink: SinkId(0) };
             routes.routes.push(route);
             let ack_timeout_ns = rng.u64(1..100) * 1_000_000;
-            routes.sinks.push(SinkConfig {
-                name: "script".into(),
-                ack_timeout_ns,
-                recognises_message_ids: false,
-            });
+            routes.sinks.push(SinkConfig { name: "script".into(), ack_timeout_ns, takes_message_ids: false });
         }
         let base_topics = |home: usize| {
             let is_here = |name: &&&str| usize::from(home_shard(name, count as u16).0) == home;

@@ -87,7 +87,7 @@ impl Shard {
         else {
             return debug_assert!(false, "a route names a sink");
         };
-        if message_id.is_some() && !config.recognises_message_ids {
+        if message_id.is_some() && !config.takes_message_ids {
             return self.tell_failure(slot, record.request, Outcome::NoMessageIds, now);
         }
         let has_room =

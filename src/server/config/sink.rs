@@ -117,7 +117,7 @@ impl Checks<'_> {
         let of_shards = |sink: &SinkConfig| SinkOfShards {
             name: sink.name().into(),
             ack_timeout_ns: sink.ack_timeout_ns(),
-            recognises_message_ids: sink.kind().recognises_message_ids,
+            takes_message_ids: sink.takes_message_ids(),
         };
         Routes { routes, sinks: sinks.iter().map(of_shards).collect() }
     }

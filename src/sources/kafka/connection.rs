@@ -8,7 +8,7 @@ use std::{
 
 use rdkafka::{
     ClientConfig, ClientContext,
-    config::RDKafkaLogLevel,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
     consumer::{BaseConsumer, ConsumerContext},
     error::{KafkaError, RDKafkaErrorCode},
 };
@@ -28,9 +28,20 @@ pub type Consumer = BaseConsumer<Events>;
 /// Prefix of an address with TLS.
 const TLS_SCHEME: &str = "tls://";
 
-/// The client's settings besides addresses and credentials, under librdkafka's names.
-const SETTINGS: [(&str, &str); 20] = [
+/// Settings of every client besides addresses and credentials, under librdkafka's names.
+const SETTINGS: [(&str, &str); 7] = [
     ("client.id", "tickcast"),
+    // A stopped broker gives no answer. Work resumes within 5 s of its return.
+    ("socket.timeout.ms", "3000"),
+    ("socket.connection.setup.timeout.ms", "3000"),
+    ("reconnect.backoff.ms", "100"),
+    ("reconnect.backoff.max.ms", "2000"),
+    ("topic.metadata.refresh.interval.ms", "10000"),
+    ("receive.message.max.bytes", "67108864"),
+];
+
+/// Settings of a client that reads.
+const READING: [(&str, &str); 13] = [
     // The client needs a group to assign partitions. No group is joined, and nothing is committed.
     ("group.id", "tickcast"),
     ("enable.auto.commit", "false"),
@@ -41,13 +52,9 @@ const SETTINGS: [(&str, &str); 20] = [
     ("auto.offset.reset", "error"),
     ("isolation.level", "read_committed"),
     ("allow.auto.create.topics", "false"),
-    // A stopped broker gives no answer. Reading resumes within 5 s of its return.
-    ("socket.timeout.ms", "3000"),
-    ("socket.connection.setup.timeout.ms", "3000"),
-    ("reconnect.backoff.ms", "100"),
-    ("reconnect.backoff.max.ms", "2000"),
-    ("topic.metadata.refresh.interval.ms", "10000"),
     ("fetch.wait.max.ms", "500"),
+    // The wait after a request has failed, for example because its topic was deleted: `TRUST_NS` of `logged.rs` relies on it.
+    ("fetch.error.backoff.ms", "500"),
     // How long nothing more is fetched from a partition after its queue was full. With the default of 1,000, 12,960 messages
     // took 6 s; with 10, 18,000 took 0.6 s.
     ("fetch.queue.backoff.ms", "10"),
@@ -56,10 +63,11 @@ const SETTINGS: [(&str, &str); 20] = [
     ("queued.max.messages.kbytes", "1024"),
     ("fetch.message.max.bytes", "1048576"),
     ("fetch.max.bytes", "4194304"),
-    ("receive.message.max.bytes", "67108864"),
-    // How often the partitions' ends are reported, for the lag.
-    ("statistics.interval.ms", "1000"),
 ];
+/// How often the partitions' ends are reported, for the lag.
+const STATISTICS: (&str, &str) = ("statistics.interval.ms", "1000");
+/// Whether the end of a partition is reported when the client comes to it.
+const ENDS: (&str, &str) = ("enable.partition.eof", "true");
 
 /// How a client authenticates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,14 +154,37 @@ impl Connection {
         })
     }
 
-    /// Creates a client, which connects by itself. Files are read again each time, so that changed credentials take effect at
-    /// the next attempt.
+    /// Creates a client that reads what is new, and connects by itself.
     ///
     /// # Errors
     /// A file cannot be read, or the client does not accept its contents.
     pub fn consumer(&self) -> Result<Consumer, EngineError> {
+        self.create(READING.into_iter().chain([STATISTICS]), Events::default())
+    }
+
+    /// Creates a client that reads what is old: it reports the end of a partition.
+    ///
+    /// # Errors
+    /// As [`Connection::consumer`].
+    pub fn consumer_of_past(&self) -> Result<Consumer, EngineError> {
+        self.create(READING.into_iter().chain([ENDS]), Events::default())
+    }
+
+    /// Creates a client with these settings besides those that every client has. Files are read again each time, so that changed
+    /// credentials take effect at the next attempt.
+    ///
+    /// # Errors
+    /// A file cannot be read, or the client does not accept its contents or its settings.
+    pub fn create<T: FromClientConfigAndContext<C>, C: ClientContext>(
+        &self,
+        settings: impl IntoIterator<Item = (&'static str, impl Into<String>)>,
+        context: C,
+    ) -> Result<T, EngineError> {
         let mut config = ClientConfig::new();
         for (key, value) in SETTINGS {
+            config.set(key, value);
+        }
+        for (key, value) in settings {
             config.set(key, value);
         }
         config.set_log_level(RDKafkaLogLevel::Warning);
@@ -176,7 +207,7 @@ impl Connection {
             }
         }
         config
-            .create_with_context(Events::default())
+            .create_with_context(context)
             .map_err(|error| EngineError::new(&format!("make a client of {self}"), error))
     }
 
@@ -211,6 +242,8 @@ pub struct PartitionEnd {
     pub partition: i32,
     /// The offset after the last message that a read-committed consumer receives.
     pub end: i64,
+    /// The offset below which the reader has been given every message; `None`: unknown.
+    pub drained: Option<i64>,
 }
 
 /// What the client reports besides messages, in callbacks on the thread that polls it.
@@ -281,16 +314,34 @@ fn ends(statistics: &[u8]) -> Option<Vec<PartitionEnd>> {
         /// Negative if unknown: the broker predates transactions, or nothing was fetched yet.
         ls_offset: i64,
         hi_offset: i64,
+        /// The end that the client has come to last; negative if none.
+        #[serde(default = "no_end")]
+        eof_offset: i64,
+        /// Messages that wait to be taken.
+        #[serde(default)]
+        fetchq_cnt: i64,
+    }
+    const fn no_end() -> i64 {
+        -1
     }
     impl Partition {
         const fn end(&self) -> i64 {
             if self.ls_offset >= 0 { self.ls_offset } else { self.hi_offset }
         }
+
+        fn drained(&self) -> Option<i64> {
+            (self.eof_offset >= 0 && self.fetchq_cnt == 0).then_some(self.eof_offset)
+        }
     }
     let Statistics { topics } = serde_json::from_slice(statistics).ok()?;
     let of_topic = |(topic, found): (String, Topic)| {
         let known = found.partitions.into_values().filter(|at| at.partition >= 0 && at.end() >= 0);
-        known.map(move |at| PartitionEnd { topic: topic.clone(), partition: at.partition, end: at.end() })
+        known.map(move |at| PartitionEnd {
+            topic: topic.clone(),
+            partition: at.partition,
+            end: at.end(),
+            drained: at.drained(),
+        })
     };
     Some(topics.into_iter().flat_map(of_topic).collect())
 }
@@ -339,15 +390,16 @@ mod tests {
             Connection { servers: vec!["127.0.0.1:1".into()], has_tls: true, auth, tls: Tls::default() };
         assert_eq!(connection.protocol(), "sasl_ssl");
         connection.consumer().unwrap();
+        connection.consumer_of_past().unwrap();
     }
 
     #[test]
     fn the_ends_of_partitions_are_read_from_the_clients_statistics() {
         let text = br#"{"name":"x","topics":{"t":{"topic":"t","partitions":{
-            "0":{"partition":0,"ls_offset":7,"hi_offset":9},"1":{"partition":1,"ls_offset":-1001,"hi_offset":-1001},
-            "2":{"partition":2,"ls_offset":-1,"hi_offset":5},"-1":{"partition":-1,"ls_offset":3,"hi_offset":3}}}}}"#;
-        let end = |partition, end| PartitionEnd { topic: "t".into(), partition, end };
-        assert_eq!(ends(text).unwrap(), [end(0, 7), end(2, 5)]);
+            "0":{"partition":0,"ls_offset":7,"hi_offset":9,"eof_offset":6,"fetchq_cnt":0},"1":{"partition":1,"ls_offset":-1001,"hi_offset":-1001},
+            "2":{"partition":2,"ls_offset":-1,"hi_offset":5,"eof_offset":5,"fetchq_cnt":1},"-1":{"partition":-1,"ls_offset":3,"hi_offset":3}}}}}"#;
+        let end = |partition, end, drained| PartitionEnd { topic: "t".into(), partition, end, drained };
+        assert_eq!(ends(text).unwrap(), [end(0, 7, Some(6)), end(2, 5, None)]);
         assert_eq!(ends(b"{}"), None);
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{ptr, slice};
 
-use rdkafka::{bindings, message::BorrowedMessage};
+use rdkafka::{Message as _, bindings, message::BorrowedMessage};
 
 use crate::mapping::Headers;
 
@@ -16,6 +16,10 @@ const NAME_BYTES_MAX: usize = 256;
 pub struct RecordHeaders<'a, 'b>(pub &'a BorrowedMessage<'b>);
 
 impl Headers for RecordHeaders<'_, '_> {
+    fn partition(&self) -> Option<i32> {
+        Some(self.0.partition())
+    }
+
     fn value(&self, name: &str) -> Option<&str> {
         let mut zero_ended = [0u8; NAME_BYTES_MAX];
         if name.len() >= NAME_BYTES_MAX || name.contains('\0') {

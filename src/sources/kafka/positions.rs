@@ -2,7 +2,11 @@
 
 use std::mem;
 
-use super::connection::PartitionEnd;
+use super::{
+    connection::PartitionEnd,
+    logged::{Log, life_epoch},
+    native::TopicId,
+};
 use crate::limits::SOURCE_PARTITIONS_MAX;
 
 /// Where reading continues in a partition.
@@ -59,7 +63,24 @@ struct Topic {
     name: String,
     /// Whether the cluster had it at the last check.
     is_present: bool,
-    places: Vec<Place>,
+    /// With positions: the id that Kafka gave it when it was made.
+    id: Option<TopicId>,
+    partitions: Vec<Partition>,
+}
+
+/// A partition of a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Partition {
+    /// Where reading continues.
+    pub place: Place,
+    /// With positions: its log.
+    pub log: Log,
+}
+
+impl Partition {
+    const fn new(place: Place) -> Partition {
+        Partition { place, log: Log { epoch: 0, set_back: 0, complete_from: 0, target: None } }
+    }
 }
 
 impl Positions {
@@ -79,41 +100,86 @@ impl Positions {
             let (at, place) = match self.topics.binary_search_by(|topic| topic.name.cmp(name)) {
                 Ok(at) => (at, Place::Beginning),
                 Err(at) => {
-                    let topic = Topic { name: name.clone(), is_present: true, places: Vec::new() };
+                    let topic =
+                        Topic { name: name.clone(), is_present: true, id: None, partitions: Vec::new() };
                     self.topics.insert(at, topic);
                     let is_new = has_looked && !before.contains(name);
                     (at, if is_new { Place::Beginning } else { Place::Start })
                 }
             };
-            let places = &mut self.topics[at].places;
-            has_changed |= places.len() != *partitions;
-            places.resize(*partitions, place);
+            let known = &mut self.topics[at].partitions;
+            has_changed |= known.len() != *partitions;
+            known.resize(*partitions, Partition::new(place));
         }
         let mut kept: usize = found.iter().map(|(_, partitions)| partitions).sum();
         self.topics.retain(|topic| {
-            let is_kept = topic.is_present || kept + topic.places.len() <= SOURCE_PARTITIONS_MAX;
-            kept += if topic.is_present || !is_kept { 0 } else { topic.places.len() };
+            let is_kept = topic.is_present || kept + topic.partitions.len() <= SOURCE_PARTITIONS_MAX;
+            kept += if topic.is_present || !is_kept { 0 } else { topic.partitions.len() };
             is_kept
         });
         self.last = 0;
         has_changed
     }
 
-    /// Topics and partitions to read, with their places.
-    pub fn present(&mut self) -> impl Iterator<Item = (&str, i32, &mut Place)> {
+    /// Topics and partitions to read.
+    pub fn present(&mut self) -> impl Iterator<Item = (&str, i32, &mut Partition)> {
         self.topics.iter_mut().filter(|topic| topic.is_present).flat_map(|topic| {
-            let Topic { name, places, .. } = topic;
+            let Topic { name, partitions, .. } = topic;
             let name = &**name;
-            (0..).zip(places).map(move |(partition, place)| (name, partition, place))
+            (0..).zip(partitions).map(move |(number, partition)| (name, number, partition))
+        })
+    }
+
+    /// Names of the topics to read.
+    pub fn names(&self) -> Vec<&str> {
+        self.topics.iter().filter(|topic| topic.is_present).map(|topic| &*topic.name).collect()
+    }
+
+    /// Notes the ids of the topics to read, in the order of [`Positions::names`]. A topic with another id than before was made again:
+    /// all of it is new. Returns the names of those.
+    pub fn identify(&mut self, cluster: &str, ids: &[TopicId]) -> Vec<String> {
+        let mut made_again = Vec::new();
+        let present = self.topics.iter_mut().filter(|topic| topic.is_present);
+        for (topic, &id) in present.zip(ids) {
+            if topic.id.replace(id).is_some_and(|known| known != id) {
+                topic.partitions.fill(Partition::new(Place::Beginning));
+                made_again.push(topic.name.clone());
+            }
+            for (number, Partition { log, .. }) in (0..).zip(&mut topic.partitions) {
+                log.epoch = life_epoch(cluster, &topic.name, number, id, log.set_back);
+            }
+        }
+        made_again
+    }
+
+    /// Whether the source has come to the target of every partition to read. `ends`: what the client says of them.
+    pub fn has_caught_up(&mut self, ends: &[PartitionEnd]) -> bool {
+        for PartitionEnd { topic, partition, drained, .. } in ends {
+            if let Some(Partition { log: Log { target: target @ Some(_), .. }, .. }) =
+                self.partition(topic, *partition)
+                && *drained >= *target
+            {
+                // What is left are records without messages, such as the ends of transactions.
+                *target = Some(0);
+            }
+        }
+        self.present().all(|(_, _, Partition { place, log })| match (place, log.target) {
+            (Place::Next(next), Some(target)) => *next >= target,
+            _ => false,
         })
     }
 
     /// The place in a partition; `None`: unknown.
     pub fn place(&mut self, topic: &str, partition: i32) -> Option<&mut Place> {
+        self.partition(topic, partition).map(|partition| &mut partition.place)
+    }
+
+    /// A partition; `None`: unknown.
+    pub fn partition(&mut self, topic: &str, partition: i32) -> Option<&mut Partition> {
         if self.topics.get(self.last).is_none_or(|last| last.name != topic) {
             self.last = self.topics.binary_search_by(|known| (*known.name).cmp(topic)).ok()?;
         }
-        self.topics[self.last].places.get_mut(usize::try_from(partition).ok()?)
+        self.topics[self.last].partitions.get_mut(usize::try_from(partition).ok()?)
     }
 
     /// Messages between the places and these ends. An upper bound: offsets need not be dense.
@@ -158,7 +224,7 @@ mod tests {
         *positions.place("a", 1).unwrap() = Place::Next(7);
         assert!(positions.update(&found(&[("a", 3), ("c", 1)]), Vec::new()));
         let present: Vec<(String, i32, Place)> =
-            positions.present().map(|(name, at, place)| (name.to_owned(), at, *place)).collect();
+            positions.present().map(|(name, at, partition)| (name.to_owned(), at, partition.place)).collect();
         let expected = [
             ("a", 0, Place::Start),
             ("a", 1, Place::Next(7)),
@@ -199,8 +265,48 @@ mod tests {
         positions.update(&found(&[("a", 2), ("b", 1)]), Vec::new());
         *positions.place("a", 0).unwrap() = Place::Next(4);
         *positions.place("a", 1).unwrap() = Place::Next(9);
-        let end = |topic: &str, partition, end| PartitionEnd { topic: topic.into(), partition, end };
+        let end =
+            |topic: &str, partition, end| PartitionEnd { topic: topic.into(), partition, end, drained: None };
         let ends = [end("a", 0, 10), end("a", 1, 8), end("b", 0, 50), end("x", 0, 50)];
         assert_eq!(positions.lag(&ends), 6, "b is not read yet, x is none of the topics");
+    }
+
+    #[test]
+    fn a_topic_with_another_id_is_another_life_and_read_whole() {
+        let mut positions = Positions::default();
+        positions.update(&found(&[("a", 2), ("b", 1)]), Vec::new());
+        let ids = |a, b| [TopicId([a; 16]), TopicId([b; 16])];
+        assert!(positions.identify("c", &ids(1, 2)).is_empty(), "known for the first time");
+        *positions.place("a", 1).unwrap() = Place::Next(7);
+        *positions.place("b", 0).unwrap() = Place::Next(9);
+        let before = *positions.partition("b", 0).unwrap();
+        let epoch = positions.partition("a", 1).unwrap().log.epoch;
+        assert!(positions.identify("c", &ids(1, 2)).is_empty());
+        assert_eq!(positions.identify("c", &ids(3, 2)), ["a"]);
+        let again = *positions.partition("a", 1).unwrap();
+        assert!(again.place == Place::Beginning && again.log.epoch != epoch && again.log.complete_from == 0);
+        assert_eq!(*positions.partition("b", 0).unwrap(), before);
+        // It is gone for a while, and comes back as another one.
+        positions.update(&found(&[("b", 1)]), Vec::new());
+        assert!(positions.identify("c", &ids(2, 0)[..1]).is_empty());
+        positions.update(&found(&[("a", 2), ("b", 1)]), Vec::new());
+        assert_eq!(positions.identify("c", &ids(4, 2)), ["a"]);
+    }
+
+    #[test]
+    fn a_source_has_caught_up_once_it_has_come_to_every_end() {
+        let mut positions = Positions::default();
+        positions.update(&found(&[("a", 2)]), Vec::new());
+        let drained =
+            |offset| PartitionEnd { topic: "a".into(), partition: 1, end: 9, drained: Some(offset) };
+        for (partition, next, target) in [(0, 5, 5), (1, 3, 9)] {
+            assert!(!positions.has_caught_up(&[]));
+            let at = positions.partition("a", partition).unwrap();
+            (at.place, at.log.target) = (Place::Next(next), Some(target));
+        }
+        assert!(!positions.has_caught_up(&[]) && !positions.has_caught_up(&[drained(8)]));
+        assert!(positions.has_caught_up(&[drained(9)]), "the rest are no messages");
+        *positions.place("a", 1).unwrap() = Place::Next(9);
+        assert!(positions.has_caught_up(&[]));
     }
 }

@@ -7,7 +7,7 @@ use rdkafka::{
     ClientConfig,
     message::{Header, OwnedHeaders},
     mocking::MockCluster,
-    producer::{BaseProducer, BaseRecord, Producer},
+    producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer},
 };
 
 use super::*;
@@ -18,7 +18,7 @@ use tickcast_core::{
 };
 
 /// Checks repeatedly, for a minute at most.
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..6_000 {
         if is_so() {
             return;
@@ -28,27 +28,52 @@ fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     panic!("never: {what}");
 }
 
+pub(super) fn checks() -> OptionChecks {
+    OptionChecks::new(SourceBounds { payload_bytes_max: 1 << 14, topics_max: 10, reads_files: true })
+}
+
+pub(super) fn numbers(numbers: std::ops::Range<u32>) -> impl Iterator<Item = String> {
+    numbers.map(|number| number.to_string())
+}
+
+/// Stores messages in a cluster, and waits until they are stored.
+pub(super) struct Stored(BaseProducer);
+
+impl Stored {
+    pub(super) fn new(cluster: &MockCluster<'_, DefaultProducerContext>) -> Stored {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", cluster.bootstrap_servers()).set("linger.ms", "1");
+        Stored(config.create().unwrap())
+    }
+
+    /// Stores messages with their payload as the header `n`.
+    pub(super) fn store(&self, topic: &str, partition: i32, payloads: impl Iterator<Item = String>) {
+        for payload in payloads {
+            let headers = OwnedHeaders::new().insert(Header { key: "n", value: Some(&payload) });
+            let record: BaseRecord<'_, (), _> = BaseRecord::to(topic).partition(partition).payload(&payload);
+            self.0.send(record.headers(headers)).map_err(|(error, _)| error).unwrap();
+        }
+        self.0.flush(Duration::from_secs(60)).unwrap();
+    }
+
+    pub(super) fn store_tombstone(&self, topic: &str, partition: i32) {
+        let record = BaseRecord::<_, ()>::to(topic).partition(partition).key("k");
+        self.0.send(record).map_err(|(error, _)| error).unwrap();
+        self.0.flush(Duration::from_secs(60)).unwrap();
+    }
+}
+
 #[test]
 fn partitions_are_read_whole_through_a_broker_that_goes_away_and_comes_back() {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("t.a", 2, 1).unwrap();
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", cluster.bootstrap_servers()).set("linger.ms", "1");
-    let producer: BaseProducer = config.create().unwrap();
-    let store = |numbers: std::ops::Range<u32>| {
-        for number in numbers {
-            let headers = OwnedHeaders::new().insert(Header { key: "n", value: Some(&number.to_string()) });
-            let partition = (number % 2).cast_signed();
-            let payload = number.to_string();
-            let record: BaseRecord<'_, (), _> = BaseRecord::to("t.a").partition(partition).payload(&payload);
-            producer.send(record.headers(headers)).map_err(|(error, _)| error).unwrap();
+    let producer = Stored::new(&cluster);
+    let store = |range: std::ops::Range<u32>| {
+        for partition in 0..2 {
+            let of_partition = range.clone().filter(|number| number % 2 == partition);
+            producer.store("t.a", partition.cast_signed(), of_partition.map(|number| number.to_string()));
         }
-        // A tombstone after each batch.
-        producer
-            .send(BaseRecord::<_, ()>::to("t.a").partition(0).key("k"))
-            .map_err(|(error, _)| error)
-            .unwrap();
-        producer.flush(Duration::from_secs(60)).unwrap();
+        producer.store_tombstone("t.a", 0);
     };
     // More than the source takes at once.
     store(0..2_200);
@@ -58,8 +83,7 @@ fn partitions_are_read_whole_through_a_broker_that_goes_away_and_comes_back() {
         cluster.bootstrap_servers()
     );
     let options: Options = toml::from_str(&text).unwrap();
-    let mut checks =
-        OptionChecks::new(SourceBounds { payload_bytes_max: 1 << 10, topics_max: 10, reads_files: true });
+    let mut checks = checks();
     let Some(configured) = Options::configure(options, &mut checks) else {
         panic!("{:?}", checks.into_refused());
     };
@@ -88,41 +112,6 @@ fn partitions_are_read_whole_through_a_broker_that_goes_away_and_comes_back() {
     let counts = [Counter::SourceMessagesLost, Counter::SourceMessagesSkipped, Counter::SourceConnections];
     assert_eq!(counts.map(count), [0, 2, 2], "no loss, two tombstones, one reconnect");
     assert!(status.last_error().is_some());
-}
-
-#[test]
-fn a_start_is_read_as_it_is_written() {
-    for (text, start) in [
-        ("new", Start::New),
-        ("all", Start::All),
-        ("0", Start::Offset(0)),
-        ("9007199254740993", Start::Offset(9_007_199_254_740_993)),
-        ("10m", Start::Window(600_000_000_000)),
-    ] {
-        assert_eq!(text.parse(), Ok(start));
-        assert_eq!(start.to_string(), text);
-    }
-    for text in ["2026-01-31T08:00:00Z", "2026-01-31T08:00:00.001Z"] {
-        let start: Start = text.parse().unwrap();
-        assert!(matches!(start, Start::Time(_)) && start.to_string() == text, "{start}");
-    }
-    let eight = "2026-01-31T08:00:00Z".parse::<Start>().unwrap();
-    assert_eq!("2026-01-31T09:00:00+01:00".parse(), Ok(eight));
-    assert_eq!(eight.time_ms(), Some(1_769_846_400_000));
-    for bad in ["", "newest", "-1", "10 minutes", "2026-01-31"] {
-        assert!(bad.parse::<Start>().is_err(), "{bad}");
-    }
-}
-
-#[test]
-fn topics_are_read_by_name_or_by_expression_and_kafkas_own_only_by_name() {
-    let matches = |wanted: &str, topic: &str| Wanted::new(wanted).unwrap().matches(topic);
-    assert!(matches("md.eu", "md.eu") && !matches("md.eu", "md.eu.1") && !matches("md.eu", "mdxeu"));
-    assert!(matches(r"^md\.(eu|us)$", "md.us") && !matches(r"^md\.(eu|us)$", "md.use"));
-    assert!(matches("__consumer_offsets", "__consumer_offsets") && !matches("^.*", "__consumer_offsets"));
-    for bad in ["", "a b", "md.*", "^(", &*"a".repeat(250)] {
-        assert!(Wanted::new(bad).is_err(), "{bad}");
-    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A template of literal text and parts of a message.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use super::{Message, Unmappable, json_pointer::JsonPointer};
 
@@ -20,6 +20,7 @@ enum Part {
     /// From 1.
     Token(usize),
     Key,
+    Partition,
     Header(Box<str>),
     Json(JsonPointer),
 }
@@ -42,7 +43,7 @@ impl fmt::Display for TemplateError {
             TemplateError::TooMany => write!(f, "more than {PARTS_MAX} parts"),
             TemplateError::Unknown(name) => write!(
                 f,
-                "{{{name}}} is not known: use {{subject}}, {{1}} to {{{TOKEN_HIGHEST}}}, {{key}}, {{header:NAME}} or {{json:/POINTER}}"
+                "{{{name}}} is not known: use {{subject}}, {{1}} to {{{TOKEN_HIGHEST}}}, {{key}}, {{partition}}, {{header:NAME}} or {{json:/POINTER}}"
             ),
             TemplateError::Pointer(pointer) => {
                 write!(f, "{pointer:?} is not a JSON pointer such as /data/0/symbol")
@@ -119,6 +120,11 @@ impl Template {
                     );
                 }
                 Part::Key => buffer.push_str(input.message.key.ok_or_else(|| missing(&"key"))?),
+                Part::Partition => {
+                    let partition = input.message.headers.partition().ok_or_else(|| missing(&"partition"))?;
+                    // A string takes everything.
+                    let _ = write!(buffer, "{partition}");
+                }
                 Part::Header(name) => {
                     let value = input.message.headers.value(name);
                     buffer.push_str(value.ok_or_else(|| missing(&format_args!("header {name}")))?);
@@ -156,6 +162,7 @@ fn part(name: &str) -> Result<Part, TemplateError> {
         Some(_) => Err(unknown()),
         None if name == "subject" => Ok(Part::Subject),
         None if name == "key" => Ok(Part::Key),
+        None if name == "partition" => Ok(Part::Partition),
         None => match name.parse() {
             Ok(number @ 1..=TOKEN_HIGHEST) => Ok(Part::Token(number)),
             _ => Err(unknown()),

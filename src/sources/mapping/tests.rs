@@ -7,6 +7,10 @@ impl Headers for Pairs<'_> {
     fn value(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| *value)
     }
+
+    fn partition(&self) -> Option<i32> {
+        self.value("partition")?.parse().ok()
+    }
 }
 
 fn options(text: &str) -> MapOptions {
@@ -29,8 +33,8 @@ fn message<'a>(subject: &'a str, payload: &'a str, headers: &'a Pairs<'a>) -> Me
 }
 
 #[test]
-fn a_topic_is_made_of_subject_key_headers_and_json() {
-    let headers = Pairs(&[("Venue", "xnas")]);
+fn a_topic_is_made_of_subject_key_partition_headers_and_json() {
+    let headers = Pairs(&[("Venue", "xnas"), ("partition", "12")]);
     for (map, subject, topic) in [
         ("", "md.aapl", "md.aapl"),
         ("prefix = 'p.'", "md.aapl", "p.md.aapl"),
@@ -40,6 +44,7 @@ fn a_topic_is_made_of_subject_key_headers_and_json() {
         ("topic = '{2}.{1}'", "md.aapl", "aapl.md"),
         ("topic = 'm.{header:venue}.{key}'", "md", "m.xnas.k-1"),
         ("topic = 'm.{json:/s}.{json:/a/1}'", "md", "m.AAPL.7"),
+        ("topic = '{subject}.{partition}'", "md.aapl", "md.aapl.12"),
     ] {
         let mut mapping = mapping(map);
         let payload = r#"{"n":{"s":1},"s":"AAPL","a":[true,7,null]}"#;
@@ -190,6 +195,24 @@ fn only_the_whole_subject_tells_topics_of_several_logs_apart() {
     assert!(!apart("separator = '/'", ["a/b", "a.b"]));
     assert!(!apart("topic = '{1}'", ["a.b", "a.c"]));
     assert!(!apart("topic = '{subject}.{json:/x}'", ["a", "a.b"]), "with x = b.c and c");
+}
+
+#[test]
+fn partitions_are_told_apart_only_by_the_first_or_the_last_token() {
+    let subjects = ["md.eu", "md.us"].map(str::to_owned);
+    for (topic, partitions, both) in [
+        ("{subject}", false, true),
+        ("{subject}.{partition}", true, true),
+        ("{partition}.{subject}", true, true),
+        ("{key}.{partition}", true, false),
+        ("{partition}", true, false),
+        ("{key}.{partition}.{subject}", false, false),
+        ("{subject}{partition}", false, false),
+    ] {
+        let options = MapOptions { topic: topic.into(), ..MapOptions::default() };
+        let told = (options.tells_partitions_apart(), options.tells_subjects_apart(&subjects));
+        assert_eq!(told, (partitions, both), "{topic}");
+    }
 }
 
 #[test]

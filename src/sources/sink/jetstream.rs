@@ -81,8 +81,11 @@ impl Default for Options {
 
 impl SinkOptions for Options {
     const KIND: &'static str = "jetstream";
-    const RECOGNISES_MESSAGE_IDS: bool = true;
     type Writer = JetStream;
+
+    fn takes_message_ids(&self) -> bool {
+        true
+    }
 
     fn configure(self, checks: &mut OptionChecks) -> Option<JetStream> {
         let subjects = Subjects::new(&self.subject, self.headers, checks);
@@ -110,7 +113,7 @@ type Acknowledged = (PublishId, String, Result<PublishAck, PublishError>);
 impl Writer for JetStream {
     type Connection = Connected;
 
-    async fn connect(&mut self) -> Result<Connected, EngineError> {
+    async fn connect(&mut self, _: Duration) -> Result<Connected, EngineError> {
         let events = Arc::new(Events::default());
         let client = self.connection.connect(&events).await?;
         Ok(Connected { client, events })

@@ -28,6 +28,8 @@ pub static KINDS: &[SinkKind] = &[
     SinkKind::of::<super::nats::Options>(),
     #[cfg(feature = "nats")]
     SinkKind::of::<super::jetstream::Options>(),
+    #[cfg(feature = "kafka")]
+    SinkKind::of::<super::kafka::Options>(),
     #[cfg(feature = "redis")]
     SinkKind::of::<super::redis_pubsub::Options>(),
     #[cfg(feature = "redis")]
@@ -57,10 +59,14 @@ pub trait SinkOptions: Serialize + DeserializeOwned + Default {
     const KIND: &'static str;
     /// Keys that every `[[sink]]` of the kind must set, besides `name`.
     const REQUIRED: &'static [&'static str] = &[];
-    /// Whether the engine recognises message ids: it stores one tick of those with the same id.
-    const RECOGNISES_MESSAGE_IDS: bool = false;
     /// What passes ticks on.
     type Writer: Writer + Clone + Sync + 'static;
+
+    /// Whether publishes with message ids are passed on. They are refused if the engine does not recognise the ids (it stores one tick of
+    /// those with the same id), unless the operator wants them passed on all the same.
+    fn takes_message_ids(&self) -> bool {
+        false
+    }
 
     /// Checks the options and creates the writer, which connects only when it runs. Reports all errors. `None` if it cannot be
     /// created.
@@ -71,15 +77,15 @@ pub trait SinkOptions: Serialize + DeserializeOwned + Default {
 pub struct SinkKind {
     /// [`SinkOptions::KIND`].
     pub name: &'static str,
-    /// [`SinkOptions::RECOGNISES_MESSAGE_IDS`].
-    pub recognises_message_ids: bool,
     required: &'static [&'static str],
     keys: fn() -> &'static [&'static str],
     defaults: fn() -> Table,
     normalized: fn(Table) -> Result<Table, toml::de::Error>,
-    configure: fn(Table, &mut OptionChecks) -> Result<Option<Build>, toml::de::Error>,
+    configure: fn(Table, &mut OptionChecks) -> Result<Option<Made>, toml::de::Error>,
 }
 
+/// What options make: the sink, and [`SinkOptions::takes_message_ids`].
+type Made = (Build, bool);
 /// Creates a sink that runs once.
 type Build = Arc<dyn Fn() -> Box<dyn Sink> + Send + Sync>;
 
@@ -88,15 +94,18 @@ impl SinkKind {
     pub const fn of<T: SinkOptions>() -> SinkKind {
         SinkKind {
             name: T::KIND,
-            recognises_message_ids: T::RECOGNISES_MESSAGE_IDS,
             required: T::REQUIRED,
             keys: field_names::<T>,
             // Every option type can be written to a file; a test checks this for every kind.
             defaults: || Table::try_from(T::default()).unwrap_or_default(),
             normalized: normalized::<T>,
             configure: |table, checks| {
-                let writer = T::deserialize(table)?.configure(checks);
-                Ok(writer.map(|writer| -> Build { Arc::new(move || Box::new(writer.clone())) }))
+                let options = T::deserialize(table)?;
+                let takes_message_ids = options.takes_message_ids();
+                let writer = options.configure(checks);
+                Ok(writer.map(|writer| -> Made {
+                    (Arc::new(move || Box::new(writer.clone())), takes_message_ids)
+                }))
             },
         }
     }
@@ -139,7 +148,7 @@ impl SinkKind {
         let (common, own) = split(options.clone());
         let made = Common::deserialize(Value::Table(common))
             .and_then(|common| Ok((common, (self.configure)(own, checks)?)));
-        let (Common { name, ack_timeout }, build) = match made {
+        let (Common { name, ack_timeout }, made) = match made {
             Ok(made) => made,
             Err(error) => {
                 checks.refuse("kind", error.message().replace('\n', " "));
@@ -159,12 +168,14 @@ impl SinkKind {
             Time::from_ms(SINK_ACK_TIMEOUT_MS_LOWEST),
             Time::from_ms(SINK_ACK_TIMEOUT_MS_HIGHEST),
         );
+        let (build, takes_message_ids) = made?;
         Some(SinkConfig {
             kind: self,
             name: name.into(),
             ack_timeout_ns: ack_timeout.ns,
+            takes_message_ids,
             options: options.clone(),
-            build: build?,
+            build,
         })
     }
 }
@@ -197,6 +208,7 @@ pub struct SinkConfig {
     kind: &'static SinkKind,
     name: Box<str>,
     ack_timeout_ns: u64,
+    takes_message_ids: bool,
     options: Table,
     build: Build,
 }
@@ -215,6 +227,11 @@ impl SinkConfig {
     /// Time from a publish to its answer, nanoseconds.
     pub fn ack_timeout_ns(&self) -> u64 {
         self.ack_timeout_ns
+    }
+
+    /// Whether publishes with message ids are passed on.
+    pub fn takes_message_ids(&self) -> bool {
+        self.takes_message_ids
     }
 
     /// Creates the sink, to run once.
@@ -262,8 +279,7 @@ mod tests {
     #[test]
     fn a_sink_has_a_name_and_a_time_within_which_it_answers() {
         for kind in KINDS {
-            let needed = "stream = 'orders'\n";
-            let needed = if kind.keys().any(|key| key == "stream") { needed } else { "" };
+            let needed: String = kind.required.iter().map(|key| format!("{key} = 'orders'\n")).collect();
             let (sink, refused) = configured(kind, &format!("name = 'engine'\nack_timeout = '2s'\n{needed}"));
             assert!(refused.is_empty(), "{kind:?}: {refused:?}");
             let sink = sink.unwrap();

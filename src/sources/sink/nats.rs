@@ -124,7 +124,7 @@ pub struct Connected {
 impl Writer for Nats {
     type Connection = Connected;
 
-    async fn connect(&mut self) -> Result<Connected, EngineError> {
+    async fn connect(&mut self, _: Duration) -> Result<Connected, EngineError> {
         let events = Arc::new(Events::default());
         let client = self.connection.connect(&events).await?;
         let inbox = client.new_inbox();

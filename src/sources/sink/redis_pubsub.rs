@@ -1,7 +1,7 @@
 //! Publishes to Redis channels. A tick is confirmed once Redis has passed it to the subscribers of that moment: Redis stores
 //! nothing.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
@@ -66,7 +66,7 @@ pub struct PubSub {
 impl Writer for PubSub {
     type Connection = MultiplexedConnection;
 
-    async fn connect(&mut self) -> Result<MultiplexedConnection, EngineError> {
+    async fn connect(&mut self, _: Duration) -> Result<MultiplexedConnection, EngineError> {
         self.server.connect(ANSWER).await
     }
 

@@ -8,6 +8,7 @@ use std::{
     cell::Cell,
     convert::Infallible,
     hash::{BuildHasher, RandomState},
+    time::Duration,
 };
 
 use redis::{Script, Value, aio::MultiplexedConnection, cmd};
@@ -117,7 +118,7 @@ pub struct Stream {
 impl Writer for Stream {
     type Connection = MultiplexedConnection;
 
-    async fn connect(&mut self) -> Result<MultiplexedConnection, EngineError> {
+    async fn connect(&mut self, _: Duration) -> Result<MultiplexedConnection, EngineError> {
         let mut redis = self.server.connect(ANSWER).await?;
         let loaded = cmd("SCRIPT").arg("LOAD").arg(ADD).exec_async(&mut redis).await;
         loaded.map_err(|error| EngineError::new(&format!("{}: load a script", self.server), error))?;

@@ -26,8 +26,7 @@ const TOPIC: &str = "orders.a";
 
 fn limits() -> Limits {
     let route = Route { tenant: TenantId::DEFAULT, topics: "orders.>".into(), sink: SINK };
-    let sink =
-        SinkConfig { name: "engine".into(), ack_timeout_ns: TIMEOUT_NS, recognises_message_ids: false };
+    let sink = SinkConfig { name: "engine".into(), ack_timeout_ns: TIMEOUT_NS, takes_message_ids: false };
     Limits { routes: Arc::new(Routes { routes: vec![route], sinks: vec![sink] }), ..Limits::default() }
 }
 
@@ -196,7 +195,7 @@ fn message_id_is_passed_on_only_to_an_engine_that_recognises_it() {
     for is_recognised in [false, true] {
         let mut limits = limits();
         let mut routes = (*limits.routes).clone();
-        routes.sinks[0].recognises_message_ids = is_recognised;
+        routes.sinks[0].takes_message_ids = is_recognised;
         limits.routes = Arc::new(routes);
         let mut driver = Driver::new(limits);
         accept(&mut driver, 0, features);
