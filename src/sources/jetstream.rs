@@ -192,6 +192,7 @@ impl SourceOptions for Options {
         read_back.check(checks);
         let connection = Connection::new("jetstream", self.servers, self.auth, self.tls, checks);
         let mapping = Mapping::new(&self.map, checks)?;
+        connection::check_headers(&mapping, checks);
         let (pattern, connection) = (mapping.pattern(), connection?);
         let past = Past::new(connection.clone(), stream.clone(), self.subjects.clone());
         let past = log_reader::Reader::new(past, mapping.clone(), read_back.rate);

@@ -231,6 +231,12 @@ impl Mapping {
         }
     }
 
+    /// The headers that it names.
+    pub fn headers(&self) -> impl Iterator<Item = &str> {
+        let optional = [&self.key, &self.time, &self.id].into_iter().flatten();
+        optional.chain([&self.topic]).flat_map(Template::headers)
+    }
+
     /// Maps a message. Parses the payload only for templates that name a part of it, and only up to that part. Does not
     /// allocate once its buffers have grown.
     ///

@@ -102,8 +102,9 @@ impl SourceOptions for Options {
 
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         let url = self.url.unwrap_or_default();
-        if let Err(error) = Target::parse(&url.replace(TOKEN, "x")) {
-            checks.refuse("url", format!("{url:?}: {error}"));
+        match Target::parse(&url.replace(TOKEN, "x")) {
+            Ok(target) => self.tls.check_address(target.is_tls, "wss://host/path", checks),
+            Err(error) => checks.refuse("url", format!("{url:?}: {error}")),
         }
         for (name, value) in &self.headers {
             let is_valid = name.parse::<HeaderName>().is_ok() && HeaderValue::from_str(value).is_ok();
