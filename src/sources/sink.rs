@@ -44,7 +44,7 @@ pub use self::outlet::{Confirmed, Outlet, Publish, PublishId, SinkLanes, SinkRin
 use crate::{
     NAP_NS, SourceError, SourceStatus, StopFlag,
     common::Common,
-    engine::{EngineError, RETRY_MS, RETRY_MS_MAX, until_stopped},
+    engine::{EngineError, RETRY_MS, RETRY_MS_MAX, attempt, until_stopped},
     runner::Running,
 };
 use tickcast_client::Backoff;
@@ -89,11 +89,11 @@ impl<W: Writer> Sink for W {
         let mut backoff = Backoff::with_bounds(seed, RETRY_MS, RETRY_MS_MAX);
         let attempts = async {
             loop {
-                let failure = match refusing_late(outlet, self.connect()).await {
+                let failure = match refusing_late(outlet, attempt(self.connect())).await {
                     Ok(connection) => {
                         outlet.set_connected();
                         backoff.handle_connected(clock::monotonic_ns());
-                        let Err(failure) = self.write(connection, outlet).await;
+                        let Err(failure) = attempt(self.write(connection, outlet)).await;
                         failure
                     }
                     Err(failure) => failure,
