@@ -293,10 +293,11 @@ impl<'a> Ingest<'a> {
     fn take_blocking_at(&mut self, message: Message<'_>, at: Option<LogPosition>) -> Result<(), Stopped> {
         // Before a flush, which may wait.
         let waited_ns = self.waited_ns();
-        self.taken += 1;
         if self.taken >= BATCH_MESSAGES {
             self.flush();
         }
+        // After it, so that the next flush pushes this message, too.
+        self.taken += 1;
         self.is_taking = true;
         let taken = self.publish(message, at, waited_ns);
         self.is_taking = false;

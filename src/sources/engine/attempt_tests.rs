@@ -137,11 +137,12 @@ fn a_wait_for_a_ring_is_no_lag_and_no_silence_and_brings_no_lost_engine_back() {
             Box::pin(async move {
                 ingest.context.set_health(before);
                 loop {
-                    let time_ns = clock::realtime_ns();
+                    let (time_ns, from_ns) = (clock::realtime_ns(), clock::monotonic_ns());
                     ingest.take(Message { time_ns: Some(time_ns), payload: &[0; 64], ..message() }).await;
                     let waited_ns = ingest.context.status.counters().value(Counter::SourceWaitNs);
                     if waited_ns > 0 {
-                        assert!(ingest.context.status.heard_ns().is_some(), "the feed was not silent");
+                        let heard_ns = ingest.context.status.heard_ns().unwrap();
+                        assert!(heard_ns >= from_ns + waited_ns, "the feed was not silent");
                         ingest.flush();
                         let age_ns = clock::realtime_ns() - time_ns;
                         let lag_ns = ingest.context.status.lag_ns().unwrap();
@@ -162,6 +163,31 @@ fn a_wait_for_a_ring_is_no_lag_and_no_silence_and_brings_no_lost_engine_back() {
     assert_eq!(status.last_error().unwrap().text, "checked");
     assert_eq!(status.health(), lost);
     end();
+}
+
+#[test]
+fn a_batch_is_pushed_whole() {
+    let (status, mut consumer, end) = run_attempts(
+        1 << 20,
+        false,
+        vec![scripted(|ingest| {
+            Box::pin(async move {
+                for _ in 0..BATCH_MESSAGES {
+                    ingest.take(message()).await;
+                }
+                ingest.flush();
+                pending().await
+            })
+        })],
+    );
+    wait_until(|| status.counters().value(Counter::SourceTicks) == u64::from(BATCH_MESSAGES));
+    end();
+    let mut ticks = 0;
+    consumer.drain(1 << 20, |_| {
+        ticks += 1;
+        true
+    });
+    assert_eq!(ticks, BATCH_MESSAGES);
 }
 
 #[test]
