@@ -12,12 +12,15 @@
 //! A full ring stops the thread, and with it the client of the engine: the engine keeps the backlog.
 
 use std::{
+    any::Any,
     convert::Infallible,
     fmt, fs,
-    future::{Future, pending},
+    future::{Future, pending, poll_fn},
     hash::{BuildHasher, RandomState},
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     pin::pin,
+    task::Poll,
     time::Duration,
 };
 
@@ -32,7 +35,7 @@ use super::{
 };
 use crate::{LOG_TARGET_SOURCE, limits::SOURCE_SECRET_BYTES_MAX};
 use tickcast_client::Backoff;
-use tickcast_common::clock;
+use tickcast_common::{clock, panics};
 use tickcast_core::metrics::counters::Counter;
 use tickcast_proto::logged::LogPosition;
 
@@ -91,6 +94,23 @@ pub fn secret(file: &Path) -> Result<String, EngineError> {
     Ok(text.trim().to_owned())
 }
 
+/// Awaits an attempt to use an engine. A panic in it is an error like any other, after which the next attempt begins: one
+/// message that a client cannot digest does not stop the server.
+pub(crate) async fn attempt<T>(
+    attempt: impl Future<Output = Result<T, EngineError>>,
+) -> Result<T, EngineError> {
+    let mut attempt = pin!(attempt);
+    poll_fn(|context| {
+        let polled = catch_unwind(AssertUnwindSafe(|| attempt.as_mut().poll(context)));
+        polled.unwrap_or_else(|panic| Poll::Ready(Err(panicked(&*panic))))
+    })
+    .await
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> EngineError {
+    EngineError(format!("panicked: {}", panics::message(panic)))
+}
+
 /// Runs a reader on the calling thread until the server stops.
 ///
 /// # Errors
@@ -106,7 +126,7 @@ pub fn run(
     let mut ingest = Ingest::new(context, mapping);
     let attempts = async {
         loop {
-            let Err(failure) = reader.read(&mut ingest).await;
+            let Err(failure) = attempt(reader.read(&mut ingest)).await;
             let wait_ms = ingest.handle_failure(&failure, &mut backoff);
             ingest.waiting(tokio::time::sleep(Duration::from_millis(wait_ms))).await;
         }
@@ -123,7 +143,11 @@ pub fn run(
 pub fn run_blocking(context: &mut SourceContext, mapping: Mapping, reader: &mut impl BlockingReader) {
     let mut backoff = Backoff::with_bounds(RandomState::new().hash_one(0), RETRY_MS, RETRY_MS_MAX);
     let mut ingest = Ingest::new(context, mapping);
-    while let Err(failure) = reader.read(&mut ingest) {
+    let mut read = |ingest: &mut Ingest<'_>| {
+        let read = catch_unwind(AssertUnwindSafe(|| reader.read(ingest)));
+        read.unwrap_or_else(|panic| Err(panicked(&*panic)))
+    };
+    while let Err(failure) = read(&mut ingest) {
         let wait_ms = ingest.handle_failure(&failure, &mut backoff);
         if ingest.sleep_until(clock::monotonic_ns() + wait_ms * 1_000_000).is_err() {
             break;
@@ -152,8 +176,10 @@ pub struct Ingest<'a> {
     connected_ns: u64,
     /// Messages taken since the rings were last pushed.
     taken: u32,
-    /// The last message's own time, nanoseconds since 1970.
-    last_time_ns: Option<u64>,
+    /// Whether a message has been begun that is neither published nor skipped. After a panic, it is lost.
+    is_taking: bool,
+    /// The last message's own time, nanoseconds since 1970, and how long the source had waited for rings when it arrived.
+    last_time_ns: Option<(u64, u64)>,
     standby: Standby,
 }
 
@@ -166,6 +192,7 @@ impl<'a> Ingest<'a> {
             is_connected: false,
             connected_ns: 0,
             taken: 0,
+            is_taking: false,
             last_time_ns: None,
             standby: Standby::default(),
         }
@@ -175,6 +202,9 @@ impl<'a> Ingest<'a> {
     fn handle_failure(&mut self, EngineError(failure): &EngineError, backoff: &mut Backoff) -> u64 {
         if self.is_connected {
             backoff.handle_connected(self.connected_ns);
+        }
+        if std::mem::take(&mut self.is_taking) {
+            self.count_hole(1, "one was in hand when the attempt ended");
         }
         self.flush();
         self.warn(&format!("{failure}; trying again"));
@@ -207,13 +237,13 @@ impl<'a> Ingest<'a> {
         }
     }
 
-    /// Stops reading for good, and shows why: clients keep their connections. Never returns.
+    /// Stops reading for good, and shows why: clients keep their connections, and the server is ready unless it requires the
+    /// source. Never returns.
     pub async fn stop<T>(&mut self, why: &str) -> T {
         self.flush();
+        self.context.status.set_reading_back(false);
         ::log::error!("{}: stopped: {why}", self.name());
         self.context.set_health(Health::Failed(why.into()));
-        // The server does not wait for what will never come; a source that is `required` keeps it from being ready all the same.
-        self.context.status.set_reading_back(false);
         pending().await
     }
 
@@ -265,10 +295,30 @@ impl<'a> Ingest<'a> {
     /// # Errors
     /// As [`Ingest::take_blocking`].
     pub fn take_blocking_at(&mut self, message: Message<'_>, at: Option<LogPosition>) -> Result<(), Stopped> {
-        self.taken += 1;
+        // Before a flush, which may wait.
+        let waited_ns = self.waited_ns();
         if self.taken >= BATCH_MESSAGES {
             self.flush();
         }
+        // After it, so that the next flush pushes this message, too.
+        self.taken += 1;
+        self.is_taking = true;
+        let taken = self.publish(message, at, waited_ns);
+        self.is_taking = false;
+        taken
+    }
+
+    /// How long the source has waited for rings.
+    fn waited_ns(&self) -> u64 {
+        self.context.status.counters().value(Counter::SourceWaitNs)
+    }
+
+    fn publish(
+        &mut self,
+        message: Message<'_>,
+        at: Option<LogPosition>,
+        waited_ns: u64,
+    ) -> Result<(), Stopped> {
         let mapped = match self.mapping.map(message) {
             Ok(mapped) => mapped,
             Err(why) => {
@@ -276,7 +326,7 @@ impl<'a> Ingest<'a> {
                 return Ok(());
             }
         };
-        self.last_time_ns = mapped.producer_time_ns.or(self.last_time_ns);
+        self.last_time_ns = mapped.producer_time_ns.map(|time_ns| (time_ns, waited_ns)).or(self.last_time_ns);
         let time_ns = mapped.producer_time_ns.unwrap_or_else(clock::realtime_ns);
         match self.standby.admit(&mapped, time_ns, message.payload, self.context) {
             Admission::Publish => {}
@@ -346,13 +396,21 @@ impl<'a> Ingest<'a> {
     /// while a ring is full.
     pub fn flush(&mut self) {
         if std::mem::take(&mut self.taken) > 0 {
-            let lag_ns = self.last_time_ns.take().map(|time_ns| clock::realtime_ns().saturating_sub(time_ns));
+            // A wait for a ring is no lag of the feed.
+            let waited_ns = self.waited_ns();
+            let lag_ns = self.last_time_ns.take().map(|(time_ns, before_ns)| {
+                clock::realtime_ns()
+                    .saturating_sub(time_ns)
+                    .saturating_sub(waited_ns.saturating_sub(before_ns))
+            });
             self.context.status.note_heard(clock::monotonic_ns(), lag_ns);
             self.context.flush_waiting();
         }
     }
 }
 
+#[cfg(test)]
+mod attempt_tests;
 #[cfg(test)]
 mod tests {
     use std::{sync::Arc, thread};

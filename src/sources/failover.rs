@@ -7,7 +7,8 @@
 //!                        publishes           standby       standby    what a standby reads is not published
 //!
 //!  the one that publishes is unfit (down, stale, late)        -> the first fit one publishes, at once
-//!  one before it has been fit for its `return_after`          -> that one publishes again
+//!  one before it has been fit for its `return_after`, and is  -> that one publishes again
+//!  not behind
 //!  none is fit                                                -> nothing changes
 //!  the one that publishes still connects after its start      -> nothing changes
 //! ```
@@ -23,6 +24,7 @@ use super::{
     standby::RecentIds,
     status::{SourceStatus, Unfit},
 };
+use crate::limits::GROUP_BEHIND_MAX;
 use tickcast_core::metrics::counters::Counter;
 
 /// How often the groups are checked: a source that falls silent is replaced within `stale_after` plus this.
@@ -62,6 +64,7 @@ impl Failover {
     /// Creates the groups of these sources. The first of each publishes.
     pub fn new(statuses: &[SourceStatus]) -> Failover {
         let mut groups: Vec<Group> = Vec::new();
+        let commons = statuses.iter().map(SourceStatus::common);
         for status in statuses {
             let Some(name) = &status.common().group else { continue };
             let member = Member { status: status.clone(), fit_since_ns: None };
@@ -71,7 +74,8 @@ impl Failover {
                     at
                 }
                 None => {
-                    let (name, ids) = (name.clone(), Arc::default());
+                    let members = commons.clone().filter(|common| common.group.as_ref() == Some(name));
+                    let (name, ids) = (name.clone(), Arc::new(RecentIds::of_group(members)));
                     groups.push(Group { name, members: Vec::new(), active: 0, ids });
                     groups.len() - 1
                 }
@@ -110,11 +114,21 @@ impl Group {
             }
         }
         let active = &self.members[self.active].status;
+        let (lag_ns, hold_ns) = (active.lag_ns(), self.ids.hold_ns());
+        let in_step = |member: &Member| !member.is_behind(lag_ns, hold_ns);
         let is_starting = active.is_starting() && now_ns.saturating_sub(started_ns) < START_NS;
         let next = match unfit {
             Some(_) if is_starting => None,
-            Some(_) => self.members.iter().position(|member| member.fit_since_ns.is_some()),
-            None => self.members[..self.active].iter().position(|member| member.may_return(now_ns)),
+            // One that is behind is better than none.
+            Some(_) => {
+                let is_fit = |member: &Member| member.fit_since_ns.is_some();
+                let first = self.members.iter().position(|member| is_fit(member) && in_step(member));
+                first.or_else(|| self.members.iter().position(is_fit))
+            }
+            None => {
+                let before = &self.members[..self.active];
+                before.iter().position(|member| member.may_return(now_ns) && in_step(member))
+            }
         };
         if let Some(next) = next.filter(|&next| next != self.active) {
             self.switch(next, unfit);
@@ -142,6 +156,14 @@ impl Group {
 }
 
 impl Member {
+    /// Whether it still reads a backlog: the group has published, and forgotten, what it would publish. `lag_ns` is the lag of the
+    /// source that publishes: messages may have times of long ago.
+    fn is_behind(&self, lag_ns: Option<u64>, hold_ns: u64) -> bool {
+        let is_late = |(own_ns, lag_ns): (u64, u64)| own_ns > lag_ns.saturating_add(hold_ns);
+        self.status.lag_messages().is_some_and(|messages| messages > GROUP_BEHIND_MAX)
+            || self.status.lag_ns().zip(lag_ns).is_some_and(is_late)
+    }
+
     fn may_return(&self, now_ns: u64) -> bool {
         let after_ns = self.status.common().return_after_ns;
         self.fit_since_ns.is_some_and(|since_ns| now_ns.saturating_sub(since_ns) >= after_ns)
@@ -236,6 +258,54 @@ mod tests {
         sources[0].set_health(Health::Waiting(Waiting::Engine("refused".into())));
         run(&mut failover, 100, 200, &[&sources[1]]);
         assert_eq!(active(&sources), "b", "its first attempt has failed");
+    }
+
+    #[test]
+    fn a_primary_that_still_reads_its_backlog_does_not_return() {
+        let (sources, mut failover) = group(&["a", "b"]);
+        let [a, b] = &sources[..] else { panic!() };
+        a.set_health(Health::Waiting(Waiting::Engine("refused".into())));
+        run(&mut failover, 100, 1_000, &[b]);
+        assert_eq!(active(&sources), "b");
+        a.set_health(Health::Running);
+        a.set_lag(50_000);
+        run(&mut failover, 1_000, 20_000, &[a, b]);
+        assert_eq!(active(&sources), "b", "it holds 50,000 old messages");
+        a.set_lag(3);
+        run(&mut failover, 20_000, 20_200, &[a, b]);
+        assert_eq!(active(&sources), "a", "it has been fit for long");
+        // By the messages' times, if they are of use: both feeds have the same.
+        a.set_health(Health::Waiting(Waiting::Engine("refused".into())));
+        run(&mut failover, 20_200, 21_000, &[b]);
+        assert_eq!(active(&sources), "b");
+        a.set_health(Health::Running);
+        let hour = 3_600_000 * MS;
+        for (ms, [lag_of_a, lag_of_b], expected) in [
+            (21_000, [60_000 * MS, 5 * MS], "b"),
+            (30_000, [hour + 60_000 * MS, hour], "b"),
+            (40_000, [hour + 5_000 * MS, hour], "a"),
+        ] {
+            for ms in (ms..ms + 5_000).step_by(100) {
+                a.note_heard(ms * MS, Some(lag_of_a));
+                b.note_heard(ms * MS, Some(lag_of_b));
+                failover.turn(ms * MS, 0);
+            }
+            assert_eq!(active(&sources), expected, "{ms}");
+        }
+    }
+
+    #[test]
+    fn a_fallback_that_is_in_step_is_preferred_to_one_that_is_behind() {
+        let (sources, mut failover) = group(&["a", "b", "c"]);
+        let [a, b, c] = &sources[..] else { panic!() };
+        run(&mut failover, 100, 1_000, &[a, b, c]);
+        b.set_lag(50_000);
+        a.set_health(Health::Failed("gone".into()));
+        run(&mut failover, 1_000, 1_200, &[b, c]);
+        assert_eq!(active(&sources), "c");
+        c.set_health(Health::Failed("gone".into()));
+        run(&mut failover, 1_200, 1_400, &[b]);
+        assert_eq!(active(&sources), "b", "better than none");
     }
 
     #[test]

@@ -6,25 +6,32 @@
 //! ```text
 //!  created differs from last time, or the last sequence went back     another life of the stream: read it from its beginning
 //!  first sequence is beyond the next one to read                      retention has passed this reader: counted as lost
-//!  a message's sequence is not the next one (no filter)               lost or deleted in between: counted as lost
+//!  a message's sequence is not the next one                           lost or deleted in between: counted as lost
 //! ```
+//!
+//! If the server filters, sequences have holes by themselves: see `filtered.rs`.
 
+mod filtered;
 mod past;
 
-use std::{convert::Infallible, fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, pin::pin, str::FromStr, sync::Arc, time::Duration};
 
 use async_nats::{
+    Client,
     datetime::{self, DateTime},
     jetstream::{
         self,
         consumer::{AckPolicy, DeliverPolicy, pull},
-        stream,
+        stream::{self, Stream},
     },
 };
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{Either, select},
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use self::past::Past;
+use self::{filtered::Filtered, past::Past};
 use super::{
     Source, SourceContext, SourceError,
     engine::{self, EngineError, Ingest, Reader},
@@ -51,6 +58,11 @@ const _: () = assert!(BATCH_MESSAGES < SUBSCRIPTION_CAPACITY);
 const EXPIRES: Duration = Duration::from_secs(5);
 /// Interval of the server's heartbeats. Silence for twice as long ends the attempt.
 const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How often a stream that the server filters is checked, and the longest wait for the answer: reading waits for it.
+const CHECK_NS: u64 = 1_000_000_000;
+const CHECK_ANSWER: Duration = HEARTBEAT;
+/// Time until the next check if there was no answer, nanoseconds: it may not be permitted.
+const CHECK_LATER_NS: u64 = 10_000_000_000;
 /// Inactivity after which the server forgets a consumer that this reader could not delete.
 const INACTIVE: Duration = Duration::from_secs(30);
 
@@ -192,6 +204,7 @@ impl SourceOptions for Options {
         read_back.check(checks);
         let connection = Connection::new("jetstream", self.servers, self.auth, self.tls, checks);
         let mapping = Mapping::new(&self.map, checks)?;
+        connection::check_headers(&mapping, checks);
         let (pattern, connection) = (mapping.pattern(), connection?);
         let past = Past::new(connection.clone(), stream.clone(), self.subjects.clone());
         let past = log_reader::Reader::new(past, mapping.clone(), read_back.rate);
@@ -203,6 +216,8 @@ impl SourceOptions for Options {
             mapping,
             is_logged,
             position: None,
+            filtered: Filtered::default(),
+            read_back_to: None,
             set_back: 0,
         };
         let configured = Configured::new(pattern, source).reading_back(is_logged);
@@ -222,6 +237,10 @@ struct JetStream {
     is_logged: bool,
     /// Known once reading has begun.
     position: Option<Position>,
+    /// Of use only if the server filters.
+    filtered: Filtered,
+    /// The last sequence of the stream when it was first found: the source has read back once it is there.
+    read_back_to: Option<u64>,
     /// How often the stream was found set back with an unchanged creation time.
     set_back: u64,
 }
@@ -270,10 +289,22 @@ impl Reader for JetStream {
     async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
         let events = Arc::new(Events::default());
         let client = ingest.waiting(self.connection.connect(&events)).await?;
+        self.read_stream(client, &events, ingest).await.map_err(|error| events.explain(error))
+    }
+}
+
+impl JetStream {
+    async fn read_stream(
+        &mut self,
+        client: Client,
+        events: &Events,
+        ingest: &mut Ingest<'_>,
+    ) -> Result<Infallible, EngineError> {
         let found = jetstream::new(client).get_stream(&self.stream).await;
         let found = found.map_err(|error| EngineError::new(&format!("stream {}", self.stream), error))?;
+        let deliver_policy = self.deliver_from(found.cached_info(), ingest)?;
         let config = pull::Config {
-            deliver_policy: self.deliver_from(found.cached_info(), ingest)?,
+            deliver_policy,
             ack_policy: AckPolicy::None,
             memory_storage: true,
             inactive_threshold: INACTIVE,
@@ -283,16 +314,28 @@ impl Reader for JetStream {
         let created_ns = found.cached_info().created.unix_timestamp_nanos();
         let consumer = found.create_consumer(config).await;
         let consumer = consumer.map_err(|error| EngineError::new("create a consumer", error))?;
+        self.handle_consumer(
+            found.cached_info(),
+            (deliver_policy, consumer.cached_info().num_pending),
+            ingest,
+        );
         let pull =
             consumer.stream().max_messages_per_batch(BATCH_MESSAGES).expires(EXPIRES).heartbeat(HEARTBEAT);
         let mut messages = pull.messages().await.map_err(|error| EngineError::new("pull", error))?;
         ingest.connected(&format!("stream {} at {}", self.stream, self.connection));
-        if consumer.cached_info().num_pending == 0 {
-            ingest.caught_up();
-        }
+        let mut check_ns = clock::monotonic_ns() + CHECK_NS;
         let failure = loop {
             // Returns an error after two missed heartbeats at the latest.
-            let mut next = Some(ingest.waiting(messages.next()).await);
+            let mut next = match self.server_filter() {
+                None => Some(ingest.waiting(messages.next()).await),
+                Some(_) => {
+                    let pause = Duration::from_nanos(check_ns.saturating_sub(clock::monotonic_ns()));
+                    match ingest.waiting(select(messages.next(), pin!(tokio::time::sleep(pause)))).await {
+                        Either::Left((message, _)) => Some(message),
+                        Either::Right(_) => messages.next().now_or_never(),
+                    }
+                }
+            };
             let failure = loop {
                 match next {
                     Some(Some(Ok(message))) => self.take(created_ns, &message, ingest).await,
@@ -305,6 +348,10 @@ impl Reader for JetStream {
             ingest.flush();
             if let Some(failure) = failure {
                 break events.take_last().unwrap_or(failure);
+            }
+            if self.server_filter().is_some() && clock::monotonic_ns() >= check_ns {
+                let pause_ns = ingest.waiting(self.check(&found)).await;
+                check_ns = clock::monotonic_ns() + pause_ns;
             }
             // A server that has been away may have forgotten the consumer, or messages.
             if events.connections() > 1 {
@@ -319,6 +366,48 @@ impl Reader for JetStream {
 }
 
 impl JetStream {
+    /// Notes what a new consumer has found.
+    fn handle_consumer(
+        &mut self,
+        info: &stream::Info,
+        (deliver_policy, pending): (DeliverPolicy, u64),
+        ingest: &mut Ingest<'_>,
+    ) {
+        let state = &info.state;
+        self.filtered.handle_connected((state.first_sequence, state.last_sequence), pending);
+        self.read_back_to.get_or_insert(state.last_sequence);
+        if let DeliverPolicy::ByStartTime { start_time } = deliver_policy {
+            // Another attempt before the first message goes on from here, not from a later time.
+            self.start = Start::Time(start_time);
+            let is_past = start_time.unix_timestamp_nanos() <= i128::from(clock::realtime_ns());
+            if pending == 0 && is_past {
+                let next = state.last_sequence.saturating_add(1);
+                let created_ns = info.created.unix_timestamp_nanos();
+                self.position = Some(Position { created_ns, next, complete_from: next });
+            }
+        }
+        ingest.set_lag(pending);
+        if pending == 0 || self.has_read_back() {
+            ingest.caught_up();
+        }
+    }
+
+    /// Whether it has read what the stream had when it was first found. A stream that grows may never have nothing pending.
+    fn has_read_back(&self) -> bool {
+        self.position.zip(self.read_back_to).is_some_and(|(position, last)| position.next > last)
+    }
+
+    /// Checks a stream that the server filters. Returns the time to the next check, nanoseconds.
+    async fn check(&mut self, stream: &Stream) -> u64 {
+        match tokio::time::timeout(CHECK_ANSWER, stream.get_info()).await {
+            Ok(Ok(info)) => {
+                self.filtered.handle_check((info.state.first_sequence, info.state.last_sequence));
+                CHECK_NS
+            }
+            Ok(Err(_)) | Err(_) => CHECK_LATER_NS,
+        }
+    }
+
     /// Where the consumer begins. Notes the position if it is already known, and counts what is lost before it.
     fn deliver_from(
         &mut self,
@@ -330,11 +419,18 @@ impl JetStream {
             (Some(position), _) => match position.continuation(created_ns, state) {
                 Continuation::Same => position.next,
                 Continuation::Passed { next, lost } => {
-                    ingest.count_hole(lost, "the stream no longer has them");
+                    match self.server_filter() {
+                        None => ingest.count_hole(lost, "the stream no longer has them"),
+                        Some(_) if self.filtered.may_have_lost_before(next) => {
+                            ingest.count_hole(1, "retention has passed the source");
+                        }
+                        Some(_) => {}
+                    }
                     next
                 }
                 Continuation::NewLife => {
                     ingest.warn("it was deleted and made again, or set back: reading it from its beginning");
+                    (self.filtered, self.read_back_to) = (Filtered::default(), None);
                     self.set_back += u64::from(created_ns == position.created_ns);
                     state.first_sequence
                 }
@@ -372,24 +468,27 @@ impl JetStream {
     async fn take(&mut self, created_ns: i128, message: &jetstream::Message, ingest: &mut Ingest<'_>) {
         // Only messages of a stream have this information in their reply subject.
         let Ok(info) = message.info() else { return };
-        let (sequence, is_last) = (info.stream_sequence, info.pending == 0);
-        let mut complete_from = sequence;
-        if let Some(Position { next: expected, complete_from: known, .. }) = self.position {
-            // It has been read before.
-            if sequence < expected {
-                return;
-            }
-            let is_hole = self.server_filter().is_none() && sequence > expected;
-            if is_hole {
-                let why = format!("sequences {expected} to {} were deleted", sequence - 1);
-                ingest.count_hole(sequence - expected, &why);
-            }
-            complete_from = if is_hole { sequence } else { known };
+        let sequence = info.stream_sequence;
+        let known = self.position;
+        let expected = known.map_or(sequence, |known| known.next);
+        // It has been read before.
+        if sequence < expected {
+            return;
         }
+        let is_filtered = self.server_filter().is_some();
+        if self.filtered.handle_message(expected, sequence, info.pending) && is_filtered {
+            ingest.count_hole(1, "retention has passed the source");
+        }
+        let is_hole = !is_filtered && sequence > expected;
+        if is_hole {
+            let why = format!("sequences {expected} to {} were deleted", sequence - 1);
+            ingest.count_hole(sequence - expected, &why);
+        }
+        let complete_from = known.filter(|_| !is_hole).map_or(sequence, |known| known.complete_from);
         self.position = Some(Position { created_ns, next: sequence.saturating_add(1), complete_from });
         ingest.set_lag(info.pending);
         self.publish(message, sequence, ingest).await;
-        if is_last {
+        if info.pending == 0 || self.has_read_back() {
             ingest.caught_up();
         }
     }
@@ -446,51 +545,4 @@ fn life_epoch(stream: &str, created_ns: i128, set_back: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_start_is_read_as_it_is_written() {
-        for (text, start) in [
-            ("new", Start::New),
-            ("all", Start::All),
-            ("17", Start::Sequence(17)),
-            ("10m", Start::Window(600_000_000_000)),
-        ] {
-            assert_eq!(text.parse(), Ok(start));
-            assert_eq!(start.to_string(), text);
-        }
-        for text in ["2026-01-31T08:00:00Z", "2026-01-31T08:00:00.000000001Z"] {
-            let start: Start = text.parse().unwrap();
-            assert!(matches!(start, Start::Time(_)) && start.to_string() == text, "{start}");
-        }
-        assert_eq!("2026-01-31T09:00:00+01:00".parse(), "2026-01-31T08:00:00Z".parse::<Start>());
-        for bad in ["", "newest", "-1", "10 minutes", "2026-01-31"] {
-            assert!(bad.parse::<Start>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_position_goes_on_only_in_the_life_of_the_stream_that_it_is_from() {
-        let state = |first: u64, last: u64| -> stream::State {
-            let text = format!(
-                r#"{{"messages":0,"bytes":0,"first_seq":{first},"first_ts":"2026-01-01T00:00:00Z","last_seq":{last},"last_ts":"2026-01-01T00:00:00Z","consumer_count":0}}"#
-            );
-            serde_json::from_str(&text).unwrap()
-        };
-        let position = Position { created_ns: 7, next: 101, complete_from: 1 };
-        for (created_ns, first, last, expected) in [
-            (7, 1, 100, Continuation::Same),
-            (7, 1, 5_000, Continuation::Same),
-            (7, 101, 100, Continuation::Same),
-            (7, 101, 200, Continuation::Same),
-            (7, 111, 200, Continuation::Passed { next: 111, lost: 10 }),
-            (7, 201, 200, Continuation::Passed { next: 201, lost: 100 }),
-            (7, 1, 99, Continuation::NewLife),
-            (8, 1, 100, Continuation::NewLife),
-            (8, 1, 5_000, Continuation::NewLife),
-        ] {
-            assert_eq!(position.continuation(created_ns, &state(first, last)), expected, "{first} {last}");
-        }
-    }
-}
+mod tests;

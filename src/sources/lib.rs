@@ -130,6 +130,14 @@ impl StopFlag {
     }
 }
 
+/// A wait for room in a ring.
+struct Wait {
+    /// When it began, a time of [`clock::monotonic_ns`].
+    since_ns: u64,
+    /// The state to return to. The engine may be away while what was held back is published.
+    before: Health,
+}
+
 /// The interface of a running source to the server. Its functions block only where documented.
 #[derive(Debug)]
 pub struct SourceContext {
@@ -214,19 +222,19 @@ impl SourceContext {
 
     /// Stages a tick with its time of arrival. Waits while the ring is full.
     fn stage_waiting(&mut self, mut stage: impl FnMut(&mut Lanes, u64) -> Result<(), Backpressure>) -> bool {
-        let mut waiting_since_ns = None;
+        let mut wait = None;
         loop {
             let published = stage(&mut self.lanes, clock::realtime_ns());
             if published.is_ok() || self.is_stopping() {
-                if let Some(since_ns) = waiting_since_ns {
-                    self.end_wait(since_ns);
+                if let Some(wait) = wait {
+                    self.end_wait(wait);
                 }
                 self.count_ticks(u64::from(published.is_ok()));
                 return published.is_ok();
             }
             if let Err(Backpressure { shard }) = self.lanes.flush() {
-                if waiting_since_ns.is_none() {
-                    waiting_since_ns = Some(self.begin_wait(shard));
+                if wait.is_none() {
+                    wait = Some(self.begin_wait(shard));
                 }
                 clock::sleep_ns(FULL_NAP_NS);
             }
@@ -238,25 +246,28 @@ impl SourceContext {
         if let Err(Backpressure { shard }) = self.lanes.flush()
             && !self.is_stopping()
         {
-            let since_ns = self.begin_wait(shard);
+            let wait = self.begin_wait(shard);
             while self.lanes.flush().is_err() && !self.is_stopping() {
                 clock::sleep_ns(FULL_NAP_NS);
             }
-            self.end_wait(since_ns);
+            self.end_wait(wait);
         }
     }
 
-    /// Counts and shows a wait. Returns when it began.
-    fn begin_wait(&self, shard: ShardId) -> u64 {
+    /// Counts and shows a wait.
+    fn begin_wait(&self, shard: ShardId) -> Wait {
         self.status.counters().add(Counter::SourceWaits, 1);
+        let before = self.status.health();
         self.set_health(Health::Waiting(Waiting::Room(shard)));
-        clock::monotonic_ns()
+        Wait { since_ns: clock::monotonic_ns(), before }
     }
 
-    fn end_wait(&self, since_ns: u64) {
-        let waited_ns = clock::monotonic_ns().saturating_sub(since_ns);
-        self.status.counters().add(Counter::SourceWaitNs, waited_ns);
-        self.set_health(Health::Running);
+    fn end_wait(&self, Wait { since_ns, before }: Wait) {
+        let now_ns = clock::monotonic_ns();
+        self.status.counters().add(Counter::SourceWaitNs, now_ns.saturating_sub(since_ns));
+        // In this order: the feed was not silent, it was not read.
+        self.status.note_heard(now_ns, None);
+        self.set_health(before);
     }
 
     /// Sleeps until `due_ns`, a time of [`clock::monotonic_ns`]. Blocks. Returns `false` if the server stops.

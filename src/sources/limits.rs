@@ -14,6 +14,10 @@ pub const SOURCE_SERVERS_MAX: usize = 16;
 pub const GROUP_IDS_MAX: usize = 65_536;
 /// Bytes of messages that a standby of a failover group holds.
 pub const GROUP_HELD_BYTES_MAX: usize = 8 << 20;
+/// Messages that a source of a failover group may have to read and still take over from another: a batch. The group remembers
+/// the ids of many more.
+pub const GROUP_BEHIND_MAX: u64 = 1_000;
+const _: () = assert!(GROUP_BEHIND_MAX < GROUP_IDS_MAX as u64);
 /// Characters of a source's last error, for operators.
 pub const SOURCE_ERROR_CHARS_MAX: usize = 256;
 /// Bytes of a file with a source's password, token or credentials.

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use super::{
     LOG_TARGET_SOURCE, SourceError, SourceStatus, StopFlag,
-    engine::{EngineError, until_stopped},
+    engine::{EngineError, attempt, until_stopped},
     kind::OptionChecks,
     mapping::{Mapping, Message},
     runner::Running,
@@ -189,7 +189,7 @@ impl<A: LogAccess> Reader<A> {
             let step = scan.step(now_ns);
             let failure = match step {
                 ScanStep::Idle => None,
-                ScanStep::Open { epoch, from } => match self.access.open(epoch, from).await {
+                ScanStep::Open { epoch, from } => match attempt(self.access.open(epoch, from)).await {
                     Ok(Opened::AtPosition) => {
                         scan.begin(epoch, from);
                         None
@@ -203,7 +203,7 @@ impl<A: LogAccess> Reader<A> {
                 ScanStep::Read => {
                     let mapping = &mut self.mapping;
                     let mut into = ReadMessages { scan: &mut scan, mapping, messages: 0 };
-                    let read = self.access.read(&mut into).await;
+                    let read = attempt(self.access.read(&mut into)).await;
                     let messages = into.messages;
                     status.counters().add(Counter::SourceMessagesReadBack, messages);
                     let cost_ns = messages * 1_000_000_000 / u64::from(self.rate);
@@ -376,3 +376,6 @@ pub fn start(
     };
     Running::start(format!("log {}", status.name()), (status, stop), run)
 }
+
+#[cfg(test)]
+mod panic_tests;

@@ -257,6 +257,12 @@ impl Mapping {
         }
     }
 
+    /// The headers that it names.
+    pub fn headers(&self) -> impl Iterator<Item = &str> {
+        let optional = [&self.key, &self.time, &self.id].into_iter().flatten();
+        optional.chain([&self.topic]).flat_map(Template::headers)
+    }
+
     /// Maps a message. Parses the payload only for templates that name a part of it, and only up to that part. Does not
     /// allocate once its buffers have grown.
     ///
@@ -304,12 +310,13 @@ fn shortened(text: &str) -> Box<str> {
     text.chars().take(64).collect::<String>().into()
 }
 
-/// A decimal number is the key itself. Any other text becomes its FNV-1a hash of 53 bits, which JavaScript represents exactly:
+/// A decimal number above 0 without leading zeros is the key itself. Any other text becomes its FNV-1a hash of 53 bits, which JavaScript represents exactly:
 /// the same text has the same key on every node. Two of 100,000 texts share a key with a probability of 1 in 2 million.
 fn key_of(text: &str) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // Not "0", because 0 means no key, and not "07", because it is another text than "7".
+    let is_number = !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit());
     if is_number && let Ok(number) = text.parse() {
         return number;
     }

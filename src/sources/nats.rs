@@ -22,6 +22,7 @@ use super::{
     tls::Tls,
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
+use tickcast_proto::pattern;
 
 /// How often the connection's state is checked while no message arrives.
 const WATCH: Duration = Duration::from_millis(100);
@@ -62,8 +63,17 @@ impl SourceOptions for Options {
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         checks.within("subjects", self.subjects.len(), 1, SOURCE_SUBJECTS_MAX);
         connection::check_subjects(&self.subjects, checks);
+        match &self.queue {
+            Some(queue) if queue.is_empty() || queue.contains(char::is_whitespace) => {
+                checks.refuse("queue", format!("{queue:?}: must not be empty or contain white space"));
+            }
+            // The server gives a message to one subscription of a queue group.
+            Some(_) => {}
+            None => check_distinct(&self.subjects, checks),
+        }
         let connection = Connection::new("nats", self.servers, self.auth, self.tls, checks);
         let mapping = Mapping::new(&self.map, checks)?;
+        connection::check_headers(&mapping, checks);
         let pattern = mapping.pattern();
         Some(Configured::new(
             pattern,
@@ -100,8 +110,8 @@ impl Reader for Nats {
             subscriptions.push(subscribed.map_err(|error| EngineError::new("subscribe", error))?);
         }
         client.flush().await.map_err(|error| EngineError::new("subscribe", error))?;
-        ingest.connected(&self.connection.to_string());
         let (mut messages, mut connections) = (select_all(subscriptions), 1);
+        let mut is_connected = false;
         loop {
             let is_quiet =
                 match ingest.waiting(select(messages.next(), pin!(tokio::time::sleep(WATCH)))).await {
@@ -116,6 +126,12 @@ impl Reader for Nats {
                     Either::Left((None, _)) => return Err(EngineError("the client has ended".into())),
                     Either::Right(_) => true,
                 };
+            if let Some(denial) = events.subscription_denial() {
+                if is_connected {
+                    ingest.count_hole(1, "NATS keeps none while nobody reads");
+                }
+                return Err(EngineError(denial.into()));
+            }
             let lost = events.take_slow();
             if lost > 0 {
                 ingest.count_hole(lost, "they came faster than the rings to the shards took them");
@@ -132,6 +148,22 @@ impl Reader for Nats {
                     events.take_last().unwrap_or_else(|| "the connection has ended".into()),
                 ));
             }
+            // NATS does not confirm a subscription. It refuses one within a turn, unless it is far away.
+            if !std::mem::replace(&mut is_connected, true) {
+                ingest.connected(&self.connection.to_string());
+            }
+        }
+    }
+}
+
+/// Refuses subjects of which two match the same message: it would come twice.
+fn check_distinct(subjects: &[String], checks: &mut OptionChecks) {
+    for (at, subject) in subjects.iter().enumerate() {
+        if let Some(other) = subjects[..at].iter().find(|other| pattern::overlaps(other, subject)) {
+            checks.refuse(
+                "subjects",
+                format!("{subject:?} and {other:?} match the same messages, which would come twice"),
+            );
         }
     }
 }

@@ -4,8 +4,8 @@
 use std::{fmt, fs, path::PathBuf, str::FromStr, time::Duration};
 
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, IntoConnectionInfo, TlsCertificates,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
+    TlsCertificates, aio::MultiplexedConnection,
 };
 use serde::{Deserialize, Serialize};
 
@@ -62,7 +62,12 @@ impl Server {
         }
         auth.password_file.iter().for_each(|file| checks.readable("auth", file));
         tls.check(checks);
-        match server.into_connection_info() {
+        let address = server.into_connection_info();
+        if let Ok(address) = &address {
+            let requires_tls = matches!(address.addr(), ConnectionAddr::TcpTls { .. });
+            tls.check_address(requires_tls, "rediss://host:6379", checks);
+        }
+        match address {
             // It would be printed with the options.
             Ok(address) if address.redis_settings().password().is_some() => {
                 checks.refuse("server", "the address holds a password: name a file in `auth` instead");
@@ -185,6 +190,7 @@ pub fn generation_key(stream: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kind::SourceBounds;
 
     const fn id(ms: u64, n: u64) -> Id {
         Id { ms: BASE_MS + ms, n }
@@ -208,6 +214,20 @@ mod tests {
         }
         assert_eq!(id(1, u64::MAX).highest_position(), 16_383);
         assert_eq!(Id::default().highest_position(), 0);
+    }
+
+    #[test]
+    fn a_table_tls_needs_an_address_with_tls() {
+        for (server, is_refused) in
+            [("rediss://h:6379", false), ("redis://h:6379", true), ("unix:/run/redis", true)]
+        {
+            let bounds = SourceBounds { payload_bytes_max: 64, topics_max: 10, reads_files: true };
+            let mut checks = OptionChecks::new(bounds);
+            let tls = Tls { ca: Some("Cargo.toml".into()), ..Tls::default() };
+            Server::new(server, Auth::default(), tls, &mut checks);
+            let refused = checks.into_refused();
+            assert_eq!(refused.iter().any(|(key, _)| *key == "tls"), is_refused, "{server}: {refused:?}");
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub use self::outlet::{Confirmed, Outlet, Publish, PublishId, SinkLanes, SinkRin
 use crate::{
     NAP_NS, SourceError, SourceStatus, StopFlag,
     common::Common,
-    engine::{EngineError, RETRY_MS, RETRY_MS_MAX, until_stopped},
+    engine::{EngineError, RETRY_MS, RETRY_MS_MAX, attempt, until_stopped},
     runner::Running,
 };
 use tickcast_client::Backoff;
@@ -95,15 +95,16 @@ impl<W: Writer> Sink for W {
         let attempts = async {
             loop {
                 let ack_timeout = outlet.ack_timeout();
-                let failure = match refusing_late(outlet, Outcome::Away, self.connect(ack_timeout)).await {
-                    Ok(connection) => {
-                        outlet.set_connected();
-                        backoff.handle_connected(clock::monotonic_ns());
-                        let Err(failure) = self.write(connection, outlet).await;
-                        failure
-                    }
-                    Err(failure) => failure,
-                };
+                let failure =
+                    match refusing_late(outlet, Outcome::Away, attempt(self.connect(ack_timeout))).await {
+                        Ok(connection) => {
+                            outlet.set_connected();
+                            backoff.handle_connected(clock::monotonic_ns());
+                            let Err(failure) = attempt(self.write(connection, outlet)).await;
+                            failure
+                        }
+                        Err(failure) => failure,
+                    };
                 outlet.set_away(&failure.0);
                 let wait_ms = backoff.handle_disconnected(clock::monotonic_ns(), 0);
                 refusing_late(outlet, Outcome::Away, tokio::time::sleep(Duration::from_millis(wait_ms)))

@@ -19,18 +19,24 @@ use std::{
 
 use serde_json::json;
 
-use super::{SourceContext, failover::FAILOVER_TURN_NS, mapping::Mapped};
-use crate::limits::{GROUP_HELD_BYTES_MAX, GROUP_IDS_MAX};
+use super::{SourceContext, common::Common, failover::FAILOVER_TURN_NS, mapping::Mapped};
+use crate::{
+    LOG_TARGET_SOURCE,
+    limits::{GROUP_HELD_BYTES_MAX, GROUP_IDS_MAX},
+};
 use tickcast_common::clock;
 use tickcast_core::metrics::counters::Counter;
 
-/// How long a standby holds a message beyond the silence after which it takes over: a turn, plus the delays of a busy machine.
+/// How long a standby holds a message beyond the silence or lag after which it takes over: a turn, plus the delays of a busy
+/// machine.
 const HELD_NS: u64 = 50 * FAILOVER_TURN_NS;
 
 /// The ids that a group has published most recently, at most [`GROUP_IDS_MAX`]. All its sources share them, with one lock per
 /// message.
 #[derive(Debug, Default)]
 pub struct RecentIds {
+    /// How long a standby of the group holds a message.
+    hold_ns: u64,
     /// Keyed, so that a feed cannot choose ids that collide.
     hasher: RandomState,
     ids: Mutex<Ids>,
@@ -44,6 +50,24 @@ struct Ids {
 }
 
 impl RecentIds {
+    /// Creates those of a group of sources with these settings. A standby must hold what came while it was not known yet that the
+    /// source that publishes is silent, or late: any of them may be that one.
+    pub fn of_group<'a>(members: impl Iterator<Item = &'a Common> + Clone) -> RecentIds {
+        let silent_ns = members.clone().filter_map(|member| member.stale_after_ns).max();
+        let late_ns = members.filter_map(|member| member.lag_max_ns).max();
+        let parts_ns = [silent_ns, late_ns].into_iter().flatten();
+        RecentIds { hold_ns: parts_ns.fold(HELD_NS, u64::saturating_add), ..RecentIds::default() }
+    }
+
+    /// How long a standby of the group holds a message, nanoseconds.
+    pub fn hold_ns(&self) -> u64 {
+        self.hold_ns
+    }
+
+    fn contains(&self, id: u64) -> bool {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).known.contains(&id)
+    }
+
     /// Notes an id. Returns whether it is new.
     fn insert(&self, id: u64) -> bool {
         // A panic between the two changes leaves an id that is never forgotten: one among many.
@@ -85,6 +109,10 @@ impl Held {
 pub struct Standby {
     held: VecDeque<Held>,
     bytes: usize,
+    /// Messages that the bounds have pushed out before their time and that the group had not published.
+    dropped: u64,
+    /// When the last of them came.
+    dropped_ns: u64,
     /// Whether it has announced on the status topic that it publishes.
     is_announced: bool,
 }
@@ -117,7 +145,9 @@ impl Standby {
             if let Some(id) = id {
                 let at_ns = clock::monotonic_ns();
                 let (topic, payload) = (mapped.topic.into(), payload.into());
-                self.hold(Held { at_ns, id, topic, key: mapped.key, time_ns, payload }, hold_ns(context));
+                if let Some(ids) = &ids {
+                    self.hold(Held { at_ns, id, topic, key: mapped.key, time_ns, payload }, ids);
+                }
             }
             return Admission::Pass;
         }
@@ -162,23 +192,40 @@ impl Standby {
     }
 
     /// Holds a message, and forgets the oldest beyond the bounds.
-    fn hold(&mut self, message: Held, hold_ns: u64) {
+    fn hold(&mut self, message: Held, ids: &RecentIds) {
         let now_ns = message.at_ns;
         self.bytes += message.bytes();
         self.held.push_back(message);
-        let is_old = |oldest: &Held| now_ns.saturating_sub(oldest.at_ns) > hold_ns;
-        while self.bytes > GROUP_HELD_BYTES_MAX
-            || self.held.len() > GROUP_IDS_MAX
-            || self.held.front().is_some_and(is_old)
-        {
+        loop {
+            let is_full = self.bytes > GROUP_HELD_BYTES_MAX || self.held.len() > GROUP_IDS_MAX;
+            let is_old = |oldest: &Held| now_ns.saturating_sub(oldest.at_ns) > ids.hold_ns;
+            let has_old = self.held.front().is_some_and(is_old);
+            if !is_full && !has_old {
+                break;
+            }
             let Some(oldest) = self.held.pop_front() else { break };
             self.bytes -= oldest.bytes();
+            if !has_old && !ids.contains(oldest.id) {
+                // Those before a pause this long were published, or lost long ago.
+                let is_first = oldest.at_ns.saturating_sub(self.dropped_ns) > ids.hold_ns;
+                self.dropped = if is_first { 1 } else { self.dropped + 1 };
+                self.dropped_ns = oldest.at_ns;
+            }
         }
     }
 
-    /// Publishes what was held and is new. Returns `false` if the server stops.
+    /// Publishes what was held and is new, and counts what should have been held. Returns `false` if the server stops.
     fn publish_held(&mut self, ids: &RecentIds, context: &mut SourceContext) -> bool {
-        let oldest_ns = clock::monotonic_ns().saturating_sub(hold_ns(context));
+        let oldest_ns = clock::monotonic_ns().saturating_sub(ids.hold_ns);
+        let dropped = std::mem::take(&mut self.dropped);
+        if dropped > 0 && self.dropped_ns >= oldest_ns {
+            let name = context.status.name();
+            ::log::warn!(
+                target: LOG_TARGET_SOURCE,
+                "{name}: {dropped} messages lost: a standby holds at most {GROUP_IDS_MAX} messages and {GROUP_HELD_BYTES_MAX} bytes"
+            );
+            context.status.counters().add(Counter::SourceMessagesLost, dropped);
+        }
         self.bytes = 0;
         for message in std::mem::take(&mut self.held) {
             if message.at_ns < oldest_ns || !ids.insert(message.id) {
@@ -196,11 +243,6 @@ impl Standby {
         }
         true
     }
-}
-
-/// How long a message is held: until this source has taken over from one that fell silent just before the message.
-fn hold_ns(context: &SourceContext) -> u64 {
-    context.status.common().stale_after_ns.unwrap_or_default().saturating_add(HELD_NS)
 }
 
 #[cfg(test)]
@@ -265,16 +307,61 @@ mod tests {
             time_ns: 0,
             payload: vec![0; bytes].into(),
         };
+        let ids = RecentIds { hold_ns: 100, ..RecentIds::default() };
         let mut standby = Standby::default();
-        (0..9).for_each(|at_ns| standby.hold(held(at_ns, GROUP_HELD_BYTES_MAX / 4), 100));
+        (0..9).for_each(|at_ns| standby.hold(held(at_ns, GROUP_HELD_BYTES_MAX / 4), &ids));
         assert_eq!(standby.held.iter().map(|held| held.at_ns).collect::<Vec<_>>(), [6, 7, 8]);
-        standby.hold(held(107, 0), 100);
+        standby.hold(held(107, 0), &ids);
         assert_eq!(standby.held.iter().map(|held| held.at_ns).collect::<Vec<_>>(), [7, 8, 107]);
         let sum: usize = standby.held.iter().map(Held::bytes).sum();
         assert_eq!(standby.bytes, sum);
         let mut standby = Standby::default();
-        (0..GROUP_IDS_MAX as u64 + 9).for_each(|_| standby.hold(held(0, 0), 100));
+        (0..GROUP_IDS_MAX as u64 + 9).for_each(|_| standby.hold(held(0, 0), &ids));
         assert!(standby.held.len() <= GROUP_IDS_MAX && standby.bytes <= GROUP_HELD_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_group_holds_messages_for_the_longest_silence_and_lag_of_any_member() {
+        const S: u64 = 1_000_000_000;
+        let common = |stale_after_ns, lag_max_ns| Common { stale_after_ns, lag_max_ns, ..Common::named("a") };
+        for (members, hold_s) in [
+            (&[common(Some(60 * S), None), common(Some(5 * S), None)][..], 65),
+            (&[common(Some(5 * S), Some(7 * S)), common(Some(2 * S), Some(3 * S))], 17),
+            (&[common(None, None)], 5),
+        ] {
+            assert_eq!(RecentIds::of_group(members.iter()).hold_ns(), hold_s * S, "{members:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_standby_should_have_held_and_could_not_is_counted_when_it_takes_over() {
+        let (producer, _consumer) = frame_ring(1 << 20);
+        let lanes = Lanes::new([(producer, Arc::new(Doorbell::new(|| {})))].into_iter());
+        let options = CommonOptions { group: Some("g".into()), ..CommonOptions::default() };
+        let statuses = ["a", "b"].map(|name| SourceStatus::new("nats", options.resolved(name)));
+        let _failover = Failover::new(&statuses);
+        let b = statuses[1].clone();
+        let ids = b.group_ids().unwrap().clone();
+        let mut context = SourceContext::new(lanes, b.clone(), Vec::new(), StopFlag::default());
+        let mut standby = Standby::default();
+        let payload = vec![0; GROUP_HELD_BYTES_MAX / 4];
+        let admit = |standby: &mut Standby, context: &mut SourceContext, id: u64| {
+            let text = id.to_string();
+            let mapped = Mapped { topic: "t", key: 0, producer_time_ns: None, id: Some(&text) };
+            if id < 2 {
+                ids.insert(ids.hasher.hash_one(&*text));
+            }
+            standby.admit(&mapped, 1, &payload, context);
+        };
+        // Room for three: the other has published the first two of the five that are pushed out.
+        (0..8).for_each(|id| admit(&mut standby, &mut context, id));
+        assert_eq!((standby.held.len(), standby.dropped), (3, 3));
+        assert_eq!(b.counters().value(Counter::SourceMessagesLost), 0, "the other may still publish them");
+        standby.held.iter_mut().for_each(|held| held.payload = Box::default());
+        b.set_standby(false);
+        assert_eq!(standby.take_over(&mut context), Some(true));
+        assert_eq!(b.counters().value(Counter::SourceMessagesLost), 3);
+        assert_eq!(b.counters().value(Counter::SourceTicks), 3);
     }
 
     #[test]

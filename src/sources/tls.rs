@@ -30,4 +30,11 @@ impl Tls {
         }
         [&self.ca, &self.cert, &self.key].into_iter().flatten().for_each(|file| checks.readable("tls", file));
     }
+
+    /// Refuses the table beside an address that does not require TLS: its connection may be in plain text.
+    pub fn check_address(&self, requires_tls: bool, scheme: &str, checks: &mut OptionChecks) {
+        if !requires_tls && *self != Tls::default() {
+            checks.refuse("tls", format!("an address does not require TLS: write {scheme}"));
+        }
+    }
 }

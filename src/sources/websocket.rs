@@ -113,11 +113,14 @@ impl SourceOptions for Options {
 
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         let url = self.url.unwrap_or_default();
-        if let Err(error) = Target::parse(&url.replace(TOKEN, "x")) {
-            // What is before an @ may be a password, what follows a ? a token.
-            let shown = url.rsplit_once('@').map_or(&*url, |(_, host)| host);
-            let shown = shown.split_once('?').map_or(shown, |(path, _)| path);
-            checks.refuse("url", format!("{shown:?}: {error}"));
+        match Target::parse(&url.replace(TOKEN, "x")) {
+            Ok(target) => self.tls.check_address(target.is_tls, "wss://host/path", checks),
+            Err(error) => {
+                // What is before an @ may be a password, what follows a ? a token.
+                let shown = url.rsplit_once('@').map_or(&*url, |(_, host)| host);
+                let shown = shown.split_once('?').map_or(shown, |(path, _)| path);
+                checks.refuse("url", format!("{shown:?}: {error}"));
+            }
         }
         for (name, value) in &self.headers {
             let is_valid = name.parse::<HeaderName>().is_ok() && HeaderValue::from_str(value).is_ok();

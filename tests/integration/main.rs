@@ -37,6 +37,7 @@ mod limits;
 mod listeners;
 mod load;
 mod logs;
+mod losses;
 mod machines;
 mod manners;
 mod message_ids;

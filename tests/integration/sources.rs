@@ -277,12 +277,12 @@ fn a_stream_that_was_deleted_and_made_again_is_read_from_its_beginning() {
 }
 
 #[test]
-fn messages_that_a_stream_no_longer_has_are_counted_as_lost() {
+fn messages_of_subjects_that_are_not_wanted_are_passed_over_and_are_no_loss() {
     let _machine = beside_others();
-    let nats = Nats::start("js-purged", &[]);
+    let nats = Nats::start("js-unwanted", &[]);
     nats.make_stream("TICKS", "t.>");
     let server = serve(
-        "js-purged",
+        "js-unwanted",
         &format!(
             "[[source]]\nkind = 'jetstream'\nstream = 'TICKS'\nsubjects = ['t.a', 't.b']\n{}\n",
             nats.servers()
@@ -297,7 +297,6 @@ fn messages_that_a_stream_no_longer_has_are_counted_as_lost() {
     nats.engine().stop();
     wait_for_state(&server, "waiting");
     nats.engine().go_on();
-    // While the source is away or comes back: the messages go before or after it has read them.
     nats.store("t.b", numbers(20..30));
     collector.wait_for(20);
     assert_eq!(source(&server)["messages_lost"], 0);
@@ -403,7 +402,7 @@ fn an_interruption_of_redis_pub_sub_is_counted_as_a_loss() {
 #[test]
 fn errors_of_every_source_are_reported_at_once_with_what_to_do() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sources-wrong.toml");
-    let text = "[[source]]\nkind = 'nats'\nsubjects = ['a..b']\nservers = ['nats://u:p@h:1']\n\n[[source]]\nkind = 'jetstream'\nstream = 'a.b'\nauth = { user = 'x' }\n\n[[source]]\nkind = 'redis-stream'\nstreams = ['s']\nserver = 'http://x'\nmap = { topic = '{what}' }\n\n[[source]]\nkind = 'redis-pubsub'\n";
+    let text = "[[source]]\nkind = 'nats'\nsubjects = ['a..b']\nservers = ['nats://u:p@h:1']\n\n[[source]]\nkind = 'jetstream'\nstream = 'a.b'\nauth = { user = 'x' }\n\n[[source]]\nkind = 'redis-stream'\nstreams = ['s']\nserver = 'http://x'\nmap = { topic = '{what}' }\n\n[[source]]\nkind = 'redis-pubsub'\n\n[[source]]\nkind = 'websocket'\nurl = 'ws://h/'\nmap = { topic = 't' }\ntls = { ca = '/dev/null' }\n";
     fs::write(&file, text).unwrap();
     let output = tickcast().args(["serve", "--check-config", "--config"]).arg(&file).output().unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
@@ -416,6 +415,7 @@ fn errors_of_every_source_are_reported_at_once_with_what_to_do() {
         "use redis://host:6379 or rediss://host:6379",
         "{what} is not known: use {subject}",
         "channels",
+        "an address does not require TLS: write wss://host/path",
     ] {
         assert!(errors.contains(part), "{part}: {errors}");
     }

@@ -31,6 +31,8 @@ pub(super) struct Past {
     /// Subjects of the source; empty: all.
     pub(super) subjects: Vec<String>,
     client: Option<jetstream::Context>,
+    /// What the client reports.
+    events: Arc<Events>,
     open: Option<Open>,
 }
 
@@ -46,7 +48,7 @@ struct Open {
 
 impl Past {
     pub(super) fn new(connection: Connection, stream: String, subjects: Vec<String>) -> Past {
-        Past { connection, stream, subjects, client: None, open: None }
+        Past { connection, stream, subjects, client: None, events: Arc::default(), open: None }
     }
 
     /// Deletes the consumer, best effort. Otherwise the server keeps it until it has been inactive for a while.
@@ -78,11 +80,29 @@ impl Open {
 
 impl LogAccess for Past {
     async fn open(&mut self, epoch: u64, from: u64) -> Result<Opened, EngineError> {
+        let opened = self.open_at(epoch, from).await;
+        opened.map_err(|error| self.events.explain(error))
+    }
+
+    async fn read(&mut self, into: &mut ReadMessages<'_>) -> Result<Option<u64>, EngineError> {
+        let read = self.pass_on(into).await;
+        read.map_err(|error| self.events.explain(error))
+    }
+
+    async fn close(&mut self) {
+        self.end().await;
+        self.client = None;
+    }
+}
+
+impl Past {
+    async fn open_at(&mut self, epoch: u64, from: u64) -> Result<Opened, EngineError> {
         self.end().await;
         let context = match &self.client {
             Some(context) => context.clone(),
             None => {
-                let client = self.connection.connect(&Arc::new(Events::default())).await?;
+                self.events = Arc::default();
+                let client = self.connection.connect(&self.events).await?;
                 self.client.insert(jetstream::new(client)).clone()
             }
         };
@@ -114,7 +134,7 @@ impl LogAccess for Past {
         })
     }
 
-    async fn read(&mut self, into: &mut ReadMessages<'_>) -> Result<Option<u64>, EngineError> {
+    async fn pass_on(&mut self, into: &mut ReadMessages<'_>) -> Result<Option<u64>, EngineError> {
         let Some(open) = &mut self.open else { return Ok(None) };
         if open.held.is_empty() {
             open.receive().await?;
@@ -143,10 +163,5 @@ impl LogAccess for Past {
             into.take(info.stream_sequence, tick);
         }
         Ok((open.next > before).then_some(open.next))
-    }
-
-    async fn close(&mut self) {
-        self.end().await;
-        self.client = None;
     }
 }

@@ -1,6 +1,6 @@
 //! Reads one value of a JSON text without building the rest.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use serde::{
     Deserialize,
@@ -91,43 +91,23 @@ struct AppendScalar<'a> {
     found: &'a mut bool,
 }
 
+/// Arrays, objects and `null` are not scalars.
 impl<'de> Leaf<'de> for AppendScalar<'_> {
     fn take<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl AppendScalar<'_> {
-    fn append<E: serde::de::Error>(self, value: impl fmt::Display) -> Result<(), E> {
-        // Writing to a string cannot fail.
-        let _ = write!(self.text, "{value}");
+        // As text: as a number, digits beyond 2^64 or 17 places would be lost.
+        let raw: &RawValue = Deserialize::deserialize(deserializer)?;
+        let raw = raw.get();
+        let quoted = raw.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+        match (quoted, raw.as_bytes().first()) {
+            (Some(plain), _) if !plain.contains('\\') => self.text.push_str(plain),
+            (Some(_), _) => {
+                self.text.push_str(&serde_json::from_str::<String>(raw).map_err(D::Error::custom)?);
+            }
+            (None, Some(b'-' | b'0'..=b'9' | b't' | b'f')) => self.text.push_str(raw),
+            _ => return Err(D::Error::custom("not a scalar")),
+        }
         *self.found = true;
         Ok(())
-    }
-}
-
-/// Arrays and objects are not scalars: an error.
-impl Visitor<'_> for AppendScalar<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string, number or boolean")
-    }
-
-    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
-        self.append(value)
-    }
-    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<(), E> {
-        self.append(value)
-    }
-    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
-        self.append(value)
-    }
-    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
-        self.append(value)
-    }
-    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<(), E> {
-        self.append(value)
     }
 }
 

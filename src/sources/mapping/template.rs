@@ -95,6 +95,14 @@ impl Template {
         }
     }
 
+    /// The headers that it names.
+    pub(super) fn headers(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|part| match part {
+            Part::Header(name) => Some(&**name),
+            _ => None,
+        })
+    }
+
     /// Renders into `buffer`, which is cleared first.
     pub(super) fn render<'b>(
         &self,

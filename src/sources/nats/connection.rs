@@ -5,13 +5,13 @@ use std::{
     path::{Path, PathBuf},
     str::Chars,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use async_nats::{Client, ConnectOptions, Event, HeaderMap, ServerAddr};
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, HeaderName, ServerAddr};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -19,7 +19,7 @@ use crate::{
     engine::{EngineError, secret},
     kind::OptionChecks,
     limits::SOURCE_SERVERS_MAX,
-    mapping::Headers,
+    mapping::{Headers, Mapping},
     tls::Tls,
 };
 use tickcast_proto::pattern;
@@ -59,6 +59,8 @@ pub struct Auth {
 pub struct Connection {
     kind: &'static str,
     servers: Vec<ServerAddr>,
+    /// Whether all of them require TLS. Then those that a server announces must, too.
+    has_tls: bool,
     auth: Auth,
     tls: Tls,
 }
@@ -88,15 +90,19 @@ impl Connection {
         for server in &servers {
             match server.parse::<ServerAddr>() {
                 // It would be printed with the options.
-                Ok(address) if address.username().is_some() => {
+                Ok(address) if address.username().is_some() || address.password().is_some() => {
                     checks.refuse("servers", "an address holds credentials: name a file in `auth` instead");
                 }
-                Ok(address) => parsed.push(address),
-                Err(_) => {
+                Ok(address) if !address.is_websocket() => parsed.push(address),
+                _ => {
+                    let server = without_credentials(server);
                     checks.refuse("servers", format!("{server:?}: use nats://host:4222 or tls://host:4222"))
                 }
             }
         }
+        let has_tls = !parsed.is_empty() && parsed.iter().all(ServerAddr::tls_required);
+        // What was refused above needs no second refusal.
+        tls.check_address(has_tls || parsed.is_empty(), "tls://host:4222", checks);
         let ways = [&auth.credentials_file, &auth.password_file, &auth.token_file, &auth.nkey_file];
         if ways.iter().filter(|way| way.is_some()).count() > 1 {
             checks.refuse("auth", "several kinds of credentials are set; keep one");
@@ -106,7 +112,7 @@ impl Connection {
         }
         ways.into_iter().flatten().for_each(|file| checks.readable("auth", file));
         tls.check(checks);
-        (parsed.len() == servers.len()).then_some(Connection { kind, servers: parsed, auth, tls })
+        (parsed.len() == servers.len()).then_some(Connection { kind, servers: parsed, has_tls, auth, tls })
     }
 
     /// Connects once. Files are read again each time, so that changed credentials take effect at the next attempt.
@@ -121,6 +127,7 @@ impl Connection {
             .request_timeout(Some(REQUEST))
             .ping_interval(PING_INTERVAL)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
+            .require_tls(self.has_tls)
             .event_callback(move |event| {
                 noted.note(&event);
                 std::future::ready(())
@@ -156,12 +163,29 @@ impl Connection {
     }
 }
 
+/// An address as far as it may be shown: it may hold a password although it is not valid.
+fn without_credentials(address: &str) -> &str {
+    address.rsplit_once('@').map_or(address, |(_, host)| host)
+}
+
 /// Refuses subjects that NATS would not accept.
 pub fn check_subjects(subjects: &[String], checks: &mut OptionChecks) {
     for subject in subjects {
         if let Err(error) = pattern::check_pattern(subject.as_bytes()) {
             checks.refuse("subjects", format!("{subject:?}: {error}"));
         }
+    }
+}
+
+/// Refuses a mapping that names a header which no message of NATS can have. The client panics at such names.
+pub fn check_headers(mapping: &Mapping, checks: &mut OptionChecks) {
+    for name in mapping.headers().filter(|name| name.parse::<HeaderName>().is_err()) {
+        checks.refuse(
+            "map",
+            format!(
+                "{{header:{name}}}: NATS has no header of this name: use ASCII without spaces and colons"
+            ),
+        );
     }
 }
 
@@ -176,7 +200,8 @@ pub struct Events {
     denied: Mutex<Vec<String>>,
     /// Notified when another is added.
     denial: Notify,
-    is_subscription_denied: AtomicBool,
+    /// The first refusal of a subscription.
+    subscription_denial: OnceLock<String>,
 }
 
 /// Capacity of the client's event queue. The client drops events that find it full. The value is the client's own, which it
@@ -207,7 +232,7 @@ impl Events {
         let lower = text.to_ascii_lowercase();
         let after = |what: &str| lower.find(what).map(|at| &text[at + what.len()..]);
         if after("permissions violation for subscription").is_some() {
-            self.is_subscription_denied.store(true, Relaxed);
+            self.subscription_denial.get_or_init(|| text.to_owned());
         }
         if let Some(rest) = after("permissions violation for publish to \"") {
             let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
@@ -256,7 +281,21 @@ impl Events {
 
     /// Whether the server has refused a subscription.
     pub fn is_subscription_denied(&self) -> bool {
-        self.is_subscription_denied.load(Relaxed)
+        self.subscription_denial().is_some()
+    }
+
+    /// The server's words about the first subscription that it has refused. It refuses without ending the connection.
+    pub fn subscription_denial(&self) -> Option<&str> {
+        self.subscription_denial.get().map(String::as_str)
+    }
+
+    /// Adds what the server has reported to an error, which may be no more than a timeout: a request that the server does not
+    /// permit gets no answer.
+    pub fn explain(&self, EngineError(error): EngineError) -> EngineError {
+        match self.take_last() {
+            Some(why) if !error.contains(&why) => EngineError(format!("{error}: {why}")),
+            _ => EngineError(error),
+        }
     }
 
     /// Number of the client's connections so far: it reconnects when one ends.
@@ -313,13 +352,96 @@ pub struct Fields<'a>(pub Option<&'a HeaderMap>);
 
 impl Headers for Fields<'_> {
     fn value(&self, name: &str) -> Option<&str> {
-        self.0?.get(name).map(|value| value.as_str())
+        // `get` with a text panics if it cannot be a name.
+        self.0?.get(name.parse::<HeaderName>().ok()?).map(|value| value.as_str())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kind::{SourceBounds, SourceKind};
+
+    /// What is refused of a source of this kind.
+    fn refused(kind: &str, options: &str) -> Vec<(&'static str, String)> {
+        let kind = SourceKind::named(kind).unwrap();
+        let bounds = SourceBounds { payload_bytes_max: 64, topics_max: 10, reads_files: true };
+        let mut checks = OptionChecks::new(bounds);
+        let mut table = kind.defaults();
+        table.extend(options.parse::<toml::Table>().unwrap());
+        kind.configure(&table, &mut checks);
+        checks.into_refused()
+    }
+
+    #[test]
+    fn a_header_that_no_message_can_have_is_refused_and_harmless() {
+        let mut headers = HeaderMap::new();
+        headers.insert("At", "noon");
+        let fields = Fields(Some(&headers));
+        assert_eq!((fields.value("At"), fields.value("at")), (Some("noon"), None), "case matters");
+        for name in ["a:b", "Größe", "a b"] {
+            assert_eq!(fields.value(name), None);
+            for (kind, needed) in [("nats", "subjects = ['t.>']"), ("jetstream", "stream = 'T'")] {
+                for part in ["topic", "key", "time", "id"] {
+                    let refused =
+                        refused(kind, &format!("{needed}\nmap = {{ {part} = 'x.{{header:{name}}}' }}"));
+                    assert!(refused.len() == 1 && refused[0].0 == "map", "{refused:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_says_whether_a_connection_has_tls_and_its_password_is_never_shown() {
+        let refused = |servers: &str, more: &str| {
+            refused("nats", &format!("subjects = ['t.>']\nservers = {servers}\n{more}"))
+        };
+        let tls = "tls = { ca = 'Cargo.toml' }";
+        assert_eq!(refused("['tls://a:4222', 'tls://b']", tls), []);
+        assert_eq!(refused("['nats://a:4222', 'b']", ""), []);
+        for servers in ["['nats://a:4222']", "['tls://a', 'nats://b']", "['a']"] {
+            assert_eq!(refused(servers, tls)[0].0, "tls", "{servers}");
+        }
+        for server in [
+            "nats://:secret@h",
+            "nats://u:secret@h",
+            "nats://u:secret@h:99999",
+            "http://u:secret@h",
+            "ws://h",
+        ] {
+            let refused = refused(&format!("['{server}']"), "");
+            assert!(refused.len() == 1 && refused[0].0 == "servers", "{refused:?}");
+            assert!(!refused[0].1.contains("secret"), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn subjects_that_would_bring_a_message_twice_and_queues_without_a_name_are_refused() {
+        for (options, key) in [
+            ("subjects = ['t.>', 't.a']", Some("subjects")),
+            ("subjects = ['t.a', '*.a']", Some("subjects")),
+            ("subjects = ['a.*', '*.b']", Some("subjects")),
+            ("subjects = ['t.*', 't.*.>']", None),
+            ("subjects = ['t.>', 't.a']\nqueue = 'q'", None),
+            ("subjects = ['t.>']\nqueue = 'q r'", Some("queue")),
+            ("subjects = ['t.>']\nqueue = ''", Some("queue")),
+        ] {
+            let keys: Vec<&str> = refused("nats", options).into_iter().map(|(key, _)| key).collect();
+            assert_eq!(keys, Vec::from_iter(key), "{options}");
+        }
+    }
+
+    #[test]
+    fn a_refused_subscription_is_named_in_the_server_s_words() {
+        let events = Events::default();
+        let text = "Permissions Violation for Subscription to \"md.>\"";
+        events.note(&Event::ServerError(async_nats::ServerError::Other(text.into())));
+        assert!(events.subscription_denial().is_some_and(|denial| denial.contains(text)));
+        let EngineError(why) = events.explain(EngineError("stream T: timed out".into()));
+        assert!(why.starts_with("stream T: timed out: ") && why.contains(text), "{why}");
+        let EngineError(why) = events.explain(EngineError("gone".into()));
+        assert_eq!(why, "gone", "reported once");
+    }
 
     #[test]
     fn refused_subjects_are_read_with_their_escapes() {

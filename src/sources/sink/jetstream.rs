@@ -238,15 +238,25 @@ async fn settle(
         }
         Err(error) => error,
     };
-    match error.kind() {
-        PublishErrorKind::StreamNotFound => {
+    let cause = || error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    match outcome_of(&error) {
+        Outcome::NoStream => {
             outlet.fail_because(id, Outcome::NoStream, &format_args!("no stream takes {subject:?}"));
         }
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => outlet.fail(id, Outcome::Unconfirmed),
-        _ => {
-            let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-            outlet.fail_because(id, Outcome::Refused, &format_args!("{subject:?}: {cause}"));
+        Outcome::Refused => {
+            outlet.fail_because(id, Outcome::Refused, &format_args!("{subject:?}: {}", cause()));
         }
+        outcome => outlet.fail(id, outcome),
+    }
+}
+
+/// What an error in place of an acknowledgement says about the tick. Only an error of JetStream itself says that it is not
+/// stored: the client also gives one for an answer that it cannot read.
+fn outcome_of(error: &PublishError) -> Outcome {
+    match error.kind() {
+        PublishErrorKind::StreamNotFound => Outcome::NoStream,
+        _ if error.source().is_some_and(|cause| cause.is::<jetstream::Error>()) => Outcome::Refused,
+        _ => Outcome::Unconfirmed,
     }
 }
 
@@ -324,6 +334,23 @@ mod tests {
         assert_eq!(epoch_of(&ack(3), 7, 1_793_322_000_000_000_000), epoch);
         assert_ne!(epoch_of(&ack(3), 7, 1_793_322_000_000_000_001), epoch, "made again");
         assert_eq!(epoch_of(&ack(8), 7, 1_793_322_000_000_000_001), None);
+    }
+
+    #[test]
+    fn only_an_error_of_jetstream_itself_says_that_a_tick_is_not_stored() {
+        let unreadable = serde_json::from_slice::<PublishAck>(b"{").unwrap_err();
+        let full = r#"{"code":400,"err_code":10077,"description":"maximum messages exceeded"}"#;
+        let full: jetstream::Error = serde_json::from_str(full).unwrap();
+        for (error, outcome) in [
+            (PublishError::with_source(PublishErrorKind::Other, unreadable), Outcome::Unconfirmed),
+            (PublishError::with_source(PublishErrorKind::Other, full), Outcome::Refused),
+            (PublishErrorKind::Other.into(), Outcome::Unconfirmed),
+            (PublishErrorKind::TimedOut.into(), Outcome::Unconfirmed),
+            (PublishErrorKind::BrokenPipe.into(), Outcome::Unconfirmed),
+            (PublishErrorKind::StreamNotFound.into(), Outcome::NoStream),
+        ] {
+            assert_eq!(outcome_of(&error), outcome, "{error:?}");
+        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Tests of the outlet, with shards that the test plays.
 
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
-use super::{Confirmed, Outlet, SinkRings, SinkStatus};
-use crate::{health::Health, limits::SINK_TAKEN_MAX};
+use super::{Confirmed, Outlet, Sink as _, SinkRings, SinkStatus, Writer};
+use crate::{StopFlag, engine::EngineError, health::Health, limits::SINK_TAKEN_MAX};
 use tickcast_common::clock;
 use tickcast_core::{
     mesh::{
@@ -147,4 +147,51 @@ fn no_more_is_taken_than_may_wait_for_a_confirmation() {
     assert!(sink.outlet.take().is_none());
     sink.outlet.fail(taken[7].id, Outcome::Refused);
     assert!(sink.outlet.take().is_some() && sink.outlet.take().is_none());
+}
+
+/// A writer that panics with the first tick, and confirms every other.
+#[derive(Clone, Default)]
+struct Panics {
+    has_panicked: bool,
+}
+
+impl Writer for Panics {
+    type Connection = ();
+
+    async fn connect(&mut self, _: Duration) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    async fn write(&mut self, (): (), outlet: &mut Outlet) -> Result<Infallible, EngineError> {
+        loop {
+            while let Some(publish) = outlet.take() {
+                assert!(std::mem::replace(&mut self.has_panicked, true), "a tick that cannot be");
+                outlet.confirm(publish.id, at(1));
+            }
+            outlet.flush();
+            outlet.ready().await;
+        }
+    }
+}
+
+#[test]
+fn a_panic_of_a_client_is_a_lost_connection() {
+    let mut sink = Sink::new();
+    (1..3).for_each(|ticket| sink.send(0, ticket, "x", TIMEOUT_NS));
+    let Sink { mut outlet, mut shards, .. } = sink;
+    let stop = StopFlag::default();
+    let of_thread = stop.clone();
+    let thread = std::thread::spawn(move || Panics::default().run(&mut outlet, &of_thread).unwrap());
+    let mut answers = Vec::new();
+    while answers.len() < 2 {
+        shards[0].answers_in.drain(usize::MAX, |frame| {
+            let record: Settled = frame.record().unwrap();
+            answers.push((frame.header.sequence, Outcome::from_number(record.outcome)));
+            true
+        });
+        std::thread::yield_now();
+    }
+    assert_eq!(answers, [(1, Outcome::Unconfirmed), (2, Outcome::Confirmed)]);
+    stop.set();
+    thread.join().unwrap();
 }
