@@ -158,7 +158,7 @@ struct Panics {
 impl Writer for Panics {
     type Connection = ();
 
-    async fn connect(&mut self, _: Duration) -> Result<(), EngineError> {
+    async fn connect(&mut self, _: std::time::Duration) -> Result<(), EngineError> {
         Ok(())
     }
 
