@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     budgets::{BudgetLimits, PatternLimits},
+    demand::DemandConfig,
     home::{CreationLimits, history::HistoryBounds},
     ids::TenantId,
     limits,
@@ -112,6 +113,8 @@ pub struct Limits {
     pub feeds: Arc<[Feed]>,
     /// The readers of the logs that feed topics: where a session's place is older than the history, the log is read.
     pub log_readers: Vec<LogReaderConfig>,
+    /// The sources that subscribe at their engines to what clients ask for.
+    pub on_demand: Vec<DemandConfig>,
 }
 
 /// A source, or a failover group of sources, that marks its topics as stale when it falls silent.
@@ -252,6 +255,7 @@ impl Default for Limits {
             is_fed_by_logs: false,
             feeds: Arc::default(),
             log_readers: Vec::new(),
+            on_demand: Vec::new(),
         }
     }
 }

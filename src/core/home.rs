@@ -5,6 +5,7 @@ pub mod creation;
 pub mod history;
 mod idle;
 mod interest;
+mod lapse;
 pub mod last_value;
 mod logged;
 pub mod lookup;
@@ -33,13 +34,14 @@ use crate::{
         history::{History, HistoryBounds},
         idle::{Idle, LastSeen, Lives, PlaceState},
         interest::Interest,
+        lapse::Lapses,
         last_value::{LastValues, LastValuesBudget},
         logged::UnkeptPositions,
         message_ids::MessageIds,
         stale::FeedMarks,
         tenancy::Tenancy,
     },
-    ids::{FeedId, TenantId},
+    ids::{FeedId, TenantId, UpstreamId},
     limits::{LAST_VALUES_LOOKS_MAX, TURN_TRIM_BYTES, TURN_TRIM_TOPICS},
     tenants::Tenants,
     topic_key,
@@ -82,6 +84,8 @@ pub struct HomeTopic {
     fed_by: Option<u32>,
     /// The feed that published to it last; [`FeedId::NONE`]: only clients, and sources that mark no topics.
     feed: FeedId,
+    /// The subscription of a source that subscribes on demand, from which its ticks come.
+    upstream: UpstreamId,
     /// Whether it is marked as stale.
     pub mark: StaleMark,
     /// Sequence of the last tick; 0 before the first.
@@ -194,6 +198,7 @@ pub struct Home {
     tenancy: Tenancy,
     message_ids: MessageIds,
     marks: FeedMarks,
+    lapses: Lapses,
 }
 
 impl Home {
@@ -230,6 +235,7 @@ impl Home {
             interest: Interest::new(shards, tenants.exports().clone()),
             tenancy: Tenancy::new(shard, tenants),
             marks: FeedMarks::default(),
+            lapses: Lapses::default(),
         }
     }
 

@@ -44,6 +44,15 @@ impl FeedId {
     }
 }
 
+/// A subscription of a source that subscribes at its engine on demand. From 1; 0: none. Never used again while the process runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UpstreamId(pub u32);
+
+impl UpstreamId {
+    /// No subscription: ticks of clients, and of other sources.
+    pub const NONE: UpstreamId = UpstreamId(0);
+}
+
 /// A tenant: a namespace of topics. The index of its entry in [`Tenants`](crate::tenants::Tenants), the same on every shard, and
 /// never used for another tenant while the server runs.
 ///

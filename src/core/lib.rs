@@ -5,6 +5,7 @@ pub mod admission;
 pub mod budgets;
 pub mod config;
 pub mod deflate;
+pub mod demand;
 pub mod egress_log;
 pub mod fair_queue;
 pub mod fanout;

@@ -248,6 +248,15 @@ pub const LOG_READ_PASS_MESSAGES: u64 = 64 << 10;
 pub const LOG_READ_TIMEOUT_NS_DEFAULT: u64 = 10_000_000_000;
 /// Requests to readers of logs that are given up in one turn.
 pub const TURN_LOG_READS_EXPIRED: usize = 256;
+/// Patterns that a shard reports to a source that subscribes on demand. With more, the source subscribes to all of its topics.
+pub const DEMAND_PATTERNS_MAX: usize = 4 << 10;
+/// Changes in the ring from a shard to a source that subscribes on demand, and as many that wait for room.
+pub const DEMAND_RING: usize = 256;
+/// Subscriptions of sources that have ended since a home last looked at all topics. With more, the lives of all topics end that get
+/// their ticks from such a subscription.
+pub const LAPSES_MAX: usize = 16 << 10;
+/// Units of ending the lives of topics in one turn: a topic visited, and 32 more for each that ends.
+pub const TURN_LAPSE_UNITS: usize = 8 << 10;
 /// Maximum chunk of history that a home sends to a shard, unless a single tick is longer.
 pub const HISTORY_CHUNK_BYTES: usize = 32 << 10;
 /// Outbox bytes reserved for a chunk: more than its native frames, because JSON is longer. Also the smallest configurable outbox:

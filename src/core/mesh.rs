@@ -1,4 +1,4 @@
-//! The mesh: a shard's ends of the rings to and from the other shards, from sources, and to and from sinks and readers of logs.
+//! The mesh: a shard's ends of the rings to and from the other shards, from and to sources, and to and from sinks and readers of logs.
 
 pub mod handover;
 pub mod item_ring;
@@ -12,6 +12,7 @@ pub mod sync;
 use std::{fmt, sync::Arc};
 
 use crate::{
+    demand::DemandLane,
     limits::{MESH_WAITING_BYTES, TURN_RING_BYTES},
     log_reads::{LogChunk, LogReaderLane},
     mesh::ring::{Doorbell, FrameConsumer, FrameProducer, Stage, frame_ring},
@@ -44,6 +45,7 @@ pub struct Mesh {
     sources: Vec<FrameConsumer>,
     sinks: Vec<SinkLane>,
     log_readers: Vec<LogReaderLane>,
+    demands: Vec<DemandLane>,
     /// Index of the peer whose requests are handled first.
     first: usize,
 }
@@ -82,6 +84,7 @@ pub fn mesh(bells: &[Arc<Doorbell>], ring_bytes: usize) -> Vec<Mesh> {
             sources: Vec::new(),
             sinks: Vec::new(),
             log_readers: Vec::new(),
+            demands: Vec::new(),
             first: 0,
         })
         .collect();
@@ -128,6 +131,11 @@ impl Mesh {
     /// Adds the rings to and from the reader of a log.
     pub fn add_log_reader(&mut self, lane: LogReaderLane) {
         self.log_readers.push(lane);
+    }
+
+    /// Adds the ring to a source that subscribes on demand.
+    pub fn add_demand(&mut self, lane: DemandLane) {
+        self.demands.push(lane);
     }
 
     /// Passes incoming frames to the shard, at most [`TURN_RING_BYTES`] per ring: deliveries always and first, requests
@@ -224,6 +232,15 @@ impl Mesh {
         for lane in &mut self.log_readers {
             let pushed =
                 shard.with_log_reads(lane.source, |queue| !queue.is_empty() && lane.reads_out.push(queue));
+            if pushed == Some(true) {
+                (lane.wake.0)();
+                any = true;
+            }
+        }
+        for lane in &mut self.demands {
+            let pushed = shard.with_demand_changes(lane.source, |changes| {
+                !changes.is_empty() && lane.changes_out.push(changes)
+            });
             if pushed == Some(true) {
                 (lane.wake.0)();
                 any = true;

@@ -22,7 +22,8 @@
 //! 5. Batches of SENDs until one is empty: [`Shard::prepare_sends`], [`Shard::poll_send`], [`Shard::send_bytes`], then
 //!    [`Shard::handle_sent`] for each SEND of the batch.
 //! 6. [`Shard::poll_action`] and [`Shard::poll_credentials`] until `None`.
-//! 7. Staged frames into the rings: [`Shard::with_stages`], [`Shard::with_sink_stage`], [`Shard::with_log_reads`]. Then [`Shard::end_turn`].
+//! 7. Staged frames into the rings: [`Shard::with_stages`], [`Shard::with_sink_stage`], [`Shard::with_log_reads`],
+//!    [`Shard::with_demand_changes`]. Then [`Shard::end_turn`].
 
 mod answers;
 mod authentication;
@@ -30,6 +31,7 @@ mod budgets;
 mod calls;
 mod control;
 mod delivery;
+mod demand;
 mod egress;
 mod http;
 mod ingress;
@@ -62,7 +64,7 @@ use std::{
 };
 
 use self::{
-    authentication::Authentication, calls::CallQueues, control::Control, intake::IntakeKind,
+    authentication::Authentication, calls::CallQueues, control::Control, demand::Demands, intake::IntakeKind,
     log_reads::LogReads, polling::PollingSlots, quotas::Quotas, routing::Routing, stages::Stages,
     stale::FeedStates, timers::Timer, unfinished::Unfinished,
 };
@@ -72,7 +74,7 @@ use crate::{
     fair_queue::FairQueue,
     fanout::{self, AwaitedSettings, EgressLogs, Fanout, LogIndex},
     home::{Home, MessageIdBounds, Retention, last_value::LastValuesBudget},
-    ids::{SessionId, SlotId, SourceId},
+    ids::{SessionId, SlotId, SourceId, UpstreamId},
     limits::{
         INPUT_QUANTUM_BYTES, SEND_BYTES_MAX, TIMERS_GONE_MAX, TURN_COUNT_UNITS, TURN_DELIVERY_UNITS,
         TURN_INTEREST_UNITS,
@@ -156,6 +158,8 @@ struct Unsequenced<'a> {
     origin: u64,
     /// The source of that session.
     source: SourceId,
+    /// The subscription from which a source has the tick.
+    upstream: UpstreamId,
     /// `FLAG_*`: whether the payload is JSON, and whether success is answered too.
     flags: u8,
     schema: u32,
@@ -183,6 +187,8 @@ pub struct Shard {
     routing: Routing,
     /// Ticks requested from logs.
     log_reads: LogReads,
+    /// What its sessions ask of sources that subscribe on demand.
+    demands: Demands,
     actions: VecDeque<Action>,
     /// Slots whose input waits for the session itself: for room in its outbox, or for its changes. Entries of ended sessions stay
     /// until the next attempt to resume. At most one entry per pause since the last attempt.
@@ -297,6 +303,7 @@ impl Shard {
             stages: Stages::new(shards),
             routing: Routing::new(limits.routes.sinks.len()),
             log_reads: LogReads::new(&limits),
+            demands: Demands::new(&limits),
             actions: VecDeque::new(),
             paused: Vec::new(),
             input_queue: FairQueue::new(INPUT_QUANTUM_BYTES),
@@ -454,6 +461,7 @@ impl Shard {
         self.take_counts(); // Not charged: openings have a budget of their own.
         worked |= self.forget_topics(now);
         worked |= self.advance_marks(now);
+        worked |= self.advance_lapses(now);
         worked |= self.home.trim(now.monotonic_ns) > 0;
         self.counters.add(Counter::LastValuesEvicted, self.home.take_last_values_evicted());
         worked |= self.forget_message_ids(now);
@@ -518,6 +526,7 @@ impl Shard {
             || self.fanout.counts_topics()
             || self.fanout.opens_topics()
             || self.has_marks_to_make()
+            || self.has_lapses_to_make()
             || self.control.has_work()
             || self.authentication.is_reviewing_listed()
             || self.may_request_history()
@@ -574,6 +583,7 @@ impl Shard {
             + self.stages.waiting_bytes()
             + self.routing.heap_bytes()
             + self.log_reads.heap_bytes()
+            + self.demands.heap_bytes()
             + self.timers.heap_bytes()
             + self.control.heap_bytes()
             + self.authentication.heap_bytes()

@@ -162,6 +162,32 @@ pub fn covers(general: &str, pattern: &str) -> bool {
     pattern.next().is_none()
 }
 
+/// The pattern that matches exactly the topics that match both `a` and `b`; `None`: no topic does.
+pub fn intersection(a: &str, b: &str) -> Option<String> {
+    let (mut a, mut b) = (a.split('.'), b.split('.'));
+    let mut tokens = Vec::new();
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) => break,
+            (Some(">"), Some(token)) => {
+                tokens.push(token);
+                tokens.extend(b);
+                break;
+            }
+            (Some(token), Some(">")) => {
+                tokens.push(token);
+                tokens.extend(a);
+                break;
+            }
+            (Some(token), Some(other)) if token == other || other == "*" => tokens.push(token),
+            (Some("*"), Some(token)) => tokens.push(token),
+            _ => return None,
+        }
+    }
+    let both = tokens.join(".");
+    (both.len() <= TOPIC_BYTES_MAX).then_some(both)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -310,6 +336,40 @@ mod tests {
         }
         for (general, pattern) in [("a.*", "a.>"), ("a.b", "a.*"), ("a.>", "a"), ("a", "a.b")] {
             assert!(!covers(general, pattern), "{general} {pattern}");
+        }
+    }
+
+    #[test]
+    fn an_intersection_matches_what_both_patterns_match() {
+        for (a, b, both) in [
+            (">", "a.b", Some("a.b")),
+            (">", "a.>", Some("a.>")),
+            ("a.>", "*.b.*", Some("a.b.*")),
+            ("a.*.c", "*.b.*", Some("a.b.c")),
+            ("a.>", "a", None),
+            ("a.*", "b.*", None),
+            ("a.*", "a.*.>", None),
+            ("*", "*", Some("*")),
+        ] {
+            assert_eq!(intersection(a, b).as_deref(), both, "{a} {b}");
+            assert_eq!(intersection(b, a).as_deref(), both, "{b} {a}");
+        }
+        let long = "a".repeat(200);
+        assert_eq!(intersection(&format!("{long}.*"), &format!("*.{long}")), None, "no topic is that long");
+        let mut random = fastrand::Rng::with_seed(6);
+        let mut any = |tokens: &[&'static str]| {
+            let tokens: Vec<_> = (0..random.usize(1..4)).map(|_| *random.choice(tokens).unwrap()).collect();
+            tokens.join(".")
+        };
+        for _ in 0..20_000 {
+            let (a, b) = (any(&["a", "b", "*", ">"]), any(&["a", "b", "*"]));
+            let topic = any(&["a", "b"]);
+            if check_pattern(a.as_bytes()).is_ok() {
+                let both = intersection(&a, &b);
+                assert_eq!(both.is_some(), overlaps(&a, &b), "{a} {b}");
+                let matched = both.is_some_and(|both| matches(&both, &topic));
+                assert_eq!(matched, matches(&a, &topic) && matches(&b, &topic), "{a} {b} {topic}");
+            }
         }
     }
 }

@@ -195,6 +195,7 @@ impl Checks<'_> {
         core_limits.is_fed_by_logs = sources.iter().any(SourceConfig::reads_back);
         core_limits.feeds = feeds::list(&sources);
         core_limits.log_readers = sources::log_readers(&sources);
+        core_limits.on_demand = sources::on_demand(&sources);
         Config {
             cores,
             shards,
@@ -536,6 +537,7 @@ impl Checks<'_> {
             is_fed_by_logs: false,
             feeds: Arc::default(),
             log_readers: Vec::new(),
+            on_demand: Vec::new(),
         }
     }
 

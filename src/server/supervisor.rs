@@ -62,6 +62,7 @@ use crate::{
         feed_reports::FeedReports,
         listening::Opened,
         reload::{Reload, Reloader},
+        rings::SourceRings,
     },
     tls::{CertificateStatuses, Certificates, TlsConfigs},
     transport::{
@@ -256,7 +257,7 @@ fn start(
     (counters, source_statuses, sink_statuses): (Vec<Arc<Counters>>, Vec<SourceStatus>, Vec<SinkStatus>),
     (event_sender, events): (Sender<Event>, Receiver<Event>),
     reloader: Reloader,
-) -> Result<(Server, Vec<Lanes>), StartupError> {
+) -> Result<(Server, Vec<SourceRings>), StartupError> {
     assert!((1..=SHARDS_MAX).contains(&usize::from(config.shards)), "config checks the number of shards");
     let failed = |error: io::Error| StartupError::Executor(error.to_string());
     let (signal, report, reload) = (event_sender.clone(), event_sender.clone(), event_sender.clone());
@@ -287,7 +288,9 @@ fn start(
         lanes.set_feed(feed);
         lanes
     };
-    let lanes = config.sources.iter().zip(1..).zip(feeds::assign(&commons)).map(of_source).collect();
+    let lanes: Vec<Lanes> =
+        config.sources.iter().zip(1..).zip(feeds::assign(&commons)).map(of_source).collect();
+    let lanes = lanes.into_iter().zip(rings::demand(config, &mut meshes, &bells)).collect();
     let log_readers =
         log_readers::start(config, &source_statuses, (&mut meshes, &bells), &event_sender).map_err(failed)?;
     let sinks = sinks::start(config, &sink_statuses, (&mut meshes, &bells), &event_sender).map_err(failed)?;
@@ -391,7 +394,7 @@ impl Server {
     fn serve(
         mut self,
         config: &Config,
-        lanes: Vec<Lanes>,
+        lanes: Vec<SourceRings>,
         on_ready: impl FnOnce(),
         on_drain: impl FnOnce(),
     ) -> Result<(), StartupError> {

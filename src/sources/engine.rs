@@ -32,11 +32,12 @@ use super::{
     health::{Health, Waiting},
     mapping::{Mapped, Mapping, Message},
     standby::{Admission, Standby},
+    upstreams::Upstreams,
 };
 use crate::{LOG_TARGET_SOURCE, limits::SOURCE_SECRET_BYTES_MAX};
 use tickcast_client::Backoff;
 use tickcast_common::{clock, panics};
-use tickcast_core::metrics::counters::Counter;
+use tickcast_core::{ids::UpstreamId, metrics::counters::Counter};
 use tickcast_proto::logged::LogPosition;
 
 /// Messages taken before the rings are pushed, if more are available: one wake-up per shard for this many, as in the simulator.
@@ -273,6 +274,33 @@ impl<'a> Ingest<'a> {
     /// rest. Blocks the thread while a ring is full. Never returns once the server stops.
     pub async fn take(&mut self, message: Message<'_>) {
         self.take_at(message, None).await;
+    }
+
+    /// Like [`Ingest::take`], for a message that has come by a subscription on demand.
+    pub async fn take_from(&mut self, upstream: UpstreamId, message: Message<'_>) {
+        self.context.lanes.set_upstream(upstream);
+        self.take(message).await;
+    }
+
+    /// Ends the lives of the topics of a subscription on demand, after all its messages. Blocks while a ring is full.
+    pub fn lapse(&mut self, upstream: UpstreamId) {
+        self.context.lapse_waiting(upstream);
+        self.context.flush_waiting();
+    }
+
+    /// Shows the subscriptions on demand.
+    pub fn set_upstreams(&mut self, upstreams: &Upstreams) {
+        let status = &self.context.status;
+        let counters = status.counters();
+        counters.set(Counter::SourceSubscriptions, upstreams.len() as u64);
+        counters.set(Counter::SourcePrefixesWhole, upstreams.whole_len() as u64);
+        let counted = counters.value(Counter::SourceSubscriptionChanges);
+        counters.add(Counter::SourceSubscriptionChanges, upstreams.changes().saturating_sub(counted));
+    }
+
+    /// Notes that nothing is subscribed to, so that silence is no fault.
+    pub fn note_idle(&self) {
+        self.context.status.note_idle(clock::monotonic_ns());
     }
 
     /// Like [`Ingest::take`], with the message's position in the log that feeds its topic, if one does.

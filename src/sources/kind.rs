@@ -195,6 +195,7 @@ pub struct Configured {
     reads_back: bool,
     build: Arc<dyn Fn() -> Box<dyn Source> + Send + Sync>,
     log_reader: Option<ConfiguredLogReader>,
+    on_demand: Vec<Box<str>>,
 }
 
 /// A configured reader of a source's log.
@@ -211,7 +212,13 @@ impl Configured {
         source: impl Source + Clone + Sync + 'static,
     ) -> Configured {
         let build = Arc::new(move || Box::new(source.clone()) as Box<dyn Source>);
-        Configured { pattern: pattern.into(), reads_back: false, build, log_reader: None }
+        Configured {
+            pattern: pattern.into(),
+            reads_back: false,
+            build,
+            log_reader: None,
+            on_demand: Vec::new(),
+        }
     }
 
     /// The same with a reader of the log's past, of which a clone runs, unless the options turn it off.
@@ -228,6 +235,11 @@ impl Configured {
     /// The same, but if `reads_back`, it reads back a part of its log before the server is ready.
     pub fn reading_back(self, reads_back: bool) -> Configured {
         Configured { reads_back, ..self }
+    }
+
+    /// The same, but it subscribes to topics that match these patterns only while clients ask for them.
+    pub fn on_demand(self, topics: &[Box<str>]) -> Configured {
+        Configured { on_demand: topics.to_vec(), ..self }
     }
 
     /// Creates the source.
@@ -280,6 +292,11 @@ impl SourceConfig {
     /// Whether the server is ready only once the source has read back a part of its log.
     pub fn reads_back(&self) -> bool {
         self.configured.reads_back
+    }
+
+    /// Patterns of the topics that it subscribes to only while clients ask for them.
+    pub fn on_demand_topics(&self) -> &[Box<str>] {
+        &self.configured.on_demand
     }
 
     /// Maximum time from a request to the reader of its log to the answer, nanoseconds; `None`: there is no reader.

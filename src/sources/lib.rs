@@ -14,6 +14,7 @@
 //! count, the replay waits. (A publishing client is a session: the shard stops reading from it.)
 
 pub mod common;
+mod demand;
 pub mod ecg;
 pub mod engine;
 pub mod failover;
@@ -29,6 +30,7 @@ pub mod log_reader;
 pub mod mapping;
 #[cfg(feature = "nats")]
 pub mod nats;
+pub mod on_demand;
 pub mod payload;
 pub mod position;
 #[cfg(feature = "redis")]
@@ -44,6 +46,7 @@ pub mod sink;
 mod standby;
 pub mod status;
 pub mod tls;
+pub mod upstreams;
 pub mod websocket;
 
 use std::{
@@ -57,6 +60,7 @@ use std::{
 use self::{
     health::{Health, Waiting},
     kind::SourceKind,
+    on_demand::DemandLanes,
 };
 pub use self::{
     runner::{Running, RunningSource, start},
@@ -64,7 +68,10 @@ pub use self::{
 };
 use tickcast_common::clock;
 pub use tickcast_core::mesh::lanes::{Backpressure, Lanes};
-use tickcast_core::metrics::counters::{Counter, Counters};
+use tickcast_core::{
+    ids::UpstreamId,
+    metrics::counters::{Counter, Counters},
+};
 use tickcast_proto::{
     codec::json, frame::FLAG_PAYLOAD_JSON, ids::ShardId, logged::LogPosition, records::Publish,
 };
@@ -146,6 +153,7 @@ pub struct SourceContext {
     /// Counters of the shards, in order.
     shards: Vec<Arc<Counters>>,
     stop: StopFlag,
+    demand: Option<DemandLanes>,
 }
 
 impl SourceContext {
@@ -156,7 +164,17 @@ impl SourceContext {
         shards: Vec<Arc<Counters>>,
         stop: StopFlag,
     ) -> SourceContext {
-        SourceContext { lanes, status, shards, stop }
+        SourceContext { lanes, status, shards, stop, demand: None }
+    }
+
+    /// The same for a source that subscribes on demand, which learns by these rings what clients ask for.
+    pub fn with_demand(self, demand: Option<DemandLanes>) -> SourceContext {
+        SourceContext { demand, ..self }
+    }
+
+    /// Takes the rings by which it learns what clients ask for.
+    pub(crate) fn take_demand(&mut self) -> Option<DemandLanes> {
+        self.demand.take()
     }
 
     /// The rings to the shards.
@@ -251,6 +269,13 @@ impl SourceContext {
                 clock::sleep_ns(FULL_NAP_NS);
             }
             self.end_wait(wait);
+        }
+    }
+
+    /// Ends the lives of the topics whose ticks come from a subscription that is over. Waits while a ring is full. Blocks.
+    pub(crate) fn lapse_waiting(&mut self, upstream: UpstreamId) {
+        while self.lanes.lapse(upstream).is_err() && !self.is_stopping() {
+            self.flush_waiting();
         }
     }
 

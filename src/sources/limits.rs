@@ -44,3 +44,8 @@ pub const SINK_STREAMS_MAX: usize = 64;
 pub const SINK_NAME_BYTES_MAX: usize = 64;
 /// Waves of the simulator.
 pub const SIM_WAVES_MAX: usize = 16;
+/// Subscriptions at the engine of a source that subscribes on demand. Beyond that, it subscribes to whole prefixes. The client of NATS
+/// takes about 7 KiB for each.
+pub const SOURCE_SUBSCRIPTIONS_MAX: usize = 4_096;
+/// Subscriptions of a source that end at a time: while they do, each message is compared with all of them.
+pub const SOURCE_ENDING_MAX: usize = 256;

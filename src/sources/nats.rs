@@ -3,25 +3,36 @@
 
 pub mod connection;
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
-use async_nats::{Message as NatsMessage, connection::State};
+use async_nats::{Client, Message as NatsMessage, Subscriber, connection::State};
 use futures_util::{
-    FutureExt, StreamExt,
+    FutureExt, Stream, StreamExt,
     future::{Either, select},
-    stream::select_all,
+    stream::SelectAll,
 };
 use serde::{Deserialize, Serialize};
 
 use self::connection::{Auth, Connection, Events, Fields};
 use super::{
     Source, SourceContext, SourceError,
+    demand::{Demanded, read_always},
     engine::{self, EngineError, Ingest, Reader},
     kind::{Configured, OptionChecks, SourceOptions},
     mapping::{MapOptions, Mapping, Message},
+    on_demand::{Dialect, LINGER_DEFAULT, OnDemand, OnDemandOptions},
     tls::Tls,
+    upstreams::Step,
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
+use tickcast_common::values::Time;
+use tickcast_core::ids::UpstreamId;
 use tickcast_proto::pattern;
 
 /// How often the connection's state is checked while no message arrives.
@@ -35,6 +46,10 @@ pub struct Options {
     servers: Vec<String>,
     /// Subjects to read; `*` and `>` as in NATS.
     subjects: Vec<String>,
+    /// Those of them that are subscribed to only while clients ask for their topics.
+    on_demand: Vec<String>,
+    /// How long a subscription on demand is kept after the last client has left.
+    linger: Time,
     /// The queue group: each message goes to one of its members.
     #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<String>,
@@ -48,6 +63,8 @@ impl Default for Options {
         Options {
             servers: vec!["nats://127.0.0.1:4222".into()],
             subjects: Vec::new(),
+            on_demand: Vec::new(),
+            linger: LINGER_DEFAULT,
             queue: None,
             auth: Auth::default(),
             tls: Tls::default(),
@@ -71,14 +88,29 @@ impl SourceOptions for Options {
             Some(_) => {}
             None => check_distinct(&self.subjects, checks),
         }
+        let on_demand = OnDemandOptions {
+            key: "subjects",
+            subjects: &self.subjects,
+            on_demand: &self.on_demand,
+            linger: self.linger,
+            map: &self.map,
+            dialect: Dialect::Nats,
+        };
+        let on_demand = OnDemand::new(on_demand, checks);
+        if self.queue.is_some() && !self.on_demand.is_empty() {
+            checks.refuse(
+                "on_demand",
+                "not with `queue`, whose members would get messages that their clients have not asked for; remove one",
+            );
+        }
         let connection = Connection::new("nats", self.servers, self.auth, self.tls, checks);
         let mapping = Mapping::new(&self.map, checks)?;
         connection::check_headers(&mapping, checks);
         let pattern = mapping.pattern();
-        Some(Configured::new(
-            pattern,
-            Nats { connection: connection?, subjects: self.subjects, queue: self.queue, mapping },
-        ))
+        let topics = on_demand.as_ref().map_or(&[][..], OnDemand::topics).to_vec();
+        let subjects = read_always(self.subjects, &self.on_demand);
+        let source = Nats { connection: connection?, subjects, queue: self.queue, mapping, on_demand };
+        Some(Configured::new(pattern, source).on_demand(&topics))
     }
 }
 
@@ -86,51 +118,100 @@ impl SourceOptions for Options {
 #[derive(Clone, Debug)]
 struct Nats {
     connection: Connection,
+    /// Those that are read all the time.
     subjects: Vec<String>,
     queue: Option<String>,
     mapping: Mapping,
+    on_demand: Option<OnDemand>,
 }
 
 impl Source for Nats {
     fn run(&mut self, context: &mut SourceContext) -> Result<(), SourceError> {
-        engine::run(context, self.mapping.clone(), self)
+        let demanded = Demanded::new(self.on_demand.clone(), !self.subjects.is_empty(), context);
+        engine::run(context, self.mapping.clone(), &mut NatsReader { source: self, demanded })
     }
 }
 
-impl Reader for Nats {
+/// A source while it runs.
+struct NatsReader<'a> {
+    source: &'a Nats,
+    demanded: Option<Demanded>,
+}
+
+/// A subscription, and its number if it is one on demand. Without a subscriber, it never ends: there may be no other for a while.
+struct Numbered {
+    id: UpstreamId,
+    subscriber: Option<Subscriber>,
+}
+
+impl Stream for Numbered {
+    type Item = (UpstreamId, NatsMessage);
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let id = self.id;
+        let Some(subscriber) = &mut self.subscriber else { return Poll::Pending };
+        subscriber.poll_next_unpin(context).map(|message| message.map(|message| (id, message)))
+    }
+}
+
+type Messages = SelectAll<Numbered>;
+
+impl Reader for NatsReader<'_> {
     async fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Infallible, EngineError> {
+        let Nats { connection, subjects, queue, .. } = self.source;
         let events = Arc::new(Events::default());
-        let client = ingest.waiting(self.connection.connect(&events)).await?;
-        let mut subscriptions = Vec::new();
-        for subject in &self.subjects {
-            let subscribed = match &self.queue {
+        let client = ingest.waiting(connection.connect(&events)).await?;
+        let mut messages = Messages::new();
+        for subject in subjects {
+            let subscribed = match queue {
                 Some(queue) => client.queue_subscribe(subject.clone(), queue.clone()).await,
                 None => client.subscribe(subject.clone()).await,
             };
-            subscriptions.push(subscribed.map_err(|error| EngineError::new("subscribe", error))?);
+            let subscriber = subscribed.map_err(|error| EngineError::new("subscribe", error))?;
+            messages.push(Numbered { id: UpstreamId::NONE, subscriber: Some(subscriber) });
+        }
+        if let Some(demanded) = &mut self.demanded {
+            messages.push(Numbered { id: UpstreamId::NONE, subscriber: None });
+            for (id, pattern) in demanded.begin() {
+                subscribe(&client, &mut messages, id, demanded.subject(&pattern)).await?;
+            }
         }
         client.flush().await.map_err(|error| EngineError::new("subscribe", error))?;
-        let (mut messages, mut connections) = (select_all(subscriptions), 1);
-        let mut is_connected = false;
+        let (mut connections, mut is_connected, mut is_denial_shown) = (1, false, false);
         loop {
-            let is_quiet =
-                match ingest.waiting(select(messages.next(), pin!(tokio::time::sleep(WATCH)))).await {
-                    Either::Left((Some(message), _)) => {
-                        take(ingest, &message).await;
-                        while let Some(Some(message)) = messages.next().now_or_never() {
-                            take(ingest, &message).await;
-                        }
-                        ingest.flush();
-                        false
-                    }
-                    Either::Left((None, _)) => return Err(EngineError("the client has ended".into())),
-                    Either::Right(_) => true,
-                };
-            if let Some(denial) = events.subscription_denial() {
-                if is_connected {
-                    ingest.count_hole(1, "NATS keeps none while nobody reads");
+            if let Some(demanded) = &mut self.demanded {
+                advance(demanded, ingest, &client, &mut messages).await?;
+            }
+            let demanded = self.demanded.as_ref();
+            let changed = async {
+                match demanded {
+                    Some(demanded) => demanded.changed(WATCH).await,
+                    None => tokio::time::sleep(WATCH).await,
                 }
-                return Err(EngineError(denial.into()));
+            };
+            let is_quiet = match ingest.waiting(select(messages.next(), pin!(changed))).await {
+                Either::Left((Some((id, message)), _)) => {
+                    take(demanded, ingest, id, &message).await;
+                    while let Some(Some((id, message))) = messages.next().now_or_never() {
+                        take(demanded, ingest, id, &message).await;
+                    }
+                    ingest.flush();
+                    false
+                }
+                Either::Left((None, _)) => return Err(EngineError("the client has ended".into())),
+                Either::Right(_) => true,
+            };
+            if let Some(denial) = events.subscription_denial() {
+                if demanded.is_none() {
+                    if is_connected {
+                        ingest.count_hole(1, "NATS keeps none while nobody reads");
+                    }
+                    return Err(EngineError(denial.into()));
+                }
+                // What one client asks for does not end the subscriptions of others.
+                if !std::mem::replace(&mut is_denial_shown, true) {
+                    ingest.warn(&denial);
+                }
             }
             let lost = events.take_slow();
             if lost > 0 {
@@ -150,7 +231,7 @@ impl Reader for Nats {
             }
             // NATS does not confirm a subscription. It refuses one within a turn, unless it is far away.
             if !std::mem::replace(&mut is_connected, true) {
-                ingest.connected(&self.connection.to_string());
+                ingest.connected(&connection.to_string());
             }
         }
     }
@@ -168,8 +249,48 @@ fn check_distinct(subjects: &[String], checks: &mut OptionChecks) {
     }
 }
 
-async fn take(ingest: &mut Ingest<'_>, message: &NatsMessage) {
+async fn subscribe(
+    client: &Client,
+    messages: &mut Messages,
+    id: UpstreamId,
+    subject: String,
+) -> Result<(), EngineError> {
+    let subscriber = client.subscribe(subject).await.map_err(|error| EngineError::new("subscribe", error))?;
+    messages.push(Numbered { id, subscriber: Some(subscriber) });
+    Ok(())
+}
+
+/// Subscribes and unsubscribes as clients ask.
+async fn advance(
+    demanded: &mut Demanded,
+    ingest: &mut Ingest<'_>,
+    client: &Client,
+    messages: &mut Messages,
+) -> Result<(), EngineError> {
+    while let Some(step) = demanded.next_step(ingest) {
+        match step {
+            Step::Subscribe { id, pattern, .. } => {
+                subscribe(client, messages, id, demanded.subject(&pattern)).await?;
+            }
+            Step::Unsubscribe(id, _) => {
+                // What has come already is still taken.
+                let found = messages.iter_mut().find(|numbered| numbered.id == id);
+                if let Some(subscriber) = found.and_then(|numbered| numbered.subscriber.as_mut()) {
+                    let ended = subscriber.unsubscribe().await;
+                    ended.map_err(|error| EngineError::new("unsubscribe", error))?;
+                }
+            }
+            Step::End(id) => ingest.lapse(id),
+        }
+    }
+    Ok(())
+}
+
+async fn take(demanded: Option<&Demanded>, ingest: &mut Ingest<'_>, id: UpstreamId, message: &NatsMessage) {
     let (subject, headers) = (&*message.subject, Fields(message.headers.as_ref()));
+    if demanded.is_some_and(|demanded| !demanded.takes(id, subject, ingest)) {
+        return;
+    }
     let payload = &*message.payload;
-    ingest.take(Message { subject, key: None, headers: &headers, payload, time_ns: None }).await;
+    ingest.take_from(id, Message { subject, key: None, headers: &headers, payload, time_ns: None }).await;
 }

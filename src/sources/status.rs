@@ -37,6 +37,8 @@ struct Shared {
     lag_ns: AtomicU64,
     /// When a message was last taken, CLOCK_MONOTONIC; 0: never.
     heard_ns: AtomicU64,
+    /// When it last subscribed to nothing, because no client asked for anything, CLOCK_MONOTONIC; 0: never.
+    idle_ns: AtomicU64,
     /// Whether another source of its group publishes.
     is_standby: AtomicBool,
     /// Since when its topics are marked as stale, nanoseconds since 1970; 0: they are not.
@@ -90,6 +92,7 @@ impl SourceStatus {
             lag_messages: AtomicU64::new(UNKNOWN),
             lag_ns: AtomicU64::new(UNKNOWN),
             heard_ns: AtomicU64::new(0),
+            idle_ns: AtomicU64::new(0),
             is_standby: AtomicBool::new(false),
             stale_since_ns: AtomicU64::new(0),
             reads_back: AtomicBool::new(false),
@@ -155,6 +158,11 @@ impl SourceStatus {
             self.0.lag_ns.store(lag_ns.min(UNKNOWN - 1), Relaxed);
         }
         self.ticks_per_second(now_ns);
+    }
+
+    /// Notes that it subscribes to nothing, because no client asks for anything: it is not silent then.
+    pub(super) fn note_idle(&self, now_ns: u64) {
+        self.0.idle_ns.store(now_ns, Relaxed);
     }
 
     /// When a message was last taken, CLOCK_MONOTONIC; `None`: never.
@@ -258,7 +266,8 @@ impl SourceStatus {
     }
 
     fn is_silent_for_long(&self, now_ns: u64, since_ns: u64) -> bool {
-        let silent_ns = now_ns.saturating_sub(self.heard_ns().unwrap_or(since_ns).max(since_ns));
+        let heard_ns = self.heard_ns().unwrap_or(since_ns).max(self.0.idle_ns.load(Relaxed)).max(since_ns);
+        let silent_ns = now_ns.saturating_sub(heard_ns);
         self.common().stale_after_ns.is_some_and(|after_ns| silent_ns >= after_ns)
     }
 }
@@ -327,6 +336,14 @@ mod tests {
         assert_eq!(status.unfit(99 * S, S), None, "a full ring is the server's fault");
         status.set_health(Health::Waiting(Waiting::Engine("refused".into())));
         assert_eq!(status.unfit(7 * S, S), Some(Unfit::Down));
+    }
+
+    #[test]
+    fn a_source_that_nobody_asks_for_anything_is_not_silent() {
+        let status = status(Common { stale_after_ns: Some(2 * S), ..Common::named("a") });
+        status.note_idle(9 * S);
+        assert_eq!(status.unfit(10 * S, S), None);
+        assert_eq!(status.unfit(11 * S, S), Some(Unfit::Silent), "it has been asked since");
     }
 
     #[test]

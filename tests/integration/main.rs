@@ -43,6 +43,7 @@ mod manners;
 mod message_ids;
 mod monitoring;
 mod nodes;
+mod on_demand;
 mod options;
 mod page;
 mod permissions;

@@ -134,6 +134,7 @@ impl Home {
         let last = topic.sequence.0;
         let (oldest, kept_from) = topic.kept_from(now_ns);
         let reaches_back = from > last || oldest.is_some_and(|oldest| oldest <= from);
+        let has_lapsed = self.lapses.has(topic.upstream);
         let snapshot = backfill != Backfill::Conflated;
         let (mut start, mut flags, mut snapshot_from) = (from, 0, None);
         let backfill = match backfill {
@@ -153,6 +154,8 @@ impl Home {
             Backfill::PositionLost => {
                 (flags, start) = (CHUNK_NOT_RECOVERED | CHUNK_EPOCH_PASSED, kept_from.max(1));
             }
+            // The topic's life is about to end.
+            Backfill::Position if has_lapsed => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(from)),
             // Another node reading the same log was ahead of this one.
             Backfill::Position if from > last + 1 && topic.is_logged() => {
                 flags = CHUNK_RECOVERED | CHUNK_AHEAD;

@@ -7,7 +7,7 @@ use std::collections::{HashMap, hash_map::Entry};
 
 use super::{Home, HomeTopic, LastSeen, PlaceState, StaleMark, history::History, last_value::LastValues};
 use crate::{
-    ids::{FeedId, SessionId, SourceId},
+    ids::{FeedId, SessionId, SourceId, UpstreamId},
     now::Now,
     token_bucket::{Bucket, Pace},
     topic_key,
@@ -328,6 +328,7 @@ impl Home {
             epoch,
             fed_by: log.map(|log| log.source),
             feed: FeedId::NONE,
+            upstream: UpstreamId::NONE,
             mark: StaleMark::default(),
             sequence: Sequence(0),
             last_values: LastValues::default(),

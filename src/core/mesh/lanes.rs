@@ -3,17 +3,17 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    ids::{FeedId, TenantId},
+    ids::{FeedId, TenantId, UpstreamId},
     mesh::ring::{Doorbell, FrameProducer, Stage},
     placement,
     shard::ORIGIN_SOURCE,
     topic_key::KeyBuffer,
 };
 use tickcast_proto::{
-    frame::{self, FLAG_PAYLOAD_JSON},
+    frame::{self, FLAG_PAYLOAD_JSON, HeaderFields, Kind},
     ids::ShardId,
     logged::{self, LogPosition},
-    records::Publish,
+    records::{Publish, Request},
 };
 
 /// A shard's ring is full: the tick was not staged, or some staged ticks were not pushed.
@@ -44,13 +44,14 @@ pub struct Lanes {
     tenant: TenantId,
     source: u32,
     feed: FeedId,
+    upstream: UpstreamId,
 }
 
 impl Lanes {
     /// Creates the lanes from one ring and doorbell per shard, in order.
     pub fn new(lanes: impl Iterator<Item = (FrameProducer, Arc<Doorbell>)>) -> Lanes {
         let lanes = lanes.map(|(ring, bell)| Lane { ring, stage: Stage::default(), bell }).collect();
-        Lanes { lanes, tenant: TenantId::DEFAULT, source: 0, feed: FeedId::NONE }
+        Lanes { lanes, tenant: TenantId::DEFAULT, source: 0, feed: FeedId::NONE, upstream: UpstreamId::NONE }
     }
 
     /// Makes the topics of later ticks a tenant's.
@@ -66,6 +67,26 @@ impl Lanes {
     /// Sets the feed that the source belongs to, which marks the topics of later ticks when it falls silent.
     pub fn set_feed(&mut self, feed: FeedId) {
         self.feed = feed;
+    }
+
+    /// Sets the subscription that later ticks come from. A topic that has had ticks from elsewhere begins another life with the next.
+    pub fn set_upstream(&mut self, upstream: UpstreamId) {
+        self.upstream = upstream;
+    }
+
+    /// Stages the end of a subscription for all homes: the lives of its topics end. Never blocks.
+    ///
+    /// # Errors
+    /// [`Backpressure`] if the ring and stage of a shard are full. Nothing was staged.
+    pub fn lapse(&mut self, upstream: UpstreamId) -> Result<(), Backpressure> {
+        if let Some(full) = self.lanes.iter().position(|lane| !lane.stage.has_room()) {
+            return Err(Backpressure { shard: ShardId(full as u16) });
+        }
+        let fields = HeaderFields { topic_id: upstream.0, ..HeaderFields::default() };
+        for lane in &mut self.lanes {
+            frame::encode(lane.stage.tail(), Kind::Forget, fields, &Request::default(), &[]);
+        }
+        Ok(())
     }
 
     /// Stages one JSON tick for its home shard. `topic` is a valid name. Never blocks.
@@ -99,7 +120,7 @@ impl Lanes {
     }
 
     /// Stages one tick with its whole record, except for the request: nobody is answered, so the number of the feed is in its
-    /// place. Never blocks.
+    /// place. The topic id has the number of the subscription. Never blocks.
     ///
     /// # Errors
     /// As [`Lanes::publish`].
@@ -111,8 +132,14 @@ impl Lanes {
         payload: &[u8],
     ) -> Result<(), Backpressure> {
         let record = Publish { request: self.feed.0, ..record };
+        let fields = HeaderFields {
+            flags,
+            sequence: ORIGIN_SOURCE,
+            topic_id: self.upstream.0,
+            ..HeaderFields::default()
+        };
         self.write(topic, |out, key| {
-            frame::encode_publish(out, ORIGIN_SOURCE, flags, 0, record, key, payload);
+            frame::encode_publish_with(out, fields, record, key, &[], payload);
         })
     }
 

@@ -92,6 +92,8 @@ counters! {
     LogReadsLate = "log_reads_late", "answers";
     /// Topics whose life ended because another log, or another life of their log, feeds them now.
     TopicsReplaced = "topics_replaced", "topics";
+    /// Topics whose life ended because a source that subscribes on demand has unsubscribed, or serves them by another subscription.
+    TopicsLapsed = "topics_lapsed", "topics";
     /// Topics of this home that are stale: the source that feeds them is silent.
     TopicsStale = "topics_stale", "topics";
     /// Messages that told a session that a topic is stale, or is not any more.
@@ -198,6 +200,12 @@ counters! {
     SourceMessagesRepeated = "source_messages_repeated", "messages";
     /// Messages that the reader of a source's log has read for positions older than the history.
     SourceMessagesReadBack = "source_messages_read_back", "messages";
+    /// Subscriptions at their engines now, of sources that subscribe on demand.
+    SourceSubscriptions = "source_subscriptions", "subscriptions";
+    /// Subscriptions that sources which subscribe on demand have made and ended.
+    SourceSubscriptionChanges = "source_subscription_changes", "subscriptions";
+    /// Prefixes that sources subscribe to as a whole now, because clients ask for more of their patterns than the bound allows.
+    SourcePrefixesWhole = "source_prefixes_whole", "prefixes";
     /// Times a source took over from another one of its failover group.
     SourceActivations = "source_activations", "times";
     /// Ticks queued to subscribers.
@@ -338,6 +346,8 @@ impl Counter {
                 | Counter::Overloaded
                 | Counter::SinkTicksWaiting
                 | Counter::LogReadsWaiting
+                | Counter::SourceSubscriptions
+                | Counter::SourcePrefixesWhole
         )
     }
 }

@@ -8,7 +8,7 @@ use crate::{
         Backfill, CHUNK_IN_LOG, Creator, HistoryChunk, Home, InLog, InterestEvent, Sequenced, StaleMark,
         TopicLookup,
     },
-    ids::{SessionId, SourceId},
+    ids::{SessionId, SourceId, UpstreamId},
     limits::{
         HISTORY_BYTES_PER_UNIT, NEW_TOPIC_UNITS, PATTERN_REQUEST_UNITS, TURN_FORGET_UNITS,
         TURN_HISTORY_CHUNKS, TURN_HISTORY_UNITS, TURN_IDLE_UNITS,
@@ -35,7 +35,7 @@ impl Shard {
         if home == self.id {
             return self.sequence(Some(self.id), tick, now);
         }
-        let Unsequenced { origin, source, flags, schema, record, key, payload, message_id } = *tick;
+        let Unsequenced { origin, source, flags, schema, record, key, payload, message_id, .. } = *tick;
         if flags & FLAG_ANSWERED != 0 {
             self.keep_room_for_answer(origin, key);
         }
@@ -62,10 +62,23 @@ impl Shard {
                     return debug_assert!(false, "topics are checked where they come in");
                 };
                 let FrameHeader { sequence: origin, topic_id, flags, schema, .. } = frame.header;
-                let source = SourceId(topic_id);
+                // The ticks of a source have the number of its subscription there.
+                let (source, upstream) = match from {
+                    Some(_) => (SourceId(topic_id), UpstreamId::NONE),
+                    None => (SourceId::default(), UpstreamId(topic_id)),
+                };
                 let message_id = MessageId::from_bytes(message_id);
-                let tick =
-                    Unsequenced { origin, source, flags, schema, record, key: topic, payload, message_id };
+                let tick = Unsequenced {
+                    origin,
+                    source,
+                    upstream,
+                    flags,
+                    schema,
+                    record,
+                    key: topic,
+                    payload,
+                    message_id,
+                };
                 self.sequence(from, &tick, now);
             }
             (Kind::Append, None) => self.append(frame, now),
@@ -76,6 +89,7 @@ impl Shard {
                 let id = TopicId(frame.header.topic_id);
                 self.send_history(from, id, frame.header.sequence, record, now);
             }
+            (Kind::Forget, None) => self.home.lapse(UpstreamId(frame.header.topic_id)),
             (Kind::Lookup, Some(from)) => self.handle_lookup(from, frame, now),
             (Kind::Forget, Some(from)) => {
                 self.home.handle_forgotten(from, TopicId(frame.header.topic_id), now.monotonic_ns);
@@ -101,19 +115,34 @@ impl Shard {
 
     /// Sequences a tick as its home, and passes it to every interested shard, this one included.
     pub(super) fn sequence(&mut self, from: Option<ShardId>, tick: &Unsequenced<'_>, now: Now) {
-        let Unsequenced { origin, source, flags, schema, record, key: topic_key, payload, message_id } =
-            *tick;
+        let Unsequenced {
+            origin,
+            source,
+            upstream,
+            flags,
+            schema,
+            record,
+            key: topic_key,
+            payload,
+            message_id,
+        } = *tick;
         if let Some(id) = &message_id
             && let Some(first) = self.home.tick_of(id, now.monotonic_ns)
         {
             return self.drop_duplicate(from, tick, first);
         }
         let session = from.filter(|_| origin != ORIGIN_SOURCE).map(|from| (from, SessionId(origin)));
-        let TopicLookup { index, is_new } =
-            match self.home.find_or_create(topic_key, Creator { session, source }, now) {
-                Ok(found) => found,
-                Err(refusal) => return self.refuse(session, tick, refusal, now),
-            };
+        let mut found = self.home.find_or_create(topic_key, Creator { session, source }, now);
+        if upstream != UpstreamId::NONE
+            && let Ok(other) = found
+            && self.home.upstream(other.index) != upstream
+        {
+            found = self.change_upstream(other, topic_key, upstream, now);
+        }
+        let TopicLookup { index, is_new } = match found {
+            Ok(found) => found,
+            Err(refusal) => return self.refuse(session, tick, refusal, now),
+        };
         if is_new {
             self.charge(NEW_TOPIC_UNITS);
             self.announce_topic(index);
@@ -233,8 +262,9 @@ impl Shard {
         self.apply_deferred(now);
     }
 
-    /// Tells the homes about a pattern that is new on this shard.
+    /// Tells the homes, and sources that subscribe on demand, about a pattern that is new on this shard.
     pub(super) fn add_interest(&mut self, pattern: &str, exact: bool, request: u32) {
+        self.note_demand(pattern, true);
         for home in fanout::homes(pattern, exact, self.shards).map(ShardId) {
             if home == self.id {
                 self.with_home(|own, notify| own.add_interest(home, pattern, request, notify));
@@ -244,8 +274,9 @@ impl Shard {
         }
     }
 
-    /// Tells the homes that no session of this shard holds a pattern any more.
+    /// Tells the homes, and sources that subscribe on demand, that no session of this shard holds a pattern any more.
     pub(super) fn remove_interest(&mut self, pattern: &str) {
+        self.note_demand(pattern, false);
         for home in fanout::homes(pattern, pattern::is_exact(pattern), self.shards).map(ShardId) {
             if home == self.id {
                 self.with_home(|own, notify| own.remove_interest(home, pattern, notify));

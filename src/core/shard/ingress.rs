@@ -4,7 +4,7 @@
 use super::{Action, Shard, Unsequenced, authentication::Purpose, timers::TimerKind};
 use crate::{
     budgets::{Expense, subscription_costs},
-    ids::SlotId,
+    ids::{SlotId, UpstreamId},
     limits::INFLATED_BYTES_PER_UNIT,
     metrics::counters::Counter,
     now::Now,
@@ -470,6 +470,7 @@ impl Shard {
         let tick = Unsequenced {
             origin,
             source,
+            upstream: UpstreamId::NONE,
             flags,
             schema: publish.schema,
             record,

@@ -109,6 +109,12 @@ impl Exports {
             .any(|export| export.owner == owner && export.is_to(to) && pattern::matches(&export.topics, name))
     }
 
+    /// The patterns of the topics that one tenant exports to another.
+    pub fn between(&self, owner: TenantId, to: TenantId) -> impl Iterator<Item = &str> {
+        let exported = self.0.iter().filter(move |export| export.owner == owner && export.is_to(to));
+        exported.map(|export| &*export.topics)
+    }
+
     /// Whether a pattern matches a topic, both as keys: of its own tenant, or exported to it. Does not allocate.
     pub fn matches(&self, pattern: &str, topic: &str) -> bool {
         if topic_key::matches(pattern, topic) {

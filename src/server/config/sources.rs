@@ -8,11 +8,36 @@ use crate::{
         kind::{OptionChecks, SourceBounds, SourceConfig},
     },
 };
-use tickcast_core::{log_reads::LogReaderConfig, tenants::Tenants};
+use tickcast_core::{demand::DemandConfig, log_reads::LogReaderConfig, tenants::Tenants};
 use tickcast_proto::{
-    frame,
+    frame, pattern,
     records::{TickTimes, WireRecord},
 };
+
+/// Refuses subscriptions on demand where others feed the same topics: a topic's life ends when its ticks come from elsewhere.
+fn check_on_demand(source: &SourceConfig, before: &[SourceConfig], checks: &mut OptionChecks) {
+    let own = source.on_demand_topics();
+    if own.is_empty() {
+        return;
+    }
+    if source.common().group.is_some() {
+        checks
+            .refuse("on_demand", "not in a group, whose standbys read everything; remove on_demand or group");
+    }
+    for other in before.iter().filter(|other| other.tenant() == source.tenant()) {
+        let others = other.on_demand_topics();
+        let same = own.iter().find(|own| others.iter().any(|other| pattern::overlaps(own, other)));
+        if let Some(same) = same {
+            checks.refuse(
+                "on_demand",
+                format!(
+                    "topics {same:?} are those of the source {:?} too; set another map.prefix for one of them",
+                    other.common().name
+                ),
+            );
+        }
+    }
+}
 
 /// What shards must know about the readers of the sources' logs. Sources are numbered from 1.
 pub(super) fn log_readers(sources: &[SourceConfig]) -> Vec<LogReaderConfig> {
@@ -20,6 +45,17 @@ pub(super) fn log_readers(sources: &[SourceConfig]) -> Vec<LogReaderConfig> {
         source.log_reader_timeout_ns().map(|timeout_ns| LogReaderConfig { source: number, timeout_ns })
     };
     sources.iter().zip(1..).filter_map(reader).collect()
+}
+
+/// What shards must know about the sources that subscribe on demand. Sources are numbered from 1.
+pub(super) fn on_demand(sources: &[SourceConfig]) -> Vec<DemandConfig> {
+    let on_demand = sources.iter().zip(1..).filter(|(source, _)| !source.on_demand_topics().is_empty());
+    let config = |(source, number): (&SourceConfig, u32)| DemandConfig {
+        source: number,
+        tenant: source.tenant(),
+        topics: source.on_demand_topics().to_vec(),
+    };
+    on_demand.map(config).collect()
 }
 
 impl Checks<'_> {
@@ -54,7 +90,11 @@ impl Checks<'_> {
                     "\"log\": not in a group, because its sources have logs of their own",
                 );
             }
-            sources.extend(source.map(|source| source.of_tenant(tenant).with_common(common)));
+            let source = source.map(|source| source.of_tenant(tenant).with_common(common));
+            if let Some(source) = &source {
+                check_on_demand(source, &sources, &mut checks);
+            }
+            sources.extend(source);
             checks.into_refused().into_iter().for_each(|(key, text)| self.refuse(&path(key), text));
         }
         sources

@@ -2,7 +2,10 @@
 
 use std::{io, os::fd::OwnedFd, sync::Arc};
 
-use crate::sources::Lanes;
+use crate::{
+    config::Config,
+    sources::{Lanes, kind::SourceConfig, on_demand::DemandLanes},
+};
 use tickcast_core::mesh::{
     Mesh,
     ring::{Doorbell, frame_ring},
@@ -29,4 +32,23 @@ pub(super) fn lanes(meshes: &mut [Mesh], bells: &[Arc<Doorbell>], ring_bytes: us
         })
         .collect();
     Lanes::new(lanes.into_iter())
+}
+
+/// A source's ends of its rings: to the shards, and from them if it subscribes on demand.
+pub(super) type SourceRings = (Lanes, Option<DemandLanes>);
+
+/// Creates the rings from the shards to each source that subscribes on demand, and gives the producer ends to the meshes. Sources
+/// are numbered from 1.
+pub(super) fn demand(
+    config: &Config,
+    meshes: &mut [Mesh],
+    bells: &[Arc<Doorbell>],
+) -> Vec<Option<DemandLanes>> {
+    let mut of_source = |(source, number): (&SourceConfig, u32)| {
+        let is_on_demand = !source.on_demand_topics().is_empty();
+        let (lanes, shards) = is_on_demand.then(|| DemandLanes::new(number, bells))?;
+        meshes.iter_mut().zip(shards).for_each(|(mesh, lane)| mesh.add_demand(lane));
+        Some(lanes)
+    };
+    config.sources.iter().zip(1..).map(&mut of_source).collect()
 }

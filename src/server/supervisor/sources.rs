@@ -1,12 +1,12 @@
 //! Starts and stops the sources.
 
-use super::{Event, Server};
+use super::{Event, Server, rings::SourceRings};
 use crate::{
     clock,
     config::Config,
     error::StartupError,
     limits::SOURCES_STOP_MS_MAX,
-    sources::{self, Lanes, Running, SourceContext, StopFlag},
+    sources::{self, Running, SourceContext, StopFlag},
 };
 
 /// Interval at which a stopping server checks whether its sources and sinks have ended.
@@ -36,11 +36,17 @@ impl Server {
         stop_all(&mut self.sources, |source| format!("source {}", source.name()));
     }
 
-    pub(super) fn start_sources(&mut self, config: &Config, lanes: Vec<Lanes>) -> Result<(), StartupError> {
+    pub(super) fn start_sources(
+        &mut self,
+        config: &Config,
+        rings: Vec<SourceRings>,
+    ) -> Result<(), StartupError> {
         self.sources_started_ns = clock::monotonic_ns();
-        for ((source, lanes), status) in config.sources.iter().zip(lanes).zip(&self.source_statuses) {
+        for ((source, (lanes, demand)), status) in config.sources.iter().zip(rings).zip(&self.source_statuses)
+        {
             let context =
-                SourceContext::new(lanes, status.clone(), self.counters.clone(), StopFlag::default());
+                SourceContext::new(lanes, status.clone(), self.counters.clone(), StopFlag::default())
+                    .with_demand(demand);
             let event_sender = self.event_sender.clone();
             let on_end = move |kind, result| drop(event_sender.send(Event::SourceEnded(kind, result)));
             let running = sources::start(source.build(), context, on_end);

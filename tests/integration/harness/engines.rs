@@ -14,7 +14,7 @@ use nix::{
 };
 use tokio::runtime::Runtime;
 
-use super::{Log, eventually, machine, processes};
+use super::{Log, eventually, http::get, machine, processes};
 
 /// A server of another engine, killed on drop.
 pub struct Engine {
@@ -78,19 +78,29 @@ impl Nats {
         let options = options.iter().map(|&option| option.to_owned()).collect();
         let mut nats = Nats { engine: None, directory: directory(name), options, port: 0, runtime };
         nats.run("-1");
+        nats.port = nats.port_of("nats");
+        nats
+    }
+
+    /// The port of one of its listeners.
+    fn port_of(&self, listener: &str) -> u16 {
         let ports = || {
-            let written = fs::read_dir(&nats.directory).unwrap().flatten();
+            let written = fs::read_dir(&self.directory).unwrap().flatten();
             written.map(|file| file.path()).find(|path| path.extension().is_some_and(|end| end == "ports"))
         };
         let mut port = None;
         eventually("the port of nats-server", || {
             let text = ports().and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
             let ports = serde_json::from_str::<serde_json::Value>(&text).unwrap_or_default();
-            port = ports["nats"][0].as_str().and_then(|url| url.rsplit_once(':')?.1.parse().ok());
+            port = ports[listener][0].as_str().and_then(|url| url.rsplit_once(':')?.1.parse().ok());
             port.is_some()
         });
-        nats.port = port.unwrap();
-        nats
+        port.unwrap()
+    }
+
+    /// What its monitor says. It must have been started with `-m -1`.
+    pub fn monitored(&self, path: &str) -> serde_json::Value {
+        get(([127, 0, 0, 1], self.port_of("monitoring")).into(), path).json()
     }
 
     fn run(&mut self, port: &str) {

@@ -63,6 +63,10 @@ pub struct SourceView {
     pub connections: u64,
     /// The same without the first.
     pub reconnects: u64,
+    /// Subscriptions at its engine that it has because clients ask for them.
+    pub subscriptions: u64,
+    /// Prefixes that it subscribes to as a whole, because clients ask for too many of their topics.
+    pub prefixes_whole: u64,
     /// The last thing that went wrong.
     pub last_error: Option<LastErrorView>,
 }
@@ -108,6 +112,8 @@ impl SourceView {
             activations: count(Counter::SourceActivations),
             connections: count(Counter::SourceConnections),
             reconnects: count(Counter::SourceConnections).saturating_sub(1),
+            subscriptions: count(Counter::SourceSubscriptions),
+            prefixes_whole: count(Counter::SourcePrefixesWhole),
             last_error: status
                 .last_error()
                 .map(|error| LastErrorView { text: error.text, at_seconds: error.at_ns as f64 / 1e9 }),

@@ -22,6 +22,9 @@ pub(super) fn count(counter: Counter) -> bool {
             | Counter::SourceMessagesRepeated
             | Counter::SourceActivations
             | Counter::SourceMessagesReadBack
+            | Counter::SourceSubscriptions
+            | Counter::SourceSubscriptionChanges
+            | Counter::SourcePrefixesWhole
     )
 }
 

@@ -1,0 +1,251 @@
+//! Tests of what a source subscribes to.
+
+use super::*;
+
+const S: u64 = 1_000_000_000;
+
+/// The subscriptions of a source, with the time.
+struct Source {
+    upstreams: Upstreams,
+    now_ns: u64,
+}
+
+impl Source {
+    fn new(prefixes: &[&str]) -> Source {
+        let prefixes = prefixes.iter().map(|&prefix| prefix.into()).collect();
+        Source { upstreams: Upstreams::new(prefixes, 30 * S), now_ns: S }
+    }
+
+    fn change(&mut self, pattern: &str, is_wanted: bool) {
+        let pattern = Some(pattern).filter(|pattern| *pattern != "all").map(Into::into);
+        self.upstreams.handle_change(DemandChange { pattern, is_wanted }, self.now_ns);
+    }
+
+    /// The steps for these changes: `+` or `-`, and a pattern.
+    fn after(&mut self, changes: &[&str]) -> Vec<String> {
+        for change in changes {
+            self.change(&change[1..], change.starts_with('+'));
+        }
+        self.steps()
+    }
+
+    fn steps(&mut self) -> Vec<String> {
+        let steps = std::iter::from_fn(|| self.upstreams.next_step(self.now_ns));
+        let text = |step| match step {
+            Step::Subscribe { pattern, is_whole: false, .. } => format!("+{pattern}"),
+            Step::Subscribe { pattern, is_whole: true, .. } => format!("+all {pattern}"),
+            Step::Unsubscribe(_, pattern) => format!("-{pattern}"),
+            Step::End(_) => "end".into(),
+        };
+        steps.map(text).collect()
+    }
+
+    /// The steps once this time has passed.
+    fn pass(&mut self, seconds: u64) -> Vec<String> {
+        self.now_ns += seconds * S;
+        self.steps()
+    }
+
+    fn id(&self, pattern: &str) -> UpstreamId {
+        self.upstreams.active().find(|(_, active)| *active == pattern).unwrap().0
+    }
+
+    /// The patterns of the subscriptions from which a message of a topic is taken, the oldest first.
+    fn takers(&self, topic: &str) -> Vec<&str> {
+        let active = self.upstreams.active();
+        active.filter(|&(id, _)| self.upstreams.takes(id, topic)).map(|(_, pattern)| pattern).collect()
+    }
+}
+
+#[test]
+fn a_subscription_begins_with_the_first_holder_and_ends_a_linger_after_the_last() {
+    let mut source = Source::new(&["md.>"]);
+    assert_eq!(source.after(&["+md.a", "+md.a", "+md.b"]), ["+md.a", "+md.b"], "two shards want md.a");
+    assert!(source.after(&["-md.a"]).is_empty() && source.pass(60).is_empty());
+    assert!(source.after(&["-md.a"]).is_empty());
+    assert_eq!(source.upstreams.due_ns(), Some(source.now_ns + 30 * S));
+    assert!(source.pass(29).is_empty());
+    assert_eq!(source.pass(1), ["-md.a"]);
+    assert_eq!(source.pass(1), ["end"]);
+    assert_eq!((source.upstreams.len(), source.upstreams.due_ns()), (1, None));
+    assert_eq!(source.upstreams.changes(), 3);
+}
+
+#[test]
+fn who_comes_back_within_the_linger_finds_the_same_subscription() {
+    let mut source = Source::new(&["md.>"]);
+    source.after(&["+md.a", "-md.a"]);
+    let id = source.id("md.a");
+    source.pass(29);
+    assert!(source.after(&["+md.a"]).is_empty() && source.pass(60).is_empty());
+    source.after(&["-md.a"]);
+    assert!(source.pass(29).is_empty(), "the linger begins anew");
+    assert_eq!(source.id("md.a"), id);
+}
+
+#[test]
+fn what_a_subscription_covers_needs_none_of_its_own() {
+    let mut source = Source::new(&["md.>"]);
+    assert_eq!(source.after(&["+md.>"]), ["+md.>"]);
+    assert!(source.after(&["+md.a", "+md.*.b"]).is_empty());
+    assert_eq!(source.takers("md.a"), ["md.>"]);
+}
+
+#[test]
+fn a_message_is_taken_from_the_oldest_subscription_that_matches() {
+    let mut source = Source::new(&["md.>"]);
+    source.after(&["+md.a.x", "+md.*.x", "+md.b.*"]);
+    source.after(&["+md.>"]);
+    for (topic, taker) in [("md.a.x", "md.a.x"), ("md.b.x", "md.*.x"), ("md.b.y", "md.b.*"), ("md.c", "md.>")]
+    {
+        assert_eq!(source.takers(topic), [taker], "{topic}");
+    }
+}
+
+#[test]
+fn a_wide_subscription_that_nobody_wants_any_more_gives_way_to_those_within_it() {
+    let mut source = Source::new(&["md.>"]);
+    source.after(&["+md.a"]);
+    assert_eq!(source.after(&["+md.>", "+md.b", "+md.c.*"]), ["+md.>"]);
+    source.after(&["-md.>"]);
+    let mut steps = source.pass(30);
+    let end = steps.pop();
+    steps.sort();
+    assert_eq!((&steps[..], end.as_deref()), (&["+md.b".into(), "+md.c.*".into()][..], Some("-md.>")));
+    // Copies of its last messages may still come.
+    assert_eq!((source.takers("md.a"), source.takers("md.b")), (vec!["md.a"], vec![]));
+    assert_eq!(source.pass(1), ["end"]);
+    assert_eq!((source.takers("md.a"), source.takers("md.b")), (vec!["md.a"], vec!["md.b"]));
+}
+
+#[test]
+fn a_subscription_stays_while_a_younger_one_wants_its_topics() {
+    let mut source = Source::new(&["md.>"]);
+    source.after(&["+md.a", "+md.b"]);
+    source.after(&["+md.>", "-md.a"]);
+    assert!(source.pass(60).is_empty(), "who holds md.> would lose ticks of md.a");
+    assert_eq!(source.takers("md.a"), ["md.a"]);
+    source.after(&["-md.>"]);
+    assert_eq!(source.pass(30), ["-md.a", "-md.>"]);
+    assert_eq!(source.takers("md.b"), ["md.b"]);
+}
+
+#[test]
+fn a_pattern_that_is_wanted_again_while_its_subscription_ends_gets_a_new_one() {
+    let mut source = Source::new(&["md.>"]);
+    source.after(&["+md.a", "-md.a"]);
+    assert_eq!(source.pass(30), ["-md.a"]);
+    assert_eq!(source.after(&["+md.a"]), ["+md.a"]);
+    assert!(source.takers("md.a").is_empty());
+    assert_eq!(source.pass(1), ["end"]);
+    assert_eq!(source.takers("md.a"), ["md.a"]);
+}
+
+#[test]
+fn beyond_the_bound_all_of_a_prefix_is_subscribed_to_until_there_is_room() {
+    let mut source = Source::new(&["md.>", "status.>"]);
+    source.upstreams.subscriptions_max = 16;
+    let wanted: Vec<String> = (0..20).map(|n| format!("+md.{n}")).collect();
+    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    let steps = source.after(&wanted);
+    assert_eq!((steps.len(), &*steps[16]), (17, "+all md.>"), "{steps:?}");
+    assert_eq!(source.upstreams.whole_len(), 1);
+    assert_eq!((source.takers("md.3"), source.takers("md.19")), (vec!["md.3"], vec!["md.>"]));
+    for n in 0..4 {
+        source.change(&format!("md.{n}"), false);
+    }
+    assert_eq!(source.pass(30), ["-md.0", "-md.1", "-md.2", "-md.3"], "16 of 16 are too many to go back");
+    for n in 4..8 {
+        source.change(&format!("md.{n}"), false);
+    }
+    assert_eq!(source.pass(30).len(), 4 + 4 + 4 + 1, "ends, 4 more, 4 subscriptions, and that of the prefix");
+    assert_eq!((source.upstreams.len(), source.upstreams.whole_len()), (12, 0));
+}
+
+#[test]
+fn a_shard_that_reports_no_single_patterns_wants_all_prefixes() {
+    let mut source = Source::new(&["md.>", "status"]);
+    assert_eq!(source.after(&["+all"]), ["+md.>", "+status"]);
+    source.after(&["-all"]);
+    assert_eq!(source.pass(30), ["-md.>", "-status"]);
+}
+
+#[test]
+fn a_new_connection_begins_with_what_is_wanted() {
+    let mut source = Source::new(&["md.>"]);
+    source.after(&["+md.a", "+md.b", "-md.a"]);
+    assert_eq!(source.pass(30), ["-md.a"]);
+    source.change("md.c", true);
+    source.upstreams.handle_connection();
+    assert_eq!(source.upstreams.active().map(|(_, pattern)| pattern).collect::<Vec<_>>(), ["md.b"]);
+    assert_eq!(source.steps(), ["end", "+md.c"], "what had ended is over at once");
+}
+
+#[test]
+fn a_refused_subscription_brings_nothing_and_is_tried_again_with_the_next_connection() {
+    let mut source = Source::new(&["md.>"]);
+    source.after(&["+md.a"]);
+    source.upstreams.handle_refused(source.id("md.a"));
+    assert!(source.upstreams.is_empty() && source.steps().is_empty());
+    source.upstreams.handle_connection();
+    assert_eq!(source.steps(), ["+md.a"]);
+}
+
+/// Clients come and go at random, and the engine delivers each message once for each subscription.
+#[test]
+fn whatever_clients_want_each_wanted_topic_is_taken_exactly_once() {
+    for seed in 0..200 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut source = Source::new(&["md.>"]);
+        source.upstreams.subscriptions_max = 5;
+        let patterns =
+            ["md.a", "md.b", "md.c", "md.a.x", "md.b.x", "md.*", "md.*.x", "md.a.*", "md.>", "md.a.>"];
+        let mut held = [0_u32; 10];
+        for _ in 0..300 {
+            let at = random.usize(0..10);
+            let is_wanted = held[at] == 0 || random.bool();
+            held[at] = if is_wanted { held[at] + 1 } else { held[at] - 1 };
+            source.change(patterns[at], is_wanted);
+            source.pass(random.u64(0..20));
+            while !source.steps().is_empty() || !source.upstreams.ending.is_empty() {
+                source.now_ns += SETTLE_NS;
+            }
+            for topic in ["md.a", "md.b", "md.c", "md.d", "md.a.x", "md.b.x", "md.a.y"] {
+                let takers = source.takers(topic).len();
+                let is_wanted = patterns
+                    .iter()
+                    .zip(held)
+                    .any(|(pattern, held)| held > 0 && pattern::matches(pattern, topic));
+                assert!(takers <= 1 && (takers == 1 || !is_wanted), "seed {seed}, {topic}: {takers}");
+            }
+            assert!(source.upstreams.len() <= 6, "the bound, and the prefix");
+        }
+        for (pattern, held) in patterns.iter().zip(held) {
+            (0..held).for_each(|_| source.change(pattern, false));
+        }
+        for _ in 0..5 {
+            source.pass(30);
+        }
+        assert!(source.upstreams.is_empty(), "seed {seed}: {:?}", source.upstreams);
+    }
+}
+
+/// Nobody who keeps a pattern loses its subscription because of what others do, once it has one of its own.
+#[test]
+fn a_topic_keeps_its_subscription_whatever_others_ask_for() {
+    for seed in 0..200 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut source = Source::new(&["md.>"]);
+        source.after(&["+md.a.x"]);
+        let id = source.id("md.a.x");
+        let patterns = ["md.b", "md.*.x", "md.a.*", "md.>"];
+        let mut held = [false; 4];
+        for _ in 0..100 {
+            let at = random.usize(0..4);
+            held[at] = !held[at];
+            source.change(patterns[at], held[at]);
+            source.pass(random.u64(0..40));
+            assert!(source.upstreams.takes(id, "md.a.x"), "seed {seed}");
+        }
+    }
+}
