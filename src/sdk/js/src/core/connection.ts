@@ -10,6 +10,18 @@ export type Request =
   | { of: "update"; record: SubscriptionRecord; delivery: Delivery }
   | { of: "publish" | "refresh" | "unsubscribe" };
 
+/** What the client is doing about its connection. */
+export type Phase =
+  /** Makes no attempts. */
+  | "idle"
+  /** Waits for a token to dial with. */
+  | "asking"
+  /** Waits for the next attempt. */
+  | "waiting"
+  /** Has dialed, or said hello. */
+  | "opening"
+  | "connected";
+
 export class Connection {
   readonly topics = new Topics();
   /** Positions sent and not answered yet. */

@@ -3,7 +3,7 @@
 
 import { Backoff, leastDelayMs, mayReconnect } from "./backoff.js";
 import { Clock } from "./clock.js";
-import { Connection } from "./connection.js";
+import { Connection, type Phase } from "./connection.js";
 import {
   type ClientEvent,
   type ClientState,
@@ -18,23 +18,10 @@ import type { Action, CoreOptions, Emitted } from "./io.js";
 import * as protocol from "./protocol.js";
 import { type Codec, type Policy, ProtocolError, type Receiver, type Start } from "./protocol.js";
 import { Publishes, type PublishRecord } from "./publishes.js";
-import { type Resumption, SubscriptionRecord, Subscriptions } from "./subscriptions.js";
+import { fit, type Resumption, SubscriptionRecord, Subscriptions } from "./subscriptions.js";
 import { Timers } from "./timers.js";
 import { Token } from "./tokens.js";
 import { firstLost, type Topic } from "./topics.js";
-
-const encoder = new TextEncoder();
-
-type Phase =
-  /** Makes no attempts. */
-  | "idle"
-  /** Waits for a token to dial with. */
-  | "asking"
-  /** Waits for the next attempt. */
-  | "waiting"
-  /** Has dialed, or said hello. */
-  | "opening"
-  | "connected";
 
 /**
  * The client as a state machine. Before each call the driver says what time it is by {@link at}. After it, the driver takes {@link takeActions} and
@@ -492,10 +479,7 @@ export class Core implements Receiver {
     if (positions.length === 0 && !record.isAcknowledged) {
       return void send(record.from === "live" || record.from === "latest" ? record.from : []);
     }
-    const nameBytes = positions.reduce((sum, [topic]) => sum + encoder.encode(topic).length, 0);
-    const fits =
-      positions.length <= protocol.POSITIONS_PER_SUBSCRIPTION_MAX && nameBytes <= protocol.POSITION_NAMES_BYTES_MAX;
-    const isSent = !record.conflates && fits && send(positions);
+    const isSent = !record.conflates && fit(positions) && send(positions);
     for (const [topic, position] of positions) {
       if (isSent) requested.set(topic, position);
       else replaced.set(topic, [position, record.conflates ? "conflated" : "gap"]);

@@ -3,7 +3,18 @@
 import { Backoff } from "./backoff.js";
 import type { SubscribeOptions, SubscriptionState } from "./events.js";
 import { Pattern } from "./pattern.js";
-import { type From, type Policy, type Position, type Positions, POSITIONS_MAX, SUBSCRIPTIONS_MAX } from "./protocol.js";
+import {
+  type From,
+  type Policy,
+  type Position,
+  POSITION_NAMES_BYTES_MAX,
+  type Positions,
+  POSITIONS_MAX,
+  POSITIONS_PER_SUBSCRIPTION_MAX,
+  SUBSCRIPTIONS_MAX,
+} from "./protocol.js";
+
+const encoder = new TextEncoder();
 
 /** Policy and rate. */
 export type Delivery = readonly [policy: Policy | null, maxRate: number | null];
@@ -53,6 +64,12 @@ export class SubscriptionRecord {
 
 /** A subscription, and the positions that it resumes from. */
 export type Resumption = [SubscriptionRecord, [string, Position][]];
+
+/** Whether positions are within the server's limits for one subscription. */
+export function fit(positions: [string, Position][]): boolean {
+  const nameBytes = positions.reduce((sum, [topic]) => sum + encoder.encode(topic).length, 0);
+  return positions.length <= POSITIONS_PER_SUBSCRIPTION_MAX && nameBytes <= POSITION_NAMES_BYTES_MAX;
+}
 
 /** Subscriptions by the topics that they match: a look-up, and a comparison for each pattern with a wildcard. */
 class Finder {
