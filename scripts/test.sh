@@ -128,8 +128,8 @@ announce() {
     printf 'scripts/test.sh takes about 18 minutes on two idle cores, and 10 more to compile everything the first time.\n'
     printf 'It installs:\n'
     ((${#missing[@]} == 0)) || printf '  with apt-get: %s\n' "${missing[*]}"
-    has_npm_clients || printf '  with npm, into %s/node_modules: ws, socket.io-client, protobufjs, playwright-core\n' $clients
-    has_sdk_js_tools || printf '  with npm, into %s/node_modules: typescript, esbuild\n' $sdk_js
+    has_npm_clients || printf '  with npm, into %s/node_modules: ws, socket.io-client, protobufjs, playwright-core, bun, deno\n' $clients
+    has_sdk_js_tools || printf '  with npm, into %s/node_modules: typescript, esbuild, @types/ws\n' $sdk_js
     has_python_clients || printf '  with pip, into %s/.venv: websockets, python-socketio, grpcio-tools, mypy, hatchling\n' $clients
     has_browser || command -v chromium >/dev/null || printf '  Chromium\n'
     ((${#missing[@]} > 0)) || ! has_npm_clients || ! has_sdk_js_tools || ! has_python_clients || ! has_browser || printf '  nothing: everything is installed\n'

@@ -34,13 +34,13 @@ const SERVER: (&str, &str) = ("TICKCAST_BINARY", env!("CARGO_BIN_EXE_tickcast"))
 #[test]
 fn the_javascript_sdk_does_what_the_transcripts_say() {
     let _machine = beside_others();
-    run("transcripts", &[], 60);
+    run("transcripts", &[], 69);
 }
 
 #[test]
 fn the_javascript_sdk_survives_wrong_values_of_servers_and_applications() {
     let _machine = beside_others();
-    run("units", &[], 12);
+    run("units", &[], 23);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn the_javascript_package_and_the_served_bundle_are_what_the_build_makes() {
     let _machine = beside_others();
     let compiler = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sdk/js/node_modules/typescript");
     assert!(compiler.exists(), "the compiler is not installed: run scripts/test.sh once");
-    run("package", &[], 5);
+    run("package", &[], 7);
 }
 
 #[test]
@@ -63,5 +63,11 @@ fn the_javascript_examples_run() {
     let shots = Path::new(env!("CARGO_TARGET_TMPDIR")).join("board");
     let browser = browser();
     let environment = [("TICKCAST_BROWSER", &*browser), ("TICKCAST_SHOTS", shots.to_str().unwrap()), SERVER];
-    run("examples", &environment, 2);
+    run("examples", &environment, 4);
+}
+
+#[test]
+fn the_javascript_sdk_runs_in_bun_and_deno() {
+    let _machine = while_waiting();
+    run("runtimes", &[SERVER], 2);
 }

@@ -1,10 +1,12 @@
 // build.mjs [FOLDER]: builds the package into `dist/` and its reference into API.md, or both into another folder. Without a folder it also updates
-// `bundle/tickcast.js`, which the server embeds and serves at `/tickcast.js`; a test checks that it and API.md are current.
+// `bundle/tickcast.js`, which the server embeds and serves at `/tickcast.js`; a test checks that it and API.md are current. It copies the licence, which
+// npm then packs.
 import { execFileSync } from "node:child_process";
 import { copyFileSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
+import { INTERNAL } from "./internal.mjs";
 import { reference } from "./reference.mjs";
 
 const root = fileURLToPath(new URL(".", import.meta.url));
@@ -27,6 +29,7 @@ await build({
   ...common,
   format: "esm",
   minify: true,
+  mangleProps: new RegExp(`^(${INTERNAL.join("|")})$`),
   banner: { js: "// tickcast's client for browsers. Source: src/sdk/js. Apache-2.0." },
   outfile: join(out, "tickcast.js"),
 });
@@ -45,4 +48,5 @@ writeFileSync(join(process.argv[2] ?? root, "API.md"), reference(out));
 if (process.argv[2] === undefined) {
   mkdirSync(join(root, "bundle"), { recursive: true });
   copyFileSync(join(out, "tickcast.js"), join(root, "bundle", "tickcast.js"));
+  copyFileSync(join(root, "../../../LICENSE"), join(root, "LICENSE"));
 }

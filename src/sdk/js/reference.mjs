@@ -4,7 +4,7 @@ import { join } from "node:path";
 
 /** A heading for each kind of name, and its order. */
 const SECTIONS = [
-  ["Client", ["Client", "ClientOptions", "PublishOptions", "WebSocketClass"]],
+  ["Client", ["Client", "ClientOptions", "PublishOptions", "WebSocketClass", "WebSocketLike"]],
   ["Subscriptions", ["Subscription", "SubscribeOptions", "From", "Policy", "Position", "Positions", "matches"]],
   ["Views", ["KeyedView", "BookView", "Book", "BookUpdate", "BookParser", "Level"]],
   ["Errors and results", ["Published", "PublishError", "ClosedError"]],

@@ -1,5 +1,5 @@
 // relay.mjs FROM PATTERN TO PREFIX FILE: republishes the ticks of one server on another, as PREFIX + topic. FILE keeps its place: started again, it goes on where
-// it was, with at most the last second twice.
+// it was, with at most the last second twice. It stops with exit code 1 if one of the servers ends it for good.
 //
 // Node 22 and later. With Node 20: node --experimental-websocket relay.mjs ...
 import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
@@ -15,6 +15,10 @@ if (file === undefined) {
 const UNANSWERED_MAX = 256;
 /** Ticks that wait for those; beyond, the oldest are dropped. */
 const QUEUE_MAX = 65_536;
+/** Time between two attempts to publish a tick. */
+const RETRY_MS = 100;
+/** Codes of the server's errors. */
+const [TOO_LARGE, RATE_LIMITED] = [107, 109];
 
 // Only what the other server has acknowledged counts, so the relay saves positions itself.
 const positions = existsSync(file) ? JSON.parse(readFileSync(file, "utf8")) : {};
@@ -40,11 +44,25 @@ async function relay({ topic, epoch, sequence, data, key, schema, timeNs }) {
       await target.publish(prefix + topic, data, { key, schema, timeNs });
       break;
     } catch (error) {
-      if (error.outcome === "refused") throw error;
-      await new Promise((done) => setTimeout(done, 100));
+      // Another attempt would end in the same way.
+      if (error.code === TOO_LARGE) {
+        console.log(`too large ${topic} ${sequence}`);
+        break;
+      }
+      const isFinal = error.outcome === "refused" && error.code !== RATE_LIMITED;
+      const hasEnded = target.state === "disconnected" || source.state === "disconnected";
+      if (isFinal || hasEnded || error.outcome === undefined) throw error;
+      await new Promise((done) => setTimeout(done, RETRY_MS));
     }
   }
   positions[topic] = { epoch, sequence };
+}
+
+/** Why it stops before its time. */
+let failure;
+function fail(error) {
+  failure ??= error;
+  source.disconnect();
 }
 
 const saving = setInterval(save, 1_000);
@@ -54,14 +72,25 @@ process.on("SIGINT", () => source.disconnect());
 const unanswered = new Set();
 /** The last publish of each topic: the next one waits for it, so that a topic keeps its order. */
 const lasts = new Map();
-for await (const tick of ticks.ticks({ queueMax: QUEUE_MAX })) {
-  const sent = (lasts.get(tick.topic) ?? Promise.resolve()).then(() => relay(tick)).finally(() => unanswered.delete(sent));
-  lasts.set(tick.topic, sent);
-  unanswered.add(sent);
-  if (unanswered.size >= UNANSWERED_MAX) await Promise.race(unanswered);
+try {
+  for await (const tick of ticks.ticks({ queueMax: QUEUE_MAX })) {
+    const last = lasts.get(tick.topic) ?? Promise.resolve();
+    // After a failure the position stays before it.
+    const next = last.then(() => failure ?? relay(tick)).catch(fail);
+    const sent = next.finally(() => unanswered.delete(sent));
+    lasts.set(tick.topic, sent);
+    unanswered.add(sent);
+    if (unanswered.size >= UNANSWERED_MAX) await Promise.race(unanswered);
+  }
+} catch (error) {
+  fail(error);
 }
 await Promise.all(unanswered);
 clearInterval(saving);
 save();
 target.disconnect();
+if (failure !== undefined) {
+  console.error(`relay: ${failure.message || failure}`);
+  process.exitCode = 1;
+}
 console.log("end");

@@ -4,22 +4,38 @@ import { Core } from "./core/core.js";
 import type { ClientEvent, ClientState, Published, SubscribeOptions } from "./core/events.js";
 import { exactKey, JSON_CODEC } from "./core/json.js";
 import { NATIVE_CODEC } from "./core/native.js";
-import { CLOSE_NORMAL, CODE_LOST, OUTPUT_BYTES_MAX, type Positions, PUBLISH_TIMEOUT_MS } from "./core/protocol.js";
+import {
+  CLOSE_REASON_CHARS_MAX,
+  CODE_LOST,
+  NAME_LENGTH_MAX,
+  OUTPUT_BYTES_MAX,
+  type Positions,
+  PUBLISH_TIMEOUT_MS,
+  QUEUE_MAX,
+  TIMER_MAX_MS,
+  TOKEN_TIMEOUT_MS,
+} from "./core/protocol.js";
 import { Emitter, report } from "./emitter.js";
-import { QUEUE_MAX, Stream } from "./stream.js";
-import { ClosedError, Subscription } from "./subscription.js";
+import { Stream } from "./stream.js";
+import { endError, Subscription } from "./subscription.js";
 
-/** Longest time for `getToken`. */
-const TOKEN_TIMEOUT_MS = 30_000;
-/** Longest name of a topic, in UTF-16 units; the server's limit is 255 bytes. */
-const NAME_LENGTH_MAX = 255;
-/** Longest delay that timers take. */
-const TIMER_MAX_MS = 2 ** 31 - 1;
-/** Bytes of a close frame's reason are at most 123; the client's are ASCII, but may quote the server. */
-const CLOSE_REASON_CHARS_MAX = 40;
+/** What the client uses of a browser's `WebSocket`; that of the package `ws` has it too. */
+export interface WebSocketLike {
+  binaryType: string;
+  readonly bufferedAmount: number;
+  readonly protocol: string;
+  readonly readyState: number;
+  onclose: ((event: any) => void) | null;
+  onerror: ((event: any) => void) | null;
+  onmessage: ((event: any) => void) | null;
+  onopen: ((event: any) => void) | null;
+  close(code?: number, reason?: string): void;
+  /** Takes strings and `Uint8Array`s. */
+  send(data: any): void;
+}
 
 /** A class like the browser's `WebSocket`. */
-export type WebSocketClass = new (url: string, protocols: string[]) => WebSocket;
+export type WebSocketClass = new (url: string, protocols: string[]) => WebSocketLike;
 
 /** Options of a client. */
 export interface ClientOptions {
@@ -33,7 +49,10 @@ export interface ClientOptions {
   getToken?: (why: "connect" | "refresh") => string | Promise<string>;
   /** Positions that an earlier client saved: subscriptions that match their topics resume there. */
   positions?: Positions;
-  /** Saves positions, at most once a second, and when the connection is lost. */
+  /**
+   * Saves positions, at most once a second, and when the connection is lost: those of the events that every iterator has finished. An iterator has
+   * finished one when it asks for the next. Not called again before the promise that it returned settles.
+   */
   savePositions?: (positions: Positions) => void | Promise<void>;
   /** Publishes that wait for a connection (64), with at most 256 KiB of payloads. */
   offlineQueueMax?: number;
@@ -59,6 +78,13 @@ export interface PublishOptions {
   timeoutMs?: number;
 }
 
+/** A copy of the application's bytes, also of those of another window; undefined: it is something else. */
+function bytesOf(data: unknown): Uint8Array | undefined {
+  if (ArrayBuffer.isView(data)) return new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice();
+  const isBuffer = /ArrayBuffer]$/.test(Object.prototype.toString.call(data));
+  return isBuffer ? new Uint8Array(data as ArrayBuffer).slice() : undefined;
+}
+
 /** A relative address, or one of HTTP, as the address of a WebSocket. */
 function webSocketUrl(url: string): string {
   const base = typeof location === "undefined" ? undefined : location.href;
@@ -78,13 +104,19 @@ export class Client extends Emitter<ClientEvent> {
   readonly #options: ClientOptions;
   readonly #webSocket: WebSocketClass;
   readonly #core: Core;
-  #socket: WebSocket | null = null;
+  #socket: WebSocketLike | null = null;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #timerAt = Infinity;
   #isRunning = false;
   /** Whether it has been told to connect, or not to. */
   #isStarted = false;
   readonly #streams = new Set<Stream<ClientEvent>>();
+  /** Why it was last disconnected. */
+  #end: Error | null | undefined;
+  /** Whether iterators had not finished events when positions were last taken. */
+  #isHeld = false;
+  /** Saves of positions that were asked for: the first has not ended, and any others become one more. */
+  #saves = 0;
 
   /** `url` may be relative to the page's, such as `/ws`. Throws if it is invalid, or there is no WebSocket class. */
   constructor(url: string, options: ClientOptions = {}) {
@@ -116,32 +148,56 @@ export class Client extends Emitter<ClientEvent> {
     return this.#core.clockOffsetMs;
   }
 
-  /** The position in each topic, to resume from with {@link ClientOptions.positions}. */
+  /** The position in each topic, to resume from with {@link ClientOptions.positions}: as of the events that every iterator has finished. */
   get positions(): Positions {
-    return this.#core.subscriptions.copy();
+    const positions = this.#core.subscriptions.copy();
+    const owners = this.#core.subscriptions.all.map(({ owner }) => owner as Subscription);
+    const unread = owners.flatMap((owner) => owner.unread);
+    this.#isHeld = unread.length > 0;
+    for (const event of unread) {
+      if (!("epoch" in event) || event.type === "recovered") continue;
+      const { topic, epoch } = event;
+      const sequence = (event.type === "tick" ? event.sequence : event.from) - 1;
+      const at = positions[topic];
+      // Epochs of later lives are higher.
+      if (at && (epoch < at.epoch || (epoch === at.epoch && sequence < at.sequence))) positions[topic] = { epoch, sequence };
+    }
+    return positions;
+  }
+
+  /** @internal */
+  get ended(): Error | null | undefined {
+    return this.state === "disconnected" ? this.#end : undefined;
+  }
+
+  /** @internal */
+  handleRead(): void {
+    if (!this.#isHeld) return;
+    this.#isHeld = false;
+    this.run((core) => core.handleRead());
   }
 
   /** Connects, also again after {@link disconnect} or a refusal. */
   connect(): void {
     this.#isStarted = true;
-    this.run((core, now) => core.connect(now));
+    this.run((core) => core.connect());
   }
 
   /** Closes the connection. Subscriptions stay, and resume with {@link connect}. */
   disconnect(): void {
     this.#isStarted = true;
-    this.run((core, now) => core.disconnect(now));
+    this.run((core) => core.disconnect());
   }
 
   /** Replaces the token, without a new connection. */
   setToken(token: string): void {
-    this.run((core, now) => core.setToken(now, token));
+    this.run((core) => core.setToken(token));
   }
 
   /** Subscribes to a pattern: `*` is one token of a topic's name, `>` at the end the rest. Throws if it is subscribed already. */
   subscribe(pattern: string, options: SubscribeOptions = {}): Subscription {
-    const subscription = this.run((core, now) => {
-      const record = core.subscribe(now, pattern, options);
+    const subscription = this.run((core) => {
+      const record = core.subscribe(pattern, options);
       return new Subscription(this, record);
     });
     if (!this.#isStarted) this.connect();
@@ -149,7 +205,7 @@ export class Client extends Emitter<ClientEvent> {
   }
 
   /**
-   * Publishes one tick: bytes as they are, anything else as JSON. Resolves once the server has sequenced it.
+   * Publishes one tick: bytes (an `ArrayBuffer`, or a view of one) as they are, anything else as JSON. Resolves once the server has sequenced it.
    *
    * Rejects with a {@link PublishError}, whose `outcome` says whether the tick may have been published.
    */
@@ -157,7 +213,7 @@ export class Client extends Emitter<ClientEvent> {
     if (!this.#isStarted) this.connect();
     // What this throws rejects the promise.
     return new Promise((resolve, reject) => {
-      const payload = data instanceof Uint8Array ? data : JSON.stringify(data);
+      const payload = bytesOf(data) ?? JSON.stringify(data);
       if (payload === undefined) throw new TypeError("the payload is neither bytes nor JSON");
       const { schema = 0, timeNs = 0, messageId = "", timeoutMs = PUBLISH_TIMEOUT_MS } = options;
       if (!(timeoutMs >= 0)) throw new RangeError("timeoutMs must be at least 0");
@@ -172,9 +228,9 @@ export class Client extends Emitter<ClientEvent> {
         throw new RangeError("topic or messageId is too long");
       }
       const settle = (result: Published | Error) => (result instanceof Error ? reject(result) : resolve(result));
-      this.run((core, now) => {
-        const deadline = now + timeoutMs;
-        core.publish(now, { topic, payload, key: exactKey(key), schema, timeNs, messageId, deadline, settle });
+      this.run((core) => {
+        const deadline = performance.now() + timeoutMs;
+        core.publish({ topic, payload, key: exactKey(key), schema, timeNs, messageId, deadline, settle });
       });
     });
   }
@@ -189,8 +245,8 @@ export class Client extends Emitter<ClientEvent> {
   }
 
   /** @internal */
-  run<Result>(call: (core: Core, now: number) => Result): Result {
-    const result = call(this.#core, performance.now());
+  run<Result>(call: (core: Core) => Result): Result {
+    const result = call(this.#core.at(performance.now()));
     // A listener may have called: the loop below goes on with what that caused.
     if (this.#isRunning) return result;
     this.#isRunning = true;
@@ -207,6 +263,7 @@ export class Client extends Emitter<ClientEvent> {
     for (;;) {
       const [actions, events] = [this.#core.takeActions(), this.#core.takeEvents()];
       if (actions.length === 0 && events.length === 0) return;
+      let saves = false;
       for (const action of actions) {
         switch (action.do) {
           case "dial":
@@ -222,13 +279,15 @@ export class Client extends Emitter<ClientEvent> {
             void this.#askToken(action.why);
             break;
           case "save":
-            void this.#save(action.positions);
+            saves = true;
         }
       }
       for (const [record, event] of events) {
         if (record === null) this.#handle(event);
         else (record.owner as Subscription).handle(event);
       }
+      // Now the iterators hold the events that positions count.
+      if (saves) void this.#save();
     }
   }
 
@@ -241,9 +300,8 @@ export class Client extends Emitter<ClientEvent> {
   #handle(event: ClientEvent): void {
     for (const stream of this.#streams) stream.push(event);
     if (event.type === "state" && event.state === "disconnected") {
-      const code = event.code === CLOSE_NORMAL ? 0 : event.code;
-      for (const { owner } of this.#core.subscriptions.all) (owner as Subscription).end(code, event.reason);
-      const error = code === 0 ? null : new ClosedError(code, event.reason);
+      const error = (this.#end = endError(event.code, event.reason));
+      for (const { owner } of this.#core.subscriptions.all) (owner as Subscription).end(error);
       for (const stream of this.#streams) stream.end(error);
       this.#streams.clear();
     }
@@ -251,24 +309,24 @@ export class Client extends Emitter<ClientEvent> {
   }
 
   #dial(url: string, protocol: string): void {
-    let socket: WebSocket;
+    let socket: WebSocketLike;
     try {
       socket = new this.#webSocket(url, [protocol]);
     } catch (error) {
       // Such as a page that may not connect there.
-      queueMicrotask(() => this.run((core, now) => core.handleClosed(now, CODE_LOST, String(error))));
+      queueMicrotask(() => this.run((core) => core.handleClosed(CODE_LOST, String(error))));
       return;
     }
     this.#socket = socket;
     socket.binaryType = "arraybuffer";
     // A socket that was given up says nothing any more.
-    const from = (call: (core: Core, now: number) => void) => socket === this.#socket && this.run(call);
-    socket.onopen = () => from((core, now) => core.handleOpen(now, socket.protocol));
-    socket.onmessage = ({ data }) => from((core, now) => core.handleMessage(now, data));
+    const from = (call: (core: Core) => void) => socket === this.#socket && this.run(call);
+    socket.onopen = () => from((core) => core.handleOpen(socket.protocol));
+    socket.onmessage = ({ data }) => from((core) => core.handleMessage(data));
     socket.onclose = ({ code, reason }) =>
-      from((core, now) => {
+      from((core) => {
         this.#socket = null;
-        core.handleClosed(now, code, reason);
+        core.handleClosed(code, reason);
       });
     // Followed by a close event. Without a listener, some implementations throw.
     socket.onerror = () => {};
@@ -287,21 +345,27 @@ export class Client extends Emitter<ClientEvent> {
     try {
       const token: unknown = await Promise.race([this.#options.getToken!(why), timeout]);
       if (typeof token !== "string" || token === "") throw new TypeError("getToken returned no token");
-      this.run((core, now) => core.handleToken(now, token));
+      this.run((core) => core.handleToken(token));
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
-      this.run((core, now) => core.handleTokenFailed(now, reason));
+      this.run((core) => core.handleTokenFailed(reason));
     } finally {
       clearTimeout(timer);
     }
   }
 
-  async #save(positions: Positions): Promise<void> {
-    try {
-      await this.#options.savePositions!(positions);
-    } catch (error) {
-      report(error);
-    }
+  async #save(): Promise<void> {
+    this.#saves += 1;
+    if (this.#saves > 1) return;
+    do {
+      this.#saves = 1;
+      try {
+        await this.#options.savePositions!(this.positions);
+      } catch (error) {
+        report(error);
+      }
+    } while (this.#saves > 1);
+    this.#saves = 0;
   }
 
   #schedule(): void {
@@ -313,7 +377,7 @@ export class Client extends Emitter<ClientEvent> {
     const delay = Math.min(Math.max(Math.ceil(at - performance.now()), 0), TIMER_MAX_MS);
     this.#timer = setTimeout(() => {
       this.#timerAt = Infinity;
-      this.run((core, now) => core.handleTimeout(now));
+      this.run((core) => core.handleTimeout());
     }, delay);
   }
 }

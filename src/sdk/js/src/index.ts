@@ -1,4 +1,4 @@
-export { Client, type ClientOptions, type PublishOptions, type WebSocketClass } from "./client.js";
+export { Client, type ClientOptions, type PublishOptions, type WebSocketClass, type WebSocketLike } from "./client.js";
 export {
   type ClientEvent,
   type ClientState,

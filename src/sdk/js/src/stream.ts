@@ -1,8 +1,5 @@
 // Async iterators over events, with a bounded queue.
 
-/** Events that one iterator holds if its options do not say. */
-export const QUEUE_MAX = 4_096;
-
 /**
  * Events that arrived and were not read yet. When it is full, each new one drops the oldest; the next read reports how many.
  *
@@ -13,19 +10,28 @@ export class Stream<Event> implements AsyncIterableIterator<Event> {
   /** Index of the oldest event in the queue. */
   #head = 0;
   #dropped = 0;
+  /** What the reader works on: it has finished when it asks for the next one. */
+  #current: Event[] = [];
   #end: { error: Error | null } | null = null;
   #wake: (() => void) | null = null;
 
-  /** `onDrop` reports dropped events; it may return an event to read in their place. */
+  /** `onDrop` reports dropped events; it may return an event to read in their place. `onRead`: the reader has finished an event. */
   constructor(
     readonly queueMax: number,
     readonly onDrop: (dropped: number) => Event | null,
     readonly onClose: (stream: Stream<Event>) => void,
+    readonly onRead = () => {},
   ) {
     if (!(queueMax >= 1)) throw new RangeError("queueMax must be at least 1");
   }
 
+  /** Events that the reader has not finished. */
+  get unread(): Event[] {
+    return [...this.#current, ...this.#queue.slice(this.#head)];
+  }
+
   push(event: Event): void {
+    if (this.#end !== null) return;
     this.#queue.push(event);
     if (this.#queue.length - this.#head > this.queueMax) {
       this.#head += 1;
@@ -45,6 +51,7 @@ export class Stream<Event> implements AsyncIterableIterator<Event> {
   }
 
   async next(): Promise<IteratorResult<Event>> {
+    this.#finish();
     for (;;) {
       if (this.#dropped > 0) {
         const dropped = this.#dropped;
@@ -56,6 +63,7 @@ export class Stream<Event> implements AsyncIterableIterator<Event> {
         const value = this.#queue[this.#head]!;
         this.#head += 1;
         if (this.#head === this.#queue.length) [this.#queue, this.#head] = [[], 0];
+        this.#current = [value];
         return { value, done: false };
       }
       if (this.#end !== null) {
@@ -73,7 +81,13 @@ export class Stream<Event> implements AsyncIterableIterator<Event> {
     [this.#queue, this.#head, this.#dropped] = [[], 0, 0];
     this.end(null);
     this.onClose(this);
+    this.#finish();
     return { value: undefined, done: true };
+  }
+
+  #finish(): void {
+    this.#current = [];
+    this.onRead();
   }
 
   [Symbol.asyncIterator](): this {

@@ -2,10 +2,10 @@
 
 import type { Core } from "./core/core.js";
 import type { SubscriptionEvent, SubscriptionState, Tick } from "./core/events.js";
-import type { Policy } from "./core/protocol.js";
+import { CLOSE_NORMAL, type Policy, QUEUE_MAX } from "./core/protocol.js";
 import type { SubscriptionRecord } from "./core/subscriptions.js";
 import { Emitter, report } from "./emitter.js";
-import { QUEUE_MAX, Stream } from "./stream.js";
+import { Stream } from "./stream.js";
 import { type BookParser, BookView, KeyedView, type View } from "./views.js";
 
 /** The server ended a subscription, or the client its attempts. */
@@ -22,22 +22,34 @@ export class ClosedError extends Error {
 
 /** What a subscription asks of its client. */
 export interface Driver {
+  /** Why it makes no attempts any more; null: the application's wish; undefined: it does, or has not begun. */
+  readonly ended: Error | null | undefined;
   /** Calls the core, then does what the core wants. */
-  run<Result>(call: (core: Core, now: number) => Result): Result;
+  run<Result>(call: (core: Core) => Result): Result;
+  /** A reader has finished an event. */
+  handleRead(): void;
+}
+
+/** What an iterator throws at its end; null: nothing, because the application wished it. */
+export function endError(code: number, reason: string): ClosedError | null {
+  return code === 0 || code === CLOSE_NORMAL ? null : new ClosedError(code, reason);
 }
 
 /**
  * A subscription of all topics that match a pattern. It lasts until {@link unsubscribe}, over any number of connections.
  *
  * Iterating over it gives its ticks; {@link events} gives everything. Iterators and listeners may be combined. An iterator ends when the
- * subscription does or the application disconnects, and throws a {@link ClosedError} if that was not the application's wish.
+ * subscription does or the application disconnects, and throws a {@link ClosedError} if that was not the application's wish; one that
+ * is made afterwards ends at once.
  */
 export class Subscription extends Emitter<SubscriptionEvent> implements AsyncIterable<Tick> {
   readonly #driver: Driver;
   readonly #record: SubscriptionRecord;
-  readonly #views: View[] = [];
+  readonly #views = new Set<View>();
   readonly #ticks = new Set<Stream<Tick>>();
   readonly #all = new Set<Stream<SubscriptionEvent>>();
+  /** Why it has ended, as {@link Driver.ended}. */
+  #ended: Error | null | undefined;
 
   /** @internal */
   constructor(driver: Driver, record: SubscriptionRecord) {
@@ -57,17 +69,17 @@ export class Subscription extends Emitter<SubscriptionEvent> implements AsyncIte
 
   /** Limits the ticks per second of each topic, from 0.001 to 1,000; null: no limit. Takes effect on the live subscription. */
   setRate(maxRate: number | null): void {
-    this.#driver.run((core, now) => core.update(now, this.#record, this.#record.policy, maxRate));
+    this.#driver.run((core) => core.update(this.#record, this.#record.delivery[0], maxRate));
   }
 
   /** Changes what the server does while this client is slow; null: the server's default. */
   setPolicy(policy: Policy | null): void {
-    this.#driver.run((core, now) => core.update(now, this.#record, policy, this.#record.maxRate));
+    this.#driver.run((core) => core.update(this.#record, policy, this.#record.delivery[1]));
   }
 
   /** Ends it, and forgets the positions of its topics. */
   unsubscribe(): void {
-    this.#driver.run((core, now) => core.unsubscribe(now, this.#record));
+    this.#driver.run((core) => core.unsubscribe(this.#record));
   }
 
   /** Its ticks from now on. While `queueMax` of them wait, each new one drops the oldest, and a `lagged` event says how many. */
@@ -76,15 +88,12 @@ export class Subscription extends Emitter<SubscriptionEvent> implements AsyncIte
       this.emit({ type: "lagged", dropped });
       return null;
     };
-    const stream = new Stream<Tick>(options.queueMax ?? QUEUE_MAX, onDrop, (closed) => this.#ticks.delete(closed));
-    return this.#open(stream, this.#ticks);
+    return this.#open(this.#ticks, options.queueMax, onDrop);
   }
 
   /** All its events from now on, `lagged` among them. */
   events(options: { queueMax?: number } = {}): AsyncIterableIterator<SubscriptionEvent> {
-    const onDrop = (dropped: number): SubscriptionEvent => ({ type: "lagged", dropped });
-    const stream = new Stream(options.queueMax ?? QUEUE_MAX, onDrop, (closed) => this.#all.delete(closed));
-    return this.#open(stream, this.#all);
+    return this.#open(this.#all, options.queueMax, (dropped) => ({ type: "lagged", dropped }));
   }
 
   [Symbol.asyncIterator](): AsyncIterableIterator<Tick> {
@@ -101,6 +110,11 @@ export class Subscription extends Emitter<SubscriptionEvent> implements AsyncIte
     return this.#attach(new BookView(options));
   }
 
+  /** @internal Events that its iterators have not finished. */
+  get unread(): SubscriptionEvent[] {
+    return [...this.#ticks, ...this.#all].flatMap((stream) => stream.unread);
+  }
+
   /** @internal Takes an event of the core. */
   handle(event: SubscriptionEvent): void {
     for (const view of this.#views) {
@@ -112,26 +126,33 @@ export class Subscription extends Emitter<SubscriptionEvent> implements AsyncIte
     }
     if (event.type === "tick") for (const stream of this.#ticks) stream.push(event);
     for (const stream of this.#all) stream.push(event);
-    if (event.type === "subscription" && event.state === "unsubscribed") this.end(event.code, event.reason);
+    if (event.type === "subscription" && event.state === "unsubscribed") {
+      this.end((this.#ended = endError(event.code, event.reason)));
+    }
     this.emit(event);
   }
 
-  /** @internal Ends the iterators. 0: the application wished it. */
-  end(code: number, reason: string): void {
-    const error = code === 0 ? null : new ClosedError(code, reason);
+  /** @internal Ends the iterators after what they hold. */
+  end(error: Error | null): void {
     for (const stream of [...this.#ticks, ...this.#all]) stream.end(error);
-    this.#ticks.clear();
-    this.#all.clear();
   }
 
-  #open<Event>(stream: Stream<Event>, streams: Set<Stream<Event>>): Stream<Event> {
-    if (this.state === "unsubscribed") stream.end(null);
-    else streams.add(stream);
+  #open<Event>(
+    streams: Set<Stream<Event>>,
+    queueMax = QUEUE_MAX,
+    onDrop: (dropped: number) => Event | null,
+  ): Stream<Event> {
+    const onClose = (closed: Stream<Event>) => streams.delete(closed);
+    const stream = new Stream(queueMax, onDrop, onClose, () => this.#driver.handleRead());
+    const ended = this.state === "unsubscribed" ? this.#ended : this.#driver.ended;
+    if (ended === undefined) streams.add(stream);
+    else stream.end(ended);
     return stream;
   }
 
   #attach<Kind extends View>(view: Kind): Kind {
-    this.#views.push(view);
+    this.#views.add(view);
+    view.close = () => void this.#views.delete(view);
     return view;
   }
 }

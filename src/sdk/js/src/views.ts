@@ -12,6 +12,7 @@ export const BOOK_LEVELS_MAX = 65_536;
 
 /** Takes a subscription's events before its listeners do. */
 export interface View {
+  close: () => void;
   handle(event: SubscriptionEvent): void;
 }
 
@@ -30,6 +31,10 @@ export class KeyedView {
   readonly #topics = new Map<string, { epoch: number; byKey: Map<Key, Entry> }>();
   /** All entries, the one set least recently first. */
   readonly #entries = new Set<Entry>();
+  /** Epochs of the topics that are complete. */
+  readonly #complete = new Map<string, number>();
+  /** Detaches it from its subscription: it keeps what it has, and no longer changes. */
+  close: () => void = () => {};
 
   constructor(options: { entriesMax?: number } = {}) {
     this.#entriesMax = options.entriesMax ?? KEYED_ENTRIES_MAX;
@@ -48,6 +53,14 @@ export class KeyedView {
     return [...this.#topics.keys()];
   }
 
+  /**
+   * Whether it has the last payload of every key of a topic: from a tick of a snapshot, or the topic's first tick, until a gap, a new life, or a
+   * key that went beyond `entriesMax`. While it is not, other keys may have payloads, and keys here later ones. At most `entriesMax` topics are complete.
+   */
+  complete(topic: string): boolean {
+    return this.#complete.has(topic);
+  }
+
   /** Keys and payloads of a topic. */
   *entries(topic: string): IterableIterator<[Key, unknown]> {
     for (const { key, data } of this.#topics.get(topic)?.byKey.values() ?? []) yield [key, data];
@@ -56,9 +69,11 @@ export class KeyedView {
   /** @internal */
   handle(event: SubscriptionEvent): void {
     if (event.type === "recovered" && !event.recovered) this.#clear(event.topic);
+    if (event.type === "gap") this.#complete.delete(event.topic);
     if (event.type !== "tick") return;
     const { topic, epoch, key } = event;
-    if (this.#topics.get(topic)?.epoch !== epoch) this.#clear(topic);
+    if (this.#topics.get(topic)?.epoch !== epoch) this.#clear(topic, epoch);
+    if ((event.snapshot || event.sequence === 1) && this.#complete.size < this.#entriesMax) this.#complete.set(topic, epoch);
     let data: unknown = null;
     try {
       data = event.data;
@@ -70,7 +85,11 @@ export class KeyedView {
     const known = this.#topics.get(topic)?.byKey.get(key);
     if (known !== undefined) this.#remove(known);
     if (data === null) return;
-    if (this.#entries.size >= this.#entriesMax) this.#remove(this.#entries.values().next().value!);
+    if (this.#entries.size >= this.#entriesMax) {
+      const oldest = this.#entries.values().next().value!;
+      this.#complete.delete(oldest.topic);
+      this.#remove(oldest);
+    }
     const entry: Entry = { topic, key, data };
     const entries = this.#topics.get(topic) ?? { epoch, byKey: new Map<Key, Entry>() };
     this.#topics.set(topic, entries);
@@ -85,8 +104,10 @@ export class KeyedView {
     if (byKey?.size === 0) this.#topics.delete(entry.topic);
   }
 
-  #clear(topic: string): void {
+  /** Removes a topic's entries. It stays complete in a life that goes on. */
+  #clear(topic: string, epoch?: number): void {
     for (const entry of this.#topics.get(topic)?.byKey.values() ?? []) this.#remove(entry);
+    if (this.#complete.get(topic) !== epoch) this.#complete.delete(topic);
   }
 }
 
@@ -177,6 +198,8 @@ export class BookView {
   readonly #parse: BookParser;
   readonly #books = new Map<string, MutableBook>();
   #notStored = 0;
+  /** Detaches it from its subscription: it keeps what it has, and no longer changes. */
+  close: () => void = () => {};
 
   constructor(options: { parse?: BookParser } = {}) {
     this.#parse = options.parse ?? parseBook;

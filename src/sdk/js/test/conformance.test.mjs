@@ -104,7 +104,8 @@ for (const codec of ["json", "native"]) {
     for (const [end, code] of [["kill", 1006], ["stop", 3001]]) {
       const lost = next(client, "state", ({ state }) => state === "connecting");
       await server[end]();
-      assert.equal((await lost).code, code);
+      // Deno says 0 where there was no close frame.
+      assert.equal((await lost).code || 1006, code);
       server = await Server.start([], http);
       // Waits in the offline queue, or for the acknowledgement.
       const [{ epoch }] = await publish(client, "life.a", 1, () => "first");

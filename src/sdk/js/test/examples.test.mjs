@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
@@ -31,13 +31,19 @@ async function serveFiles() {
   return server;
 }
 
+/** Runs the relay, which keeps its place in a folder. `lines` fills with what it prints. */
+function startRelay(source, target, folder) {
+  const words = [join(root, "examples/relay.mjs"), source.url, "in.>", target.url, "out.", join(folder, "places.json")];
+  const relay = spawn(process.execPath, ["--experimental-websocket", ...words], { stdio: ["ignore", "pipe", "pipe"] });
+  relay.lines = [];
+  for (const output of [relay.stdout, relay.stderr]) createInterface(output).on("line", (line) => relay.lines.push(line));
+  relay.exited = once(relay, "exit");
+  return relay;
+}
+
 test("the relay republishes every tick in order, and goes on where it was", async () => {
   const [source, target] = [await Server.start([]), await Server.start([])];
   const folder = mkdtempSync(join(tmpdir(), "tickcast-relay-"));
-  const run = () => {
-    const words = [join(root, "examples/relay.mjs"), source.url, "in.>", target.url, "out.", join(folder, "places.json")];
-    return spawn(process.execPath, ["--experimental-websocket", ...words], { stdio: ["ignore", "pipe", "inherit"] });
-  };
   const [publisher, reader] = [new Client(source.url), new Client(target.url)];
   const copies = reader.subscribe("out.>");
   await next(copies, "subscription", ({ state }) => state === "subscribed");
@@ -46,19 +52,69 @@ test("the relay republishes every tick in order, and goes on where it was", asyn
   copies.on("tick", ({ data }) => got.push(data));
   for (let round = 0; round < 2; round += 1) {
     for (let at = 0; at < 50; at += 1) await publisher.publish("in.a", round * 100 + at);
-    const relay = run();
-    const exited = once(relay, "exit");
-    const lines = [];
-    createInterface(relay.stdout).on("line", (line) => lines.push(line));
+    const relay = startRelay(source, target, folder);
     await account.until(({ last }) => last === 100 * round + 50);
     for (let at = 50; at < 100; at += 1) await publisher.publish("in.a", round * 100 + at);
     await account.until(({ last }) => last === 100 * (round + 1));
     relay.kill("SIGTERM");
-    assert.deepEqual(await exited, [0, null]);
-    assert.ok(!lines.some((line) => /^(gap|dropped|not recovered)/.test(line)), lines.join("\n"));
+    assert.deepEqual(await relay.exited, [0, null], relay.lines.join("\n"));
+    assert.ok(!relay.lines.some((line) => /^(gap|dropped|not recovered)/.test(line)), relay.lines.join("\n"));
   }
   assert.deepEqual(got, Array.from({ length: 200 }, (_, at) => at));
   for (const client of [publisher, reader]) client.disconnect();
+  await Promise.all([source.stop(), target.stop()]);
+  rmSync(folder, { recursive: true });
+});
+
+test("the relay waits for a server that limits its rate, and says which ticks that server does not take", async () => {
+  const [source, target] = [await Server.start([]), await Server.start(["--publish-rate", "50", "--frame-max", "4KiB"])];
+  const folder = mkdtempSync(join(tmpdir(), "tickcast-relay-"));
+  const [publisher, reader] = [new Client(source.url), new Client(target.url)];
+  const copies = reader.subscribe("out.>");
+  await next(copies, "subscription", ({ state }) => state === "subscribed");
+  const got = new Map();
+  const whole = new Promise((done) => {
+    copies.on("tick", ({ topic, data }) => {
+      got.set(topic, [...(got.get(topic) ?? []), data]);
+      if ([...got.values()].flat().length === 160) done();
+    });
+  });
+  const topics = Array.from({ length: 8 }, (_, at) => `in.${at}`);
+  for (const topic of topics) {
+    for (let at = 0; at < 20; at += 1) await publisher.publish(topic, at);
+  }
+  await publisher.publish("in.0", "x".repeat(8_192));
+  const relay = startRelay(source, target, folder);
+  const failed = relay.exited.then((exit) => Promise.reject(new Error(`it ended: ${exit}\n${relay.lines.join("\n")}`)));
+  failed.catch(() => {});
+  await Promise.race([whole, failed]);
+  const numbers = Array.from({ length: 20 }, (_, at) => at);
+  assert.deepEqual(Object.fromEntries(got), Object.fromEntries(topics.map((topic) => [`out.${topic}`, numbers])));
+  while (!relay.lines.includes("too large in.0 21")) await Promise.race([once(relay.stdout, "data"), failed]);
+  relay.kill("SIGTERM");
+  assert.deepEqual(await relay.exited, [0, null], relay.lines.join("\n"));
+  assert.equal(JSON.parse(readFileSync(join(folder, "places.json"), "utf8"))["in.0"].sequence, 21);
+  for (const client of [publisher, reader]) client.disconnect();
+  await Promise.all([source.stop(), target.stop()]);
+  rmSync(folder, { recursive: true });
+});
+
+test("the relay stops with an error if a server ends it for good, and keeps its place", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "tickcast-relay-"));
+  const keyFile = join(folder, "key.txt");
+  writeFileSync(keyFile, `${"5a".repeat(32)}\n`, { mode: 0o600 });
+  const config = join(folder, "auth.toml");
+  writeFileSync(config, `[[auth.key]]\nalgorithm = "HS256"\nfile = ${JSON.stringify(keyFile)}\n`);
+  const [source, target] = [await Server.start([]), await Server.start(["--config", config])];
+  const publisher = new Client(source.url);
+  for (let at = 0; at < 5; at += 1) await publisher.publish("in.a", at);
+  for (const [from, to] of [[source, target], [target, source]]) {
+    const relay = startRelay(from, to, folder);
+    assert.deepEqual(await relay.exited, [1, null], relay.lines.join("\n"));
+    assert.match(relay.lines.join("\n"), /^relay: /m);
+    assert.deepEqual(JSON.parse(readFileSync(join(folder, "places.json"), "utf8")), {});
+  }
+  publisher.disconnect();
   await Promise.all([source.stop(), target.stop()]);
   rmSync(folder, { recursive: true });
 });

@@ -102,7 +102,7 @@ class Run {
   }
 
   async step(step) {
-    const [name] = Object.keys(step).filter((name) => !["client", "events", "throws"].includes(name));
+    const [name] = Object.keys(step).filter((name) => !["client", "events", "throws", "about"].includes(name));
     const input = this[`in_${name}`];
     assert.ok(input !== undefined, `unknown input ${name}`);
     await input.call(this, step[name], step);
@@ -221,6 +221,13 @@ class Run {
     for (const [pattern, topics] of Object.entries(expected)) {
       const view = this.keyed.get(pattern);
       assert.deepEqual(Object.fromEntries(view.topics().map((topic) => [topic, Object.fromEntries(view.entries(topic))])), topics);
+    }
+  }
+  check_complete(expected) {
+    for (const [pattern, topics] of Object.entries(expected)) {
+      for (const [topic, isComplete] of Object.entries(topics)) {
+        assert.equal(this.keyed.get(pattern).complete(topic), isComplete, topic);
+      }
     }
   }
   check_book(expected) {

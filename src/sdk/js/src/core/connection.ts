@@ -1,17 +1,26 @@
 // The state of one connection, which ends with it.
 
-import type { SubscriptionRecord } from "./subscriptions.js";
-import { type Policy, type Position, REQUESTS_MAX } from "./protocol.js";
+import type { Delivery, SubscriptionRecord } from "./subscriptions.js";
+import { HELLO, type Position, REQUESTS_MAX } from "./protocol.js";
 import { Topics } from "./topics.js";
 
 /** A request without an answer. */
 export type Request =
   | { of: "subscribe"; record: SubscriptionRecord }
-  | { of: "update"; record: SubscriptionRecord; before: [Policy | null, number | null] }
+  | { of: "update"; record: SubscriptionRecord; delivery: Delivery }
   | { of: "publish" | "refresh" | "unsubscribe" };
 
-/** Id of the hello. */
-export const HELLO = 1;
+/** What the client is doing about its connection. */
+export type Phase =
+  /** Makes no attempts. */
+  | "idle"
+  /** Waits for a token to dial with. */
+  | "asking"
+  /** Waits for the next attempt. */
+  | "waiting"
+  /** Has dialed, or said hello. */
+  | "opening"
+  | "connected";
 
 export class Connection {
   readonly topics = new Topics();

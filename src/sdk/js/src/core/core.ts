@@ -3,10 +3,11 @@
 
 import { Backoff, leastDelayMs, mayReconnect } from "./backoff.js";
 import { Clock } from "./clock.js";
-import { Connection, HELLO } from "./connection.js";
+import { Connection, type Phase } from "./connection.js";
 import {
   type ClientEvent,
   type ClientState,
+  type Published,
   PublishError,
   type SubscribeOptions,
   type SubscriptionEvent,
@@ -17,26 +18,13 @@ import type { Action, CoreOptions, Emitted } from "./io.js";
 import * as protocol from "./protocol.js";
 import { type Codec, type Policy, ProtocolError, type Receiver, type Start } from "./protocol.js";
 import { Publishes, type PublishRecord } from "./publishes.js";
-import { type Resumption, SubscriptionRecord, Subscriptions } from "./subscriptions.js";
+import { fit, type Resumption, SubscriptionRecord, Subscriptions } from "./subscriptions.js";
 import { Timers } from "./timers.js";
 import { Token } from "./tokens.js";
 import { firstLost, type Topic } from "./topics.js";
 
-const encoder = new TextEncoder();
-
-type Phase =
-  /** Makes no attempts. */
-  | "idle"
-  /** Waits for a token to dial with. */
-  | "asking"
-  /** Waits for the next attempt. */
-  | "waiting"
-  /** Has dialed, or said hello. */
-  | "opening"
-  | "connected";
-
 /**
- * The client as a state machine. `now` is a monotonic time in ms. After each call the driver takes {@link takeActions} and
+ * The client as a state machine. Before each call the driver says what time it is by {@link at}. After it, the driver takes {@link takeActions} and
  * {@link takeEvents}, and calls {@link handleTimeout} at {@link nextTimeout}.
  *
  * Invariant: there is a socket if and only if the phase is `opening` or `connected`.
@@ -98,33 +86,35 @@ export class Core implements Receiver {
     return events;
   }
 
+  /** It is now this time, in ms of a monotonic clock. Goes before each call. */
+  at(now: number): this {
+    this.#now = now;
+    return this;
+  }
+
   // What the application does.
 
-  connect(now: number): void {
-    this.#now = now;
+  connect(): void {
     if (this.#phase !== "idle") return;
     this.#backoff.reset();
     this.#emit({ type: "state", state: "connecting", code: 0, reason: "" });
     this.#dial();
   }
 
-  disconnect(now: number): void {
-    this.#now = now;
+  disconnect(): void {
     if (this.#phase === "idle") return;
     this.#hangUp(protocol.CLOSE_NORMAL, "");
     this.#end(protocol.CLOSE_NORMAL, "closed by this client");
   }
 
   /** Uses a token from now on. */
-  setToken(now: number, token: string): void {
-    this.#now = now;
+  setToken(token: string): void {
     this.#token.replace(token);
     if (this.#phase === "connected") this.#refresh();
   }
 
   /** Makes a subscription, on this and every later connection. Throws if there is one with this pattern already. */
-  subscribe(now: number, pattern: string, options: SubscribeOptions): SubscriptionRecord {
-    this.#now = now;
+  subscribe(pattern: string, options: SubscribeOptions): SubscriptionRecord {
     const record = new SubscriptionRecord(pattern, options, this.#options.random);
     this.subscriptions.add(record);
     this.#change(record, "subscribing", 0, "");
@@ -132,26 +122,22 @@ export class Core implements Receiver {
     return record;
   }
 
-  unsubscribe(now: number, record: SubscriptionRecord): void {
-    this.#now = now;
-    if (!this.#remove(record, 0, "")) return;
-    if (this.#phase !== "connected") return;
+  unsubscribe(record: SubscriptionRecord): void {
+    const isSent = this.#isSent(record);
+    if (!this.#remove(record, 0, "") || !isSent) return;
     const request = this.#connection.request({ of: "unsubscribe" });
     this.#send(this.#codec.unsubscribe(request, record.pattern));
   }
 
   /** Changes policy and rate of a subscription. */
-  update(now: number, record: SubscriptionRecord, policy: Policy | null, maxRate: number | null): void {
-    this.#now = now;
-    const before: [Policy | null, number | null] = [record.policy, record.maxRate];
-    [record.policy, record.maxRate] = [policy, maxRate];
-    if (this.#phase !== "connected" || record.state === "unsubscribed") return;
-    const request = this.#connection.request({ of: "update", record, before });
+  update(record: SubscriptionRecord, policy: Policy | null, maxRate: number | null): void {
+    record.delivery = [policy, maxRate];
+    if (!this.#isSent(record)) return;
+    const request = this.#connection.request({ of: "update", record, delivery: record.delivery });
     this.#send(this.#codec.update(request, record.pattern, policy, maxRate));
   }
 
-  publish(now: number, publish: PublishRecord): void {
-    this.#now = now;
+  publish(publish: PublishRecord): void {
     if (this.#phase === "idle") {
       this.#publishes.fail(publish, 0, "the client is disconnected");
     } else if (this.#phase === "connected") {
@@ -165,18 +151,16 @@ export class Core implements Receiver {
   // What the driver reports.
 
   /** The socket is open, with this subprotocol. */
-  handleOpen(now: number, subprotocol: string): void {
-    this.#now = now;
+  handleOpen(subprotocol: string): void {
     if (subprotocol !== this.#codec.protocol) {
       return this.#refuse(protocol.CODE_PROTOCOL, `the server chose the subprotocol ${JSON.stringify(subprotocol)}`);
     }
     this.#connection.token = this.#token.value;
-    this.#send(this.#codec.hello(HELLO, this.#options.name, this.#token.value));
+    this.#send(this.#codec.hello(protocol.HELLO, this.#options.name, this.#token.value));
   }
 
   /** A message has arrived: a string, or an ArrayBuffer. */
-  handleMessage(now: number, message: unknown): void {
-    this.#now = now;
+  handleMessage(message: unknown): void {
     this.#connection.hasHeard = true;
     this.#pinged = null;
     try {
@@ -190,35 +174,38 @@ export class Core implements Receiver {
   }
 
   /** The socket was closed by the other side, or could not be opened. */
-  handleClosed(now: number, code: number, reason: string): void {
-    this.#now = now;
+  handleClosed(code: number, reason: string): void {
     if (this.#phase === "opening" || this.#phase === "connected") this.#lost(code, reason);
   }
 
   /** The application's answer to `askToken`. */
-  handleToken(now: number, token: string): void {
+  handleToken(token: string): void {
     if (this.#phase === "idle") return;
     this.#token.backoff.reset();
     const isDialing = this.#phase === "asking";
-    this.setToken(now, token);
+    this.setToken(token);
     if (isDialing) this.#dial();
   }
 
   /** The application has no token. */
-  handleTokenFailed(now: number, reason: string): void {
-    this.#now = now;
+  handleTokenFailed(reason: string): void {
     if (this.#phase === "idle") return;
     this.#emit({ type: "error", code: 0, reason });
     const retryInMs = this.#token.backoff.next();
     if (this.#phase !== "asking") return this.#askAgain(retryInMs);
     this.#phase = "waiting";
     this.#emit({ type: "state", state: "connecting", code: 0, reason, retryInMs });
-    this.#timers.set("dial", now + retryInMs, () => this.#dial());
+    this.#timers.set("dial", this.#now + retryInMs, () => this.#dial());
   }
 
-  handleTimeout(now: number): void {
-    this.#now = now;
-    this.#timers.run(now);
+  /** Events that kept positions from being saved have been read. */
+  handleRead(): void {
+    this.subscriptions.isChanged = true;
+    this.#watchPositions();
+  }
+
+  handleTimeout(): void {
+    this.#timers.run(this.#now);
   }
 
   // What the server says. The codec calls these.
@@ -235,11 +222,13 @@ export class Core implements Receiver {
     // The hello's token was replaced before the welcome.
     if (this.#connection.token !== this.#token.value) this.#refresh();
     for (const resumption of this.subscriptions.resumptions()) this.#subscribe(resumption);
-    for (const publish of this.#publishes.take(epoch, this.#now)) this.#publish(publish);
+    this.#publishes.reconnect(epoch, this.#now);
+    this.#publishQueued();
   }
 
   acknowledged(request: number): void {
     const answered = this.#connection.answered(request);
+    if (answered?.of === "update") answered.record.confirmed = answered.delivery;
     if (answered?.of !== "subscribe") return;
     answered.record.isAcknowledged = true;
     answered.record.backoff.reset();
@@ -309,17 +298,20 @@ export class Core implements Receiver {
   }
 
   error(request: number, code: number, reason: string): void {
-    if (request === HELLO) throw new ProtocolError(reason, code);
+    if (request === protocol.HELLO) throw new ProtocolError(reason, code);
     const answered = this.#connection.answered(request);
     switch (answered?.of) {
       case "subscribe":
         return this.#subscribeRefused(answered.record, code, reason);
-      case "update":
-        [answered.record.policy, answered.record.maxRate] = answered.before;
-        if (answered.record.state !== "unsubscribed") this.#events.push([answered.record, { type: "error", code, reason }]);
-        return;
+      case "update": {
+        const { record, delivery } = answered;
+        // If its subscription was refused, the next attempt carries it.
+        if (!this.#isSent(record)) return;
+        if (record.delivery === delivery) record.delivery = record.confirmed;
+        return void this.#events.push([record, { type: "error", code, reason }]);
+      }
       case "publish":
-        return this.#publishes.answer(request, new PublishError("refused", code, reason));
+        return this.#answerPublish(request, new PublishError("refused", code, reason));
       case "unsubscribe":
         return;
       case "refresh":
@@ -337,7 +329,7 @@ export class Core implements Receiver {
 
   published(request: number, topic: string, epoch: number, sequence: number, duplicate: boolean): void {
     if (!this.#connection.answered(request)) return;
-    this.#publishes.answer(request, { topic, epoch, sequence, duplicate });
+    this.#answerPublish(request, { topic, epoch, sequence, duplicate });
   }
 
   expires(request: number, expiresInS: number): void {
@@ -427,7 +419,10 @@ export class Core implements Receiver {
   }
 
   #reportLoss(code: number, reason: string): void {
-    for (const record of this.subscriptions.all) this.#change(record, "subscribing", code, reason);
+    for (const record of this.subscriptions.all) {
+      record.isSent = false;
+      this.#change(record, "subscribing", code, reason);
+    }
     this.#publishes.lose(code, reason);
   }
 
@@ -471,21 +466,20 @@ export class Core implements Receiver {
 
   /** Sends a subscription, with the positions that it resumes from. */
   #subscribe([record, positions]: Resumption): void {
-    const { pattern, policy, maxRate } = record;
+    const [policy, maxRate] = (record.confirmed = record.delivery);
+    const { pattern } = record;
     const { requested, replaced, sizeMax } = this.#connection;
     const send = (start: Start) => {
       const messages = this.#codec.subscribe(this.#connection.nextRequest, pattern, start, policy, maxRate, sizeMax);
       if (messages.length > 0) this.#connection.request({ of: "subscribe", record });
+      record.isSent = true;
       for (const message of messages) this.#send(message);
       return messages.length > 0;
     };
     if (positions.length === 0 && !record.isAcknowledged) {
       return void send(record.from === "live" || record.from === "latest" ? record.from : []);
     }
-    const nameBytes = positions.reduce((sum, [topic]) => sum + encoder.encode(topic).length, 0);
-    const fits =
-      positions.length <= protocol.POSITIONS_PER_SUBSCRIPTION_MAX && nameBytes <= protocol.POSITION_NAMES_BYTES_MAX;
-    const isSent = !record.conflates && fits && send(positions);
+    const isSent = !record.conflates && fit(positions) && send(positions);
     for (const [topic, position] of positions) {
       if (isSent) requested.set(topic, position);
       else replaced.set(topic, [position, record.conflates ? "conflated" : "gap"]);
@@ -496,9 +490,15 @@ export class Core implements Receiver {
   #subscribeRefused(record: SubscriptionRecord, code: number, reason: string): void {
     if (record.state === "unsubscribed") return;
     if (code !== protocol.ERROR_RATE_LIMITED) return void this.#remove(record, code, reason);
+    record.isSent = false;
     const retryInMs = record.backoff.next();
     this.#events.push([record, { type: "subscription", state: "subscribing", code, reason, retryInMs }]);
     this.#timers.set(record, this.#now + retryInMs, () => this.#subscribe(this.subscriptions.resumption(record)));
+  }
+
+  /** Whether the server has it, or is about to. */
+  #isSent(record: SubscriptionRecord): boolean {
+    return record.isSent && this.#phase === "connected" && record.state !== "unsubscribed";
   }
 
   /** Ends a subscription; returns whether there was one. */
@@ -534,7 +534,8 @@ export class Core implements Receiver {
   #save(): void {
     this.#isSaving = false;
     this.#timers.clear("save");
-    if (this.#options.savesPositions) this.#actions.push({ do: "save", positions: this.subscriptions.save() });
+    this.subscriptions.isChanged = false;
+    if (this.#options.savesPositions) this.#actions.push({ do: "save" });
   }
 
   // Publishes.
@@ -553,6 +554,16 @@ export class Core implements Receiver {
     this.#send(message);
   }
 
+  /** Sends those that wait, as far as the bound of those without an answer allows. */
+  #publishQueued(): void {
+    for (let publish; (publish = this.#publishes.next()) !== undefined; ) this.#publish(publish);
+  }
+
+  #answerPublish(request: number, result: Published | PublishError): void {
+    this.#publishes.answer(request, result);
+    this.#publishQueued();
+  }
+
   /** Expires publishes at their deadlines. The timer is not moved when one is answered: it finds nothing then. */
   #watchPublishes(deadline: number): void {
     if (deadline >= this.#publishTimer) return;
@@ -560,6 +571,7 @@ export class Core implements Receiver {
     this.#timers.set("publish", deadline, (now) => {
       this.#publishTimer = Infinity;
       this.#publishes.expire(now);
+      if (this.#phase === "connected") this.#publishQueued();
       this.#watchPublishes(this.#publishes.deadline);
     });
   }

@@ -42,7 +42,7 @@ export class Tick {
 
   /**
    * The payload: the value, if it is JSON, else a `Uint8Array`. With native frames, JSON is parsed when this is first read, and bytes are a view
-   * into the whole message: copy them if you keep them.
+   * into the whole message: copy them if you keep them. Not a field of its own: `{...tick}` does not have it.
    */
   get data(): unknown {
     if (this.#isText) {
@@ -50,6 +50,11 @@ export class Tick {
       this.#isText = false;
     }
     return this.#payload;
+  }
+
+  /** A plain object with all fields and `data`, for `JSON.stringify`. */
+  toJSON(): object {
+    return { ...this, data: this.data };
   }
 }
 

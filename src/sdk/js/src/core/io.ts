@@ -12,7 +12,8 @@ export type Action =
   /** Closes the socket and forgets it: the core gets nothing from it any more. */
   | { do: "hangUp"; code: number; reason: string }
   | { do: "askToken"; why: "connect" | "refresh" }
-  | { do: "save"; positions: Positions };
+  /** Saves positions, once the events are handed out. */
+  | { do: "save" };
 
 /** An event and the subscription that it belongs to; null: the client. */
 export type Emitted = [SubscriptionRecord, SubscriptionEvent] | [null, ClientEvent];

@@ -2,6 +2,7 @@
 // bytes up to a multiple of 16. PROTOCOL.md, "Native frames".
 
 import { exactKey } from "./json.js";
+import * as layout from "./layout.js";
 import {
   type Codec,
   FEATURE_BITS,
@@ -13,41 +14,6 @@ import {
   ProtocolError,
   type Receiver,
 } from "./protocol.js";
-
-const HELLO = 1;
-const SUBSCRIBE = 2;
-const UNSUBSCRIBE = 3;
-const PUBLISH = 4;
-const PING = 5;
-const UPDATE = 6;
-const RESUME = 7;
-const REFRESH = 8;
-const WELCOME = 64;
-const SUBSCRIBED = 65;
-const UNSUBSCRIBED = 66;
-const TICK = 67;
-const PONG = 68;
-const ERROR = 69;
-const CLOSING = 70;
-const CONFLATED = 71;
-const GAP = 72;
-const RECOVERED = 73;
-const PUBLISHED = 74;
-const EXPIRES = 75;
-const SOURCE = 76;
-const STALE = 77;
-/** Kinds that servers send, known or not. */
-const SERVER_KIND_MAX = 127;
-
-const FLAG_JSON = 1;
-const FLAG_SNAPSHOT = 2;
-
-const HEADER_BYTES = 32;
-/** Shortest record of a TICK; its key follows if there is one. */
-const TICK_RECORD_BYTES = 16;
-const MAGIC = 0x6374;
-const VERSION = 1;
-const TWO_32 = 2 ** 32;
 
 const POLICIES: (Policy | null)[] = [null, "conflate", "drop", "disconnect", "keep"];
 const FROM = { live: 0, latest: 1, positions: 3 };
@@ -61,7 +27,7 @@ const aligned = (bytes: number) => (bytes + 15) & ~15;
 
 /** Exact up to 2^53, which covers epochs and sequences. Times in nanoseconds are rounded to 256 ns. */
 function u64(view: DataView, at: number): number {
-  return view.getUint32(at, true) + TWO_32 * view.getUint32(at + 4, true);
+  return view.getUint32(at, true) + layout.TWO_32 * view.getUint32(at + 4, true);
 }
 
 function keyAt(view: DataView, at: number): Key {
@@ -107,57 +73,57 @@ class Body {
 }
 
 function tick(view: DataView, at: number, stride: number, payloadBytes: number, receiver: Receiver): void {
-  if (stride < TICK_RECORD_BYTES) throw new ProtocolError("the record of a tick is too short");
-  const record = at + HEADER_BYTES;
+  if (stride < layout.TICK_RECORD_BYTES) throw new ProtocolError("the record of a tick is too short");
+  const record = at + layout.HEADER_BYTES;
   const flags = view.getUint8(at + 7);
   receiver.tick(view.getUint32(at + 24, true), u64(view, at + 16), {
     timeNs: u64(view, record),
     ingestNs: u64(view, record + 8),
-    key: stride >= TICK_RECORD_BYTES + 8 ? keyAt(view, record + TICK_RECORD_BYTES) : 0,
-    snapshot: (flags & FLAG_SNAPSHOT) !== 0,
+    key: stride >= layout.TICK_RECORD_BYTES + 8 ? keyAt(view, record + layout.TICK_RECORD_BYTES) : 0,
+    snapshot: (flags & layout.FLAG_SNAPSHOT) !== 0,
     schema: view.getUint32(at + 28, true),
     payload: new Uint8Array(view.buffer, view.byteOffset + record + stride, payloadBytes),
-    isText: (flags & FLAG_JSON) !== 0,
+    isText: (flags & layout.FLAG_JSON) !== 0,
   });
 }
 
 function take(body: Body, topicId: number, sequence: number, receiver: Receiver): void {
   switch (body.kind) {
-    case WELCOME:
+    case layout.WELCOME:
       return receiver.welcome(body.text(), body.u64(0), body.u64(8), body.u32(16), body.has(28) && body.u32(24) & MESSAGE_IDS_BIT);
-    case SUBSCRIBED:
+    case layout.SUBSCRIBED:
       if (topicId === 0) return receiver.acknowledged(body.u32(8));
       return receiver.announced(body.text(), topicId, body.u64(0));
-    case UNSUBSCRIBED:
+    case layout.UNSUBSCRIBED:
       return receiver.unsubscribed(body.u32(0), body.text(), body.has(6) ? body.u16(4) : 0, "");
-    case PONG:
+    case layout.PONG:
       return receiver.pong(body.u64(0));
-    case PING:
+    case layout.PING:
       return receiver.ping(body.view.getBigUint64(body.at(0, 8), true));
-    case ERROR:
+    case layout.ERROR:
       return receiver.error(body.u32(0), body.u16(4), body.text());
-    case CLOSING:
+    case layout.CLOSING:
       return receiver.closing(body.u16(4), body.text(), body.u32(0));
-    case CONFLATED:
-    case GAP: {
+    case layout.CONFLATED:
+    case layout.GAP: {
       const [from, to] = [body.u64(0), body.u64(8)];
       const count = body.has(24) ? body.u64(16) : to - from;
-      return receiver.skipped(body.kind === GAP ? "gap" : "conflated", topicId, from, to, count);
+      return receiver.skipped(body.kind === layout.GAP ? "gap" : "conflated", topicId, from, to, count);
     }
-    case RECOVERED: {
+    case layout.RECOVERED: {
       const reason = body.has(22) ? (REASONS[body.u16(20)] ?? "") : "";
       return receiver.recovered(body.text(), body.u64(0), body.u64(8), body.u32(16) !== 0, reason);
     }
-    case PUBLISHED:
+    case layout.PUBLISHED:
       return receiver.published(body.u32(8), body.text(), body.u64(0), sequence, body.u32(12) !== 0);
-    case EXPIRES:
+    case layout.EXPIRES:
       return receiver.expires(body.u32(0), body.u32(4));
-    case SOURCE:
+    case layout.SOURCE:
       return receiver.source(body.text(), STATES[body.u32(8)] ?? "", body.u64(0));
-    case STALE:
+    case layout.STALE:
       return receiver.stale(topicId, body.u32(8) !== 0, body.u64(0));
     default:
-      if (body.kind < WELCOME || body.kind > SERVER_KIND_MAX) {
+      if (body.kind < layout.WELCOME || body.kind > layout.SERVER_KIND_MAX) {
         throw new ProtocolError(`the server sent a frame of kind ${body.kind}`);
       }
   }
@@ -166,22 +132,22 @@ function take(body: Body, topicId: number, sequence: number, receiver: Receiver)
 /** Decodes one frame at an offset and returns the offset of the next. */
 function frame(view: DataView, at: number, receiver: Receiver): number {
   const left = view.byteLength - at;
-  if (left < HEADER_BYTES) throw new ProtocolError("the server's frame has a truncated header");
+  if (left < layout.HEADER_BYTES) throw new ProtocolError("the server's frame has a truncated header");
   const length = view.getUint32(at, true);
   const kind = view.getUint16(at + 8, true);
   const stride = view.getUint16(at + 10, true);
   const payloadBytes = view.getUint32(at + 12, true);
-  if (view.getUint16(at + 4, true) !== MAGIC || view.getUint8(at + 6) !== VERSION) {
+  if (view.getUint16(at + 4, true) !== layout.MAGIC || view.getUint8(at + 6) !== layout.VERSION) {
     throw new ProtocolError("the server's frame has another magic number or version");
   }
   // Before the sum is rounded, because that is done with 32 bits.
-  if (length > left || stride + payloadBytes > left || length !== aligned(HEADER_BYTES + stride + payloadBytes)) {
+  if (length > left || stride + payloadBytes > left || length !== aligned(layout.HEADER_BYTES + stride + payloadBytes)) {
     throw new ProtocolError("the server's frame has inconsistent lengths");
   }
-  if (kind === TICK) {
+  if (kind === layout.TICK) {
     tick(view, at, stride, payloadBytes, receiver);
   } else {
-    const record = at + HEADER_BYTES;
+    const record = at + layout.HEADER_BYTES;
     const body = new Body(view, kind, record, record + stride, payloadBytes);
     take(body, view.getUint32(at + 24, true), u64(view, at + 16), receiver);
   }
@@ -198,17 +164,17 @@ function encode(
 ): Uint8Array {
   const payload = parts.map((part) => (typeof part === "string" ? encoder.encode(part) : part));
   const payloadBytes = payload.reduce((sum, part) => sum + part.length, 0);
-  const bytes = new Uint8Array(aligned(HEADER_BYTES + stride + payloadBytes));
+  const bytes = new Uint8Array(aligned(layout.HEADER_BYTES + stride + payloadBytes));
   const view = new DataView(bytes.buffer);
   view.setUint32(0, bytes.length, true);
-  view.setUint16(4, MAGIC, true);
-  view.setUint8(6, VERSION);
+  view.setUint16(4, layout.MAGIC, true);
+  view.setUint8(6, layout.VERSION);
   view.setUint16(8, kind, true);
   view.setUint16(10, stride, true);
   view.setUint32(12, payloadBytes, true);
   view.setUint32(28, schema, true);
-  write(new DataView(bytes.buffer, HEADER_BYTES, stride));
-  let at = HEADER_BYTES + stride;
+  write(new DataView(bytes.buffer, layout.HEADER_BYTES, stride));
+  let at = layout.HEADER_BYTES + stride;
   for (const part of payload) {
     bytes.set(part, at);
     at += part.length;
@@ -277,30 +243,30 @@ export const NATIVE_CODEC: Codec = {
       record.setUint16(6, bytes.length, true);
       record.setUint32(8, FEATURE_BITS, true);
     };
-    return encode(HELLO, 16, write, [name, bytes]);
+    return encode(layout.HELLO, 16, write, [name, bytes]);
   },
 
-  refresh: (request, token) => encode(REFRESH, 8, u32At0(request), [token]),
+  refresh: (request, token) => encode(layout.REFRESH, 8, u32At0(request), [token]),
 
-  ping: (token) => encode(PING, 8, u32At0(token)),
+  ping: (token) => encode(layout.PING, 8, u32At0(token)),
 
-  pong: (token) => encode(PONG, 8, (record) => record.setBigUint64(0, token, true)),
+  pong: (token) => encode(layout.PONG, 8, (record) => record.setBigUint64(0, token, true)),
 
   subscribe(request, pattern, start, policy, maxRate) {
-    if (typeof start === "string") return [subscription(SUBSCRIBE, request, pattern, FROM[start], policy, maxRate)];
+    if (typeof start === "string") return [subscription(layout.SUBSCRIBE, request, pattern, FROM[start], policy, maxRate)];
     const frames = start.map(([topic, { epoch, sequence }]) => {
       const write = (record: DataView) => {
         record.setBigUint64(0, BigInt(epoch), true);
         record.setBigUint64(8, BigInt(sequence), true);
       };
-      return encode(RESUME, 16, write, [topic]);
+      return encode(layout.RESUME, 16, write, [topic]);
     });
-    return messages([...frames, subscription(SUBSCRIBE, request, pattern, FROM.positions, policy, maxRate)]);
+    return messages([...frames, subscription(layout.SUBSCRIBE, request, pattern, FROM.positions, policy, maxRate)]);
   },
 
-  update: (request, pattern, policy, maxRate) => subscription(UPDATE, request, pattern, 0, policy, maxRate),
+  update: (request, pattern, policy, maxRate) => subscription(layout.UPDATE, request, pattern, 0, policy, maxRate),
 
-  unsubscribe: (request, pattern) => encode(UNSUBSCRIBE, 8, u32At0(request), [pattern]),
+  unsubscribe: (request, pattern) => encode(layout.UNSUBSCRIBE, 8, u32At0(request), [pattern]),
 
   publish(request, { topic, payload, key, schema, timeNs, messageId }) {
     const [name, id] = [encoder.encode(topic), encoder.encode(messageId)];
@@ -311,6 +277,6 @@ export const NATIVE_CODEC: Codec = {
       record.setUint16(22, id.length, true);
       record.setBigUint64(24, BigInt(key), true);
     };
-    return encode(PUBLISH, 32, write, [name, id, payload], schema);
+    return encode(layout.PUBLISH, 32, write, [name, id, payload], schema);
   },
 };

@@ -46,6 +46,20 @@ export const MESSAGE_ID_MS = 60_000;
 export const SAVE_INTERVAL_MS = 1_000;
 /** Pings over which the clock offset takes its minima. */
 export const CLOCK_WINDOW = 6;
+/** Events that one iterator holds if its options do not say. */
+export const QUEUE_MAX = 4_096;
+
+/** Longest time for `getToken`. */
+export const TOKEN_TIMEOUT_MS = 30_000;
+/** Longest name of a topic, in UTF-16 units; the server's limit is 255 bytes. */
+export const NAME_LENGTH_MAX = 255;
+/** Longest delay that timers take. */
+export const TIMER_MAX_MS = 0x7fff_ffff;
+/** Bytes of a close frame's reason are at most 123; the client's are ASCII, but may quote the server. */
+export const CLOSE_REASON_CHARS_MAX = 40;
+
+/** Id of the hello. */
+export const HELLO = 1;
 
 /** The client's own codes. Browsers allow 1000 and 3000 to 4999. */
 export const CLOSE_NORMAL = 1000;

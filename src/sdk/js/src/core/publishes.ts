@@ -19,16 +19,15 @@ export interface PublishRecord extends PublishMessage {
 }
 
 /**
- * While the client is connected, the publishes sent; otherwise those that wait for a connection. Each leaves with a result. One with a
- * message id whose answer was lost waits again: the server publishes it once.
+ * Publishes in flight, and those that wait: for a connection, or for answers to others. Each leaves with a result. One with a message id whose
+ * answer was lost waits again: the server publishes it once.
  */
 export class Publishes {
   readonly #queueMax: number;
-  /**
-   * By request number; those that have none yet by themselves. Oldest first. Bound: at most {@link PUBLISHES_UNANSWERED_MAX} of those
-   * that have been sent, and the queue of those that have not.
-   */
-  readonly #all = new Map<number | PublishRecord, PublishRecord>();
+  /** In flight, by request number, oldest first. Bound: {@link PUBLISHES_UNANSWERED_MAX}. */
+  readonly #sent = new Map<number, PublishRecord>();
+  /** Oldest first. Those that have been sent come first, because they were in flight. */
+  #queue: PublishRecord[] = [];
   /** Epoch of the server of the last connection. */
   #epoch = 0;
 
@@ -38,41 +37,39 @@ export class Publishes {
 
   /** When the next one fails; Infinity: never. */
   get deadline(): number {
-    return Math.min(...[...this.#all.values()].map((publish) => publish.deadline));
+    return Math.min(...[...this.#sent.values(), ...this.#queue].map((publish) => publish.deadline));
   }
 
   /** Lets one wait that has not been sent. Those that have been do not count. A text's characters count as one byte. */
   queue(publish: PublishRecord): void {
-    const queue = [publish, ...this.#all.values()].filter(({ knownUntil }) => !knownUntil);
+    const queue = [publish, ...this.#queue].filter(({ knownUntil }) => !knownUntil);
     const bytes = queue.reduce((sum, { payload }) => sum + payload.length, 0);
     if (queue.length > this.#queueMax || bytes > OFFLINE_QUEUE_BYTES_MAX) {
       return this.fail(publish, 0, "too many publishes wait");
     }
-    this.#all.set(publish, publish);
+    this.#queue.push(publish);
   }
 
-  /** Empties the queue on a connection to the server with this epoch. Fails those sent to another server, or too long ago. */
-  take(epoch: number, now: number): PublishRecord[] {
-    this.#failAll(
-      ({ knownUntil }) => knownUntil && (epoch !== this.#epoch || now >= knownUntil),
-      0,
-      "forgotten",
-    );
+  /** There is a connection to the server with this epoch. Fails those sent to another server, or too long ago. */
+  reconnect(epoch: number, now: number): void {
+    this.#failAll(({ knownUntil }) => knownUntil && (epoch !== this.#epoch || now >= knownUntil), 0, "forgotten");
     this.#epoch = epoch;
-    const queue = [...this.#all.values()];
-    this.#all.clear();
-    return queue;
+  }
+
+  /** Takes one that waits and may be sent now. */
+  next(): PublishRecord | undefined {
+    return this.#sent.size < PUBLISHES_UNANSWERED_MAX ? this.#queue.shift() : undefined;
   }
 
   /** Whether another one may be sent. If not, it has failed. */
   admits(publish: PublishRecord): boolean {
-    if (this.#all.size < PUBLISHES_UNANSWERED_MAX) return true;
+    if (this.#sent.size < PUBLISHES_UNANSWERED_MAX) return true;
     this.fail(publish, 0, "too many publishes wait");
     return false;
   }
 
   sent(request: number, publish: PublishRecord, now: number): void {
-    this.#all.set(request, publish);
+    this.#sent.set(request, publish);
     publish.knownUntil ??= now + MESSAGE_ID_MS;
   }
 
@@ -83,8 +80,8 @@ export class Publishes {
 
   /** The server's answer on this connection. A late one, after the time-out, means nothing. */
   answer(request: number, result: Published | PublishError): void {
-    this.#all.get(request)?.settle(result);
-    this.#all.delete(request);
+    this.#sent.get(request)?.settle(result);
+    this.#sent.delete(request);
   }
 
   /** Fails what is due; at Infinity, all. */
@@ -94,15 +91,21 @@ export class Publishes {
 
   /** The connection is lost, and with it the answers. */
   lose(code: number, reason: string): void {
+    const sent = [...this.#sent.values()];
+    this.#sent.clear();
+    this.#queue = [...sent, ...this.#queue];
     this.#failAll(({ knownUntil, messageId }) => knownUntil && !messageId, code, reason);
   }
 
   #failAll(which: (publish: PublishRecord) => unknown, code: number, reason: string): void {
-    for (const [request, publish] of this.#all) {
+    for (const [request, publish] of this.#sent) {
       if (which(publish)) {
-        this.#all.delete(request);
+        this.#sent.delete(request);
         this.fail(publish, code, reason);
       }
     }
+    const queue = this.#queue;
+    this.#queue = queue.filter((publish) => !which(publish));
+    for (const publish of queue) if (which(publish)) this.fail(publish, code, reason);
   }
 }

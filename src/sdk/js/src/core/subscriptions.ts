@@ -3,18 +3,45 @@
 import { Backoff } from "./backoff.js";
 import type { SubscribeOptions, SubscriptionState } from "./events.js";
 import { Pattern } from "./pattern.js";
-import { type From, type Policy, type Position, type Positions, POSITIONS_MAX, SUBSCRIPTIONS_MAX } from "./protocol.js";
+import {
+  type From,
+  type Policy,
+  type Position,
+  POSITION_NAMES_BYTES_MAX,
+  type Positions,
+  POSITIONS_MAX,
+  POSITIONS_PER_SUBSCRIPTION_MAX,
+  SUBSCRIPTIONS_MAX,
+} from "./protocol.js";
+
+const encoder = new TextEncoder();
+
+/** Policy and rate. */
+export type Delivery = readonly [policy: Policy | null, maxRate: number | null];
+
+/** The entries of positions that an application passes in, copied. Throws if one is no position. */
+function checked(positions: Positions): [string, Position][] {
+  return Object.entries(positions).map(([topic, { epoch, sequence }]) => {
+    if (![epoch, sequence].every((value) => Number.isSafeInteger(value) && value >= 0)) {
+      throw new TypeError(`${topic} has no valid position`);
+    }
+    return [topic, { epoch, sequence }];
+  });
+}
 
 /** One subscription. */
 export class SubscriptionRecord {
   readonly pattern: string;
   readonly matcher: Pattern;
   readonly from: From;
-  policy: Policy | null;
-  maxRate: number | null;
+  delivery: Delivery;
+  /** What the server acknowledged last: what remains if it refuses another. */
+  confirmed: Delivery;
   state: SubscriptionState = "subscribing";
   /** Whether any server has acknowledged it. */
   isAcknowledged = false;
+  /** Whether it was sent on this connection, and not refused. */
+  isSent = false;
   /** Delays after the server refused it for its rate. */
   readonly backoff: Backoff;
   /** The object that the application has. */
@@ -24,19 +51,25 @@ export class SubscriptionRecord {
     this.pattern = pattern;
     this.matcher = new Pattern(pattern);
     this.from = options.from ?? "live";
-    this.policy = options.policy ?? null;
-    this.maxRate = options.maxRate ?? null;
+    this.delivery = this.confirmed = [options.policy ?? null, options.maxRate ?? null];
     this.backoff = new Backoff(random);
   }
 
   /** Whether it comes back with the last values, because it did not ask for every tick. */
   get conflates(): boolean {
-    return (this.policy === "conflate" || this.maxRate !== null) && (this.from === "live" || this.from === "latest");
+    const [policy, maxRate] = this.delivery;
+    return (policy === "conflate" || maxRate !== null) && (this.from === "live" || this.from === "latest");
   }
 }
 
 /** A subscription, and the positions that it resumes from. */
 export type Resumption = [SubscriptionRecord, [string, Position][]];
+
+/** Whether positions are within the server's limits for one subscription. */
+export function fit(positions: [string, Position][]): boolean {
+  const nameBytes = positions.reduce((sum, [topic]) => sum + encoder.encode(topic).length, 0);
+  return positions.length <= POSITIONS_PER_SUBSCRIPTION_MAX && nameBytes <= POSITION_NAMES_BYTES_MAX;
+}
 
 /** Subscriptions by the topics that they match: a look-up, and a comparison for each pattern with a wildcard. */
 class Finder {
@@ -74,14 +107,14 @@ class Finder {
 export class Subscriptions {
   readonly byPattern = new Map<string, SubscriptionRecord>();
   readonly #finder = new Finder();
-  readonly positions = new Map<string, Position>();
+  readonly positions: Map<string, Position>;
   /** Changes with each subscription made or ended. */
   version = 0;
-  /** Whether positions have changed since the last {@link save}. */
+  /** Whether positions have changed since they were saved. */
   isChanged = false;
 
   constructor(positions: Positions) {
-    for (const [topic, position] of Object.entries(positions)) this.positions.set(topic, { ...position });
+    this.positions = new Map(checked(positions));
   }
 
   get all(): SubscriptionRecord[] {
@@ -91,13 +124,13 @@ export class Subscriptions {
   add(record: SubscriptionRecord): void {
     if (this.byPattern.has(record.pattern)) throw new Error(`${record.pattern} is subscribed already`);
     if (this.byPattern.size >= SUBSCRIPTIONS_MAX) throw new Error("too many subscriptions");
+    const positions = typeof record.from === "string" ? [] : checked(record.from.positions);
     this.byPattern.set(record.pattern, record);
     this.#finder.add(record);
     this.version += 1;
-    if (typeof record.from === "string") return;
-    for (const [topic, position] of Object.entries(record.from.positions)) {
+    for (const [topic, position] of positions) {
       // A position that this client reached itself is newer.
-      if (!this.positions.has(topic)) this.#set(topic, { ...position });
+      if (!this.positions.has(topic)) this.#set(topic, position);
     }
   }
 
@@ -116,10 +149,11 @@ export class Subscriptions {
     for (const topic of this.onlyOf(record, this.positions)) this.#delete(topic);
   }
 
-  /** The keys of a map, names of topics, that a subscription matches and no other one. */
-  onlyOf(record: SubscriptionRecord, map: ReadonlyMap<string, unknown>): string[] {
+  /** The keys of a map, names of topics, that a subscription matches and no other one: of all, or of those that were sent. */
+  onlyOf(record: SubscriptionRecord, map: ReadonlyMap<string, unknown>, isOfSent = false): string[] {
     const { pattern, matcher } = record;
-    const isOnly = (name: string) => this.matching(name).every((other) => other === record);
+    const isOnly = (name: string) =>
+      this.matching(name).every((other) => other === record || (isOfSent && !other.isSent));
     if (matcher.isExact) return map.has(pattern) && isOnly(pattern) ? [pattern] : [];
     return [...map.keys()].filter((name) => matcher.matches(name.split(".")) && isOnly(name));
   }
@@ -147,7 +181,7 @@ export class Subscriptions {
 
   /** One subscription on an open connection, with the positions of topics that no other one receives. */
   resumption(record: SubscriptionRecord): Resumption {
-    return [record, this.onlyOf(record, this.positions).map((topic) => [topic, { ...this.positions.get(topic)! }])];
+    return [record, this.onlyOf(record, this.positions, true).map((topic) => [topic, { ...this.positions.get(topic)! }])];
   }
 
   /** Moves a position forward, or to another life of the topic. */
@@ -168,12 +202,6 @@ export class Subscriptions {
     // The answer told of the loss of the old life, and all of the new one follows. Sequence 0: the server did not look.
     if (position.epoch !== epoch) this.#set(topic, { epoch, sequence: 0 });
     else if (sequence > 0 && sequence < position.sequence) this.#set(topic, { epoch, sequence });
-  }
-
-  /** The positions to save. */
-  save(): Positions {
-    this.isChanged = false;
-    return this.copy();
   }
 
   copy(): Positions {
