@@ -10,6 +10,7 @@ use tickcast_client::Event;
 
 use crate::{
     common::tls::{Received, Tls},
+    deflate::{Deflate, Inflater},
     feed::Feed,
     plan::Plan,
     tally::{Tally, intended_ns},
@@ -43,6 +44,21 @@ pub struct Buffers {
     pub received: Box<[u8]>,
     /// What TLS makes of it.
     pub plaintext: Vec<u8>,
+    /// What inflating makes of that.
+    pub inflated: Vec<u8>,
+    pub inflater: Inflater,
+}
+
+impl Buffers {
+    /// Buffers for reads of at most `bytes`.
+    pub fn new(bytes: usize) -> Buffers {
+        Buffers {
+            received: vec![0; bytes].into_boxed_slice(),
+            plaintext: Vec::new(),
+            inflated: Vec::new(),
+            inflater: Inflater::new(),
+        }
+    }
 }
 
 /// One subscriber.
@@ -52,6 +68,8 @@ pub struct Connection {
     pub feed: Feed,
     /// `None`: the connection is plain.
     tls: Option<Box<Tls>>,
+    /// `None`: messages are never compressed.
+    deflate: Option<Box<Deflate>>,
     pub state: State,
     /// Ticks received since the connection was opened.
     pub ticks: u64,
@@ -88,14 +106,17 @@ impl Connection {
             Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(error),
             _ => {}
         }
-        let feed = Feed::open(plan, index).map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
+        let mut feed =
+            Feed::open(plan, index).map_err(|error| io::Error::new(ErrorKind::InvalidInput, error))?;
         let tls = plan.tls.as_ref().map(Tls::start).transpose().map_err(io::Error::other)?.map(Box::new);
+        let deflate = plan.deflate.then(|| Box::new(Deflate::open(&mut feed)));
         let stream = TcpStream::from_std(socket.into());
         let state = if Feed::acknowledgements(plan) == 0 { State::Subscribed } else { State::Connecting };
         Ok(Connection {
             stream,
             feed,
             tls,
+            deflate,
             state,
             ticks: 0,
             opened_at_ns,
@@ -171,11 +192,25 @@ impl Connection {
 
     /// Passes received bytes on to the feed.
     #[inline]
-    fn take_bytes(&mut self, len: usize, Buffers { received, plaintext }: &mut Buffers) {
-        let Some(tls) = &mut self.tls else { return self.feed.handle_bytes(&received[..len]) };
-        let outcome = tls.receive(&received[..len], plaintext);
-        if !plaintext.is_empty() {
-            self.feed.handle_bytes(plaintext);
+    fn take_bytes(&mut self, len: usize, buffers: &mut Buffers) {
+        let Buffers { received, plaintext, inflated, inflater } = buffers;
+        let (bytes, outcome) = match &mut self.tls {
+            None => (&received[..len], Ok(Received::More)),
+            Some(tls) => {
+                let outcome = tls.receive(&received[..len], plaintext);
+                (&plaintext[..], outcome)
+            }
+        };
+        match &mut self.deflate {
+            _ if bytes.is_empty() => {}
+            None => self.feed.handle_bytes(bytes),
+            Some(deflate) => {
+                let outcome = deflate.receive(bytes, inflater, inflated);
+                self.feed.handle_bytes(inflated);
+                if let Err(why) = outcome {
+                    return self.end(why);
+                }
+            }
         }
         match outcome {
             Ok(Received::More) => {}
@@ -230,25 +265,39 @@ impl Connection {
         }
     }
 
+    /// Bytes to write, or to seal.
+    #[inline]
+    fn output(&self) -> &[u8] {
+        output_of(self.deflate.as_deref(), &self.feed)
+    }
+
+    fn output_written(&mut self, bytes: usize) {
+        match &mut self.deflate {
+            Some(deflate) if !deflate.output().is_empty() => deflate.output_written(bytes),
+            _ => self.feed.output_written(bytes),
+        }
+    }
+
     fn write(&mut self) {
         if self.tls.as_ref().is_some_and(|tls| !tls.is_open()) {
             return self.write_sealed();
         }
         // Over a WebSocket the subscriptions follow the upgrade, so the last write before the acknowledgement carries
         // them.
-        if self.ticks == 0 && matches!(self.state, State::Subscribing(_)) && !self.feed.output().is_empty() {
+        if self.ticks == 0 && matches!(self.state, State::Subscribing(_)) && !self.output().is_empty() {
             self.requested_at_ns = clock::monotonic_ns();
         }
-        if let Some(tls) = &mut self.tls {
+        if let Some(mut tls) = self.tls.take() {
             // One record for all that waits.
-            let bytes = self.feed.output().len();
-            tls.seal(self.feed.output());
-            self.feed.output_written(bytes);
+            let bytes = self.output().len();
+            tls.seal(self.output());
+            self.output_written(bytes);
+            self.tls = Some(tls);
             return self.write_sealed();
         }
-        while !self.feed.output().is_empty() && !matches!(self.state, State::Ended(_)) {
-            match self.stream.write(self.feed.output()) {
-                Ok(written) => self.feed.output_written(written),
+        while !self.output().is_empty() && !matches!(self.state, State::Ended(_)) {
+            match self.stream.write(output_of(self.deflate.as_deref(), &self.feed)) {
+                Ok(written) => self.output_written(written),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => self.end(format!("write: {error}")),
@@ -276,4 +325,10 @@ impl Connection {
             let _ = self.stream.shutdown(std::net::Shutdown::Both);
         }
     }
+}
+
+/// The request with the offer of compression until it is written, then what the feed sends.
+#[inline]
+fn output_of<'a>(deflate: Option<&'a Deflate>, feed: &'a Feed) -> &'a [u8] {
+    deflate.map(Deflate::output).filter(|request| !request.is_empty()).unwrap_or_else(|| feed.output())
 }

@@ -5,11 +5,13 @@
 //! every transport, and no other module knows which one is in use.
 
 mod event_stream;
-mod lines;
+pub mod lines;
 mod nats;
 mod peer;
+mod protobuf;
 mod redis;
 mod seen;
+mod socket_io;
 mod websocket;
 
 use std::fmt;
@@ -17,7 +19,10 @@ use std::fmt;
 use tickcast_client::{Connection, Event, ProtocolError, RequestError, TopicStats};
 use tickcast_proto::{WireFormat, ids::TopicId};
 
-use self::{event_stream::EventStream, nats::Nats, peer::Peer, redis::Redis, websocket::WebSocket};
+use self::{
+    event_stream::EventStream, nats::Nats, peer::Peer, protobuf::Protobuf, redis::Redis, socket_io::SocketIo,
+    websocket::WebSocket,
+};
 use crate::{options::PeerProtocol, plan::Plan};
 
 /// Longest payload accepted from a peer, in bytes: as configurable for tickcast.
@@ -33,6 +38,8 @@ pub enum Feed {
     Redis(Peer<Redis>),
     WebSocket(Peer<WebSocket>),
     EventStream(Peer<EventStream>),
+    SocketIo(Peer<SocketIo>),
+    Protobuf(Peer<Protobuf>),
 }
 
 /// Why a connection is over: the server broke the protocol, or refused to serve.
@@ -102,20 +109,25 @@ impl Feed {
     /// A subscription that tickcast's protocol cannot express.
     pub fn open(plan: &Plan, index: usize) -> Result<Feed, RequestError> {
         let patterns = plan.patterns_of(index);
+        let options = &plan.connect_options;
         Ok(match plan.peer {
             None => Feed::Tickcast(Box::new(open_connection(plan, &patterns)?)),
             Some(PeerProtocol::Nats) => Feed::Nats(Peer::open(|output| Nats::open(&patterns, output))),
             Some(PeerProtocol::Redis) => Feed::Redis(Peer::open(|output| Redis::open(&patterns, output))),
-            Some(PeerProtocol::WebSocket) => {
-                let options = &plan.connect_options;
-                Feed::WebSocket(Peer::open(|output| WebSocket::open(&options.host, &options.path, output)))
-            }
+            Some(PeerProtocol::WebSocket) => Feed::WebSocket(Peer::open(|output| {
+                WebSocket::open(&options.host, &options.path, None, output)
+            })),
             Some(PeerProtocol::EventStream) => {
-                let host = &plan.connect_options.host;
                 let patterns: Vec<_> = patterns.iter().map(|pattern| pattern.replace('>', "%3E")).collect();
                 let path = format!("/sse?topics={}", patterns.join(","));
-                Feed::EventStream(Peer::open(|output| EventStream::open(host, &path, output)))
+                Feed::EventStream(Peer::open(|output| EventStream::open(&options.host, &path, output)))
             }
+            Some(PeerProtocol::SocketIo) => Feed::SocketIo(Peer::open(|output| {
+                SocketIo::open(&options.host, &options.path, &patterns, output)
+            })),
+            Some(PeerProtocol::Protobuf) => Feed::Protobuf(Peer::open(|output| {
+                Protobuf::open(&options.host, &patterns, options.batches, output)
+            })),
         })
     }
 
@@ -123,8 +135,9 @@ impl Feed {
     pub fn acknowledgements(plan: &Plan) -> usize {
         match plan.peer {
             None if plan.connect_options.encoding == WireFormat::WEBSOCKET_RAW => 1,
-            None | Some(PeerProtocol::Redis | PeerProtocol::EventStream) => plan.subscriptions(),
             Some(PeerProtocol::Nats | PeerProtocol::WebSocket) => 1,
+            // Redis, event streams, Socket.IO and protobuf acknowledge each subscription, as tickcast's other protocols do.
+            _ => plan.subscriptions(),
         }
     }
 
@@ -137,6 +150,8 @@ impl Feed {
             Feed::Redis(peer) => peer.output(),
             Feed::WebSocket(peer) => peer.output(),
             Feed::EventStream(peer) => peer.output(),
+            Feed::SocketIo(peer) => peer.output(),
+            Feed::Protobuf(peer) => peer.output(),
         }
     }
 
@@ -148,6 +163,8 @@ impl Feed {
             Feed::Redis(peer) => peer.output_written(bytes),
             Feed::WebSocket(peer) => peer.output_written(bytes),
             Feed::EventStream(peer) => peer.output_written(bytes),
+            Feed::SocketIo(peer) => peer.output_written(bytes),
+            Feed::Protobuf(peer) => peer.output_written(bytes),
         }
     }
 
@@ -160,6 +177,8 @@ impl Feed {
             Feed::Redis(peer) => peer.handle_bytes(bytes),
             Feed::WebSocket(peer) => peer.handle_bytes(bytes),
             Feed::EventStream(peer) => peer.handle_bytes(bytes),
+            Feed::SocketIo(peer) => peer.handle_bytes(bytes),
+            Feed::Protobuf(peer) => peer.handle_bytes(bytes),
         }
     }
 
@@ -171,6 +190,8 @@ impl Feed {
             Feed::Redis(peer) => peer.handle_end(),
             Feed::WebSocket(peer) => peer.handle_end(),
             Feed::EventStream(peer) => peer.handle_end(),
+            Feed::SocketIo(peer) => peer.handle_end(),
+            Feed::Protobuf(peer) => peer.handle_end(),
         }
     }
 
@@ -186,6 +207,8 @@ impl Feed {
             Feed::Redis(peer) => peer.poll_event(),
             Feed::WebSocket(peer) => peer.poll_event(),
             Feed::EventStream(peer) => peer.poll_event(),
+            Feed::SocketIo(peer) => peer.poll_event(),
+            Feed::Protobuf(peer) => peer.poll_event(),
         }
     }
 
@@ -197,6 +220,8 @@ impl Feed {
             Feed::Redis(peer) => Box::new(peer.topics()),
             Feed::WebSocket(peer) => Box::new(peer.topics()),
             Feed::EventStream(peer) => Box::new(peer.topics()),
+            Feed::SocketIo(peer) => Box::new(peer.topics()),
+            Feed::Protobuf(peer) => Box::new(peer.topics()),
         }
     }
 }

@@ -19,12 +19,18 @@ pub struct Options {
     /// Server to connect to [default: 127.0.0.1 and the transport's usual port]
     #[arg(long, value_name = "HOST:PORT")]
     pub server: Option<String>,
-    /// Protocol to speak; the last four are for peers fed by tickcast-feed
+    /// Protocol to speak; socketio also for other servers, the last four for peers fed by tickcast-feed
     #[arg(long, value_enum, value_name = "TRANSPORT", default_value_t = Transport::Native)]
     pub transport: Transport,
     /// Encoding for --transport ws [default: rkyv]
     #[arg(long, value_enum, value_name = "ENCODING")]
     pub encoding: Option<WebSocketEncoding>,
+    /// With --transport ws: ask for one tick in each message, not for all that are sent at a time
+    #[arg(long)]
+    pub no_batches: bool,
+    /// Over a WebSocket: accept compressed messages (permessage-deflate), and fail if the server offers none
+    #[arg(long)]
+    pub deflate: bool,
     /// Encrypt every connection
     #[arg(long)]
     pub tls: bool,
@@ -175,6 +181,9 @@ pub enum Transport {
     Ws,
     // tickcast's event stream. The ticks must have payloads as the simulator and tickcast-feed write them.
     Sse,
+    // Socket.IO over a WebSocket: tickcast's, or a server whose event "tick" has payloads as tickcast-feed writes them.
+    #[value(name = "socketio")]
+    SocketIo,
     Nats,
     // Pub/sub. A `>` in a pattern becomes `*`, which stands for any number of tokens there.
     Redis,
@@ -189,18 +198,24 @@ impl Transport {
     pub fn default_server(self) -> &'static str {
         match self {
             Transport::Native => "127.0.0.1:9400",
-            Transport::Ws | Transport::Sse => "127.0.0.1:9480",
+            Transport::Ws | Transport::Sse | Transport::SocketIo => "127.0.0.1:9480",
             Transport::Nats => "127.0.0.1:4222",
             Transport::Redis => "127.0.0.1:6379",
             Transport::Nchan | Transport::Websocket => "127.0.0.1:8080",
         }
     }
 
-    /// The peer's protocol; `None` for tickcast's own.
+    /// Whether messages may be compressed.
+    pub fn is_websocket(self) -> bool {
+        matches!(self, Transport::Ws | Transport::SocketIo | Transport::Nchan | Transport::Websocket)
+    }
+
+    /// The protocol of a transport that has no client of tickcast's own.
     pub fn peer(self) -> Option<PeerProtocol> {
         match self {
             Transport::Native | Transport::Ws => None,
             Transport::Sse => Some(PeerProtocol::EventStream),
+            Transport::SocketIo => Some(PeerProtocol::SocketIo),
             Transport::Nats => Some(PeerProtocol::Nats),
             Transport::Redis => Some(PeerProtocol::Redis),
             Transport::Nchan | Transport::Websocket => Some(PeerProtocol::WebSocket),
@@ -219,6 +234,10 @@ pub enum PeerProtocol {
     WebSocket,
     /// tickcast's Server-Sent Events.
     EventStream,
+    /// Socket.IO over a WebSocket.
+    SocketIo,
+    /// tickcast's protobuf messages.
+    Protobuf,
 }
 
 /// Encoding of a tickcast WebSocket.
@@ -230,4 +249,6 @@ pub enum WebSocketEncoding {
     Json,
     // The payload alone; latency is read from the simulator's payload.
     Raw,
+    // Messages of tickcast.proto. The ticks must have payloads as the simulator and tickcast-feed write them.
+    Protobuf,
 }

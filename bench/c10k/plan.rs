@@ -40,6 +40,8 @@ const THREADS_MAX: usize = 64;
 const COUNT_MAX: u64 = 1_000_000;
 /// Longest window, warm-up and time to settle.
 const TIME_NS_MAX: u64 = 1_000_000 * NS_PER_S;
+/// Where a session of Socket.IO opens on a WebSocket.
+const SOCKET_IO_PATH: &str = "/socket.io/?EIO=4&transport=websocket";
 
 /// A load to run.
 #[derive(Clone, Debug)]
@@ -50,6 +52,8 @@ pub struct Plan {
     pub peer: Option<PeerProtocol>,
     /// `None`: connections are plain.
     pub tls: Option<TlsPlan>,
+    /// Whether messages may be compressed.
+    pub deflate: bool,
     transport: Transport,
     pub connections: usize,
     /// Patterns of every connection; with `own_topics`, a description of them for the report.
@@ -88,20 +92,33 @@ impl Plan {
         let encoding = match (options.transport, options.encoding) {
             (Transport::Native | Transport::Nats | Transport::Redis, None) => WireFormat::TCP_NATIVE,
             (Transport::Sse, None) => WireFormat::EVENTS_JSON,
+            (Transport::SocketIo, None) => WireFormat::SOCKET_IO,
             (Transport::Nchan | Transport::Websocket, None) => WireFormat::WEBSOCKET_RAW,
             (Transport::Ws, None | Some(WebSocketEncoding::Rkyv)) => WireFormat::WEBSOCKET_NATIVE,
             (Transport::Ws, Some(WebSocketEncoding::Json)) => WireFormat::WEBSOCKET_JSON,
             (Transport::Ws, Some(WebSocketEncoding::Raw)) => WireFormat::WEBSOCKET_RAW,
+            (Transport::Ws, Some(WebSocketEncoding::Protobuf)) => WireFormat::WEBSOCKET_PROTOBUF,
             (_, Some(_)) => {
                 return Err(
                     "--encoding needs --transport ws: the other transports have only one encoding".into()
                 );
             }
         };
-        let peer = options.transport.peer();
+        let peer = match options.encoding {
+            Some(WebSocketEncoding::Protobuf) => Some(PeerProtocol::Protobuf),
+            _ => options.transport.peer(),
+        };
+        if options.no_batches && options.transport != Transport::Ws {
+            return Err("--no-batches needs --transport ws".into());
+        }
+        if options.deflate && !options.transport.is_websocket() {
+            return Err("--deflate needs a WebSocket: --transport ws, socketio, nchan or websocket".into());
+        }
         let (path, patterns) = path_and_patterns(peer, &options)?;
         if peer.is_some() && options.policy.is_some() {
-            return Err("--policy needs --transport native or ws: peers have no policies".into());
+            return Err(
+                "--policy needs --transport native or ws, with an encoding other than protobuf".into()
+            );
         }
         let old = &options.old_spellings;
         let duration_ns = old.duration_ns_from_s.unwrap_or(options.duration_ns);
@@ -162,7 +179,14 @@ impl Plan {
         }
         Ok(Plan {
             server,
-            connect_options: ConnectOptions { host, path, token, ..ConnectOptions::new(encoding) },
+            connect_options: ConnectOptions {
+                host,
+                path,
+                token,
+                batches: !options.no_batches,
+                ..ConnectOptions::new(encoding)
+            },
+            deflate: options.deflate,
             peer,
             tls,
             transport: options.transport,
@@ -210,17 +234,22 @@ impl Plan {
             (Transport::Nats, _) => "nats",
             (Transport::Redis, _) => "redis",
             (Transport::Sse, _) => "sse",
+            (Transport::SocketIo, _) => "socketio",
             (Transport::Nchan, _) => "nchan",
             (Transport::Websocket, _) => "websocket",
             (_, WireFormat::WEBSOCKET_NATIVE) => "ws rkyv",
             (_, WireFormat::WEBSOCKET_JSON) => "ws json",
             (_, WireFormat::WEBSOCKET_RAW) => "ws raw",
+            (_, WireFormat::WEBSOCKET_PROTOBUF) => "ws protobuf",
             (_, other) => other.name(),
         };
-        match self.tls {
-            None => name.into(),
-            Some(_) => format!("{name} over TLS").into(),
-        }
+        let marks = [
+            (self.deflate, ", deflated"),
+            (!self.connect_options.batches, ", one tick a message"),
+            (self.tls.is_some(), " over TLS"),
+        ];
+        let marks: String = marks.iter().filter(|(is_so, _)| *is_so).map(|(_, mark)| *mark).collect();
+        if marks.is_empty() { name.into() } else { format!("{name}{marks}").into() }
     }
 
     /// Whether ticks carry sequences, which loss is computed from.
@@ -278,11 +307,12 @@ fn path_and_patterns(peer: Option<PeerProtocol>, options: &Options) -> Result<(S
         check_path(&path, "/sub?id=sim.0")?;
         return Ok((path.clone(), vec![path]));
     }
+    let default = if peer == Some(PeerProtocol::SocketIo) { SOCKET_IO_PATH } else { "/ws" };
     if options.path.is_some() {
         return Err("--path needs --transport nchan or websocket".into());
     }
     if let Some(own) = options.subscribe_own {
-        return Ok(("/ws".into(), vec![own.to_string()]));
+        return Ok((default.into(), vec![own.to_string()]));
     }
     let patterns = if options.subscribe.is_empty() { vec![">".into()] } else { options.subscribe.clone() };
     if let Some(pattern) = patterns.iter().find(|p| p.is_empty() || p.len() > TOPIC_BYTES_MAX) {
@@ -294,7 +324,7 @@ fn path_and_patterns(peer: Option<PeerProtocol>, options: &Options) -> Result<(S
     {
         return Err(format!("--subscribe {pattern:?}: blanks and control characters are not allowed"));
     }
-    Ok(("/ws".into(), patterns))
+    Ok((default.into(), patterns))
 }
 
 fn is_loopback_v4(server: SocketAddr) -> bool {
@@ -333,6 +363,11 @@ mod tests {
         assert_eq!((nchan.connect_options.path.as_str(), nchan.transport_name().as_ref()), ("/sub", "nchan"));
         let tls = plan("--tls --insecure").unwrap();
         assert_eq!(tls.transport_name(), "native over TLS");
+        let socket_io = plan("--transport socketio --deflate").unwrap();
+        assert_eq!(socket_io.connect_options.path, "/socket.io/?EIO=4&transport=websocket");
+        assert_eq!(socket_io.transport_name(), "socketio, deflated");
+        let protobuf = plan("--transport ws --encoding protobuf --no-batches").unwrap();
+        assert_eq!(protobuf.transport_name(), "ws protobuf, one tick a message");
         assert!(plan("--transport websocket --path /a?b=c --max-loss 0").unwrap().has_sequences());
         assert_eq!(plan("--transport redis").unwrap().patterns, [">"]);
     }
@@ -388,6 +423,11 @@ mod tests {
             "--server 192.0.2.1:1 --sources 2",
             "--transport ws --encoding raw --max-loss 0",
             "--transport nats --encoding raw",
+            "--transport ws --encoding protobuf --policy drop",
+            "--no-batches",
+            "--deflate",
+            "--transport sse --deflate",
+            "--transport socketio --path /a",
             "--transport redis --policy drop",
             "--transport nats --path /ws",
             "--transport nchan --subscribe a",

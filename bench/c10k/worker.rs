@@ -174,7 +174,7 @@ impl<'a> Worker<'a> {
             poll: Poll::new().map_err(|error| format!("epoll: {error}"))?,
             connections: Vec::with_capacity(share),
             unread: VecDeque::new(),
-            buffers: Buffers { received: vec![0; READ_BYTES].into_boxed_slice(), plaintext: Vec::new() },
+            buffers: Buffers::new(READ_BYTES),
             tally,
             opened_at_ns: clock::monotonic_ns(),
             connecting: 0,

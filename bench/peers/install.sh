@@ -14,3 +14,10 @@ for service in nats-server redis-server nginx; do
         echo "note: $service runs as a service; stop it before you measure: systemctl stop $service"
     fi
 done
+# The servers in Node come from npm, into a folder of their own.
+if command -v npm >/dev/null; then
+    npm install --prefix "$(dirname "$0")/node" --no-package-lock --no-audit --no-fund
+else
+    echo "note: without npm there are no peers 'socketio-node' and 'ws-node'; install Node.js with npm, then run this script again"
+fi
+command -v cargo >/dev/null || echo "note: without cargo there is no peer 'socketioxide'; install Rust with rustup"

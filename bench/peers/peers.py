@@ -19,6 +19,7 @@ By hand: `python3 peers.py nats --core 0` starts a peer, prints the client comma
 """
 
 import argparse
+import json
 import os
 import resource
 import shutil
@@ -258,6 +259,102 @@ class Nchan(Peer):
         return first_line([self._find(self.binary, self.package), "-v"])
 
 
+class OwnProducers(Peer):
+    """A server with its own producers in another language, on any path. `stop` returns its counters as JSON."""
+
+    package = "npm"
+    hello = b"GET / HTTP/1.0\r\n\r\n"
+    answer = b"HTTP/1."
+
+    def __init__(self, core=0, folder=None, topics=50, rate=100, size=100, wait_clients=0):
+        """Like the hub: `topics` producers with `rate` ticks/s of `size` bytes, started once `wait_clients` are connected."""
+        super().__init__(core, folder, topics)
+        self.wait_clients = wait_clients
+        self.rate = rate
+        self.size = size
+
+    def _options(self, port):
+        return ["--listen", f"127.0.0.1:{port}", "--producers", str(self.topics), "--rate", str(self.rate), "--size",
+                str(self.size), "--wait-clients", str(self.wait_clients)]
+
+
+class Node(OwnProducers):
+    """A server in Node, of a package that bench/peers/install.sh installs."""
+
+    binary = "node"
+    FOLDER = HERE / "node"
+    # The package, and the program that uses it.
+    module = ""
+    program = ""
+
+    def _command(self, port):
+        # A server that cannot keep up queues more than the default allows.
+        return [self._find(self.binary, self.package), "--max-old-space-size=8192", str(self.FOLDER / self.program),
+                *self._options(port)]
+
+    def _version(self):
+        description = self.FOLDER / "node_modules" / self.module / "package.json"
+        if not description.exists():
+            raise PeerError(f"{self.name} needs {self.module}; install it with bench/peers/install.sh or npm install --prefix bench/peers/node")
+        version = json.loads(description.read_text(encoding="utf-8"))["version"]
+        return f"{self.module} {version}, Node {first_line([self._find(self.binary, self.package), '--version'])}"
+
+
+class SocketIoNode(Node):
+    """The Socket.IO server for Node with its defaults (node/socketio.js)."""
+
+    name = "socketio-node"
+    module = "socket.io"
+    program = "socketio.js"
+    transport = "socketio"
+
+
+class WsNode(Node):
+    """`ws` for Node with a deflate for each client (node/ws.js). Publishes a capture `speed` times as fast, if it has one."""
+
+    name = "ws-node"
+    module = "ws"
+    program = "ws.js"
+    transport = "websocket"
+
+    def __init__(self, capture=None, speed=1.0, **more):
+        super().__init__(**more)
+        self.capture = capture
+        self.speed = speed
+
+    @property
+    def subscriber(self):
+        return ["--transport", "websocket", "--path", "/", "--deflate"]
+
+    def _options(self, port):
+        capture = ["--capture", str(self.capture), "--speed", str(self.speed)] if self.capture else []
+        return [*super()._options(port), *capture]
+
+
+class Socketioxide(OwnProducers):
+    """A Socket.IO server in Rust (socketioxide/), built on start."""
+
+    name = "socketioxide"
+    package = "cargo"
+    binary = "cargo"
+    transport = "socketio"
+    FOLDER = HERE / "socketioxide"
+
+    def _command(self, port):
+        build = [self._find("cargo", self.package), "build", "--release", "--locked", "--quiet", "--manifest-path",
+                 str(self.FOLDER / "Cargo.toml")]
+        # The suite's own target folder must not be in the way of that of this project.
+        environment = {name: value for name, value in os.environ.items() if name != "CARGO_TARGET_DIR"}
+        done = subprocess.run(build, capture_output=True, text=True, check=False, env=environment)
+        if done.returncode != 0:
+            raise PeerError(f"socketioxide failed to build: {' '.join(build)}\n{done.stderr}")
+        return [str(self.FOLDER / "target" / "release" / "tickcast-bench-socketioxide"), *self._options(port)]
+
+    def _version(self):
+        locked = (self.FOLDER / "Cargo.lock").read_text(encoding="utf-8").split('name = "socketioxide"\nversion = "')[1]
+        return f"socketioxide {locked.split(chr(34))[0]}, {first_line([self._find('cargo', self.package), '--version'])}"
+
+
 class Hub(Peer):
     """The Go case study's design (hub/main.go), built on start, with its own producers.
 
@@ -339,7 +436,7 @@ class Bun(Peer):
         return f"Bun {first_line([str(self.PROGRAM), '--version'])}"
 
 
-PEERS = {peer.name: peer for peer in (Nats, Redis, Nchan, Hub, Bun)}
+PEERS = {peer.name: peer for peer in (Nats, Redis, Nchan, Hub, Bun, SocketIoNode, WsNode, Socketioxide)}
 
 
 def free_port():

@@ -43,6 +43,7 @@ DELIVERED = Figure("delivered/s", "delivered_per_s", report.count, more_is_bette
 CPU = Figure("CPU us/delivery", "cpu_us_per_delivery", lambda us: f"{us:.3f}")
 P50 = Figure("p50 ms", "p50_us", report.ms)
 P99 = Figure("p99 ms", "p99_us", report.ms)
+WIRE = Figure("wire bytes/delivery", "wire_bytes_per_delivery", lambda size: f"{size:,.1f}")
 RSS = Figure("RSS MiB", "server_rss_bytes", report.mib)
 CONSTANT = (DELIVERED, CPU, P50, P99, RSS)
 SPIKE = (
@@ -81,8 +82,8 @@ def cases() -> list[Case]:
     auto, fixed = replace(native, budget_us=None), replace(native, budget_us=BUDGET_US)
     light = replace(named["S1"], producers=5, variants=())
 
-    def beside_plain(name: str, figures: tuple[Figure, ...] = CONSTANT, at: int = 1) -> Case:
-        plain, other = named[name].variants[0], named[name].variants[at]
+    def beside_plain(name: str, figures: tuple[Figure, ...] = CONSTANT, at: int = 1, plain_at: int = 0) -> Case:
+        plain, other = named[name].variants[plain_at], named[name].variants[at]
         return Case(name, named[name], other, figures, old_variant=plain)
 
     return [
@@ -108,6 +109,8 @@ def cases() -> list[Case]:
         beside_plain("idle-tls", IDLE),
         beside_plain("S1-auth"),
         beside_plain("engine-sse"),
+        beside_plain("engine-deflate", (*CONSTANT, WIRE)),
+        beside_plain("engine-deflate", (*CONSTANT, WIRE), at=3, plain_at=2),
     ]
 
 

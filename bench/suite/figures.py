@@ -134,6 +134,11 @@ class Row:
         return not self.failed and complete and counted and self.ended == 0 and self.refused == 0
 
     @property
+    def wire_bytes_per_delivery(self) -> float | None:
+        """Bytes that a client reads from its socket for each delivery."""
+        return ratio((self.wire_mb_per_s or 0.0) * 1e6, self.delivered_per_s)
+
+    @property
     def bare_ratio(self) -> float | None:
         """CPU per SEND as a multiple of the bare loop's."""
         return ratio(self.cpu_us_per_send, self.bare_cpu_us_per_send)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Callable, Iterable
 
 from figures import Row, ratio
-from loads import AUTHENTICATED, OVER_TLS, PROXIED
+from loads import AUTHENTICATED, DEFLATED, ONE_TICK, OVER_TLS, PROXIED
 
 MS = 1e3
 M = 1e6
@@ -158,6 +158,8 @@ def verdicts(loads: dict[str, list[Row]]) -> list[Verdict]:
         tls_memory(rows.get("idle-tls", [])),
         cpu_beside("S1-auth", "with tokens", 1.03, AUTHENTICATED, rows.get("S1-auth", [])),
         cpu_beside("engine-sse", "of Server-Sent Events", 1.1, "sse", rows.get("engine-sse", [])),
+        cpu_beside_peers("engine-socketio", 0.5, loads.get("engine-socketio", [])),
+        *deflate("engine-deflate", rows.get("engine-deflate", [])),
         bare_cpu(rows),
         wave(rows.get("wave", [])),
         *spike(rows.get("spike", [])),
@@ -318,6 +320,54 @@ def cpu_beside(load: str, whose: str, most: float, mark: str, rows: list[Row]) -
         lambda row: f"{row.cpu_us_per_delivery / plain.cpu_us_per_delivery:.2f}x" + bottleneck(row),
         lambda row: row.cpu_us_per_delivery <= most * plain.cpu_us_per_delivery,
     )
+
+
+def cpu_beside_peers(load: str, most: float, of_load: list[Row]) -> Verdict:
+    """All delivered at a share of the CPU per delivery of the better peer."""
+    peer = best((row for row in of_load if not row.is_tickcast and not row.failed), lambda row: row.cpu_us_per_delivery)
+    rows = ours(of_load)
+    row = best([row for row in rows if row.delivered_all] or rows, lambda row: row.cpu_us_per_delivery)
+    return verdict(
+        load, f"all delivered, at <= {most}x the CPU per delivery of the better peer", row if peer else None,
+        lambda row: f"{row.cpu_us_per_delivery / peer.cpu_us_per_delivery:.2f}x of {peer.name}, {row.delivered_share:.1%} delivered"
+        + bottleneck(row),
+        lambda row: row.delivered_all and row.cpu_us_per_delivery <= most * peer.cpu_us_per_delivery,
+    )
+
+
+def deflate(load: str, rows: list[Row]) -> list[Verdict]:
+    """Compression, each variant beside the plain one: its CPU, the worse of both, and the bytes that it saves of each."""
+    pairs = {
+        mark: [next((row for row in rows if (ONE_TICK in row.variant, DEFLATED in row.variant) == (mark, on)), None)
+               for on in (False, True)]
+        for mark in (False, True)
+    }
+    complete = {mark: pair for mark, pair in pairs.items() if None not in pair}
+
+    def more(field: str, row: Row) -> float | None:
+        plain, _ = complete[ONE_TICK in row.variant]
+        return ratio(getattr(row, field), getattr(plain, field))
+
+    def cpu(row: Row) -> float | None:
+        return more("cpu_us_per_delivery", row)
+
+    def saved(text: str, mark: bool, least: float) -> Verdict:
+        plain, row = complete.get(mark, (None, None))
+        return verdict(
+            load, f">= {least:.0%} fewer bytes with {text}", row,
+            lambda row: f"{1 - more('wire_bytes_per_delivery', row):.1%} fewer, {row.wire_bytes_per_delivery:,.0f} instead of "
+            f"{plain.wire_bytes_per_delivery:,.0f} bytes per delivery",
+            lambda row: not row.lost and 1 - more("wire_bytes_per_delivery", row) >= least,
+        )
+
+    worst = best((row for _, row in complete.values()), cpu, more=True)
+    return [
+        verdict(load, "CPU per delivery compressed <= 1.3x plain, in both variants", worst if len(complete) == 2 else None,
+                lambda row: f"{cpu(row):.2f}x at worst" + bottleneck(row),
+                lambda row: cpu(row) <= 1.3 and not any(row.lost or row.ended for pair in complete.values() for row in pair)),
+        saved("one tick a message", True, 0.2),
+        saved("a turn's ticks in one message", False, 0.45),
+    ]
 
 
 def tls_memory(rows: list[Row]) -> Verdict:

@@ -17,6 +17,9 @@ SCREEN_BUDGET_US = 50_000
 OVER_TLS = " over TLS"
 PROXIED = ", TLS by HAProxy"
 AUTHENTICATED = ", authenticated"
+# In the name of a variant whose messages are compressed, or have one tick each.
+DEFLATED = ", deflated"
+ONE_TICK = ", one tick a message"
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,16 @@ class Variant:
 
     budget_us: int | None = 0  # None: the server's default, auto
     fed_by: str = "simulator"  # or "network": an external publisher, as the peers have; or "capture": a replay
-    transport: str = "native"  # or "ws", "ws json", "sse"
+    transport: str = "native"  # a key of systems.TRANSPORTS
     tls: bool = False
     # HAProxy does TLS, on the server's core, in front of a plain server.
     tls_proxy: bool = False
     # Each client has a token that permits it to subscribe to the load's topics.
     authenticated: bool = False
+    # Clients accept compressed messages.
+    deflate: bool = False
+    # WebSocket clients ask for all ticks that are sent at a time in one message.
+    batches: bool = True
 
     @property
     def label(self) -> str:
@@ -38,6 +45,8 @@ class Variant:
         budget = "auto budget" if self.budget_us is None else f"budget {self.budget_us} us" if self.budget_us else "no budget"
         marks = OVER_TLS if self.tls else PROXIED if self.tls_proxy else ""
         marks += AUTHENTICATED if self.authenticated else ""
+        marks += DEFLATED if self.deflate else ""
+        marks += "" if self.batches else ONE_TICK
         return f"{self.transport}{marks}, {self.fed_by}, {budget}"
 
 
@@ -73,6 +82,9 @@ class Load:
     # Policy that tickcast's clients request for when they lag; empty: the server's default.
     policy: str = ""
     server_options: tuple[str, ...] = ()
+    # Capture in tests/data that variants fed by a capture replay `speed` times as fast; empty: one is made of the load's figures.
+    capture: str = ""
+    speed: float = 1.0
     variants: tuple[Variant, ...] = (Variant(),)
     peers: tuple[str, ...] = ()
     # Also runs the bare loop with tickcast's sizes and rate.
@@ -157,6 +169,23 @@ LOADS = (
     Load("engine-sse", "Engine, capacity: 5,000 clients of Server-Sent Events beside WebSockets with JSON, 500,000 deliveries/s",
          clients=5_000, producers=10, rate=10, size=100,
          variants=(Variant(None, transport="ws json"), Variant(None, transport="sse"))),
+    Load("engine-socketio", "Engine, capacity: 5,000 clients of Socket.IO, 500,000 deliveries/s",
+         clients=5_000, producers=10, rate=10, size=100, peers=("socketio-node", "socketioxide"),
+         variants=(Variant(None, transport="socketio"), Variant(SCREEN_BUDGET_US, transport="socketio")),
+         note="Over its websocket transport, each tick an event to a room. tickcast's event has the topic, sequence and time "
+              "beside the payload; that of the Node server and of socketioxide is the payload alone."),
+    Load("engine-protobuf", "Engine, capacity: 5,000 WebSocket clients with protobuf beside JSON and rkyv, 500,000 deliveries/s",
+         clients=5_000, producers=10, rate=10, size=100,
+         variants=tuple(Variant(None, transport=transport) for transport in ("ws json", "ws", "ws protobuf"))),
+    Load("engine-deflate", "Engine, capacity: a market feed to 5,000 WebSocket clients with JSON, compressed and plain, 500,000 deliveries/s",
+         clients=5_000, producers=1, rate=100, size=136, subscribe=("market.>",), capture="market.ndjson", speed=0.373,
+         server_options=("--deflate", "on"), peers=("ws-node",),
+         variants=tuple(Variant(None, "capture", "ws json", deflate=deflate, batches=batches)
+                        for batches in (True, False) for deflate in (False, True)),
+         note="The capture has 4,000 ticks in 15 s and is replayed at 0.373 times its speed; its rate varies by some 5 %. The server is "
+              "the same in every variant: the clients ask for compression, and for one tick in each message. The load client "
+              "inflates a message once for all connections that receive the same bytes. The Node server (`ws`) compresses each "
+              "message for each client, without context takeover, and drops what a client has no room for."),
     Load("engine-433k", "Engine, capacity: 5,000 WebSocket clients, the published 433,000 deliveries/s",
          clients=5_000, producers=29, rate=3, size=100,
          variants=variants(("ws",), ("simulator",), (0, SCREEN_BUDGET_US)),

@@ -10,7 +10,7 @@ import client
 from client import Endpoint
 from loads import Load
 from processes import Processes, RunFailed, readable_command
-from systems import SERVER_CORE, Feed, Programs
+from systems import CAPTURES, SERVER_CORE, Feed, Programs
 
 PEERS_FOLDER = Path(__file__).resolve().parents[1] / "peers"
 sys.path.append(str(PEERS_FOLDER))
@@ -54,6 +54,8 @@ class PeerSystem:
         if self.has_own_producers:
             # The producers start when all clients are connected, like the external publisher of the other peers.
             more = {"rate": max(load.rate, 1), "size": max(load.size, 1), "wait_clients": load.clients}
+        if load.capture:
+            more |= {"capture": CAPTURES / load.capture, "speed": load.speed}
         # An idle load has one topic and no publisher.
         topics = load.producers if self.has_own_producers else load.topic_count or 1
         try:
@@ -77,7 +79,7 @@ class PeerSystem:
         return self.peer.stop()
 
     def dropped(self, printed: str) -> int | None:
-        """Dropped ticks that the peer reports at exit; only the Go hub does. Clients are not informed of them."""
+        """Dropped ticks that the peer reports at exit; some with own producers do. Clients are not informed of them."""
         for line in printed.splitlines():
             if line.startswith("{"):
                 return json.loads(line).get("dropped")

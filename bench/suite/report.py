@@ -166,10 +166,14 @@ SPIKE_COLUMNS = (
     ("p99 from first connect ms", lambda row: ms(row.spike_p99_us)),
     *CONSTANT_COLUMNS,
 )
+DEFLATE_COLUMNS = (
+    ("wire bytes/delivery", lambda row: number(row.wire_bytes_per_delivery, ",.1f")),
+    *CONSTANT_COLUMNS,
+)
 # The terminal shows these columns of a load; the report shows all.
 TERMINAL_COLUMNS = {
     "highest clean step/s", "unthrottled delivered/s", "RSS per connection, bytes", "delivered/s", "lost", "announced",
-    "closed", "p50 ms", "p99 ms", "p99.9 ms", "CPU us/delivery", "server CPU", "RSS MiB",
+    "closed", "p50 ms", "p99 ms", "p99.9 ms", "CPU us/delivery", "server CPU", "RSS MiB", "wire bytes/delivery",
 }
 
 
@@ -177,6 +181,8 @@ def columns_of(load: Load):
     """Columns of a load's table."""
     if load.name == "spike":
         return SPIKE_COLUMNS
+    if load.capture:
+        return DEFLATE_COLUMNS
     return {"saturation": SATURATION_COLUMNS, "idle": IDLE_COLUMNS}.get(load.kind, CONSTANT_COLUMNS)
 
 

@@ -22,6 +22,8 @@ START_S = 15.0
 NS_PER_S = 1_000_000_000
 # Length of a capture that is replayed in a loop: long enough that the seam is rare.
 CAPTURE_S = 60
+# Synthetic captures that the tests use too.
+CAPTURES = Path(__file__).resolve().parents[2] / "tests/data"
 # The simulator's payload is JSON with a timestamp and cannot be shorter.
 SIMULATED_BYTES_MIN = 64
 
@@ -31,7 +33,9 @@ TRANSPORTS = {
     "native": ("--transport", "native"),
     "ws": ("--transport", "ws", "--encoding", "rkyv"),
     "ws json": ("--transport", "ws", "--encoding", "json"),
+    "ws protobuf": ("--transport", "ws", "--encoding", "protobuf"),
     "sse": ("--transport", "sse"),
+    "socketio": ("--transport", "socketio"),
 }
 
 
@@ -148,12 +152,13 @@ class Tickcast:
         # Its certificate is made for this run: nobody has to be convinced by it.
         tls = ("--tls", "--insecure") if self.variant.tls or self.variant.tls_proxy else ()
         token = ("--token-file", str(self.token)) if self.token else ()
+        messages = (*(("--deflate",) if self.variant.deflate else ()), *(() if self.variant.batches else ("--no-batches",)))
         address = native if self.variant.transport == "native" else http
         pids = [self.server.pid]
         if self.variant.tls_proxy:
             address, proxy = start_tls_proxy(processes, address)
             pids.append(proxy.pid)
-        return Endpoint(address, (*TRANSPORTS[self.variant.transport], *tls, *token), tuple(pids), policy)
+        return Endpoint(address, (*TRANSPORTS[self.variant.transport], *messages, *tls, *token), tuple(pids), policy)
 
     def configuration(self, processes: Processes, load: Load) -> tuple[str, ...]:
         """The option for a configuration file, if the variant needs one."""
@@ -170,6 +175,8 @@ class Tickcast:
             return []
         if self.variant.fed_by == "network":
             return ["--no-sim"]
+        if self.variant.fed_by == "capture" and load.capture:
+            return ["--replay", str(CAPTURES / load.capture), "--speed", str(load.speed), "--loop"]
         if self.variant.fed_by == "capture":
             folder = Path(tempfile.mkdtemp(prefix="tickcast-capture-"))
             processes.add_stop(lambda: shutil.rmtree(folder, ignore_errors=True))

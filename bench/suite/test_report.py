@@ -74,6 +74,28 @@ class Targets(unittest.TestCase):
         self.assertIs(judge.bare_cpu(rows).met, False)
 
 
+    def test_socket_io_delivers_all_at_half_of_the_better_peers_cpu(self):
+        peers = [row(system="socketio-node", cpu_us_per_delivery=4.0), row(system="socketioxide", cpu_us_per_delivery=3.0)]
+        for us, share, is_met in ((1.5, 1.0, True), (1.6, 1.0, False), (1.5, 0.9, False)):
+            own = row(cpu_us_per_delivery=us, delivered_per_s=share * 500.0)
+            self.assertEqual(met("engine-socketio", [own, *peers]), [is_met], (us, share))
+        self.assertEqual(met("engine-socketio", [row()]), [None])
+
+    def test_compression_is_judged_by_the_plain_variant_with_the_same_messages(self):
+        def rows(cpu: float, batch: float, one_tick: float, **more) -> list[Row]:
+            return [
+                row(variant=f"ws json{mark}, capture, auto budget", cpu_us_per_delivery=us, wire_mb_per_s=size * 500.0 / 1e6, **more)
+                for mark, us, size in (
+                    ("", 1.0, 200.0), (loads.DEFLATED, 1.0, batch),
+                    (loads.ONE_TICK, 2.0, 210.0), (loads.DEFLATED + loads.ONE_TICK, cpu, one_tick),
+                )
+            ]
+
+        self.assertEqual(met("engine-deflate", rows(2.59, 109.0, 167.0)), [True, True, True])
+        self.assertEqual(met("engine-deflate", rows(2.7, 111.0, 169.0)), [False, False, False])
+        self.assertEqual(met("engine-deflate", rows(2.59, 109.0, 167.0, lost=1)), [False, False, False])
+        self.assertEqual(met("engine-deflate", rows(2.59, 109.0, 167.0)[:3]), [None, None, True])
+
     def test_tls_is_judged_by_the_plain_variant_beside_it(self):
         plain = row(variant="native, simulator, auto budget", wire_mb_per_s=50.0, rss_bytes_per_connection=700.0)
         tls = row(variant="native over TLS, simulator, auto budget", wire_mb_per_s=50.0, cpu_us_per_delivery=1.0,

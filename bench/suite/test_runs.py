@@ -11,13 +11,14 @@ from unittest import mock
 
 import bare
 import client
+import loads
 import machine
 import run
 from client import Endpoint, Window
 from figures import Row
 from loads import Load
 from processes import Processes, RunFailed, cpu_seconds_of_stat, readable_command
-from systems import addresses_of, capture_lines
+from systems import Programs, Tickcast, addresses_of, capture_lines
 
 LOAD = Load("x", "x", clients=4, producers=2, rate=5, size=40, subscribe=("wave.>",))
 CHATTY = "import time; print('tcp=1.2.3.4:5 http=6', flush=True); time.sleep(600)"
@@ -194,6 +195,20 @@ class Captures(unittest.TestCase):
         self.assertEqual([line["at_ns"] for line in lines[:3]], [0, 100_000_000, 200_000_000])
         # The payload is the JSON string, quotes included.
         self.assertTrue(all(len(json.dumps(line["data"])) == 40 for line in lines))
+
+
+    def test_a_variant_replays_the_capture_of_its_load_and_its_clients_ask_for_its_messages(self):
+        load = next(load for load in loads.LOADS if load.capture)
+        system = Tickcast(Programs(Path("/nowhere")), load.variants[-1])
+        replay, path, *rest = system.source(Processes(), load)
+        self.assertEqual((replay, rest), ("--replay", ["--speed", str(load.speed), "--loop"]))
+        lines = Path(path).read_text().splitlines()
+        seconds = json.loads(lines[-1])["at_ns"] / 1e9 / load.speed
+        self.assertAlmostEqual(len(lines) / seconds, load.ticks_per_s, delta=0.01 * load.ticks_per_s)
+        server = mock.Mock(pid=7)
+        server.wait_for_line.return_value = "listening tcp=a http=b"
+        processes = mock.Mock(start=mock.Mock(return_value=server))
+        self.assertEqual(system.start(processes, load).transport[-2:], ("--deflate", "--no-batches"))
 
 
 class BareLoop(unittest.TestCase):

@@ -212,7 +212,7 @@ impl Connection {
             let features = features.union(Features::NODES).union(Features::PREVIOUS);
             let with = |wanted: bool, feature| if wanted { feature } else { Features::NONE };
             let features = features
-                .union(with(encoding.framing == Framing::WebSocket, Features::BATCHES))
+                .union(with(options.batches && encoding.framing == Framing::WebSocket, Features::BATCHES))
                 .union(with(options.acknowledgements, Features::PUBLISHED.union(Features::MESSAGE_IDS)))
                 .union(with(options.token.is_some(), Features::TOKENS));
             connection.hello_name = (encoding == WireFormat::WEBSOCKET_JSON).then(|| name.to_owned());

@@ -176,6 +176,9 @@ pub struct ConnectOptions {
     /// events, or no more than [`PUBLISHES_UNACKNOWLEDGED_MAX`] publishes are accepted. A server of version 0.1 does not know
     /// acknowledgements: see [`Connection::acknowledges`]. Not used by raw connections, which have no replies.
     pub acknowledgements: bool,
+    /// Whether to ask the server to put the ticks that it sends at a time into one WebSocket message, which costs both sides less.
+    /// The default is `true`. Not used by native and raw connections.
+    pub batches: bool,
     /// The client's token: in HELLO, or in the `Authorization` of a WebSocket. It is sent on plain connections too.
     pub token: Option<ClientToken>,
     /// File whose first line is the token, in place of `token`. Read for each connection, and once a second while the client reads
@@ -198,6 +201,7 @@ impl ConnectOptions {
             client: String::new(),
             name: concat!("tickcast-client/", env!("CARGO_PKG_VERSION")).into(),
             acknowledgements: false,
+            batches: true,
             token: None,
             token_file: None,
             tls: TlsOptions::default(),

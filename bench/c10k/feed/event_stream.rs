@@ -9,6 +9,7 @@ use tickcast_proto::Step;
 
 use super::{
     FeedError,
+    lines::find,
     peer::{Item, Protocol},
 };
 
@@ -53,12 +54,6 @@ impl EventStream {
             Err(_) => Err(FeedError::Protocol("a response that is not HTTP")),
         }
     }
-}
-
-/// Where a text first occurs.
-#[inline]
-fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
-    bytes.windows(text.len()).position(|window| window == text)
 }
 
 impl Protocol for EventStream {

@@ -1,4 +1,4 @@
-//! Parsing of lines and numbers in text protocols.
+//! Parsing of lines, numbers and marks in text protocols.
 
 use tickcast_proto::Step;
 
@@ -35,4 +35,10 @@ pub fn number(digits: &[u8]) -> Option<u64> {
     digits
         .iter()
         .try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + u64::from(byte - b'0')))
+}
+
+/// Where a text first occurs.
+#[inline]
+pub fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
+    bytes.windows(text.len()).position(|window| window == text)
 }

@@ -21,7 +21,7 @@ fn redis() -> Feed {
 
 /// A WebSocket and the response that upgrades it.
 fn websocket() -> (Feed, String) {
-    let feed = Feed::WebSocket(Peer::open(|output| WebSocket::open("h:1", "/sub?id=a", output)));
+    let feed = Feed::WebSocket(Peer::open(|output| WebSocket::open("h:1", "/sub?id=a", None, output)));
     let request = String::from_utf8(feed.output().to_vec()).unwrap();
     assert!(request.starts_with("GET /sub?id=a HTTP/1.1\r\nHost: h:1\r\n"), "{request}");
     let key = request.split("Sec-WebSocket-Key: ").nth(1).unwrap().split("\r\n").next().unwrap();
@@ -293,4 +293,147 @@ fn invalid_websocket_frames_are_errors() {
     assert_eq!(refused(opened_websocket, &frame(0x81, b"{\"at\":1}")), FeedError::Unmarked);
     let closed = refused(opened_websocket, &frame(0x88, &1001u16.to_be_bytes()));
     assert_eq!(closed, FeedError::Refused("it closed the WebSocket with code 1001".into()));
+}
+
+/// A feed after the upgrade that its request asks for, and what it has sent since, unmasked.
+fn upgraded(mut feed: Feed) -> (Feed, Vec<Vec<u8>>) {
+    let request = String::from_utf8(feed.output().to_vec()).unwrap();
+    feed.output_written(request.len());
+    let key = request.split("Sec-WebSocket-Key: ").nth(1).unwrap().split("\r\n").next().unwrap();
+    let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
+    let answer = format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {accept}\r\n\r\n");
+    assert_eq!(drain(&mut feed, answer.as_bytes()), Ok(vec![]));
+    let sent = sent(&mut feed);
+    (feed, sent)
+}
+
+/// The payloads of the short masked frames in the output.
+fn sent(feed: &mut Feed) -> Vec<Vec<u8>> {
+    let (mut bytes, mut payloads) = (feed.output().to_vec(), Vec::new());
+    feed.output_written(bytes.len());
+    while let [_, len, rest @ ..] = &bytes[..] {
+        let (mask, rest) = rest.split_at(4);
+        let (payload, rest) = rest.split_at(usize::from(len & 0x7f));
+        payloads.push(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask).collect());
+        bytes = rest.to_vec();
+    }
+    payloads
+}
+
+fn socket_io() -> Feed {
+    let patterns = ["sim.>".into(), "a\"b".into()];
+    let feed = Peer::open(|output| SocketIo::open("h:1", "/socket.io/?EIO=4", &patterns, output));
+    upgraded(Feed::SocketIo(feed)).0
+}
+
+fn text(text: &str) -> Vec<u8> {
+    frame(0x81, text.as_bytes())
+}
+
+#[test]
+fn socket_io_connects_subscribes_and_answers_pings() {
+    let mut feed = socket_io();
+    let mut answers = |packet: &str| {
+        drain(&mut feed, &text(packet)).unwrap();
+        let sent = sent(&mut feed);
+        sent.into_iter().map(|payload| String::from_utf8(payload).unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(answers("0{\"sid\":\"1\",\"pingInterval\":25000}"), ["40"]);
+    let subscribes = ["420[\"subscribe\",\"sim.>\"]", "421[\"subscribe\",\"a\\\"b\"]"];
+    assert_eq!(answers("40{\"sid\":\"2\"}"), subscribes);
+    assert_eq!(answers("2"), ["3"]);
+    assert_eq!(answers("40{\"sid\":\"2\"}"), [""; 0], "it subscribes once");
+}
+
+#[test]
+fn socket_io_ticks_of_tickcast_and_of_peers_are_read_at_every_split() {
+    let stream = [
+        frame(0x8a, b""),
+        text("430[{\"op\":\"subscribed\",\"id\":0,\"pattern\":\"sim.>\",\"topics\":[]}]"),
+        text("431[]"),
+        text(&format!("42[\"tick\",{{\"topic\":\"sim.3\",\"seq\":1,\"ts\":1,\"data\":{}}}]", payload(3, 1))),
+        text("42[\"gap\",{\"op\":\"gap\"}]"),
+        text("6"),
+        text(&format!("42[\"tick\",{}]", payload(3, 4))),
+    ]
+    .concat();
+    let events = events_at_every_split(socket_io, &stream);
+    assert_eq!(events, ["acknowledged", "acknowledged", "3:1+0 100", "3:4+2 100"]);
+}
+
+#[test]
+fn refusals_and_other_packets_end_a_socket_io_connection() {
+    for refusal in
+        ["44{\"message\":\"no\"}", "41", "1", "430[{\"op\":\"error\",\"id\":0}]", "42[\"closing\",{}]"]
+    {
+        assert!(matches!(refused(socket_io, &text(refusal)), FeedError::Refused(_)), "{refusal}");
+    }
+    for garbage in ["", "x", "42[\"tick\",1]", "42[\"tick\",", "42[\"tick\",{\"a\":1,\"data\":"] {
+        assert!(matches!(refused(socket_io, &text(garbage)), FeedError::Protocol(_)), "{garbage}");
+    }
+    assert_eq!(refused(socket_io, &text("42[\"tick\",{\"a\":1,\"data\":{}}]")), FeedError::Unmarked);
+}
+
+fn protobuf() -> Feed {
+    let patterns = ["sim.>".into()];
+    upgraded(Feed::Protobuf(Peer::open(|output| Protobuf::open("h:1", &patterns, true, output)))).0
+}
+
+#[test]
+fn protobuf_messages_become_ticks_at_every_split() {
+    use prost::Message;
+    use tickcast_proto::codec::protobuf::messages::{Error, Event, Events, Subscribed, Tick, Topic, event};
+    let tick = |n| {
+        event::Event::Tick(Tick {
+            topic: "sim.3".into(),
+            sequence: 1 << 40,
+            producer_time_ns: 1,
+            payload: payload(3, n).into_bytes(),
+            ingest_time_ns: 2,
+            previous: Some(n),
+            ..Tick::default()
+        })
+    };
+    let message = |events: Vec<event::Event>| {
+        let events = events.into_iter().map(|event| Event { event: Some(event) }).collect();
+        frame(0x82, &Events { events }.encode_to_vec())
+    };
+    let subscribed = event::Event::Subscribed(Subscribed { id: 2, pattern: "sim.>".into() });
+    let topic = event::Event::Topic(Topic { name: "sim.3".into(), ..Topic::default() });
+    let stream = [
+        frame(0x8a, b""),
+        message(vec![subscribed]),
+        message(vec![topic, tick(1), tick(2)]),
+        message(vec![tick(4)]),
+    ]
+    .concat();
+    let events = events_at_every_split(protobuf, &stream);
+    assert_eq!(events, ["acknowledged", "3:1+0 100", "3:2+0 100", "3:4+1 100"]);
+    let error = event::Event::Error(Error { text: "no".into(), ..Error::default() });
+    assert_eq!(refused(protobuf, &message(vec![error])), FeedError::Refused("no".into()));
+    for garbage in [&b"\x0a\x7f"[..], b"\x12\x00", b"\x0a", b"\x0a\x02\x0a\x05", b"\x0a\x04\x0a\x02\x22\x09"]
+    {
+        assert!(matches!(refused(protobuf, &frame(0x82, garbage)), FeedError::Protocol(_)), "{garbage:?}");
+    }
+}
+
+#[test]
+fn protobuf_asks_for_batches_unless_they_are_not_wanted() {
+    use prost::Message;
+    use tickcast_proto::codec::protobuf::messages::{Request, request::Command};
+    for batches in [true, false] {
+        let patterns = ["sim.>".into(), "a".into()];
+        let feed = Feed::Protobuf(Peer::open(|output| Protobuf::open("h:1", &patterns, batches, output)));
+        let request = String::from_utf8(feed.output().to_vec()).unwrap();
+        assert!(request.contains("\r\nSec-WebSocket-Protocol: tickcast.v1.protobuf\r\n"), "{request}");
+        let (_, sent) = upgraded(feed);
+        assert_eq!(sent[0], b"", "the ping of every WebSocket");
+        let commands: Vec<_> =
+            sent[1..].iter().map(|bytes| Request::decode(&bytes[..]).unwrap().command.unwrap()).collect();
+        let [Command::Hello(hello), Command::Subscribe(subscribe)] = &commands[..] else {
+            panic!("{commands:?}")
+        };
+        assert_eq!(hello.features.contains(&"batches".to_owned()), batches);
+        assert_eq!(subscribe.patterns, patterns);
+    }
 }

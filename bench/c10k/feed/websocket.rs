@@ -1,6 +1,6 @@
 //! A WebSocket (RFC 6455) whose messages, text or binary, are bare payloads.
 //!
-//! The handshake offers no subprotocol, because such servers have none. A ping follows the upgrade, and its pong counts as
+//! The handshake offers no subprotocol unless it is that of another feed. A ping follows the upgrade, and its pong counts as
 //! the acknowledgement: by then the server has read all that this side sent.
 
 use std::io::{Cursor, Write};
@@ -38,18 +38,32 @@ pub struct WebSocket {
 
 impl WebSocket {
     /// Appends the upgrade request.
-    pub fn open(host: &str, path: &str, output: &mut Vec<u8>) -> WebSocket {
+    pub fn open(host: &str, path: &str, subprotocol: Option<&str>, output: &mut Vec<u8>) -> WebSocket {
         let key = generate_key();
         // Writing to a Vec cannot fail.
         let _ = write!(
             output,
             "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
         );
+        if let Some(subprotocol) = subprotocol {
+            let _ = write!(output, "Sec-WebSocket-Protocol: {subprotocol}\r\n");
+        }
+        output.extend_from_slice(b"\r\n");
         WebSocket {
             accept_key: derive_accept_key(key.as_bytes()),
             decoder: Box::new(Decoder::client(FRAME_BYTES_MAX_DEFAULT)),
         }
+    }
+
+    /// Whether the upgrade is complete.
+    pub fn is_open(&self) -> bool {
+        self.accept_key.is_empty()
+    }
+
+    /// Appends a message to the server.
+    pub fn send(&mut self, message: Message, output: &mut Vec<u8>) {
+        self.decoder.write_masked(output, message);
     }
 
     fn step_upgrade(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<Step<Item>, FeedError> {
@@ -103,7 +117,7 @@ impl WebSocket {
 impl Protocol for WebSocket {
     #[inline]
     fn step(&mut self, input: &[u8], output: &mut Vec<u8>) -> Result<Step<Item>, FeedError> {
-        if !self.accept_key.is_empty() {
+        if !self.is_open() {
             return self.step_upgrade(input, output);
         }
         let mut cursor = Cursor::new(input);

@@ -9,7 +9,7 @@ use tickcast_proto::{
     command,
     features::Features,
     frame::{FLAG_PAYLOAD_JSON, HeaderFields, HelloParts, Kind},
-    framing::websocket::{encode, encode_close},
+    framing::websocket::{Incoming, encode, encode_close},
     http,
     records::{
         Closing, Condition, ErrorRecord, Hello, Nodes, Request, Subscribed, TickTimes, Token, Welcome,
@@ -551,6 +551,22 @@ fn identity_is_in_the_hello_and_an_invalid_one_sends_nothing() {
         let mut connection = with(bad);
         assert_eq!(connection.poll_transmit(), b"");
         assert!(matches!(connection.poll_event(), Err(ProtocolError::Identity(_))));
+    }
+}
+
+#[test]
+fn a_hello_asks_for_batches_over_websockets_unless_they_are_not_wanted() {
+    for batches in [true, false] {
+        let options = ConnectOptions { batches, ..ConnectOptions::new(WireFormat::WEBSOCKET_NATIVE) };
+        let mut decoder = tickcast_proto::framing::websocket::WebSocket::server(1 << 10);
+        let connection = Connection::new(&options);
+        let Ok(Step::Complete(_, Incoming::Binary(hello))) =
+            decoder.step(&connection.deferred, &mut Vec::new())
+        else {
+            panic!("hello")
+        };
+        let Ok(Step::Complete(_, hello)) = frame::decode(&hello, 1 << 10) else { panic!("hello") };
+        assert_eq!(hello.hello().unwrap().features.contains(Features::BATCHES), batches);
     }
 }
 
