@@ -589,8 +589,11 @@ fn streams_encode_to_the_golden_bytes() {
     assert_eq!(streamed(WireFormat::LINES_JSON), format!("{tick}\n{gap}\n\n{closing}\n"));
     let (mut prefix, mut place) = (Vec::new(), Vec::new());
     event_stream::encode_place_prefix(&mut prefix, "a.\u{e4}", 9);
-    event_stream::encode_place(&mut place, |out| event_stream::encode_place_of(out, true, &prefix, 7));
-    assert_eq!(place, b"event: place\nid: a.%C3%A4=9.7\ndata: {}\n\n");
+    event_stream::encode_place(&mut place, |out| {
+        event_stream::encode_since(out, 5);
+        event_stream::encode_place_of(out, &prefix, 7);
+    });
+    assert_eq!(place, b"event: place\nid: ~5;a.%C3%A4=9.7\ndata: {}\n\n");
 }
 
 /// The message of several queued bodies.

@@ -143,12 +143,19 @@ fn next_frame(bytes: &[u8]) -> Result<Option<&[u8]>, String> {
     Ok(bytes.get(..cursor.position() as usize + len as usize))
 }
 
+/// A frame, compressed and plain.
+#[derive(Debug)]
+struct Known {
+    frame: Box<[u8]>,
+    inflated: Box<[u8]>,
+}
+
 /// Inflates the messages of a thread's connections, each once.
 #[derive(Debug)]
 pub struct Inflater {
     decoder: WebSocket,
-    /// Frames by their hash: compressed and plain.
-    known: FxHashMap<u64, (Box<[u8]>, Box<[u8]>)>,
+    /// Frames by the hash of their compressed bytes.
+    known: FxHashMap<u64, Known>,
     /// Their hashes, oldest first.
     order: VecDeque<u64>,
 }
@@ -165,7 +172,7 @@ impl Inflater {
         frame.hash(&mut hasher);
         let hash = hasher.finish();
         match self.known.get(&hash) {
-            Some((compressed, inflated)) if **compressed == *frame => plain.extend_from_slice(inflated),
+            Some(known) if *known.frame == *frame => plain.extend_from_slice(&known.inflated),
             _ => {
                 let inflated = self.inflate(frame)?;
                 plain.extend_from_slice(&inflated);
@@ -192,7 +199,7 @@ impl Inflater {
     }
 
     fn remember(&mut self, hash: u64, frame: &[u8], inflated: Vec<u8>) {
-        if self.known.insert(hash, (frame.into(), inflated.into())).is_none() {
+        if self.known.insert(hash, Known { frame: frame.into(), inflated: inflated.into() }).is_none() {
             self.order.push_back(hash);
         }
         if self.order.len() > KNOWN_MAX

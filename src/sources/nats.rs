@@ -210,7 +210,7 @@ impl Reader for NatsReader<'_> {
                 }
                 // What one client asks for does not end the subscriptions of others.
                 if !std::mem::replace(&mut is_denial_shown, true) {
-                    ingest.warn(&denial);
+                    ingest.warn(denial);
                 }
             }
             let lost = events.take_slow();

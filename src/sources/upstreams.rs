@@ -287,10 +287,9 @@ impl Upstreams {
 
     /// Number of prefixes that are subscribed to as a whole although nobody wants all of them.
     pub fn whole_len(&self) -> usize {
-        let is_whole = |prefix: &&Box<str>| {
-            self.by_pattern.contains_key(&***prefix) && !self.wanted.contains_key(&***prefix)
-        };
-        self.prefixes.iter().filter(is_whole).count()
+        let is_whole =
+            |prefix: &&str| self.by_pattern.contains_key(*prefix) && !self.wanted.contains_key(*prefix);
+        self.prefixes.iter().map(|prefix| &**prefix).filter(is_whole).count()
     }
 
     /// Number of subscriptions made and ended so far.
