@@ -127,6 +127,14 @@ impl Protocol {
         }
     }
 
+    /// State of a WebSocket that carries, or may come to carry, a session that began by polling.
+    pub fn carrier_mut(&mut self) -> Option<&mut Carrier> {
+        match self {
+            Protocol::Carrier(carrier) => Some(carrier),
+            _ => None,
+        }
+    }
+
     /// What the client of an event stream has received.
     pub fn places_mut(&mut self) -> Option<&mut Places> {
         match self {

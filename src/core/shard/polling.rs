@@ -432,13 +432,10 @@ impl Shard {
         let Protocol::Carrier(carrier) = &mut session.protocol else { return Ok(()) };
         let (id, has_probed) = (carrier.session, carrier.has_probed);
         if carrier.is_upgraded {
-            return match self.socket_io(id.slot(), message, now) {
-                Ok(()) => Ok(()),
-                Err(error) => {
-                    self.end(id.slot(), error.into(), now);
-                    Ok(())
-                }
-            };
+            if let Err(error) = self.socket_io(id.slot(), message, now) {
+                self.end(id.slot(), error.into(), now);
+            }
+            return Ok(());
         }
         let packet = match message {
             Message::Text(text) => engine_io::decode(text)?,
@@ -451,8 +448,8 @@ impl Shard {
             (Packet::Ping("probe"), Some(carried)) => {
                 carried.probes += u32::from(!has_probed);
                 let get = carried.get.take();
-                if let Some(Protocol::Carrier(carrier)) =
-                    self.sessions.open_mut(slot).map(|session| &mut session.protocol)
+                if let Some(carrier) =
+                    self.sessions.open_mut(slot).and_then(|session| session.protocol.carrier_mut())
                 {
                     carrier.has_probed = true;
                 }
@@ -465,8 +462,8 @@ impl Shard {
             (Packet::Upgrade, Some(carried)) if has_probed => {
                 carried.websocket = Some(connection);
                 let get = carried.get.take();
-                if let Some(Protocol::Carrier(carrier)) =
-                    self.sessions.open_mut(slot).map(|session| &mut session.protocol)
+                if let Some(carrier) =
+                    self.sessions.open_mut(slot).and_then(|session| session.protocol.carrier_mut())
                 {
                     carrier.is_upgraded = true;
                 }
@@ -496,11 +493,12 @@ impl Shard {
             reason,
             CloseReason::Peer | CloseReason::Transport(_) | CloseReason::Tls(_) | CloseReason::Http(_)
         );
-        if let Protocol::Carrier(carrier) = &session.protocol {
-            let (id, has_probed, is_upgraded) = (carrier.session, carrier.has_probed, carrier.is_upgraded);
+        if let Some(carrier) = session.protocol.carrier_mut() {
+            let (id, is_upgraded) = (carrier.session, carrier.is_upgraded);
+            let probes = u32::from(std::mem::take(&mut carrier.has_probed));
             let Some(carried) = self.carried_mut(id) else { return false };
             if !is_upgraded {
-                carried.probes -= u32::from(has_probed);
+                carried.probes -= probes;
                 return false;
             }
             if is_gone {
@@ -511,10 +509,9 @@ impl Shard {
             self.end(id.slot(), reason.clone(), now);
             return is_open && !is_gone;
         }
-        let Some(PendingCall { work: Work::Poll(id), .. }) = session.protocol.call_mut() else {
+        let Some(&mut PendingCall { work: Work::Poll(id), .. }) = session.protocol.call_mut() else {
             return false;
         };
-        let id = *id;
         let Some(carried) = self.carried_mut(id) else { return false };
         if carried.post == Some(connection) {
             carried.post = None;
@@ -538,10 +535,9 @@ impl Shard {
         let carried = self.sessions.any_mut(slot).and_then(|session| session.protocol.carried_mut());
         let Some(websocket) = carried.and_then(|carried| carried.websocket) else { return };
         let slot = websocket.slot();
-        let Some(session) = self.sessions.open_mut(slot).filter(|session| session.id == websocket) else {
-            return;
-        };
-        let Protocol::Carrier(carrier) = &mut session.protocol else { return };
+        let session = self.sessions.open_mut(slot).filter(|session| session.id == websocket);
+        let Some(session) = session else { return };
+        let Some(carrier) = session.protocol.carrier_mut() else { return };
         carrier.is_over = true;
         carrier.decoder.discard_fragments();
         session.discard_input();
