@@ -13,7 +13,6 @@ import {
   PUBLISH_TIMEOUT_MS,
   QUEUE_MAX,
   TIMER_MAX_MS,
-  TOKEN_TIMEOUT_MS,
 } from "./core/protocol.js";
 import { Emitter, report } from "./emitter.js";
 import { Stream } from "./stream.js";
@@ -117,6 +116,8 @@ export class Client extends Emitter<ClientEvent> {
   #isHeld = false;
   /** Saves of positions that were asked for: the first has not ended, and any others become one more. */
   #saves = 0;
+  /** Calls of `getToken` so far. */
+  #asks = 0;
 
   /** `url` may be relative to the page's, such as `/ws`. Throws if it is invalid, or there is no WebSocket class. */
   constructor(url: string, options: ClientOptions = {}) {
@@ -338,20 +339,17 @@ export class Client extends Emitter<ClientEvent> {
   }
 
   async #askToken(why: "connect" | "refresh"): Promise<void> {
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const timeout = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new Error("getToken took too long")), TOKEN_TIMEOUT_MS);
-    });
+    const ask = ++this.#asks;
+    let token: unknown;
+    let reason = "no token";
     try {
-      const token: unknown = await Promise.race([this.#options.getToken!(why), timeout]);
-      if (typeof token !== "string" || token === "") throw new TypeError("getToken returned no token");
-      this.run((core) => core.handleToken(token));
+      token = await this.#options.getToken!(why);
     } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
-      this.run((core) => core.handleTokenFailed(reason));
-    } finally {
-      clearTimeout(timer);
+      reason = error instanceof Error ? error.message : String(error);
     }
+    // A later call has taken the place of one that took too long.
+    if (ask !== this.#asks) return;
+    this.run((core) => (typeof token === "string" && token ? core.handleToken(token) : core.handleTokenFailed(reason)));
   }
 
   async #save(): Promise<void> {

@@ -71,7 +71,7 @@ class Run {
   subscriptions = new Map();
   keyed = new Map();
   books = new Map();
-  /** Answers to `getToken`, oldest first. */
+  /** Answers to `getToken`, the latest last. */
   asked = [];
 
   constructor(transcript) {
@@ -139,10 +139,10 @@ class Run {
     return this.world.close(code, reason);
   }
   in_token(token) {
-    this.asked.shift().resolve(token);
+    this.asked.pop().resolve(token);
   }
   in_token_failed(reason) {
-    this.asked.shift().reject(new Error(reason));
+    this.asked.pop().reject(new Error(reason));
   }
   in_after_ms(ms) {
     return this.world.advance(ms);

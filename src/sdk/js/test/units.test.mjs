@@ -332,7 +332,7 @@ test("a token that is no string, or empty, is none", async () => {
     client.on("error", ({ reason }) => errors.push(reason));
     client.connect();
     await world.settle();
-    assert.deepEqual([errors, world.actions], [["getToken returned no token"], []]);
+    assert.deepEqual([errors, world.actions], [["no token"], []]);
   }
 });
 

@@ -180,7 +180,7 @@ export class Core implements Receiver {
 
   /** The application's answer to `askToken`. */
   handleToken(token: string): void {
-    if (this.#phase === "idle") return;
+    if (!this.#timers.clear("ask")) return;
     this.#token.backoff.reset();
     const isDialing = this.#phase === "asking";
     this.setToken(token);
@@ -189,7 +189,10 @@ export class Core implements Receiver {
 
   /** The application has no token. */
   handleTokenFailed(reason: string): void {
-    if (this.#phase === "idle") return;
+    if (this.#timers.clear("ask")) this.#handleNoToken(reason);
+  }
+
+  #handleNoToken(reason: string): void {
     this.#emit({ type: "error", code: 0, reason });
     const retryInMs = this.#token.backoff.next();
     if (this.#phase !== "asking") return this.#askAgain(retryInMs);
@@ -358,8 +361,7 @@ export class Core implements Receiver {
   #dial(): void {
     if (this.#token.isAskedFor && this.#now >= this.#token.staleAt) {
       this.#phase = "asking";
-      this.#actions.push({ do: "askToken", why: "connect" });
-      return;
+      return this.#ask("connect");
     }
     this.#phase = "opening";
     this.#connection = new Connection(this.#token.value);
@@ -403,6 +405,7 @@ export class Core implements Receiver {
   /** Makes no more attempts. */
   #end(code: number, reason: string): void {
     this.#leave("idle");
+    this.#timers.clear("ask");
     this.#emit({ type: "state", state: "disconnected", code, reason });
     this.#reportLoss(code, reason);
     this.#publishes.expire(Infinity, code, reason);
@@ -449,7 +452,14 @@ export class Core implements Receiver {
   #askToken(): void {
     if (this.#token.isRefreshing || !this.#token.isAskedFor) return;
     this.#token.isRefreshing = true;
-    this.#actions.push({ do: "askToken", why: "refresh" });
+    this.#ask("refresh");
+  }
+
+  /** Asks the application, unless it has been asked and has not answered. Whatever it answers after the timeout is ignored. */
+  #ask(why: "connect" | "refresh"): void {
+    if (this.#timers.has("ask")) return;
+    this.#actions.push({ do: "askToken", why });
+    this.#timers.set("ask", this.#now + protocol.TOKEN_TIMEOUT_MS, () => this.#handleNoToken("no token in time"));
   }
 
   #askAgain(retryInMs: number): void {

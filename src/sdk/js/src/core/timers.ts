@@ -20,8 +20,15 @@ export class Timers {
     this.#look();
   }
 
-  clear(name: unknown): void {
-    if (this.#timers.delete(name)) this.#look();
+  has(name: unknown): boolean {
+    return this.#timers.has(name);
+  }
+
+  /** Returns whether there was one. */
+  clear(name: unknown): boolean {
+    const isSet = this.#timers.delete(name);
+    this.#look();
+    return isSet;
   }
 
   /** Runs what is due, in the order of the deadlines. */
