@@ -66,7 +66,8 @@ impl Sessions {
     /// Whether a session may have one more membership. If not, it is closed once the others have been served: it would miss ticks
     /// without a word.
     pub fn takes_membership(&mut self, slot: SlotId) -> bool {
-        let takes = self.memberships_left(slot) > 0;
+        let takes = self.memberships_left(slot) > 0
+            && self.any_mut(slot).is_none_or(|session| session.memberships.try_reserve());
         if !takes {
             self.refuse_membership(slot);
         }

@@ -84,7 +84,7 @@ impl Shard {
             self.fail(slot, request, ErrorCode::BadRequest, &text, now);
             return None;
         }
-        if !fits_memory {
+        if !fits_memory || !saved.try_reserve(count) {
             let text = "the server's memory for positions is used up (--positions-memory)";
             self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
             return None;
@@ -154,7 +154,8 @@ impl Shard {
         }
         let source = session.source;
         let share = |bytes: usize| bytes / usize::from(self.shards);
-        if known.is_none() && self.fanout.patterns_bytes() >= share(self.limits.patterns_bytes_max) {
+        let is_full = self.fanout.patterns_bytes() >= share(self.limits.patterns_bytes_max);
+        if known.is_none() && (is_full || !self.fanout.try_reserve_pattern()) {
             self.counters.add(Counter::PatternsRefusedMemory, 1);
             let text = "the server's memory for patterns is used up (--patterns-memory)";
             return self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
