@@ -12,13 +12,14 @@ mod overflow;
 mod partial;
 mod possible_policies;
 mod recovery;
+mod search;
 mod stale;
 mod subscriptions;
 mod topic;
 mod walks;
 mod wildcard;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use self::{
     awaited::AwaitedPositions,
@@ -26,6 +27,7 @@ use self::{
     logged::LogTopic,
     match_counts::MatchCounts,
     opening::Openings,
+    search::RecentTopics,
     stale::StaleTopics,
     subscriptions::{PatternEntry, PendingEntry},
     topic::{EgressTopic, Group, Life},
@@ -39,6 +41,7 @@ pub use self::{
     from_log::LogWant,
     opening::OpeningUnits,
     recovery::HistoryRequest,
+    search::{Found, Search},
     subscriptions::{Interest, Registration, StartFrom, Subscription, cover_of},
     walks::{Begun, Departure, MembershipWalk},
 };
@@ -92,7 +95,9 @@ pub struct Fanout {
     /// Subscriptions that are going live. Bound: [`crate::limits::JOINS_ACTIVE_MAX`].
     joining: Vec<Joining>,
     topics: Topics,
-    by_key: HashMap<Box<str>, TopicId>,
+    /// In the order of their keys, so that a pattern need not be compared with topics whose names begin otherwise.
+    by_key: BTreeMap<Box<str>, TopicId>,
+    recent: RecentTopics,
     /// Sessions with room for another chunk of history. At most one entry per session.
     pulls: VecDeque<SlotId>,
     /// Ticks to read from logs, until taken. Bound: the chunks of history that a turn handles.
@@ -189,7 +194,8 @@ impl Fanout {
             wildcards: Wildcards::new(policies),
             joining: Vec::new(),
             topics: Topics { homes: (0..shards).map(|_| Vec::new()).collect(), places },
-            by_key: HashMap::new(),
+            by_key: BTreeMap::new(),
+            recent: RecentTopics::default(),
             pulls: VecDeque::new(),
             log_wants: Vec::new(),
             match_counts: MatchCounts::default(),
@@ -298,6 +304,7 @@ impl Fanout {
         let is_uncounted = |id| topic_ref(topics, id, shards).is_some_and(EgressTopic::waits_to_be_counted);
         self.match_counts.new_topic(id, self.by_key.len(), is_uncounted);
         self.by_key.insert(key.into(), id);
+        self.recent.push(id);
         self.note_joined(id, key);
         if let Some(last) = last_life {
             self.end_mark_of_last_life(last, id);

@@ -418,6 +418,11 @@ pub const TURN_CONTROL_UNITS: usize = 8 << 10;
 pub const CONTROL_QUANTUM_UNITS: u32 = 2 << 10;
 /// Maximum wildcard subscriptions that go live at the same time: each tick checks all of them.
 pub const JOINS_ACTIVE_MAX: usize = 16;
+/// Topics of a wildcard that a session joins at once, if that fits into its quantum. If more match, it walks over the topics.
+pub const JOINED_AT_ONCE_MAX: usize = 64;
+/// Topics opened last that a shard remembers for searches under way. A search that more have overtaken counts as one that finds
+/// many.
+pub const RECENT_TOPICS_MAX: usize = 256;
 /// Units of delivery that a turn spends on ticks from other shards, and again on the requests that it handles: about 1.5 ms each.
 /// A unit is a tick queued to a session, or four sessions of a wildcard visited. One tick may exceed it, by the number of its
 /// subscribers.

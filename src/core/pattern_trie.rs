@@ -230,6 +230,17 @@ impl<V> PatternTrie<V> {
         found.copied()
     }
 
+    /// Makes room in the tables for another pattern. Returns `false` if there is no memory.
+    pub fn try_reserve(&mut self) -> bool {
+        // A pattern takes one node, and may split another.
+        let nodes = &self.nodes;
+        let hash = |&child: &u32| {
+            let Node { parent, token_hash, .. } = nodes[child as usize];
+            edge_hash(parent, token_hash)
+        };
+        self.edges.try_reserve(2, hash).is_ok() && self.nodes.try_reserve(2).is_ok()
+    }
+
     /// The mutable value of exactly this pattern, inserted by `make` if absent.
     pub fn get_or_insert_with(&mut self, pattern: &str, make: impl FnOnce() -> V) -> &mut V {
         debug_assert!(pattern.len() <= KEY_BYTES_MAX, "patterns are checked where they come in");

@@ -89,17 +89,23 @@ pub fn is_exact(pattern: &str) -> bool {
 
 /// The number of `*` tokens in a pattern.
 pub fn wildcards(pattern: &str) -> usize {
-    wildcard_tokens(pattern).filter(|&token| token == b'*').count()
+    wildcard_tokens(pattern).filter(|&(_, token)| token == b'*').count()
 }
 
-/// The tokens of a pattern that are wildcards. Looks at single bytes: splitting a pattern of 128 tokens at its dots took 2.4 us, this takes 0.23.
-fn wildcard_tokens(pattern: &str) -> impl Iterator<Item = u8> {
+/// The part of a pattern before its first wildcard: every topic that matches begins with it.
+pub fn literal_prefix(pattern: &str) -> &str {
+    let end = wildcard_tokens(pattern).next().map_or(pattern.len(), |(at, _)| at);
+    pattern.get(..end).unwrap_or_default()
+}
+
+/// The tokens of a pattern that are wildcards, each with its index. Looks at single bytes: splitting a pattern of 128 tokens at its dots took 2.4 us, this takes 0.23.
+fn wildcard_tokens(pattern: &str) -> impl Iterator<Item = (usize, u8)> {
     let bytes = pattern.as_bytes();
     let ends_token = |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_none_or(|&byte| byte == b'.');
     bytes.iter().enumerate().filter_map(move |(at, &byte)| {
         let is_token =
             matches!(byte, b'*' | b'>') && ends_token(at.checked_sub(1)) && ends_token(Some(at + 1));
-        is_token.then_some(byte)
+        is_token.then_some((at, byte))
     })
 }
 
@@ -281,6 +287,15 @@ mod tests {
     }
 
     #[test]
+    fn the_literal_prefix_ends_before_the_first_wildcard() {
+        let prefixes =
+            [("a.b", "a.b"), ("a.b.*", "a.b."), ("a.*.b.>", "a."), ("*.a", ""), (">", ""), ("a*.>", "a*.")];
+        for (pattern, prefix) in prefixes {
+            assert_eq!(literal_prefix(pattern), prefix, "{pattern}");
+        }
+    }
+
+    #[test]
     fn patterns_match_as_their_tokens_do() {
         let mut random = fastrand::Rng::with_seed(1);
         let mut matched = 0;
@@ -297,6 +312,8 @@ mod tests {
             let topic = tokens(&mut random, &["a", "aa", "ab", "é"]);
             let expected = matches_by_token(&pattern, &topic);
             assert_eq!(matches(&pattern, &topic), expected, "{pattern} {topic}");
+            let begins = topic.starts_with(literal_prefix(&pattern));
+            assert!(begins || !expected, "{pattern} {topic}");
             matched += u32::from(expected);
         }
         assert!(matched > 1_000, "{matched}");

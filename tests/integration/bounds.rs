@@ -19,7 +19,7 @@ use tickcast_proto::WireFormat;
 const MIB: u64 = 1 << 20;
 
 /// Two shards, and bounds so low that a few clients can exceed them within a second.
-const OPTIONS: [&str; 24] = [
+const OPTIONS: [&str; 26] = [
     "--shards",
     "2",
     "--patterns-memory",
@@ -28,6 +28,8 @@ const OPTIONS: [&str; 24] = [
     "1MiB",
     "--positions-memory",
     "4MiB",
+    "--memberships-memory",
+    "2MiB",
     "--last-values-memory",
     "8MiB",
     "--history-memory",
@@ -46,26 +48,27 @@ const OPTIONS: [&str; 24] = [
     "512KiB",
 ];
 
-/// The memory that these bounds promise, beyond that of a server without clients.
-const PROMISED_BYTES: u64 = {
+/// The memory that these bounds promise, beyond that of a server without clients, if its clients use this many wire formats.
+const fn promised_bytes(wire_formats: u64) -> u64 {
     // Their tables may be twice as large as the bound.
     let patterns = 2 * 4;
     let positions = 4;
+    let memberships = 2;
     // One set at the homes, one of copies where topics are subscribed.
     let last_values = 2 * 8;
     let history = 4;
     let unfinished = 4;
     let message_ids = 2;
-    // Up to two per shard, each with half as much for its index.
-    let egress_logs = 2 * 2 * 3;
+    // On each shard one for each wire format, each with half as much for its index.
+    let egress_logs = 2 * wire_formats * 3;
     // Forty at a time, each with half a MiB: an unfinished frame, replies, a parked SEND.
     let clients = 40 / 2;
     // 1,000 topics of about 4 KiB.
     let topics = 4;
     // A quarter for the overhead of the allocator.
-    let memories = patterns + positions + last_values + history + unfinished + message_ids;
+    let memories = patterns + positions + memberships + last_values + history + unfinished + message_ids;
     (memories + egress_logs + clients + topics) * MIB * 5 / 4
-};
+}
 
 /// Bytes of the server's address space.
 fn address_space(server: &Server) -> u64 {
@@ -103,6 +106,17 @@ impl Attacker {
             }
         }
         errors
+    }
+
+    /// Sends a SUBSCRIBE, and returns its answer.
+    fn subscribe(&mut self, request: Raw) -> Received {
+        self.peer.send(&request.bytes());
+        let mut answers = std::iter::repeat_with(|| self.peer.frame().unwrap());
+        let is_answer = |frame: &Received| match frame.kind {
+            frames::SUBSCRIBED => frame.topic_id == 0,
+            kind => kind == frames::ERROR,
+        };
+        answers.find(is_answer).unwrap()
     }
 }
 
@@ -155,25 +169,49 @@ impl Pair {
     }
 }
 
+/// A server whose address space is limited to what its bounds promise, and a pair that it must serve.
+struct Bounded {
+    server: Server,
+    pair: Pair,
+    empty: u64,
+    resident: u64,
+    promised: u64,
+}
+
+impl Bounded {
+    fn start(wire_formats: u64) -> Bounded {
+        let server = Server::start(&OPTIONS);
+        let pair = Pair::new(&server);
+        let (empty, promised) = (address_space(&server), promised_bytes(wire_formats));
+        let limit = format!("--as={}", empty + promised);
+        let limited = Command::new("prlimit").args(["--pid", &server.pid().to_string(), &limit]).status();
+        assert!(limited.unwrap().success());
+        let resident = server.rss_bytes();
+        Bounded { server, pair, empty, resident, promised }
+    }
+
+    /// Asserts that the server is within its bounds after an attack, and serves the pair.
+    fn assert_bounded(&mut self, attack: &str) {
+        // The limit on the address space alone would not notice less than some 100 MiB, which the allocator has reserved already.
+        let space = address_space(&self.server) - self.empty;
+        let rss = self.server.rss_bytes().saturating_sub(self.resident);
+        say(&format!(
+            "after {attack}: {} MiB of address space more, {} MiB resident",
+            space / MIB,
+            rss / MIB
+        ));
+        assert!(rss <= self.promised, "{rss} bytes more are resident, {} are promised", self.promised);
+        self.pair.assert_served();
+    }
+}
+
 #[test]
 fn attempts_to_exceed_the_bounds_are_refused_within_the_memory_promised() {
     let _machine = beside_others();
-    let server = Server::start(&OPTIONS);
-    let mut pair = Pair::new(&server);
-    let empty = address_space(&server);
-    let limit = format!("--as={}", empty + PROMISED_BYTES);
-    let limited = Command::new("prlimit").args(["--pid", &server.pid().to_string(), &limit]).status();
-    assert!(limited.unwrap().success());
-    let resident = server.rss_bytes();
-    let spent = |what: &str, server: &Server| {
-        // The limit on the address space alone would not notice less than some 100 MiB, which the allocator has reserved already.
-        let (space, rss) = (address_space(server) - empty, server.rss_bytes().saturating_sub(resident));
-        say(&format!("after {what}: {} MiB of address space more, {} MiB resident", space / MIB, rss / MIB));
-        assert!(rss <= PROMISED_BYTES, "{rss} bytes more are resident, {PROMISED_BYTES} are promised");
-    };
+    let mut bounded = Bounded::start(2);
 
     // Subscriptions of a session.
-    let mut attacker = Attacker::new(&server);
+    let mut attacker = Attacker::new(&bounded.server);
     let short = |at: usize| Raw::with_options(frames::SUBSCRIBE, 1, &format!("s.{at}"), Options::default());
     let refused = attacker.request((0..1_100).map(short));
     assert_eq!(refused.len(), 1_100 - 1_024);
@@ -181,58 +219,55 @@ fn attempts_to_exceed_the_bounds_are_refused_within_the_memory_promised() {
     drop(attacker);
 
     // Patterns: 10 MiB of text.
-    let (attackers, refused) = attack(&server, |client| {
+    let (attackers, refused) = attack(&bounded.server, |client| {
         (0..1_024).map(move |at: usize| {
             let end = ["*", ">", "z"][at % 3];
             let pattern = format!("{client}-{at}.{:a<200}.{at:b<40}.{end}", "");
             Raw::with_options(frames::SUBSCRIBE, 1, &pattern, Options::default())
         })
     });
-    spent("patterns", &server);
+    bounded.assert_bounded("patterns");
     assert!(refused.len() > 20_000, "{} of 40,960 patterns are refused", refused.len());
     assert_refused(&refused, 103, "--patterns-memory");
-    pair.assert_served();
     drop(attackers);
 
     // Positions: 40 times 1 MiB of names.
-    let (attackers, refused) = attack(&server, |client| {
+    let (attackers, refused) = attack(&bounded.server, |client| {
         (0..4_000).map(move |at| Raw::resume(&format!("{client}-{at}{:p<240}", ""), 1, 1))
     });
-    spent("positions", &server);
+    bounded.assert_bounded("positions");
     assert!(refused.len() > 140_000, "{} of 160,000 positions are refused", refused.len());
     assert_refused(&refused, 103, "--positions-memory");
-    pair.assert_served();
     drop(attackers);
 
     // Fragments: 40 times 300 KB.
     let mut peers: Vec<Peer> = Vec::new();
     for _ in 0..40 {
-        let mut peer = Peer::websocket(server.http, "/ws", "tickcast.v1.json");
+        let mut peer = Peer::websocket(bounded.server.http, "/ws", "tickcast.v1.json");
         peer.send_as_far_as_it_goes(&masked(0x01, &[b' '; 300_000]));
         peers.push(peer);
     }
     eventually("the oldest are closed", || peers.iter().filter(|peer| peer.has_answer()).count() >= 25);
-    spent("fragments", &server);
-    pair.assert_served();
+    bounded.assert_bounded("fragments");
     drop(peers);
 
     // Last values: 250 MB in all, and as much again if the subscriber happens to be on another shard than a topic's home.
-    let mut reader = Attacker::new(&server);
+    let mut reader = Attacker::new(&bounded.server);
     let options = Options { policy: frames::DROP, ..Options::default() };
     reader.request([Raw::with_options(frames::SUBSCRIBE, 1, "v.>", options)].into_iter());
-    let mut attacker = Attacker::new(&server);
+    let mut attacker = Attacker::new(&bounded.server);
     for at in 0..1_000 {
         let publish = Raw::publish(1, format!("v.{}", at % 500).as_bytes(), &[7; 250_000]);
         assert_eq!(attacker.request([publish].into_iter()), []);
     }
-    spent("last values", &server);
-    pair.assert_served();
+    bounded.assert_bounded("last values");
     drop(reader);
 
     // Message ids: 12 MiB.
-    let options = address(&server, WireFormat::TCP_NATIVE);
+    let options = address(&bounded.server, WireFormat::TCP_NATIVE);
     let options = ConnectOptions { acknowledgements: true, ..options.connect_options() };
-    let mut client = Client::connect_with(&address(&server, WireFormat::TCP_NATIVE), &options).unwrap();
+    let mut client =
+        Client::connect_with(&address(&bounded.server, WireFormat::TCP_NATIVE), &options).unwrap();
     for at in 0..60_000 {
         while client.connection().unacknowledged() >= PUBLISHES_UNACKNOWLEDGED_MAX {
             client.next_event(Some(GUARD)).unwrap().expect("an answer");
@@ -242,8 +277,7 @@ fn attempts_to_exceed_the_bounds_are_refused_within_the_memory_promised() {
         client.publish_buffered(publish).unwrap();
     }
     client.barrier(GUARD, |_| {}).unwrap();
-    spent("message ids", &server);
-    pair.assert_served();
+    bounded.assert_bounded("message ids");
     drop(client);
 
     // Topics.
@@ -254,12 +288,118 @@ fn attempts_to_exceed_the_bounds_are_refused_within_the_memory_promised() {
         refused.extend(attacker.request([Raw::ping(0)].into_iter()));
         refused.len() == 5_000 - (1_000 - 502)
     });
-    spent("topics", &server);
+    bounded.assert_bounded("topics");
     assert_refused(&refused, 104, "--topics-max");
-    pair.assert_served();
 
-    let stopped = server.stop_cleanly();
+    let stopped = bounded.server.stop_cleanly();
     assert!(stopped.total("closed_unfinished_memory") >= 25);
     assert!(stopped.total("last_values_evicted") > 0);
     assert!(stopped.total("message_ids_forgotten") > 40_000);
+}
+
+/// Publishes topics, and waits until the server has taken all of them.
+fn publish_topics(server: &Server, topics: impl Iterator<Item = String>, payload: &[u8]) {
+    let mut publisher = Attacker::new(server);
+    let publish = |topic: String| Raw::publish(1, topic.as_bytes(), payload);
+    assert_eq!(publisher.request(topics.map(publish)), []);
+}
+
+#[test]
+fn wildcards_that_need_state_for_each_topic_stay_within_their_memory() {
+    /// Beyond the share of each session of a shard once a few have joined all of them.
+    const TOPICS: usize = 900;
+    let _machine = beside_others();
+    let mut bounded = Bounded::start(1);
+    let topic = |at: usize| format!("m.{at}");
+    publish_topics(&bounded.server, (0..TOPICS).map(topic).chain((0..5).map(|at| format!("few.{at}"))), b"x");
+
+    // 40 times 900, of which there is room for 17,476.
+    let options = Options { policy: frames::CONFLATE, max_rate_millihertz: 1_000_000, ..Options::default() };
+    let paced = |pattern: &str| Raw::with_options(frames::SUBSCRIBE, 1, pattern, options);
+    let mut attackers: Vec<Attacker> = (0..40).map(|_| Attacker::new(&bounded.server)).collect();
+    let answers = attackers.iter_mut().map(|attacker| attacker.subscribe(paced("m.>")));
+    let refused: Vec<Received> = answers.filter(|answer| answer.kind == frames::ERROR).collect();
+    bounded.assert_bounded("memberships of rate limits");
+    assert!((15..=35).contains(&refused.len()), "{} of 40 are refused", refused.len());
+    assert_refused(&refused, 103, "--memberships-memory");
+
+    // Another 40 need as many because they do not read: 3.6 MB each.
+    let mut stalled: Vec<Peer> = Vec::new();
+    for _ in 0..40 {
+        let mut peer = Peer::connect_with_small_window(bounded.server.tcp);
+        let conflate = Options { policy: frames::CONFLATE, ..Options::default() };
+        peer.send(&Raw::request(frames::HELLO, 1, b"raw").bytes());
+        assert_eq!(peer.frame().unwrap().kind, frames::WELCOME);
+        peer.send(&Raw::with_options(frames::SUBSCRIBE, 1, "m.>", conflate).bytes());
+        assert_eq!(peer.frame().unwrap().kind, frames::SUBSCRIBED);
+        stalled.push(peer);
+    }
+    let mut modest = Attacker::new(&bounded.server);
+    // A few memberships are left for whoever comes.
+    assert_eq!(modest.subscribe(paced("few.*")).kind, frames::SUBSCRIBED);
+    for _ in 0..2 {
+        publish_topics(&bounded.server, (0..TOPICS).map(topic), &[7; 2_000]);
+    }
+    bounded.assert_bounded("memberships of clients behind");
+    publish_topics(&bounded.server, ["few.1".to_owned()].into_iter(), b"y");
+    let mut last = modest.peer.frame().unwrap();
+    while (last.kind, last.sequence) != (frames::TICK, 2) {
+        last = modest.peer.frame().unwrap();
+    }
+    drop((attackers, stalled));
+    let stopped = bounded.server.stop_cleanly();
+    assert!(stopped.total("memberships_refused") > 0);
+}
+
+#[test]
+fn egress_logs_and_places_of_event_streams_stay_within_their_memory() {
+    const WIRE_FORMATS: u64 = 7;
+    const TOPICS: usize = 900;
+    let _machine = beside_others();
+    let mut bounded = Bounded::start(WIRE_FORMATS);
+    let http = bounded.server.http;
+    let stream = |query: &str, accept: &str| {
+        let mut peer = Peer::connect(http);
+        peer.send(
+            format!("GET /sse?{query} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n").as_bytes(),
+        );
+        let head = peer.http_head();
+        assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+        peer
+    };
+
+    // Egress logs: readers in each wire format that do not read, and 64 MB for each.
+    let mut stalled: Vec<Peer> = Vec::new();
+    for _ in 0..5 {
+        let mut native = Peer::native(bounded.server.tcp);
+        native.send(&Raw::with_options(frames::SUBSCRIBE, 1, "e", Options::default()).bytes());
+        stalled.push(native);
+        for codec in ["rkyv", "json", "raw", "protobuf"] {
+            stalled.push(Peer::websocket(http, "/ws?topics=e", &format!("tickcast.v1.{codec}")));
+        }
+        stalled.push(stream("topics=e", "text/event-stream"));
+        stalled.push(stream("topics=e", "application/x-ndjson"));
+    }
+    assert_eq!(stalled.len() as u64, 5 * WIRE_FORMATS);
+    for _ in 0..20 {
+        publish_topics(&bounded.server, std::iter::repeat_n("e".to_owned(), 100), &[7; 32_000]);
+    }
+    bounded.assert_bounded("egress logs");
+    drop(stalled);
+
+    // Places: of 120 streams that have ended, each with 900 names of 240 bytes, so that the server keeps them.
+    publish_topics(&bounded.server, (0..TOPICS).map(|at| format!("p.{at}.{:p<230}", "")), b"1");
+    for _ in 0..3 {
+        let query = "topics=p.%3E&from=latest";
+        let mut streams: Vec<Peer> = (0..40).map(|_| stream(query, "text/event-stream")).collect();
+        for stream in &mut streams {
+            let mut text = String::new();
+            while text.matches("event: tick").count() < TOPICS || !text.ends_with("data: {}\n\n") {
+                assert!(stream.more(), "the stream goes on");
+                text.push_str(&String::from_utf8(std::mem::take(&mut stream.buffer)).unwrap());
+            }
+        }
+    }
+    bounded.assert_bounded("places of event streams");
+    bounded.server.stop_cleanly();
 }

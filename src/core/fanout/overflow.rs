@@ -212,7 +212,7 @@ impl Fanout {
                 session.count_membership(None, membership.as_ref());
             }
         });
-        sessions.count_memberships(added);
+        sessions.count_memberships(slot, added);
         if is_refused {
             sessions.refuse_membership(slot);
         }

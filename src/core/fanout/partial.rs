@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::{Begun, Fanout, StartFrom, Subscription, topic::EgressTopic, topic_ref};
+use super::{Begun, EgressLogs, Fanout, StartFrom, Subscription, topic::EgressTopic, topic_ref};
 use crate::{
     ids::SlotId,
     principal::{Permissions, Principal},
@@ -82,14 +82,15 @@ impl Fanout {
             .is_some_and(|(entry, held)| !entry.is_exact && !entry.shares(held.delivery))
     }
 
-    /// Begins to apply a session's new permissions, which allow all or part of a pattern, to its subscription. `None` if the
-    /// session does not hold the pattern.
+    /// Begins to apply a session's new permissions, which allow all or part of a pattern, to its subscription; `few`: see
+    /// [`Fanout::begin_join`]. `None` if the session does not hold the pattern.
     pub fn begin_refilter(
         &mut self,
-        index: u32,
+        (index, is_partial): (u32, bool),
+        few: Option<Vec<TopicId>>,
         slot: SlotId,
-        is_partial: bool,
         sessions: &mut Sessions,
+        logs: &mut EgressLogs,
     ) -> Option<Begun> {
         let held = *sessions.open_mut(slot)?.subscriptions.to(index)?;
         let rejoins = self.rejoins(index, slot, sessions);
@@ -97,10 +98,13 @@ impl Fanout {
         let now = sessions.open_mut(slot)?.subscriptions.to_mut(index)?;
         if held.position.is_none() {
             now.is_partial = is_partial;
-            return Some(Begun::Done);
+            return Some(Begun::Done(0));
         }
         *now = Subscription { is_partial, ..Subscription::new(index, held.delivery, StartFrom::Live) };
         self.enter_members(index, slot, sessions);
-        Some(self.begin_change(index, slot, rejoins, sessions))
+        Some(match rejoins {
+            true => self.join_topics(index, few, slot, sessions, logs),
+            false => self.begin_merge(index, slot, sessions),
+        })
     }
 }

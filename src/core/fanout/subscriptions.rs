@@ -349,6 +349,11 @@ impl Fanout {
         entry.is_some_and(|entry| entry.matches(self.matching(), topic))
     }
 
+    /// Makes room in the tables for a pattern that is new to this shard. Returns `false` if there is no memory.
+    pub fn try_reserve_pattern(&mut self) -> bool {
+        self.patterns.try_reserve() && self.entries.try_reserve(1).is_ok()
+    }
+
     /// Releases a session's hold on an entry; the session must have left its members. Returns the pattern if nothing needs it
     /// at the homes any more; the caller must then remove it there.
     pub fn release(&mut self, index: u32) -> Option<Box<str>> {

@@ -282,7 +282,7 @@ impl EgressTopic {
         if changes {
             sessions.set_yield_bytes(slot);
         }
-        sessions.count_memberships(1);
+        sessions.count_memberships(slot, 1);
         self.check_member(slot, sessions);
     }
 
@@ -379,7 +379,7 @@ impl EgressTopic {
         if changes {
             sessions.set_yield_bytes(slot);
         }
-        sessions.discount_membership();
+        sessions.discount_membership(slot);
     }
 
     fn remove_member(&mut self, format: WireFormat, position: u32, sessions: &mut Sessions) {

@@ -5,7 +5,7 @@
 //! [`CHANGE_UNITS`] more, plus one for each of the session's subscriptions.
 //!
 //! Only a subscription that needs state per topic walks: one with a pace, or one that starts in the past. The others enter a
-//! [wildcard group](super::wildcard) at once.
+//! [wildcard group](super::wildcard) at once. If it matches few topics, the session [joins them at once](super::search).
 
 use std::collections::HashSet;
 
@@ -23,7 +23,7 @@ use crate::{
 use tickcast_proto::{ids::TopicId, pattern, subscription::Delivery};
 
 /// Units for joining or leaving one topic: some 700 ns, against 15 ns for a visit (bench/micro/control.rs).
-const CHANGE_UNITS: usize = 32;
+pub(super) const CHANGE_UNITS: usize = 32;
 /// Units for leaving a pattern that other sessions still hold.
 const LEAVE_UNITS: usize = 4;
 /// Memberships that a walk lists per unit.
@@ -58,8 +58,8 @@ enum Change {
 /// How a subscription that goes live or changes continues.
 #[derive(Debug)]
 pub enum Begun {
-    /// It is done already.
-    Done,
+    /// It is done already; the units used.
+    Done(usize),
     /// With a walk over the session's memberships, and the units used.
     Walk(MembershipWalk, usize),
     /// With a walk over all topics: [`Fanout::advance_join`].
@@ -131,24 +131,25 @@ impl Fanout {
     }
 
     /// Makes a subscription live; its acknowledgement must have been queued. The session joins an exactly named topic at
-    /// once.
+    /// once, and so the topics of a wildcard if they are few: see [`Fanout::advance_search`].
     pub fn begin_join(
         &mut self,
         index: u32,
+        few: Option<Vec<TopicId>>,
         slot: SlotId,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) -> Begun {
         self.enter_members(index, slot, sessions);
-        let Some(session) = sessions.open_mut(slot) else { return Begun::Done };
+        let Some(session) = sessions.open_mut(slot) else { return Begun::Done(0) };
         let has_memberships = !session.memberships.is_empty();
         let Some(&Subscription { start_from, .. }) = session.subscriptions.to(index) else {
             debug_assert!(false, "a session makes only its own subscriptions live");
-            return Begun::Done;
+            return Begun::Done(0);
         };
         self.note_stale_newcomer(index, slot, sessions);
         if self.joins_topics(index, slot, sessions) {
-            return self.begin_walk(index, slot);
+            return self.join_topics(index, few, slot, sessions, logs);
         }
         let is_exact = self.is_exact(index);
         if is_exact && let Some(&id) = self.by_key.get(&self.pattern(index)) {
@@ -156,15 +157,35 @@ impl Fanout {
         }
         self.end_join(index, slot, start_from, sessions, logs);
         if is_exact || !has_memberships {
-            return Begun::Done;
+            return Begun::Done(0);
         }
         // The subscription also delivers topics of which the session already has memberships.
         let (walk, used) = self.walk(index, slot, Change::Merge, sessions);
         Begun::Walk(walk, used)
     }
 
-    /// Begins the walk in which a session joins the topics of a wildcard.
-    fn begin_walk(&mut self, entry: u32, slot: SlotId) -> Begun {
+    /// Joins a session to the topics of a wildcard: at once if they are few, otherwise it begins to walk.
+    pub(super) fn join_topics(
+        &mut self,
+        entry: u32,
+        few: Option<Vec<TopicId>>,
+        slot: SlotId,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+    ) -> Begun {
+        let session = sessions.get(slot);
+        let held = session.and_then(|session| Some((*session.subscriptions.to(entry)?, session)));
+        if let Some(topics) = few
+            && let Some((Subscription { start_from, .. }, session)) = held
+        {
+            let units = topics.len() * (CHANGE_UNITS + session.subscriptions.len());
+            for id in topics {
+                self.join(id, slot, entry, start_from, sessions, logs);
+                self.evict_overflowing(sessions, logs);
+            }
+            self.end_join(entry, slot, start_from, sessions, logs);
+            return Begun::Done(units);
+        }
         debug_assert!(self.joining.len() < JOINS_ACTIVE_MAX, "each tick checks all walks");
         self.joining.push(Joining { slot, entry, next: (0, 0), early: HashSet::default() });
         Begun::Join
@@ -345,13 +366,16 @@ impl Fanout {
         (walk, 1 + listed + looked + CHANGE_UNITS * forgotten)
     }
 
-    /// Begins to change how a pattern's subscription is delivered. `None` if the session does not hold the pattern.
+    /// Begins to change how a pattern's subscription is delivered; `few`: see [`Fanout::begin_join`]. `None` if the session does
+    /// not hold the pattern.
     pub fn begin_update(
         &mut self,
         index: u32,
+        few: Option<Vec<TopicId>>,
         slot: SlotId,
         delivery: Delivery,
         sessions: &mut Sessions,
+        logs: &mut EgressLogs,
     ) -> Option<Begun> {
         let held = *sessions.open_mut(slot)?.subscriptions.to(index)?;
         let gets_pace = self.gets_pace(index, slot, delivery, sessions);
@@ -370,21 +394,14 @@ impl Fanout {
         if held.position.is_some() && !stays {
             self.enter_members(index, slot, sessions);
         }
-        Some(self.begin_change(index, slot, gets_pace, sessions))
+        Some(match gets_pace {
+            true => self.join_topics(index, few, slot, sessions, logs),
+            false => self.begin_merge(index, slot, sessions),
+        })
     }
 
-    /// Begins the walk after a subscription has changed: `joins` the topics of its pattern, or merges the session's memberships
-    /// again.
-    pub(super) fn begin_change(
-        &mut self,
-        index: u32,
-        slot: SlotId,
-        joins: bool,
-        sessions: &Sessions,
-    ) -> Begun {
-        if joins {
-            return self.begin_walk(index, slot);
-        }
+    /// Begins the walk that merges a session's memberships again after a subscription has changed.
+    pub(super) fn begin_merge(&mut self, index: u32, slot: SlotId, sessions: &Sessions) -> Begun {
         let (walk, listed) = self.walk(index, slot, Change::Merge, sessions);
         Begun::Walk(walk, listed)
     }

@@ -300,7 +300,7 @@ impl Home {
         let is_full = self.topics.len() >= self.topics_max;
         let reused = if is_full { self.idle.vacant.pop_front() } else { None };
         let (index, id) = match reused {
-            None if is_full => return Err(TopicRefusal::Table),
+            None if is_full || self.topics.try_reserve(1).is_err() => return Err(TopicRefusal::Table),
             None => {
                 let index = self.topics.len() as u32;
                 (index, TopicId::new(index, self.shard, self.shards).ok_or(TopicRefusal::Table)?)

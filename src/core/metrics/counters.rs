@@ -140,11 +140,11 @@ counters! {
     PatternsRefusedSource = "patterns_refused_source", "subscriptions";
     /// Subscriptions refused because the memory of all patterns was used up.
     PatternsRefusedMemory = "patterns_refused_memory", "subscriptions";
-    /// Subscriptions refused because the memory of all memberships was used up.
+    /// Subscriptions refused because their session would have needed more memberships than its share.
     SubscriptionsRefusedMemory = "subscriptions_refused_memory", "subscriptions";
     /// Memberships that sessions have now: one for each topic that they name exactly, or in which a wildcard needs state.
     Memberships = "memberships", "memberships";
-    /// Times a session needed a membership when the memory of all memberships was used up, and was closed.
+    /// Times a session needed one more membership than its share, and was closed.
     MembershipsRefused = "memberships_refused", "times";
     /// Subscriptions refused because their tenant had used up its quota.
     SubscriptionsRefusedTenant = "subscriptions_refused_tenant", "subscriptions";

@@ -57,6 +57,14 @@ impl Memberships {
         self.get(id).is_some()
     }
 
+    /// Makes room in the table for another membership. Returns `false` if there is no memory.
+    pub fn try_reserve(&mut self) -> bool {
+        match self.0.as_deref_mut() {
+            None | Some(Inner::One(..)) => true,
+            Some(Inner::Many(many)) => many.try_reserve(1).is_ok(),
+        }
+    }
+
     /// Adds a membership, replacing any in the same topic. Returns the replaced one.
     pub fn insert(&mut self, id: TopicId, membership: Membership) -> Option<Membership> {
         match self.0.as_deref_mut() {

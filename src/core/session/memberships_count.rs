@@ -1,15 +1,20 @@
 //! The number of memberships of all sessions of a shard, and its bound.
 
-use super::table::Sessions;
-use crate::ids::SlotId;
+use super::{Session, table::Sessions};
+use crate::{fanout::Subscription, ids::SlotId};
 
 /// Memberships of all sessions.
 ///
-/// Each session may have as many as it has subscriptions: that covers exact names, which need one each. Beyond that, the bound
-/// applies, because wildcards may need one for each topic.
+/// Each session may have as many as it has subscriptions: that covers exact names, which need one each. Wildcards may need one for
+/// each topic. What a session has beyond its subscriptions comes from a pool, and a session may take as much of it as it leaves to
+/// all others (dynamic thresholds: Choudhury and Hahne, 1998). So a session that wants all of it gets half, and whoever comes next
+/// finds some.
 #[derive(Debug)]
 pub(super) struct MembershipsCount {
     len: usize,
+    /// Memberships beyond the subscriptions of their sessions.
+    pooled: usize,
+    /// Bound of the pool.
     max: usize,
     /// Memberships refused since they were last taken.
     refused: u64,
@@ -17,18 +22,23 @@ pub(super) struct MembershipsCount {
 
 impl Default for MembershipsCount {
     fn default() -> Self {
-        MembershipsCount { len: 0, max: usize::MAX, refused: 0 }
+        MembershipsCount { len: 0, pooled: 0, max: usize::MAX, refused: 0 }
     }
 }
 
+/// Memberships of a session that come from the pool.
+fn pooled(session: &Session) -> usize {
+    session.memberships.len().saturating_sub(session.subscriptions.len())
+}
+
 impl Sessions {
-    /// Sets how many memberships there may be, in a new table.
+    /// Sets how many memberships the pool has, in a new table.
     pub fn with_memberships_max(mut self, max: usize) -> Sessions {
         self.memberships.max = max;
         self
     }
 
-    /// Sets how many memberships there may be. More stay until they end.
+    /// Sets how many memberships the pool has. More stay until they end.
     pub fn set_memberships_max(&mut self, max: usize) {
         self.memberships.max = max;
     }
@@ -38,9 +48,11 @@ impl Sessions {
         self.memberships.len
     }
 
-    /// Whether there is no room for memberships beyond one for each subscription.
-    pub fn memberships_are_full(&self) -> bool {
-        self.memberships.len >= self.memberships.max
+    /// How many more memberships of the pool a session may take now: as long as it has fewer than it leaves to all others.
+    pub fn memberships_in_pool(&self, slot: SlotId) -> usize {
+        let free = self.memberships.max.saturating_sub(self.memberships.pooled);
+        // Each one that it takes is also one less for the others.
+        free.saturating_sub(self.get(slot).map_or(0, pooled)).div_ceil(2)
     }
 
     /// How many more memberships a session may have now.
@@ -48,13 +60,14 @@ impl Sessions {
         let own = self
             .get(slot)
             .map_or(0, |session| session.subscriptions.len().saturating_sub(session.memberships.len()));
-        own.max(self.memberships.max.saturating_sub(self.memberships.len))
+        own.saturating_add(self.memberships_in_pool(slot))
     }
 
     /// Whether a session may have one more membership. If not, it is closed once the others have been served: it would miss ticks
     /// without a word.
     pub fn takes_membership(&mut self, slot: SlotId) -> bool {
-        let takes = self.memberships_left(slot) > 0;
+        let takes = self.memberships_left(slot) > 0
+            && self.any_mut(slot).is_none_or(|session| session.memberships.try_reserve());
         if !takes {
             self.refuse_membership(slot);
         }
@@ -72,19 +85,48 @@ impl Sessions {
         std::mem::take(&mut self.memberships.refused)
     }
 
-    /// Counts memberships that were added to sessions.
-    pub fn count_memberships(&mut self, added: usize) {
+    /// Counts memberships that were added to a session.
+    pub fn count_memberships(&mut self, slot: SlotId, added: usize) {
         self.memberships.len += added;
+        self.memberships.pooled += self.get(slot).map_or(0, pooled).min(added);
     }
 
-    /// Counts a membership that was removed from its session.
-    pub fn discount_membership(&mut self) {
+    /// Counts a membership that was removed from a session.
+    pub fn discount_membership(&mut self, slot: SlotId) {
+        let was_pooled =
+            self.get(slot).is_some_and(|session| session.memberships.len() >= session.subscriptions.len());
         self.memberships.len -= 1;
+        self.memberships.pooled -= usize::from(was_pooled);
     }
 
-    /// Checks the count, in debug builds.
+    /// Adds a subscription to this pattern to a session that is open.
+    pub fn subscribe(&mut self, slot: SlotId, subscription: Subscription, pattern: &str) {
+        let Some(session) = self.open_mut(slot) else { return };
+        let before = pooled(session);
+        session.subscriptions.add(subscription);
+        session.pattern_bytes += pattern.len() as u32;
+        let fewer = before - pooled(session);
+        self.memberships.pooled -= fewer;
+    }
+
+    /// Removes a session's subscription to an entry's pattern. `pattern` is the pattern's key.
+    pub fn unsubscribe(&mut self, slot: SlotId, entry: u32, pattern: &str) -> Option<Subscription> {
+        let session = self.open_mut(slot)?;
+        let before = pooled(session);
+        let held = session.unsubscribe(entry, pattern)?;
+        let added = pooled(session) - before;
+        self.memberships.pooled += added;
+        Some(held)
+    }
+
+    /// Checks the counts, in debug builds.
     pub fn check_memberships(&self) {
         let len: usize = self.iter().map(|session| session.memberships.len()).sum();
         debug_assert_eq!(self.memberships.len, len, "each membership is counted once");
+        let pooled: usize = self.iter().map(pooled).sum();
+        debug_assert_eq!(
+            self.memberships.pooled, pooled,
+            "what exceeds the subscriptions comes from the pool"
+        );
     }
 }

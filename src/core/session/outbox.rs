@@ -280,6 +280,12 @@ impl Outbox {
         }
     }
 
+    /// Makes room for replies of this many bytes. Returns `false` if there is no memory.
+    pub fn try_reserve(&mut self, bytes: usize) -> bool {
+        let Backlog { segments, private, .. } = self.backlog_mut();
+        private.try_reserve(bytes).is_ok() && segments.try_reserve(1).is_ok()
+    }
+
     /// Queues replies, which are whole frames.
     pub fn push_reply(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         let len = self.write_private(write);

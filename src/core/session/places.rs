@@ -134,6 +134,13 @@ impl Places {
         }
     }
 
+    /// Makes room in the tables for another place. Returns `false` if there is no memory.
+    fn try_reserve(&mut self) -> bool {
+        self.entries.try_reserve(1).is_ok()
+            && self.by_name.try_reserve(1).is_ok()
+            && self.by_topic.try_reserve(1).is_ok()
+    }
+
     fn set(&mut self, index: u32, epoch: Option<u64>, sequence: u64) {
         let Some(place) = self.entries.get_mut(index as usize) else {
             return debug_assert!(false, "the tables name places that are there");
@@ -187,6 +194,9 @@ impl Places {
                     return self.lose();
                 }
                 self.memory_bytes += bytes;
+                if !self.try_reserve() {
+                    return self.lose();
+                }
                 self.prefix_bytes += prefix.len();
                 let index = self.entries.len() as u32;
                 let Position { epoch, sequence } = NOWHERE;

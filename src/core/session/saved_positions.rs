@@ -74,6 +74,11 @@ impl SavedPositions {
         self.by_topic.is_empty()
     }
 
+    /// Makes room in the table for this many more positions. Returns `false` if there is no memory.
+    pub fn try_reserve(&mut self, count: usize) -> bool {
+        self.by_topic.try_reserve(count).is_ok()
+    }
+
     /// Saves the position in a topic.
     pub fn insert(&mut self, topic: &str, position: Position) {
         if self.by_topic.insert(topic.into(), position).is_none() {

@@ -1,21 +1,22 @@
 //! Control work of sessions: subscriptions that go live, change or end, and sessions that depart. Each piece of work belongs
 //! to one session, and the sessions take turns.
 
+mod joins;
+
 use std::collections::{HashMap, VecDeque};
 
+use self::joins::{JoinState, Joins};
 use super::{Shard, authentication::Allowed};
 use crate::{
     fair_queue::FairQueue,
     fanout::{Begun, Departure, MembershipWalk},
     ids::{SessionId, SlotId},
-    limits::{
-        CONTROL_QUANTUM_UNITS, JOINS_ACTIVE_MAX, REVIEW_UNITS, TURN_CONTROL_UNITS, TURN_DEPARTURE_UNITS,
-    },
+    limits::{CONTROL_QUANTUM_UNITS, REVIEW_UNITS, TURN_CONTROL_UNITS, TURN_DEPARTURE_UNITS},
     metrics::counters::Counter,
     now::Now,
     topic_key,
 };
-use tickcast_proto::{reply::Reply, subscription::Delivery};
+use tickcast_proto::{ids::TopicId, reply::Reply, subscription::Delivery};
 
 /// Units to begin or refuse an operation: an acknowledgement, and one topic joined.
 const OPERATION_UNITS: usize = 32;
@@ -30,10 +31,12 @@ pub(super) struct Control {
     queue: FairQueue,
     /// All sessions with work, including those that wait for a home. Bound: one entry per session.
     flows: HashMap<SlotId, Flow, rustc_hash::FxBuildHasher>,
-    /// Sessions that wait until fewer others join topics, the one that has waited longest first. Bound: one entry per session, and
-    /// those of ended sessions until their turn.
-    join_waiters: VecDeque<SessionId>,
-    /// Sessions that may begin to join topics and have not begun yet.
+    /// Sessions that wait until fewer others walk over topics, with the numbers of their searches: the one that has waited longest
+    /// first. Bound: one entry per session, and those of ended sessions until their turn.
+    join_waiters: VecDeque<(u64, SessionId)>,
+    /// Searches begun so far.
+    searches: u64,
+    /// Sessions that may begin to walk and have not begun yet.
     joins_granted: usize,
     /// Units that the rest of the turn may use.
     units_left: usize,
@@ -51,18 +54,6 @@ struct Flow {
     operations: VecDeque<Operation>,
     progress: Progress,
     join_state: JoinState,
-}
-
-/// Whether a session may begin to join topics one by one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum JoinState {
-    /// It has not asked.
-    #[default]
-    None,
-    /// It is on the list of those that wait.
-    Waits,
-    /// It may.
-    Granted,
 }
 
 #[derive(Debug)]
@@ -104,6 +95,7 @@ impl Control {
             queue: FairQueue::new(CONTROL_QUANTUM_UNITS),
             flows: HashMap::default(),
             join_waiters: VecDeque::new(),
+            searches: 0,
             joins_granted: 0,
             units_left: TURN_CONTROL_UNITS,
             departures: VecDeque::new(),
@@ -123,9 +115,10 @@ impl Control {
 
     /// Heap memory in bytes.
     pub(super) fn heap_bytes(&self) -> usize {
-        let operations: usize =
-            self.flows.values().map(|flow| flow.operations.capacity() * size_of::<Operation>()).sum();
-        let waiters = self.join_waiters.capacity() * size_of::<SessionId>();
+        let of_flow =
+            |flow: &Flow| flow.operations.capacity() * size_of::<Operation>() + flow.join_state.heap_bytes();
+        let operations: usize = self.flows.values().map(of_flow).sum();
+        let waiters = self.join_waiters.capacity() * size_of::<(u64, SessionId)>();
         let departures = self.departures.iter().map(Departure::heap_bytes).sum::<usize>()
             + self.departures.capacity() * size_of::<Departure>();
         self.queue.heap_bytes()
@@ -158,37 +151,11 @@ impl Control {
             session,
             operations: VecDeque::new(),
             progress: Progress::Idle,
-            join_state: JoinState::None,
+            join_state: JoinState::default(),
         });
         debug_assert_eq!(flow.session, session, "a flow goes with its session");
         flow.operations.push_back(operation);
         self.queue.push(session.slot());
-    }
-
-    /// Lets those that have waited longest begin to join topics. `active`: sessions that join now.
-    fn grant_joins(&mut self, active: usize) {
-        while active + self.joins_granted < JOINS_ACTIVE_MAX
-            && let Some(session) = self.join_waiters.pop_front()
-        {
-            let flow = self.flows.get_mut(&session.slot()).filter(|flow| flow.session == session);
-            if let Some(flow) = flow.filter(|flow| flow.join_state == JoinState::Waits) {
-                flow.join_state = JoinState::Granted;
-                self.joins_granted += 1;
-                self.queue.push(session.slot());
-            }
-        }
-    }
-
-    /// Whether a session may begin to join topics; nobody overtakes those that wait.
-    fn may_join(&self, flow: &Flow, active: usize) -> bool {
-        flow.join_state == JoinState::Granted
-            || (self.join_waiters.is_empty() && active + self.joins_granted < JOINS_ACTIVE_MAX)
-    }
-
-    /// Notes that a session begins what it waited for, or never will.
-    fn end_wait(&mut self, flow: &mut Flow) {
-        let state = std::mem::take(&mut flow.join_state);
-        self.joins_granted -= usize::from(state == JoinState::Granted);
     }
 }
 
@@ -202,10 +169,8 @@ impl Operation {
 enum Served {
     /// It can continue at once.
     More,
-    /// It waits for an outside event.
+    /// It waits for an outside event, or until fewer others walk over topics.
     Waits,
-    /// It waits until fewer other sessions are joining topics, behind those that have waited longer.
-    JoinsFull,
 }
 
 impl Shard {
@@ -304,16 +269,10 @@ impl Shard {
                 self.control.end_wait(&mut flow);
                 return (used, false);
             }
-            if let Served::JoinsFull = served
-                && flow.join_state == JoinState::None
-            {
-                flow.join_state = JoinState::Waits;
-                self.control.join_waiters.push_back(flow.session);
-            }
             self.control.flows.insert(slot, flow);
             match served {
                 Served::More => {}
-                Served::Waits | Served::JoinsFull => return (used, false),
+                Served::Waits => return (used, false),
             }
         }
         (used, true)
@@ -322,7 +281,7 @@ impl Shard {
     /// Begins a flow's next operation, or continues the one under way.
     fn advance_flow(&mut self, flow: &mut Flow, slot: SlotId, units: usize, now: Now) -> (usize, Served) {
         match &mut flow.progress {
-            Progress::Idle => self.begin_operation(flow, slot, now),
+            Progress::Idle => self.begin_operation(flow, slot, units, now),
             Progress::Joining { update } => {
                 let (used, has_more) =
                     self.fanout.advance_join(slot, units, &mut self.sessions, &mut self.logs);
@@ -375,38 +334,57 @@ impl Shard {
         }
     }
 
-    fn begin_operation(&mut self, flow: &mut Flow, slot: SlotId, now: Now) -> (usize, Served) {
+    fn begin_operation(&mut self, flow: &mut Flow, slot: SlotId, units: usize, now: Now) -> (usize, Served) {
         let Some(operation) = flow.operations.front() else { return (0, Served::Waits) };
         let joins = match operation {
             Operation::Join { entry, .. } if !self.fanout.is_ready(*entry) => return (0, Served::Waits),
-            Operation::Join { entry, .. } => self.fanout.joins_topics(*entry, slot, &self.sessions),
+            Operation::Join { entry, .. } => {
+                self.fanout.joins_topics(*entry, slot, &self.sessions).then_some(*entry)
+            }
             Operation::Update { pattern, delivery, .. } => {
                 let entry = self.fanout.entry_of(pattern);
-                entry.is_some_and(|entry| self.fanout.gets_pace(entry, slot, *delivery, &self.sessions))
+                entry.filter(|&entry| self.fanout.gets_pace(entry, slot, *delivery, &self.sessions))
             }
-            Operation::Unsubscribe { .. } | Operation::Review { .. } => false,
+            Operation::Review { from } => {
+                let from = *from;
+                return self.review(flow, slot, from, units);
+            }
+            Operation::Unsubscribe { .. } => None,
         };
-        if joins && !self.control.may_join(flow, self.fanout.joins_len()) {
-            return (1, Served::JoinsFull);
-        }
-        if !matches!(operation, Operation::Review { .. }) {
-            self.control.end_wait(flow);
-        }
+        let left = self.sessions.memberships_left(slot);
+        let (searched, joins) = match joins.map(|entry| self.find_joins(flow, slot, entry, units, left)) {
+            None => (0, Joins::Many),
+            Some((used, Ok(joins))) => (used, joins),
+            Some((used, Err(served))) => return (used, served),
+        };
+        self.control.end_wait(flow);
+        let (used, served) = match joins {
+            Joins::Few(topics) => self.carry_out_operation(flow, slot, Some(topics), now),
+            Joins::Many => self.carry_out_operation(flow, slot, None, now),
+            Joins::TooMany => (OPERATION_UNITS, self.refuse_operation(flow, slot, now)),
+        };
+        (searched + used, served)
+    }
+
+    /// Begins the next operation, which need not wait. `few`: the topics that it joins at once.
+    fn carry_out_operation(
+        &mut self,
+        flow: &mut Flow,
+        slot: SlotId,
+        few: Option<Vec<TopicId>>,
+        now: Now,
+    ) -> (usize, Served) {
         match flow.operations.pop_front() {
-            None => (0, Served::Waits),
+            None | Some(Operation::Review { .. }) => (0, Served::Waits),
             Some(Operation::Join { entry, request }) => {
-                let used = self.go_live(flow, slot, entry, request);
+                let used = self.go_live(flow, slot, (entry, request), few);
                 (OPERATION_UNITS + used, Served::More)
-            }
-            Some(Operation::Update { request, .. }) if joins && self.sessions.memberships_are_full() => {
-                self.end_change(flow, slot);
-                self.fail_memberships(slot, request, now);
-                (OPERATION_UNITS, Served::More)
             }
             Some(Operation::Update { request, pattern, delivery }) => {
                 let entry = self.fanout.entry_of(&pattern);
+                let (sessions, logs) = (&mut self.sessions, &mut self.logs);
                 let begun = entry
-                    .and_then(|entry| self.fanout.begin_update(entry, slot, delivery, &mut self.sessions));
+                    .and_then(|entry| self.fanout.begin_update(entry, few, slot, delivery, sessions, logs));
                 match begun {
                     None => {
                         self.end_change(flow, slot);
@@ -421,20 +399,18 @@ impl Shard {
                         flow.progress = Progress::Updating { walk, update: Some(request) };
                         (used + 1, Served::More)
                     }
-                    Some(Begun::Done) => {
+                    Some(Begun::Done(used)) => {
                         let epoch = self.epoch;
                         let pattern = topic_key::name(&pattern);
                         self.reply(slot, &Reply::Subscribed { request, pattern, epoch });
                         self.end_change(flow, slot);
-                        (OPERATION_UNITS, Served::More)
+                        (OPERATION_UNITS + used, Served::More)
                     }
                 }
             }
             Some(Operation::Unsubscribe { request, pattern }) => {
                 let entry = self.fanout.entry_of(&pattern);
-                let session = self.sessions.open_mut(slot);
-                let held =
-                    session.zip(entry).and_then(|(session, entry)| session.unsubscribe(entry, &pattern));
+                let held = entry.and_then(|entry| self.sessions.unsubscribe(slot, entry, &pattern));
                 let Some(held) = held else {
                     self.end_change(flow, slot);
                     self.fail_not_subscribed(slot, request, topic_key::name(&pattern), now);
@@ -445,19 +421,19 @@ impl Shard {
                 flow.progress = Progress::Leaving { walk, request: Some(request), entry: held.entry };
                 (used + 1, Served::More)
             }
-            Some(Operation::Review { from }) => self.review(flow, slot, from),
         }
     }
 
     /// Compares the first subscription from an entry on with the session's permissions. Ends it if they do not allow it, and
     /// filters it if they allow only a part. Returns the units used, and whether more can be done at once.
-    fn review(&mut self, flow: &mut Flow, slot: SlotId, from: u32) -> (usize, Served) {
+    fn review(&mut self, flow: &mut Flow, slot: SlotId, from: u32, units: usize) -> (usize, Served) {
         let next = self.sessions.open_mut(slot).and_then(|session| {
             let at = session.subscriptions.partition_point(|held| held.entry < from);
             session.subscriptions.get(at).map(|held| (held.entry, held.is_partial))
         });
         let Some((entry, was_partial)) = next else {
             self.control.end_wait(flow);
+            flow.operations.pop_front();
             self.end_change(flow, slot);
             return (OPERATION_UNITS, Served::More);
         };
@@ -465,15 +441,21 @@ impl Shard {
         let allowed = self.allowed(slot, topic_key::name(&pattern));
         let is_partial = allowed == Allowed::Part;
         let changes = allowed != Allowed::Nothing && (was_partial || is_partial);
-        let joins = changes && self.fanout.rejoins(entry, slot, &self.sessions);
-        if joins && !self.control.may_join(flow, self.fanout.joins_len()) {
-            flow.operations.push_front(Operation::Review { from: entry });
-            return (REVIEW_UNITS, Served::JoinsFull);
+        let (mut searched, mut few) = (0, None);
+        if changes && self.fanout.rejoins(entry, slot, &self.sessions) {
+            match self.find_joins(flow, slot, entry, units, usize::MAX) {
+                (used, Ok(Joins::Few(topics))) => (searched, few) = (used, Some(topics)),
+                (used, Ok(Joins::Many | Joins::TooMany)) => searched = used,
+                (used, Err(served)) => return (REVIEW_UNITS + used, served),
+            }
         }
         self.control.end_wait(flow);
-        flow.operations.push_front(Operation::Review { from: entry + 1 });
+        if let Some(Operation::Review { from }) = flow.operations.front_mut() {
+            *from = entry + 1;
+        }
         if changes {
-            let used = match self.fanout.begin_refilter(entry, slot, is_partial, &mut self.sessions) {
+            let (sessions, logs) = (&mut self.sessions, &mut self.logs);
+            let used = match self.fanout.begin_refilter((entry, is_partial), few, slot, sessions, logs) {
                 Some(Begun::Join) => {
                     flow.progress = Progress::Joining { update: None };
                     0
@@ -482,35 +464,41 @@ impl Shard {
                     flow.progress = Progress::Updating { walk, update: None };
                     used
                 }
-                Some(Begun::Done) | None => 0,
+                Some(Begun::Done(used)) => used,
+                None => 0,
             };
-            return (OPERATION_UNITS + used, Served::More);
+            return (OPERATION_UNITS + searched + used, Served::More);
         }
         if allowed == Allowed::All {
             return (REVIEW_UNITS, Served::More);
         }
-        let held = self.sessions.open_mut(slot).and_then(|session| {
-            session.changes_pending += 1;
-            session.unsubscribe(entry, &pattern)
-        });
-        let Some(held) = held else {
+        let Some(held) = self.sessions.unsubscribe(slot, entry, &pattern) else {
             debug_assert!(false, "the session holds the subscription");
             return (REVIEW_UNITS, Served::More);
         };
+        if let Some(session) = self.sessions.open_mut(slot) {
+            session.changes_pending += 1;
+        }
         self.give_back_subscriptions(slot, 1);
         let (walk, used) = self.fanout.begin_leave(held, slot, &mut self.sessions);
         flow.progress = Progress::Leaving { walk, request: None, entry };
         (REVIEW_UNITS + used, Served::More)
     }
 
-    /// Acknowledges a subscription whose homes are ready, and makes it live. Nothing about its topics is sent before that.
-    /// Returns the units used.
-    fn go_live(&mut self, flow: &mut Flow, slot: SlotId, entry: u32, request: u32) -> usize {
+    /// Acknowledges a subscription whose homes are ready, and makes it live; `few`: the topics that it joins at once. Nothing about
+    /// its topics is sent before that. Returns the units used.
+    fn go_live(
+        &mut self,
+        flow: &mut Flow,
+        slot: SlotId,
+        (entry, request): (u32, u32),
+        few: Option<Vec<TopicId>>,
+    ) -> usize {
         let pattern = self.fanout.pattern(entry);
         let pattern = topic_key::name(&pattern);
         self.reply(slot, &Reply::Subscribed { request, pattern, epoch: self.epoch });
-        let used = match self.fanout.begin_join(entry, slot, &mut self.sessions, &mut self.logs) {
-            Begun::Done => 0,
+        let used = match self.fanout.begin_join(entry, few, slot, &mut self.sessions, &mut self.logs) {
+            Begun::Done(used) => used,
             Begun::Join => {
                 flow.progress = Progress::Joining { update: None };
                 0
@@ -580,3 +568,6 @@ impl Shard {
         any
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,13 +156,21 @@ impl Shard {
         if let Some(session) = self.sessions.any_mut(slot) {
             reply.encode(session.format, &mut scratch);
         }
-        self.sessions
-            .with_outbox(slot, |session| session.outbox.push_reply(|out| out.extend_from_slice(&scratch)));
+        self.push_bytes(slot, &scratch);
         self.scratch = scratch;
     }
 
+    /// Queues replies. If there is no memory for them, closes the session: it would wait for an answer that never comes.
     pub(super) fn push_bytes(&mut self, slot: SlotId, bytes: &[u8]) {
-        self.sessions
-            .with_outbox(slot, |session| session.outbox.push_reply(|out| out.extend_from_slice(bytes)));
+        let mut has_room = true;
+        self.sessions.with_outbox(slot, |session| {
+            has_room = session.outbox.try_reserve(bytes.len());
+            if has_room {
+                session.outbox.push_reply(|out| out.extend_from_slice(bytes));
+            }
+        });
+        if !has_room {
+            self.sessions.mark_too_far_behind(slot);
+        }
     }
 }

@@ -98,7 +98,7 @@ impl Shard {
             self.fail(slot, request, ErrorCode::BadRequest, &text, now);
             return None;
         }
-        if !fits_memory {
+        if !fits_memory || !saved.try_reserve(count) {
             let text = "the server's memory for positions is used up (--positions-memory)";
             self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
             return None;
@@ -111,11 +111,11 @@ impl Shard {
         self.fail(slot, request, ErrorCode::NotSubscribed, &text, now);
     }
 
-    /// Refuses a request for a wildcard that would need a membership for each topic.
+    /// Refuses a request for a wildcard that would need more memberships than the session may have.
     pub(super) fn fail_memberships(&mut self, slot: SlotId, request: u32, now: Now) {
         self.counters.add(Counter::SubscriptionsRefusedMemory, 1);
-        let text =
-            "the server's memory for rate limits and history of wildcards is used up (--memberships-memory)";
+        let text = "this session's share of the memory for rate limits and history of wildcards is used up \
+                    (--memberships-memory)";
         self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
     }
 
@@ -168,7 +168,8 @@ impl Shard {
         }
         let source = session.source;
         let share = |bytes: usize| bytes / usize::from(self.shards);
-        if known.is_none() && self.fanout.patterns_bytes() >= share(self.limits.patterns_bytes_max) {
+        let is_full = self.fanout.patterns_bytes() >= share(self.limits.patterns_bytes_max);
+        if known.is_none() && (is_full || !self.fanout.try_reserve_pattern()) {
             self.counters.add(Counter::PatternsRefusedMemory, 1);
             let text = "the server's memory for patterns is used up (--patterns-memory)";
             return self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
@@ -183,7 +184,8 @@ impl Shard {
             return self.fail(slot, request, ErrorCode::TooManySubscriptions, text, now);
         }
         let needs_memberships = delivery.interval_us > 0 || begin != StartFrom::Live;
-        if needs_memberships && !pattern::is_exact(pattern) && self.sessions.memberships_are_full() {
+        let has_room = self.sessions.memberships_in_pool(slot) > 0;
+        if needs_memberships && !pattern::is_exact(pattern) && !has_room {
             return self.fail_memberships(slot, request, now);
         }
         if !self.take_subscription(slot) {
@@ -193,14 +195,10 @@ impl Shard {
         }
         let Registration { entry, interest } = self.fanout.subscribe(slot, source, &key);
         self.charge(if interest.is_some() { PATTERN_REQUEST_UNITS } else { KNOWN_PATTERN_UNITS });
-        if let Some(session) = self.sessions.open_mut(slot) {
-            let is_partial = allowed == Allowed::Part;
-            session
-                .subscriptions
-                .add(Subscription { is_partial, ..Subscription::new(entry, delivery, begin) });
-            self.counters.add(Counter::SubscriptionsFiltered, u64::from(is_partial));
-            session.pattern_bytes += pattern.len() as u32;
-        }
+        let is_partial = allowed == Allowed::Part;
+        let subscription = Subscription { is_partial, ..Subscription::new(entry, delivery, begin) };
+        self.sessions.subscribe(slot, subscription, pattern);
+        self.counters.add(Counter::SubscriptionsFiltered, u64::from(is_partial));
         self.queue_join(slot, entry, request);
         if let Some(Interest { request, exact, covers }) = interest {
             self.add_interest(if covers { cover_of(&key) } else { key }.as_ref(), exact, request);
@@ -224,6 +222,8 @@ impl Shard {
     }
 }
 
+#[cfg(test)]
+mod memberships_tests;
 #[cfg(test)]
 mod wildcard_tests;
 

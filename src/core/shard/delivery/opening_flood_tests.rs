@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::opening_tests::{
-    FEW, PUBLISHER, Reader, accept_members, driver, finish, paced, pass_until_forgotten, publish, read,
-    subscribe,
+    FEW, PUBLISHER, Reader, accept_members, driver, driver_with, finish, paced, pass_until_forgotten,
+    publish, read, subscribe,
 };
 use crate::{
     ids::SlotId,
@@ -61,17 +61,20 @@ fn a_topic_whose_publisher_never_stops_opens_without_loss() {
 fn a_session_whose_walk_passes_over_a_topic_that_is_still_opening_joins_it() {
     const MEMBERS: u32 = 9;
     const WALKER: u32 = MEMBERS + 1;
-    let mut driver = driver();
+    const TOPICS: usize = 4_000;
+    // A full table: the new topic takes the place of the one that is forgotten, so the walk comes to more topics after it.
+    let mut driver = driver_with(TOPICS + 1);
     for slot in 1..=WALKER {
         driver.accept(slot, ListenerKind::Native, &hello());
         if slot < WALKER {
             subscribe(&mut driver, slot, "x.*", paced(Policy::Conflate));
         }
     }
-    // So many topics that the walk takes turns, and is under way while the new topic opens.
-    (0..1_000).for_each(|topic| publish(&mut driver, &format!("n.{topic}"), b"x"));
+    // So many topics that the walk takes turns, passes over the new one while that opens, and is still under way when its turn to
+    // join comes.
+    (0..TOPICS / 4).for_each(|topic| publish(&mut driver, &format!("n.{topic}"), b"x"));
     publish(&mut driver, "t.0", b"x");
-    (1_000..4_000).for_each(|topic| publish(&mut driver, &format!("n.{topic}"), b"x"));
+    (TOPICS / 4..TOPICS).for_each(|topic| publish(&mut driver, &format!("n.{topic}"), b"x"));
     subscribe(&mut driver, 1, "t.*", paced(Policy::Conflate));
     finish(&mut driver);
     pass_until_forgotten(&mut driver);

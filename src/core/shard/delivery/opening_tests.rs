@@ -25,7 +25,13 @@ pub(super) const FEW: OpeningUnits = OpeningUnits { per_turn: 1, at_once: 0 };
 
 /// A shard with a publisher. Only topics `t.>` are ever forgotten.
 pub(super) fn driver() -> Driver {
+    driver_with(Limits::default().topics_max)
+}
+
+/// Like [`driver`], with a table of this many topics.
+pub(super) fn driver_with(topics_max: usize) -> Driver {
     let mut driver = Driver::new(Limits {
+        topics_max,
         behind_bytes: 4_000,
         topic_idle: Rules { rules: vec![("t.>".into(), IDLE_NS)], default: 0 },
         history: Rules::all(HistoryBounds { ticks: 100, bytes: 1 << 20, age_ns: 0 }),

@@ -4,7 +4,7 @@ use crate::{
     budgets::PatternLimits,
     config::Limits,
     ids::SlotId,
-    limits::{LONG_WILDCARDS_BYTES, MEMBERSHIP_BYTES, TURN_CONTROL_UNITS},
+    limits::{LONG_WILDCARDS_BYTES, TURN_CONTROL_UNITS},
     metrics::counters::Counter,
     pattern_trie::PatternTrie,
     session::Session,
@@ -14,12 +14,12 @@ use crate::{
 use tickcast_proto::{
     Step,
     frame::{self, Kind},
-    records::{ErrorRecord, Publish, Request, Subscribe},
+    records::{Publish, Request, Subscribe},
     subscription::Policy,
 };
 
-const PUBLISHER: u32 = 0;
-const READER: u32 = 1;
+pub(super) const PUBLISHER: u32 = 0;
+pub(super) const READER: u32 = 1;
 
 /// A shard with a publisher and a reader.
 fn driver() -> Driver {
@@ -36,29 +36,29 @@ fn driver_with(topics: &[&str]) -> Driver {
     driver
 }
 
-fn finish(driver: &mut Driver) {
+pub(super) fn finish(driver: &mut Driver) {
     driver.turn();
     while driver.shard.is_busy() {
         driver.turn();
     }
 }
 
-fn subscribe(driver: &mut Driver, slot: u32, pattern: &str, record: Subscribe) {
+pub(super) fn subscribe(driver: &mut Driver, slot: u32, pattern: &str, record: Subscribe) {
     driver.receive(slot, &frame(Kind::Subscribe, &record, pattern.as_bytes()));
     finish(driver);
 }
 
-fn update(driver: &mut Driver, slot: u32, pattern: &str, record: Subscribe) {
+pub(super) fn update(driver: &mut Driver, slot: u32, pattern: &str, record: Subscribe) {
     driver.receive(slot, &frame(Kind::Update, &record, pattern.as_bytes()));
     finish(driver);
 }
 
-fn unsubscribe(driver: &mut Driver, slot: u32, pattern: &str) {
+pub(super) fn unsubscribe(driver: &mut Driver, slot: u32, pattern: &str) {
     driver.receive(slot, &frame(Kind::Unsubscribe, &Request::default(), pattern.as_bytes()));
     finish(driver);
 }
 
-fn publish(driver: &mut Driver, topic: &str) {
+pub(super) fn publish(driver: &mut Driver, topic: &str) {
     publish_now(driver, topic);
     finish(driver);
 }
@@ -85,7 +85,7 @@ fn received(driver: &mut Driver, slot: u32) -> Vec<(Kind, u64)> {
     received
 }
 
-fn ticks(driver: &mut Driver, slot: u32) -> Vec<u64> {
+pub(super) fn ticks(driver: &mut Driver, slot: u32) -> Vec<u64> {
     let received = received(driver, slot);
     received.into_iter().filter(|(kind, _)| *kind == Kind::Tick).map(|(_, sequence)| sequence).collect()
 }
@@ -94,7 +94,7 @@ fn topics(driver: &Driver, slot: u32) -> usize {
     driver.shard.fanout.topics_of(session(driver, slot))
 }
 
-fn conflate() -> Subscribe {
+pub(super) fn conflate() -> Subscribe {
     Subscribe { policy: Policy::Conflate as u8, ..Subscribe::default() }
 }
 
@@ -475,75 +475,4 @@ fn a_wildcard_goes_live_after_those_that_have_waited_longer_and_before_all_other
     let distinct: std::collections::BTreeSet<u32> = before.iter().copied().collect();
     let expected = (WALKERS as usize, WALKERS as usize);
     assert_eq!((before.len(), distinct.len()), expected, "nobody is served twice before it");
-}
-
-/// The code of the error that a request was answered with; 0: none.
-fn error_of(driver: &mut Driver, slot: u32) -> u16 {
-    let bytes = driver.take_sent(slot);
-    let (mut rest, mut code) = (&bytes[..], 0);
-    while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
-        rest = &rest[used..];
-        if frame.kind == Kind::Error {
-            code = frame.record::<ErrorRecord>().unwrap().code;
-        }
-    }
-    code
-}
-
-#[test]
-fn memberships_of_wildcards_have_a_bound_and_exact_names_need_no_room() {
-    const TOPICS: usize = 100;
-    let (first, second, third) = (READER, READER + 1, READER + 2);
-    let max_rate_millihertz = 1_000_000;
-    let paced = Subscribe { max_rate_millihertz, ..Subscribe::default() };
-    let mut driver =
-        Driver::new(Limits { memberships_bytes_max: TOPICS * MEMBERSHIP_BYTES, ..Limits::default() });
-    for slot in [PUBLISHER, first, second, third] {
-        driver.accept(slot, ListenerKind::Native, &hello());
-    }
-    (0..TOPICS).for_each(|topic| publish(&mut driver, &format!("a.{topic}")));
-    subscribe(&mut driver, first, "a.*", paced);
-    assert_eq!((error_of(&mut driver, first), driver.shard.sessions.memberships_len()), (0, TOPICS));
-    for (pattern, record) in [("a.*", paced), (">", Subscribe { from: 1, ..Subscribe::default() })] {
-        subscribe(&mut driver, second, pattern, record);
-        assert_eq!(error_of(&mut driver, second), 103, "{pattern}");
-    }
-    subscribe(&mut driver, second, "a.*", Subscribe::default());
-    assert_eq!(error_of(&mut driver, second), 0, "it needs no memberships");
-    update(&mut driver, second, "a.*", paced);
-    assert_eq!(error_of(&mut driver, second), 103, "it would need some now");
-    subscribe(&mut driver, third, "a.1", paced);
-    assert_eq!((error_of(&mut driver, third), driver.shard.sessions.memberships_len()), (0, TOPICS + 1));
-    assert_eq!(driver.shard.counters().value(Counter::SubscriptionsRefusedMemory), 3);
-    // One more topic, and no room for its member.
-    publish(&mut driver, "a.more");
-    assert!(driver.shard.sessions.open_mut(SlotId(first)).is_none(), "it cannot be told of each loss");
-    assert_eq!(driver.shard.counters().value(Counter::MembershipsRefused), 1);
-    publish(&mut driver, "a.1");
-    assert_eq!(ticks(&mut driver, second).len(), 2, "others go on");
-    driver.pass(3_000_000_000);
-    assert_eq!(driver.shard.sessions.memberships_len(), 1, "that of the exact name");
-    subscribe(&mut driver, third, "*.more", paced);
-    assert_eq!((error_of(&mut driver, third), driver.shard.sessions.memberships_len()), (0, 2));
-}
-
-#[test]
-fn a_session_that_is_behind_holds_no_more_topics_than_there_is_memory() {
-    const ROOM: usize = 30;
-    let mut driver = Driver::new(Limits {
-        behind_bytes: 1_000,
-        memberships_bytes_max: ROOM * MEMBERSHIP_BYTES,
-        ..Limits::default()
-    });
-    driver.accept(PUBLISHER, ListenerKind::Native, &hello());
-    driver.accept(READER, ListenerKind::Native, &hello());
-    subscribe(&mut driver, READER, ">", conflate());
-    driver.full.insert(READER);
-    let mut most = 0;
-    for topic in 0..10 * ROOM {
-        publish(&mut driver, &format!("t.{topic}"));
-        most = most.max(driver.shard.sessions.memberships_len());
-    }
-    assert!((ROOM / 2..=ROOM + 1).contains(&most), "{most} memberships");
-    assert!(driver.shard.sessions.open_mut(SlotId(READER)).is_none());
 }
