@@ -357,7 +357,7 @@ impl Session {
 
     /// Replaces the token, on the open connection too.
     pub fn set_token(&mut self, token: ClientToken) {
-        self.tokens.handle_token(token, &mut self.timers);
+        self.tokens.replace(token);
         self.refresh_token();
     }
 

@@ -19,7 +19,7 @@ use std::{collections::HashMap, sync::Arc};
 pub use self::{
     backfill::{
         Backfill, CHUNK_AHEAD, CHUNK_EPOCH_PASSED, CHUNK_IN_LOG, CHUNK_LAST, CHUNK_NOT_RECOVERED,
-        CHUNK_RECOVERED, CHUNK_VALUES_LOST, HistoryChunk, InLog,
+        CHUNK_RECOVERED, CHUNK_VALUES_LOST, HistoryChunk, InLog, SINCE_UNKNOWN_NS,
     },
     creation::{CreationLimits, Creator, TopicLookup, TopicRefusal},
     interest::{NAME_BYTES, wildcard_bytes},

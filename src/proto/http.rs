@@ -31,7 +31,7 @@ use http::{Method, StatusCode};
 use self::{
     access::{Access, Sender},
     api::{Call, Exchange},
-    body::Body,
+    body::{Body, BodyLength},
     lines::Lines,
     request::Request,
     response::Delivery,
@@ -291,15 +291,8 @@ impl Connection {
     /// connection closes after the answer.
     pub fn step(&mut self, bytes: &[u8], config: &HttpConfig<'_>) -> Step<Answer> {
         match self.pending.as_deref_mut() {
-            Some(Pending::Lines(lines)) => {
-                let Step::Complete(used, (answer, is_last)) = lines.step(bytes, config) else {
-                    return Step::Partial;
-                };
-                if is_last {
-                    self.pending = None;
-                }
-                return Step::Complete(used, answer);
-            }
+            Some(Pending::Lines(lines)) if !lines.is_over() => return lines.step(bytes, config),
+            Some(Pending::Lines(_)) => self.pending = None,
             Some(Pending::Body(body)) => {
                 if let Ok(Step::Partial) = body.advance(bytes) {
                     return Step::Partial;
@@ -326,6 +319,10 @@ impl Connection {
         if let Ok(Outcome::Lines(token)) = outcome {
             let exchange = Exchange::new(&request, keeps_alive, cors.clone());
             return match Lines::new(&request, exchange, host_of(&request), token) {
+                Ok(mut lines) if request.body == BodyLength::Bytes(0) => match lines.step(b"", config) {
+                    Step::Complete(_, answer) => Step::Complete(head_bytes, answer),
+                    Step::Partial => Step::Complete(head_bytes, Answer::Interim(b"")),
+                },
                 Ok(lines) => {
                     self.pending = Some(Box::new(Pending::Lines(lines)));
                     let interim = if request.expects_continue { CONTINUE } else { b"" };
@@ -378,7 +375,14 @@ impl Connection {
 
     /// Whether a request's lines are being published while they arrive.
     pub fn takes_lines(&self) -> bool {
-        matches!(self.pending.as_deref(), Some(Pending::Lines(_)))
+        matches!(self.pending.as_deref(), Some(Pending::Lines(lines)) if !lines.is_over())
+    }
+
+    /// Takes back the last step, if it has taken lines: they have to wait, and stay in the input.
+    pub fn unread_lines(&mut self) {
+        if let Some(Pending::Lines(lines)) = self.pending.as_deref_mut() {
+            lines.unread();
+        }
     }
 }
 

@@ -79,6 +79,12 @@ impl Demanded {
         self.on_demand.subject(pattern)
     }
 
+    /// The subscription to a subject, or pattern of subjects. O(subscriptions).
+    pub(crate) fn id_of(&self, subject: &str) -> Option<UpstreamId> {
+        let mut active = self.upstreams.active();
+        active.find(|(_, pattern)| self.on_demand.subject(pattern) == subject).map(|(id, _)| id)
+    }
+
     /// Whether a message is to be taken: a subscription that is not on demand has brought it, or the one that brings its topic.
     /// Counts what leads to no topic.
     pub(crate) fn takes(&self, id: UpstreamId, subject: &str, ingest: &Ingest<'_>) -> bool {

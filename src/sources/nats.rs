@@ -177,7 +177,7 @@ impl Reader for NatsReader<'_> {
             }
         }
         client.flush().await.map_err(|error| EngineError::new("subscribe", error))?;
-        let (mut connections, mut is_connected, mut is_denial_shown) = (1, false, false);
+        let (mut connections, mut is_connected) = (1, false);
         loop {
             if let Some(demanded) = &mut self.demanded {
                 advance(demanded, ingest, &client, &mut messages).await?;
@@ -201,17 +201,23 @@ impl Reader for NatsReader<'_> {
                 Either::Left((None, _)) => return Err(EngineError("the client has ended".into())),
                 Either::Right(_) => true,
             };
-            if let Some(denial) = events.subscription_denial() {
-                if demanded.is_none() {
-                    if is_connected {
-                        ingest.count_hole(1, "NATS keeps none while nobody reads");
-                    }
-                    return Err(EngineError(denial.into()));
-                }
+            for subject in events.take_denied_subscriptions() {
                 // What one client asks for does not end the subscriptions of others.
-                if !std::mem::replace(&mut is_denial_shown, true) {
-                    ingest.warn(denial);
+                let demanded = self.demanded.as_mut().filter(|_| !subjects.contains(&subject));
+                if let Some(demanded) = demanded {
+                    if let Some(id) = demanded.id_of(&subject) {
+                        let why = format!("{subject:?}: NATS does not permit this user to subscribe to it");
+                        demanded.handle_refused(id, &why, ingest);
+                        let refused = messages.iter_mut().find(|numbered| numbered.id == id);
+                        refused.into_iter().for_each(|numbered| numbered.subscriber = None);
+                    }
+                    continue;
                 }
+                if is_connected {
+                    ingest.count_hole(1, "NATS keeps none while nobody reads");
+                }
+                let denial = events.subscription_denial().unwrap_or("a subscription is refused");
+                return Err(EngineError(denial.into()));
             }
             let lost = events.take_slow();
             if lost > 0 {

@@ -264,7 +264,8 @@ impl Upstreams {
 
     /// Begins anew with a connection that has no subscription: the caller subscribes to those of [`Upstreams::active`].
     pub fn handle_connection(&mut self) {
-        self.steps.clear();
+        // An attempt to connect may have failed before they were taken.
+        self.steps.retain(|step| matches!(step, Step::End(_)));
         self.steps.extend(self.ending.drain(..).map(|(_, id, _)| Step::End(id)));
         self.pending = self.wanted.keys().cloned().collect();
         self.is_stale = true;
@@ -303,6 +304,9 @@ impl Upstreams {
         if let Some(pattern) = self.active.remove(&id) {
             self.by_pattern.remove(&pattern);
             self.wildcards.remove(&id);
+            // It had covered them.
+            let covered = |wanted: &&Box<str>| ***wanted != *pattern && pattern::covers(&pattern, wanted);
+            self.pending.extend(self.wanted.keys().filter(covered).cloned());
         }
     }
 

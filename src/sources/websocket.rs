@@ -371,13 +371,14 @@ impl WebSocket {
             let Either::Left((message, _)) = ingest.waiting(select(socket.next(), pause)).await else {
                 continue;
             };
-            heard_ns = clock::monotonic_ns();
             self.take(message, ingest).await.map_err(|error| failed(&error))?;
             for _ in 1..MESSAGES_PER_TURN {
                 let Some(message) = socket.next().now_or_never() else { break };
                 self.take(message, ingest).await.map_err(|error| failed(&error))?;
             }
             ingest.flush();
+            // A wait for a ring is no silence of the feed.
+            heard_ns = clock::monotonic_ns();
         }
     }
 

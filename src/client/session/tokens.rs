@@ -75,13 +75,18 @@ impl Tokens {
         timers.cancel(&Timer::TokenAnswer);
     }
 
-    /// Takes a token: from the application, asked or not.
-    pub(super) fn handle_token(&mut self, token: ClientToken, timers: &mut Timers) {
-        self.jitter.reset();
+    /// Takes a token for which the application was not asked. An answer or a delay under way goes on.
+    pub(super) fn replace(&mut self, token: ClientToken) {
         self.token = Some(token);
-        self.set_answered(timers);
         self.due_ns = None;
         self.is_rejected = false;
+    }
+
+    /// Takes the token for which the application was asked.
+    pub(super) fn handle_token(&mut self, token: ClientToken, timers: &mut Timers) {
+        self.replace(token);
+        self.jitter.reset();
+        self.set_answered(timers);
         timers.cancel(&Timer::Token);
     }
 

@@ -83,6 +83,9 @@ pub struct InLog {
     pub until: u64,
 }
 
+/// In [`Backfill::Since`], a time that this server cannot tell: before its start, or by a clock that is ahead of its own.
+pub const SINCE_UNKNOWN_NS: u64 = 1;
+
 /// Describes one chunk of a topic's past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryChunk {
@@ -141,6 +144,8 @@ impl Home {
             Backfill::ServerPosition if topic.is_first_life => Backfill::Position,
             Backfill::ServerPosition => Backfill::PositionLost,
             Backfill::PositionKept => Backfill::Position,
+            // The topic's life is about to end.
+            Backfill::Since if has_lapsed => Backfill::PositionLost,
             Backfill::Logged => Backfill::Retained,
             other => other,
         };
@@ -167,10 +172,14 @@ impl Home {
             }
             Backfill::Position if !reaches_back => (flags, snapshot_from) = (CHUNK_NOT_RECOVERED, Some(from)),
             Backfill::Position => flags = CHUNK_RECOVERED,
-            Backfill::Since => match topic.history.since_time(from) {
+            Backfill::Since => match topic.history.since_time(from).filter(|_| from != SINCE_UNKNOWN_NS) {
                 Some(FirstSince::Tick(sequence)) => start = sequence,
                 Some(FirstSince::None) => start = last + 1,
-                None => (flags, start) = (CHUNK_EPOCH_PASSED, kept_from.max(1)),
+                // A gap says so, or if there is no sequence before those kept, that this is another life.
+                None => {
+                    let lost = if kept_from <= 1 { CHUNK_NOT_RECOVERED } else { 0 };
+                    (flags, start) = (CHUNK_EPOCH_PASSED | lost, kept_from.max(1));
+                }
             },
             Backfill::Retained if !reaches_back => start = kept_from,
             Backfill::Retained => {}

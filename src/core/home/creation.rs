@@ -321,6 +321,8 @@ impl Home {
         };
         self.by_key.insert(key.into(), index);
         let name = topic_key::name(key);
+        // The server's epoch never stands for that of a log.
+        let is_first_life = log.is_none() && self.lives.is_first(key);
         let topic = HomeTopic {
             key: key.into(),
             id,
@@ -332,11 +334,11 @@ impl Home {
             mark: StaleMark::default(),
             sequence: Sequence(0),
             last_values: LastValues::default(),
-            history: History::default(),
+            // What came before this life is not known here.
+            history: if is_first_life { History::default() } else { History::after(now.monotonic_ns) },
             bounds: self.retention.history.of(name),
             interested,
-            // The server's epoch never stands for that of a log.
-            is_first_life: log.is_none() && self.lives.is_first(key),
+            is_first_life,
             place: PlaceState::Open,
             last_seen: LastSeen { idle_ns: self.idle.rules.of(name), ..LastSeen::default() },
         };
@@ -345,6 +347,7 @@ impl Home {
             None => {
                 self.topics.push(topic);
                 self.marks.note_new_topic();
+                self.lapses.note_new_topic();
             }
         }
         self.invariants();

@@ -54,6 +54,11 @@ pub enum FirstSince {
 const FIRST_BYTES: usize = 4 << 10;
 
 impl History {
+    /// Creates the empty history of a topic whose ticks before a time are not known.
+    pub fn after(now_ns: u64) -> History {
+        History { dropped_ns: now_ns, ..History::default() }
+    }
+
     /// Appends the next tick's frame and drops ticks beyond the bounds. `budget_bytes`: how much all histories together may
     /// still grow; once it is used up, the topic's own oldest ticks make room. Copies the frame once, and all kept frames when
     /// the buffer is resized. Returns whether the budget was too small for the buffer to grow.

@@ -39,6 +39,11 @@ impl Lapses {
             && (self.is_ended(upstream) || self.waiting_all || self.waiting.contains(&upstream))
     }
 
+    /// Notes that a topic was appended: the round under way may come to it before topics that it has yet to visit.
+    pub(super) fn note_new_topic(&mut self) {
+        self.left += usize::from(self.left > 0);
+    }
+
     fn begin_round(&mut self, topics: usize) {
         self.ended = std::mem::take(&mut self.waiting);
         self.ends_all = std::mem::take(&mut self.waiting_all);

@@ -242,7 +242,14 @@ impl Summary {
     pub fn answer(&self, refused: Option<Refused>) -> (u16, String) {
         let Summary { published, failed, failures, .. } = self;
         let (status, error) = match (refused, failures.first()) {
-            (Some(Refused { status, text }), _) => (status, Some(error_json(ErrorCode::BadRequest, &text))),
+            (Some(Refused { status, text }), _) => {
+                let code = match status {
+                    413 => ErrorCode::TooLarge,
+                    504 => ErrorCode::Unconfirmed,
+                    _ => ErrorCode::BadRequest,
+                };
+                (status, Some(error_json(code, &text)))
+            }
             (None, Some((_, code, text))) if *published == 0 => {
                 let status =
                     if self.is_unconfirmed { status_of(ErrorCode::Unconfirmed) } else { status_of(*code) };

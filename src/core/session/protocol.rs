@@ -157,6 +157,11 @@ impl Protocol {
         matches!(self, Protocol::Http(http) if http.calls.as_deref().is_some_and(|calls| calls.pending.is_some()))
     }
 
+    /// Whether it is a request with a body of lines, more of which may come.
+    pub fn takes_lines(&self) -> bool {
+        matches!(self, Protocol::Http(http) if http.connection.takes_lines())
+    }
+
     /// Heap bytes of a stream's places, a `/v1` request or a Socket.IO session's state.
     pub fn heap_bytes(&self) -> usize {
         match self {

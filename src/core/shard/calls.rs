@@ -89,9 +89,21 @@ impl Shard {
         let status = refusal.status();
         let mut exchange = exchange.clone();
         exchange.closes = true;
-        let error = error_json(ErrorCode::NotAllowed, &refusal.to_string());
+        let text = refusal.to_string();
+        let session = self.sessions.open_mut(slot);
+        let summary = session.and_then(|session| match &mut session.protocol {
+            Protocol::Http(http) => http.calls.as_deref_mut()?.summary.take(),
+            _ => None,
+        });
+        let (status, json) = match summary {
+            // Not 503, because a client that retried would publish the beginning twice.
+            Some(summary) => {
+                summary.answer(Some(Refused { status: if status == 503 { 504 } else { status }, text }))
+            }
+            None => (status, format!("{{\"error\":{}}}", error_json(ErrorCode::NotAllowed, &text))),
+        };
         self.counters.add(Counter::HttpResponses, 1);
-        self.push_bytes(slot, &exchange.refuse(status, &error, now.realtime_ns));
+        self.push_bytes(slot, &exchange.answer(status, json, now.realtime_ns));
         self.end(slot, CloseReason::Http(status), now);
     }
 

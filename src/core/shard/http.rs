@@ -65,6 +65,7 @@ impl Shard {
                 self.sessions.open_mut(slot).map(|session| &mut session.protocol)
             {
                 http.is_kept = true;
+                http.connection.unread_lines();
             }
             return Ok(Step::Complete(0, ()));
         }
@@ -77,8 +78,7 @@ impl Shard {
         match answer {
             Answer::Interim(bytes) => {
                 self.push_bytes(slot, bytes);
-                let session = self.sessions.get(slot);
-                if session.is_some_and(|session| matches!(&session.protocol, Protocol::Http(http) if http.connection.takes_lines())) {
+                if self.takes_lines(slot) {
                     self.keep_alive(slot, now);
                 }
             }
@@ -92,6 +92,11 @@ impl Shard {
             }
             Answer::Call { call, exchange, host, token, .. } => {
                 if let Step::Partial = self.begin_call(slot, call, exchange, &host, token.as_ref(), now) {
+                    if let Some(Protocol::Http(http)) =
+                        self.sessions.open_mut(slot).map(|session| &mut session.protocol)
+                    {
+                        http.connection.unread_lines();
+                    }
                     return Ok(Step::Partial);
                 }
             }
@@ -216,9 +221,24 @@ impl Shard {
         };
     }
 
+    /// Whether a session's request is a body of lines, more of which may come.
+    fn takes_lines(&self, slot: SlotId) -> bool {
+        let session = self.sessions.get(slot);
+        session.is_some_and(|session| session.protocol.takes_lines())
+    }
+
+    /// How long a session's HTTP connection may be idle. A body of lines may pause even if connections do not stay open between
+    /// requests.
+    pub(super) fn http_idle_ns(&self, slot: SlotId) -> u64 {
+        match self.takes_lines(slot) {
+            true => self.limits.http_idle_ns.max(self.limits.handshake_deadline_ns),
+            false => self.limits.http_idle_ns,
+        }
+    }
+
     /// Keeps a connection open for its next request, whose deadline starts now.
     pub(super) fn keep_alive(&mut self, slot: SlotId, now: Now) {
-        let when_ns = now.monotonic_ns.saturating_add(self.limits.http_idle_ns);
+        let when_ns = now.monotonic_ns.saturating_add(self.http_idle_ns(slot));
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.pulse_ms = now.low_ms();
         let id = session.id;
@@ -231,7 +251,7 @@ impl Shard {
 
     /// Ends an HTTP connection that has been silent for too long, whether it owes a request or does not read its answer.
     pub(super) fn check_http_idle(&mut self, slot: SlotId, now: Now) {
-        let idle_ns = self.limits.http_idle_ns;
+        let idle_ns = self.http_idle_ns(slot);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let silent_ns = session.silent_ms(now) * 1_000_000;
         let (id, has_call) = (session.id, session.protocol.has_call());

@@ -139,8 +139,8 @@ impl Shard {
         if let Some(since_ns) = since_ns
             && !std::mem::replace(&mut session.frame_timer_pending, true)
         {
-            let (id, is_handshake) = (session.id, session.protocol.is_handshake());
-            let when = since_ns.saturating_add(self.limits.input_deadline_ns(is_handshake));
+            let id = session.id;
+            let when = since_ns.saturating_add(self.input_deadline_ns(slot));
             self.set_timer(when, TimerKind::Frame, id);
         }
         self.bound_unfinished(slot, now);

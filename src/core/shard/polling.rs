@@ -498,7 +498,7 @@ impl Shard {
             let probes = u32::from(std::mem::take(&mut carrier.has_probed));
             let Some(carried) = self.carried_mut(id) else { return false };
             if !is_upgraded {
-                carried.probes -= probes;
+                carried.probes = carried.probes.saturating_sub(probes);
                 return false;
             }
             if is_gone {

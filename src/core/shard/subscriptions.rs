@@ -6,6 +6,7 @@ use super::{Shard, authentication::Allowed, ingress::quoted};
 use crate::{
     budgets::PatternLimits,
     fanout::{Interest, Registration, StartFrom, Subscription, cover_of},
+    home::SINCE_UNKNOWN_NS,
     ids::{SlotId, TenantId},
     limits::{
         KNOWN_PATTERN_UNITS, PATTERN_REQUEST_UNITS, RESUME_BYTES_MAX, RESUME_POSITIONS_MAX, RESUME_SLACK_MS,
@@ -68,8 +69,15 @@ impl Shard {
     /// Sets since when a session has received all ticks of topics in which it has no position: CLOCK_REALTIME in microseconds, by
     /// the clock of the node that it was connected to.
     pub(super) fn set_saved_since(&mut self, slot: SlotId, since_us: u64, now: Now) {
-        let age_ns = now.realtime_ns.saturating_sub(since_us.saturating_mul(1_000));
-        let since_ns = now.monotonic_ns.saturating_sub(age_ns.saturating_add(RESUME_SLACK_MS * 1_000_000));
+        let since_ns = match since_us {
+            0 => 0,
+            since_us if since_us < self.epoch || since_us > now.realtime_ns / 1_000 => SINCE_UNKNOWN_NS,
+            since_us => {
+                let age_ns = now.realtime_ns.saturating_sub(since_us.saturating_mul(1_000));
+                let age_ns = age_ns.saturating_add(RESUME_SLACK_MS * 1_000_000);
+                now.monotonic_ns.saturating_sub(age_ns).max(SINCE_UNKNOWN_NS + 1)
+            }
+        };
         let memory = &self.positions_memory;
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let saved = &mut session.lag_mut().saved_positions;

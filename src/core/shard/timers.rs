@@ -164,14 +164,23 @@ impl Shard {
 
     /// Ends a session whose unfinished frame or message is older than the deadline. Sets the timer again for one that began
     /// later.
+    /// Time in which an unfinished frame or request must be complete. In a body of lines, each line has the time that the
+    /// connection may be idle.
+    pub(super) fn input_deadline_ns(&self, slot: SlotId) -> u64 {
+        match self.sessions.get(slot).map(|session| &session.protocol) {
+            Some(protocol) if protocol.takes_lines() => self.http_idle_ns(slot),
+            protocol => self.limits.input_deadline_ns(protocol.is_some_and(Protocol::is_handshake)),
+        }
+    }
+
     fn check_frame(&mut self, slot: SlotId, now: Now) {
+        let deadline_ns = self.input_deadline_ns(slot);
         let Some(session) = self.sessions.open_mut(slot) else { return };
         session.frame_timer_pending = false;
         // The verdict has a deadline of its own.
         let is_peers = !session.awaits_verdict();
         let Some(since_ns) = session.unfinished_since_ns().filter(|_| is_peers) else { return };
         let is_handshake = session.protocol.is_handshake();
-        let deadline_ns = self.limits.input_deadline_ns(is_handshake);
         let mut when_ns = since_ns.saturating_add(deadline_ns);
         if when_ns <= now.monotonic_ns {
             // The peer cannot finish its message while the shard does not read it for lack of room.

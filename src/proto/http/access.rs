@@ -150,9 +150,11 @@ pub(super) fn cors(access: &Access, request: &Request) -> Result<String, Failure
     let origin = origin.to_str().unwrap_or_default();
     // The server has no cookies, but a balancer in front of it may have one, to lead a client's requests to one server. A page that
     // is allowed only because every page is may not send it.
-    let with_credentials = match access.origins.contains(&OriginPattern::Any) {
-        true => "",
-        false => "Access-Control-Allow-Credentials: true\r\n",
+    let parsed = Origin::parse(origin);
+    let is_listed = access.origins.iter().any(|pattern| pattern.allows(origin, parsed.as_ref()));
+    let with_credentials = match is_listed && !access.origins.contains(&OriginPattern::Any) {
+        true => "Access-Control-Allow-Credentials: true\r\n",
+        false => "",
     };
     Ok(format!(
         "Access-Control-Allow-Origin: {origin}\r\n{with_credentials}Access-Control-Expose-Headers: Retry-After\r\nVary: Origin\r\n"

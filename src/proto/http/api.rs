@@ -480,7 +480,9 @@ pub(super) fn is_summarised(resource: Resource<'_>, request: &Request) -> Result
     let query = Query::new(request.head.uri().query());
     match query.value("answer").filter(|_| resource == Resource::Publish) {
         None | Some("each") => Ok(false),
-        Some("summary") if media_type(request).ends_with("ndjson") => {
+        Some("summary")
+            if ["application/x-ndjson", "application/ndjson"].contains(&&*media_type(request)) =>
+        {
             query.check(&["token", "answer"])?;
             Ok(true)
         }

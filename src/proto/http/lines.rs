@@ -33,6 +33,10 @@ pub(super) struct Lines {
     key: Option<String>,
     /// Ticks so far.
     ticks: u64,
+    /// Scanner and ticks before the last step, in case its lines are not taken yet.
+    before: (Scanner, u64),
+    /// Whether the last step has taken the last lines.
+    is_over: bool,
 }
 
 impl Lines {
@@ -43,8 +47,11 @@ impl Lines {
         host: Box<str>,
         token: Option<Token<'static>>,
     ) -> Result<Lines, Failure> {
+        let scanner = Scanner::new(request.body);
         Ok(Lines {
-            scanner: Scanner::new(request.body),
+            scanner,
+            before: (scanner, 0),
+            is_over: false,
             exchange,
             host,
             forwarded_for: request.forwarded_for(),
@@ -54,8 +61,20 @@ impl Lines {
         })
     }
 
-    /// Takes the next lines, whose bytes start where the last complete step ended. `true`: they are the last ones.
-    pub(super) fn step(&mut self, bytes: &[u8], config: &HttpConfig<'_>) -> Step<(Answer, bool)> {
+    /// Whether the last lines have been taken.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Takes back the last step: its lines have to wait, and come again with the next one.
+    pub(super) fn unread(&mut self) {
+        (self.scanner, self.ticks) = self.before;
+        self.is_over = false;
+    }
+
+    /// Takes the next lines, whose bytes start where the last complete step ended.
+    pub(super) fn step(&mut self, bytes: &[u8], config: &HttpConfig<'_>) -> Step<Answer> {
+        self.before = (self.scanner, self.ticks);
         let (used, parsed) = match self.scanner.step(bytes) {
             Ok(Step::Partial) => return Step::Partial,
             Ok(Step::Complete(used, batch)) => {
@@ -75,18 +94,19 @@ impl Lines {
         let call = Call::PublishLines { ticks, is_last, refused };
         let (host, forwarded_for) = (self.host.clone(), self.forwarded_for.clone());
         let answer = Answer::Call { call, exchange, host, forwarded_for, token: self.token.clone() };
-        Step::Complete(used, (answer, is_last))
+        self.is_over = is_last;
+        Step::Complete(used, answer)
     }
 
     /// The ticks in these lines, up to the first line that is none.
     fn parse(&self, text: &[u8], config: &HttpConfig<'_>) -> (Vec<api::Tick>, Option<Failure>) {
         let mut ticks = Vec::new();
-        let Ok(text) = std::str::from_utf8(text) else {
-            return (ticks, Some(Failure::bad_request("the body is not UTF-8")));
-        };
-        for line in text.lines().filter(|line| !line.trim_ascii().is_empty()) {
+        for line in text.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
             let place = self.ticks + ticks.len() as u64 + 1;
-            match api::line(line, place).and_then(|tick| self.with_id(tick, place, config)) {
+            let line = std::str::from_utf8(line)
+                .map_err(|_| Failure::bad_request(format!("tick {place}: it is not UTF-8")));
+            let tick = line.and_then(|line| api::line(line, place));
+            match tick.and_then(|tick| self.with_id(tick, place, config)) {
                 Ok(tick) => ticks.push(tick),
                 Err(failure) => return (ticks, Some(failure)),
             }
@@ -143,7 +163,7 @@ enum Part {
 /// chunk's size.
 ///
 /// Bound: the bytes of an incomplete line, with the framing of its chunks, are at most [`HTTP_BODY_BYTES_MAX`].
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Scanner {
     /// The part at the front of the bytes.
     first: Part,
@@ -176,7 +196,13 @@ impl Scanner {
                     self.scan(&rest[..left.min(rest.len()).min(HTTP_BODY_BYTES_MAX)], left);
                 }
                 Part::Chunk(_) => match rest {
-                    [b'\r', b'\n', ..] => (self.at, self.part) = (self.at + 2, Part::Size),
+                    [b'\r', b'\n', ..] => {
+                        // A chunk that ends with a line goes with it, so that nothing of it waits for the next one.
+                        if self.line_end == Some((self.at, Part::Chunk(0))) {
+                            self.line_end = Some((self.at + 2, Part::Size));
+                        }
+                        (self.at, self.part) = (self.at + 2, Part::Size);
+                    }
                     [] | [b'\r'] => break,
                     _ => return Err(Failure::bad_request("a chunk does not end with a line break")),
                 },
@@ -204,6 +230,9 @@ impl Scanner {
                 }
                 Part::Plain(_) | Part::End => break,
             }
+        }
+        if self.part == Part::Plain(0) {
+            self.part = Part::End;
         }
         let is_last = self.part == Part::End;
         let end = if is_last { Some((self.at, Part::End)) } else { self.line_end };
@@ -282,7 +311,11 @@ mod tests {
         let (mut scanner, mut kept, mut found) = (Scanner::new(length), Vec::new(), Vec::new());
         for piece in body.chunks(piece).map(Some).chain([None]) {
             kept.extend_from_slice(piece.unwrap_or_default());
-            while let Step::Complete(used, batch) = scanner.step(&kept).map_err(|Failure(_, text)| text)? {
+            // As the server does, it is asked again only if there are more bytes.
+            let mut is_empty_body = length == BodyLength::Bytes(0);
+            while (!kept.is_empty() || std::mem::take(&mut is_empty_body))
+                && let Step::Complete(used, batch) = scanner.step(&kept).map_err(|Failure(_, text)| text)?
+            {
                 kept.drain(..used);
                 found.push(String::from_utf8(batch.text).unwrap());
                 if batch.is_last {
@@ -308,8 +341,8 @@ mod tests {
     #[test]
     fn lines_come_whole_and_in_order_however_they_are_cut() {
         let lines: Vec<String> = (0..3_000).map(|n| format!("{n}{}", "x".repeat(n % 90))).collect();
-        for end in ["\n", ""] {
-            let text = lines.join("\n") + end;
+        for (count, end) in [(3_000, "\n"), (3_000, ""), (1_024, "\n"), (2_048, "\n"), (1_024, "")] {
+            let text = lines[..count].join("\n") + end;
             for piece in [1, 7, 1_000, 64 << 10, 1 << 20] {
                 let whole = batches(BodyLength::Bytes(text.len()), text.as_bytes(), piece).unwrap();
                 assert_eq!(whole.concat(), text);

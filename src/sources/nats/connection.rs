@@ -202,6 +202,8 @@ pub struct Events {
     denial: Notify,
     /// The first refusal of a subscription.
     subscription_denial: OnceLock<String>,
+    /// Subjects of refused subscriptions. Bound: [`DENIED_MAX`].
+    denied_subscriptions: Mutex<Vec<String>>,
 }
 
 /// Capacity of the client's event queue. The client drops events that find it full. The value is the client's own, which it
@@ -231,8 +233,13 @@ impl Events {
         // Case matters only in subjects.
         let lower = text.to_ascii_lowercase();
         let after = |what: &str| lower.find(what).map(|at| &text[at + what.len()..]);
-        if after("permissions violation for subscription").is_some() {
+        if let Some(rest) = after("permissions violation for subscription") {
             self.subscription_denial.get_or_init(|| text.to_owned());
+            let mut denied = self.denied_subscriptions.lock().unwrap_or_else(PoisonError::into_inner);
+            if denied.len() < DENIED_MAX {
+                let quoted = rest.split_once('"').and_then(|(_, rest)| unquoted(rest));
+                denied.push(quoted.unwrap_or_else(|| rest.to_owned()));
+            }
         }
         if let Some(rest) = after("permissions violation for publish to \"") {
             let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
@@ -277,6 +284,11 @@ impl Events {
     /// Subjects on which the server has refused to publish since the last call, one for each refused message.
     pub fn take_denied(&self) -> Vec<String> {
         std::mem::take(&mut *self.denied.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes the subjects of subscriptions that the server has refused.
+    pub fn take_denied_subscriptions(&self) -> Vec<String> {
+        std::mem::take(&mut *self.denied_subscriptions.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether the server has refused a subscription.

@@ -191,6 +191,24 @@ fn a_refused_subscription_brings_nothing_and_is_tried_again_with_the_next_connec
     assert_eq!(source.steps(), ["+md.a"]);
 }
 
+#[test]
+fn patterns_that_a_refused_subscription_covered_get_their_own() {
+    let mut source = Source::new(&["md.>"]);
+    source.after(&["+md.>", "+md.a"]);
+    source.upstreams.handle_refused(source.id("md.>"));
+    assert_eq!(source.steps(), ["+md.a"]);
+}
+
+#[test]
+fn a_failed_attempt_to_connect_loses_no_end() {
+    let mut source = Source::new(&["md.>"]);
+    source.after(&["+md.a", "-md.a"]);
+    assert_eq!(source.pass(30), ["-md.a"]);
+    source.upstreams.handle_connection();
+    source.upstreams.handle_connection();
+    assert_eq!(source.steps(), ["end"]);
+}
+
 /// Clients come and go at random, and the engine delivers each message once for each subscription.
 #[test]
 fn whatever_clients_want_each_wanted_topic_is_taken_exactly_once() {

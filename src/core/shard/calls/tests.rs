@@ -140,6 +140,16 @@ fn publish_lines(driver: &mut Driver, headers: &str, body: &[u8], piece: usize) 
 #[test]
 fn lines_without_end_are_published_while_they_arrive_and_answered_with_a_summary() {
     let lines: Vec<String> = (1..=5_000).map(|n| format!("{{\"topic\":\"a.b\",\"data\":{n}}}\n")).collect();
+    for count in [0, 1, 1_024, 2_048] {
+        let text = lines[..count].concat();
+        let answer = publish_lines(
+            &mut driver(),
+            &format!("Content-Length: {}\r\n", text.len()),
+            text.as_bytes(),
+            1 << 20,
+        );
+        assert_eq!(answer, (200, json!({"published":count,"failed":0,"failures":[]})));
+    }
     let text = lines.concat();
     assert!(text.len() > 2 * HTTP_BODY_BYTES_MAX);
     for piece in [997, 1 << 20] {
@@ -175,7 +185,8 @@ fn a_line_is_published_before_the_next_one_arrives() {
     for n in 1..=3_u64 {
         let line = format!("{{\"topic\":\"a\",\"data\":{n}}}\n");
         driver.receive(CLIENT, format!("{:x}\r\n{line}\r\n", line.len()).as_bytes());
-        driver.turn();
+        // As long as a connection may be idle, and far longer than a request may take otherwise.
+        driver.pass(30_000_000_000);
         assert_eq!(driver.shard.counters.value(Counter::TicksSequenced), n);
         assert_eq!(driver.take_sent(CLIENT), b"");
     }

@@ -107,7 +107,7 @@ export class Client extends Emitter<ClientEvent> {
   #timer: ReturnType<typeof setTimeout> | undefined;
   #timerAt = Infinity;
   #isRunning = false;
-  /** Whether it has been told to connect, or not to. */
+  /** Whether the application has called `connect` or `disconnect`, or has subscribed or published. */
   #isStarted = false;
   readonly #streams = new Set<Stream<ClientEvent>>();
   /** Why it was last disconnected. */

@@ -10,7 +10,7 @@ export class Stream<Event> implements AsyncIterableIterator<Event> {
   /** Index of the oldest event in the queue. */
   #head = 0;
   #dropped = 0;
-  /** What the reader works on: it has finished when it asks for the next one. */
+  /** Events that the reader has taken and not finished: it finishes one by asking for the next. */
   #current: Event[] = [];
   #end: { error: Error | null } | null = null;
   #wake: (() => void) | null = null;

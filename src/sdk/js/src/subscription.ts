@@ -39,7 +39,7 @@ export function endError(code: number, reason: string): ClosedError | null {
  * A subscription of all topics that match a pattern. It lasts until {@link unsubscribe}, over any number of connections.
  *
  * Iterating over it gives its ticks; {@link events} gives everything. Iterators and listeners may be combined. An iterator ends when the
- * subscription does or the application disconnects, and throws a {@link ClosedError} if that was not the application's wish; one that
+ * subscription does or the application disconnects, and throws a {@link ClosedError} unless the application ended it; one that
  * is made afterwards ends at once.
  */
 export class Subscription extends Emitter<SubscriptionEvent> implements AsyncIterable<Tick> {

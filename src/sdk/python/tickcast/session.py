@@ -237,7 +237,7 @@ class Session:
 
     def set_token(self, token: str) -> None:
         """Replaces the token, on the open connection too."""
-        self._tokens.handle_token(token)
+        self._tokens.replace(token)
         self._refresh()
 
     def _refresh(self) -> None:

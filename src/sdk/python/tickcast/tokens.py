@@ -76,13 +76,17 @@ class Tokens:
         self._asking = False
         self._timers.cancel(_ANSWER_TIMER)
 
-    def handle_token(self, token: str) -> None:
-        """Takes a token: from the application, asked or not."""
-        self._backoff.reset()
+    def replace(self, token: str) -> None:
+        """Takes a token for which the application was not asked. An answer or a delay under way goes on."""
         self.token = token
-        self._answered()
         self._due_ns = None
         self._is_rejected = False
+
+    def handle_token(self, token: str) -> None:
+        """Takes the token for which the application was asked."""
+        self.replace(token)
+        self._backoff.reset()
+        self._answered()
         self._timers.cancel(_TIMER)
 
     def handle_failed(self, now_ns: int) -> int:

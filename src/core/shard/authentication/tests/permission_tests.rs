@@ -136,3 +136,31 @@ fn a_refused_stream_is_counted_and_a_page_of_another_origin_can_read_why() {
     assert_eq!((bench.count(Counter::HttpResponses), bench.count(Counter::SubscriptionsRefused)), (2, 1));
     bench.end();
 }
+
+#[test]
+fn lines_that_wait_for_a_verdict_are_read_once_and_never_as_requests() {
+    let line = "{\"topic\":\"t.a\",\"data\":1}\n";
+    let smuggled = "POST /v1/publish/t.a HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n1";
+    for (body, token, status, published) in [
+        (line.to_owned(), "alice", 200, 1),
+        (line.repeat(3_000), "alice", 200, 3_000),
+        (line.repeat(1_024), "forged", 401, 0),
+        (smuggled.to_owned(), "alice", 400, 0),
+    ] {
+        let mut bench = Bench::new();
+        let head = format!(
+            "POST /v1/publish?answer=summary HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-ndjson\r\n\
+             Authorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        bench.accept(0, Header, format!("{head}{body}").as_bytes());
+        bench.turns();
+        bench.verify();
+        (0..20).for_each(|_| bench.turns());
+        let sent = String::from_utf8(bench.driver.take_sent(0)).unwrap();
+        assert!(sent.starts_with(&format!("HTTP/1.1 {status} ")), "{sent}");
+        assert_eq!(sent.matches("HTTP/1.1 ").count(), 1, "one answer: {sent}");
+        assert_eq!(bench.count(Counter::TicksSequenced), published, "{sent}");
+        bench.end();
+    }
+}

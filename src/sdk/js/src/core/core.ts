@@ -338,10 +338,7 @@ export class Core implements Receiver {
   expires(request: number, expiresInS: number): void {
     this.#emit({ type: "expires", expiresInS });
     this.#timers.clear("token");
-    if (request === 0) {
-      this.#token.staleAt = Math.min(this.#token.staleAt, this.#now);
-      return this.#askToken();
-    }
+    if (request === 0) return this.#askToken();
     this.#connection.answered(request);
     const staleAt = this.#token.handleExpires(this.#now, expiresInS);
     if (staleAt < Infinity) this.#timers.set("token", staleAt, () => this.#askToken());
@@ -450,7 +447,7 @@ export class Core implements Receiver {
   // Tokens.
 
   #askToken(): void {
-    if (this.#token.isRefreshing || !this.#token.isAskedFor) return;
+    if (this.#phase !== "connected" || this.#token.isRefreshing || !this.#token.isAskedFor) return;
     this.#token.isRefreshing = true;
     this.#ask("refresh");
   }

@@ -199,7 +199,7 @@ export class Subscriptions {
     const position = this.positions.get(topic);
     if (position === undefined) return;
     if (reason === "unknown_topic") return this.#delete(topic);
-    // The answer told of the loss of the old life, and all of the new one follows. Sequence 0: the server did not look.
+    // The answer has reported that the old life is lost; all ticks of the new one follow. Sequence 0: the server did not look.
     if (position.epoch !== epoch) this.#set(topic, { epoch, sequence: 0 });
     else if (sequence > 0 && sequence < position.sequence) this.#set(topic, { epoch, sequence });
   }
