@@ -23,7 +23,7 @@ mod positions;
 mod start;
 mod topics;
 
-use std::{mem, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use rdkafka::{
     Message as _, Offset, TopicPartitionList,
@@ -145,7 +145,7 @@ impl SourceOptions for Options {
 }
 
 /// A configured source, and its place in each partition.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Kafka {
     connection: Connection,
     wanted: Vec<Wanted>,
@@ -159,6 +159,8 @@ struct Kafka {
     broker: Option<i32>,
     /// Whether offsets are also the sequences of the topics.
     is_logged: bool,
+    /// With positions: the client that looks at the ids.
+    looker: Option<Arc<Consumer>>,
     /// With positions: how ids are found, and the cluster's once it is known.
     ids: Ids,
     cluster: Option<String>,
@@ -187,6 +189,7 @@ impl Kafka {
             missing: Vec::new(),
             broker: None,
             is_logged,
+            looker: None,
             ids: Ids::default(),
             cluster: None,
             trust_ns: TRUST_NS,
@@ -206,6 +209,7 @@ impl Source for Kafka {
 impl BlockingReader for Kafka {
     fn read(&mut self, ingest: &mut Ingest<'_>) -> Result<Stopped, EngineError> {
         let consumer = self.connection.consumer()?;
+        self.looker = None;
         // Another cluster may have the addresses now.
         self.cluster = None;
         self.look(&consumer, ingest)?;
@@ -356,6 +360,16 @@ impl Kafka {
 
     /// Looks at the ids of the topics. Returns whether one was made again.
     fn identify(&mut self, consumer: &Consumer, ingest: &Ingest<'_>) -> Result<bool, EngineError> {
+        if self.looker.is_none() {
+            let looker = Arc::new(self.connection.looker()?);
+            let broker = native::answering_broker(looker.client(), ANSWER);
+            self.broker = broker.map_err(|error| EngineError::new("look at the brokers", error))?;
+            self.looker = Some(looker);
+        }
+        let looker = self.looker.clone();
+        let consumer = looker.as_deref().unwrap_or(consumer);
+        // Its events are of no interest, but must not pile up.
+        let _ = consumer.poll(Duration::ZERO);
         let now_ns = clock::monotonic_ns();
         let cluster = match &self.cluster {
             Some(cluster) => cluster.clone(),

@@ -56,7 +56,7 @@ fn a_place_that_retention_has_deleted_is_not_recovered() {
     reader.read(10);
     reader.client = None;
     // The mock keeps 5 MiB of a partition. The server reads each part before the next comes.
-    let mut stored = 10;
+    let mut stored: u32 = 10;
     for _ in 0..10 {
         kafka.store("t.a", 0, (stored..stored + 100).map(|number| format!("{number:010000}")));
         stored += 100;

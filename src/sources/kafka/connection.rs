@@ -170,6 +170,15 @@ impl Connection {
         self.create(READING.into_iter().chain([ENDS]), Events::default())
     }
 
+    /// Creates a client that only looks at topics. Brokers answer the requests of a connection in order, so behind a request for
+    /// messages an answer takes up to `fetch.wait.max.ms`.
+    ///
+    /// # Errors
+    /// As [`Connection::consumer`].
+    pub fn looker(&self) -> Result<Consumer, EngineError> {
+        self.create(READING, Events::default())
+    }
+
     /// Creates a client with these settings besides those that every client has. Files are read again each time, so that changed
     /// credentials take effect at the next attempt.
     ///

@@ -43,6 +43,8 @@ pub struct Past {
     wanted: Vec<Wanted>,
     pub(super) ids: Ids,
     consumer: Option<Arc<Consumer>>,
+    /// The client that looks at the ids.
+    looker: Option<Arc<Consumer>>,
     open: Option<Open>,
 }
 
@@ -70,7 +72,7 @@ struct Batch<'a> {
 
 impl Past {
     pub fn new(connection: Connection, wanted: Vec<Wanted>) -> Past {
-        Past { connection, wanted, ids: Ids::default(), consumer: None, open: None }
+        Past { connection, wanted, ids: Ids::default(), consumer: None, looker: None, open: None }
     }
 
     fn failed(&self, what: &str, error: &dyn std::fmt::Display) -> EngineError {
@@ -160,8 +162,14 @@ impl LogAccess for Past {
     async fn open(&mut self, epoch: u64, from: u64) -> Result<Opened, EngineError> {
         self.open = None;
         let (consumer, from) = (self.consumer()?, offset_of(from));
-        let Some(mut open) = self.find(&consumer, epoch, from)? else { return Ok(LIFE_GONE) };
-        let (low, high) = self.bounds(&consumer, &open)?;
+        let looker = match &self.looker {
+            Some(looker) => looker.clone(),
+            None => self.looker.insert(Arc::new(self.connection.looker()?)).clone(),
+        };
+        // Its events are of no interest, but must not pile up.
+        let _ = looker.poll(Duration::ZERO);
+        let Some(mut open) = self.find(&looker, epoch, from)? else { return Ok(LIFE_GONE) };
+        let (low, high) = self.bounds(&looker, &open)?;
         // A partition that was set back has other messages at the same offsets.
         if from >= high {
             return Ok(LIFE_GONE);
@@ -179,19 +187,21 @@ impl LogAccess for Past {
     }
 
     async fn read(&mut self, into: &mut ReadMessages<'_>) -> Result<Option<u64>, EngineError> {
-        let (Some(mut open), Some(consumer)) = (self.open.clone(), self.consumer.clone()) else {
+        let (Some(mut open), Some(consumer), Some(looker)) =
+            (self.open.clone(), self.consumer.clone(), self.looker.clone())
+        else {
             return Ok(None);
         };
         // The client has been at this end, and says so once.
         if open.next >= open.end {
-            open.end = self.bounds(&consumer, &open)?.1;
+            open.end = self.bounds(&looker, &open)?.1;
             if open.next >= open.end {
                 return Ok(None);
             }
         }
         let before = open.next;
         let Batch { messages, is_at_end, is_holed } = self.receive(&consumer)?;
-        let ids = self.ids.of_topics(&consumer, open.broker, &[&open.topic]);
+        let ids = self.ids.of_topics(&looker, open.broker, &[&open.topic]);
         let ids = ids.map_err(|why| self.failed("ids of the topics", &why))?;
         if ids != [Ok(open.id)] {
             return Ok(None);
@@ -220,6 +230,6 @@ impl LogAccess for Past {
     }
 
     async fn close(&mut self) {
-        (self.open, self.consumer) = (None, None);
+        (self.open, self.consumer, self.looker) = (None, None, None);
     }
 }
