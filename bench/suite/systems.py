@@ -176,7 +176,9 @@ class Tickcast:
         if self.variant.fed_by == "network":
             return ["--no-sim"]
         if self.variant.fed_by == "capture" and load.capture:
-            return ["--replay", str(CAPTURES / load.capture), "--speed", str(load.speed), "--loop"]
+            # Once all clients are there, so that nobody has missed the beginning of a topic that ticks rarely.
+            wait = ("--replay-wait", str(load.clients))
+            return ["--replay", str(CAPTURES / load.capture), "--speed", str(load.speed), "--loop", *wait]
         if self.variant.fed_by == "capture":
             folder = Path(tempfile.mkdtemp(prefix="tickcast-capture-"))
             processes.add_stop(lambda: shutil.rmtree(folder, ignore_errors=True))

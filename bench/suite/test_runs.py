@@ -201,7 +201,7 @@ class Captures(unittest.TestCase):
         load = next(load for load in loads.LOADS if load.capture)
         system = Tickcast(Programs(Path("/nowhere")), load.variants[-1])
         replay, path, *rest = system.source(Processes(), load)
-        self.assertEqual((replay, rest), ("--replay", ["--speed", str(load.speed), "--loop"]))
+        self.assertEqual((replay, rest), ("--replay", ["--speed", str(load.speed), "--loop", "--replay-wait", str(load.clients)]))
         lines = Path(path).read_text().splitlines()
         seconds = json.loads(lines[-1])["at_ns"] / 1e9 / load.speed
         self.assertAlmostEqual(len(lines) / seconds, load.ticks_per_s, delta=0.01 * load.ticks_per_s)
