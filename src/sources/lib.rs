@@ -14,6 +14,7 @@
 //! count, the replay waits. (A publishing client is a session: the shard stops reading from it.)
 
 pub mod common;
+#[cfg(any(feature = "nats", feature = "redis"))]
 mod demand;
 pub mod ecg;
 pub mod engine;
@@ -153,6 +154,10 @@ pub struct SourceContext {
     /// Counters of the shards, in order.
     shards: Vec<Arc<Counters>>,
     stop: StopFlag,
+    #[cfg_attr(
+        not(any(feature = "nats", feature = "redis")),
+        expect(dead_code, reason = "no kind subscribes on demand")
+    )]
     demand: Option<DemandLanes>,
 }
 
@@ -173,6 +178,7 @@ impl SourceContext {
     }
 
     /// Takes the rings by which it learns what clients ask for.
+    #[cfg(any(feature = "nats", feature = "redis"))]
     pub(crate) fn take_demand(&mut self) -> Option<DemandLanes> {
         self.demand.take()
     }
