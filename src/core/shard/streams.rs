@@ -64,11 +64,17 @@ impl Shard {
         }
         let patterns = patterns.into_iter().map(Cow::Owned).collect();
         self.execute(slot, Command::Subscribe { request: 0, patterns, delivery, from }, now)?;
-        // The errors have been sent. Without a subscription, nothing would follow them.
-        if self.sessions.open_mut(slot).is_some_and(|session| session.subscriptions.is_empty()) {
+        self.end_if_nothing_follows(slot, now);
+        Ok(())
+    }
+
+    /// Ends a stream that has no subscription. The errors have been sent, and nothing would follow them.
+    pub(super) fn end_if_nothing_follows(&mut self, slot: SlotId, now: Now) {
+        let session = self.sessions.open_mut(slot);
+        if session.is_some_and(|session| session.protocol.is_streaming() && session.subscriptions.is_empty())
+        {
             self.end(slot, CloseReason::BadRequest("none of the topics could be subscribed to".into()), now);
         }
-        Ok(())
     }
 
     /// Refuses the credentials of a client that has requested a stream, before the stream begins. If the server is too busy to

@@ -130,6 +130,7 @@ impl Shard {
                     }
                 }
                 self.fail_memberships(slot, request, now);
+                self.end_if_nothing_follows(slot, now);
             }
             Some(Operation::Update { request, .. }) => {
                 self.end_change(flow, slot);
