@@ -89,7 +89,7 @@ fn a_tick_sent_again_after_any_cut_is_published_exactly_once_for_every_seed() {
 #[test]
 fn the_seeds_cover_every_situation() {
     let mut reached = Reached::default();
-    for seed in 0..240 {
+    for seed in 0..320 {
         let mut world = World::new(seed);
         (0..STEPS).for_each(|_| world.step());
         world.settle();

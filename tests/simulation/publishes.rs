@@ -50,6 +50,8 @@ impl Publishes {
                 self.is_taken_back |= number > 0;
                 self.limited += 1;
             }
+            // A client that renews its token too often is refused the token, not a publish.
+            (None, 0) if code == ErrorCode::RateLimited as u64 => return,
             (Some(0), _) => assert_eq!(code, ErrorCode::BadTopic as u64),
             (Some(_), _) | (None, 0) => {
                 assert_eq!(code, ErrorCode::TooManyTopics as u64);

@@ -427,4 +427,6 @@ fn not_read(reason: &CloseReason) -> Refused {
 }
 
 #[cfg(test)]
+mod lines_tests;
+#[cfg(test)]
 mod tests;
