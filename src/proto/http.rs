@@ -265,7 +265,7 @@ enum Pending {
     /// It stays in the input until it is complete.
     Body(Body),
     /// Its lines are published while they arrive.
-    Lines(Lines),
+    Lines(Box<Lines>),
 }
 
 /// The answer to a request.
@@ -324,7 +324,7 @@ impl Connection {
                     Step::Partial => Step::Complete(head_bytes, Answer::Interim(b"")),
                 },
                 Ok(lines) => {
-                    self.pending = Some(Box::new(Pending::Lines(lines)));
+                    self.pending = Some(Box::new(Pending::Lines(Box::new(lines))));
                     let interim = if request.expects_continue { CONTINUE } else { b"" };
                     Step::Complete(head_bytes, Answer::Interim(interim))
                 }
