@@ -305,8 +305,9 @@ impl Upstreams {
             self.by_pattern.remove(&pattern);
             self.wildcards.remove(&id);
             // It had covered them.
-            let covered = |wanted: &&Box<str>| ***wanted != *pattern && pattern::covers(&pattern, wanted);
-            self.pending.extend(self.wanted.keys().filter(covered).cloned());
+            let is_covered = |wanted: &str| *wanted != *pattern && pattern::covers(&pattern, wanted);
+            let covered = self.wanted.keys().filter(|wanted| is_covered(wanted));
+            self.pending.extend(covered.cloned());
         }
     }
 
