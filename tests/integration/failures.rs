@@ -236,7 +236,7 @@ fn a_source_that_panics_ends_the_server_and_one_that_is_stuck_does_not_keep_it()
     assert_failed(&start("source 0 panic").wait(), "simulator: panicked: injected fault");
 
     let stopped = start("source 0 hang").stop_cleanly();
-    assert!(stopped.log.contains("source simulator does not end"), "{}", stopped.log);
+    assert!(stopped.log.contains("source simulator did not stop in time"), "{}", stopped.log);
 }
 
 #[test]

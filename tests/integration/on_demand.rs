@@ -313,7 +313,7 @@ fn a_source_that_cannot_subscribe_on_demand_is_refused_at_the_start_with_what_to
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
     for part in [
-        "source[0].on_demand",
+        "line 4: source.on_demand",
         "leave map.topic out, and use map.strip and map.prefix",
         "not with `queue`",
         "not in a group, whose standbys read everything; remove on_demand or group",
