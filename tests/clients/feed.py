@@ -1,18 +1,17 @@
 """feed.py: a feed that a server reads over an outgoing WebSocket. Prints "port N", then a line for each connection and text.
 
 It sends an answer to the subscription and a hundred messages of three ticks to each connection, and closes the first one with 1012.
-With the argument `busy`, it sends messages without a pause instead, for as long as the connection lasts.
 """
 
 import asyncio
 import itertools
 import json
-import sys
 
 from websockets.asyncio.server import serve
 
 connections = itertools.count()
-numbers = itertools.count()
+# A key 0 would be a text, not a number.
+numbers = itertools.count(1)
 
 
 async def feed(client):
@@ -29,22 +28,8 @@ async def feed(client):
         print("text", text, flush=True)
 
 
-async def busy(client):
-    print("connection", flush=True)
-    print("text", await client.recv(), flush=True)
-
-    async def send():
-        for number in itertools.count():
-            await client.send(json.dumps({"data": [{"s": "x", "n": number, "t": 1793322000000}]}))
-
-    sending = asyncio.create_task(send())
-    async for text in client:
-        print("text", text, flush=True)
-    sending.cancel()
-
-
 async def main():
-    async with serve(busy if sys.argv[1:] == ["busy"] else feed, "127.0.0.1", 0) as server:
+    async with serve(feed, "127.0.0.1", 0) as server:
         print("port", server.sockets[0].getsockname()[1], flush=True)
         await asyncio.get_running_loop().create_future()
 

@@ -180,7 +180,9 @@ fn no_stream_a_reserved_name_and_wrong_credentials_refuse_at_once() {
     );
     assert_eq!(sink(&server)["ticks_refused"], 2);
     let stopped = server.stop_cleanly();
-    for part in ["no stream takes \"orders.a\"", "engines reserve names that begin with $ or _"] {
+    for part in
+        ["no stream takes \"orders.a\"", "names that begin with $ or _, or end with :gen, are reserved"]
+    {
         assert!(stopped.log.contains(part), "{part}: {}", stopped.log);
     }
     assert!(!stopped.log.contains("staple") && !stopped.log.contains("horse"), "{}", stopped.log);
