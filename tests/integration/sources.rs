@@ -9,7 +9,7 @@ use crate::harness::{
     eventually,
     external::{External, Library},
     http::{get_of_all_shards, request},
-    tickcast, while_waiting,
+    tickcast,
 };
 use serde_json::Value;
 use tickcast_client::{Event, SubscribeOptions};
