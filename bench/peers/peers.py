@@ -260,14 +260,14 @@ class Nchan(Peer):
 
 
 class OwnProducers(Peer):
-    """A server with its own producers in another language, on any path. `stop` returns its counters as JSON."""
+    """A server in another language, with its own producers. `stop` returns its counters as JSON."""
 
     package = "npm"
     hello = b"GET / HTTP/1.0\r\n\r\n"
     answer = b"HTTP/1."
 
     def __init__(self, core=0, folder=None, topics=50, rate=100, size=100, wait_clients=0):
-        """Like the hub: `topics` producers with `rate` ticks/s of `size` bytes, started once `wait_clients` are connected."""
+        """`topics` producers with `rate` ticks/s of `size` bytes each, which start once `wait_clients` are connected."""
         super().__init__(core, folder, topics)
         self.wait_clients = wait_clients
         self.rate = rate
@@ -355,7 +355,7 @@ class Socketioxide(OwnProducers):
         return f"socketioxide {locked.split(chr(34))[0]}, {first_line([self._find('cargo', self.package), '--version'])}"
 
 
-class Hub(Peer):
+class Hub(OwnProducers):
     """The Go case study's design (hub/main.go), built on start, with its own producers.
 
     `stop` returns its counters as JSON."""
@@ -366,13 +366,6 @@ class Hub(Peer):
     transport = "websocket"
     hello = b"GET / HTTP/1.0\r\n\r\n"
     answer = b"HTTP/1.0 400"
-
-    def __init__(self, core=0, folder=None, topics=50, rate=100, size=100, wait_clients=0):
-        """`topics` producers with `rate` ticks/s of `size` bytes each, which start once `wait_clients` are connected."""
-        super().__init__(core, folder, topics)
-        self.wait_clients = wait_clients
-        self.rate = rate
-        self.size = size
 
     @property
     def subscriber(self):
@@ -395,7 +388,7 @@ class Hub(Peer):
         return first_line([self._find("go", self.package), "version"])
 
 
-class Bun(Peer):
+class Bun(OwnProducers):
     """A WebSocket server in Bun (bun/server.js), whose engine is uWebSockets, with its own producers.
 
     `stop` returns its counters as JSON."""
@@ -410,20 +403,12 @@ class Bun(Peer):
     # Installed by npm: the package `bun` names one package for each platform.
     PROGRAM = FOLDER / "node_modules" / "bun" / "bin" / "bun.exe"
 
-    def __init__(self, core=0, folder=None, topics=50, rate=100, size=100, wait_clients=0):
-        """Like the hub: `topics` producers with `rate` ticks/s of `size` bytes, started once `wait_clients` are connected."""
-        super().__init__(core, folder, topics)
-        self.wait_clients = wait_clients
-        self.rate = rate
-        self.size = size
-
     @property
     def subscriber(self):
         return ["--transport", "websocket", "--path", "/"]
 
     def _command(self, port):
-        return [str(self.PROGRAM), str(self.FOLDER / "server.js"), "--listen", f"127.0.0.1:{port}", "--producers", str(self.topics),
-                "--rate", str(self.rate), "--size", str(self.size), "--wait-clients", str(self.wait_clients)]
+        return [str(self.PROGRAM), str(self.FOLDER / "server.js"), *self._options(port)]
 
     def _find(self, binary, package):
         if binary != self.binary:

@@ -111,7 +111,7 @@ impl StaleTopics {
             };
             assert!(
                 self.told.iter().take(CHECKED_MAX).all(is_told),
-                "a topic that is told to be stale has a mark"
+                "every topic that was announced as stale is still marked as stale"
             );
         }
     }

@@ -118,8 +118,9 @@ impl Shard {
         true
     }
 
-    /// The positions that an id names, of a stream that has ended or whose end this shard has not noticed yet, and when the client's
-    /// first stream began. Only positions of the same client, in topics that match these patterns and that it may still receive.
+    /// The positions kept under an id, and when the client's first stream began. The stream that kept them has ended, or this
+    /// shard has yet to notice that it did. A position is returned only to the client that it belongs to, and only if its topic
+    /// matches one of these patterns and the client is still allowed to receive it.
     fn kept_positions(
         &mut self,
         slot: SlotId,

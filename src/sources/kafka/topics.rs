@@ -1,4 +1,4 @@
-//! Which topics are wanted, and which of them the cluster has.
+//! The topics that a source is configured to read, and those among them that exist in the cluster.
 
 use std::time::Duration;
 

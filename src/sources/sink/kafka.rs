@@ -276,9 +276,9 @@ impl Writer for Kafka {
                 break failure;
             }
         };
-        // So that what was never sent is told from what may be stored.
         drop(lives);
         let given_up = in_background(move || {
+            // Each message then reports whether it was purged before it was sent (not published) or in flight (unconfirmed).
             producer.purge(PurgeConfig::default().queue().inflight());
             // Whatever is not reported by then is unconfirmed.
             let _ = producer.flush(LAST_REPORTS);
