@@ -82,11 +82,12 @@ impl Nats {
         nats
     }
 
-    /// The port of one of its listeners.
+    /// The port of one of its listeners. A killed server leaves its file behind: only that of this process counts.
     fn port_of(&self, listener: &str) -> u16 {
+        let own = format!("_{}.ports", self.engine().child.id());
         let ports = || {
             let written = fs::read_dir(&self.directory).unwrap().flatten();
-            written.map(|file| file.path()).find(|path| path.extension().is_some_and(|end| end == "ports"))
+            written.map(|file| file.path()).find(|path| path.to_string_lossy().ends_with(&own))
         };
         let mut port = None;
         eventually("the port of nats-server", || {
