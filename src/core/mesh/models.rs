@@ -224,7 +224,7 @@ fn a_tick_that_arrives_while_a_wait_for_the_budget_ends_is_seen_or_wakes_the_sha
 /// Both sources find the shard asleep. One wakes it, and the tick of the other must not be missed.
 #[test]
 fn two_sources_that_publish_at_once_are_both_heard() {
-    model(4, || {
+    model(3, || {
         let mut shard = shards(1, 1 << 10).remove(0);
         let publish = |mut lanes: Lanes| {
             move || {
@@ -245,7 +245,7 @@ fn two_sources_that_publish_at_once_are_both_heard() {
 /// consumer that does not ring; a last check before sleep that leaves out the requests.
 #[test]
 fn a_producer_that_found_no_room_is_woken_when_there_is_some() {
-    model(3, || {
+    model(2, || {
         let [mut from, to] = <[Turner; 2]>::try_from(shards(2, 128)).ok().unwrap();
         assert!(from.stage(2, ShardId(1)) > 128, "both do not fit at once");
         let from = spawn(|| from.run(|from| from.shard.requests_flushed()));
