@@ -8,11 +8,8 @@ use crate::harness::{
     eventually,
     external::{External, Library, ticks},
     frames::{self, Raw},
+    processes::{resume, suspend},
     raw::{CLOSE, PING, PONG, Peer, masked},
-};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
 };
 use tickcast_client::Client;
 use tickcast_proto::WireFormat;
@@ -132,12 +129,11 @@ fn a_server_suspended_for_longer_than_the_timeout_keeps_its_clients() {
     // Suspended with pings on their way.
     assert_eq!(websocket.any_message().unwrap().opcode, PING);
     answer(&mut native);
-    let pid = Pid::from_raw(server.pid() as i32);
-    kill(pid, Signal::SIGSTOP).unwrap();
+    suspend(server.pid());
     websocket.send(&masked(0x80 | PONG, b""));
     // There is no event to wait for: the server must be suspended for longer than the timeout.
     thread::sleep(Duration::from_millis(4_500));
-    kill(pid, Signal::SIGCONT).unwrap();
+    resume(server.pid());
     // Two more heartbeats each: everybody is still connected.
     (0..2).for_each(|_| answer(&mut native));
     for _ in 0..2 {

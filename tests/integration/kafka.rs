@@ -1,10 +1,5 @@
 //! The source that reads Kafka, with librdkafka's mock cluster. Built with the feature `kafka` only.
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
-
 use crate::{
     harness::{
         beside_others,
@@ -12,6 +7,7 @@ use crate::{
         eventually,
         http::{get, request},
         kafka::Kafka,
+        processes::{resume, suspend},
     },
     sources::{FORMATS, numbers, payloads, serve, source, ticks, wait_for_state},
 };
@@ -163,12 +159,11 @@ fn messages_that_retention_deleted_before_they_were_read_are_counted_as_lost() {
     kafka.store("t.a", 0, numbers(0..10));
     collector.wait_for(10);
     // The mock keeps 5 MiB of a partition. While the server stands still, it forgets what was not read.
-    let pid = Pid::from_raw(server.pid() as i32);
-    kill(pid, Signal::SIGSTOP).unwrap();
+    suspend(server.pid());
     let padded = |number: u32| format!("{number:010000}");
     let count = 1_500;
     kafka.store("t.a", 0, (10..count).map(padded));
-    kill(pid, Signal::SIGCONT).unwrap();
+    resume(server.pid());
     eventually("all read or lost", || {
         let source = source(&server);
         source["ticks"].as_u64().zip(source["messages_lost"].as_u64()).is_some_and(|(ticks, lost)| {

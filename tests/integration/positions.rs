@@ -7,11 +7,8 @@ use crate::harness::{
     engines::{Nats, Redis},
     eventually,
     http::{get_of_all_shards, request},
+    processes::{resume, suspend},
     tickcast,
-};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
 };
 use tickcast_client::{Client, ConnectOptions, Event, PublishRequest, SubscribeOptions};
 use tickcast_proto::{
@@ -37,10 +34,6 @@ pub(crate) fn serve_with_history(name: &str, source: &str, history: &str) -> Ser
 
 fn is_ready(server: &Server) -> bool {
     request(server.admin.unwrap(), "GET", "/readyz").status == 200
-}
-
-fn signal(server: &Server, signal: Signal) {
-    kill(Pid::from_raw(server.pid() as i32), signal).unwrap();
 }
 
 /// A client that keeps its places, and what it has got.
@@ -222,7 +215,7 @@ fn a_hole_that_retention_has_left_is_announced_and_no_place_before_it_is_recover
     reader.read(10);
     let before = reader.places.clone();
     nats.kill();
-    signal(&server, Signal::SIGSTOP);
+    suspend(server.pid());
     nats.restart();
     nats.store("t.a", numbers(10..20));
     nats.with(async |client| {
@@ -230,7 +223,7 @@ fn a_hole_that_retention_has_left_is_announced_and_no_place_before_it_is_recover
         stream.purge().await.unwrap();
     });
     nats.store("t.a", numbers(20..30));
-    signal(&server, Signal::SIGCONT);
+    resume(server.pid());
     reader.read(20);
     let expected: Vec<String> = numbers(0..10).chain(["gap".into()]).chain(numbers(20..30)).collect();
     assert_eq!(reader.got["t.a"], expected);

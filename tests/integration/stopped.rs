@@ -18,15 +18,11 @@ use crate::harness::{
     alone,
     collector::{barrier, connect, publish},
     frames::{CONFLATE, DROP, Options},
-    processes::{self, raise_descriptor_limit},
+    processes::{self, raise_descriptor_limit, resume, suspend},
     raw::Peer,
     say, wait_for_exit,
 };
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 use tickcast_proto::WireFormat;
 
@@ -67,10 +63,6 @@ impl Half {
         let (out, errors) =
             (Log::collect(child.stdout.take().unwrap()), Log::collect(child.stderr.take().unwrap()));
         Half { child, commands, out, errors }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
     /// Waits until each of its clients accounts for this many ticks.
@@ -130,14 +122,14 @@ fn half_of_a_thousand_clients_stopped_for_seconds_costs_the_others_nothing() {
     for _ in 0..BATCHES_BEFORE_AND_AFTER {
         publish_batch();
     }
-    stopped.signal(Signal::SIGSTOP);
+    suspend(stopped.child.id());
     let (since, mut batches) = (Instant::now(), 0);
     while since.elapsed() < STOPPED_FOR || batches < BATCHES_WHILE_STOPPED {
         publish_batch();
         batches += 1;
     }
     let rss_bytes = server.rss_bytes();
-    stopped.signal(Signal::SIGCONT);
+    resume(stopped.child.id());
     for _ in 1..BATCHES_BEFORE_AND_AFTER {
         publish_batch();
     }

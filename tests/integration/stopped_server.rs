@@ -10,7 +10,7 @@ use std::{
 use crate::harness::{
     Log, Server, beside_others, data,
     frames::{self, Options, Raw},
-    processes::end,
+    processes::{end, resume, suspend},
     raw::Peer,
     tickcast, wait_for_exit,
 };
@@ -18,10 +18,6 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-
-fn signal(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(pid as i32), signal).unwrap();
-}
 
 /// A running client, killed on drop.
 struct Client {
@@ -75,7 +71,7 @@ fn pub_ends_with_an_error_when_its_server_is_suspended_whether_it_writes_or_wait
         assert_eq!(next_tick(&mut subscriber), b"first");
         clients.push((client, input));
     }
-    signal(server.pid(), Signal::SIGSTOP);
+    suspend(server.pid());
     let mut running = Vec::new();
     for ((client, mut input), (_, len, _)) in clients.into_iter().zip(cases) {
         let line = [vec![b'x'; len], vec![b'\n']].concat();
@@ -89,7 +85,7 @@ fn pub_ends_with_an_error_when_its_server_is_suspended_whether_it_writes_or_wait
         assert!(errors.contains(part) && errors.contains("not acknowledged"), "{topic}: {errors}");
         assert!(!writer.join().unwrap(), "{topic}: not all lines were read");
     }
-    signal(server.pid(), Signal::SIGCONT);
+    resume(server.pid());
     drop(subscriber);
     server.stop_cleanly();
 }
@@ -101,9 +97,9 @@ fn process_can_be_stopped_while_its_server_is_suspended() {
     let server = Server::start(&["--shards", "2", "--ecg", record.to_str().unwrap()]);
     let mut client = Client::start(&["process", "ecg"], &server);
     client.out.wait_for("beat: ");
-    signal(server.pid(), Signal::SIGSTOP);
-    signal(client.child.id(), Signal::SIGTERM);
+    suspend(server.pid());
+    kill(Pid::from_raw(client.child.id() as i32), Signal::SIGTERM).unwrap();
     assert_eq!(wait_for_exit(&mut client.child), Some(0), "{}", client.errors.text());
-    signal(server.pid(), Signal::SIGCONT);
+    resume(server.pid());
     server.stop_cleanly();
 }

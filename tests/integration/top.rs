@@ -11,6 +11,7 @@ use crate::harness::{
     collector::{Collector, barrier, connect, publish},
     eventually,
     http::get,
+    processes::{resume, suspend},
     raw::Peer,
     terminal::Terminal,
     tickcast,
@@ -178,12 +179,11 @@ fn a_hanging_or_stopped_server_does_not_block_the_keys() {
     let server = Server::start(&[]);
     let terminal = Terminal::run(&on_screen(server.admin.unwrap()), 120, 40);
     terminal.wait_for("0 ticks/s in");
-    let pid = Pid::from_raw(server.pid() as i32);
-    kill(pid, Signal::SIGSTOP).unwrap();
+    suspend(server.pid());
     terminal.press("h");
     terminal.wait_for("sort sessions by the next criterion");
     terminal.wait_for("timed out after 5.0 s");
-    kill(pid, Signal::SIGCONT).unwrap();
+    resume(server.pid());
     terminal.press("h");
     terminal.wait_until("an answer", |screen| !screen.contains("no response for"));
     server.stop_cleanly();

@@ -8,10 +8,6 @@ use std::{
 };
 
 use async_nats::jetstream;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use tokio::runtime::Runtime;
 
 use super::{Log, eventually, http::get, machine, processes};
@@ -31,18 +27,14 @@ impl Engine {
         Engine { child, log }
     }
 
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-    }
-
     /// Stops it in its tracks: its connections stay open and silent.
     pub fn stop(&self) {
-        self.signal(Signal::SIGSTOP);
+        processes::suspend(self.child.id());
     }
 
     /// Lets it go on.
     pub fn go_on(&self) {
-        self.signal(Signal::SIGCONT);
+        processes::resume(self.child.id());
     }
 }
 

@@ -17,9 +17,10 @@ use nix::{
     libc::O_NONBLOCK,
     sys::{
         resource::{Resource, getrlimit, setrlimit},
+        signal::{Signal, kill},
         stat::Mode,
     },
-    unistd::mkfifo,
+    unistd::{Pid, mkfifo},
 };
 
 use super::{GUARD, LOOK_AGAIN, eventually};
@@ -132,6 +133,25 @@ pub fn end(child: &mut Child) {
         let _ = child.kill();
         let _ = child.wait();
     }
+}
+
+/// Stops a process in its tracks. Returns when all of its threads stand still: until then a busy one goes on for a while.
+pub fn suspend(pid: u32) {
+    kill(Pid::from_raw(pid as i32), Signal::SIGSTOP).unwrap();
+    // proc(5): the state comes after the name, which is in parentheses.
+    let is_stopped = |task: &Path| {
+        let stat = fs::read_to_string(task.join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['T', 't', 'Z', 'X']))
+    };
+    eventually("all threads have stopped", || {
+        let mut tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+        tasks.all(|task| is_stopped(&task.path()))
+    });
+}
+
+/// Lets a process that was stopped go on.
+pub fn resume(pid: u32) {
+    kill(Pid::from_raw(pid as i32), Signal::SIGCONT).unwrap();
 }
 
 /// Raises this process's soft descriptor limit to the hard one.
