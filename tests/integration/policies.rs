@@ -122,7 +122,12 @@ fn one_that_does_not_read(policy: u8, native: bool) {
     say(&format!("  and by {} KiB for {} MB that it did not read", grown_bytes >> 10, FLOOD_TICKS / 100));
     assert!(grown_bytes <= GROWTH_BYTES_MAX, "RSS {rss_bytes} grew by {grown_bytes}");
     if policy == DISCONNECT {
-        eventually("the stuck one is closed", || server.log.text().contains("ends: slow consumer"));
+        // A server short of CPU may drop its ticks before it knows that the client is slow.
+        let reasons = ["ends: slow consumer", "ends: the server is overloaded"];
+        eventually("the stuck one is closed", || {
+            let log = server.log.text();
+            reasons.iter().any(|reason| log.contains(reason))
+        });
     } else {
         // It is still connected, the server announced what it missed, and every topic continues to its last tick.
         feed.round();
@@ -140,7 +145,8 @@ fn one_that_does_not_read(policy: u8, native: bool) {
         assert_eq!(other, 0, "losses of another policy");
     }
     drop((stuck, feed));
-    let closed = server.stop_cleanly().total("closed_slow_consumer");
+    let stopped = server.stop_cleanly();
+    let closed = stopped.total("closed_slow_consumer") + stopped.total("closed_overloaded");
     // Both stuck clients were connected during a flood.
     assert_eq!(closed, if policy == DISCONNECT { 2 } else { 0 });
 }

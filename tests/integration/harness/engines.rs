@@ -8,6 +8,7 @@ use std::{
 };
 
 use async_nats::jetstream;
+use futures_util::StreamExt;
 use tokio::runtime::Runtime;
 
 use super::{Log, eventually, http::get, machine, processes};
@@ -136,10 +137,14 @@ impl Nats {
     /// Publishes without acknowledgement, and waits until the server has taken everything.
     pub fn publish(&self, subject: &str, payloads: impl Iterator<Item = String>) {
         self.with(async |client| {
+            // A flush waits for the socket only. What comes back through an inbox has gone through the server, after the rest.
+            let inbox = client.new_inbox();
+            let mut marker = client.subscribe(inbox.clone()).await.unwrap();
             for payload in payloads {
                 client.publish(subject.to_owned(), payload.into()).await.unwrap();
             }
-            client.flush().await.unwrap();
+            client.publish(inbox, "".into()).await.unwrap();
+            marker.next().await.unwrap();
         });
     }
 
