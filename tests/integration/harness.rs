@@ -246,8 +246,12 @@ impl Server {
 
     /// [`Server::start_with_input`] on a given HTTP address, so that clients of a previous server find this one.
     pub fn start_on(http: &str, command: &mut Command, input: Stdio, options: &[&str]) -> Server {
+        const DEADLINE: &str = "--handshake-deadline";
+        // On a busy machine an interpreter takes seconds between its connection and its request.
+        let patient = if options.contains(&DEADLINE) { &[][..] } else { &[DEADLINE, "10m"] };
         let mut child = command
             .args(["serve", "--tcp", "127.0.0.1:0", "--http", http, "--admin", "127.0.0.1:0"])
+            .args(patient)
             .args(options)
             .stdin(input)
             .stdout(Stdio::piped())
