@@ -51,9 +51,9 @@ fn names(text: &str) -> BTreeSet<String> {
     words.filter(is_name).map(str::to_owned).collect()
 }
 
-/// A server whose metrics all have samples.
-fn watched_server() -> (Server, Collector) {
-    let server = Server::start_logging("info", &["--shards", "2", "--sim-rate", "100"]);
+/// A server whose metrics all have samples, but for the name of its node, which is an option.
+fn watched_server(node: &[&str]) -> (Server, Collector) {
+    let server = Server::start_logging("info", &[&["--shards", "2", "--sim-rate", "100"], node].concat());
     let collector = Collector::start(&server, WireFormat::WEBSOCKET_JSON, &["sim.>"]);
     collector.wait_for(100);
     (server, collector)
@@ -62,7 +62,7 @@ fn watched_server() -> (Server, Collector) {
 #[test]
 fn promtool_finds_nothing_wrong_with_the_metrics() {
     let _machine = beside_others();
-    let (server, collector) = watched_server();
+    let (server, collector) = watched_server(&[]);
     let metrics = get(server.admin.unwrap(), "/metrics").body;
     let mut check = Command::new("promtool")
         .args(["check", "metrics"])
@@ -130,7 +130,7 @@ fn the_dashboard_lists_only_instances_of_tickcast() {
 #[test]
 fn the_dashboard_and_the_rules_name_only_existing_metrics() {
     let _machine = beside_others();
-    let (server, collector) = watched_server();
+    let (server, collector) = watched_server(&["--node", "a"]);
     let metrics = get(server.admin.unwrap(), "/metrics").body;
     let there_are: BTreeSet<String> = metrics
         .lines()
@@ -224,7 +224,7 @@ impl Drop for Prometheus {
 #[test]
 fn a_real_prometheus_scrapes_the_server_and_every_dashboard_query_finds_something() {
     let _machine = beside_others();
-    let (server, collector) = watched_server();
+    let (server, collector) = watched_server(&[]);
     let prometheus = Prometheus::start(server.admin.unwrap());
     let is_up = |prometheus: &Prometheus| {
         prometheus.query("up{job=\"tickcast\"} == 1").len() == 1
@@ -236,6 +236,14 @@ fn a_real_prometheus_scrapes_the_server_and_every_dashboard_query_finds_somethin
         let query = query.replace("$__rate_interval", "1m").replace("$instance", ".*");
         eventually(&format!("{panel}: {query}"), || !prometheus.query(&query).is_empty());
     }
+    // A server without a name is a node by its address.
+    let nodes = dashboard_queries().into_iter().find(|(panel, _)| panel == "Sessions by node").unwrap().1;
+    let mut found = Vec::new();
+    eventually("the sessions of the node", || {
+        found = prometheus.query(&nodes.replace("$instance", ".*"));
+        !found.is_empty()
+    });
+    assert_eq!(found[0]["metric"]["node"], server.admin.unwrap().to_string(), "{found:?}");
     prometheus.watch_itself();
     eventually("both have a CPU rate", || prometheus.query("rate(process_cpu_seconds_total[1m])").len() == 2);
     let own: Vec<_> =
