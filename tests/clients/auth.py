@@ -18,7 +18,7 @@ async def outcome(address, token, place):
         subprotocols.append(f"bearer.{token}")
     if place == "query":
         url += f"?token={token}"
-    async with connect(url, additional_headers=header, subprotocols=subprotocols) as socket:
+    async with connect(url, open_timeout=60, additional_headers=header, subprotocols=subprotocols) as socket:
         assert socket.subprotocol == "tickcast.v1.json", socket.subprotocol
         try:
             if place == "hello":

@@ -12,7 +12,7 @@ def parts(message, fragments):
     return [message[part * step : (part + 1) * step] for part in range(fragments)]
 
 
-with connect(url, max_size=None) as socket:
+with connect(url, open_timeout=60, max_size=None) as socket:
     for size in sizes:
         pattern = bytes(range(256)) * (size // 256 + 1)
         text = "aé漢🦀" * (size // 10)

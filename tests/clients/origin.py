@@ -9,7 +9,7 @@ from websockets.exceptions import InvalidStatus
 
 async def outcome(address, origin):
     try:
-        async with connect(f"ws://{address}/ws", origin=origin):
+        async with connect(f"ws://{address}/ws", open_timeout=60, origin=origin):
             return "open"
     except InvalidStatus as refusal:
         return refusal.response.status_code

@@ -22,7 +22,7 @@ class Client:
     """A session that has asked for these features."""
 
     def __init__(self, *features):
-        self.socket = connect(f"ws://{ADDRESS}/ws", subprotocols=["tickcast.v1.protobuf"])
+        self.socket = connect(f"ws://{ADDRESS}/ws", open_timeout=60, subprotocols=["tickcast.v1.protobuf"])
         assert self.socket.subprotocol == "tickcast.v1.protobuf"
         self.queue = collections.deque()
         self.send(id=1, hello=tickcast.Hello(name="generated", features=features))

@@ -57,8 +57,8 @@ small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
 small.connect((address.hostname, address.port))
 last, has, seen, remaining = {}, {}, 0, 0
 with (
-    connect(url, sock=small, subprotocols=protocol, max_size=None, max_queue=1) as slow,
-    connect(url, subprotocols=protocol, max_size=None) as healthy,
+    connect(url, open_timeout=60, sock=small, subprotocols=protocol, max_size=None, max_queue=1) as slow,
+    connect(url, open_timeout=60, subprotocols=protocol, max_size=None) as healthy,
 ):
     subscribe(slow, policy="conflate")
     subscribe(healthy)

@@ -13,13 +13,13 @@ def connect(**more) -> socketio.Client:
     client = socketio.Client(reconnection=False)
     for name in ["tick", "subscribed", "failed", "closing"]:
         client.on(name, lambda data, name=name: events.put((name, data)))
-    client.connect(f"http://{ADDRESS}", transports=TRANSPORTS, wait_timeout=10, **more)
+    client.connect(f"http://{ADDRESS}", transports=TRANSPORTS, wait_timeout=60, **more)
     return client
 
 
 def next_tick() -> dict:
     while True:
-        name, data = events.get(timeout=10)
+        name, data = events.get(timeout=60)
         if name == "tick":
             return data
 

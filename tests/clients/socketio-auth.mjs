@@ -5,7 +5,7 @@ import { io } from "socket.io-client";
 
 const [address, token, transports] = process.argv.slice(2);
 const open = (more) => io(`http://${address}`, { transports: transports.split(","), forceNew: true, ...more });
-const ask = (socket, ...event) => socket.timeout(10_000).emitWithAck(...event);
+const ask = (socket, ...event) => socket.timeout(60_000).emitWithAck(...event);
 
 // Without a token, or with one that is not valid, the client learns why and does not come back.
 for (const auth of [undefined, { user: 1 }, { token: "nonsense" }, { token: 7 }]) {

@@ -9,7 +9,7 @@ const [address, transports] = process.argv.slice(2);
 const lines = createInterface({ input: process.stdin });
 const options = { transports: transports.split(","), reconnectionDelay: 50, reconnectionDelayMax: 200, forceNew: true };
 const open = (more = {}, path = "/") => io(`http://${address}${path}`, { ...options, ...more });
-const ask = (socket, ...event) => socket.timeout(10_000).emitWithAck(...event);
+const ask = (socket, ...event) => socket.timeout(60_000).emitWithAck(...event);
 
 /** The events of these names, in order; `next` waits for the next one. */
 function collect(socket, ...names) {

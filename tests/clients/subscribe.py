@@ -67,7 +67,7 @@ def on_text(text):
 
 if encoding == "raw":
     url += "?topics=" + quote(pattern_list, safe=",")
-with connect(url, subprotocols=[f"tickcast.v1.{encoding}"], max_size=None) as socket:
+with connect(url, open_timeout=60, subprotocols=[f"tickcast.v1.{encoding}"], max_size=None) as socket:
     assert socket.subprotocol == f"tickcast.v1.{encoding}", socket.subprotocol
     if hello is not None:
         features = ["batches"] if hello == "batches" else []
