@@ -263,6 +263,8 @@ fi
 
 step "the README's commands and snippets"
 scripts/readme.py "${CARGO_TARGET_DIR:-target}/debug"
+step "the code of the migration pages"
+scripts/migration.py "${CARGO_TARGET_DIR:-target}/debug"
 
 step "two nodes"
 scripts/two-nodes.sh --binary "${CARGO_TARGET_DIR:-target}/debug/tickcast"

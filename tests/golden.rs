@@ -14,7 +14,7 @@ use tickcast_proto::{
     logged,
     records::{LinkedTickTimes, Publish, Request, Resume, Subscribe, TickTimes, Token},
     reply::{NotRecovered, Reply, SERVER, Skipped, SourceState},
-    subscription::{Delivery, Policy, Position, StartPosition},
+    subscription::{Delivery, Moment, Policy, Position, StartPosition},
 };
 
 /// Parses a hexadecimal dump with whitespace. `"text"` stands for its bytes.
@@ -136,9 +136,14 @@ fn replies_encode_to_the_golden_bytes() {
         ),
     );
     check(
-        &native(&Reply::Subscribed { request: 2, pattern: "a.>", epoch: 0x0a }),
+        &native(&Reply::Subscribed { request: 2, pattern: "a.>", epoch: 0x0a, since_us: None }),
         "40000000 7463 01 00  4100 1000 03000000  0000000000000000  00000000 00000000
          0a00000000000000 02000000 00000000 \"a.>\" 00000000000000000000000000",
+    );
+    check(
+        &native(&Reply::Subscribed { request: 2, pattern: "a.>", epoch: 0x0a, since_us: Some(0x0b) }),
+        "40000000 7463 01 00  4100 1800 03000000  0000000000000000  00000000 00000000
+         0a00000000000000 02000000 00000000 0b00000000000000 \"a.>\" 0000000000",
     );
     check(
         &native(&Reply::Unsubscribed { request: 3, pattern: "a.>" }),
@@ -259,8 +264,12 @@ fn json_replies_encode_as_specified() {
     );
     for (reply, expected) in [
         (
-            Reply::Subscribed { request: 2, pattern: "a.>", epoch: 10 },
+            Reply::Subscribed { request: 2, pattern: "a.>", epoch: 10, since_us: None },
             r#"{"op":"subscribed","id":2,"pattern":"a.>","topics":[]}"#,
+        ),
+        (
+            Reply::Subscribed { request: 2, pattern: "e.>", epoch: 10, since_us: Some(11) },
+            r#"{"op":"subscribed","id":2,"pattern":"e.>","topics":[],"since":11}"#,
         ),
         (Reply::Unsubscribed { request: 3, pattern: "b" }, r#"{"op":"unsubscribed","id":3,"pattern":"b"}"#),
         (
@@ -317,6 +326,10 @@ fn json_requests_decode_as_specified() {
     let each = StartPosition::AfterEach([("d.x".into(), position)].into());
     assert_eq!(start(r#"{"epoch":10,"sequences":{"d.x":17}}"#), each);
     assert_eq!(start(r#"{"positions":{"d.x":{"epoch":10,"sequence":17}}}"#), each);
+    let moment = Moment { epoch: 9, since_us: 11 };
+    let since = StartPosition::Since([("d.x".into(), position)].into(), moment);
+    let text = r#"{"positions":{"d.x":{"epoch":10,"sequence":17}},"epoch":9,"since":11}"#;
+    assert_eq!(start(text), since);
     for ping in [r#"{"op":"ping","token":7}"#, r#"{"op":"ping","id":7}"#] {
         assert_eq!(json::decode(ping).unwrap(), Command::Ping { token: 7 });
     }
@@ -553,7 +566,8 @@ fn heartbeats_encode_to_the_golden_bytes() {
 fn raw_session_receives_no_replies() {
     let mut out = Vec::new();
     Reply::Pong { token: 7 }.encode(WireFormat::WEBSOCKET_RAW, &mut out);
-    Reply::Subscribed { request: 2, pattern: "a", epoch: 1 }.encode(WireFormat::WEBSOCKET_RAW, &mut out);
+    Reply::Subscribed { request: 2, pattern: "a", epoch: 1, since_us: None }
+        .encode(WireFormat::WEBSOCKET_RAW, &mut out);
     assert!(out.is_empty());
 }
 

@@ -201,7 +201,7 @@ impl<'a> Handshake<'a> {
                 let Subscribe { request, .. } =
                     frame.zero_extended_record(SUBSCRIBE_STRIDE_FIRST).map_err(invalid)?;
                 let pattern = frame.text().map_err(invalid)?;
-                let subscribed = Reply::Subscribed { request, pattern, epoch: EPOCH };
+                let subscribed = Reply::Subscribed { request, pattern, epoch: EPOCH, since_us: None };
                 subscribed.encode(self.encoding, &mut self.output);
                 if self.subscriptions == 0 {
                     self.announce();

@@ -25,7 +25,7 @@ pub struct ClientOptions<GetToken, SavePositions> {
     /// Called with the positions a second after the first change, and when a connection is lost. They are those of the events that
     /// the application has finished: a process that is killed reads some again, and misses none.
     pub save_positions: Option<SavePositions>,
-    /// Publishes that wait for a connection, with 256 KiB of payloads at most.
+    /// Publishes that wait for a connection or for answers to others, with 256 KiB of payloads at most.
     pub offline_queue_max: usize,
 }
 

@@ -143,7 +143,7 @@ pub const REMEMBERED_SUBSCRIPTIONS_MAX: usize = 65_536;
 pub const REQUESTS_UNANSWERED_MAX: usize = REMEMBERED_SUBSCRIPTIONS_MAX + 4_096;
 /// Bytes of the topics' names in one subscription of a [`Session`] that resumes. With more, it starts with the last values.
 pub const RESUME_NAMES_BYTES_MAX: usize = 1 << 20;
-/// Publishes that a [`Session`] keeps while there is no connection, by default.
+/// Publishes that a [`Session`] keeps while there is no connection, or too many others have no answer, by default.
 pub const OFFLINE_QUEUE_MAX: usize = 64;
 /// Bytes of their payloads.
 pub const OFFLINE_QUEUE_BYTES_MAX: usize = 256 << 10;

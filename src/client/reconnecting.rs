@@ -137,7 +137,10 @@ impl Subscription {
         (policy == Some(Policy::Conflate) || interval_us != 0)
             && !matches!(
                 self.options.from,
-                StartPosition::After(_) | StartPosition::AfterEach(_) | StartPosition::Resume
+                StartPosition::After(_)
+                    | StartPosition::AfterEach(_)
+                    | StartPosition::Resume
+                    | StartPosition::Since(..)
             )
     }
 }
@@ -254,7 +257,7 @@ impl ReconnectingClient {
             return Err(RequestError::TooManySubscriptions.into());
         }
         self.merge_progress();
-        if let StartPosition::AfterEach(positions) = &options.from {
+        if let StartPosition::AfterEach(positions) | StartPosition::Since(positions, _) = &options.from {
             for (topic, &position) in positions {
                 // A position this client reached itself is newer than the one in the options.
                 if self.positions.position(topic).is_none() {

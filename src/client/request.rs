@@ -12,7 +12,7 @@ use tickcast_proto::{
         MAX_RATE_HIGHEST, MAX_RATE_LOWEST, MESSAGE_ID_BYTES_MAX, RESUME_POSITIONS_MAX, TOPIC_BYTES_MAX,
     },
     records::{Publish, Resume, Subscribe, Token, WireRecord},
-    subscription::{Delivery, OptionError, Policy, Position},
+    subscription::{Delivery, Moment, OptionError, Policy, Position},
 };
 
 /// One tick to publish.
@@ -178,6 +178,8 @@ pub(super) enum Start<'a> {
     After(Position),
     /// After these positions. Other topics start with their first retained tick.
     Positions(&'a [(Box<str>, Position)]),
+    /// The same, except that other topics start with their first tick since a moment.
+    Since(&'a [(Box<str>, Position)], Moment),
     /// Like `Positions`, in JSON for a server of version 0.1: only those of this epoch.
     PositionsOf(u64, &'a [(Box<str>, Position)]),
 }
@@ -254,7 +256,7 @@ impl Outgoing<'_> {
         match *self {
             Outgoing::Hello(hello, token) => frame::encode_hello_with_token(out, &hello, token.as_bytes()),
             Outgoing::Subscribe { request, pattern, delivery, start } => {
-                if let Start::Positions(positions) = start {
+                if let Start::Positions(positions) | Start::Since(positions, _) = start {
                     for (topic, Position { epoch, sequence }) in positions {
                         let record = Resume { epoch: *epoch, sequence: *sequence };
                         frame::encode(
@@ -368,6 +370,7 @@ fn subscribe_record(request: u32, delivery: Delivery, start: Start<'_>) -> Subsc
         Start::Latest => (1, Position::default()),
         Start::After(position) => (2, position),
         Start::Positions(_) | Start::PositionsOf(..) => (3, Position::default()),
+        Start::Since(_, Moment { epoch, since_us }) => (3, Position { epoch, sequence: since_us }),
     };
     let max_rate_millihertz = match delivery.interval_us {
         0 => 0,
@@ -395,14 +398,10 @@ fn json_start(start: Start<'_>) -> String {
         Start::After(Position { epoch, sequence }) => {
             format!(",\"from\":{{\"epoch\":{epoch},\"sequence\":{sequence}}}")
         }
-        Start::Positions(positions) => {
-            let mut text = String::from(",\"from\":{\"positions\":{");
-            for (at, (topic, Position { epoch, sequence })) in positions.iter().enumerate() {
-                let (comma, topic) = (if at == 0 { "" } else { "," }, json::literal(topic));
-                text.push_str(&format!("{comma}{topic}:{{\"epoch\":{epoch},\"sequence\":{sequence}}}"));
-            }
-            text.push_str("}}");
-            text
+        Start::Positions(positions) => format!(",\"from\":{{{}}}", json_positions(positions)),
+        Start::Since(positions, Moment { epoch, since_us }) => {
+            let positions = json_positions(positions);
+            format!(",\"from\":{{{positions},\"epoch\":{epoch},\"since\":{since_us}}}")
         }
         Start::PositionsOf(epoch, positions) => {
             let mut text = format!(",\"from\":{{\"epoch\":{epoch},\"sequences\":{{");
@@ -415,6 +414,16 @@ fn json_start(start: Start<'_>) -> String {
             text
         }
     }
+}
+
+fn json_positions(positions: &[(Box<str>, Position)]) -> String {
+    let mut text = String::from("\"positions\":{");
+    for (at, (topic, Position { epoch, sequence })) in positions.iter().enumerate() {
+        let (comma, topic) = (if at == 0 { "" } else { "," }, json::literal(topic));
+        text.push_str(&format!("{comma}{topic}:{{\"epoch\":{epoch},\"sequence\":{sequence}}}"));
+    }
+    text.push('}');
+    text
 }
 
 /// The payload: inline if JSON preserves each of its bytes, else as base64. White space around a value would be lost.
@@ -508,11 +517,16 @@ mod tests {
         let delivery = Delivery { policy: Some(Policy::Drop), interval_us: 250_000 };
         let position = Position { epoch: 4, sequence: 17 };
         let positions = [("d.\"x".into(), position), ("d.y".into(), Position { epoch: 5, sequence: 2 })];
+        let moment = Moment { epoch: 6, since_us: 7 };
         for (start, from) in [
             (Start::Live, StartPosition::Live),
             (Start::Latest, StartPosition::Latest),
             (Start::After(position), StartPosition::After(position)),
             (Start::Positions(&positions), StartPosition::AfterEach(HashMap::from(positions.clone()))),
+            (
+                Start::Since(&positions, moment),
+                StartPosition::Since(HashMap::from(positions.clone()), moment),
+            ),
             (
                 Start::PositionsOf(4, &positions),
                 StartPosition::AfterEach(HashMap::from([("d.\"x".into(), position)])),
@@ -524,21 +538,24 @@ mod tests {
             assert_eq!(json::decode(&subscribe.to_json()), Ok(expected));
         }
         let mut bytes = Vec::new();
-        Outgoing::Subscribe { request: 1, pattern: "d.*", delivery, start: Start::Positions(&positions) }
-            .encode_frame(&mut bytes);
+        for start in [Start::Positions(&positions), Start::Since(&[], moment)] {
+            Outgoing::Subscribe { request: 1, pattern: "d.*", delivery, start }.encode_frame(&mut bytes);
+        }
         let mut commands = Vec::new();
         let mut rest = &bytes[..];
         while let Ok(Step::Complete(used, frame)) = frame::decode(rest, 1 << 10) {
             commands.push(Command::from_frame(&frame).unwrap());
             rest = &rest[used..];
         }
-        assert_eq!(commands.len(), 3);
+        assert_eq!(commands.len(), 4);
         assert_eq!(commands[0], Command::Resume { topic: "d.\"x".into(), position });
         let patterns = vec!["d.*".into()];
         assert_eq!(
             commands[2],
             Command::Subscribe { request: 1, patterns, delivery, from: StartPosition::Resume }
         );
+        let (patterns, from) = (vec!["d.*".into()], StartPosition::Since(HashMap::new(), moment));
+        assert_eq!(commands[3], Command::Subscribe { request: 1, patterns, delivery, from });
         let update = Outgoing::Update { request: 3, pattern: "c", delivery };
         let patterns = vec!["c".into()];
         assert_eq!(json::decode(&update.to_json()), Ok(Command::Update { request: 3, patterns, delivery }));

@@ -98,7 +98,7 @@ pub struct SessionOptions {
     pub positions: Positions,
     /// Whether positions are saved.
     pub saves_positions: bool,
-    /// Publishes that wait for a connection and have not been sent, with 256 KiB of payloads at most.
+    /// Publishes that wait for a connection or for answers to others, and have not been sent, with 256 KiB of payloads at most.
     pub offline_queue_max: usize,
 }
 
@@ -259,7 +259,7 @@ impl Session {
     pub fn subscribe(&mut self, pattern: &str, options: SubscribeOptions) -> Result<(), RequestError> {
         check_name(pattern)?;
         self.check_room()?;
-        if let StartPosition::AfterEach(positions) = &options.from
+        if let StartPosition::AfterEach(positions) | StartPosition::Since(positions, _) = &options.from
             && self.subscriptions.id(pattern).is_none()
         {
             for (topic, &position) in positions {
@@ -320,8 +320,8 @@ impl Session {
         Ok(self.subscriptions.named(pattern)?.delivery)
     }
 
-    /// Publishes a tick, at once or on the next connection. Of those that wait for one, [`PUBLISHES_UNACKNOWLEDGED_MAX`](crate::PUBLISHES_UNACKNOWLEDGED_MAX) are sent at
-    /// once, and the others follow as answers arrive. Exactly one event follows, [`ClientEvent::Published`] or
+    /// Publishes a tick, at once or on the next connection. While [`PUBLISHES_UNACKNOWLEDGED_MAX`](crate::PUBLISHES_UNACKNOWLEDGED_MAX) have no answer, it waits like one
+    /// without a connection, within the same bounds, and follows as answers arrive. Exactly one event follows, [`ClientEvent::Published`] or
     /// [`ClientEvent::PublishFailed`], at the latest after `timeout`, and at once if it cannot be sent. With a message id, a publish whose
     /// answer was lost is sent again on the next connection to the same server, within [`RETRIED_AGE_MS_MAX`](crate::RETRIED_AGE_MS_MAX): the server publishes it
     /// once. Of such publishes, [`RETRIED_BYTES_MAX`](crate::RETRIED_BYTES_MAX) are kept, besides those of `offline_queue_max`. If the server has
@@ -393,6 +393,7 @@ impl Session {
             .union(Features::SOURCES)
             .union(Features::MESSAGE_IDS)
             .union(Features::BATCHES)
+            .union(Features::SINCE)
             .union(self.options.extensions.intersection(EXTENSIONS));
         let features = match self.options.codec() {
             Codec::Native => features,

@@ -171,9 +171,10 @@ pub fn subscription_costs(patterns: usize, from: &StartPosition) -> [Cost; 2] {
     let past = match from {
         StartPosition::Live => (Expense::History, 0),
         StartPosition::Latest => (Expense::LastValues, patterns as u64),
-        StartPosition::After(_) | StartPosition::AfterEach(_) | StartPosition::Resume => {
-            (Expense::History, patterns as u64)
-        }
+        StartPosition::After(_)
+        | StartPosition::AfterEach(_)
+        | StartPosition::Resume
+        | StartPosition::Since(..) => (Expense::History, patterns as u64),
     };
     [(Expense::Subscriptions, patterns as u64), past]
 }

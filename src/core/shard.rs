@@ -84,7 +84,7 @@ use crate::{
         counters::{Counter, Counters},
         latency::Latency,
     },
-    now::Now,
+    now::{LiveClock, Now},
     session::{
         KeptPlacesTable, SendSource, Session, holders::Holders, saved_positions::PositionsMemory,
         table::Sessions,
@@ -177,6 +177,7 @@ pub struct Shard {
     id: ShardId,
     shards: u16,
     epoch: u64,
+    live_clock: LiveClock,
     limits: Limits,
     home: Home,
     fanout: Fanout,
@@ -264,6 +265,7 @@ impl Shard {
             id,
             shards,
             epoch,
+            live_clock: LiveClock::default(),
             home: Home::new(
                 id,
                 shards,
@@ -451,6 +453,7 @@ impl Shard {
 
     /// Does the work that is due: the interest walk, control work, paused input, timers. Returns whether there was any.
     pub fn turn(&mut self, now: Now) -> bool {
+        self.live_clock.start(now);
         let mut worked = false;
         if self.stages.deliveries_are_half_empty() {
             let units = self.with_home(|home, notify| home.advance_walk(TURN_INTEREST_UNITS, notify));

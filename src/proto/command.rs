@@ -1,13 +1,13 @@
 //! Requests from clients, independent of codec and framing.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::HashMap, fmt};
 
 use crate::{
     DecodeError,
     features::Features,
     frame::{Frame, HelloParts, Kind, PublishParts},
     records::{self, Request, Resume, Subscribe, WireRecord},
-    subscription::{Delivery, OptionError, Policy, Position, StartPosition, interval_us},
+    subscription::{Delivery, Moment, OptionError, Policy, Position, StartPosition, interval_us},
 };
 
 /// A client's token as received: neither its length nor its text is checked. Its debug output does not show it.
@@ -198,7 +198,11 @@ fn start_position(record: &Subscribe) -> Result<StartPosition, OptionError> {
         0 => StartPosition::Live,
         1 => StartPosition::Latest,
         2 => StartPosition::After(Position { epoch: record.epoch, sequence: record.sequence }),
-        3 => StartPosition::Resume,
+        3 if record.sequence == 0 => StartPosition::Resume,
+        3 => {
+            let moment = Moment { epoch: record.epoch, since_us: record.sequence };
+            StartPosition::Since(HashMap::new(), moment)
+        }
         other => return Err(OptionError::From(other.to_string())),
     })
 }

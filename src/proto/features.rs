@@ -9,7 +9,7 @@ use std::fmt;
 pub struct Features(u16);
 
 /// Every feature with its name in JSON. PROTOCOL.md describes them.
-const NAMES: [(&str, Features); 11] = [
+const NAMES: [(&str, Features); 12] = [
     ("published", Features::PUBLISHED),
     ("reasons", Features::REASONS),
     ("previous", Features::PREVIOUS),
@@ -21,6 +21,7 @@ const NAMES: [(&str, Features); 11] = [
     ("string_keys", Features::STRING_KEYS),
     ("positions", Features::POSITIONS),
     ("batches", Features::BATCHES),
+    ("since", Features::SINCE),
 ];
 
 impl Features {
@@ -48,6 +49,8 @@ impl Features {
     pub const POSITIONS: Features = Features(1 << 9);
     /// Over WebSocket, frames that leave together are one message.
     pub const BATCHES: Features = Features(1 << 10);
+    /// SUBSCRIBED says when a subscription became live, and a later one may start then in topics without a position.
+    pub const SINCE: Features = Features(1 << 11);
 
     /// What this version of the server grants.
     pub const GRANTED: Features = Features::PUBLISHED
@@ -60,7 +63,8 @@ impl Features {
         .union(Features::MESSAGE_IDS)
         .union(Features::STRING_KEYS)
         .union(Features::POSITIONS)
-        .union(Features::BATCHES);
+        .union(Features::BATCHES)
+        .union(Features::SINCE);
 
     /// Reads the set from a frame. Bits beyond the sixteenth are ignored: no version uses them.
     pub fn from_wire(bits: u64) -> Features {

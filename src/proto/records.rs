@@ -154,15 +154,16 @@ wire_record!(
     Subscribe, ArchivedSubscribe, 32, {
     /// Request id, repeated in the answer.
     request: u32 = 0,
-    /// Start. 0: live, 1: latest, 2: after `epoch` and `sequence`, 3: after the positions of preceding RESUMEs.
+    /// Start. 0: live, 1: latest, 2: after `epoch` and `sequence`, 3: after the positions of preceding RESUMEs, in
+    /// other topics since a moment, if one is given.
     from: u8 = 4,
     /// Policy. 0: the topic's default, 1: conflate, 2: drop, 3: disconnect, 4: keep.
     policy: u8 = 5,
     /// Reserved, 0.
     reserved: u16 = 6,
-    /// With `from` 2: epoch of `sequence`.
+    /// With `from` 2: epoch of `sequence`. With `from` 3: as in the [`SubscribedSince`] that gave the moment.
     epoch: u64 = 8,
-    /// With `from` 2: last sequence received, for every matching topic.
+    /// With `from` 2: last sequence received, for every matching topic. With `from` 3: the moment; 0: none.
     sequence: u64 = 16,
     /// Rate limit per topic, in thousandths of a tick per second; 0: none.
     max_rate_millihertz: u32 = 24,
@@ -287,6 +288,19 @@ wire_record!(
     request: u32 = 8,
     /// Reserved, 0.
     reserved: u32 = 12,
+});
+
+wire_record!(
+    /// SUBSCRIBED that acknowledges a SUBSCRIBE, with the feature `since`. Begins like [`Subscribed`].
+    SubscribedSince, ArchivedSubscribedSince, 24, {
+    /// Epoch of the server.
+    epoch: u64 = 0,
+    /// Request id of the SUBSCRIBE.
+    request: u32 = 8,
+    /// Reserved, 0.
+    reserved: u32 = 12,
+    /// When the subscription became live: [`Moment::since_us`](crate::subscription::Moment).
+    since_us: u64 = 16,
 });
 
 wire_record!(

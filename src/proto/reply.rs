@@ -41,6 +41,8 @@ pub enum Reply<'a> {
         pattern: &'a str,
         /// Epoch of the server.
         epoch: u64,
+        /// When it became live: [`Moment::since_us`](crate::subscription::Moment). Feature `since`.
+        since_us: Option<u64>,
     },
     /// Whether the ticks after a given position follow.
     Recovered {

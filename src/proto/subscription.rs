@@ -81,6 +81,17 @@ pub enum StartPosition {
     AfterEach(HashMap<Box<str>, Position>),
     /// Like `AfterEach`, with the positions from preceding RESUME frames.
     Resume,
+    /// Like both, but matching topics without a position start at their first tick since a moment.
+    Since(HashMap<Box<str>, Position>, Moment),
+}
+
+/// When a subscription became live, as the server that acknowledged it says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// Epoch of that server.
+    pub epoch: u64,
+    /// Microseconds since 1970, by its clock at its start and then by one that is never set.
+    pub since_us: u64,
 }
 
 /// A client's position in a topic: the last tick it has.

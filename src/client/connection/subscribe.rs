@@ -10,7 +10,7 @@ use tickcast_proto::{
     WireFormat,
     features::Features,
     limits::RESUME_POSITIONS_MAX,
-    subscription::{Delivery, Position, StartPosition},
+    subscription::{Delivery, Moment, Position, StartPosition},
 };
 
 impl Connection {
@@ -43,7 +43,12 @@ impl Connection {
             StartPosition::Live => self.start(pattern, delivery, Start::Live),
             StartPosition::Latest => self.start(pattern, delivery, Start::Latest),
             // Raw connections carry payloads only. Without sequences there is no position to resume from.
-            StartPosition::After(_) | StartPosition::AfterEach(_) | StartPosition::Resume if is_raw => {
+            StartPosition::After(_)
+            | StartPosition::AfterEach(_)
+            | StartPosition::Resume
+            | StartPosition::Since(..)
+                if is_raw =>
+            {
                 self.resume_positions = Vec::new();
                 self.start(pattern, delivery, Start::Latest)
             }
@@ -61,11 +66,20 @@ impl Connection {
                 }
                 let positions: Vec<_> =
                     positions.iter().map(|(topic, &position)| (topic.clone(), position)).collect();
-                self.start_after(pattern, delivery, &positions)
+                self.start_after(pattern, delivery, &positions, None)
+            }
+            StartPosition::Since(positions, moment) => {
+                let given = positions.iter().map(|(topic, &position)| (topic.clone(), position));
+                let mut positions = std::mem::take(&mut self.resume_positions);
+                positions.extend(given);
+                if positions.len() > RESUME_POSITIONS_MAX {
+                    return Err(RequestError::TooManyPositions);
+                }
+                self.start_after(pattern, delivery, &positions, Some(*moment))
             }
             StartPosition::Resume => {
                 let positions = std::mem::take(&mut self.resume_positions);
-                self.start_after(pattern, delivery, &positions)
+                self.start_after(pattern, delivery, &positions, None)
             }
         }
     }
@@ -121,14 +135,16 @@ impl Connection {
         pattern: &str,
         delivery: Delivery,
         positions: &[(Box<str>, Position)],
+        moment: Option<Moment>,
     ) -> Result<u32, RequestError> {
         let carries_one_epoch =
             self.encoding == WireFormat::WEBSOCKET_JSON && !self.features.contains(Features::POSITIONS);
         let highest = || positions.iter().map(|(_, position)| position.epoch).max().unwrap_or(0);
         let only = carries_one_epoch.then(|| self.server_epoch.unwrap_or_else(highest));
-        let start = match only {
-            None => Start::Positions(positions),
-            Some(epoch) => Start::PositionsOf(epoch, positions),
+        let start = match (only, moment.filter(|_| self.features.contains(Features::SINCE))) {
+            (Some(epoch), _) => Start::PositionsOf(epoch, positions),
+            (None, None) => Start::Positions(positions),
+            (None, Some(moment)) => Start::Since(positions, moment),
         };
         let request = self.start(pattern, delivery, start)?;
         for (topic, position) in positions {

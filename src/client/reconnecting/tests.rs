@@ -83,7 +83,7 @@ fn reconnected(
 /// Acknowledges the next request, whatever it is.
 fn acknowledge(peer: &mut Peer, epoch: u64) {
     let (_, request, _) = peer.next_frame().unwrap();
-    peer.reply(Reply::Subscribed { request: request as u32, pattern: "a.>", epoch });
+    peer.reply(Reply::Subscribed { request: request as u32, pattern: "a.>", epoch, since_us: None });
     peer.topic(epoch);
 }
 

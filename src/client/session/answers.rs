@@ -16,7 +16,8 @@ use crate::{
 };
 use tickcast_proto::{
     ErrorCode,
-    subscription::{Position, StartPosition},
+    features::Features,
+    subscription::{Moment, Position, StartPosition},
 };
 
 const MS_NS: u64 = 1_000_000;
@@ -65,13 +66,14 @@ impl Session {
             ServerMessage::Welcome { request, epoch, frame_bytes_max, features } => {
                 exchange.pending.remove(&request);
                 if exchange.welcomed_ns.is_none() {
-                    exchange.handle_welcome(frame_bytes_max, features, now_ns);
+                    exchange.handle_welcome(epoch, frame_bytes_max, features, now_ns);
                     self.handle_welcomed(epoch, now_ns);
                 }
             }
-            ServerMessage::Subscribed { request } => {
+            ServerMessage::Subscribed { request, since_us } => {
                 let pending = exchange.pending.remove(&request);
-                self.handle_acknowledged(pending);
+                let moment = Moment { epoch: exchange.server_epoch, since_us };
+                self.handle_acknowledged(pending, moment);
             }
             ServerMessage::Unsubscribed { request, pattern, code, text } => {
                 exchange.topics.interrupt();
@@ -127,11 +129,14 @@ impl Session {
     }
 
     /// A subscription or an update of one is live.
-    fn handle_acknowledged(&mut self, pending: Option<Pending>) {
+    fn handle_acknowledged(&mut self, pending: Option<Pending>, moment: Moment) {
         match pending {
             Some(Pending::Subscribe(id)) => {
                 if let Some(record) = self.subscriptions.get_mut(id) {
                     record.is_acknowledged = true;
+                    if record.starts_live && moment.since_us != 0 {
+                        record.live_since = Some(moment);
+                    }
                     record.jitter.reset();
                     self.set_subscription(id, SubscriptionState::Subscribed, 0, &"".into(), None);
                 }
@@ -149,17 +154,18 @@ impl Session {
         match pending {
             Some(Pending::Subscribe(id)) => {
                 let Some(record) = self.subscriptions.get_mut(id) else { return };
+                record.is_sent = false;
+                self.leave_positions(id);
                 if code != ErrorCode::RateLimited as u16 {
                     self.end_subscription(id, code, text);
                     return;
                 }
-                record.is_sent = false;
+                let Some(record) = self.subscriptions.get_mut(id) else { return };
                 let retry_in_ms = record.jitter.next_ms(&mut self.random);
                 let timer = Timer::Subscribe(record.pattern.clone());
                 self.timers.set(timer, now_ns + retry_in_ms * MS_NS);
                 let state = SubscriptionState::Subscribing;
                 self.set_subscription(id, state, code, &text.into(), Some(retry_in_ms));
-                self.leave_positions(id);
             }
             Some(Pending::Update(id, delivery)) => {
                 // If its subscription was refused before, for its rate, the next attempt carries the change.
@@ -190,13 +196,18 @@ impl Session {
                 StartPosition::Live => Start::Live,
                 StartPosition::Latest => Start::Latest,
                 StartPosition::After(position) => Start::After(position),
+                StartPosition::Since(_, moment) => Start::Since(&[], moment),
                 StartPosition::AfterEach(_) | StartPosition::Resume => Start::Positions(&[]),
             }
         } else if record.conflates() {
             Start::Latest
         } else {
-            Start::Positions(positions)
+            match record.live_since.filter(|_| exchange.grants(Features::SINCE)) {
+                None => Start::Positions(positions),
+                Some(moment) => Start::Since(positions, moment),
+            }
         };
+        let starts_live = matches!(start, Start::Live);
         let mut is_latest = matches!(start, Start::Latest);
         let request = exchange.subscribe(record, start, &mut self.outbox).or_else(|| {
             is_latest = true;
@@ -211,6 +222,7 @@ impl Session {
             exchange.topics.add_position(topic, *position, announcer);
         }
         record.is_sent = true;
+        record.starts_live = starts_live;
         record.request = request.unwrap_or_default();
         record.confirmed = record.delivery;
     }

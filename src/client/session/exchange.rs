@@ -50,6 +50,8 @@ pub(super) struct Exchange {
     pub(super) closing: Option<Closing>,
     /// When the server welcomed the client; `None`: it has not.
     pub(super) welcomed_ns: Option<u64>,
+    /// Epoch of the server; 0: it has not welcomed the client.
+    pub(super) server_epoch: u64,
     features: Features,
     frame_bytes_max: usize,
     pub(super) clock: ClockEstimate,
@@ -69,6 +71,7 @@ impl Exchange {
             pending: HashMap::new(),
             closing: None,
             welcomed_ns: None,
+            server_epoch: 0,
             features: Features::NONE,
             frame_bytes_max: FRAME_BYTES_MAX_DEFAULT,
             clock: ClockEstimate::default(),
@@ -117,8 +120,15 @@ impl Exchange {
     }
 
     /// The server has accepted the session.
-    pub(super) fn handle_welcome(&mut self, frame_bytes_max: u32, features: Features, now_ns: u64) {
+    pub(super) fn handle_welcome(
+        &mut self,
+        epoch: u64,
+        frame_bytes_max: u32,
+        features: Features,
+        now_ns: u64,
+    ) {
         self.welcomed_ns = Some(now_ns);
+        self.server_epoch = epoch;
         self.features = features;
         self.frame_bytes_max = frame_bytes_max as usize;
     }
@@ -163,7 +173,7 @@ impl Exchange {
         outbox: &mut Outbox,
     ) -> Option<u32> {
         let positions = match start {
-            Start::Positions(positions) => positions,
+            Start::Positions(positions) | Start::Since(positions, _) => positions,
             _ => &[],
         };
         let names_bytes: usize = positions.iter().map(|(topic, _)| topic.len()).sum();

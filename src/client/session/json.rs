@@ -172,7 +172,8 @@ fn decode_operation(fields: &Fields, decoded: &mut Vec<ServerMessage<'_>>) -> Re
         "subscribed" => {
             if fields.0.contains_key("pattern") {
                 fields.text("pattern", None)?;
-                decoded.push(ServerMessage::Subscribed { request });
+                let since_us = fields.number("since", Some(0))?;
+                decoded.push(ServerMessage::Subscribed { request, since_us });
             }
             for announced in fields.list("topics")? {
                 let Value::Object(announced) = announced else {

@@ -54,6 +54,8 @@ pub(super) enum ServerMessage<'a> {
     },
     Subscribed {
         request: u32,
+        /// When the subscription became live; 0: not known.
+        since_us: u64,
     },
     Topic {
         name: Cow<'a, str>,

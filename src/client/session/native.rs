@@ -16,7 +16,8 @@ use tickcast_proto::{
     limits::FRAME_HEADER_BYTES,
     records::{
         Closing, Condition, CountedRange, ErrorRecord, Expires, Nodes, Published, Recovered, Removed,
-        SkippedRange, Subscribed, TickTimes, Token, Welcome, WelcomeWithFeatures, WireRecord,
+        SkippedRange, Subscribed, SubscribedSince, TickTimes, Token, Welcome, WelcomeWithFeatures,
+        WireRecord,
     },
 };
 
@@ -71,9 +72,10 @@ fn decode_frame<'a>(
             ServerMessage::Welcome { request, epoch, frame_bytes_max, features }
         }
         Kind::Subscribed => {
-            let Subscribed { request, epoch, .. } = frame.record()?;
+            let SubscribedSince { request, epoch, since_us, .. } =
+                frame.zero_extended_record(Subscribed::STRIDE)?;
             match header.topic_id {
-                0 => ServerMessage::Subscribed { request },
+                0 => ServerMessage::Subscribed { request, since_us },
                 topic_id => ServerMessage::Topic { name: text, topic_id, epoch },
             }
         }

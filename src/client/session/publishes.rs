@@ -136,7 +136,7 @@ impl Publishes {
         Some(waiting)
     }
 
-    /// Sends a new publish, if another one may be in flight and it fits into a message. It does not overtake those that wait.
+    /// Sends a new publish, if another one may be in flight and it fits into a message; else lets it wait. It does not overtake others.
     pub(super) fn send(
         &mut self,
         id: PublishId,
@@ -146,7 +146,7 @@ impl Publishes {
         timers: &mut Timers,
         outbox: &mut Outbox,
     ) {
-        match self.waiting.is_empty() {
+        match self.waiting.is_empty() && self.has_room(&publish) {
             true => self.send_known(id, publish, (now_ns, 0), exchange, timers, outbox),
             false => self.wait(id, publish, timers, outbox),
         }

@@ -9,7 +9,7 @@ use super::{event::SubscriptionState, jitter::Jitter};
 use crate::{CONNECTION_TOPICS_MAX, Positions, REMEMBERED_SUBSCRIPTIONS_MAX, RequestError, SubscribeOptions};
 use tickcast_proto::{
     pattern,
-    subscription::{Delivery, Policy, Position, StartPosition},
+    subscription::{Delivery, Moment, Policy, Position, StartPosition},
 };
 
 /// A subscription's number. Later ones have higher numbers.
@@ -29,6 +29,10 @@ pub(super) struct Record {
     pub(super) state: SubscriptionState,
     /// Whether any connection has acknowledged it.
     pub(super) is_acknowledged: bool,
+    /// Whether it was last sent to start live: with the next tick of each topic.
+    pub(super) starts_live: bool,
+    /// When it became live, if a server has said so: where it resumes topics that had no tick since.
+    pub(super) live_since: Option<Moment>,
     /// Whether it was sent on this connection.
     pub(super) is_sent: bool,
     /// The number of the request that sent it last.
@@ -109,6 +113,8 @@ impl Subscriptions {
             confirmed: delivery,
             state: SubscriptionState::Subscribing,
             is_acknowledged: false,
+            starts_live: false,
+            live_since: None,
             is_sent: false,
             request: 0,
             jitter: Jitter::default(),

@@ -91,6 +91,30 @@ fn known(fields: &Value, names: &[&str], what: &str) {
     }
 }
 
+/// A step as often as it says, with the number of each repetition in place of its marks.
+fn repeated(step: &Value) -> Vec<Value> {
+    fn filled(value: &Value, number: u64) -> Value {
+        match value {
+            Value::String(text) if text == "#" => number.to_string().into(),
+            Value::String(text) => {
+                match text.strip_prefix("#+").and_then(|added| added.parse::<u64>().ok()) {
+                    Some(added) => (number + added).into(),
+                    None => value.clone(),
+                }
+            }
+            Value::Array(items) => items.iter().map(|item| filled(item, number)).collect(),
+            Value::Object(fields) => Value::Object(
+                fields.iter().map(|(name, value)| (name.clone(), filled(value, number))).collect(),
+            ),
+            _ => value.clone(),
+        }
+    }
+    let mut once = step.clone();
+    let repeat = once.as_object_mut().and_then(|fields| fields.remove("repeat"));
+    let repeat = repeat.map_or(1, |repeat| repeat.as_u64().unwrap());
+    (0..repeat).map(|number| filled(&once, number)).collect()
+}
+
 /// The bytes of a dump: hexadecimal digits and white space, and text in single quotes.
 fn dump_bytes(lines: &Value) -> Vec<u8> {
     let dump: String = lines.as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
@@ -189,7 +213,8 @@ impl Script {
     }
 
     fn run_steps(&mut self, steps: &Value, name: &str) {
-        for (at, step) in steps.as_array().unwrap().iter().enumerate() {
+        for (at, step) in steps.as_array().unwrap().iter().flat_map(repeated).enumerate() {
+            let step = &step;
             let fields = [&INPUTS[..], &["client", "events", "throws", "about"]].concat();
             known(step, &fields, "a step");
             let inputs: Vec<&str> = INPUTS.into_iter().filter(|input| step.get(input).is_some()).collect();

@@ -293,7 +293,7 @@ impl Shard {
                     Some((request, pattern)) => {
                         let epoch = self.epoch;
                         let pattern = topic_key::name(&pattern);
-                        self.reply(slot, &Reply::Subscribed { request, pattern, epoch });
+                        self.reply(slot, &Reply::Subscribed { request, pattern, epoch, since_us: None });
                         self.end_change(flow, slot);
                     }
                 }
@@ -307,7 +307,7 @@ impl Shard {
                     Some(request) => {
                         let epoch = self.epoch;
                         let pattern = topic_key::name(walk.pattern());
-                        self.reply(slot, &Reply::Subscribed { request, pattern, epoch });
+                        self.reply(slot, &Reply::Subscribed { request, pattern, epoch, since_us: None });
                         self.end_change(flow, slot);
                     }
                 }
@@ -377,7 +377,7 @@ impl Shard {
         match flow.operations.pop_front() {
             None | Some(Operation::Review { .. }) => (0, Served::Waits),
             Some(Operation::Join { entry, request }) => {
-                let used = self.go_live(flow, slot, (entry, request), few);
+                let used = self.go_live(flow, slot, (entry, request), few, now);
                 (OPERATION_UNITS + used, Served::More)
             }
             Some(Operation::Update { request, pattern, delivery }) => {
@@ -402,7 +402,7 @@ impl Shard {
                     Some(Begun::Done(used)) => {
                         let epoch = self.epoch;
                         let pattern = topic_key::name(&pattern);
-                        self.reply(slot, &Reply::Subscribed { request, pattern, epoch });
+                        self.reply(slot, &Reply::Subscribed { request, pattern, epoch, since_us: None });
                         self.end_change(flow, slot);
                         (OPERATION_UNITS + used, Served::More)
                     }
@@ -493,10 +493,12 @@ impl Shard {
         slot: SlotId,
         (entry, request): (u32, u32),
         few: Option<Vec<TopicId>>,
+        now: Now,
     ) -> usize {
         let pattern = self.fanout.pattern(entry);
         let pattern = topic_key::name(&pattern);
-        self.reply(slot, &Reply::Subscribed { request, pattern, epoch: self.epoch });
+        let since_us = self.live_since(slot, now);
+        self.reply(slot, &Reply::Subscribed { request, pattern, epoch: self.epoch, since_us });
         let used = match self.fanout.begin_join(entry, few, slot, &mut self.sessions, &mut self.logs) {
             Begun::Done(used) => used,
             Begun::Join => {

@@ -17,8 +17,10 @@ use crate::{
     topic_key,
 };
 use tickcast_proto::{
-    ErrorCode, pattern,
-    subscription::{Delivery, Position, StartPosition},
+    ErrorCode,
+    features::Features,
+    pattern,
+    subscription::{Delivery, Moment, Position, StartPosition},
 };
 
 impl Shard {
@@ -36,6 +38,10 @@ impl Shard {
             StartPosition::Latest => Some(StartFrom::Latest),
             StartPosition::After(position) => Some(StartFrom::After(position)),
             StartPosition::Resume => Some(StartFrom::SavedPositions { since_ns: 0 }),
+            StartPosition::Since(positions, moment) => {
+                self.set_saved_moment(slot, moment, now);
+                self.start_position(slot, request, StartPosition::AfterEach(positions), now)
+            }
             StartPosition::AfterEach(positions) => {
                 for topic in positions.keys() {
                     if let Err(error) = pattern::check_topic(topic.as_bytes()) {
@@ -78,11 +84,31 @@ impl Shard {
                 now.monotonic_ns.saturating_sub(age_ns).max(SINCE_UNKNOWN_NS + 1)
             }
         };
+        self.set_saved_since_ns(slot, since_ns);
+    }
+
+    /// The same for a client that repeats the moment at which a subscription became live. It is exact if this server has given it, and
+    /// has the slack for clocks that differ if another node has.
+    fn set_saved_moment(&mut self, slot: SlotId, moment: Moment, now: Now) {
+        if moment.epoch != self.epoch {
+            return self.set_saved_since(slot, moment.since_us.max(1), now);
+        }
+        let since_ns = self.live_clock.monotonic_ns(moment.since_us, now);
+        self.set_saved_since_ns(slot, since_ns.clamp(SINCE_UNKNOWN_NS + 1, now.monotonic_ns));
+    }
+
+    fn set_saved_since_ns(&mut self, slot: SlotId, since_ns: u64) {
         let memory = &self.positions_memory;
         let Some(session) = self.sessions.open_mut(slot) else { return };
         let saved = &mut session.lag_mut().saved_positions;
         let saved = saved.get_or_insert_with(|| SavedPositions::new(memory.clone()).into());
         saved.since_ns = since_ns;
+    }
+
+    /// The moment for a subscription that becomes live now, if its client knows what to do with it.
+    pub(super) fn live_since(&mut self, slot: SlotId, now: Now) -> Option<u64> {
+        let session = self.sessions.open_mut(slot)?;
+        session.features.contains(Features::SINCE).then(|| self.live_clock.since_us(now))
     }
 
     /// The saved positions of a session, if there is room for `count` more; `None` after answering the request with an error.
@@ -232,6 +258,8 @@ impl Shard {
 
 #[cfg(test)]
 mod memberships_tests;
+#[cfg(test)]
+mod since_tests;
 #[cfg(test)]
 mod wildcard_tests;
 

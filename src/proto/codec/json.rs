@@ -25,7 +25,7 @@ use crate::{
     features::Features,
     ids::TopicId,
     reply::{NotRecovered, Reply, SERVER, Skipped},
-    subscription::{Delivery, OptionError, Position, StartPosition, interval_us},
+    subscription::{Delivery, Moment, OptionError, Position, StartPosition, interval_us},
 };
 
 /// Largest integer up to which a double, JavaScript's number type, represents every integer exactly: 2^53 - 1.
@@ -121,7 +121,7 @@ enum FromOption {
     Position(FromPosition),
 }
 
-/// A position in `from`: one for every topic, one sequence per topic, or one position per topic.
+/// A position in `from`: one for every topic, one sequence per topic, or one position per topic, perhaps with a moment for the others.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FromPosition {
@@ -133,6 +133,8 @@ struct FromPosition {
     sequences: Option<HashMap<Box<str>, u64>>,
     #[serde(default)]
     positions: Option<HashMap<Box<str>, TopicPosition>>,
+    #[serde(default)]
+    since: Option<u64>,
 }
 
 /// A position in one topic.
@@ -159,28 +161,38 @@ impl Message<'_> {
             Some(FromOption::Word(word)) => return start_from_word(&word),
             Some(FromOption::Position(position)) => position,
         };
+        let invalid = || OptionError::From(self.from.map_or_else(String::new, |given| cut(given.get())));
         match position {
             FromPosition {
                 epoch: Some(epoch),
                 sequence: Some(sequence),
                 sequences: None,
                 positions: None,
+                since: None,
             } => Ok(StartPosition::After(Position { epoch, sequence })),
             FromPosition {
                 epoch: Some(epoch),
                 sequence: None,
                 sequences: Some(sequences),
                 positions: None,
+                since: None,
             } => {
                 let position = |(topic, sequence)| (topic, Position { epoch, sequence });
                 Ok(StartPosition::AfterEach(sequences.into_iter().map(position).collect()))
             }
-            FromPosition { epoch: None, sequence: None, sequences: None, positions: Some(positions) } => {
+            FromPosition { epoch, sequence: None, sequences: None, positions: Some(positions), since } => {
                 let position =
                     |(topic, TopicPosition { epoch, sequence })| (topic, Position { epoch, sequence });
-                Ok(StartPosition::AfterEach(positions.into_iter().map(position).collect()))
+                let positions = positions.into_iter().map(position).collect();
+                match (epoch, since) {
+                    (None, None) => Ok(StartPosition::AfterEach(positions)),
+                    (Some(epoch), Some(since_us)) => {
+                        Ok(StartPosition::Since(positions, Moment { epoch, since_us }))
+                    }
+                    _ => Err(invalid()),
+                }
             }
-            _ => Err(OptionError::From(self.from.map_or_else(String::new, |given| cut(given.get())))),
+            _ => Err(invalid()),
         }
     }
 }
@@ -390,7 +402,18 @@ pub(super) fn encode_reply(reply: &Reply<'_>, out: &mut Vec<u8>) {
                 format_args!("{{\"op\":\"expires\",\"id\":{request},\"expires_in\":{expires_in_s}}}"),
             );
         }
-        Reply::Subscribed { request, pattern, .. } => encode_subscribed(out, request, pattern),
+        Reply::Subscribed { request, pattern, since_us: None, .. } => {
+            encode_subscribed(out, request, pattern);
+        }
+        Reply::Subscribed { request, pattern, since_us: Some(since_us), .. } => {
+            let pattern = literal(pattern);
+            append(
+                out,
+                format_args!(
+                    "{{\"op\":\"subscribed\",\"id\":{request},\"pattern\":{pattern},\"topics\":[],\"since\":{since_us}}}"
+                ),
+            );
+        }
         Reply::Unsubscribed { request, pattern } => encode_unsubscribed(out, request, pattern),
         Reply::Recovered { name, epoch, sequence, recovered, reason, .. } => {
             encode_recovered(out, name, epoch, sequence, recovered, reason);

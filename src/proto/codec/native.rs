@@ -6,7 +6,7 @@ use crate::{
     frame::{self, HeaderFields, Kind},
     records::{
         Closing, Condition, CountedRange, ErrorRecord, Expires, Nodes, Published, Recovered, Removed,
-        Request, SkippedRange, Subscribed, Token, Welcome, WelcomeWithFeatures,
+        Request, SkippedRange, Subscribed, SubscribedSince, Token, Welcome, WelcomeWithFeatures,
     },
     reply::{Reply, SERVER, Skipped},
 };
@@ -52,8 +52,12 @@ pub(super) fn encode_reply(reply: &Reply<'_>, out: &mut Vec<u8>) {
         Reply::Expires { request, expires_in_s } => {
             frame::encode(out, Kind::Expires, fields, &Expires { request, expires_in_s }, &[]);
         }
-        Reply::Subscribed { request, pattern, epoch } => {
+        Reply::Subscribed { request, pattern, epoch, since_us: None } => {
             let record = Subscribed { epoch, request, reserved: 0 };
+            frame::encode(out, Kind::Subscribed, fields, &record, &[pattern.as_bytes()]);
+        }
+        Reply::Subscribed { request, pattern, epoch, since_us: Some(since_us) } => {
+            let record = SubscribedSince { epoch, request, reserved: 0, since_us };
             frame::encode(out, Kind::Subscribed, fields, &record, &[pattern.as_bytes()]);
         }
         Reply::Unsubscribed { request, pattern } => {

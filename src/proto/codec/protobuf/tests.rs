@@ -438,7 +438,7 @@ fn every_reply_is_an_event_with_its_fields() {
             event::Event::Expires(Expires { id: 1, expires_in_s: 300 }),
         ),
         (
-            Reply::Subscribed { request: 2, pattern: "a.>", epoch: 9 },
+            Reply::Subscribed { request: 2, pattern: "a.>", epoch: 9, since_us: None },
             event::Event::Subscribed(Subscribed { id: 2, pattern: "a.>".into() }),
         ),
         (Reply::Unsubscribed { request: 2, pattern: "a.>" }, unsubscribed(2, 0, "")),

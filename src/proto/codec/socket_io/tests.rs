@@ -211,7 +211,7 @@ fn answers_are_acknowledgements_and_everything_else_is_an_event() {
     assert_eq!(encoded(&error(1)), r#"30[{"op":"error","id":0,"code":101,"text":"t"}]"#);
     assert_eq!(encoded(&error(0)), r#"2["failed",{"op":"error","id":0,"code":101,"text":"t"}]"#);
     assert_eq!(
-        encoded(&Reply::Subscribed { request: u32::MAX, pattern: "a.>", epoch: 1 }),
+        encoded(&Reply::Subscribed { request: u32::MAX, pattern: "a.>", epoch: 1, since_us: None }),
         r#"34294967294[{"op":"subscribed","id":4294967294,"pattern":"a.>","topics":[]}]"#
     );
     assert_eq!(

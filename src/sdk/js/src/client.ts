@@ -53,7 +53,7 @@ export interface ClientOptions {
    * finished one when it asks for the next. Not called again before the promise that it returned settles.
    */
   savePositions?: (positions: Positions) => void | Promise<void>;
-  /** Publishes that wait for a connection (64), with at most 256 KiB of payloads. */
+  /** Publishes that wait for a connection, or for the answers to 1,024 others (64), with at most 256 KiB of payloads. */
   offlineQueueMax?: number;
   /** The WebSocket class; needed where there is no global one, as in Node 20. */
   webSocket?: WebSocketClass;
@@ -124,7 +124,7 @@ export class Client extends Emitter<ClientEvent> {
     super();
     this.#options = options;
     const webSocket = options.webSocket ?? (globalThis as { WebSocket?: WebSocketClass }).WebSocket;
-    if (webSocket === undefined) throw new Error("there is no WebSocket class: pass the option webSocket");
+    if (webSocket === undefined) throw new Error("pass the option webSocket");
     this.#webSocket = webSocket;
     this.#core = new Core({
       url: webSocketUrl(url),
@@ -215,19 +215,18 @@ export class Client extends Emitter<ClientEvent> {
     // What this throws rejects the promise.
     return new Promise((resolve, reject) => {
       const payload = bytesOf(data) ?? JSON.stringify(data);
-      if (payload === undefined) throw new TypeError("the payload is neither bytes nor JSON");
+      if (payload === undefined) throw new TypeError("the payload is not JSON");
       const { schema = 0, timeNs = 0, messageId = "", timeoutMs = PUBLISH_TIMEOUT_MS } = options;
-      if (!(timeoutMs >= 0)) throw new RangeError("timeoutMs must be at least 0");
+      const check = (isValid: boolean, name: string) => {
+        if (!isValid) throw new RangeError(`${name} is out of range`);
+      };
+      check(timeoutMs >= 0, "timeoutMs");
       const key = BigInt(options.key ?? 0);
       // Native frames would cut them off.
-      if (BigInt.asUintN(64, key) !== key) throw new RangeError("key must be a whole number below 2^64");
-      if (schema >>> 0 !== schema) throw new RangeError("schema must be a whole number below 2^32");
-      if (!Number.isInteger(timeNs) || timeNs < 0 || timeNs >= 2 ** 64) {
-        throw new RangeError("timeNs must be a whole number below 2^64");
-      }
-      if (Math.max(topic.length, messageId.length) > NAME_LENGTH_MAX) {
-        throw new RangeError("topic or messageId is too long");
-      }
+      check(BigInt.asUintN(64, key) === key, "key");
+      check(schema >>> 0 === schema, "schema");
+      check(Number.isInteger(timeNs) && timeNs >= 0 && timeNs < 2 ** 64, "timeNs");
+      check(Math.max(topic.length, messageId.length) <= NAME_LENGTH_MAX, "length of topic or messageId");
       const settle = (result: Published | Error) => (result instanceof Error ? reject(result) : resolve(result));
       this.run((core) => {
         const deadline = performance.now() + timeoutMs;
@@ -262,7 +261,7 @@ export class Client extends Emitter<ClientEvent> {
 
   #drain(): void {
     for (;;) {
-      const [actions, events] = [this.#core.takeActions(), this.#core.takeEvents()];
+      const [actions, events] = this.#core.take();
       if (actions.length === 0 && events.length === 0) return;
       let saves = false;
       for (const action of actions) {

@@ -22,7 +22,7 @@ export class Stream<Event> implements AsyncIterableIterator<Event> {
     readonly onClose: (stream: Stream<Event>) => void,
     readonly onRead = () => {},
   ) {
-    if (!(queueMax >= 1)) throw new RangeError("queueMax must be at least 1");
+    if (!(queueMax >= 1)) throw new RangeError("queueMax is out of range");
   }
 
   /** Events that the reader has not finished. */

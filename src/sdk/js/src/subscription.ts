@@ -14,7 +14,7 @@ export class ClosedError extends Error {
   readonly code: number;
 
   constructor(code: number, reason: string) {
-    super(reason === "" ? `closed with code ${code}` : reason);
+    super(reason || `closed with code ${code}`);
     this.name = "ClosedError";
     this.code = code;
   }

@@ -134,10 +134,10 @@ export interface Book {
 }
 
 /** A finite number, or one in a string: `Number` alone reads an empty string, null and booleans as numbers too. */
-function number(value: unknown): number {
+function number(value: unknown, least = -Infinity): number {
   const isNumber = typeof value === "number" || (typeof value === "string" && value.trim() !== "");
   const read = isNumber ? Number(value) : NaN;
-  if (!Number.isFinite(read)) throw new TypeError("a level is a price and a size");
+  if (!Number.isFinite(read) || read < least) throw new TypeError("not a price or size");
   return read;
 }
 
@@ -145,9 +145,7 @@ function levels(side: unknown): Level[] {
   if (side === undefined) return [];
   return (side as unknown[]).map((level) => {
     const [price, size] = level as unknown[];
-    const read: Level = [number(price), number(size)];
-    if (read[1] < 0) throw new TypeError("a size is negative");
-    return read;
+    return [number(price), number(size, 0)];
   });
 }
 

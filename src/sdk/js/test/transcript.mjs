@@ -240,6 +240,14 @@ class Run {
   }
 }
 
+/** A step as often as it says, with the number of each repetition in place of its marks. */
+function repeated([where, { repeat = 1, ...step }]) {
+  return Array.from({ length: repeat }, (_, number) => {
+    const text = JSON.stringify(step).replace(/"#\+(\d+)"/g, (_, added) => number + Number(added));
+    return [where, JSON.parse(text.replaceAll('"#"', `"${number}"`))];
+  });
+}
+
 function expectedAction(action) {
   return "send_frames" in action ? { sendFrames: hex(bytesOf(action.send_frames)) } : action;
 }
@@ -251,7 +259,7 @@ export async function run(transcript) {
     ...(transcript.given ?? []).flatMap((name) => read(`given/${name}.json`).steps.map((step, at) => [`given/${name}[${at}]`, step])),
     ...transcript.steps.map((step, at) => [`steps[${at}]`, step]),
   ];
-  for (const [where, step] of steps) {
+  for (const [where, step] of steps.flatMap(repeated)) {
     try {
       await run.step(step);
     } catch (error) {

@@ -89,6 +89,37 @@ class Conformance(unittest.IsolatedAsyncioTestCase):
 
         await self.for_each_encoding(run)
 
+    async def test_a_live_subscription_without_ticks_resumes_where_it_became_live(self) -> None:
+        async def run(encoding: Any) -> None:
+            server = self.serve()
+            async with Link(server.http) as link, tickcast.Client(server.url) as publisher:
+                for topic in ("t.busy", "t.silent"):
+                    await publisher.publish(topic, "before")
+                async with tickcast.Client(link.url, encoding=encoding) as client:
+                    subscription = await client.subscribe("t.>").ready()
+                    received: list[tuple[str, Any]] = []
+                    events: list[object] = []
+                    subscription.listen(
+                        lambda event: isinstance(event, tickcast.Tick) and received.append((event.topic, event.data))
+                    )
+                    subscription.listen(
+                        lambda event: isinstance(event, tickcast.Gap | tickcast.Recovered) and events.append(event)
+                    )
+                    # These are on their way to the client when its connection is cut.
+                    link.hold()
+                    for topic in ("t.busy", "t.new"):
+                        await publisher.publish(topic, "meanwhile")
+                    link.cut()
+                    link.release()
+                    await until("what was missed", lambda: len(received) >= 2)
+                    await publisher.publish("t.silent", "after")
+                    await until("the last tick", lambda: len(received) >= 3)
+                    meanwhile = [("t.busy", "meanwhile"), ("t.new", "meanwhile")]
+                    self.assertEqual((sorted(received[:2]), received[2:]), (meanwhile, [("t.silent", "after")]))
+                    self.assertEqual(events, [])
+
+        await self.for_each_encoding(run)
+
     async def test_every_acknowledged_tick_is_accounted_for_over_restarts(self) -> None:
         async def run(encoding: Any) -> None:
             server = self.serve()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections import deque
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,16 @@ def is_equal(expected: Any, actual: Any) -> bool:
     return bool(expected == actual)
 
 
+def repeated(step: dict[str, Any]) -> list[dict[str, Any]]:
+    """A step as often as it says, with the number of each repetition in place of its marks."""
+    once = json.dumps({name: value for name, value in step.items() if name != "repeat"})
+    texts = (
+        re.sub(r'"#\+(\d+)"', lambda mark: str(number + int(mark[1])), once).replace('"#"', f'"{number}"')
+        for number in range(step.get("repeat", 1))
+    )
+    return [json.loads(text) for text in texts]
+
+
 def known(fields: dict[str, Any], names: set[str], what: str) -> None:
     unknown = fields.keys() - names
     assert not unknown, f"this runner does not know {unknown} of {what}"
@@ -119,7 +131,7 @@ class Script:
         assert not self.random, f"the client asked for fewer random numbers: {list(self.random)} are left"
 
     def run_steps(self, steps: list[dict[str, Any]], name: str) -> None:
-        for number, step in enumerate(steps, 1):
+        for number, step in enumerate(chain.from_iterable(map(repeated, steps)), 1):
             known(step, STEP_FIELDS, "a step")
             inputs = step.keys() & INPUTS
             assert len(inputs) == 1, f"{name} {number}: one input, not {inputs}"

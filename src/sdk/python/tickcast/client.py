@@ -111,8 +111,8 @@ class Client:
           `Authorization` of its own.
         - `store`: loads the positions to resume from, and saves them as the application finishes events.
         - `name`: of the client software, in the server's log.
-        - `offline_queue_max`: publishes that wait for a connection. When there is one, those that are too many to be sent at once follow as
-          the answers to the others arrive.
+        - `offline_queue_max`: publishes that wait for a connection, or while 1,024 others wait for their answers; they follow as the answers
+          arrive.
         - `ssl`: of `wss://`, to trust other authorities or to present a certificate.
         - `message_bytes_max`: the longest message accepted from the server.
 

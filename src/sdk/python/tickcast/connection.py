@@ -117,7 +117,8 @@ class Connection:
             names_bytes = sum(len(topic.encode()) for topic in start)
             if len(start) > RESUME_POSITIONS_MAX or names_bytes > RESUME_NAMES_BYTES_MAX:
                 return False
-        subscribe = Subscribe(self._next_request, record.pattern, start, record.policy, record.max_rate)
+        moment = record.live_since if isinstance(start, Mapping) and self.grants("since") else None
+        subscribe = Subscribe(self._next_request, record.pattern, start, record.policy, record.max_rate, moment)
         messages = self._codec.encode_subscribe(subscribe)
         if isinstance(start, Mapping) and start and self._length(messages[0]) > self.message_bytes_max:
             return False
@@ -125,6 +126,7 @@ class Connection:
         for message in messages:
             self._outbox.act(Send(message))
         record.is_sent = True
+        record.starts_live = start == "live"
         record.confirmed = (record.policy, record.max_rate)
         return True
 

@@ -41,7 +41,7 @@ class TopicDelivery:
                 self.topics.request(topic, position)
 
     def handle_refused(self, record: SubscriptionRecord) -> None:
-        """A subscription was refused for its rate. Overlapping ones were sent without its positions, and start elsewhere."""
+        """A subscription was refused. Overlapping ones were sent without its positions, and start elsewhere."""
         for topic, position in self._subscriptions.left_by(record, self._positions).items():
             # One that is announced has been received by another subscription before.
             if self.topics.named(topic) is None:

@@ -55,6 +55,7 @@ class JsonCodec:
         "string_keys",
         "positions",
         "batches",
+        "since",
     )
 
     def encode(self, request: Request) -> str:
@@ -69,6 +70,8 @@ class JsonCodec:
         fields: dict[str, Any] = {"op": "subscribe", "id": subscribe.request, "topics": [subscribe.pattern]}
         if subscribe.start != "live":
             fields["from"] = _start(subscribe.start)
+        if (moment := subscribe.moment) is not None:
+            fields["from"] |= {"epoch": moment.epoch, "since": moment.since_us}
         _add_delivery(fields, subscribe.policy, subscribe.max_rate)
         return [dumps(fields).decode()]
 
@@ -223,7 +226,7 @@ def _operation(fields: dict[str, Any], decoded: list[ServerMessage]) -> None:
             if not isinstance(topics, list) or not all(isinstance(topic, dict) for topic in topics):
                 raise ProtocolError("topics of the server's announcement are not objects")
             if "pattern" in fields:
-                decoded.append(Subscribed(number, _text(fields, "pattern")))
+                decoded.append(Subscribed(number, _text(fields, "pattern"), _integer(fields, "since", 0)))
             decoded.extend(
                 TopicAnnounced(_text(topic, "topic"), _integer(topic, "topic_id"), _integer(topic, "epoch"))
                 for topic in topics

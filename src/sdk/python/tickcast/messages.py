@@ -21,6 +21,7 @@ FEATURES = (
     "string_keys",
     "positions",
     "batches",
+    "since",
 )
 """All features, in the order of their bits."""
 
@@ -41,6 +42,14 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """When a subscription became live, by the server with this epoch."""
+
+    epoch: int
+    since_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class Subscribe:
     """Subscribes to a pattern."""
 
@@ -49,6 +58,8 @@ class Subscribe:
     start: Start = "live"
     policy: Policy | None = None
     max_rate: float | None = None
+    moment: Moment | None = None
+    """Where topics without a position start, if `start` is positions; `None`: with the oldest tick kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +138,8 @@ class Subscribed:
 
     request: int
     pattern: str
+    since_us: int
+    """When it became live; 0: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from .messages import (
     ErrorMessage,
     Expires,
     Hello,
+    Moment,
     Ping,
     Pong,
     Publish,
@@ -75,7 +76,7 @@ class NativeCodec:
     """Encodes requests and decodes messages as native frames."""
 
     subprotocol = "tickcast.v1.rkyv"
-    features: tuple[str, ...] = ("published", "reasons", "counts", "tokens", "sources", "message_ids", "batches")
+    features: tuple[str, ...] = ("published", "reasons", "counts", "tokens", "sources", "message_ids", "batches", "since")
 
     def encode(self, request: Request) -> bytes:
         """The frame of a request."""
@@ -107,7 +108,8 @@ class NativeCodec:
             _frame(_RESUME, _PAIR.pack(position.epoch, position.sequence), topic.encode())
             for topic, position in positions
         ]
-        record = _options(subscribe.request, _start(subscribe.start), subscribe.policy, subscribe.max_rate)
+        start = _start(subscribe.start)
+        record = _options(subscribe.request, start, subscribe.policy, subscribe.max_rate, subscribe.moment)
         frames.append(_frame(_SUBSCRIBE, record, subscribe.pattern.encode()))
         messages: list[str | bytes] = []
         message = b""
@@ -174,8 +176,13 @@ def _frame(kind: int, record: bytes, payload: bytes, schema: int = 0) -> bytes:
     return (header + record + payload).ljust(length, b"\0")
 
 
-def _options(request: int, start: int, policy: str | None, max_rate: float | None) -> bytes:
-    return _SUBSCRIBE_RECORD.pack(request, start, _POLICIES[policy], 0, 0, 0, round((max_rate or 0) * 1_000), 0)
+def _options(
+    request: int, start: int, policy: str | None, max_rate: float | None, moment: Moment | None = None
+) -> bytes:
+    epoch, since_us = (0, 0) if moment is None else (moment.epoch, moment.since_us)
+    return _SUBSCRIBE_RECORD.pack(
+        request, start, _POLICIES[policy], 0, epoch, since_us, round((max_rate or 0) * 1_000), 0
+    )
 
 
 def _start(start: Start) -> int:
@@ -214,7 +221,9 @@ def _message(
     if kind == _SUBSCRIBED:
         epoch, request = _SUBSCRIBED_RECORD.unpack_from(_need(record, _SUBSCRIBED_RECORD.size))
         text = _text(payload)
-        return TopicAnnounced(text, topic_id, epoch) if topic_id else Subscribed(request, text)
+        if topic_id:
+            return TopicAnnounced(text, topic_id, epoch)
+        return Subscribed(request, text, _u64(record, 16) if len(record) >= 24 else 0)
     if kind == _UNSUBSCRIBED:
         # Without the feature `reasons` the code's bytes are reserved, and zero.
         request, code = _CODE_RECORD.unpack_from(_need(record, 8))

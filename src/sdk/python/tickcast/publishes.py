@@ -64,8 +64,8 @@ class Publishes:
         self._waiting[handle] = publish
 
     def send(self, connection: Connection, handle: int, publish: Publish, now_ns: int) -> None:
-        """Sends a publish, if another one may be in flight and it fits into a message. It does not overtake those that wait."""
-        if self._waiting:
+        """Sends a publish, if another one may be in flight and it fits into a message; else lets it wait. It does not overtake others."""
+        if self._waiting or not self._has_room(publish):
             self.wait(handle, publish)
         else:
             self._send(connection, handle, publish, now_ns)

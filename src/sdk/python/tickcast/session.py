@@ -61,6 +61,7 @@ from .messages import (
     Closing,
     ErrorMessage,
     Expires,
+    Moment,
     Ping,
     Policy,
     Pong,
@@ -371,8 +372,9 @@ class Session:
                     self._outbox.emit(latency)
             case Welcome():
                 self._welcomed(connection, message, now_ns)
-            case Subscribed(request=request):
-                self._acknowledged(connection.pending.pop(request, None))
+            case Subscribed(request=request, since_us=since_us):
+                epoch = 0 if connection.welcome is None else connection.welcome.epoch
+                self._acknowledged(connection.pending.pop(request, None), Moment(epoch, since_us))
             case Unsubscribed(request=request):
                 self._unsubscribed(connection, message)
             case ErrorMessage():
@@ -408,11 +410,13 @@ class Session:
         if self.connection is not None:
             self._publishes.send_waiting(self.connection, now_ns)
 
-    def _acknowledged(self, pending: Pending | None) -> None:
+    def _acknowledged(self, pending: Pending | None, moment: Moment) -> None:
         """A subscription or an update of one is live. The record of one that has ended since is not in use any more."""
         match pending:
             case ("subscribe", record) if self._subscriptions.get(record.pattern) is record:
                 record.acknowledged = True
+                if record.starts_live and moment.since_us:
+                    record.live_since = moment
                 record.backoff.reset()
                 self._set_subscription(record, SubscriptionState.SUBSCRIBED, 0, "")
             case ("update", record, delivery):
@@ -435,9 +439,9 @@ class Session:
             case ("subscribe", record):
                 if self._subscriptions.get(record.pattern) is not record:
                     return
+                record.is_sent = False
+                self._delivery.handle_refused(record)
                 if error.code == ERROR_RATE_LIMITED:
-                    record.is_sent = False
-                    self._delivery.handle_refused(record)
                     retry_in_ms = record.backoff.next_ms()
                     self._timers.set(("subscribe", record.pattern), now_ns + retry_in_ms * MS_NS)
                     state = SubscriptionState.SUBSCRIBING

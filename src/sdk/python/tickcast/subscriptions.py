@@ -8,7 +8,7 @@ from .backoff import Backoff
 from .errors import RequestError
 from .events import SubscriptionState
 from .limits import SUBSCRIPTIONS_MAX, TOPICS_MAX
-from .messages import Policy, Start
+from .messages import Moment, Policy, Start
 from .patterns import Pattern
 from .positions import Positions
 from .tick import Position
@@ -29,6 +29,8 @@ class SubscriptionRecord:
         "confirmed",
         "state",
         "acknowledged",
+        "starts_live",
+        "live_since",
         "is_sent",
         "request",
         "backoff",
@@ -52,6 +54,10 @@ class SubscriptionRecord:
         self.state = SubscriptionState.SUBSCRIBING
         self.acknowledged = False
         """Whether any connection has acknowledged it."""
+        self.starts_live = False
+        """Whether it was last sent to start with the next tick of each topic."""
+        self.live_since: Moment | None = None
+        """When it became live, if a server has said so: where it resumes topics that had no tick since."""
         self.is_sent = False
         """Whether it was sent on this connection."""
         self.request = 0

@@ -26,18 +26,22 @@ export class Connection {
   readonly topics = new Topics();
   /** Positions sent and not answered yet. */
   readonly requested = new Map<string, Position>();
-  /** Positions that were not sent, until their topic is announced, and what becomes of the ticks after them. */
-  readonly replaced = new Map<string, [Position, "gap" | "conflated"]>();
+  /** Positions that were not sent, until their topic is announced, and what becomes of the ticks after them; and whether the server repeats those before. */
+  readonly replaced = new Map<string, [position: Position, kind: "gap" | "conflated", isRepeated: boolean]>();
   /** Longest message that the server takes. */
-  sizeMax = 0;
+  sizeMax!: number;
+  /** Epoch of the server. */
+  epoch!: number;
   /** Whether the server recognises message ids. */
   knowsIds: unknown;
+  /** Whether a subscription may start at a moment. */
+  knowsMoments: unknown;
   /** Infinity: not yet. */
   welcomedAt = Infinity;
   /** The server's reason for ending it. */
-  closing: { code: number; reason: string; afterMs: number } | null = null;
+  closing?: { code: number; reason: string; afterMs: number };
   /** Whether anything has arrived since the last ping. */
-  hasHeard = false;
+  hasHeard?: boolean;
   #lastPing = 0;
   /** When the last ping was sent; undefined: it is answered. An older pong comes before its answer, or not at all. */
   #pingedAt: number | undefined;
@@ -49,7 +53,7 @@ export class Connection {
 
   /** Returns the id of a new request. */
   request(request: Request): number {
-    if (this.#requests.size >= REQUESTS_MAX) throw new Error("too many requests without an answer");
+    if (this.#requests.size >= REQUESTS_MAX) throw new Error("too many requests");
     this.#lastRequest += 1;
     this.#requests.set(this.#lastRequest, request);
     return this.#lastRequest;

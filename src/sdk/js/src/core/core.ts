@@ -24,8 +24,8 @@ import { Token } from "./tokens.js";
 import { firstLost, type Topic } from "./topics.js";
 
 /**
- * The client as a state machine. Before each call the driver says what time it is by {@link at}. After it, the driver takes {@link takeActions} and
- * {@link takeEvents}, and calls {@link handleTimeout} at {@link nextTimeout}.
+ * The client as a state machine. Before each call the driver says what time it is by {@link at}. After it, the driver takes what {@link take} returns, and calls
+ * {@link handleTimeout} at {@link nextTimeout}.
  *
  * Invariant: there is a socket if and only if the phase is `opening` or `connected`.
  */
@@ -74,16 +74,11 @@ export class Core implements Receiver {
     return this.#clock.offsetMs;
   }
 
-  takeActions(): Action[] {
-    const actions = this.#actions;
-    if (actions.length > 0) this.#actions = [];
-    return actions;
-  }
-
-  takeEvents(): Emitted[] {
-    const events = this.#events;
-    if (events.length > 0) this.#events = [];
-    return events;
+  /** Actions and events since the last call. */
+  take(): [Action[], Emitted[]] {
+    const taken: [Action[], Emitted[]] = [this.#actions, this.#events];
+    [this.#actions, this.#events] = [[], []];
+    return taken;
   }
 
   /** It is now this time, in ms of a monotonic clock. Goes before each call. */
@@ -104,7 +99,7 @@ export class Core implements Receiver {
   disconnect(): void {
     if (this.#phase === "idle") return;
     this.#hangUp(protocol.CLOSE_NORMAL, "");
-    this.#end(protocol.CLOSE_NORMAL, "closed by this client");
+    this.#end(protocol.CLOSE_NORMAL, "disconnected");
   }
 
   /** Uses a token from now on. */
@@ -139,8 +134,8 @@ export class Core implements Receiver {
 
   publish(publish: PublishRecord): void {
     if (this.#phase === "idle") {
-      this.#publishes.fail(publish, 0, "the client is disconnected");
-    } else if (this.#phase === "connected") {
+      this.#publishes.fail(publish, 0, "disconnected");
+    } else if (this.#phase === "connected" && this.#publishes.hasRoom) {
       this.#publish(publish);
     } else {
       this.#publishes.queue(publish);
@@ -213,11 +208,11 @@ export class Core implements Receiver {
 
   // What the server says. The codec calls these.
 
-  welcome(_server: string, epoch: number, _session: number, frameBytesMax: number, knowsIds: unknown): void {
+  welcome(_server: string, epoch: number, _session: number, frameBytesMax: number, knowsIds: unknown, knowsMoments: unknown): void {
     if (this.#phase !== "opening") return;
     this.#phase = "connected";
     this.#connection.sizeMax = this.#codec.sizeMax(frameBytesMax);
-    this.#connection.knowsIds = knowsIds;
+    Object.assign(this.#connection, { knowsIds, knowsMoments, epoch });
     this.#connection.welcomedAt = this.#now;
     this.#timers.clear("welcome");
     this.#emit({ type: "state", state: "connected", code: 0, reason: "" });
@@ -229,13 +224,15 @@ export class Core implements Receiver {
     this.#publishQueued();
   }
 
-  acknowledged(request: number): void {
+  acknowledged(request: number, since: number): void {
     const answered = this.#connection.answered(request);
     if (answered?.of === "update") answered.record.confirmed = answered.delivery;
     if (answered?.of !== "subscribe") return;
-    answered.record.isAcknowledged = true;
-    answered.record.backoff.reset();
-    if (answered.record.state !== "unsubscribed") this.#change(answered.record, "subscribed", 0, "");
+    const { record } = answered;
+    record.isAcknowledged = true;
+    if (since && record.isLive) record.moment = { epoch: this.#connection.epoch, since };
+    record.backoff.reset();
+    if (record.state !== "unsubscribed") this.#change(record, "subscribed", 0, "");
   }
 
   announced(name: string, id: number, epoch: number): void {
@@ -243,9 +240,9 @@ export class Core implements Receiver {
     const replaced = this.#connection.replaced.get(name);
     if (replaced === undefined) return;
     this.#connection.replaced.delete(name);
-    const [position, kind] = replaced;
-    const reason = position.epoch !== epoch ? "epoch" : kind === "gap" ? "too_many" : null;
-    if (position.epoch === epoch) this.#connection.topics.open(name, kind, position.sequence + 1);
+    const [{ epoch: known, sequence }, kind, isRepeated] = replaced;
+    const reason = known !== epoch ? "epoch" : kind === "gap" && !isRepeated ? "too_many" : null;
+    if (known === epoch) this.#connection.topics.open(name, kind, sequence + 1, isRepeated ? sequence : 0);
     if (reason === null) return;
     this.subscriptions.notRecovered(name, epoch, 0, reason);
     this.#report(name, { type: "recovered", topic: name, epoch, sequence: 0, recovered: false, reason });
@@ -258,9 +255,10 @@ export class Core implements Receiver {
   }
 
   tick(name: string | number, sequence: number, fields: protocol.TickFields): void {
-    if (sequence === 0) throw new ProtocolError("the server sent a tick without a sequence");
+    this.#checkRange(sequence, sequence + 1);
     const topic = this.#connection.topics.find(name);
     const { snapshot } = fields;
+    if (sequence <= topic.repeatedTo && !snapshot) return;
     if (!snapshot) this.#clock.handleTick(this.#now + this.#options.wallOffsetMs - fields.ingestNs / 1e6);
     this.#tell(topic, topic.skippedBefore(sequence, snapshot));
     this.#tell(topic, new Tick(topic.name, topic.epoch, sequence, fields));
@@ -269,8 +267,11 @@ export class Core implements Receiver {
 
   skipped(type: "gap" | "conflated", name: string | number, from: number, to: number, count: number): void {
     const topic = this.#connection.topics.find(name);
-    if (from === 0 || from >= to) throw new ProtocolError(`the server announced the ticks from ${from} to ${to}`);
-    this.#tell(topic, topic.skippedBeforeRange(from));
+    this.#checkRange(from, to);
+    from = Math.max(from, topic.repeatedTo + 1);
+    if (from >= to) return;
+    count = Math.min(count, to - from);
+    this.#tell(topic, topic.skippedBefore(from, false));
     this.#tell(topic, { type, topic: topic.name, epoch: topic.epoch, from, to, count });
     this.#advance(topic, to - 1);
   }
@@ -365,9 +366,17 @@ export class Core implements Receiver {
     this.#clock = new Clock();
     this.#actions.push({ do: "dial", url: this.#options.url, protocol: this.#codec.protocol });
     this.#timers.set("welcome", this.#now + protocol.CONNECT_TIMEOUT_MS, () => {
-      this.#hangUp(protocol.CLOSE_NO_WELCOME, "no welcome in time");
-      this.#lost(protocol.CODE_LOST, "no welcome in time");
+      this.#giveUp(protocol.CLOSE_NO_WELCOME);
     });
+  }
+
+  #giveUp(code: number): void {
+    this.#hangUp(code, protocol.NO_ANSWER);
+    this.#lost(protocol.CODE_LOST, protocol.NO_ANSWER);
+  }
+
+  #checkRange(from: number, to: number): void {
+    if (from === 0 || from >= to) throw new ProtocolError(`the server sent the ticks from ${from} to ${to}`);
   }
 
   /** Closes the socket if there is one. */
@@ -432,10 +441,7 @@ export class Core implements Receiver {
     this.#timers.set("ping", this.#now + protocol.PING_INTERVAL_MS, (_, lateMs) => {
       // The machine was asleep: the server's answer may still wait to be read.
       if (lateMs > protocol.SUSPENDED_MS) this.#connection.forgetPing();
-      else if (!this.#connection.hasHeard) {
-        this.#hangUp(protocol.CLOSE_SILENT, "no answer to a ping");
-        return this.#lost(protocol.CODE_LOST, "no answer to a ping");
-      }
+      else if (!this.#connection.hasHeard) return this.#giveUp(protocol.CLOSE_SILENT);
       this.#ping();
     });
   }
@@ -456,7 +462,7 @@ export class Core implements Receiver {
   #ask(why: "connect" | "refresh"): void {
     if (this.#timers.has("ask")) return;
     this.#actions.push({ do: "askToken", why });
-    this.#timers.set("ask", this.#now + protocol.TOKEN_TIMEOUT_MS, () => this.#handleNoToken("no token in time"));
+    this.#timers.set("ask", this.#now + protocol.TOKEN_TIMEOUT_MS, () => this.#handleNoToken(protocol.NO_ANSWER));
   }
 
   #askAgain(retryInMs: number): void {
@@ -475,11 +481,14 @@ export class Core implements Receiver {
   #subscribe([record, positions]: Resumption): void {
     const [policy, maxRate] = (record.confirmed = record.delivery);
     const { pattern } = record;
-    const { requested, replaced, sizeMax } = this.#connection;
+    const { requested, replaced, sizeMax, knowsMoments } = this.#connection;
+    const moment = knowsMoments ? record.moment : undefined;
     const send = (start: Start) => {
-      const messages = this.#codec.subscribe(this.#connection.nextRequest, pattern, start, policy, maxRate, sizeMax);
+      const messages = this.#codec.subscribe(this.#connection.nextRequest, pattern, start, moment, policy, maxRate, sizeMax);
       if (messages.length > 0) this.#connection.request({ of: "subscribe", record });
       record.isSent = true;
+      record.isLive = start === "live";
+      record.carried = positions;
       for (const message of messages) this.#send(message);
       return messages.length > 0;
     };
@@ -488,23 +497,31 @@ export class Core implements Receiver {
     }
     const isSent = !record.conflates && fit(positions) && send(positions);
     for (const [topic, position] of positions) {
-      if (isSent) requested.set(topic, position);
-      else replaced.set(topic, [position, record.conflates ? "conflated" : "gap"]);
+      if (isSent) requested.set(topic, position) && replaced.delete(topic);
+      else replaced.set(topic, [position, record.conflates ? "conflated" : "gap", false]);
     }
     if (!isSent) send("latest");
   }
 
   #subscribeRefused(record: SubscriptionRecord, code: number, reason: string): void {
     if (record.state === "unsubscribed") return;
-    if (code !== protocol.ERROR_RATE_LIMITED) return void this.#remove(record, code, reason);
     record.isSent = false;
+    const { requested, replaced, topics } = this.#connection;
+    for (const [topic, position] of record.carried) {
+      // Others were sent without it, and start elsewhere. One that is announced has been received before.
+      const isReceived = this.subscriptions.matching(topic).some((other) => other.isSent);
+      if (!isReceived || topics.byName.has(topic)) continue;
+      requested.delete(topic);
+      replaced.set(topic, [position, "gap", true]);
+    }
+    if (code !== protocol.ERROR_RATE_LIMITED) return void this.#remove(record, code, reason);
     const retryInMs = record.backoff.next();
     this.#events.push([record, { type: "subscription", state: "subscribing", code, reason, retryInMs }]);
     this.#timers.set(record, this.#now + retryInMs, () => this.#subscribe(this.subscriptions.resumption(record)));
   }
 
   /** Whether the server has it, or is about to. */
-  #isSent(record: SubscriptionRecord): boolean {
+  #isSent(record: SubscriptionRecord): boolean | undefined {
     return record.isSent && this.#phase === "connected" && record.state !== "unsubscribed";
   }
 
@@ -548,7 +565,6 @@ export class Core implements Receiver {
   // Publishes.
 
   #publish(publish: PublishRecord): void {
-    if (!this.#publishes.admits(publish)) return;
     const message = this.#codec.publish(this.#connection.nextRequest, publish);
     if (this.#codec.size(message) > this.#connection.sizeMax) {
       return this.#publishes.fail(publish, protocol.ERROR_TOO_LARGE, "too large");

@@ -4,6 +4,7 @@ import {
   type Codec,
   FEATURES,
   type Key,
+  type Moment,
   type NotRecovered,
   type Policy,
   type Position,
@@ -22,6 +23,10 @@ function fail(name: string): never {
   throw new ProtocolError(`the server's message has no valid field ${name}`);
 }
 
+function notJson(): never {
+  throw new ProtocolError("the server's message is not a JSON object");
+}
+
 /** A whole number that a double holds exactly; absent: the default, if there is one. */
 function whole(message: Message, name: string, absent?: number): number {
   const value = message[name] ?? absent;
@@ -36,17 +41,14 @@ function time(message: Message, name: string): number {
   return value;
 }
 
-function text(message: Message, name: string, absent?: string): string {
+function typed(message: Message, name: string, type: string, absent: unknown): unknown {
   const value = message[name] ?? absent;
-  if (typeof value !== "string") fail(name);
+  if (typeof value !== type) fail(name);
   return value;
 }
 
-function flag(message: Message, name: string, absent?: boolean): boolean {
-  const value = message[name] ?? absent;
-  if (typeof value !== "boolean") fail(name);
-  return value;
-}
+const text = (message: Message, name: string, absent?: string) => typed(message, name, "string", absent) as string;
+const flag = (message: Message, name: string, absent?: boolean) => typed(message, name, "boolean", absent) as boolean;
 
 function key(message: Message): Key {
   const value = message["key"] ?? 0;
@@ -97,9 +99,7 @@ function tick(message: Message, receiver: Receiver): void {
 }
 
 function object(message: unknown, receiver: Receiver): void {
-  if (typeof message !== "object" || message === null || Array.isArray(message)) {
-    throw new ProtocolError("the server's message is not an object");
-  }
+  if (typeof message !== "object" || message === null || Array.isArray(message)) notJson();
   take(message as Message, receiver);
 }
 
@@ -107,16 +107,19 @@ function take(m: Message, receiver: Receiver): void {
   switch (m["op"]) {
     case undefined:
       return tick(m, receiver);
-    case "welcome":
+    case "welcome": {
+      const features = [m["features"]].flat();
       return receiver.welcome(
         text(m, "server"),
         whole(m, "epoch"),
         whole(m, "session"),
         whole(m, "frame_bytes_max"),
-        [m["features"]].flat().includes("message_ids"),
+        features.includes("message_ids"),
+        features.includes("since"),
       );
+    }
     case "subscribed": {
-      if ("pattern" in m) receiver.acknowledged(whole(m, "id", 0));
+      if ("pattern" in m) receiver.acknowledged(whole(m, "id", 0), whole(m, "since", 0));
       const topics = m["topics"] ?? [];
       if (!Array.isArray(topics)) fail("topics");
       for (const topic of topics) {
@@ -163,13 +166,14 @@ function take(m: Message, receiver: Receiver): void {
 }
 
 function options(policy: Policy | null, maxRate: number | null): Message {
-  return { ...(policy === null ? {} : { policy }), ...(maxRate === null ? {} : { max_rate: maxRate }) };
+  // Fields that are undefined are left out.
+  return { policy: policy ?? undefined, max_rate: maxRate ?? undefined };
 }
 
-function from(start: Start): Message {
-  if (start === "live") return {};
+function from(start: Start, moment: Moment | undefined): unknown {
+  if (start === "live") return;
   // Not as keys of an object literal: `__proto__` is a valid topic.
-  return { from: start === "latest" ? start : { positions: Object.fromEntries<Position>(start) } };
+  return start === "latest" ? start : { positions: Object.fromEntries<Position>(start), ...moment };
 }
 
 export const JSON_CODEC: Codec = {
@@ -181,31 +185,29 @@ export const JSON_CODEC: Codec = {
   size: (message) => encoder.encode(message as string).length,
 
   decode(message, receiver) {
-    if (typeof message !== "string") throw new ProtocolError("the server's message is binary");
+    if (typeof message !== "string") notJson();
     let value: unknown;
     try {
       value = JSON.parse(message);
     } catch {
-      throw new ProtocolError("the server's message is not JSON");
+      notJson();
     }
     if (!Array.isArray(value)) return object(value, receiver);
     for (const element of value) object(element, receiver);
   },
 
   hello(id, name, token) {
-    return JSON.stringify({ op: "hello", id, name, features: FEATURES, ...(token === "" ? {} : { token }) });
+    return JSON.stringify({ op: "hello", id, name, features: FEATURES, token: token || undefined });
   },
 
   refresh: (id, token) => JSON.stringify({ op: "refresh", id, token }),
 
   ping: (token) => JSON.stringify({ op: "ping", token }),
 
-  pong: () => {
-    throw new ProtocolError("the server's message is a ping");
-  },
+  pong: notJson,
 
-  subscribe(id, pattern, start, policy, maxRate, sizeMax) {
-    const message = { op: "subscribe", id, topics: [pattern], ...from(start), ...options(policy, maxRate) };
+  subscribe(id, pattern, start, moment, policy, maxRate, sizeMax) {
+    const message = { op: "subscribe", id, topics: [pattern], from: from(start, moment), ...options(policy, maxRate) };
     const encoded = JSON.stringify(message);
     // A character has at most three bytes for each of its UTF-16 units.
     return encoded.length * 3 <= sizeMax || this.size(encoded) <= sizeMax ? [encoded] : [];

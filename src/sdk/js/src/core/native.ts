@@ -9,10 +9,12 @@ import {
   FRAMES_MESSAGE_BYTES_MAX,
   type Key,
   MESSAGE_IDS_BIT,
+  type Moment,
   type NotRecovered,
   type Policy,
   ProtocolError,
   type Receiver,
+  SINCE_BIT,
 } from "./protocol.js";
 
 const POLICIES: (Policy | null)[] = [null, "conflate", "drop", "disconnect", "keep"];
@@ -24,6 +26,11 @@ const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
 const aligned = (bytes: number) => (bytes + 15) & ~15;
+
+/** Rejects a frame: its header (kind 0), or a record that is too short or of a kind that servers do not send. */
+function fail(kind = 0): never {
+  throw new ProtocolError(`the server's frame of kind ${kind} is malformed`);
+}
 
 /** Exact up to 2^53, which covers epochs and sequences. Times in nanoseconds are rounded to 256 ns. */
 function u64(view: DataView, at: number): number {
@@ -47,7 +54,7 @@ class Body {
 
   /** Offset of a field. Fields that a later version appended may be absent: ask {@link has}. */
   at(offset: number, bytes: number): number {
-    if (!this.has(offset + bytes)) throw new ProtocolError(`the record of a frame of kind ${this.kind} is too short`);
+    if (!this.has(offset + bytes)) fail(this.kind);
     return this.record + offset;
   }
 
@@ -73,7 +80,7 @@ class Body {
 }
 
 function tick(view: DataView, at: number, stride: number, payloadBytes: number, receiver: Receiver): void {
-  if (stride < layout.TICK_RECORD_BYTES) throw new ProtocolError("the record of a tick is too short");
+  if (stride < layout.TICK_RECORD_BYTES) fail(layout.TICK);
   const record = at + layout.HEADER_BYTES;
   const flags = view.getUint8(at + 7);
   receiver.tick(view.getUint32(at + 24, true), u64(view, at + 16), {
@@ -89,10 +96,14 @@ function tick(view: DataView, at: number, stride: number, payloadBytes: number, 
 
 function take(body: Body, topicId: number, sequence: number, receiver: Receiver): void {
   switch (body.kind) {
-    case layout.WELCOME:
-      return receiver.welcome(body.text(), body.u64(0), body.u64(8), body.u32(16), body.has(28) && body.u32(24) & MESSAGE_IDS_BIT);
+    case layout.WELCOME: {
+      const features = body.has(28) ? body.u32(24) : 0;
+      return receiver.welcome(
+        body.text(), body.u64(0), body.u64(8), body.u32(16), features & MESSAGE_IDS_BIT, features & SINCE_BIT,
+      );
+    }
     case layout.SUBSCRIBED:
-      if (topicId === 0) return receiver.acknowledged(body.u32(8));
+      if (topicId === 0) return receiver.acknowledged(body.u32(8), body.has(24) ? body.u64(16) : 0);
       return receiver.announced(body.text(), topicId, body.u64(0));
     case layout.UNSUBSCRIBED:
       return receiver.unsubscribed(body.u32(0), body.text(), body.has(6) ? body.u16(4) : 0, "");
@@ -123,27 +134,21 @@ function take(body: Body, topicId: number, sequence: number, receiver: Receiver)
     case layout.STALE:
       return receiver.stale(topicId, body.u32(8) !== 0, body.u64(0));
     default:
-      if (body.kind < layout.WELCOME || body.kind > layout.SERVER_KIND_MAX) {
-        throw new ProtocolError(`the server sent a frame of kind ${body.kind}`);
-      }
+      if (body.kind < layout.WELCOME || body.kind > layout.SERVER_KIND_MAX) fail(body.kind);
   }
 }
 
 /** Decodes one frame at an offset and returns the offset of the next. */
 function frame(view: DataView, at: number, receiver: Receiver): number {
   const left = view.byteLength - at;
-  if (left < layout.HEADER_BYTES) throw new ProtocolError("the server's frame has a truncated header");
+  if (left < layout.HEADER_BYTES) fail();
   const length = view.getUint32(at, true);
   const kind = view.getUint16(at + 8, true);
   const stride = view.getUint16(at + 10, true);
   const payloadBytes = view.getUint32(at + 12, true);
-  if (view.getUint16(at + 4, true) !== layout.MAGIC || view.getUint8(at + 6) !== layout.VERSION) {
-    throw new ProtocolError("the server's frame has another magic number or version");
-  }
+  if (view.getUint16(at + 4, true) !== layout.MAGIC || view.getUint8(at + 6) !== layout.VERSION) fail();
   // Before the sum is rounded, because that is done with 32 bits.
-  if (length > left || stride + payloadBytes > left || length !== aligned(layout.HEADER_BYTES + stride + payloadBytes)) {
-    throw new ProtocolError("the server's frame has inconsistent lengths");
-  }
+  if (length > left || stride + payloadBytes > left || length !== aligned(layout.HEADER_BYTES + stride + payloadBytes)) fail();
   if (kind === layout.TICK) {
     tick(view, at, stride, payloadBytes, receiver);
   } else {
@@ -182,6 +187,11 @@ function encode(
   return bytes;
 }
 
+const pair = (epoch: number, sequence: number, at: number) => (record: DataView) => {
+  record.setBigUint64(at, BigInt(epoch), true);
+  record.setBigUint64(at + 8, BigInt(sequence), true);
+};
+
 const u32At0 = (value: number) => (record: DataView) => record.setUint32(0, value, true);
 
 function subscription(
@@ -191,8 +201,10 @@ function subscription(
   from: number,
   policy: Policy | null,
   maxRate: number | null,
+  moment?: Moment,
 ): Uint8Array {
   const write = (record: DataView) => {
+    pair(moment?.epoch ?? 0, moment?.since ?? 0, 8)(record);
     record.setUint32(0, request, true);
     record.setUint8(4, from);
     record.setUint8(5, POLICIES.indexOf(policy));
@@ -231,7 +243,7 @@ export const NATIVE_CODEC: Codec = {
   size: (message) => message.length,
 
   decode(message, receiver) {
-    if (!(message instanceof ArrayBuffer)) throw new ProtocolError("the server's message is not binary");
+    if (!(message instanceof ArrayBuffer)) fail();
     const view = new DataView(message);
     for (let at = 0; at < message.byteLength; ) at = frame(view, at, receiver);
   },
@@ -252,16 +264,10 @@ export const NATIVE_CODEC: Codec = {
 
   pong: (token) => encode(layout.PONG, 8, (record) => record.setBigUint64(0, token, true)),
 
-  subscribe(request, pattern, start, policy, maxRate) {
+  subscribe(request, pattern, start, moment, policy, maxRate) {
     if (typeof start === "string") return [subscription(layout.SUBSCRIBE, request, pattern, FROM[start], policy, maxRate)];
-    const frames = start.map(([topic, { epoch, sequence }]) => {
-      const write = (record: DataView) => {
-        record.setBigUint64(0, BigInt(epoch), true);
-        record.setBigUint64(8, BigInt(sequence), true);
-      };
-      return encode(layout.RESUME, 16, write, [topic]);
-    });
-    return messages([...frames, subscription(layout.SUBSCRIBE, request, pattern, FROM.positions, policy, maxRate)]);
+    const frames = start.map(([topic, { epoch, sequence }]) => encode(layout.RESUME, 16, pair(epoch, sequence, 0), [topic]));
+    return messages([...frames, subscription(layout.SUBSCRIBE, request, pattern, FROM.positions, policy, maxRate, moment)]);
   },
 
   update: (request, pattern, policy, maxRate) => subscription(layout.UPDATE, request, pattern, 0, policy, maxRate),

@@ -1,11 +1,12 @@
 // What both codecs share: names, bounds and messages of tickcast.v1 (PROTOCOL.md).
 
 /** Features that the client asks for, by name. Bits of native frames: {@link FEATURE_BITS}. */
-export const FEATURES = ["published", "reasons", "counts", "tokens", "sources", "message_ids", "string_keys", "positions", "batches"];
+export const FEATURES = ["published", "reasons", "counts", "tokens", "sources", "message_ids", "string_keys", "positions", "batches", "since"];
 /** All but `string_keys` and `positions`, which exist only in JSON. */
-export const FEATURE_BITS = 0x4bb;
-/** The bit of `message_ids`. */
-export const MESSAGE_IDS_BIT = 128;
+export const FEATURE_BITS = 0xcbb;
+/** The bits of `message_ids` and `since`. */
+export const MESSAGE_IDS_BIT = 0x80;
+export const SINCE_BIT = 0x800;
 
 /** Positions in one subscription; the server's limit. */
 export const POSITIONS_PER_SUBSCRIPTION_MAX = 16_384;
@@ -58,6 +59,9 @@ export const TIMER_MAX_MS = 0x7fff_ffff;
 /** Bytes of a close frame's reason are at most 123; the client's are ASCII, but may quote the server. */
 export const CLOSE_REASON_CHARS_MAX = 40;
 
+/** Reason of what has taken too long. */
+export const NO_ANSWER = "no answer in time";
+
 /** Id of the hello. */
 export const HELLO = 1;
 
@@ -79,6 +83,12 @@ export const ERROR_RATE_LIMITED = 109;
 export interface Position {
   epoch: number;
   sequence: number;
+}
+
+/** When a subscription became live, by the server with this epoch: where topics without a position start. */
+export interface Moment {
+  epoch: number;
+  since: number;
 }
 
 /** Positions by topic. */
@@ -125,9 +135,10 @@ export class ProtocolError extends Error {
  * {@link ProtocolError}.
  */
 export interface Receiver {
-  /** `knowsIds`: truthy if the server has granted `message_ids`. */
-  welcome(server: string, epoch: number, session: number, frameBytesMax: number, knowsIds: unknown): void;
-  acknowledged(request: number): void;
+  /** `knowsIds`, `knowsMoments`: truthy if the server has granted `message_ids`, `since`. */
+  welcome(server: string, epoch: number, session: number, frameBytesMax: number, knowsIds: unknown, knowsMoments: unknown): void;
+  /** `since`: when the subscription became live; 0: not known. */
+  acknowledged(request: number, since: number): void;
   announced(topic: string, id: number, epoch: number): void;
   unsubscribed(request: number, pattern: string, code: number, text: string): void;
   tick(topic: string | number, sequence: number, fields: TickFields): void;
@@ -173,6 +184,7 @@ export interface Codec {
     request: number,
     pattern: string,
     start: Start,
+    moment: Moment | undefined,
     policy: Policy | null,
     maxRate: number | null,
     sizeMax: number,

@@ -3,6 +3,7 @@
 import { type Published, PublishError } from "./events.js";
 import {
   MESSAGE_ID_MS,
+  NO_ANSWER,
   OFFLINE_QUEUE_BYTES_MAX,
   type PublishMessage,
   PUBLISHES_UNANSWERED_MAX,
@@ -45,7 +46,7 @@ export class Publishes {
     const queue = [publish, ...this.#queue].filter(({ knownUntil }) => !knownUntil);
     const bytes = queue.reduce((sum, { payload }) => sum + payload.length, 0);
     if (queue.length > this.#queueMax || bytes > OFFLINE_QUEUE_BYTES_MAX) {
-      return this.fail(publish, 0, "too many publishes wait");
+      return this.fail(publish, 0, "too many publishes");
     }
     this.#queue.push(publish);
   }
@@ -56,16 +57,14 @@ export class Publishes {
     this.#epoch = epoch;
   }
 
-  /** Takes one that waits and may be sent now. */
-  next(): PublishRecord | undefined {
-    return this.#sent.size < PUBLISHES_UNANSWERED_MAX ? this.#queue.shift() : undefined;
+  /** Whether another one may be sent. While there is a connection, none waits then. */
+  get hasRoom(): boolean {
+    return this.#sent.size < PUBLISHES_UNANSWERED_MAX;
   }
 
-  /** Whether another one may be sent. If not, it has failed. */
-  admits(publish: PublishRecord): boolean {
-    if (this.#sent.size < PUBLISHES_UNANSWERED_MAX) return true;
-    this.fail(publish, 0, "too many publishes wait");
-    return false;
+  /** Takes one that waits and may be sent now. */
+  next(): PublishRecord | undefined {
+    return this.hasRoom ? this.#queue.shift() : undefined;
   }
 
   sent(request: number, publish: PublishRecord, now: number): void {
@@ -85,7 +84,7 @@ export class Publishes {
   }
 
   /** Fails what is due; at Infinity, all. */
-  expire(now: number, code = 0, reason = "no answer in time"): void {
+  expire(now: number, code = 0, reason = NO_ANSWER): void {
     this.#failAll(({ deadline }) => deadline <= now, code, reason);
   }
 

@@ -5,6 +5,7 @@ import type { SubscribeOptions, SubscriptionState } from "./events.js";
 import { Pattern } from "./pattern.js";
 import {
   type From,
+  type Moment,
   type Policy,
   type Position,
   POSITION_NAMES_BYTES_MAX,
@@ -38,14 +39,20 @@ export class SubscriptionRecord {
   /** What the server acknowledged last: what remains if it refuses another. */
   confirmed: Delivery;
   state: SubscriptionState = "subscribing";
+  /** Whether it was last sent to start with the next tick of each topic. */
+  isLive?: boolean;
+  /** When it became live: where it resumes topics that had no tick since. */
+  moment: Moment | undefined;
+  /** Positions with which it was last sent. */
+  carried: [string, Position][] = [];
   /** Whether any server has acknowledged it. */
-  isAcknowledged = false;
+  isAcknowledged?: boolean;
   /** Whether it was sent on this connection, and not refused. */
-  isSent = false;
+  isSent?: boolean;
   /** Delays after the server refused it for its rate. */
   readonly backoff: Backoff;
   /** The object that the application has. */
-  owner: unknown = null;
+  owner: unknown;
 
   constructor(pattern: string, options: SubscribeOptions, random: () => number) {
     this.pattern = pattern;
@@ -107,6 +114,7 @@ class Finder {
 export class Subscriptions {
   readonly byPattern = new Map<string, SubscriptionRecord>();
   readonly #finder = new Finder();
+  /** A position is replaced, never changed. */
   readonly positions: Map<string, Position>;
   /** Changes with each subscription made or ended. */
   version = 0;
@@ -171,27 +179,23 @@ export class Subscriptions {
       resumptions.set(record, [record, []]);
       finder.add(record);
     }
-    for (const [topic, position] of this.positions) {
+    for (const position of this.positions) {
       // The first one only: the others are not compared.
-      const [first] = finder.matching(topic);
-      if (first !== undefined) resumptions.get(first)![1].push([topic, { ...position }]);
+      const [first] = finder.matching(position[0]);
+      if (first !== undefined) resumptions.get(first)![1].push(position);
     }
     return [...resumptions.values()];
   }
 
   /** One subscription on an open connection, with the positions of topics that no other one receives. */
   resumption(record: SubscriptionRecord): Resumption {
-    return [record, this.onlyOf(record, this.positions, true).map((topic) => [topic, { ...this.positions.get(topic)! }])];
+    return [record, this.onlyOf(record, this.positions, true).map((topic) => [topic, this.positions.get(topic)!])];
   }
 
   /** Moves a position forward, or to another life of the topic. */
   advance(topic: string, epoch: number, sequence: number): void {
     const position = this.positions.get(topic);
-    if (position === undefined) return this.#set(topic, { epoch, sequence });
-    if (position.epoch === epoch && position.sequence >= sequence) return;
-    position.epoch = epoch;
-    position.sequence = sequence;
-    this.isChanged = true;
+    if (position?.epoch !== epoch || position.sequence < sequence) this.#set(topic, { epoch, sequence });
   }
 
   /** Applies the server's answer to a position that it did not recover. */

@@ -18,29 +18,23 @@ export class Topic {
   /** Whether a tick, gap or conflated range has arrived. */
   isReceived = false;
   range: OpenRange | null = null;
+  /** The server repeats ticks up to this sequence. */
+  repeatedTo = 0;
   /** Its number on this connection. */
-  id = 0;
+  id!: number;
 
   constructor(
     readonly name: string,
     readonly epoch: number,
   ) {}
 
-  /** Skipped ticks that end before this tick. */
+  /** Skipped ticks that end before this one, or the first one of a range that the server announced. */
   skippedBefore(sequence: number, snapshot: boolean): Skipped | null {
     const { range, isReceived } = this;
     this.isReceived = true;
     if (range === null) return null;
     this.range = snapshot ? { ...range, from: Math.max(range.from, sequence + 1) } : null;
     return snapshot || !isReceived ? this.#skipped(range, sequence) : null;
-  }
-
-  /** Skipped ticks that end before a range which the server announced. */
-  skippedBeforeRange(from: number): Skipped | null {
-    const { range, isReceived } = this;
-    this.isReceived = true;
-    this.range = null;
-    return range === null || isReceived ? null : this.#skipped(range, from);
   }
 
   #skipped({ kind, from }: OpenRange, to: number): Skipped | null {
@@ -59,7 +53,7 @@ export class Topics {
   /** The topic with a name or number. */
   find(topic: string | number): Topic {
     const found = typeof topic === "number" ? this.#byId.get(topic) : this.byName.get(topic);
-    if (found === undefined) throw new ProtocolError(`the server did not announce topic ${topic}`);
+    if (found === undefined) throw new ProtocolError(`unknown topic ${topic}`);
     return found;
   }
 
@@ -79,15 +73,15 @@ export class Topics {
   }
 
   /** Opens a range in a topic that this connection does not receive yet. */
-  open(name: string, kind: "gap" | "conflated", from: number): void {
+  open(name: string, kind: "gap" | "conflated", from: number, repeatedTo = 0): void {
     const topic = this.byName.get(name);
     if (topic === undefined) this.#ranges.set(name, { kind, from });
-    else if (!topic.isReceived) topic.range = { kind, from };
+    else if (!topic.isReceived) Object.assign(topic, { range: { kind, from }, repeatedTo });
   }
 
   /** Topics that no subscription matches any more start over. */
   leave(names: string[]): void {
-    for (const name of names) Object.assign(this.byName.get(name)!, { isReceived: false, range: null });
+    for (const name of names) Object.assign(this.byName.get(name)!, { isReceived: false, range: null, repeatedTo: 0 });
   }
 }
 
