@@ -450,6 +450,7 @@ mod tests {
         failover::Failover,
         kind::{OptionChecks, SourceBounds},
         mapping::MapOptions,
+        waits::{eventually, joined},
     };
     use tickcast_core::mesh::ring::{Doorbell, FrameConsumer, frame_ring};
 
@@ -519,15 +520,15 @@ mod tests {
         let source =
             thread::spawn(move || run(&mut context, mapping(), &mut Broken { status: b, was_read: false }));
         let mut taken = 0;
-        while taken == 0 {
+        eventually("a tick", || {
             consumer.drain(1 << 16, |_| {
                 taken += 1;
                 true
             });
-            thread::yield_now();
-        }
+            taken > 0
+        });
         stop.set();
-        source.join().unwrap();
+        joined("the source", source);
         assert_eq!(taken, 1);
     }
 

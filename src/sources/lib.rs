@@ -48,6 +48,8 @@ mod standby;
 pub mod status;
 pub mod tls;
 pub mod upstreams;
+#[cfg(test)]
+mod waits;
 pub mod websocket;
 
 use std::{
