@@ -20,6 +20,7 @@ pub mod ecg;
 pub mod engine;
 pub mod failover;
 pub mod feeds;
+pub mod glob;
 pub mod health;
 #[cfg(feature = "nats")]
 pub mod jetstream;
