@@ -32,12 +32,12 @@ use super::{
     health::{Health, Waiting},
     mapping::{Mapped, Mapping, Message},
     standby::{Admission, Standby},
-    upstreams::Upstreams,
+    upstreams::{SubscriptionId, Upstreams},
 };
 use crate::{LOG_TARGET_SOURCE, limits::SOURCE_SECRET_BYTES_MAX};
 use tickcast_client::Backoff;
 use tickcast_common::{clock, panics};
-use tickcast_core::{ids::UpstreamId, metrics::counters::Counter};
+use tickcast_core::metrics::counters::Counter;
 use tickcast_proto::logged::LogPosition;
 
 /// Messages taken before the rings are pushed, if more are available: one wake-up per shard for this many, as in the simulator.
@@ -277,14 +277,14 @@ impl<'a> Ingest<'a> {
     }
 
     /// Like [`Ingest::take`], for a message that has come by a subscription on demand.
-    pub async fn take_from(&mut self, upstream: UpstreamId, message: Message<'_>) {
-        self.context.lanes.set_upstream(upstream);
+    pub async fn take_from(&mut self, subscription: SubscriptionId, message: Message<'_>) {
+        self.context.lanes.set_upstream(subscription.upstream());
         self.take(message).await;
     }
 
     /// Ends the lives of the topics of a subscription on demand, after all its messages. Blocks while a ring is full.
-    pub fn lapse(&mut self, upstream: UpstreamId) {
-        self.context.lapse_waiting(upstream);
+    pub fn lapse(&mut self, subscription: SubscriptionId) {
+        self.context.lapse_waiting(subscription.upstream());
         self.context.flush_waiting();
     }
 
