@@ -23,6 +23,7 @@ use super::{
     Source, SourceContext, SourceError,
     demand::{Demanded, read_always},
     engine::{self, EngineError, Ingest, Reader},
+    glob,
     kind::{Configured, OptionChecks, SourceOptions},
     mapping::{MapOptions, Mapping, Message},
     on_demand::{Dialect, LINGER_DEFAULT, OnDemand, OnDemandOptions},
@@ -76,6 +77,7 @@ impl SourceOptions for Options {
 
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         checks.within("channels", self.channels.len(), 1, SOURCE_SUBJECTS_MAX);
+        check_distinct(&self.channels, checks);
         let on_demand = OnDemandOptions {
             key: "channels",
             subjects: &self.channels,
@@ -329,6 +331,21 @@ impl<'a> Subscriptions<'a> {
             id = found;
         }
         ingest.take_from(id, Message { subject, key: None, headers: &(), payload, time_ns: None }).await;
+    }
+}
+
+/// Refuses channels of which two match the same message: Redis would send it for each.
+fn check_distinct(channels: &[String], checks: &mut OptionChecks) {
+    for (at, channel) in channels.iter().enumerate() {
+        if let Some(other) = channels[..at].iter().find(|other| glob::overlap(other, channel)) {
+            checks.refuse(
+                "channels",
+                format!(
+                    "{channel:?} and {other:?} match the same channels, whose messages would come twice; \
+                     leave out one that the other contains, or list what each has of its own"
+                ),
+            );
+        }
     }
 }
 
