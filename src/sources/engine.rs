@@ -32,6 +32,7 @@ use super::{
     health::{Health, Waiting},
     mapping::{Mapped, Mapping, Message},
     standby::{Admission, Standby},
+    tls,
     upstreams::{SubscriptionId, Upstreams},
 };
 use crate::{LOG_TARGET_SOURCE, limits::SOURCE_SECRET_BYTES_MAX};
@@ -57,7 +58,7 @@ pub struct EngineError(pub String);
 impl EngineError {
     /// What was tried, and the client's error.
     pub fn new(what: &str, error: impl fmt::Display) -> EngineError {
-        EngineError(format!("{what}: {error}"))
+        EngineError(tls::with_advice(format!("{what}: {error}")))
     }
 }
 
