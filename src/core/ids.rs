@@ -44,7 +44,8 @@ impl FeedId {
     }
 }
 
-/// A subscription of a source that subscribes at its engine on demand. From 1; 0: none. Never used again while the process runs.
+/// A subscription of a source that subscribes at its engine on demand. From 1; 0: none. The numbers begin anew after 2^32 - 1
+/// subscriptions. If both holders of a number live then, the end of one also ends the lives of the other's topics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UpstreamId(pub u32);
 

@@ -7,10 +7,10 @@ use super::{
     SourceContext,
     engine::Ingest,
     on_demand::{DemandLanes, OnDemand},
-    upstreams::{Step, Upstreams},
+    upstreams::{Step, SubscriptionId, Upstreams},
 };
 use tickcast_common::clock;
-use tickcast_core::{demand::DemandChange, ids::UpstreamId};
+use tickcast_core::demand::DemandChange;
 
 /// The subjects that are read all the time.
 pub(crate) fn read_always(subjects: Vec<String>, on_demand: &[String]) -> Vec<String> {
@@ -40,7 +40,7 @@ impl Demanded {
     }
 
     /// Begins anew with a connection that has no subscription. Returns those that it must have.
-    pub(crate) fn begin(&mut self) -> Vec<(UpstreamId, Box<str>)> {
+    pub(crate) fn begin(&mut self) -> Vec<(SubscriptionId, Box<str>)> {
         self.upstreams.handle_connection();
         self.upstreams.active().map(|(id, pattern)| (id, pattern.into())).collect()
     }
@@ -59,7 +59,7 @@ impl Demanded {
         }
         match &step {
             Some(Step::Subscribe { pattern, is_whole: true, .. }) => ingest.warn(&format!(
-                "clients ask for too many topics to subscribe to each: subscribing to all of {pattern}"
+                "clients ask for too many topics or wildcards to subscribe to each: subscribing to all of {pattern}"
             )),
             Some(Step::Subscribe { .. } | Step::Unsubscribe(..) | Step::End(_)) => {}
             None => ingest.set_upstreams(upstreams),
@@ -80,15 +80,15 @@ impl Demanded {
     }
 
     /// The subscription to a subject, or pattern of subjects. O(subscriptions).
-    pub(crate) fn id_of(&self, subject: &str) -> Option<UpstreamId> {
+    pub(crate) fn id_of(&self, subject: &str) -> Option<SubscriptionId> {
         let mut active = self.upstreams.active();
         active.find(|(_, pattern)| self.on_demand.subject(pattern) == subject).map(|(id, _)| id)
     }
 
     /// Whether a message is to be taken: a subscription that is not on demand has brought it, or the one that brings its topic.
     /// Counts what leads to no topic.
-    pub(crate) fn takes(&self, id: UpstreamId, subject: &str, ingest: &Ingest<'_>) -> bool {
-        if id == UpstreamId::NONE {
+    pub(crate) fn takes(&self, id: SubscriptionId, subject: &str, ingest: &Ingest<'_>) -> bool {
+        if id == SubscriptionId::NONE {
             return true;
         }
         match self.on_demand.topic(subject) {
@@ -100,8 +100,13 @@ impl Demanded {
         }
     }
 
+    /// Notes that what came before the end of a subscription has been taken, by whichever it came.
+    pub(crate) fn handle_settled(&mut self, id: SubscriptionId) {
+        self.upstreams.handle_settled(id);
+    }
+
     /// Notes that the engine has refused a subscription, and why.
-    pub(crate) fn handle_refused(&mut self, id: UpstreamId, why: &str, ingest: &Ingest<'_>) {
+    pub(crate) fn handle_refused(&mut self, id: SubscriptionId, why: &str, ingest: &Ingest<'_>) {
         ingest.warn(&format!("subscribing on demand: {why}"));
         self.upstreams.handle_refused(id);
     }

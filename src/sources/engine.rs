@@ -32,12 +32,13 @@ use super::{
     health::{Health, Waiting},
     mapping::{Mapped, Mapping, Message},
     standby::{Admission, Standby},
-    upstreams::Upstreams,
+    tls,
+    upstreams::{SubscriptionId, Upstreams},
 };
 use crate::{LOG_TARGET_SOURCE, limits::SOURCE_SECRET_BYTES_MAX};
 use tickcast_client::Backoff;
 use tickcast_common::{clock, panics};
-use tickcast_core::{ids::UpstreamId, metrics::counters::Counter};
+use tickcast_core::metrics::counters::Counter;
 use tickcast_proto::logged::LogPosition;
 
 /// Messages taken before the rings are pushed, if more are available: one wake-up per shard for this many, as in the simulator.
@@ -57,7 +58,7 @@ pub struct EngineError(pub String);
 impl EngineError {
     /// What was tried, and the client's error.
     pub fn new(what: &str, error: impl fmt::Display) -> EngineError {
-        EngineError(format!("{what}: {error}"))
+        EngineError(tls::with_advice(format!("{what}: {error}")))
     }
 }
 
@@ -277,14 +278,14 @@ impl<'a> Ingest<'a> {
     }
 
     /// Like [`Ingest::take`], for a message that has come by a subscription on demand.
-    pub async fn take_from(&mut self, upstream: UpstreamId, message: Message<'_>) {
-        self.context.lanes.set_upstream(upstream);
+    pub async fn take_from(&mut self, subscription: SubscriptionId, message: Message<'_>) {
+        self.context.lanes.set_upstream(subscription.upstream());
         self.take(message).await;
     }
 
     /// Ends the lives of the topics of a subscription on demand, after all its messages. Blocks while a ring is full.
-    pub fn lapse(&mut self, upstream: UpstreamId) {
-        self.context.lapse_waiting(upstream);
+    pub fn lapse(&mut self, subscription: SubscriptionId) {
+        self.context.lapse_waiting(subscription.upstream());
         self.context.flush_waiting();
     }
 
@@ -450,6 +451,7 @@ mod tests {
         failover::Failover,
         kind::{OptionChecks, SourceBounds},
         mapping::MapOptions,
+        waits::{eventually, joined},
     };
     use tickcast_core::mesh::ring::{Doorbell, FrameConsumer, frame_ring};
 
@@ -519,15 +521,15 @@ mod tests {
         let source =
             thread::spawn(move || run(&mut context, mapping(), &mut Broken { status: b, was_read: false }));
         let mut taken = 0;
-        while taken == 0 {
+        eventually("a tick", || {
             consumer.drain(1 << 16, |_| {
                 taken += 1;
                 true
             });
-            thread::yield_now();
-        }
+            taken > 0
+        });
         stop.set();
-        source.join().unwrap();
+        joined("the source", source);
         assert_eq!(taken, 1);
     }
 

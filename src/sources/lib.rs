@@ -20,6 +20,7 @@ pub mod ecg;
 pub mod engine;
 pub mod failover;
 pub mod feeds;
+pub mod glob;
 pub mod health;
 #[cfg(feature = "nats")]
 pub mod jetstream;
@@ -48,6 +49,8 @@ mod standby;
 pub mod status;
 pub mod tls;
 pub mod upstreams;
+#[cfg(test)]
+mod waits;
 pub mod websocket;
 
 use std::{

@@ -4,6 +4,7 @@
 pub mod connection;
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     pin::{Pin, pin},
     sync::Arc,
@@ -18,6 +19,7 @@ use futures_util::{
     stream::SelectAll,
 };
 use serde::{Deserialize, Serialize};
+use tokio::task::coop::unconstrained;
 
 use self::connection::{Auth, Connection, Events, Fields};
 use super::{
@@ -28,15 +30,20 @@ use super::{
     mapping::{MapOptions, Mapping, Message},
     on_demand::{Dialect, LINGER_DEFAULT, OnDemand, OnDemandOptions},
     tls::Tls,
-    upstreams::Step,
+    upstreams::{Step, SubscriptionId},
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
-use tickcast_common::values::Time;
-use tickcast_core::ids::UpstreamId;
+use tickcast_common::{clock, values::Time};
 use tickcast_proto::pattern;
 
 /// How often the connection's state is checked while no message arrives.
 const WATCH: Duration = Duration::from_millis(100);
+/// Time from the end of a subscription until NATS has sent the other copies of its last messages. NATS confirms no end, but it writes
+/// the copies of a message one after the other.
+const SETTLE_NS: u64 = 20_000_000;
+/// A pause in which the runtime looks at the socket once, however long the source's thread was busy before.
+const LOOK: Duration = Duration::from_millis(1);
+const _: () = assert!(LOOK.as_nanos() < SETTLE_NS as u128);
 
 /// A `[[source]]` of kind `nats`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -140,12 +147,12 @@ struct NatsReader<'a> {
 
 /// A subscription, and its number if it is one on demand. Without a subscriber, it never ends: there may be no other for a while.
 struct Numbered {
-    id: UpstreamId,
+    id: SubscriptionId,
     subscriber: Option<Subscriber>,
 }
 
 impl Stream for Numbered {
-    type Item = (UpstreamId, NatsMessage);
+    type Item = (SubscriptionId, NatsMessage);
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let id = self.id;
@@ -168,24 +175,40 @@ impl Reader for NatsReader<'_> {
                 None => client.subscribe(subject.clone()).await,
             };
             let subscriber = subscribed.map_err(|error| EngineError::new("subscribe", error))?;
-            messages.push(Numbered { id: UpstreamId::NONE, subscriber: Some(subscriber) });
+            messages.push(Numbered { id: SubscriptionId::NONE, subscriber: Some(subscriber) });
         }
         if let Some(demanded) = &mut self.demanded {
-            messages.push(Numbered { id: UpstreamId::NONE, subscriber: None });
+            messages.push(Numbered { id: SubscriptionId::NONE, subscriber: None });
             for (id, pattern) in demanded.begin() {
                 subscribe(&client, &mut messages, id, demanded.subject(&pattern)).await?;
             }
         }
         client.flush().await.map_err(|error| EngineError::new("subscribe", error))?;
-        let (mut connections, mut is_connected) = (1, false);
+        let (mut connections, mut is_connected, mut leaving) = (1, false, Leaving::default());
         loop {
             if let Some(demanded) = &mut self.demanded {
-                advance(demanded, ingest, &client, &mut messages).await?;
+                advance(demanded, ingest, &client, &mut messages, &mut leaving).await?;
+                let now_ns = clock::monotonic_ns();
+                if leaving.due_ns().is_some_and(|due_ns| due_ns <= now_ns) {
+                    // The client reads all that has arrived, and then flushes.
+                    tokio::time::sleep(LOOK).await;
+                    let flushed = ingest.waiting(tokio::time::timeout(WATCH, client.flush())).await;
+                    // Otherwise the connection is broken, which shows below, or busy.
+                    if matches!(flushed, Ok(Ok(()))) {
+                        while let Some(Some((id, message))) = unconstrained(messages.next()).now_or_never() {
+                            take(Some(demanded), ingest, id, &message).await;
+                        }
+                        ingest.flush();
+                        leaving.settle(now_ns, demanded);
+                        continue;
+                    }
+                }
             }
-            let demanded = self.demanded.as_ref();
+            let left = |due_ns: u64| Duration::from_nanos(due_ns.saturating_sub(clock::monotonic_ns()));
+            let (demanded, watch) = (self.demanded.as_ref(), leaving.due_ns().map_or(WATCH, left));
             let changed = async {
                 match demanded {
-                    Some(demanded) => demanded.changed(WATCH).await,
+                    Some(demanded) => demanded.changed(watch).await,
                     None => tokio::time::sleep(WATCH).await,
                 }
             };
@@ -258,12 +281,37 @@ fn check_distinct(subjects: &[String], checks: &mut OptionChecks) {
 async fn subscribe(
     client: &Client,
     messages: &mut Messages,
-    id: UpstreamId,
+    id: SubscriptionId,
     subject: String,
 ) -> Result<(), EngineError> {
     let subscriber = client.subscribe(subject).await.map_err(|error| EngineError::new("subscribe", error))?;
     messages.push(Numbered { id, subscriber: Some(subscriber) });
     Ok(())
+}
+
+/// Subscriptions that have ended, and when all copies of their last messages have been sent, in order. Bound:
+/// [`SOURCE_ENDING_MAX`](crate::limits::SOURCE_ENDING_MAX).
+#[derive(Debug, Default)]
+struct Leaving(VecDeque<(u64, SubscriptionId)>);
+
+impl Leaving {
+    fn push(&mut self, id: SubscriptionId) {
+        self.0.push_back((clock::monotonic_ns() + SETTLE_NS, id));
+    }
+
+    /// When the first is due.
+    fn due_ns(&self) -> Option<u64> {
+        self.0.front().map(|&(due_ns, _)| due_ns)
+    }
+
+    /// Notes that all messages of those that were due at a time have been taken, and their copies.
+    fn settle(&mut self, was_ns: u64, demanded: &mut Demanded) {
+        while self.due_ns().is_some_and(|due_ns| due_ns <= was_ns)
+            && let Some((_, id)) = self.0.pop_front()
+        {
+            demanded.handle_settled(id);
+        }
+    }
 }
 
 /// Subscribes and unsubscribes as clients ask.
@@ -272,6 +320,7 @@ async fn advance(
     ingest: &mut Ingest<'_>,
     client: &Client,
     messages: &mut Messages,
+    leaving: &mut Leaving,
 ) -> Result<(), EngineError> {
     while let Some(step) = demanded.next_step(ingest) {
         match step {
@@ -285,6 +334,7 @@ async fn advance(
                     let ended = subscriber.unsubscribe().await;
                     ended.map_err(|error| EngineError::new("unsubscribe", error))?;
                 }
+                leaving.push(id);
             }
             Step::End(id) => ingest.lapse(id),
         }
@@ -292,7 +342,12 @@ async fn advance(
     Ok(())
 }
 
-async fn take(demanded: Option<&Demanded>, ingest: &mut Ingest<'_>, id: UpstreamId, message: &NatsMessage) {
+async fn take(
+    demanded: Option<&Demanded>,
+    ingest: &mut Ingest<'_>,
+    id: SubscriptionId,
+    message: &NatsMessage,
+) {
     let (subject, headers) = (&*message.subject, Fields(message.headers.as_ref()));
     if demanded.is_some_and(|demanded| !demanded.takes(id, subject, ingest)) {
         return;

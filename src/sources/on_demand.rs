@@ -13,7 +13,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use tokio::sync::Notify;
 
-use super::{kind::OptionChecks, mapping::MapOptions};
+use super::{glob, kind::OptionChecks, mapping::MapOptions};
 use tickcast_common::values::Time;
 use tickcast_core::{
     demand::{DemandChange, DemandLane},
@@ -217,14 +217,7 @@ fn overlap(dialect: Dialect, a: &str, b: &str) -> bool {
     if dialect == Dialect::Nats {
         return pattern::overlaps(a, b);
     }
-    let stem = |text: &str| text.find(['*', '?', '[', '\\']).map_or(text.len(), |at| at);
-    let (of_a, of_b) = (&a[..stem(a)], &b[..stem(b)]);
-    match (of_a.len() < a.len(), of_b.len() < b.len()) {
-        (true, true) => of_a.starts_with(of_b) || of_b.starts_with(of_a),
-        (true, false) => b.starts_with(of_a),
-        (false, true) => a.starts_with(of_b),
-        (false, false) => a == b,
-    }
+    glob::overlap(a, b)
 }
 
 /// A text in a glob of Redis that stands for itself.

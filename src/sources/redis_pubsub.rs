@@ -14,22 +14,25 @@ use futures_util::{
 };
 use redis::{Msg, RedisResult, aio::PubSubSink};
 use serde::{Deserialize, Serialize};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::coop::unconstrained,
+    time::{sleep, timeout},
+};
 
 use super::{
     Source, SourceContext, SourceError,
     demand::{Demanded, read_always},
     engine::{self, EngineError, Ingest, Reader},
+    glob,
     kind::{Configured, OptionChecks, SourceOptions},
     mapping::{MapOptions, Mapping, Message},
     on_demand::{Dialect, LINGER_DEFAULT, OnDemand, OnDemandOptions},
     redis::{ANSWER, Auth, Server},
     tls::Tls,
-    upstreams::Step,
+    upstreams::{Step, SubscriptionId},
 };
 use crate::limits::SOURCE_SUBJECTS_MAX;
 use tickcast_common::{clock, values::Time};
-use tickcast_core::ids::UpstreamId;
 use tickcast_proto::pattern;
 
 /// Silence after which Redis is pinged.
@@ -74,6 +77,7 @@ impl SourceOptions for Options {
 
     fn configure(self, checks: &mut OptionChecks) -> Option<Configured> {
         checks.within("channels", self.channels.len(), 1, SOURCE_SUBJECTS_MAX);
+        check_distinct(&self.channels, checks);
         let on_demand = OnDemandOptions {
             key: "channels",
             subjects: &self.channels,
@@ -148,6 +152,15 @@ impl Reader for PubSubReader<'_> {
             if let Some(demanded) = &mut self.demanded {
                 let advanced = subscriptions.advance(demanded, &mut sink, ingest).await;
                 advanced.map_err(|error| failed(&error))?;
+                if subscriptions.has_leaving() {
+                    // Redis has confirmed their ends, so all it sent before lies here: copies of their messages, too.
+                    while let Some(Some(message)) = unconstrained(messages.next()).now_or_never() {
+                        subscriptions.take(Some(demanded), ingest, &message).await;
+                    }
+                    ingest.flush();
+                    subscriptions.settle(demanded);
+                    continue;
+                }
             }
             let demanded = self.demanded.as_ref();
             let silence = |heard_ns| Duration::from_nanos(clock::monotonic_ns() - heard_ns);
@@ -187,10 +200,11 @@ struct Subscriptions<'a> {
     always: HashSet<&'a str>,
     /// By what Redis names in each message: a channel, or a glob. Bound:
     /// [`SOURCE_SUBSCRIPTIONS_MAX`](crate::limits::SOURCE_SUBSCRIPTIONS_MAX).
-    channels: HashMap<String, UpstreamId>,
-    globs: HashMap<String, UpstreamId>,
-    /// What is unsubscribed, with whether it is a channel, until its messages have been taken.
-    leaving: HashMap<UpstreamId, (String, bool)>,
+    channels: HashMap<String, SubscriptionId>,
+    globs: HashMap<String, SubscriptionId>,
+    /// What is unsubscribed, with whether it is a channel, until its messages have been taken. Bound:
+    /// [`SOURCE_ENDING_MAX`](crate::limits::SOURCE_ENDING_MAX).
+    leaving: HashMap<SubscriptionId, (String, bool)>,
 }
 
 impl<'a> Subscriptions<'a> {
@@ -220,7 +234,6 @@ impl<'a> Subscriptions<'a> {
                 self.unsubscribe(id, &pattern, demanded, sink).await?;
                 continue;
             } else if let Some(Step::End(id)) = step {
-                self.forget(id);
                 ingest.lapse(id);
                 continue;
             }
@@ -234,14 +247,14 @@ impl<'a> Subscriptions<'a> {
     /// Subscribes to these patterns of topics. What Redis refuses is reported, and left out.
     async fn subscribe(
         &mut self,
-        wanted: &[(UpstreamId, Box<str>)],
+        wanted: &[(SubscriptionId, Box<str>)],
         demanded: &mut Demanded,
         sink: &mut PubSubSink,
         ingest: &Ingest<'_>,
     ) -> Result<(), String> {
         for is_exact in [true, false] {
             let of_kind = wanted.iter().filter(|(_, pattern)| pattern::is_exact(pattern) == is_exact);
-            let named: Vec<(UpstreamId, String)> =
+            let named: Vec<(SubscriptionId, String)> =
                 of_kind.map(|(id, pattern)| (*id, demanded.subject(pattern))).collect();
             for batch in named.chunks(BATCH_CHANNELS) {
                 let names: Vec<&str> = batch.iter().map(|(_, name)| &**name).collect();
@@ -265,9 +278,9 @@ impl<'a> Subscriptions<'a> {
 
     async fn unsubscribe(
         &mut self,
-        id: UpstreamId,
+        id: SubscriptionId,
         pattern: &str,
-        demanded: &Demanded,
+        demanded: &mut Demanded,
         sink: &mut PubSubSink,
     ) -> Result<(), String> {
         let name = demanded.subject(pattern);
@@ -275,6 +288,7 @@ impl<'a> Subscriptions<'a> {
         let known = if is_exact { &self.channels } else { &self.globs };
         if known.get(&name) != Some(&id) {
             // It was refused.
+            demanded.handle_settled(id);
             return Ok(());
         }
         let ended = async {
@@ -288,22 +302,28 @@ impl<'a> Subscriptions<'a> {
         Ok(())
     }
 
-    /// Forgets the name of a subscription that is over, unless it is another's by now.
-    fn forget(&mut self, id: UpstreamId) {
-        let Some((name, is_exact)) = self.leaving.remove(&id) else { return };
-        let known = if is_exact { &mut self.channels } else { &mut self.globs };
-        if known.get(&name) == Some(&id) {
-            known.remove(&name);
+    fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// Notes that what came before the ends of subscriptions has been taken, and forgets their names, unless they are another's by now.
+    fn settle(&mut self, demanded: &mut Demanded) {
+        for (id, (name, is_exact)) in self.leaving.drain() {
+            let known = if is_exact { &mut self.channels } else { &mut self.globs };
+            if known.get(&name) == Some(&id) {
+                known.remove(&name);
+            }
+            demanded.handle_settled(id);
         }
     }
 
     async fn take(&self, demanded: Option<&Demanded>, ingest: &mut Ingest<'_>, message: &Msg) {
         let (subject, payload) = (message.get_channel_name(), message.get_payload_bytes());
-        let mut id = UpstreamId::NONE;
+        let mut id = SubscriptionId::NONE;
         if let Some(demanded) = demanded {
             let glob: Option<String> = message.get_pattern().ok().filter(|_| message.from_pattern());
             let found = match &glob {
-                Some(glob) if self.always.contains(&**glob) => Some(UpstreamId::NONE),
+                Some(glob) if self.always.contains(&**glob) => Some(SubscriptionId::NONE),
                 Some(glob) => self.globs.get(glob).copied(),
                 None => self.channels.get(subject).copied(),
             };
@@ -311,6 +331,21 @@ impl<'a> Subscriptions<'a> {
             id = found;
         }
         ingest.take_from(id, Message { subject, key: None, headers: &(), payload, time_ns: None }).await;
+    }
+}
+
+/// Refuses channels of which two match the same message: Redis would send it for each.
+fn check_distinct(channels: &[String], checks: &mut OptionChecks) {
+    for (at, channel) in channels.iter().enumerate() {
+        if let Some(other) = channels[..at].iter().find(|other| glob::overlap(other, channel)) {
+            checks.refuse(
+                "channels",
+                format!(
+                    "{channel:?} and {other:?} match the same channels, whose messages would come twice; \
+                     leave out one that the other contains, or list what each has of its own"
+                ),
+            );
+        }
     }
 }
 

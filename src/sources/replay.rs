@@ -388,6 +388,7 @@ mod tests {
     use crate::{
         Lanes, SourceStatus, StopFlag,
         health::{Health, Waiting},
+        waits::{eventually, joined},
     };
     use tickcast_core::{
         mesh::ring::{Doorbell, frame_ring},
@@ -498,18 +499,15 @@ mod tests {
         let (status, stop) = (SourceStatus::new("replay", Common::named("replay")), StopFlag::default());
         let mut context = SourceContext::new(lanes, status.clone(), Vec::new(), stop.clone());
         let mut progress = Progress::default();
-        std::thread::scope(|scope| {
-            let replay = scope.spawn(|| {
-                let replayed = settings.replay_once(&mut context, &mut progress);
-                context.flush_waiting();
-                replayed.unwrap();
-            });
-            while status.health() != Health::Waiting(Waiting::Room(ShardId(0))) {
-                std::thread::yield_now();
-            }
-            stop.set();
-            replay.join().unwrap();
+        let replay = std::thread::spawn(move || {
+            let replayed = settings.replay_once(&mut context, &mut progress);
+            context.flush_waiting();
+            replayed.unwrap();
+            progress
         });
+        eventually("a wait for room", || status.health() == Health::Waiting(Waiting::Room(ShardId(0))));
+        stop.set();
+        let progress = joined("the replay", replay);
         assert_eq!(status.counters().value(Counter::SourceWaits), 1, "a wait is counted once");
         std::fs::remove_file(&file).unwrap();
         progress

@@ -92,7 +92,12 @@ mod tests {
     use std::sync::mpsc::{Receiver, channel};
 
     use super::*;
-    use crate::{Lanes, common::Common, health::Waiting};
+    use crate::{
+        Lanes,
+        common::Common,
+        health::Waiting,
+        waits::{eventually, received},
+    };
 
     struct Scripted<F>(F);
 
@@ -126,7 +131,7 @@ mod tests {
             Ok(())
         });
         running.stop();
-        assert_eq!(ends.recv().unwrap(), Ok(()));
+        assert_eq!(received("the end", &ends), Ok(()));
         let status = running.status().clone();
         running.join();
         assert_eq!(status.health(), Health::Ended);
@@ -136,12 +141,12 @@ mod tests {
     #[test]
     fn a_source_that_fails_or_panics_reports_why() {
         let (failed, ends) = started(|_| Err("no such file; name another".into()));
-        assert_eq!(ends.recv().unwrap(), Err("no such file; name another".into()));
+        assert_eq!(received("the end", &ends), Err("no such file; name another".into()));
         let status = failed.status().clone();
         failed.join();
         assert_eq!(status.health().reason().unwrap(), "no such file; name another");
         let (panicked, ends) = started(|_| panic!("number {}", 7));
-        assert_eq!(ends.recv().unwrap(), Err("scripted: panicked: number 7".into()));
+        assert_eq!(received("the end", &ends), Err("scripted: panicked: number 7".into()));
         panicked.join();
     }
 
@@ -151,11 +156,11 @@ mod tests {
             context.wait_for_subscribers(5);
             Ok(())
         });
-        while running.status().health() != Health::Waiting(Waiting::Subscribers(5)) {
-            thread::yield_now();
-        }
+        eventually("a wait for subscribers", || {
+            running.status().health() == Health::Waiting(Waiting::Subscribers(5))
+        });
         running.stop();
-        assert_eq!(ends.recv().unwrap(), Ok(()));
+        assert_eq!(received("the end", &ends), Ok(()));
         running.join();
     }
 }

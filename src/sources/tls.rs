@@ -38,3 +38,15 @@ impl Tls {
         }
     }
 }
+
+/// Adds to an error of a client what to do if it is about the server's certificate. The texts are those of rustls.
+pub fn with_advice(error: String) -> String {
+    let advice = if error.contains("UnknownIssuer") {
+        "set tls.ca to the authority that signed the server's certificate"
+    } else if error.contains("not valid for name") {
+        "connect to a name that the server's certificate has"
+    } else {
+        return error;
+    };
+    format!("{error}; {advice}")
+}

@@ -24,6 +24,7 @@ mod churn;
 mod conflate;
 mod ecg;
 mod echo;
+mod engines;
 mod failover;
 mod failures;
 mod heartbeat;

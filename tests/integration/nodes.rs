@@ -16,10 +16,12 @@ fn connect(address: &str) -> (ReconnectingClient, String, String) {
 
 fn next_nodes(client: &mut ReconnectingClient) -> (String, String) {
     loop {
-        if let Some(StreamEvent::Event(Event::Nodes { node, addresses })) =
-            client.next_event(Some(LONG)).unwrap()
-        {
-            return (node.to_owned(), addresses.to_owned());
+        match client.next_event(Some(LONG)).unwrap() {
+            Some(StreamEvent::Event(Event::Nodes { node, addresses })) => {
+                return (node.to_owned(), addresses.to_owned());
+            }
+            Some(_) => {}
+            None => panic!("no announcement of the nodes"),
         }
     }
 }
@@ -54,7 +56,8 @@ fn a_server_on_its_own_speaks_of_no_nodes() {
                 break;
             }
             Some(StreamEvent::Event(Event::Nodes { .. })) => panic!("it has no other"),
-            _ => {}
+            Some(_) => {}
+            None => panic!("no answer to the subscription"),
         }
     }
     assert!(!get(server.admin.unwrap(), "/metrics").body.contains("tickcast_node_info"));

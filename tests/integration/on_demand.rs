@@ -302,6 +302,35 @@ fn what_clients_ask_for_is_asked_of_an_engine_that_has_been_restarted() {
 }
 
 #[test]
+fn more_wildcards_than_a_source_subscribes_to_bring_every_tick_once_through_its_whole_prefix() {
+    /// Of `SOURCE_WILDCARDS_MAX` and more.
+    const WILDCARDS: u32 = 64 + 6;
+    let _machine = beside_others();
+    let nats = nats("demand-wildcards");
+    let server = serve("demand-wildcards", &nats.source("300ms"));
+    wait_for_state(&server, "running");
+    let patterns: Vec<String> = (0..WILDCARDS).map(|n| format!("t.{n}.*")).collect();
+    let patterns: Vec<&str> = patterns.iter().map(String::as_str).collect();
+    let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &patterns);
+    // The prefix may come first: then it covers the others.
+    eventually("the whole prefix", || nats.subscriptions().contains("in.>"));
+    assert!(nats.subscriptions().len() <= 64 + 1, "{:?}", nats.subscriptions());
+    eventually("the view", || source(&server)["prefixes_whole"] == 1);
+    for n in 0..WILDCARDS {
+        Upstream::publish(&nats, &format!("{n}.x"), 0..10);
+    }
+    collector.wait_for(10 * WILDCARDS as usize);
+    for n in 0..WILDCARDS {
+        assert!(payloads(&collector.so_far(), &format!("t.{n}.x")).into_iter().eq(0..10), "{n}");
+    }
+    collector.finish();
+    nats.waits_for(&[]);
+    eventually("the view", || source(&server)["prefixes_whole"] == 0);
+    let stopped = server.stop_cleanly();
+    assert!(stopped.log.contains("too many topics or wildcards"), "{}", stopped.log);
+}
+
+#[test]
 fn a_source_that_cannot_subscribe_on_demand_is_refused_at_the_start_with_what_to_do() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("demand-wrong.toml");
     let text = "[[source]]\nkind = 'nats'\nsubjects = ['md.>']\non_demand = ['md.>']\nmap = { topic = 'p.{1}' }\n\n\

@@ -162,8 +162,10 @@ fn the_blocking_client_on_a_session_loses_nothing_over_a_cut() {
         client.subscribe("a.>", SubscribeOptions::default()).unwrap();
         check(&server, &relay, || {
             loop {
-                if let Some(ClientEvent::Subscription { event, .. }) = client.next_event(Some(LONG)) {
-                    return show(&event);
+                match client.next_event(Some(LONG)) {
+                    Some(ClientEvent::Subscription { event, .. }) => return show(&event),
+                    Some(_) => {}
+                    None => panic!("no event of the subscription"),
                 }
             }
         });

@@ -402,7 +402,7 @@ fn an_interruption_of_redis_pub_sub_is_counted_as_a_loss() {
 #[test]
 fn errors_of_every_source_are_reported_at_once_with_what_to_do() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sources-wrong.toml");
-    let text = "[[source]]\nkind = 'nats'\nsubjects = ['a..b']\nservers = ['nats://u:p@h:1']\n\n[[source]]\nkind = 'jetstream'\nstream = 'a.b'\nauth = { user = 'x' }\n\n[[source]]\nkind = 'redis-stream'\nstreams = ['s']\nserver = 'http://x'\nmap = { topic = '{what}' }\n\n[[source]]\nkind = 'redis-pubsub'\n\n[[source]]\nkind = 'websocket'\nurl = 'ws://h/'\nmap = { topic = 't' }\ntls = { ca = '/dev/null' }\n";
+    let text = "[[source]]\nkind = 'nats'\nsubjects = ['a..b']\nservers = ['nats://u:p@h:1']\n\n[[source]]\nkind = 'jetstream'\nstream = 'a.b'\nauth = { user = 'x' }\n\n[[source]]\nkind = 'redis-stream'\nstreams = ['s']\nserver = 'http://x'\nmap = { topic = '{what}' }\n\n[[source]]\nkind = 'redis-pubsub'\n\n[[source]]\nkind = 'redis-pubsub'\nname = 'twice'\nchannels = ['md:*', '*:eu', 'fx:*']\n\n[[source]]\nkind = 'websocket'\nurl = 'ws://h/'\nmap = { topic = 't' }\ntls = { ca = '/dev/null' }\n";
     fs::write(&file, text).unwrap();
     let output = tickcast().args(["serve", "--check-config", "--config"]).arg(&file).output().unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
@@ -415,6 +415,8 @@ fn errors_of_every_source_are_reported_at_once_with_what_to_do() {
         "use redis://host:6379 or rediss://host:6379",
         "{what} is not known: use {subject}",
         "channels",
+        "\"*:eu\" and \"md:*\" match the same channels, whose messages would come twice; leave out one",
+        "\"fx:*\" and \"*:eu\" match the same channels",
         "an address does not require TLS: write wss://host/path",
     ] {
         assert!(errors.contains(part), "{part}: {errors}");

@@ -8,11 +8,11 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use crate::harness::{
-    LOOK_AGAIN, LOSSLESS, Server, beside_others,
+    GUARD, LOOK_AGAIN, LOSSLESS, Server, beside_others,
     collector::{ByTopic, Collector, address, barrier, connect, publish},
     eventually,
     external::{External, Library, ticks},
@@ -26,8 +26,9 @@ use tickcast_proto::WireFormat;
 /// Publishes to two topics of its own until the server announces its stop.
 fn load(mut client: Client, name: usize, published: &AtomicU64) {
     let payload = [b'x'; 100];
-    let mut stopping = false;
+    let (mut stopping, start) = (false, Instant::now());
     while !stopping {
+        assert!(start.elapsed() < GUARD, "the server has not announced its stop");
         for tick in 0..10 {
             publish(&mut client, &format!("load.{name}.{}", tick % 2), &payload);
         }

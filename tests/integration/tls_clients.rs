@@ -10,8 +10,8 @@ use tickcast_client::{
 };
 
 use crate::harness::{
-    Log, Server, beside_others, certificates::Certificates, load_client::LoadClient, processes::Guarded,
-    tickcast, wait_for_exit,
+    Log, Server, beside_others, certificates::Certificates, eventually, load_client::LoadClient,
+    processes::Guarded, tickcast, wait_for_exit,
 };
 
 /// A server whose listeners all have TLS; `tls`: their `tls` setting.
@@ -154,12 +154,13 @@ fn a_reconnecting_client_receives_over_tls() {
             ReconnectingClient::connect_with(&parsed, &options, ReconnectOptions::default()).unwrap();
         client.subscribe("a").unwrap();
         let mut ticks = 0;
-        while ticks < 2 {
+        eventually("two ticks", || {
             succeeds(&publish(&address, &["--insecure"]));
             while let Some(event) = client.next_event(Some(std::time::Duration::ZERO)).unwrap() {
                 ticks += u32::from(matches!(event, StreamEvent::Event(tickcast_client::Event::Tick(_))));
             }
-        }
+            ticks >= 2
+        });
         client.close().unwrap();
     }
     server.stop_cleanly();

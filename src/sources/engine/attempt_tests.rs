@@ -8,6 +8,7 @@ use crate::{
     common::Common,
     kind::{OptionChecks, SourceBounds},
     mapping::{Headers, MapOptions},
+    waits::{eventually, joined},
 };
 use tickcast_core::mesh::ring::{Doorbell, FrameConsumer, frame_ring};
 
@@ -38,7 +39,7 @@ fn run_attempts(
     let source = thread::spawn(move || run(&mut context, mapping("{key}"), &mut reader).unwrap());
     let end = move || {
         stop.set();
-        source.join().unwrap();
+        joined("the source", source);
     };
     (status, consumer, end)
 }
@@ -63,12 +64,6 @@ impl Reader for Scripted {
     }
 }
 
-fn wait_until(done: impl Fn() -> bool) {
-    while !done() {
-        thread::yield_now();
-    }
-}
-
 #[test]
 fn a_panic_of_a_client_ends_the_attempt_and_not_the_source() {
     let (status, _consumer, end) = run_attempts(
@@ -90,7 +85,7 @@ fn a_panic_of_a_client_ends_the_attempt_and_not_the_source() {
             }),
         ],
     );
-    wait_until(|| status.counters().value(Counter::SourceTicks) == 2);
+    eventually("the ticks of both attempts", || status.counters().value(Counter::SourceTicks) == 2);
     let error = status.last_error().unwrap().text;
     assert!(error.contains("panicked: a header that cannot be"), "{error}");
     assert_eq!(status.counters().value(Counter::SourceMessagesLost), 0, "none was in hand");
@@ -155,11 +150,12 @@ fn a_wait_for_a_ring_is_no_lag_and_no_silence_and_brings_no_lost_engine_back() {
             })
         })],
     );
-    wait_until(|| matches!(status.health(), Health::Waiting(Waiting::Room(_))));
+    eventually("a wait for room", || matches!(status.health(), Health::Waiting(Waiting::Room(_))));
     clock::sleep_ns(5_000_000);
-    while status.last_error().is_none() {
+    eventually("the check of the attempt", || {
         consumer.drain(1 << 16, |_| true);
-    }
+        status.last_error().is_some()
+    });
     assert_eq!(status.last_error().unwrap().text, "checked");
     assert_eq!(status.health(), lost);
     end();
@@ -180,7 +176,7 @@ fn a_batch_is_pushed_whole() {
             })
         })],
     );
-    wait_until(|| status.counters().value(Counter::SourceTicks) == u64::from(BATCH_MESSAGES));
+    eventually("a batch", || status.counters().value(Counter::SourceTicks) == u64::from(BATCH_MESSAGES));
     end();
     let mut ticks = 0;
     consumer.drain(1 << 20, |_| {
@@ -197,7 +193,7 @@ fn a_source_that_stops_for_good_does_not_keep_the_server_from_being_ready() {
         true,
         vec![scripted(|ingest| Box::pin(async move { ingest.stop("an id does not fit").await }))],
     );
-    wait_until(|| matches!(status.health(), Health::Failed(_)));
+    eventually("the end for good", || matches!(status.health(), Health::Failed(_)));
     assert!(!status.is_reading_back());
     end();
 }

@@ -2,10 +2,14 @@
 //! is missing.
 //!
 //! ```text
+//!  fewer others wait after a message than after the one before, less this one                  a hole: one is counted
 //!  last message said that others wait, and the next one is beyond what the stream still has    a hole: one is counted
 //!  no message waits at a check                          all wanted messages before the check before have been read
 //!  after a fault, the stream begins after these         messages in between may have been wanted: one is counted
 //! ```
+//!
+//! The number of messages that wait is of the moment when the server sends a message, so a hole shows at the next message, unless as many
+//! others came meanwhile. Then it shows only if a check has seen that the stream begins later: a second after the hole, at most.
 
 /// Knowledge of the stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,7 +43,9 @@ impl Filtered {
 
     /// Notes a message, after which `pending` others wait. Returns whether messages before it, from `expected` on, were deleted.
     pub(super) fn handle_message(&mut self, expected: u64, sequence: u64, pending: u64) -> bool {
-        let is_hole = self.pending > 0 && expected < self.first && sequence >= self.first;
+        let is_fewer = pending.saturating_add(1) < self.pending;
+        let is_beyond = self.pending > 0 && expected < self.first && sequence >= self.first;
+        let is_hole = is_fewer || is_beyond;
         self.pending = pending;
         is_hole
     }
@@ -67,6 +73,19 @@ mod tests {
         assert!(!filtered.handle_message(2, 10_002, 0), "the next wanted one");
         filtered.handle_connected((10_500, 11_000), 0);
         assert!(!filtered.may_have_lost_before(11_001));
+    }
+
+    #[test]
+    fn a_hole_shows_before_the_next_check_if_fewer_messages_wait_than_before() {
+        let mut filtered = Filtered::default();
+        filtered.handle_connected((1, 100), 100);
+        assert!(!filtered.handle_message(1, 1, 99));
+        assert!(!filtered.handle_message(2, 2, 103), "five have come");
+        assert!(filtered.handle_message(3, 60, 45), "no check has seen that the stream begins at 60");
+        assert!(!filtered.handle_message(61, 61, 44), "counted once");
+        // All that waited are purged; what comes then has none behind it.
+        assert!(filtered.handle_message(62, 201, 0));
+        assert!(!filtered.handle_message(202, 250, 0), "the last one, and others between");
     }
 
     #[test]

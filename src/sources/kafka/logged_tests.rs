@@ -19,6 +19,7 @@ use crate::{
     common::Common,
     health::Health,
     log_reader::{LogReader as _, LogReaderLanes},
+    waits::eventually,
 };
 use tickcast_core::{
     log_reads::{LogChunk, LogRead, LogReadOutcome, LogReaderLane},

@@ -11,22 +11,13 @@ use rdkafka::{
 };
 
 use super::*;
-use crate::{Lanes, SourceStatus, StopFlag, common::Common, health::Health, kind::SourceBounds};
+use crate::{
+    Lanes, SourceStatus, StopFlag, common::Common, health::Health, kind::SourceBounds, waits::eventually,
+};
 use tickcast_core::{
     mesh::ring::{Doorbell, frame_ring},
     metrics::counters::Counter,
 };
-
-/// Checks repeatedly, for a minute at most.
-pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    for _ in 0..6_000 {
-        if is_so() {
-            return;
-        }
-        clock::sleep_ns(10_000_000);
-    }
-    panic!("never: {what}");
-}
 
 pub(super) fn checks() -> OptionChecks {
     OptionChecks::new(SourceBounds { payload_bytes_max: 1 << 14, topics_max: 10, reads_files: true })

@@ -7,6 +7,7 @@ use crate::{
     common::Common,
     kind::{OptionChecks, SourceBounds},
     mapping::MapOptions,
+    waits::{eventually, joined},
 };
 use tickcast_core::log_reads::{Cancellation, LogReadOutcome};
 use tickcast_proto::ids::TopicId;
@@ -53,13 +54,13 @@ fn a_panic_of_a_client_is_a_failed_attempt() {
     let shard = &mut shards[0];
     shard.reads_out.push(&mut VecDeque::from([read]));
     (shard.wake.0)();
-    let chunk = loop {
-        if let Some(chunk) = shard.chunks_in.pop() {
-            break chunk;
-        }
-        thread::yield_now();
-    };
+    let mut chunk = None;
+    eventually("the answer of the next attempt", || {
+        chunk = shard.chunks_in.pop();
+        chunk.is_some()
+    });
+    let chunk = chunk.unwrap();
     assert_eq!((chunk.ticket, chunk.outcome), (3, LogReadOutcome::Gone));
     stop.set();
-    reader.join().unwrap();
+    joined("the reader", reader);
 }

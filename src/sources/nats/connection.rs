@@ -20,7 +20,7 @@ use crate::{
     kind::OptionChecks,
     limits::SOURCE_SERVERS_MAX,
     mapping::{Headers, Mapping},
-    tls::Tls,
+    tls::{Tls, with_advice},
 };
 use tickcast_proto::pattern;
 
@@ -154,7 +154,7 @@ impl Connection {
         options.connect(&*self.servers).await.map_err(|error| {
             // The cause says more than the kind: which file, which certificate.
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            EngineError(format!("{self}: {}{}", error.kind(), cause.unwrap_or_default()))
+            EngineError(with_advice(format!("{self}: {}{}", error.kind(), cause.unwrap_or_default())))
         })
     }
 

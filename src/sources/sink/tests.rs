@@ -3,7 +3,13 @@
 use std::{convert::Infallible, sync::Arc};
 
 use super::{Confirmed, Outlet, Sink as _, SinkRings, SinkStatus, Writer};
-use crate::{StopFlag, engine::EngineError, health::Health, limits::SINK_TAKEN_MAX};
+use crate::{
+    StopFlag,
+    engine::EngineError,
+    health::Health,
+    limits::SINK_TAKEN_MAX,
+    waits::{eventually, joined},
+};
 use tickcast_common::clock;
 use tickcast_core::{
     mesh::{
@@ -183,15 +189,15 @@ fn a_panic_of_a_client_is_a_lost_connection() {
     let of_thread = stop.clone();
     let thread = std::thread::spawn(move || Panics::default().run(&mut outlet, &of_thread).unwrap());
     let mut answers = Vec::new();
-    while answers.len() < 2 {
+    eventually("two answers", || {
         shards[0].answers_in.drain(usize::MAX, |frame| {
             let record: Settled = frame.record().unwrap();
             answers.push((frame.header.sequence, Outcome::from_number(record.outcome)));
             true
         });
-        std::thread::yield_now();
-    }
+        answers.len() >= 2
+    });
     assert_eq!(answers, [(1, Outcome::Unconfirmed), (2, Outcome::Confirmed)]);
     stop.set();
-    thread.join().unwrap();
+    joined("the sink", thread);
 }

@@ -1,19 +1,24 @@
 //! Tests of what a source subscribes to.
 
 use super::*;
+use tickcast_core::limits::DEMAND_PATTERNS_MAX;
 
 const S: u64 = 1_000_000_000;
+/// Rounds in which everything that ends has ended.
+const ROUNDS_MAX: usize = 100;
 
 /// The subscriptions of a source, with the time.
 struct Source {
     upstreams: Upstreams,
     now_ns: u64,
+    /// Subscriptions whose last messages may still come.
+    leaving: Vec<SubscriptionId>,
 }
 
 impl Source {
     fn new(prefixes: &[&str]) -> Source {
         let prefixes = prefixes.iter().map(|&prefix| prefix.into()).collect();
-        Source { upstreams: Upstreams::new(prefixes, 30 * S), now_ns: S }
+        Source { upstreams: Upstreams::new(prefixes, 30 * S), now_ns: S, leaving: Vec::new() }
     }
 
     fn change(&mut self, pattern: &str, is_wanted: bool) {
@@ -30,23 +35,33 @@ impl Source {
     }
 
     fn steps(&mut self) -> Vec<String> {
-        let steps = std::iter::from_fn(|| self.upstreams.next_step(self.now_ns));
+        let steps: Vec<Step> = std::iter::from_fn(|| self.upstreams.next_step(self.now_ns)).collect();
+        self.leaving.extend(steps.iter().filter_map(|step| match step {
+            Step::Unsubscribe(id, _) => Some(*id),
+            _ => None,
+        }));
         let text = |step| match step {
             Step::Subscribe { pattern, is_whole: false, .. } => format!("+{pattern}"),
             Step::Subscribe { pattern, is_whole: true, .. } => format!("+all {pattern}"),
             Step::Unsubscribe(_, pattern) => format!("-{pattern}"),
             Step::End(_) => "end".into(),
         };
-        steps.map(text).collect()
+        steps.into_iter().map(text).collect()
+    }
+
+    /// Takes everything that came before the ends of subscriptions.
+    fn settle(&mut self) {
+        self.leaving.drain(..).for_each(|id| self.upstreams.handle_settled(id));
     }
 
     /// The steps once this time has passed.
     fn pass(&mut self, seconds: u64) -> Vec<String> {
+        self.settle();
         self.now_ns += seconds * S;
         self.steps()
     }
 
-    fn id(&self, pattern: &str) -> UpstreamId {
+    fn id(&self, pattern: &str) -> SubscriptionId {
         self.upstreams.active().find(|(_, active)| *active == pattern).unwrap().0
     }
 
@@ -116,6 +131,64 @@ fn a_wide_subscription_that_nobody_wants_any_more_gives_way_to_those_within_it()
     assert_eq!((source.takers("md.a"), source.takers("md.b")), (vec!["md.a"], vec![]));
     assert_eq!(source.pass(1), ["end"]);
     assert_eq!((source.takers("md.a"), source.takers("md.b")), (vec!["md.a"], vec!["md.b"]));
+}
+
+#[test]
+fn an_ended_subscription_keeps_its_topics_until_what_came_before_its_end_is_taken() {
+    let mut source = Source::new(&["md.>"]);
+    source.after(&["+md.>", "+md.b", "-md.>"]);
+    assert_eq!(source.pass(30), ["+md.b", "-md.>"]);
+    // However long the source's thread was busy: copies of what came by `md.>` may still lie in the client.
+    source.now_ns += 3_600 * S;
+    assert!(source.steps().is_empty() && source.takers("md.b").is_empty());
+    assert_eq!(source.upstreams.due_ns(), None);
+    source.settle();
+    assert_eq!(source.steps(), ["end"]);
+    assert_eq!(source.takers("md.b"), ["md.b"]);
+}
+
+#[test]
+fn a_subscription_stays_younger_than_others_when_the_numbers_of_homes_begin_anew() {
+    NUMBERS.fetch_max(u64::from(u32::MAX) - 2, Relaxed);
+    let mut source = Source::new(&["md.>"]);
+    source.after(&["+md.a", "+md.b", "+md.c", "+md.*"]);
+    for topic in ["md.a", "md.b", "md.c"] {
+        assert_eq!(source.takers(topic), [topic], "by the oldest");
+    }
+    let numbers: HashSet<UpstreamId> = source.upstreams.active().map(|(id, _)| id.upstream()).collect();
+    assert_eq!(numbers.len(), 4);
+    assert!(!numbers.contains(&UpstreamId::NONE), "{numbers:?}");
+    assert_eq!(SubscriptionId(u64::from(u32::MAX)).upstream(), UpstreamId(u32::MAX));
+    assert_eq!(SubscriptionId(u64::from(u32::MAX) + 1).upstream(), UpstreamId(1));
+}
+
+#[test]
+fn beyond_the_bound_of_wildcards_all_of_a_prefix_is_subscribed_to_until_those_beyond_have_left() {
+    let mut source = Source::new(&["md.>", "status.>"]);
+    let patterns: Vec<String> = (0..DEMAND_PATTERNS_MAX).map(|n| format!("md.{n}.*")).collect();
+    let changes =
+        |sign| -> Vec<String> { patterns.iter().map(|pattern| format!("{sign}{pattern}")).collect() };
+    let (wanted, unwanted) = (changes('+'), changes('-'));
+    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
+    let steps = source.after(&wanted);
+    assert_eq!(steps.len(), SOURCE_WILDCARDS_MAX + 1);
+    assert_eq!(steps.last().unwrap(), "+all md.>");
+    assert_eq!(
+        (source.upstreams.whole_len(), source.upstreams.wildcards.len()),
+        (1, SOURCE_WILDCARDS_MAX + 1)
+    );
+    assert_eq!((source.takers("md.3.x"), source.takers("md.4000.x")), (vec!["md.3.*"], vec!["md.>"]));
+    assert_eq!(source.after(&["+status.a", "+md.a"]), ["+status.a"], "exact names have room");
+    // The first ones leave: all of the prefix is still wanted, and covers those who come.
+    source.after(&unwanted[..SOURCE_WILDCARDS_MAX].iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(source.pass(60).is_empty(), "they are older than `md.>`, which is wanted");
+    assert!(source.after(&["+md.x.*"]).is_empty());
+    source.after(&unwanted[SOURCE_WILDCARDS_MAX..].iter().map(String::as_str).collect::<Vec<_>>());
+    let steps = source.pass(30);
+    assert_eq!(steps.len(), SOURCE_WILDCARDS_MAX + 1 + 2, "all end, and what is left has its own");
+    assert_eq!(source.upstreams.whole_len(), 0);
+    source.pass(1);
+    assert_eq!((source.takers("md.x.y"), source.takers("md.a")), (vec!["md.x.*"], vec!["md.a"]));
 }
 
 #[test]
@@ -215,7 +288,7 @@ fn whatever_clients_want_each_wanted_topic_is_taken_exactly_once() {
     for seed in 0..200 {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut source = Source::new(&["md.>"]);
-        source.upstreams.subscriptions_max = 5;
+        (source.upstreams.subscriptions_max, source.upstreams.wildcards_max) = (5, random.usize(1..5));
         let patterns =
             ["md.a", "md.b", "md.c", "md.a.x", "md.b.x", "md.*", "md.*.x", "md.a.*", "md.>", "md.a.>"];
         let mut held = [0_u32; 10];
@@ -225,9 +298,14 @@ fn whatever_clients_want_each_wanted_topic_is_taken_exactly_once() {
             held[at] = if is_wanted { held[at] + 1 } else { held[at] - 1 };
             source.change(patterns[at], is_wanted);
             source.pass(random.u64(0..20));
-            while !source.steps().is_empty() || !source.upstreams.ending.is_empty() {
-                source.now_ns += SETTLE_NS;
+            // Each round ends as many as may end at a time.
+            for _ in 0..ROUNDS_MAX {
+                source.settle();
+                if source.steps().is_empty() && source.leaving.is_empty() {
+                    break;
+                }
             }
+            assert!(source.upstreams.ending.is_empty(), "seed {seed}");
             for topic in ["md.a", "md.b", "md.c", "md.d", "md.a.x", "md.b.x", "md.a.y"] {
                 let takers = source.takers(topic).len();
                 let is_wanted = patterns

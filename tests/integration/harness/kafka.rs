@@ -3,7 +3,7 @@
 use std::{
     cell::RefCell,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
@@ -111,8 +111,9 @@ impl Kafka {
         &self,
         mut record: BaseRecord<'_, K, P>,
     ) {
-        let producer = self.producer.borrow();
+        let (producer, start) = (self.producer.borrow(), Instant::now());
         loop {
+            assert!(start.elapsed() < GUARD, "the broker has taken nothing");
             match producer.send(record) {
                 Ok(()) => return,
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), refused)) => {

@@ -91,6 +91,12 @@ pub struct SourceEntry {
     pub ticks_per_second: f64,
     /// Messages that its engine holds and it has not taken.
     pub lag_messages: Option<u64>,
+    /// Subscriptions at its engine that it has because clients ask for them.
+    #[serde(default)]
+    pub subscriptions: u64,
+    /// Prefixes that it subscribes to as a whole, because clients ask for too many of their topics.
+    #[serde(default)]
+    pub prefixes_whole: u64,
 }
 
 /// The sources with all fields; those of version 0.1 have no name.

@@ -1,4 +1,4 @@
-//! The sources on the screen: a line with each one's rate and lag, and a notice for each that cannot be relied on.
+//! The sources on the screen: a line with each one's rate, lag and subscriptions on demand, and a notice for each that cannot be relied on.
 
 use super::{
     figures::Figures,
@@ -29,9 +29,15 @@ fn words(source: &SourceEntry) -> String {
         None if !source.active => "standby".into(),
         None => format!("{}/s", format::rate(source.ticks_per_second)),
     };
-    let behind = source.lag_messages.filter(|&messages| messages > 0);
-    let behind = behind.map_or(String::new(), |messages| format!(" ({} behind)", format::count(messages)));
-    format!("{name} {how}{behind}")
+    let behind = source.lag_messages.unwrap_or(0);
+    let figures =
+        [(behind, "behind"), (source.subscriptions, "subscribed"), (source.prefixes_whole, "whole")];
+    let figures = figures.into_iter().filter(|&(count, _)| count > 0);
+    let figures: Vec<String> = figures.map(|(count, of)| format!("{} {of}", format::count(count))).collect();
+    match figures.is_empty() {
+        true => format!("{name} {how}"),
+        false => format!("{name} {how} ({})", figures.join(", ")),
+    }
 }
 
 /// A notice for each source that cannot be relied on.
@@ -63,6 +69,8 @@ mod tests {
             active: true,
             ticks_per_second: 1_234.0,
             lag_messages: None,
+            subscriptions: 0,
+            prefixes_whole: 0,
         }
     }
 
@@ -88,6 +96,18 @@ mod tests {
         );
         assert_eq!(line(60), "sources: nats 1,234/s, kafka 1,234/s (5,000 behind)");
         assert!(super::line(&figures(Vec::new()), 80).is_none());
+    }
+
+    #[test]
+    fn a_source_on_demand_shows_how_many_subscriptions_it_has() {
+        let some = SourceEntry { subscriptions: 1_200, ..source("nats", None) };
+        let whole =
+            SourceEntry { lag_messages: Some(7), subscriptions: 65, prefixes_whole: 1, ..source("md", None) };
+        let line = text(line(&figures(vec![some, whole]), 120).unwrap());
+        assert_eq!(
+            line,
+            "sources: nats 1,234/s (1,200 subscribed), md 1,234/s (7 behind, 65 subscribed, 1 whole)"
+        );
     }
 
     #[test]

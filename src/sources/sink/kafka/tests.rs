@@ -9,9 +9,9 @@ use rdkafka::{
 use super::*;
 use crate::{
     health::Health,
-    kafka::tests::eventually,
     kind::SourceBounds,
     sink::{RunningSink, SinkRings, SinkStatus, start},
+    waits::eventually,
 };
 use tickcast_core::mesh::{
     SinkLane,
