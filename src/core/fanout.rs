@@ -26,7 +26,7 @@ use self::{
     forget::Dropping,
     logged::LogTopic,
     match_counts::MatchCounts,
-    opening::Openings,
+    opening::{Opening, Openings},
     search::RecentTopics,
     stale::StaleTopics,
     subscriptions::{PatternEntry, PendingEntry},
@@ -281,6 +281,25 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
+        if !self.openings.is_empty()
+            && let Some(&last_life) = self.by_key.get(key)
+            && self.openings.is_forgotten(last_life)
+        {
+            return self.openings.wait_for(last_life, (id, owner), (epoch, last), key);
+        }
+        self.open((id, owner), (epoch, last), key, None, sessions, logs);
+    }
+
+    /// Opens a topic. `waiting`: what has waited for its last life to open.
+    fn open(
+        &mut self,
+        (id, owner): (TopicId, u32),
+        (epoch, last): (u64, u64),
+        key: &str,
+        waiting: Option<Opening>,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+    ) {
         let Some((home, place)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
         };
@@ -309,14 +328,15 @@ impl Fanout {
         if let Some(last) = last_life {
             self.end_mark_of_last_life(last, id);
         }
-        self.begin_opening((id, owner), last_life, backlogs, sessions, logs);
+        self.begin_opening((id, owner), last_life, backlogs, waiting, sessions, logs);
         self.invariants(None);
     }
 
     /// Closes a topic after its home has stopped sending ticks, at this shard's request.
-    pub fn handle_close(&mut self, id: TopicId, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        self.finish_opening(id, sessions, logs);
-        self.close(id);
+    pub fn handle_close(&mut self, id: TopicId, sessions: &mut Sessions) {
+        if self.openings.is_empty() || !self.abandon_opening(id, sessions) {
+            self.close(id);
+        }
     }
 
     /// Drops a topic without members.
@@ -501,7 +521,7 @@ mod tests {
             let topic = topic_ref(&fanout.topics, id, SHARDS).unwrap();
             assert_eq!((topic.tracked_from, topic.last_sequence), (5, 7));
             assert_eq!(topic.last_values.keys_len(), copies);
-            fanout.handle_close(id, &mut sessions, &mut logs);
+            fanout.handle_close(id, &mut sessions);
         }
         assert_eq!(fanout.settings.last_values.bytes_left, 1 << 20);
     }

@@ -27,9 +27,15 @@ pub(super) struct Dropping {
 
 impl Fanout {
     /// Notes that a home has forgotten a topic whose last sequence was `last`. Its name may be reused at once; its members
-    /// leave in [`Fanout::leave_forgotten`].
-    pub fn handle_forget(&mut self, id: TopicId, last: u64, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        self.finish_opening(id, sessions, logs);
+    /// leave in [`Fanout::leave_forgotten`], once the topic is open.
+    pub fn handle_forget(&mut self, id: TopicId, last: u64) {
+        if self.openings.is_empty() || !self.openings.end_when_open(id, last) {
+            self.end_life(id, last);
+        }
+    }
+
+    /// Ends the life of a topic that is open.
+    pub(super) fn end_life(&mut self, id: TopicId, last: u64) {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a home forgets topics that it has opened");
         };
