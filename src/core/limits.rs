@@ -103,6 +103,9 @@ pub const POSITIONS_BYTES_MAX_DEFAULT: usize = 256 << 20;
 pub const MEMBERSHIPS_BYTES_MAX_DEFAULT: usize = 256 << 20;
 /// Bytes of a membership: 57 to 114 in its session's map, and 4 in its topic's list.
 pub const MEMBERSHIP_BYTES: usize = 120;
+/// Memberships beyond its subscriptions that a session may have however few the others leave: enough for the wildcards of a modest
+/// client. At most 960 bytes for each session that is admitted, beyond `--memberships-memory` if all others have used that up.
+pub const MEMBERSHIPS_OWN_MIN: usize = 8;
 /// Longest wildcard that homes always store individually, bytes.
 pub const LONG_WILDCARD_BYTES: usize = 48;
 /// Maximum bytes of longer wildcards that the homes store for each shard. Every home stores them all, so beyond this the shard
