@@ -92,8 +92,10 @@ pub struct Fanout {
     /// Sessions whose awaited pattern is now ready at its homes. Bound: the subscriptions of the shard's sessions.
     woken: VecDeque<SlotId>,
     wildcards: Wildcards,
-    /// Subscriptions that are going live. Bound: [`crate::limits::JOINS_ACTIVE_MAX`].
+    /// Subscriptions that walk over topics to go live, in the order of their numbers. Bound: [`crate::limits::JOINS_MAX`].
     joining: Vec<Joining>,
+    /// Number of walks begun so far.
+    walks_begun: u64,
     topics: Topics,
     /// In the order of their keys, so that a pattern need not be compared with topics whose names begin otherwise.
     by_key: BTreeMap<Box<str>, TopicId>,
@@ -193,6 +195,7 @@ impl Fanout {
             woken: VecDeque::new(),
             wildcards: Wildcards::new(policies),
             joining: Vec::new(),
+            walks_begun: 0,
             topics: Topics { homes: (0..shards).map(|_| Vec::new()).collect(), places },
             by_key: BTreeMap::new(),
             recent: RecentTopics::default(),
@@ -324,7 +327,9 @@ impl Fanout {
         self.match_counts.new_topic(id, self.by_key.len(), is_uncounted);
         self.by_key.insert(key.into(), id);
         self.recent.push(id);
-        self.note_joined(id, key);
+        if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
+            (topic.opened, topic.walks_seen) = (self.recent.opened(), self.walks_begun);
+        }
         if let Some(last) = last_life {
             self.end_mark_of_last_life(last, id);
         }

@@ -546,7 +546,7 @@ impl Fanout {
         // A walk under way joins it to the topic itself, with the positions of its own subscription.
         let joining = &self.joining;
         let has_joined =
-            |held: &&Subscription| !joining.iter().any(|walk| walk.walks_to(id, slot, held.entry));
+            |held: &&Subscription| !joining.iter().any(|walk| walk.walks_to(topic, slot, held.entry));
         let merged = wildcard::merged(
             Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports),
             &self.entries,
