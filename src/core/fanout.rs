@@ -26,7 +26,7 @@ use self::{
     forget::Dropping,
     logged::LogTopic,
     match_counts::MatchCounts,
-    opening::Openings,
+    opening::{Opening, Openings},
     search::RecentTopics,
     stale::StaleTopics,
     subscriptions::{PatternEntry, PendingEntry},
@@ -92,8 +92,10 @@ pub struct Fanout {
     /// Sessions whose awaited pattern is now ready at its homes. Bound: the subscriptions of the shard's sessions.
     woken: VecDeque<SlotId>,
     wildcards: Wildcards,
-    /// Subscriptions that are going live. Bound: [`crate::limits::JOINS_ACTIVE_MAX`].
+    /// Subscriptions that walk over topics to go live, in the order of their numbers. Bound: [`crate::limits::JOINS_MAX`].
     joining: Vec<Joining>,
+    /// Number of walks begun so far.
+    walks_begun: u64,
     topics: Topics,
     /// In the order of their keys, so that a pattern need not be compared with topics whose names begin otherwise.
     by_key: BTreeMap<Box<str>, TopicId>,
@@ -193,6 +195,7 @@ impl Fanout {
             woken: VecDeque::new(),
             wildcards: Wildcards::new(policies),
             joining: Vec::new(),
+            walks_begun: 0,
             topics: Topics { homes: (0..shards).map(|_| Vec::new()).collect(), places },
             by_key: BTreeMap::new(),
             recent: RecentTopics::default(),
@@ -281,6 +284,25 @@ impl Fanout {
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
+        if !self.openings.is_empty()
+            && let Some(&last_life) = self.by_key.get(key)
+            && self.openings.is_forgotten(last_life)
+        {
+            return self.openings.wait_for(last_life, (id, owner), (epoch, last), key);
+        }
+        self.open((id, owner), (epoch, last), key, None, sessions, logs);
+    }
+
+    /// Opens a topic. `waiting`: what has waited for its last life to open.
+    fn open(
+        &mut self,
+        (id, owner): (TopicId, u32),
+        (epoch, last): (u64, u64),
+        key: &str,
+        waiting: Option<Opening>,
+        sessions: &mut Sessions,
+        logs: &mut EgressLogs,
+    ) {
         let Some((home, place)) = self.topics.place(id, self.shards) else {
             return debug_assert!(false, "a home opens topics with ids of its own");
         };
@@ -305,18 +327,21 @@ impl Fanout {
         self.match_counts.new_topic(id, self.by_key.len(), is_uncounted);
         self.by_key.insert(key.into(), id);
         self.recent.push(id);
-        self.note_joined(id, key);
+        if let Some(topic) = topic_mut(&mut self.topics, id, self.shards) {
+            (topic.opened, topic.walks_seen) = (self.recent.opened(), self.walks_begun);
+        }
         if let Some(last) = last_life {
             self.end_mark_of_last_life(last, id);
         }
-        self.begin_opening((id, owner), last_life, backlogs, sessions, logs);
+        self.begin_opening((id, owner), last_life, backlogs, waiting, sessions, logs);
         self.invariants(None);
     }
 
     /// Closes a topic after its home has stopped sending ticks, at this shard's request.
-    pub fn handle_close(&mut self, id: TopicId, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        self.finish_opening(id, sessions, logs);
-        self.close(id);
+    pub fn handle_close(&mut self, id: TopicId, sessions: &mut Sessions) {
+        if self.openings.is_empty() || !self.abandon_opening(id, sessions) {
+            self.close(id);
+        }
     }
 
     /// Drops a topic without members.
@@ -501,7 +526,7 @@ mod tests {
             let topic = topic_ref(&fanout.topics, id, SHARDS).unwrap();
             assert_eq!((topic.tracked_from, topic.last_sequence), (5, 7));
             assert_eq!(topic.last_values.keys_len(), copies);
-            fanout.handle_close(id, &mut sessions, &mut logs);
+            fanout.handle_close(id, &mut sessions);
         }
         assert_eq!(fanout.settings.last_values.bytes_left, 1 << 20);
     }

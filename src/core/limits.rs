@@ -103,6 +103,9 @@ pub const POSITIONS_BYTES_MAX_DEFAULT: usize = 256 << 20;
 pub const MEMBERSHIPS_BYTES_MAX_DEFAULT: usize = 256 << 20;
 /// Bytes of a membership: 57 to 114 in its session's map, and 4 in its topic's list.
 pub const MEMBERSHIP_BYTES: usize = 120;
+/// Memberships beyond its subscriptions that a session may have however few the others leave: enough for the wildcards of a modest
+/// client. At most 960 bytes for each session that is admitted, beyond `--memberships-memory` if all others have used that up.
+pub const MEMBERSHIPS_OWN_MIN: usize = 8;
 /// Longest wildcard that homes always store individually, bytes.
 pub const LONG_WILDCARD_BYTES: usize = 48;
 /// Maximum bytes of longer wildcards that the homes store for each shard. Every home stores them all, so beyond this the shard
@@ -416,8 +419,14 @@ pub const INPUT_QUANTUM_BYTES: u32 = 16 << 10;
 pub const TURN_CONTROL_UNITS: usize = 8 << 10;
 /// Units of control work that one session may use before the next session's turn.
 pub const CONTROL_QUANTUM_UNITS: u32 = 2 << 10;
-/// Maximum wildcard subscriptions that go live at the same time: each tick checks all of them.
+/// Maximum wildcard subscriptions that walk over topics in turn. If there were more, small requests would wait longer for theirs.
 pub const JOINS_ACTIVE_MAX: usize = 16;
+/// Units after which a walk gives its place up to one that waits: a thousand topics joined. Sixteen such walks take 64 turns.
+pub const JOIN_PLACE_UNITS: usize = 16 * CONTROL_QUANTUM_UNITS as usize;
+/// Maximum walks under way, with those that have given their places up: the first tick of a topic after them checks each. Each takes
+/// about 100 bytes, and at most 12 for each topic that it has joined early. When there are so many, walks keep their places until
+/// they are done.
+pub const JOINS_MAX: usize = 4 * JOINS_ACTIVE_MAX;
 /// Topics of a wildcard that a session joins at once, if that fits into its quantum. If more match, it walks over the topics.
 pub const JOINED_AT_ONCE_MAX: usize = 64;
 /// Topics opened last that a shard remembers for searches under way. A search that more have overtaken counts as one that finds

@@ -180,7 +180,7 @@ impl Fanout {
     }
 
     /// Takes out the saved positions in a topic that has just been created, of sessions whose walk from saved positions is under
-    /// way: the walk passes over the topic, so it would not find them. O([`JOINS_ACTIVE_MAX`](crate::limits::JOINS_ACTIVE_MAX)).
+    /// way: the walk passes over the topic, so it would not find them. O([`JOINS_MAX`](crate::limits::JOINS_MAX)).
     pub(super) fn take_saved_positions(
         &mut self,
         topic: &EgressTopic,

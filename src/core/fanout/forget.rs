@@ -27,9 +27,15 @@ pub(super) struct Dropping {
 
 impl Fanout {
     /// Notes that a home has forgotten a topic whose last sequence was `last`. Its name may be reused at once; its members
-    /// leave in [`Fanout::leave_forgotten`].
-    pub fn handle_forget(&mut self, id: TopicId, last: u64, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        self.finish_opening(id, sessions, logs);
+    /// leave in [`Fanout::leave_forgotten`], once the topic is open.
+    pub fn handle_forget(&mut self, id: TopicId, last: u64) {
+        if self.openings.is_empty() || !self.openings.end_when_open(id, last) {
+            self.end_life(id, last);
+        }
+    }
+
+    /// Ends the life of a topic that is open.
+    pub(super) fn end_life(&mut self, id: TopicId, last: u64) {
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a home forgets topics that it has opened");
         };
@@ -141,8 +147,7 @@ impl Fanout {
         }
         let (mut frames, mut lost): (usize, Vec<(TopicId, Gap)>) = (0, Vec::new());
         sessions.with_outbox(slot, |session| {
-            let Some(log) = logs.of(session.format) else { return };
-            session.outbox.evict(log, |content, _, _| {
+            session.outbox.evict(logs.of(session.format), |content, _, _| {
                 frames += 1;
                 let (id, ticks) = (TopicId(content.topic()), content.ticks());
                 if topics.contains(&id.0) {
@@ -172,16 +177,17 @@ impl Fanout {
         }
         let (notices, tally) = (&self.scratch, &mut self.tally);
         sessions.with_outbox(slot, |session| {
-            let Some(log) = logs.of(session.format) else { return };
             // Before the frames are evicted: replies that follow them, such as the end of a subscription, must follow the
             // gap too.
             session.outbox.insert_before_frames(notices);
-            session.outbox.evict(log, |content, _, _| match topics.contains(&content.topic()) {
-                true => {
-                    tally.evicted += u64::from(content.is_tick());
-                    Verdict::Evict
+            session.outbox.evict(logs.of(session.format), |content, _, _| {
+                match topics.contains(&content.topic()) {
+                    true => {
+                        tally.evicted += u64::from(content.is_tick());
+                        Verdict::Evict
+                    }
+                    false => Verdict::Keep,
                 }
-                false => Verdict::Keep,
             });
         });
         // Notices cannot be evicted again: a session that reads nothing must not collect them for ever.

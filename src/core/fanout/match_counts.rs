@@ -182,7 +182,7 @@ mod tests {
         for place in 0..3 * UNCOUNTED_SPARE as u32 {
             let id = TopicId::new(place, ShardId(0), 1).unwrap();
             fanout.handle_open((id, 0), 1, 0, &format!("t.{place}"), &mut sessions, &mut logs);
-            fanout.handle_forget(id, 0, &mut sessions, &mut logs);
+            fanout.handle_forget(id, 0);
             assert!(fanout.match_counts.uncounted.len() <= UNCOUNTED_SPARE + 1);
         }
         let id = TopicId::new(3 * UNCOUNTED_SPARE as u32, ShardId(0), 1).unwrap();
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(counted(&fanout), 1);
         for place in 0..10 {
             let id = TopicId::new(place, ShardId(0), 1).unwrap();
-            fanout.handle_close(id, &mut sessions, &mut logs);
+            fanout.handle_close(id, &mut sessions);
         }
         assert_eq!(counted(&fanout), 1, "what was not counted is not taken off");
     }

@@ -5,23 +5,32 @@
 //! [`Fanout::advance_openings`], and what its home sends meanwhile waits here.
 //!
 //! ```text
-//!  Leaving ------> Losing ------> Joining ------> Delivering ------> open
-//!  members of      their frames   members         ticks, then requests
-//!  the last life   that wait                      for history
+//!  Waiting -------> Leaving ------> Losing ------> Joining ------> Delivering ------> open, or forgotten
+//!  for the last     members of      their frames   members         ticks, then requests
+//!  life to open     the last life   that wait                      for history
 //! ```
 //!
 //! Each topic has an owner, who created it. The owners take turns, so that nobody's topics wait for all topics of another. What
 //! waits for a topic is bounded: beyond that, its oldest ticks are lost, and its members learn of it by GAP. So a topic that
 //! opens delays no other topic. Its publishers have to wait as if it were open: each tick that comes is charged, and in the last
 //! stage the oldest one that waits is delivered for it. So what waits becomes less in each turn, however fast they are.
+//!
+//! If its home forgets a topic that is still opening, the opening goes on, because its members are owed what waits; the life ends
+//! after that. Whatever its home sends of the topic's next life meanwhile [waits](waiting): this shard does not know that life yet,
+//! as if the home's messages were late.
 
 mod arrivals;
 mod kept;
 mod order;
+mod waiting;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
-use self::{arrivals::Arrivals, order::Order};
+use self::{
+    arrivals::Arrivals,
+    order::Order,
+    waiting::{Endings, Forgotten, Unopened},
+};
 use super::{
     EgressLogs, Fanout, Subscription,
     topic::{Backlog, Life},
@@ -60,7 +69,8 @@ impl Default for OpeningUnits {
 /// The topics that are opening.
 ///
 /// Bound: `topics_max`, and [`OPENINGS_BYTES_MAX`](crate::limits::OPENINGS_BYTES_MAX) of waiting ticks.
-/// Invariant: `order` lists each topic of `by_topic` once, at its owner. `waiting_bytes` is the sum of `owner_bytes`.
+/// Invariant: `order` lists each topic of `by_topic` once, at its owner, except those that wait for their last life. `waiting_bytes` is
+/// the sum of `owner_bytes`.
 #[derive(Debug, Default)]
 pub(super) struct Openings {
     order: Order,
@@ -69,6 +79,7 @@ pub(super) struct Openings {
     waiting_bytes: usize,
     /// Bytes that wait for the topics of each owner that has any.
     owner_bytes: HashMap<u32, usize, rustc_hash::FxBuildHasher>,
+    endings: Endings,
     /// Ticks lost since they were last taken.
     lost: u64,
     units: OpeningUnits,
@@ -80,7 +91,7 @@ pub(super) struct Openings {
 
 /// A topic that is opening.
 #[derive(Debug)]
-struct Opening {
+pub(super) struct Opening {
     owner: u32,
     stage: Stage,
     /// What sessions recover before they go live.
@@ -93,9 +104,27 @@ struct Opening {
     lost: Option<(u64, u64)>,
     /// Sessions that request its history once it is open. Bound: its members, and those that have left it meanwhile.
     pulls: HashSet<SlotId, rustc_hash::FxBuildHasher>,
+    /// Set if its home has forgotten it meanwhile.
+    forgotten: Option<Forgotten>,
+    /// The topic's next lives in order, which wait for this one to open. Bound: each has a place in the table of its home.
+    next_lives: VecDeque<TopicId>,
 }
 
 impl Opening {
+    fn new(owner: u32, stage: Stage) -> Opening {
+        Opening {
+            owner,
+            stage,
+            backlogs: HashMap::new(),
+            waiting: Vec::new(),
+            delivered: 0,
+            lost: None,
+            pulls: HashSet::default(),
+            forgotten: None,
+            next_lives: VecDeque::new(),
+        }
+    }
+
     fn bytes(&self) -> usize {
         self.waiting.len() - self.delivered
     }
@@ -129,6 +158,8 @@ impl Opening {
 
 #[derive(Debug)]
 enum Stage {
+    /// The topic's last life is still opening.
+    Waiting(Box<Unopened>),
     /// The members of the topic's last life leave.
     Leaving { last: TopicId },
     /// What sessions still wait for of the last life is lost; `next` is the next slot.
@@ -151,17 +182,22 @@ impl Openings {
     /// Bytes of heap memory.
     fn heap_bytes(&self) -> usize {
         let of_topic = |opening: &Opening| {
-            let arrivals = match &opening.stage {
+            let of_stage = match &opening.stage {
+                Stage::Waiting(unopened) => unopened.heap_bytes(),
                 Stage::Joining(arrivals) => arrivals.heap_bytes(),
-                _ => 0,
+                Stage::Leaving { .. } | Stage::Losing { .. } | Stage::Delivering => 0,
             };
-            arrivals
+            of_stage
+                + opening.next_lives.capacity() * size_of::<TopicId>()
                 + opening.backlogs.capacity() * size_of::<(SessionId, Backlog)>()
                 + opening.pulls.capacity() * size_of::<SlotId>()
                 + opening.waiting.capacity()
         };
         let of_topics: usize = self.by_topic.values().map(of_topic).sum();
-        of_topics + self.order.heap_bytes() + self.by_topic.capacity() * size_of::<(TopicId, Opening)>()
+        of_topics
+            + self.endings.heap_bytes()
+            + self.order.heap_bytes()
+            + self.by_topic.capacity() * size_of::<(TopicId, Opening)>()
     }
 
     /// Takes the count of lost ticks.
@@ -209,7 +245,9 @@ impl Openings {
             topics.sort_unstable();
             topics.dedup();
             assert!(self.order.iter().all(is_listed), "only topics that open are in the order");
-            assert_eq!(topics.len(), self.by_topic.len(), "each topic that opens is in the order");
+            let waits = |opening: &&Opening| matches!(opening.stage, Stage::Waiting(_));
+            let waiting = self.by_topic.values().filter(waits).count();
+            assert_eq!(topics.len() + waiting, self.by_topic.len(), "each topic that opens is in the order");
             assert_eq!(topics.len(), self.order.iter().count(), "a topic is in the order once");
             assert!(self.order.owners_len() <= topics.len(), "an owner without topics has no turn");
             assert_eq!(
@@ -246,39 +284,38 @@ impl Fanout {
         (self.openings.units, self.openings.left) = (units, units.per_turn);
     }
 
-    /// Begins to open a topic that is in the tables. `owner`: whose work that is. `last`: the topic's last life, if this shard has
-    /// not dropped it yet. `backlogs`: what sessions recover in it, besides those that await it.
+    /// Begins to open a topic that is in the tables. `last`: the topic's last life, if this shard has not dropped it yet.
+    /// `backlogs`: what sessions recover in it, besides those that await it. `waiting`: whatever has waited for its last life to
+    /// open; then it opens in its owner's turn.
     pub(super) fn begin_opening(
         &mut self,
         (id, owner): (TopicId, u32),
         last: Option<TopicId>,
         backlogs: HashMap<SessionId, Backlog>,
+        waiting: Option<Opening>,
         sessions: &mut Sessions,
         logs: &mut EgressLogs,
     ) {
-        let mut opening = Opening {
-            owner,
-            stage: Stage::Delivering,
-            backlogs,
-            waiting: Vec::new(),
-            delivered: 0,
-            lost: None,
-            pulls: HashSet::default(),
-        };
-        match last {
-            None => opening.stage = self.begin_joining(id, &mut opening.backlogs, sessions),
+        let has_waited = waiting.is_some();
+        let mut opening = waiting.unwrap_or_else(|| Opening::new(owner, Stage::Delivering));
+        opening.backlogs = backlogs;
+        opening.stage = match last {
+            None => self.begin_joining(id, &mut opening.backlogs, sessions),
             Some(last) => {
                 if let Some(topic) = topic_mut(&mut self.topics, last, self.shards) {
                     topic.life = Life::Ended;
                 }
-                opening.stage = Stage::Leaving { last };
+                Stage::Leaving { last }
             }
-        }
-        let units = self.openings.units_at_once();
-        let (used, is_done) = self.advance_opening(id, &mut opening, units, sessions, logs, 0);
-        self.openings.left = self.openings.left.saturating_sub(used);
-        self.tally.units += used;
-        self.tally.opening_units += used as u64;
+        };
+        let is_done = !has_waited && {
+            let units = self.openings.units_at_once();
+            let (used, is_done) = self.advance_opening(id, &mut opening, units, sessions, logs, 0);
+            self.openings.left = self.openings.left.saturating_sub(used);
+            self.tally.units += used;
+            self.tally.opening_units += used as u64;
+            is_done
+        };
         if !is_done {
             self.openings.insert(id, opening);
             self.openings.order.push_back(owner, id);
@@ -304,34 +341,57 @@ impl Fanout {
                 continue;
             };
             let (owner, quantum) = (opening.owner, left.min(OPENING_QUANTUM_UNITS));
-            let (used, is_done) = self.advance_opening(id, &mut opening, quantum, sessions, logs, now_ns);
+            let (mut used, is_done) = self.advance_opening(id, &mut opening, quantum, sessions, logs, now_ns);
+            if is_done {
+                self.openings.order.pop_front();
+                used += self.end_opening(id, opening, sessions, logs);
+            } else {
+                self.openings.insert(id, opening);
+            }
             left = left.saturating_sub(used.max(1));
             self.tally.opening_units += used as u64;
-            match is_done {
-                true => self.openings.order.pop_front(),
-                false => self.openings.insert(id, opening),
-            }
             self.openings.order.end_turn(owner);
         }
         self.openings.invariants();
         true
     }
 
-    /// Finishes a topic's opening at once, because its home sends something that cannot wait: the end of its life, or that this
-    /// shard no longer needs it. Does nothing if the topic is open.
-    pub(super) fn finish_opening(&mut self, id: TopicId, sessions: &mut Sessions, logs: &mut EgressLogs) {
-        let Some(mut opening) = self.openings.remove(id) else { return };
-        self.openings.order.remove(opening.owner, id);
-        self.openings.invariants();
-        let now_ns = self.openings.now_ns;
-        self.advance_opening(id, &mut opening, usize::MAX, sessions, logs, now_ns);
-    }
-
     /// Finishes all openings at once, because the server stops.
     pub fn finish_openings(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs) {
+        let now_ns = self.openings.now_ns;
         while let Some(&id) = self.openings.order.front() {
-            self.finish_opening(id, sessions, logs);
+            self.openings.order.pop_front();
+            let Some(mut opening) = self.openings.remove(id) else {
+                debug_assert!(false, "each topic of the order is opening");
+                continue;
+            };
+            self.advance_opening(id, &mut opening, usize::MAX, sessions, logs, now_ns);
+            self.end_opening(id, opening, sessions, logs);
         }
+        self.openings.invariants();
+    }
+
+    /// Stops opening a topic that its home closes: no pattern of this shard matches it any more, so it has no members, and nobody is
+    /// owed what waits. Returns whether this shard does not know the topic, because it waits for its last life.
+    pub(super) fn abandon_opening(&mut self, id: TopicId, sessions: &mut Sessions) -> bool {
+        let Some(opening) = self.openings.remove(id) else { return false };
+        debug_assert!(opening.forgotten.is_none(), "a home closes no topic that it has forgotten");
+        if !matches!(opening.stage, Stage::Waiting(_)) {
+            self.openings.order.remove(opening.owner, id);
+        }
+        self.openings.invariants();
+        opening.pulls.into_iter().for_each(|slot| self.queue_pull(slot, sessions));
+        match opening.stage {
+            Stage::Waiting(_) => return true,
+            // The home may open the topic again before its last life has gone.
+            Stage::Leaving { last } | Stage::Losing { last, .. } => {
+                if let Some(topic) = topic_ref(&self.topics, last, self.shards) {
+                    self.forgotten_keys.insert(topic.key().into(), last);
+                }
+            }
+            Stage::Joining(_) | Stage::Delivering => {}
+        }
+        false
     }
 
     /// Prepares a session to join a topic before its turn: whatever it has of the last life ends first. Returns what the session
@@ -387,6 +447,10 @@ impl Fanout {
         let is_done = loop {
             let has_waiting = opening.has_waiting();
             match &mut opening.stage {
+                Stage::Waiting(_) => {
+                    debug_assert!(false, "a topic that waits for its last life is not in the order");
+                    break false;
+                }
                 Stage::Leaving { last } => {
                     let last = *last;
                     let topic = topic_ref(&self.topics, last, self.shards);
@@ -482,7 +546,7 @@ impl Fanout {
         // A walk under way joins it to the topic itself, with the positions of its own subscription.
         let joining = &self.joining;
         let has_joined =
-            |held: &&Subscription| !joining.iter().any(|walk| walk.walks_to(id, slot, held.entry));
+            |held: &&Subscription| !joining.iter().any(|walk| walk.walks_to(topic, slot, held.entry));
         let merged = wildcard::merged(
             Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports),
             &self.entries,

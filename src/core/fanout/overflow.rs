@@ -124,7 +124,7 @@ impl Fanout {
             let (subscriptions, principal) = (&session.subscriptions, session.principal.as_deref());
             // The merged delivery by each topic's wildcard groups, cached because many frames may belong to few topics.
             let mut of_groups: TopicMap<Option<Membership>> = TopicMap::default();
-            session.outbox.evict(log, |content, len, shared| {
+            session.outbox.evict(Some(log), |content, len, shared| {
                 let id = TopicId(content.topic());
                 let mut of_group = None;
                 let (membership, is_new) = match memberships.get_mut(id) {

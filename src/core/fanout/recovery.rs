@@ -63,6 +63,8 @@ impl Fanout {
     ) -> Option<Backlog> {
         let position = match start_from {
             StartFrom::Live => return None,
+            // Its home has forgotten its last value by the time when it may be asked, so the session gets the ticks that wait.
+            StartFrom::Latest if self.openings.is_forgotten(id) => return None,
             StartFrom::Latest => return Some(Backlog { backfill: Backfill::LastValues, from: 1 }),
             StartFrom::After(position) => position,
             StartFrom::SavedPositions { since_ns } => {

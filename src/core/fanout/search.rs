@@ -70,6 +70,11 @@ pub(super) struct RecentTopics {
 }
 
 impl RecentTopics {
+    /// Topics opened so far.
+    pub(super) fn opened(&self) -> u64 {
+        self.opened
+    }
+
     /// Notes a topic that has just opened.
     pub(super) fn push(&mut self, id: TopicId) {
         self.opened += 1;

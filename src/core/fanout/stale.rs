@@ -166,6 +166,9 @@ fn is_told(session: &Session) -> bool {
 impl Fanout {
     /// Handles the change of a topic's mark at its home. Its subscribers learn of it in [`Fanout::tell_stale`].
     pub fn handle_mark(&mut self, id: TopicId, mark: StaleMark) {
+        if !self.openings.is_empty() && self.openings.keep_mark(id, mark) {
+            return;
+        }
         let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else {
             return debug_assert!(false, "a home marks only topics that it has opened");
         };

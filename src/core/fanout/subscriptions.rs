@@ -298,9 +298,14 @@ impl Fanout {
         // The last subscriber may have left before the home answered.
         let Some(pending) = self.pending.get_mut(&request) else { return };
         pending.homes -= 1;
-        if pending.homes > 0 {
-            return;
+        let (homes, entry) = (pending.homes, pending.entry);
+        if homes == 0 && !self.waits_for_endings(request, entry) {
+            self.end_pending(request);
         }
+    }
+
+    /// Wakes the sessions that wait for a pattern. Does nothing if the last one has left.
+    pub(super) fn end_pending(&mut self, request: u32) {
         let Some(PendingEntry { entry: index, waiting, .. }) = self.pending.remove(&request) else { return };
         self.woken.extend(waiting);
         if self.pending.is_empty() {

@@ -92,6 +92,10 @@ pub(super) struct EgressTopic {
     pub(super) shared_len: u32,
     /// Stage of its life.
     pub(super) life: Life,
+    /// Its number, in the order in which this shard has opened topics, from 1.
+    pub(super) opened: u64,
+    /// The number of the last walk that has been compared with it, because it had a tick.
+    pub(super) walks_seen: u64,
     /// Whether the wildcards that match it have counted it.
     pub(super) is_counted: bool,
     /// State for its delivery to wildcard groups.
@@ -162,6 +166,8 @@ impl EgressTopic {
             groups: Vec::new(),
             shared_len: 0,
             life: Life::Current,
+            opened: 0,
+            walks_seen: 0,
             is_counted: false,
             wildcard: WildcardTopic::default(),
             is_homed_here,

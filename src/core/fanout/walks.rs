@@ -11,19 +11,21 @@ use std::collections::HashSet;
 
 use super::{
     EgressLogs, Fanout, StartFrom, Subscription,
-    topic::Life,
+    topic::{EgressTopic, Life},
     topic_mut, topic_ref,
     wildcard::{self, Matching},
 };
 use crate::{
     ids::{SessionId, SlotId},
-    limits::JOINS_ACTIVE_MAX,
+    limits::JOINS_MAX,
     session::table::Sessions,
 };
 use tickcast_proto::{ids::TopicId, pattern, subscription::Delivery};
 
 /// Units for joining or leaving one topic: some 700 ns, against 15 ns for a visit (bench/micro/control.rs).
 pub(super) const CHANGE_UNITS: usize = 32;
+/// Walks that a tick checks for one unit of delivery.
+const WALKS_PER_UNIT: usize = 4;
 /// Units for leaving a pattern that other sessions still hold.
 const LEAVE_UNITS: usize = 4;
 /// Memberships that a walk lists per unit.
@@ -37,12 +39,19 @@ const DEPARTURE_LISTED_MAX: usize = 256;
 /// early.
 #[derive(Debug)]
 pub(super) struct Joining {
+    /// Its number, in the order in which walks began, from 1.
+    number: u64,
+    /// Topics that this shard had opened before it began. Later ones need no joining: their members join them as they open, and
+    /// groups receive them from their first ticks.
+    opened: u64,
+    /// It began from saved positions.
+    from_saved: bool,
     slot: SlotId,
     entry: u32,
     /// The next topic: the index of its home, and its index there.
     next: (u16, u32),
     /// Topics joined before their turn, kept to the end of the walk: one that is still opening when the walk passes over it asks
-    /// later. Bound: the topics opened or published to during the walk.
+    /// later. Bound: the topics published to during the walk.
     early: HashSet<TopicId, rustc_hash::FxBuildHasher>,
 }
 
@@ -109,7 +118,7 @@ impl Departure {
 }
 
 impl Fanout {
-    /// Number of sessions that join the topics of a wildcard now. The caller keeps it within [`JOINS_ACTIVE_MAX`].
+    /// Number of sessions that join the topics of a wildcard now. The caller keeps it within [`JOINS_MAX`].
     pub fn joins_len(&self) -> usize {
         self.joining.len()
     }
@@ -186,8 +195,13 @@ impl Fanout {
             self.end_join(entry, slot, start_from, sessions, logs);
             return Begun::Done(units);
         }
-        debug_assert!(self.joining.len() < JOINS_ACTIVE_MAX, "each tick checks all walks");
-        self.joining.push(Joining { slot, entry, next: (0, 0), early: HashSet::default() });
+        debug_assert!(self.joining.len() < JOINS_MAX, "the first tick of a topic checks all walks");
+        self.walks_begun += 1;
+        let from_saved =
+            held.is_some_and(|(held, _)| matches!(held.start_from, StartFrom::SavedPositions { .. }));
+        let (number, opened) = (self.walks_begun, self.recent.opened());
+        let (next, early) = ((0, 0), HashSet::default());
+        self.joining.push(Joining { number, opened, from_saved, slot, entry, next, early });
         Begun::Join
     }
 
@@ -204,7 +218,8 @@ impl Fanout {
             debug_assert!(false, "a session that joins is on the list");
             return (1, false);
         };
-        let mut joining = self.joining.swap_remove(position);
+        // The others stay in the order of their numbers.
+        let mut joining = self.joining.remove(position);
         let Some(Subscription { start_from, .. }) = joining.subscription(sessions) else {
             debug_assert!(false, "a session that joins has the subscription");
             return (1, false);
@@ -222,8 +237,8 @@ impl Fanout {
             joining.next = if local as usize + 1 < of_home.len() { (home, local + 1) } else { (home + 1, 0) };
             let topic = of_home.get(local as usize).and_then(Option::as_ref);
             let topic = topic.filter(|topic| self.settings.exports.matches(&pattern, topic.key()));
-            let id = topic.filter(|topic| topic.life == Life::Current).map(|topic| topic.info.id);
-            if let Some(id) = id
+            let topic = topic.filter(|topic| topic.life == Life::Current && topic.opened <= joining.opened);
+            if let Some(id) = topic.map(|topic| topic.info.id)
                 && !joining.early.contains(&id)
             {
                 used += CHANGE_UNITS + subscriptions;
@@ -231,7 +246,7 @@ impl Fanout {
                 self.evict_overflowing(sessions, logs);
             }
         }
-        self.joining.push(joining);
+        self.joining.insert(position, joining);
         (used, true)
     }
 
@@ -251,13 +266,23 @@ impl Fanout {
         self.invariants(Some(entry));
     }
 
-    /// Joins a topic that has a tick to the sessions whose walk has not reached it yet. O([`JOINS_ACTIVE_MAX`]).
+    /// Joins a topic that has a tick to the sessions whose walk has not reached it yet. Each walk is compared with each topic once:
+    /// O(walks begun since the topic's last tick), at most [`JOINS_MAX`].
     pub(super) fn join_early(&mut self, id: TopicId, sessions: &mut Sessions, logs: &mut EgressLogs) {
         let Some(at) = self.topics.place(id, self.shards) else { return };
-        for index in 0..self.joining.len() {
+        let Some(topic) = topic_mut(&mut self.topics, id, self.shards) else { return };
+        let opened = topic.opened;
+        let seen = std::mem::replace(&mut topic.walks_seen, self.walks_begun);
+        let first = self.joining.partition_point(|joining| joining.number <= seen);
+        if first == self.joining.len() {
+            return;
+        }
+        self.tally.units += (self.joining.len() - first) / WALKS_PER_UNIT;
+        for index in first..self.joining.len() {
             let joining = &self.joining[index];
             let Some(topic) = topic_ref(&self.topics, id, self.shards) else { return };
-            let waits = at >= joining.next
+            let waits = opened <= joining.opened
+                && at >= joining.next
                 && !joining.early.contains(&id)
                 && self.entry_matches(joining.entry, topic.key());
             let (slot, entry, held) = (joining.slot, joining.entry, joining.subscription(sessions));
@@ -270,29 +295,18 @@ impl Fanout {
     }
 
     /// Sessions whose walk from saved positions is under way and whose pattern matches a topic, with the entry of the subscription.
-    /// O([`JOINS_ACTIVE_MAX`]).
+    /// O([`JOINS_MAX`]).
     pub(super) fn joining_from_saved_positions(
         &self,
         topic: &str,
         sessions: &Sessions,
     ) -> Vec<(SlotId, u32)> {
         let is_from_saved = |joining: &&Joining| {
-            let held = joining.subscription(sessions);
+            let held = joining.from_saved.then(|| joining.subscription(sessions)).flatten();
             held.is_some_and(|held| matches!(held.start_from, StartFrom::SavedPositions { .. }))
                 && self.entry_matches(joining.entry, topic)
         };
         self.joining.iter().filter(is_from_saved).map(|joining| (joining.slot, joining.entry)).collect()
-    }
-
-    /// Notes that a new topic needs no joining: its members have joined it, and groups receive it from its first tick.
-    pub(super) fn note_joined(&mut self, id: TopicId, key: &str) {
-        let matching = Matching::new(&self.patterns, self.tenant_highest, &self.settings.exports);
-        for joining in &mut self.joining {
-            let entry = self.entries[joining.entry as usize].as_ref();
-            if entry.is_some_and(|entry| entry.matches(matching, key)) {
-                joining.early.insert(id);
-            }
-        }
     }
 
     /// Joins a session to a topic through a live subscription. Changes nothing if the session already receives the topic; a
@@ -482,7 +496,7 @@ impl Fanout {
     }
 
     /// Begins the departure of a session that has ended; `leaving` is the entry of a walk that [`Fanout::begin_leave`] began
-    /// and that is not done. O([`JOINS_ACTIVE_MAX`]).
+    /// and that is not done. O([`JOINS_MAX`]).
     pub fn begin_departure(&mut self, session: SessionId, leaving: Option<u32>) -> Departure {
         self.joining.retain(|joining| joining.slot != session.slot());
         Departure { session, topics: Vec::new().into_iter(), leaving }
@@ -538,8 +552,10 @@ impl Fanout {
 impl Joining {
     /// Whether it is the walk of a session's subscription, and is still to join the session to a topic, because it began after
     /// the topic was opened.
-    pub(super) fn walks_to(&self, id: TopicId, slot: SlotId, entry: u32) -> bool {
-        (self.slot, self.entry) == (slot, entry) && !self.early.contains(&id)
+    pub(super) fn walks_to(&self, topic: &EgressTopic, slot: SlotId, entry: u32) -> bool {
+        (self.slot, self.entry) == (slot, entry)
+            && topic.opened <= self.opened
+            && !self.early.contains(&topic.info.id)
     }
 
     /// The session's subscription.

@@ -342,7 +342,7 @@ mod tests {
             // The header has 10 bytes.
             assert_eq!(session.outbox.cut_rest as usize, long.len() + 10 - SEND_BYTES_MAX);
             if thins_out {
-                session.outbox.evict(&log, |_, _, _| Verdict::Evict);
+                session.outbox.evict(Some(&log), |_, _, _| Verdict::Evict);
             }
             let mut notice = Vec::new();
             Framing::WebSocketBatch.write(MessageType::Text, b"notice", &mut notice);

@@ -17,17 +17,28 @@ pub enum Verdict {
 impl Outbox {
     /// Removes frames of topics from the outbox, starting with the oldest: those for which `judge` says evict, up to the first
     /// [`Verdict::KeepRest`]. `judge` gets the frame's identity, its length, and its range if it is shared. A partly sent frame
-    /// is kept; its rest becomes private bytes. O(frames judged), plus a copy of the private bytes.
-    pub fn evict(&mut self, log: &EgressLog, mut judge: impl FnMut(Content, u32, Option<Range>) -> Verdict) {
+    /// is kept; its rest becomes private bytes. `log`: that of the session's wire format; `None` while nothing has been appended in
+    /// it, so that only private frames wait. O(frames judged), plus a copy of the private bytes.
+    pub fn evict(
+        &mut self,
+        log: Option<&EgressLog>,
+        mut judge: impl FnMut(Content, u32, Option<Range>) -> Verdict,
+    ) {
         self.seal();
         let Backlog { segments, private: old, private_start } = std::mem::take(self.backlog_mut());
         let mut old = &old[private_start..];
         let (mut rest_kept, mut first) = (false, true);
         for segment in segments {
             let begun = std::mem::take(&mut first) && self.is_mid_frame();
-            match segment {
-                Segment::Shared(range) if rest_kept => self.backlog_mut().append_range(log, range),
-                Segment::Shared(mut range) => {
+            match (segment, log) {
+                (Segment::Shared(range), None) => {
+                    debug_assert!(false, "a range was appended to the log");
+                    self.bytes -= range.len as usize;
+                }
+                (Segment::Shared(range), Some(log)) if rest_kept => {
+                    self.backlog_mut().append_range(log, range);
+                }
+                (Segment::Shared(mut range), Some(log)) => {
                     if begun && !log.is_overwritten(range.start) {
                         let rest = Range { start: range.start, len: self.cut_rest };
                         let kept = self.backlog_mut();
@@ -39,7 +50,7 @@ impl Outbox {
                     }
                     rest_kept = self.evict_range(log, range, &mut judge);
                 }
-                Segment::Reply(_) | Segment::Private { .. } | Segment::Notice { .. } => {
+                (Segment::Reply(_) | Segment::Private { .. } | Segment::Notice { .. }, _) => {
                     let len = segment.len();
                     let (bytes, rest) = old.split_at(len as usize);
                     old = rest;

@@ -1,20 +1,21 @@
 //! The number of memberships of all sessions of a shard, and its bound.
 
 use super::{Session, table::Sessions};
-use crate::{fanout::Subscription, ids::SlotId};
+use crate::{fanout::Subscription, ids::SlotId, limits::MEMBERSHIPS_OWN_MIN};
 
 /// Memberships of all sessions.
 ///
 /// Each session may have as many as it has subscriptions: that covers exact names, which need one each. Wildcards may need one for
 /// each topic. What a session has beyond its subscriptions comes from a pool, and a session may take as much of it as it leaves to
 /// all others (dynamic thresholds: Choudhury and Hahne, 1998). So a session that wants all of it gets half, and whoever comes next
-/// finds some.
+/// finds some. With very many greedy sessions, what they leave tends to nothing, so each session may have [`MEMBERSHIPS_OWN_MIN`]
+/// whatever the others have.
 #[derive(Debug)]
 pub(super) struct MembershipsCount {
     len: usize,
     /// Memberships beyond the subscriptions of their sessions.
     pooled: usize,
-    /// Bound of the pool.
+    /// Bound of the pool, which only the minimum of each session exceeds.
     max: usize,
     /// Memberships refused since they were last taken.
     refused: u64,
@@ -48,11 +49,13 @@ impl Sessions {
         self.memberships.len
     }
 
-    /// How many more memberships of the pool a session may take now: as long as it has fewer than it leaves to all others.
+    /// How many more memberships of the pool a session may take now: as long as it has fewer than it leaves to all others, or than
+    /// its minimum.
     pub fn memberships_in_pool(&self, slot: SlotId) -> usize {
         let free = self.memberships.max.saturating_sub(self.memberships.pooled);
+        let own = self.get(slot).map_or(0, pooled);
         // Each one that it takes is also one less for the others.
-        free.saturating_sub(self.get(slot).map_or(0, pooled)).div_ceil(2)
+        free.saturating_sub(own).div_ceil(2).max(MEMBERSHIPS_OWN_MIN.saturating_sub(own))
     }
 
     /// How many more memberships a session may have now.

@@ -158,15 +158,15 @@ fn nothing_follows_a_frame_that_was_begun_and_is_overwritten() {
 }
 
 #[test]
-fn an_evicted_notice_accounts_for_every_tick_however_many() {
-    let (mut session, log) = (session(), EgressLog::new(1000));
+fn an_evicted_notice_accounts_for_every_tick_even_before_there_is_a_log() {
+    let mut session = session();
     let skipped = |from, to| Gap { from: Sequence(from), to: Sequence(to) };
     let notices = [skipped(1, 3), skipped(3, 3 + (1 << 32)), skipped(7 + (1 << 32), (1 << 53) - 1)];
     for skipped in notices {
         session.push_private(Content::Notice { topic: 5, skipped }, |out| out.extend_from_slice(b"notice"));
     }
     let mut evicted = Vec::new();
-    session.outbox.evict(&log, |content, _, _| {
+    session.outbox.evict(None, |content, _, _| {
         evicted.push(content.ticks());
         Verdict::Evict
     });

@@ -31,13 +31,15 @@ pub(super) struct Control {
     queue: FairQueue,
     /// All sessions with work, including those that wait for a home. Bound: one entry per session.
     flows: HashMap<SlotId, Flow, rustc_hash::FxBuildHasher>,
-    /// Sessions that wait until fewer others walk over topics, with the numbers of their searches: the one that has waited longest
-    /// first. Bound: one entry per session, and those of ended sessions until their turn.
+    /// Sessions that wait for a place to walk over topics, with the numbers of their searches, or of giving it up: the one that has
+    /// waited longest first. Bound: one entry per session, and those of ended sessions until their turn.
     join_waiters: VecDeque<(u64, SessionId)>,
     /// Searches begun so far.
     searches: u64,
     /// Sessions that may begin to walk and have not begun yet.
     joins_granted: usize,
+    /// Sessions whose walk has given up its place. Bound: [`JOINS_MAX`](crate::limits::JOINS_MAX).
+    joins_suspended: usize,
     /// Units that the rest of the turn may use.
     units_left: usize,
     /// Ended sessions that are leaving their topics. Bound: one entry per session.
@@ -54,6 +56,8 @@ struct Flow {
     operations: VecDeque<Operation>,
     progress: Progress,
     join_state: JoinState,
+    /// Units of its walk since it got its place.
+    walked: usize,
 }
 
 #[derive(Debug)]
@@ -97,6 +101,7 @@ impl Control {
             join_waiters: VecDeque::new(),
             searches: 0,
             joins_granted: 0,
+            joins_suspended: 0,
             units_left: TURN_CONTROL_UNITS,
             departures: VecDeque::new(),
             departure_units_left: TURN_DEPARTURE_UNITS,
@@ -152,6 +157,7 @@ impl Control {
             operations: VecDeque::new(),
             progress: Progress::Idle,
             join_state: JoinState::default(),
+            walked: 0,
         });
         debug_assert_eq!(flow.session, session, "a flow goes with its session");
         flow.operations.push_back(operation);
@@ -282,12 +288,15 @@ impl Shard {
     fn advance_flow(&mut self, flow: &mut Flow, slot: SlotId, units: usize, now: Now) -> (usize, Served) {
         match &mut flow.progress {
             Progress::Idle => self.begin_operation(flow, slot, units, now),
+            Progress::Joining { .. } if matches!(flow.join_state, JoinState::Suspended) => (1, Served::Waits),
             Progress::Joining { update } => {
                 let (used, has_more) =
                     self.fanout.advance_join(slot, units, &mut self.sessions, &mut self.logs);
                 if has_more {
-                    return (used, Served::More);
+                    let gives_up = self.control.gives_place_up(flow, used, self.fanout.joins_len());
+                    return (used, if gives_up { Served::Waits } else { Served::More });
                 }
+                flow.walked = 0;
                 match update.take() {
                     None => flow.progress = Progress::Idle,
                     Some((request, pattern)) => {

@@ -241,12 +241,12 @@ impl Shard {
             }
             Kind::Unsubscribed => {
                 self.charge(NEW_TOPIC_UNITS);
-                self.fanout.handle_close(id, &mut self.sessions, &mut self.logs);
+                self.fanout.handle_close(id, &mut self.sessions);
             }
             Kind::Forget => {
                 self.charge(NEW_TOPIC_UNITS);
                 let last = frame.header.sequence;
-                self.fanout.handle_forget(id, last, &mut self.sessions, &mut self.logs);
+                self.fanout.handle_forget(id, last);
             }
             Kind::Stale => {
                 let Ok(Condition { state, since_ns, .. }) = frame.record::<Condition>() else {
@@ -326,7 +326,7 @@ impl Shard {
                 });
             }
             InterestEvent::Close(shard, topic) if shard == own => {
-                fanout.handle_close(topic.id, sessions, logs);
+                fanout.handle_close(topic.id, sessions);
             }
             InterestEvent::Close(shard, topic) => {
                 let meta = HeaderFields { topic_id: topic.id.0, ..HeaderFields::default() };
@@ -335,7 +335,7 @@ impl Shard {
                 });
             }
             InterestEvent::Forget(shard, topic) if shard == own => {
-                fanout.handle_forget(topic.id, topic.sequence.0, sessions, logs);
+                fanout.handle_forget(topic.id, topic.sequence.0);
             }
             InterestEvent::Forget(shard, topic) => {
                 stages.push_delivery(shard, |out| encode_forget(out, topic.id, topic.sequence));
@@ -468,6 +468,8 @@ fn encode_mark(out: &mut Vec<u8>, id: TopicId, mark: StaleMark) {
 
 #[cfg(test)]
 mod budget_tests;
+#[cfg(test)]
+mod forgotten_opening_tests;
 #[cfg(test)]
 mod opening_flood_tests;
 #[cfg(test)]

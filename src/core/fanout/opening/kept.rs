@@ -72,6 +72,7 @@ impl Fanout {
         let id = TopicId(tick.header.topic_id);
         let last = match self.openings.by_topic.get(&id).map(|opening| &opening.stage) {
             Some(Stage::Leaving { last } | Stage::Losing { last, .. }) => Some(*last),
+            Some(Stage::Waiting(unopened)) => self.by_key.get(unopened.key()).copied(),
             _ => None,
         };
         if self.openings.delivers(id)

@@ -1,13 +1,15 @@
 //! Which sessions may join the topics of a wildcard, and when.
 //!
 //! Each session first searches for the topics, in turn with the others. If they are few, it joins them at once. If they are many,
-//! it waits for one of the places for walks, behind those that have waited longer.
+//! it waits for one of the places for walks, behind those that have waited longer. A walk that has had its place for long gives it
+//! up to one that waits, and continues where it was when its turn comes again. Its subscription has been acknowledged, so a tick
+//! looks at it as at those that have places.
 
 use super::{Control, Flow, Operation, Served, Shard};
 use crate::{
     fanout::{Found, Search},
     ids::SlotId,
-    limits::JOINS_ACTIVE_MAX,
+    limits::{JOIN_PLACE_UNITS, JOINS_ACTIVE_MAX, JOINS_MAX},
     now::Now,
 };
 use tickcast_proto::ids::TopicId;
@@ -24,6 +26,8 @@ pub(super) enum JoinState {
     Waits,
     /// It may.
     Granted,
+    /// It has given up the place of its walk, and is on the list of those that wait.
+    Suspended,
 }
 
 impl JoinState {
@@ -31,7 +35,7 @@ impl JoinState {
     pub(super) fn heap_bytes(&self) -> usize {
         match self {
             JoinState::Searches(search, _) => size_of::<Search>() + search.heap_bytes(),
-            JoinState::None | JoinState::Waits | JoinState::Granted => 0,
+            JoinState::None | JoinState::Waits | JoinState::Granted | JoinState::Suspended => 0,
         }
     }
 }
@@ -47,29 +51,57 @@ pub(super) enum Joins {
 }
 
 impl Control {
-    /// Lets those that have waited longest begin to join topics. `active`: sessions that join now.
-    pub(super) fn grant_joins(&mut self, active: usize) {
-        while active + self.joins_granted < JOINS_ACTIVE_MAX
-            && let Some((_, session)) = self.join_waiters.pop_front()
+    /// Lets those that have waited longest begin to join topics, or continue. `walks`: sessions whose walk is under way, with those
+    /// that have no place.
+    pub(super) fn grant_joins(&mut self, walks: usize) {
+        while walks + self.joins_granted < JOINS_ACTIVE_MAX + self.joins_suspended
+            && let Some(&(_, session)) = self.join_waiters.front()
         {
             let flow = self.flows.get_mut(&session.slot()).filter(|flow| flow.session == session);
-            if let Some(flow) = flow.filter(|flow| matches!(flow.join_state, JoinState::Waits)) {
-                flow.join_state = JoinState::Granted;
-                self.joins_granted += 1;
-                self.queue.push(session.slot());
+            match flow.map(|flow| &mut flow.join_state) {
+                // It goes on once another walk is done.
+                Some(JoinState::Waits) if walks + self.joins_granted >= JOINS_MAX => return,
+                Some(state @ JoinState::Waits) => {
+                    *state = JoinState::Granted;
+                    self.joins_granted += 1;
+                    self.queue.push(session.slot());
+                }
+                Some(state @ JoinState::Suspended) => {
+                    *state = JoinState::None;
+                    self.joins_suspended -= 1;
+                    self.queue.push(session.slot());
+                }
+                _ => {}
             }
+            self.join_waiters.pop_front();
         }
     }
 
     /// Whether a session need not wait; nobody overtakes those that do.
-    fn has_place(&self, active: usize) -> bool {
-        self.join_waiters.is_empty() && active + self.joins_granted < JOINS_ACTIVE_MAX
+    fn has_place(&self, walks: usize) -> bool {
+        self.join_waiters.is_empty() && walks + self.joins_granted < JOINS_ACTIVE_MAX + self.joins_suspended
     }
 
     /// Notes that a session begins what it waited for, or never will.
     pub(super) fn end_wait(&mut self, flow: &mut Flow) {
         let state = std::mem::take(&mut flow.join_state);
         self.joins_granted -= usize::from(matches!(state, JoinState::Granted));
+        self.joins_suspended -= usize::from(matches!(state, JoinState::Suspended));
+    }
+
+    /// Notes that a walk has used these units and is not done. Returns whether it gives its place up, because it has had it for long
+    /// and others wait. Memory for those without a place is bounded: [`JOINS_MAX`].
+    pub(super) fn gives_place_up(&mut self, flow: &mut Flow, used: usize, walks: usize) -> bool {
+        flow.walked += used;
+        if flow.walked < JOIN_PLACE_UNITS || self.join_waiters.is_empty() || walks >= JOINS_MAX {
+            return false;
+        }
+        flow.walked = 0;
+        flow.join_state = JoinState::Suspended;
+        self.joins_suspended += 1;
+        self.searches += 1;
+        self.join_waiters.push_back((self.searches, flow.session));
+        true
     }
 }
 
@@ -89,6 +121,11 @@ impl Shard {
             JoinState::None | JoinState::Searches(..) => {
                 self.control.searches += 1;
                 (self.fanout.begin_search(entry).into(), self.control.searches)
+            }
+            JoinState::Suspended => {
+                debug_assert!(false, "an operation begins after the walk of the one before it");
+                flow.join_state = JoinState::Suspended;
+                return (1, Err(Served::Waits));
             }
             JoinState::Granted => {
                 flow.join_state = JoinState::Granted;

@@ -5,7 +5,8 @@ use crate::{
     config::Limits,
     ids::SlotId,
     limits::{
-        CONTROL_QUANTUM_UNITS, JOINS_ACTIVE_MAX, RECENT_TOPICS_MAX, TURN_CONTROL_UNITS, TURN_INTEREST_UNITS,
+        CONTROL_QUANTUM_UNITS, JOIN_PLACE_UNITS, JOINED_AT_ONCE_MAX, JOINS_ACTIVE_MAX, RECENT_TOPICS_MAX,
+        TURN_CONTROL_UNITS, TURN_INTEREST_UNITS,
     },
     shard::ListenerKind,
     testing::{Driver, frame, hello},
@@ -130,7 +131,45 @@ fn a_session_with_few_topics_is_served_while_others_walk_over_all() {
     let turns = turns_until_served(&mut driver, 1);
     println!("{turns} turns without");
     assert!(turns <= INTEREST_TURNS + rounds * round + HISTORY_TURNS, "{turns} turns");
-    assert_eq!(driver.shard.fanout.joins_len(), JOINS_ACTIVE_MAX, "the others still walk");
+    let (walks, control) = (driver.shard.fanout.joins_len(), &driver.shard.control);
+    let with_place = walks + control.joins_granted - control.joins_suspended;
+    assert_eq!(with_place, JOINS_ACTIVE_MAX, "the others still walk");
+}
+
+#[test]
+fn walks_that_have_had_their_places_for_long_take_turns_with_those_that_wait() {
+    let mut driver = driver(TOPICS);
+    publish(&mut driver, (0..2 * JOINED_AT_ONCE_MAX).map(|topic| format!("mid.{topic}")));
+    finish(&mut driver);
+    begin_walks(&mut driver);
+    subscribe(&mut driver, NEWCOMER, "mid.*", paced(0));
+    let turns = turns_until_served(&mut driver, 0);
+    println!("{turns} turns");
+    // Each of the others has its place once: a walk over all topics takes many times as long.
+    let round = WALKERS as usize * JOIN_PLACE_UNITS / TURN_CONTROL_UNITS;
+    assert!(turns <= 3 * round / 2, "{turns} turns");
+    // Those without a place get every tick too: their subscriptions have been acknowledged.
+    let (walks, suspended) = (driver.shard.fanout.joins_len(), driver.shard.control.joins_suspended);
+    assert!(suspended >= JOINS_ACTIVE_MAX && walks <= WALKERS as usize + 1, "{suspended} of {walks} wait");
+    driver.sent.clear();
+    publish(&mut driver, [format!("n.{}", TOPICS - 1)].into_iter());
+    driver.turn();
+    let has_tick = |bytes: &[u8]| {
+        let mut rest = bytes;
+        while let Ok(Step::Complete(used, frame)) = frame::decode(rest, usize::MAX) {
+            rest = &rest[used..];
+            if frame.kind == Kind::Tick {
+                return true;
+            }
+        }
+        false
+    };
+    let mut served: Vec<u32> =
+        driver.sent.iter().filter(|(_, bytes)| has_tick(bytes)).map(|(slot, _)| *slot).collect();
+    served.retain(|slot| (1..=WALKERS).contains(slot));
+    served.sort_unstable();
+    served.dedup();
+    assert_eq!(served.len(), WALKERS as usize, "each has begun its walk");
 }
 
 #[test]
@@ -165,5 +204,6 @@ fn sessions_that_end_while_they_search_or_wait_leave_nothing_behind() {
     finish(&mut driver);
     let control = &driver.shard.control;
     assert_eq!((control.flows.len(), control.joins_granted, control.join_waiters.len()), (0, 0, 0));
+    assert_eq!(control.joins_suspended, 0);
     assert_eq!(driver.shard.sessions.memberships_len(), 0);
 }

@@ -85,16 +85,18 @@ pub(super) fn pass_until_forgotten(driver: &mut Driver) {
 pub(super) struct Reader {
     input: Vec<u8>,
     /// By id, as announced: the topic's name, and the number of its life.
-    announced: HashMap<u32, (String, u32)>,
+    pub(super) announced: HashMap<u32, (String, u32)>,
     /// The latest life of each topic, and its last sequence received or announced as skipped.
     pub(super) last: HashMap<String, (u32, u64)>,
     pub(super) ticks: usize,
     /// Ticks announced as lost.
     pub(super) lost: u64,
+    /// Ticks announced as conflated.
+    pub(super) conflated: u64,
 }
 
 impl Reader {
-    fn read(&mut self, bytes: &[u8]) {
+    pub(super) fn read(&mut self, bytes: &[u8]) {
         self.input.extend_from_slice(bytes);
         let input = std::mem::take(&mut self.input);
         let mut rest = &input[..];
@@ -106,9 +108,9 @@ impl Reader {
                 let lives = self.announced.values().filter(|(known, _)| *known == name).count() as u32;
                 self.announced.entry(id).or_insert((name, lives + 1));
             }
-            if frame.kind == Kind::Gap {
+            if let Kind::Gap | Kind::Conflated = frame.kind {
                 let SkippedRange { from, to } = frame.record().unwrap();
-                self.lost += to - from;
+                *(if frame.kind == Kind::Gap { &mut self.lost } else { &mut self.conflated }) += to - from;
             }
             if let Kind::Tick | Kind::Gap | Kind::Conflated = frame.kind {
                 let (name, life) = self.announced.get(&id).expect("a topic is announced before its ticks");
@@ -406,37 +408,6 @@ fn a_stop_delivers_what_waits_for_a_topic_to_open() {
         readers.entry(slot).or_default().read(&bytes);
     }
     assert!((1..=20).all(|slot| readers[&slot].ticks == 1));
-}
-
-#[test]
-fn a_topic_that_its_home_forgets_or_closes_while_it_opens_is_opened_first() {
-    for forgets in [true, false] {
-        let mut driver = driver();
-        for slot in 1..=30 {
-            driver.accept(slot, ListenerKind::Native, &hello());
-            subscribe(&mut driver, slot, if forgets { "t.*" } else { "t.0" }, paced(Policy::Conflate));
-        }
-        finish(&mut driver);
-        driver.sent.clear();
-        driver.shard.set_opening_units(FEW);
-        publish(&mut driver, "t.0", b"first");
-        driver.turn();
-        assert!(driver.shard.fanout.opens_topics());
-        if forgets {
-            pass_until_forgotten(&mut driver);
-        } else {
-            for slot in 1..=30 {
-                driver.receive(slot, &frame(Kind::Unsubscribe, &Request::default(), b"t.0"));
-            }
-            // The walk at the home closes the topic.
-            for _ in 0..200 {
-                driver.turn();
-            }
-        }
-        assert!(!driver.shard.fanout.opens_topics());
-        finish(&mut driver);
-        assert_eq!(driver.shard.fanout.topics_len(), 0);
-    }
 }
 
 /// Sessions subscribe, change, fall behind, leave and come back at random while the topics' lives end and begin.

@@ -6,7 +6,7 @@ use super::wildcard_tests::{
 use crate::{
     config::Limits,
     ids::SlotId,
-    limits::MEMBERSHIP_BYTES,
+    limits::{MEMBERSHIP_BYTES, MEMBERSHIPS_OWN_MIN},
     metrics::counters::Counter,
     shard::ListenerKind,
     testing::{Driver, hello},
@@ -136,6 +136,37 @@ fn a_greedy_session_takes_no_memberships_from_modest_ones() {
         let session = driver.shard.sessions.open_mut(SlotId(slot)).unwrap();
         assert_eq!(session.memberships.len(), 2 * OWN);
     }
+}
+
+#[test]
+fn a_modest_session_has_its_minimum_however_many_greedy_ones_there_are() {
+    const ROOM: usize = 100;
+    const GREEDY: u32 = 200;
+    let modest = READER + GREEDY;
+    let mut driver =
+        Driver::new(Limits { memberships_bytes_max: ROOM * MEMBERSHIP_BYTES, ..Limits::default() });
+    for slot in PUBLISHER..=modest {
+        driver.accept(slot, ListenerKind::Native, &hello());
+    }
+    for group in 0..20 {
+        (0..4).for_each(|topic| publish(&mut driver, &format!("g.{group}.{topic}")));
+    }
+    // One membership is that of the subscription.
+    (0..=MEMBERSHIPS_OWN_MIN).for_each(|topic| publish(&mut driver, &format!("m.{topic}")));
+    for slot in READER..modest {
+        for group in 0..20 {
+            subscribe(&mut driver, slot, &format!("g.{group}.*"), paced());
+        }
+        assert_eq!(error_of(&mut driver, slot), 103, "it takes what there is");
+    }
+    let greedy_len = driver.shard.sessions.memberships_len();
+    assert_eq!(driver.shard.sessions.memberships_in_pool(SlotId(modest)), MEMBERSHIPS_OWN_MIN);
+    subscribe(&mut driver, modest, "m.*", paced());
+    assert_eq!(error_of(&mut driver, modest), 0);
+    assert_eq!(driver.shard.sessions.memberships_len(), greedy_len + MEMBERSHIPS_OWN_MIN + 1);
+    subscribe(&mut driver, modest, "g.0.*", paced());
+    assert_eq!(error_of(&mut driver, modest), 103, "no more than its minimum");
+    driver.shard.sessions.check_memberships();
 }
 
 #[test]
