@@ -31,10 +31,11 @@ fn source(server: &Server, name: &str) -> Value {
     found.unwrap().clone()
 }
 
-fn wait_until_both_run(server: &Server) {
+fn wait_until_both_run(server: &Server, engines: [&Nats; 2]) {
     for name in ["primary", "fallback"] {
         eventually(name, || source(server, name)["state"] == "running");
     }
+    engines.iter().for_each(|nats| nats.wait_for_subscriber("t.a"));
 }
 
 #[test]
@@ -44,7 +45,7 @@ fn a_silent_primary_is_replaced_and_returns_with_every_message_once_and_no_clien
     let keys =
         "stale_after = '1s'\nreturn_after = '1s'\nstatus_topic = 'status.feed'\nmap = { id = '{json:}' }";
     let server = serve("failover-silent", &config(&primary, &fallback, keys));
-    wait_until_both_run(&server);
+    wait_until_both_run(&server, [&primary, &fallback]);
     let collectors = FORMATS.map(|format| Collector::start(&server, format, &["t.>"]));
     let status = Collector::start(&server, WireFormat::WEBSOCKET_JSON, &["status.>"]);
     let mut next = 0_u32;
@@ -101,7 +102,7 @@ fn a_primary_that_ends_is_replaced_at_once_and_readiness_depends_on_the_group() 
     // Without ids: what the standby reads is dropped.
     let keys = "stale_after = '1h'\nreturn_after = '1h'\nrequired = true";
     let server = serve("failover-down", &config(&primary, &fallback, keys));
-    wait_until_both_run(&server);
+    wait_until_both_run(&server, [&primary, &fallback]);
     let admin = server.admin.unwrap();
     let readiness = || request(admin, "GET", "/readyz").status;
     let collector = Collector::start(&server, WireFormat::WEBSOCKET_JSON, &["t.>"]);
@@ -118,6 +119,7 @@ fn a_primary_that_ends_is_replaced_at_once_and_readiness_depends_on_the_group() 
     primary.restart();
     eventually("the primary takes over, without its hour", || source(&server, "primary")["active"] == true);
     eventually("ready", || readiness() == 200);
+    primary.wait_for_subscriber("t.a");
     primary.publish("t.a", ["3".to_owned()].into_iter());
     collector.wait_for(3);
     assert_eq!(payloads(&collector.finish(), "t.a"), [1, 2, 3]);
@@ -131,7 +133,7 @@ fn what_a_standby_holds_is_published_when_it_takes_over_without_another_message(
         (Nats::start("failover-held-primary", &[]), Nats::start("failover-held-fallback", &[]));
     let keys = "stale_after = '1h'\nreturn_after = '1s'\nmap = { id = '{json:}' }";
     let server = serve("failover-held", &config(&primary, &fallback, keys));
-    wait_until_both_run(&server);
+    wait_until_both_run(&server, [&primary, &fallback]);
     eventually("the primary publishes", || source(&server, "primary")["active"] == true);
     let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["t.>"]);
     fallback.publish("t.a", numbers(0..10));

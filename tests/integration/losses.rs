@@ -195,6 +195,7 @@ fn a_queue_gets_each_message_once_although_two_of_its_subjects_match() {
     );
     wait_for_state(&server, "running");
     let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &["t.>"]);
+    nats.wait_for_subscriber("t.a");
     nats.publish("t.a", numbers(0..100));
     nats.publish("t.b", numbers(0..1));
     collector.wait_for(101);

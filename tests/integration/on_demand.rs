@@ -94,7 +94,7 @@ impl Upstream for Redis {
 }
 
 fn nats(name: &str) -> Nats {
-    Nats::start(name, &["-m", "-1"])
+    Nats::start(name, &[])
 }
 
 /// A client that subscribes to one topic, and whether its place was recovered, if it gave one.

@@ -78,6 +78,7 @@ fn a_capture_through_nats_reaches_every_kind_of_client_whole_and_in_order() {
     let collectors = FORMATS.map(|format| Collector::start(&server, format, &["market.>"]));
     let mut expected = ByTopic::new();
     let count = 6_000;
+    nats.wait_for_subscriber("in.0.px");
     nats.with(async |client| {
         for number in 0..count {
             let venue = number % 7;
@@ -117,6 +118,7 @@ fn what_does_not_map_is_counted_logged_and_skipped() {
     wait_for_state(&server, "running");
     let collector = Collector::start(&server, WireFormat::TCP_NATIVE, &[">"]);
     let good = r#"{"s":"a"}"#;
+    nats.wait_for_subscriber("in.x");
     for payload in ["not JSON", "{}", r#"{"s":"b c"}"#, good] {
         nats.publish("in.x", [payload.to_owned()].into_iter());
     }
@@ -146,6 +148,7 @@ fn an_engine_that_is_absent_at_the_start_is_read_once_it_is_there() {
     });
     nats.restart();
     wait_for_state(&server, "running");
+    nats.wait_for_subscriber("t.a");
     nats.publish("t.a", numbers(0..100));
     collector.wait_for(100);
     assert_same("json", &collector.finish().ticks, &ticks("t.a", numbers(0..100)));
@@ -204,6 +207,7 @@ fn an_interruption_of_nats_is_counted_as_a_loss_and_reading_goes_on() {
         serve("nats-kill", &format!("[[source]]\nkind = 'nats'\nsubjects = ['t.>']\n{}\n", nats.servers()));
     wait_for_state(&server, "running");
     let collector = Collector::start(&server, WireFormat::WEBSOCKET_NATIVE, &["t.>"]);
+    nats.wait_for_subscriber("t.a");
     nats.publish("t.a", numbers(0..500));
     collector.wait_for(500);
     assert_eq!(source(&server)["messages_lost"], 0);
@@ -212,6 +216,7 @@ fn an_interruption_of_nats_is_counted_as_a_loss_and_reading_goes_on() {
     nats.restart();
     wait_for_state(&server, "running");
     assert_eq!(source(&server)["messages_lost"], 1);
+    nats.wait_for_subscriber("t.a");
     nats.publish("t.a", numbers(500..600));
     collector.wait_for(600);
     assert_same("native", &collector.finish().ticks, &ticks("t.a", numbers(0..600)));

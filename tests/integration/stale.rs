@@ -36,6 +36,7 @@ fn source(server: &Server) -> Value {
 
 /// Publishes one tick to each topic.
 fn publish(nats: &Nats) {
+    nats.wait_for_subscriber("t.a");
     ["t.a", "t.b"].iter().for_each(|topic| nats.publish(topic, std::iter::once("1".to_owned())));
 }
 

@@ -92,14 +92,25 @@ impl Nats {
         port.unwrap()
     }
 
-    /// What its monitor says. It must have been started with `-m -1`.
+    /// Waits until somebody has subscribed to a subject. A source is running once it has sent its subscriptions: a busy server may not
+    /// have read them yet, and keeps nothing that is published before.
+    pub fn wait_for_subscriber(&self, subject: &str) {
+        let path = format!("/subsz?subs=1&test={subject}");
+        eventually("a subscriber", || {
+            self.monitored(&path)["subscriptions_list"].as_array().is_some_and(|list| !list.is_empty())
+        });
+    }
+
+    /// What its monitor says.
     pub fn monitored(&self, path: &str) -> serde_json::Value {
         get(([127, 0, 0, 1], self.port_of("monitoring")).into(), path).json()
     }
 
     fn run(&mut self, port: &str) {
         let mut command = Command::new("nats-server");
-        command.args(["-js", "-a", "127.0.0.1", "-p", port, "-sd"]).arg(self.directory.join("store"));
+        command
+            .args(["-js", "-a", "127.0.0.1", "-m", "-1", "-p", port, "-sd"])
+            .arg(self.directory.join("store"));
         command.arg("--ports_file_dir").arg(&self.directory).args(&self.options);
         self.engine = Some(Engine::start(&mut command));
     }
