@@ -20,11 +20,11 @@ const REASONS: NotRecovered[] = ["epoch", "too_old", "unknown_topic", "ahead"];
 const encoder = new TextEncoder();
 
 function fail(name: string): never {
-  throw new ProtocolError(`the server's message has no valid field ${name}`);
+  throw new ProtocolError(`the server's ${name} is malformed`);
 }
 
 function notJson(): never {
-  throw new ProtocolError("the server's message is not a JSON object");
+  throw new ProtocolError("the server's JSON is malformed");
 }
 
 /** A whole number that a double holds exactly; absent: the default, if there is one. */

@@ -29,7 +29,7 @@ const aligned = (bytes: number) => (bytes + 15) & ~15;
 
 /** Rejects a frame: its header (kind 0), or a record that is too short or of a kind that servers do not send. */
 function fail(kind = 0): never {
-  throw new ProtocolError(`the server's frame of kind ${kind} is malformed`);
+  throw new ProtocolError(`the server's frame ${kind} is malformed`);
 }
 
 /** Exact up to 2^53, which covers epochs and sequences. Times in nanoseconds are rounded to 256 ns. */

@@ -97,14 +97,9 @@ export class Publishes {
   }
 
   #failAll(which: (publish: PublishRecord) => unknown, code: number, reason: string): void {
-    for (const [request, publish] of this.#sent) {
-      if (which(publish)) {
-        this.#sent.delete(request);
-        this.fail(publish, code, reason);
-      }
-    }
-    const queue = this.#queue;
-    this.#queue = queue.filter((publish) => !which(publish));
-    for (const publish of queue) if (which(publish)) this.fail(publish, code, reason);
+    const failed = [...this.#sent.values(), ...this.#queue].filter(which);
+    for (const [request, publish] of this.#sent) if (which(publish)) this.#sent.delete(request);
+    this.#queue = this.#queue.filter((publish) => !which(publish));
+    for (const publish of failed) this.fail(publish, code, reason);
   }
 }
