@@ -1,8 +1,8 @@
 //! The search for the topics of a wildcard, before a session joins them one by one.
 //!
-//! A walk that has begun keeps its place until it is done, because its subscription has been acknowledged: each tick checks all
-//! walks. So a session first searches, while nobody checks anything for it: it can stop after each topic, and any number of
-//! sessions search in turn. If it finds few topics, it joins all of them at once and needs no place. Only wildcards that match
+//! A walk has been acknowledged, so each topic checks at its first tick which walks have not reached it, and there is a place for
+//! some walks only. So a session first searches, while nobody checks anything for it: it can stop after each topic, and any number
+//! of sessions search in turn. If it finds few topics, it joins all of them at once and needs no place. Only wildcards that match
 //! many topics wait for one.
 
 use std::{collections::VecDeque, ops::Bound};

@@ -288,7 +288,7 @@ impl Shard {
     fn advance_flow(&mut self, flow: &mut Flow, slot: SlotId, units: usize, now: Now) -> (usize, Served) {
         match &mut flow.progress {
             Progress::Idle => self.begin_operation(flow, slot, units, now),
-            Progress::Joining { .. } if matches!(flow.join_state, JoinState::Suspended) => (1, Served::Waits),
+            Progress::Joining { .. } if matches!(flow.join_state, JoinState::Suspended) => (0, Served::Waits),
             Progress::Joining { update } => {
                 let (used, has_more) =
                     self.fanout.advance_join(slot, units, &mut self.sessions, &mut self.logs);
@@ -550,6 +550,8 @@ impl Shard {
         let held = self.sessions.get(slot).map_or(0, |session| session.subscriptions.len());
         self.give_back_subscriptions(slot, held as u64);
         self.control.departures.push_back(self.fanout.begin_departure(session, leaving));
+        // Its walk may have had a place.
+        self.control.grant_joins(self.fanout.joins_len());
         self.advance_departures();
     }
 

@@ -93,7 +93,8 @@ impl Control {
     /// and others wait. Memory for those without a place is bounded: [`JOINS_MAX`].
     pub(super) fn gives_place_up(&mut self, flow: &mut Flow, used: usize, walks: usize) -> bool {
         flow.walked += used;
-        if flow.walked < JOIN_PLACE_UNITS || self.join_waiters.is_empty() || walks >= JOINS_MAX {
+        let are_too_many = walks + self.joins_granted >= JOINS_MAX;
+        if flow.walked < JOIN_PLACE_UNITS || self.join_waiters.is_empty() || are_too_many {
             return false;
         }
         flow.walked = 0;
@@ -125,7 +126,7 @@ impl Shard {
             JoinState::Suspended => {
                 debug_assert!(false, "an operation begins after the walk of the one before it");
                 flow.join_state = JoinState::Suspended;
-                return (1, Err(Served::Waits));
+                return (0, Err(Served::Waits));
             }
             JoinState::Granted => {
                 flow.join_state = JoinState::Granted;
@@ -133,7 +134,7 @@ impl Shard {
             }
             JoinState::Waits => {
                 flow.join_state = JoinState::Waits;
-                return (1, Err(Served::Waits));
+                return (0, Err(Served::Waits));
             }
         };
         let (used, found) = self.fanout.advance_search(&mut search, slot, (units, left), &self.sessions);
