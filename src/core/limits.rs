@@ -1,5 +1,6 @@
 //! Fixed bounds of the core, defaults of the configured ones, and the assertions that relate them.
 
+use crate::metrics::turn_times::SLOW_NS;
 pub use tickcast_proto::limits::*;
 
 /// Maximum shards in a server: the shards interested in a topic are the bits of one `u128`.
@@ -204,6 +205,11 @@ pub const RESUME_WINDOW_MS: u64 = HISTORY_AGE_MS_DEFAULT;
 /// How much earlier than its stream began a client gets ticks when it resumes, in topics of which it has none, milliseconds. Covers
 /// ticks that were on their way to its shard, and clocks of nodes that differ.
 pub const RESUME_SLACK_MS: u64 = 2_000;
+/// The same if this server has said when the subscription became live, milliseconds. The time of a tick is that at which its home's
+/// turn began, so one that arrives after this moment may be older: by that turn, by two that take what waits in the ring and in the
+/// stage before it ([`MESH_WAITING_BYTES`], [`MESH_STAGE_BYTES`]), and by the one of the subscriber's shard. Four slow turns, and one to
+/// spare.
+pub const LIVE_SLACK_MS: u64 = 500;
 /// Failures of which the answer to a publish of lines says the reason; all are counted.
 pub const SUMMARY_FAILURES_MAX: usize = 16;
 /// Bytes of topics and ticks after which a page of an HTTP answer ends: as much as may wait for a session that does not read.
@@ -488,6 +494,7 @@ pub const LATENCY_US_HIGHEST: u64 = 60_000_000;
 pub const LATENCY_DIGITS: u8 = 2;
 
 const _: () = assert!(FRAME_BYTES_MAX_HIGHEST >= ECHO_BYTES_MAX);
+const _: () = assert!(LIVE_SLACK_MS * 1_000_000 >= 4 * SLOW_NS && LIVE_SLACK_MS < RESUME_SLACK_MS);
 const _: () =
     assert!(TURN_INTEREST_UNITS / INTEREST_CHANGE_UNITS * NEW_TOPIC_UNITS <= TURN_DELIVERY_UNITS / 2);
 const _: () = assert!(OUTBOX_BYTES_MAX_DEFAULT <= EGRESS_LOG_BYTES_DEFAULT / 2);

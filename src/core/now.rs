@@ -17,32 +17,28 @@ impl Now {
     }
 }
 
-/// Tells moments of CLOCK_MONOTONIC in microseconds since 1970. Nobody sets this clock, so that a moment means the same until the server
-/// stops, on each of its shards: they start together.
+/// Tells moments of CLOCK_MONOTONIC in microseconds since 1970. Nobody sets this clock, so a moment means the same until the server
+/// stops, on each of its shards: all of them get the same clock.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LiveClock {
-    /// CLOCK_REALTIME minus CLOCK_MONOTONIC at the shard's first turn.
-    offset_ns: Option<u64>,
+    /// CLOCK_REALTIME minus CLOCK_MONOTONIC when the server started. Negative if the real time had not been set.
+    offset_ns: i64,
 }
 
 impl LiveClock {
-    /// Begins with the shard's first turn; means nothing in later ones.
-    pub fn start(&mut self, now: Now) {
-        self.offset(now);
+    /// Creates the clock of a server that starts now.
+    pub fn starting(now: Now) -> LiveClock {
+        LiveClock { offset_ns: now.realtime_ns.wrapping_sub(now.monotonic_ns).cast_signed() }
     }
 
-    /// This moment, rounded up: a tick before it is not after it.
-    pub fn since_us(&mut self, now: Now) -> u64 {
-        now.monotonic_ns.wrapping_add(self.offset(now)).div_ceil(1_000)
+    /// This moment, rounded down: a tick of this turn is not before it.
+    pub fn since_us(&self, now: Now) -> u64 {
+        now.monotonic_ns.saturating_add_signed(self.offset_ns) / 1_000
     }
 
     /// A moment that [`LiveClock::since_us`] has returned, as CLOCK_MONOTONIC.
-    pub fn monotonic_ns(&mut self, since_us: u64, now: Now) -> u64 {
-        since_us.saturating_mul(1_000).saturating_sub(self.offset(now))
-    }
-
-    fn offset(&mut self, now: Now) -> u64 {
-        *self.offset_ns.get_or_insert(now.realtime_ns.wrapping_sub(now.monotonic_ns))
+    pub fn monotonic_ns(&self, since_us: u64) -> u64 {
+        since_us.saturating_mul(1_000).saturating_add_signed(self.offset_ns.saturating_neg())
     }
 }
 
@@ -51,12 +47,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_survive_a_clock_that_is_set() {
+    fn moments_are_of_the_start_of_the_server_and_rounded_down() {
         let at = |monotonic_ns, realtime_ns| Now { monotonic_ns, realtime_ns };
-        let mut clock = LiveClock::default();
-        clock.start(at(5_000, 1_000_005_000));
-        let since_us = clock.since_us(at(7_001, 9_000_000_000));
-        assert_eq!(since_us, 1_000_008, "rounded up");
-        assert_eq!(clock.monotonic_ns(since_us, at(9_000, 3)), 8_000);
+        // The second server started before its real time was set.
+        for (start, moment_us) in [(at(5_000, 1_000_005_000), 1_000_007), (at(5_000, 1_000), 3)] {
+            let clock = LiveClock::starting(start);
+            let since_us = clock.since_us(at(7_999, 9_000_000_000));
+            assert_eq!(since_us, moment_us, "whatever the real time is by now");
+            assert_eq!(clock.monotonic_ns(since_us), 7_000);
+        }
+        assert_eq!(LiveClock::starting(at(5_000, 9_000)).monotonic_ns(1), 0, "before the boot");
     }
 }

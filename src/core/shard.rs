@@ -453,7 +453,6 @@ impl Shard {
 
     /// Does the work that is due: the interest walk, control work, paused input, timers. Returns whether there was any.
     pub fn turn(&mut self, now: Now) -> bool {
-        self.live_clock.start(now);
         let mut worked = false;
         if self.stages.deliveries_are_half_empty() {
             let units = self.with_home(|home, notify| home.advance_walk(TURN_INTEREST_UNITS, notify));

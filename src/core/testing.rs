@@ -11,7 +11,7 @@ use crate::{
     limits::{GATHER_BYTES, SEND_BYTES_MAX, SENDS_PER_SUBMIT},
     mesh::{Mesh, mesh, ring::Doorbell},
     metrics::counters::Counters,
-    now::Now,
+    now::{LiveClock, Now},
     shard::{Action, ListenerKind, Send, Shard},
 };
 use tickcast_proto::{
@@ -33,8 +33,14 @@ pub fn cluster(
     ring_bytes: usize,
 ) -> (Vec<Shard>, Vec<Mesh>, Vec<Arc<Doorbell>>) {
     let bells: Vec<_> = (0..count).map(|_| Arc::new(Doorbell::new(|| {}))).collect();
-    let shard = |id| Shard::new(ShardId(id), count, EPOCH, limits.clone(), Arc::new(Counters::default()));
+    let shard = |id| shard(ShardId(id), count, limits.clone());
     ((0..count).map(shard).collect(), mesh(&bells, ring_bytes), bells)
+}
+
+fn shard(id: ShardId, count: u16, limits: Limits) -> Shard {
+    let mut shard = Shard::new(id, count, EPOCH, limits, Arc::new(Counters::default()));
+    shard.set_live_clock(LiveClock::starting(START));
+    shard
 }
 
 /// Runs the turns of a shard in the same order as the server's driver: rings in, the shard's turn, SENDs, actions, rings
@@ -199,7 +205,7 @@ impl Driver {
     /// Creates a shard without sessions.
     pub fn new(limits: Limits) -> Driver {
         Driver {
-            shard: Shard::new(ShardId(0), 1, EPOCH, limits, Arc::new(Counters::default())),
+            shard: shard(ShardId(0), 1, limits),
             now: START,
             full: BTreeSet::new(),
             sends_max: usize::MAX,

@@ -80,6 +80,7 @@ use tickcast_core::{
     ids::FeedId,
     mesh::mesh,
     metrics::{counters::Counters, latency::Latency},
+    now::LiveClock,
     shard::Shard,
 };
 use tickcast_proto::ids::ShardId;
@@ -325,7 +326,8 @@ fn start(
         config.limits.trusted_proxies.clone(),
     );
     let handovers = handover_lanes(&bells);
-    let epoch = clock::realtime_ns() / 1_000;
+    let started = clock::now();
+    let epoch = started.realtime_ns / 1_000;
     let (clients, tls): (Vec<Listening>, TlsConfigs) = clients.into_iter().unzip();
     let accepting: Vec<ClientListener> = clients
         .iter()
@@ -354,6 +356,7 @@ fn start(
             server.reloader.limits().clone(),
             server.counters[index].clone(),
         );
+        shard.set_live_clock(LiveClock::starting(started));
         shard.set_static_files(&page::Page);
         shard.set_slots_end(clients_max as u32);
         shard.set_sources(counts.sources());

@@ -9,10 +9,11 @@ use crate::{
     home::SINCE_UNKNOWN_NS,
     ids::{SlotId, TenantId},
     limits::{
-        KNOWN_PATTERN_UNITS, PATTERN_REQUEST_UNITS, RESUME_BYTES_MAX, RESUME_POSITIONS_MAX, RESUME_SLACK_MS,
+        KNOWN_PATTERN_UNITS, LIVE_SLACK_MS, PATTERN_REQUEST_UNITS, RESUME_BYTES_MAX, RESUME_POSITIONS_MAX,
+        RESUME_SLACK_MS,
     },
     metrics::counters::Counter,
-    now::Now,
+    now::{LiveClock, Now},
     session::saved_positions::SavedPositions,
     topic_key,
 };
@@ -39,8 +40,9 @@ impl Shard {
             StartPosition::After(position) => Some(StartFrom::After(position)),
             StartPosition::Resume => Some(StartFrom::SavedPositions { since_ns: 0 }),
             StartPosition::Since(positions, moment) => {
-                self.set_saved_moment(slot, moment, now);
-                self.start_position(slot, request, StartPosition::AfterEach(positions), now)
+                // Not saved in the session: if the request is refused, the next one must not start then.
+                self.start_position(slot, request, StartPosition::AfterEach(positions), now)?;
+                Some(StartFrom::SavedPositions { since_ns: self.since_moment(moment, now) })
             }
             StartPosition::AfterEach(positions) => {
                 for topic in positions.keys() {
@@ -75,7 +77,16 @@ impl Shard {
     /// Sets since when a session has received all ticks of topics in which it has no position: CLOCK_REALTIME in microseconds, by
     /// the clock of the node that it was connected to.
     pub(super) fn set_saved_since(&mut self, slot: SlotId, since_us: u64, now: Now) {
-        let since_ns = match since_us {
+        let since_ns = self.since_realtime(since_us, now);
+        let memory = &self.positions_memory;
+        let Some(session) = self.sessions.open_mut(slot) else { return };
+        let saved = &mut session.lag_mut().saved_positions;
+        let saved = saved.get_or_insert_with(|| SavedPositions::new(memory.clone()).into());
+        saved.since_ns = since_ns;
+    }
+
+    fn since_realtime(&self, since_us: u64, now: Now) -> u64 {
+        match since_us {
             0 => 0,
             since_us if since_us < self.epoch || since_us > now.realtime_ns / 1_000 => SINCE_UNKNOWN_NS,
             since_us => {
@@ -83,26 +94,23 @@ impl Shard {
                 let age_ns = age_ns.saturating_add(RESUME_SLACK_MS * 1_000_000);
                 now.monotonic_ns.saturating_sub(age_ns).max(SINCE_UNKNOWN_NS + 1)
             }
-        };
-        self.set_saved_since_ns(slot, since_ns);
-    }
-
-    /// The same for a client that repeats the moment at which a subscription became live. It is exact if this server has given it, and
-    /// has the slack for clocks that differ if another node has.
-    fn set_saved_moment(&mut self, slot: SlotId, moment: Moment, now: Now) {
-        if moment.epoch != self.epoch {
-            return self.set_saved_since(slot, moment.since_us.max(1), now);
         }
-        let since_ns = self.live_clock.monotonic_ns(moment.since_us, now);
-        self.set_saved_since_ns(slot, since_ns.clamp(SINCE_UNKNOWN_NS + 1, now.monotonic_ns));
     }
 
-    fn set_saved_since_ns(&mut self, slot: SlotId, since_ns: u64) {
-        let memory = &self.positions_memory;
-        let Some(session) = self.sessions.open_mut(slot) else { return };
-        let saved = &mut session.lag_mut().saved_positions;
-        let saved = saved.get_or_insert_with(|| SavedPositions::new(memory.clone()).into());
-        saved.since_ns = since_ns;
+    /// Since when a client has received all ticks that repeats the moment at which a subscription became live. The slack is short if
+    /// this server has given the moment, and covers clocks that differ if another node has.
+    fn since_moment(&self, moment: Moment, now: Now) -> u64 {
+        if moment.epoch != self.epoch {
+            return self.since_realtime(moment.since_us.max(1), now);
+        }
+        let live_ns = self.live_clock.monotonic_ns(moment.since_us).min(now.monotonic_ns);
+        live_ns.saturating_sub(LIVE_SLACK_MS * 1_000_000).max(SINCE_UNKNOWN_NS + 1)
+    }
+
+    /// Sets the clock by which the shard tells when a subscription became live. All shards of a server need the same one, because a
+    /// client may return to another shard.
+    pub fn set_live_clock(&mut self, clock: LiveClock) {
+        self.live_clock = clock;
     }
 
     /// The moment for a subscription that becomes live now, if its client knows what to do with it.
