@@ -232,7 +232,11 @@ impl Reader for NatsReader<'_> {
                         let why = format!("{subject:?}: NATS does not permit this user to subscribe to it");
                         demanded.handle_refused(id, &why, ingest);
                         let refused = messages.iter_mut().find(|numbered| numbered.id == id);
-                        refused.into_iter().for_each(|numbered| numbered.subscriber = None);
+                        // The client forgets it, so its stream ends and leaves `messages`: clients may ask for any number.
+                        if let Some(subscriber) = refused.and_then(|numbered| numbered.subscriber.as_mut()) {
+                            let ended = subscriber.unsubscribe().await;
+                            ended.map_err(|error| EngineError::new("unsubscribe", error))?;
+                        }
                     }
                     continue;
                 }

@@ -16,6 +16,8 @@
 //!
 //! Each message is compared with the wildcards that are older than its subscription, and each change with all of them. So of patterns
 //! with wildcards, only [`SOURCE_WILDCARDS_MAX`] are wanted by themselves; what is beyond wants its whole prefix until it is given back.
+//!
+//! An engine may permit single patterns and refuse the whole prefix. Then nothing stands in for what is beyond a bound: it waits for room.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
@@ -79,9 +81,18 @@ struct Wanted {
     until_ns: u64,
 }
 
+/// What wants a prefix only because it was beyond the bound of wildcards.
+#[derive(Debug, Default)]
+struct Crowded {
+    /// Holders of all the patterns.
+    holders: u32,
+    /// The patterns, with their holders. Bound: what the shards report.
+    patterns: BTreeMap<Box<str>, u32>,
+}
+
 /// The subscriptions of a source.
 ///
-/// Invariant: each wanted pattern is covered by a subscription, or is in `pending`, or its subscription was refused.
+/// Invariant: each wanted pattern is covered by a subscription, or is in `pending` or `waiting`, or its subscription was refused.
 #[derive(Debug)]
 pub struct Upstreams {
     /// Patterns of all its topics.
@@ -93,8 +104,12 @@ pub struct Upstreams {
     wanted: HashMap<Box<str>, Wanted>,
     /// Those with wildcards. Bound: `wildcards_max`, and the prefixes.
     wanted_wildcards: HashSet<Box<str>>,
-    /// By prefix, how many of its holders hold a pattern with wildcards that was beyond the bound.
-    crowded: HashMap<Box<str>, u32>,
+    /// By prefix, those of its holders that hold a pattern with wildcards that was beyond the bound.
+    crowded: HashMap<Box<str>, Crowded>,
+    /// Prefixes that the engine has refused on this connection.
+    refused: BTreeSet<Box<str>>,
+    /// Wanted patterns that are beyond a bound while their prefix is refused. Bound: as of `wanted`.
+    waiting: BTreeSet<Box<str>>,
     /// When those without holders are not wanted any more.
     lingering: BTreeSet<(u64, Box<str>)>,
     /// Subscriptions, the oldest first. Bound: `subscriptions_max` and the prefixes.
@@ -124,6 +139,8 @@ impl Upstreams {
             wanted: HashMap::new(),
             wanted_wildcards: HashSet::new(),
             crowded: HashMap::new(),
+            refused: BTreeSet::new(),
+            waiting: BTreeSet::new(),
             lingering: BTreeSet::new(),
             active: BTreeMap::new(),
             by_pattern: HashMap::new(),
@@ -153,26 +170,78 @@ impl Upstreams {
     fn want(&mut self, pattern: Box<str>) {
         let is_crowded = !self.wanted.contains_key(&pattern)
             && !pattern::is_exact(&pattern)
-            && self.wanted_wildcards.len() >= self.wildcards_max;
+            && !self.has_room_for_wildcard();
         let pattern = match is_crowded.then(|| self.prefix_around(&pattern)).flatten() {
             Some(prefix) => {
-                *self.crowded.entry(prefix.clone()).or_default() += 1;
+                let crowded = self.crowded.entry(prefix.clone()).or_default();
+                crowded.holders += 1;
+                *crowded.patterns.entry(pattern).or_default() += 1;
                 prefix
             }
             None => pattern,
         };
+        self.hold(pattern, 1);
+    }
+
+    /// Adds holders to a pattern.
+    fn hold(&mut self, pattern: Box<str>, holders: u32) {
         if let Some(wanted) = self.wanted.get_mut(&pattern) {
-            wanted.holders += 1;
-            if wanted.holders == 1 {
+            if wanted.holders == 0 {
                 self.lingering.remove(&(wanted.until_ns, pattern));
             }
+            wanted.holders += holders;
             return;
         }
         if !pattern::is_exact(&pattern) {
             self.wanted_wildcards.insert(pattern.clone());
         }
-        self.wanted.insert(pattern.clone(), Wanted { holders: 1, until_ns: 0 });
+        self.wanted.insert(pattern.clone(), Wanted { holders, until_ns: 0 });
         self.pending.push_back(pattern);
+    }
+
+    /// Whether one more pattern with wildcards may be wanted by itself. Refused prefixes take no room: no message is compared with them.
+    fn has_room_for_wildcard(&self) -> bool {
+        let refused = self.refused.iter().filter(|prefix| self.wanted_wildcards.contains(*prefix)).count();
+        self.wanted_wildcards.len() - refused < self.wildcards_max
+    }
+
+    /// Lets patterns that want a refused prefix be wanted by themselves, as far as there is room.
+    fn promote_crowded(&mut self) {
+        while let Some((prefix, pattern, holders)) = self.next_crowded() {
+            if let Some(wanted) = self.wanted.get_mut(&prefix) {
+                debug_assert!(wanted.holders >= holders, "each of the crowded holds the prefix");
+                wanted.holders -= holders;
+                // It has no subscription that could linger.
+                if wanted.holders == 0 {
+                    self.forget(&prefix);
+                }
+            }
+            self.hold(pattern, holders);
+        }
+    }
+
+    /// Takes the first pattern that wants a refused prefix, if there is room for it: the prefix, the pattern and its holders.
+    fn next_crowded(&mut self) -> Option<(Box<str>, Box<str>, u32)> {
+        let prefix = self.refused.iter().find(|prefix| self.crowded.contains_key(*prefix))?.clone();
+        let (pattern, _) = self.crowded.get(&prefix)?.patterns.first_key_value()?;
+        if !self.wanted.contains_key(pattern) && !self.has_room_for_wildcard() {
+            return None;
+        }
+        let crowded = self.crowded.get_mut(&prefix)?;
+        let (pattern, holders) = crowded.patterns.pop_first()?;
+        crowded.holders -= holders;
+        if crowded.holders == 0 {
+            self.crowded.remove(&prefix);
+        }
+        Some((prefix, pattern, holders))
+    }
+
+    /// Notes that a pattern is not wanted any more.
+    fn forget(&mut self, pattern: &str) {
+        self.wanted.remove(pattern);
+        self.wanted_wildcards.remove(pattern);
+        self.waiting.remove(pattern);
+        self.is_stale = true;
     }
 
     /// The prefix that a pattern is part of; `None`: it is one itself.
@@ -187,10 +256,8 @@ impl Upstreams {
         let pattern = match (!is_held).then(|| self.prefix_around(&pattern)).flatten() {
             Some(prefix) => {
                 // It was beyond the bound. If the pattern is wanted by itself for another shard, holders are only counted elsewhere.
-                match self.crowded.get_mut(&prefix) {
-                    Some(1) => _ = self.crowded.remove(&prefix),
-                    Some(crowded) => *crowded -= 1,
-                    None => return debug_assert!(false, "a shard gives back only what it has asked for"),
+                if !self.leave_crowd(&prefix, &pattern) {
+                    return debug_assert!(false, "a shard gives back only what it has asked for");
                 }
                 prefix
             }
@@ -206,23 +273,39 @@ impl Upstreams {
         }
     }
 
+    /// Takes one holder from a pattern that was beyond the bound of wildcards. Returns whether there was one.
+    fn leave_crowd(&mut self, prefix: &str, pattern: &str) -> bool {
+        let Some(crowded) = self.crowded.get_mut(prefix) else { return false };
+        let Some(holders) = crowded.patterns.get_mut(pattern) else { return false };
+        *holders -= 1;
+        if *holders == 0 {
+            crowded.patterns.remove(pattern);
+        }
+        crowded.holders -= 1;
+        if crowded.holders == 0 {
+            self.crowded.remove(prefix);
+        }
+        true
+    }
+
     /// What to do next; `None`: nothing until [`Upstreams::due_ns`], or another change.
     pub fn next_step(&mut self, now_ns: u64) -> Option<Step> {
         while let Some((due_ns, _)) = self.lingering.first()
             && *due_ns <= now_ns
             && let Some((_, pattern)) = self.lingering.pop_first()
         {
-            self.wanted.remove(&pattern);
-            self.wanted_wildcards.remove(&pattern);
-            self.is_stale = true;
+            self.forget(&pattern);
         }
+        self.promote_crowded();
         if let Some(step) = self.steps.pop_front() {
             return Some(step);
         }
         while let Some(pattern) = self.pending.pop_front() {
             if self.wanted.contains_key(&pattern) && !self.is_covered(&pattern) {
                 self.subscribe(pattern);
-                return self.steps.pop_front();
+                if let Some(step) = self.steps.pop_front() {
+                    return Some(step);
+                }
             }
         }
         if self.is_stale {
@@ -250,11 +333,18 @@ impl Upstreams {
             || self.wildcards.values().any(|wildcard| pattern::covers(wildcard, pattern))
     }
 
-    /// Adds a subscription to a pattern, or at the bound to all of its prefix.
+    /// Adds a subscription to a pattern, or at the bound to all of its prefix. If that is refused, the pattern waits.
     fn subscribe(&mut self, pattern: Box<str>) {
+        if self.refused.contains(&pattern) {
+            return;
+        }
         let is_full = self.active.len() >= self.subscriptions_max
             || !pattern::is_exact(&pattern) && self.wildcards.len() >= self.wildcards_max;
         let (pattern, is_whole) = match is_full.then(|| self.prefix_around(&pattern)).flatten() {
+            Some(prefix) if self.refused.contains(&prefix) => {
+                self.waiting.insert(pattern);
+                return;
+            }
             Some(prefix) => (prefix, true),
             None => {
                 let is_whole = self.is_only_crowded(&pattern);
@@ -290,6 +380,7 @@ impl Upstreams {
                 }
             }
             self.changes += 1;
+            self.pending.extend(std::mem::take(&mut self.waiting));
             self.ending.push_back((id, pattern.clone()));
             self.steps.push_back(Step::Unsubscribe(id, pattern));
         }
@@ -304,7 +395,12 @@ impl Upstreams {
                 self.by_pattern.get(wanted).is_some_and(|&other| other < id)
                     || self.wildcards.range(..id).any(|(_, older)| pattern::covers(older, wanted))
             };
-            if !pattern::overlaps(pattern, wanted) || by_older() {
+            // What waits for room, or has a refused prefix, is not served by what it merely overlaps: that may end, and make the room.
+            let is_unserved = || {
+                (self.waiting.contains(wanted) || self.refused.contains(wanted))
+                    && !pattern::covers(pattern, wanted)
+            };
+            if !pattern::overlaps(pattern, wanted) || by_older() || is_unserved() {
                 return true;
             }
             heirs.push(wanted.into());
@@ -329,6 +425,8 @@ impl Upstreams {
         // An attempt to connect may have failed before they were taken.
         self.steps.retain(|step| matches!(step, Step::End(_)));
         self.steps.extend(self.ending.drain(..).map(|(id, _)| Step::End(id)));
+        self.refused.clear();
+        self.waiting.clear();
         self.pending = self.wanted.keys().cloned().collect();
         self.is_stale = true;
     }
@@ -359,9 +457,8 @@ impl Upstreams {
 
     /// Whether a prefix is held only for patterns with wildcards that were beyond the bound.
     fn is_only_crowded(&self, prefix: &str) -> bool {
-        let crowded = self.crowded.get(prefix);
-        crowded
-            .is_some_and(|&crowded| self.wanted.get(prefix).is_some_and(|wanted| wanted.holders == crowded))
+        let holders = self.crowded.get(prefix).map(|crowded| crowded.holders);
+        holders.is_some() && self.wanted.get(prefix).map(|wanted| wanted.holders) == holders
     }
 
     /// Number of subscriptions made and ended so far.
@@ -370,7 +467,7 @@ impl Upstreams {
     }
 
     /// Notes that the engine has refused a subscription. It is tried again with the next connection, or when the pattern is wanted
-    /// anew.
+    /// anew; a whole prefix only with the next connection, because it would stand in for each pattern beyond a bound again.
     pub fn handle_refused(&mut self, id: SubscriptionId) {
         if let Some(pattern) = self.active.remove(&id) {
             self.by_pattern.remove(&pattern);
@@ -379,6 +476,10 @@ impl Upstreams {
             let is_covered = |wanted: &str| *wanted != *pattern && pattern::covers(&pattern, wanted);
             let covered = self.wanted.keys().filter(|wanted| is_covered(wanted));
             self.pending.extend(covered.cloned());
+            self.pending.extend(std::mem::take(&mut self.waiting));
+            if self.prefixes.contains(&pattern) {
+                self.refused.insert(pattern);
+            }
         }
     }
 

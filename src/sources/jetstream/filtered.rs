@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The number of messages that wait is of the moment when the server sends a message, so a hole shows at the next message, unless as many
-//! others came meanwhile. Then it shows only if a check has seen that the stream begins later: a second after the hole, at most.
+//! others came meanwhile. Then it shows only if a check has seen that the stream begins later: a second after the hole, at most. A message
+//! that replaces another (`max_msgs_per_subject`) comes with the deletion of that one, often in the middle of the stream: nothing shows it.
 
 /// Knowledge of the stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

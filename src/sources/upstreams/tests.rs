@@ -273,6 +273,99 @@ fn patterns_that_a_refused_subscription_covered_get_their_own() {
 }
 
 #[test]
+fn a_refused_whole_prefix_does_not_stand_in_again_and_the_pattern_waits_for_room() {
+    let mut source = Source::new(&["md.>"]);
+    source.upstreams.wildcards_max = 4;
+    source.after(&["+md.eu.a.*", "+md.eu.*.b", "+md.1.*", "+md.2.*", "-md.eu.a.*"]);
+    assert!(source.pass(30).is_empty(), "a younger one overlaps md.eu.a.*, so it stays: 3 wanted, 4 active");
+    assert_eq!(source.after(&["+md.3.*"]), ["+all md.>"]);
+    source.upstreams.handle_refused(source.id("md.>"));
+    assert!(source.steps().is_empty());
+    assert!(source.after(&["+md.eu.*.c"]).is_empty(), "nor for those who come later");
+    source.after(&["-md.1.*"]);
+    assert_eq!(source.pass(30), ["-md.1.*", "+md.3.*"]);
+    source.after(&["-md.eu.*.b"]);
+    let mut steps = source.pass(30);
+    steps.retain(|step| step != "end");
+    assert_eq!(steps, ["-md.eu.a.*", "-md.eu.*.b", "+md.eu.*.c"]);
+    source.upstreams.handle_connection();
+    source.upstreams.wildcards_max = 3;
+    assert_eq!(source.after(&["+md.4.*"]).last().unwrap(), "+all md.>", "another connection may permit it");
+}
+
+#[test]
+fn patterns_beyond_the_bound_of_wildcards_get_their_own_once_there_is_room_if_their_prefix_is_refused() {
+    let mut source = Source::new(&["md.>"]);
+    source.upstreams.wildcards_max = 2;
+    let steps = source.after(&["+md.1.*", "+md.2.*", "+md.3.*", "+md.3.*", "+md.4.*"]);
+    assert_eq!(steps, ["+md.1.*", "+md.2.*", "+all md.>"]);
+    source.upstreams.handle_refused(source.id("md.>"));
+    assert!(source.steps().is_empty());
+    source.after(&["-md.1.*", "-md.3.*"]);
+    assert_eq!(source.pass(30), ["-md.1.*", "+md.3.*"], "its other holder remains");
+    source.after(&["-md.2.*", "-md.4.*"]);
+    assert_eq!(source.pass(30), ["end", "-md.2.*"]);
+    source.after(&["-md.3.*"]);
+    assert_eq!(source.pass(30), ["end", "-md.3.*"]);
+    let Upstreams { crowded, wanted, waiting, .. } = &source.upstreams;
+    assert!(crowded.is_empty() && wanted.is_empty() && waiting.is_empty(), "{:?}", source.upstreams);
+}
+
+#[test]
+fn exact_names_beyond_the_bound_wait_for_room_if_their_prefix_is_refused() {
+    let mut source = Source::new(&["md.>"]);
+    source.upstreams.subscriptions_max = 2;
+    assert_eq!(source.after(&["+md.a", "+md.b", "+md.c"]), ["+md.a", "+md.b", "+all md.>"]);
+    source.upstreams.handle_refused(source.id("md.>"));
+    assert!(source.after(&["+md.d", "-md.d", "-md.a"]).is_empty());
+    assert_eq!(source.pass(30), ["-md.a", "+md.c"]);
+}
+
+/// Clients come and go at random at an engine that permits everything but the whole prefix.
+#[test]
+fn whatever_clients_want_a_refused_prefix_is_tried_once_and_room_is_used() {
+    for seed in 0..200 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut source = Source::new(&["md.>"]);
+        (source.upstreams.subscriptions_max, source.upstreams.wildcards_max) = (4, random.usize(1..4));
+        let patterns =
+            ["md.a", "md.b", "md.c", "md.a.x", "md.b.x", "md.*", "md.*.x", "md.a.*", "md.>", "md.a.>"];
+        let (mut held, mut tried) = ([0_u32; 10], 0);
+        for _ in 0..300 {
+            let at = random.usize(0..10);
+            let is_wanted = held[at] == 0 || random.bool();
+            held[at] = if is_wanted { held[at] + 1 } else { held[at] - 1 };
+            source.change(patterns[at], is_wanted);
+            source.now_ns += random.u64(0..20) * S;
+            for _ in 0..ROUNDS_MAX {
+                source.settle();
+                let is_quiet = source.steps().is_empty();
+                let refused = source.upstreams.active().find(|(_, pattern)| *pattern == "md.>");
+                if let Some((id, _)) = refused {
+                    tried += 1;
+                    source.upstreams.handle_refused(id);
+                } else if is_quiet && source.leaving.is_empty() {
+                    break;
+                }
+            }
+            let Upstreams { active, wildcards, waiting, wildcards_max, .. } = &source.upstreams;
+            assert!(tried <= 1 && active.len() <= 4 && wildcards.len() <= *wildcards_max, "seed {seed}");
+            let has_room = active.len() < 4 && wildcards.len() < *wildcards_max;
+            assert!(waiting.is_empty() || !has_room, "seed {seed}: {:?}", source.upstreams);
+        }
+        for (pattern, held) in patterns.iter().zip(held) {
+            (0..held).for_each(|_| source.change(pattern, false));
+        }
+        for _ in 0..5 {
+            source.pass(30);
+        }
+        let Upstreams { active, crowded, wanted, waiting, .. } = &source.upstreams;
+        let is_empty = active.is_empty() && crowded.is_empty() && wanted.is_empty() && waiting.is_empty();
+        assert!(is_empty, "seed {seed}: {:?}", source.upstreams);
+    }
+}
+
+#[test]
 fn a_failed_attempt_to_connect_loses_no_end() {
     let mut source = Source::new(&["md.>"]);
     source.after(&["+md.a", "-md.a"]);
