@@ -209,7 +209,7 @@ impl Connection {
                 Codec::Native => Features::COUNTS,
                 _ => Features::COUNTS.union(Features::STRING_KEYS).union(Features::POSITIONS),
             };
-            let features = features.union(Features::NODES).union(Features::PREVIOUS);
+            let features = features.union(Features::NODES).union(Features::PREVIOUS).union(Features::SINCE);
             let with = |wanted: bool, feature| if wanted { feature } else { Features::NONE };
             let features = features
                 .union(with(options.batches && encoding.framing == Framing::WebSocket, Features::BATCHES))

@@ -2,6 +2,7 @@
 
 mod progress;
 mod publish;
+mod subscription;
 
 use std::{
     collections::HashMap,
@@ -15,6 +16,7 @@ use rustls::ClientConfig;
 use self::{
     progress::{PROGRESS_MAX, advance},
     publish::{Retries, await_event_or_room},
+    subscription::Subscription,
 };
 use crate::{
     Address, Backoff, Client, ClientError, ConnectOptions, Connection, Event, Positions,
@@ -28,7 +30,7 @@ use crate::{
 use tickcast_proto::{
     limits::RESUME_POSITIONS_MAX,
     pattern,
-    subscription::{Delivery, Policy, Position, StartPosition},
+    subscription::{Delivery, Position, StartPosition},
 };
 
 /// Whether and when to reconnect.
@@ -119,30 +121,6 @@ pub struct ReconnectingClient {
     /// A change of the connection that the next event reports.
     pending_change: Option<ConnectionChange>,
     disconnect_reason: String,
-}
-
-#[derive(Debug)]
-struct Subscription {
-    request: u32,
-    pattern: Box<str>,
-    options: SubscribeOptions,
-    /// Whether the server has acknowledged it at least once.
-    acknowledged: bool,
-}
-
-impl Subscription {
-    /// Whether it receives the last values rather than all ticks, and does not start at a position.
-    fn conflates(&self) -> bool {
-        let Delivery { policy, interval_us } = self.options.delivery;
-        (policy == Some(Policy::Conflate) || interval_us != 0)
-            && !matches!(
-                self.options.from,
-                StartPosition::After(_)
-                    | StartPosition::AfterEach(_)
-                    | StartPosition::Resume
-                    | StartPosition::Since(..)
-            )
-    }
 }
 
 #[derive(Debug, Default)]
@@ -248,7 +226,8 @@ impl ReconnectingClient {
     /// that no other subscription matches ([`ReconnectingClient::with_positions`]).
     ///
     /// # Errors
-    /// As [`ReconnectingClient::subscribe`].
+    /// As [`ReconnectingClient::subscribe`]. While disconnected, [`StartPosition::Since`] is not refused, but the first connection to a
+    /// server that does not know it ends the client with [`RequestError::SinceNotGranted`].
     pub fn subscribe_with(&mut self, pattern: &str, options: SubscribeOptions) -> Result<u32, ClientError> {
         if self.subscriptions.iter().any(|subscription| *subscription.pattern == *pattern) {
             return Err(RequestError::AlreadySubscribed.into());
@@ -514,13 +493,7 @@ impl ReconnectingClient {
         };
         let request =
             if positions.is_empty() && (!acknowledged || matches!(options.from, StartPosition::After(_))) {
-                let from = match (&options.from, connection.server_epoch()) {
-                    // Sequence 0 asks for all retained ticks, whatever the epoch.
-                    (StartPosition::After(Position { sequence: 0, .. }), Some(epoch)) => {
-                        StartPosition::After(Position { epoch, sequence: 0 })
-                    }
-                    (from, _) => from.clone(),
-                };
+                let from = subscription.first_start(connection.server_epoch());
                 connection.subscribe_with(pattern, &with(from))?
             } else if subscription.conflates() || positions.len() > RESUME_POSITIONS_MAX {
                 let conflates = subscription.conflates();
@@ -531,7 +504,8 @@ impl ReconnectingClient {
                 for (topic, position) in positions {
                     connection.resume(topic, *position)?;
                 }
-                match connection.subscribe_with(pattern, &with(StartPosition::Resume)) {
+                let from = subscription.resumption(connection.grants_since());
+                match connection.subscribe_with(pattern, &with(from)) {
                     Err(RequestError::TooLarge { .. }) => {
                         expect_snapshots(connection, SkipReason::Gap);
                         connection.subscribe_with(pattern, &with(StartPosition::Latest))?

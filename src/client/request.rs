@@ -69,6 +69,8 @@ pub enum RequestError {
     MessageIdLength(usize),
     /// The publish has a message id, and the server has not granted the connection that it recognises message ids.
     MessageIdsNotGranted,
+    /// The start is a moment, and the server has not granted the connection that it knows those. Before its welcome, it has not.
+    SinceNotGranted,
     /// The request is larger than the server accepts, as a frame or as JSON (where binary payloads are base64). Publish
     /// a smaller payload, or raise `frame_bytes_max` of the server.
     TooLarge {
@@ -109,6 +111,9 @@ impl fmt::Display for RequestError {
             }
             RequestError::MessageIdsNotGranted => {
                 write!(f, "this connection has no message ids: a tick sent again would be published again")
+            }
+            RequestError::SinceNotGranted => {
+                write!(f, "this connection cannot start at a moment: the server has not granted `since`")
             }
             RequestError::TooLarge { bytes, bytes_max } => {
                 write!(

@@ -255,10 +255,17 @@ impl Session {
     /// subscription delivers, also those in its options.
     ///
     /// # Errors
-    /// [`RequestError`] if the pattern is too long or has a subscription already, or if there are too many.
+    /// [`RequestError`] if the pattern is too long or has a subscription already, if there are too many, or if it starts at a moment
+    /// and the server does not know those. If that is found out later, the subscription ends with code 100.
     pub fn subscribe(&mut self, pattern: &str, options: SubscribeOptions) -> Result<(), RequestError> {
         check_name(pattern)?;
         self.check_room()?;
+        if matches!(options.from, StartPosition::Since(..))
+            && self.state == ClientState::Connected
+            && !self.grants(Features::SINCE)
+        {
+            return Err(RequestError::SinceNotGranted);
+        }
         if let StartPosition::AfterEach(positions) | StartPosition::Since(positions, _) = &options.from
             && self.subscriptions.id(pattern).is_none()
         {
@@ -463,6 +470,11 @@ impl Session {
                 Timer::Subscribe(pattern) => self.subscribe_again(&pattern),
             }
         }
+    }
+
+    /// Whether the connection has a feature.
+    fn grants(&self, feature: Features) -> bool {
+        self.exchange.as_ref().is_some_and(|exchange| exchange.grants(feature))
     }
 
     /// Refuses a request of the application while too many wait for their answers.

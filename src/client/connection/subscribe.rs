@@ -35,7 +35,8 @@ impl Connection {
     /// ([`Event::Recovered`](crate::Event)) when their topics are announced.
     ///
     /// # Errors
-    /// [`RequestError`]: nothing was queued. Positions passed to [`Connection::resume`] are discarded nevertheless.
+    /// [`RequestError`]: nothing was queued. [`RequestError::SinceNotGranted`] for [`StartPosition::Since`] before the welcome of a
+    /// server that knows it: topics without a position would start at their oldest tick kept. Positions passed to [`Connection::resume`] are discarded nevertheless.
     pub fn subscribe_with(&mut self, pattern: &str, options: &SubscribeOptions) -> Result<u32, RequestError> {
         let delivery = options.delivery;
         let is_raw = self.encoding == WireFormat::WEBSOCKET_RAW;
@@ -72,6 +73,9 @@ impl Connection {
                 let given = positions.iter().map(|(topic, &position)| (topic.clone(), position));
                 let mut positions = std::mem::take(&mut self.resume_positions);
                 positions.extend(given);
+                if !self.grants_since() {
+                    return Err(RequestError::SinceNotGranted);
+                }
                 if positions.len() > RESUME_POSITIONS_MAX {
                     return Err(RequestError::TooManyPositions);
                 }
@@ -94,6 +98,13 @@ impl Connection {
         }
         self.resume_positions.push((topic.into(), position));
         Ok(())
+    }
+
+    /// Whether a subscription may start at a moment: [`StartPosition::Since`]. In JSON, a moment goes with positions of any epoch.
+    pub(crate) fn grants_since(&self) -> bool {
+        let grants_positions =
+            self.encoding != WireFormat::WEBSOCKET_JSON || self.features.contains(Features::POSITIONS);
+        grants_positions && self.features.contains(Features::SINCE)
     }
 
     /// Queues a change of an active subscription's delivery; returns the request's number.
@@ -141,7 +152,7 @@ impl Connection {
             self.encoding == WireFormat::WEBSOCKET_JSON && !self.features.contains(Features::POSITIONS);
         let highest = || positions.iter().map(|(_, position)| position.epoch).max().unwrap_or(0);
         let only = carries_one_epoch.then(|| self.server_epoch.unwrap_or_else(highest));
-        let start = match (only, moment.filter(|_| self.features.contains(Features::SINCE))) {
+        let start = match (only, moment) {
             (Some(epoch), _) => Start::PositionsOf(epoch, positions),
             (None, None) => Start::Positions(positions),
             (None, Some(moment)) => Start::Since(positions, moment),

@@ -544,7 +544,7 @@ fn identity_is_in_the_hello_and_an_invalid_one_sends_nothing() {
         panic!("hello")
     };
     let HelloParts { request, client, name, features } = hello.hello().unwrap();
-    let asked = Features::COUNTS.union(Features::PREVIOUS).union(Features::NODES);
+    let asked = Features::COUNTS.union(Features::PREVIOUS).union(Features::NODES).union(Features::SINCE);
     assert_eq!((request, client, features), (1, "me", asked));
     assert!(name.starts_with("tickcast-client/"));
     for bad in ["a\n", &"x".repeat(256)] {

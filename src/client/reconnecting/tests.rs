@@ -8,6 +8,7 @@ use crate::{
 use tickcast_proto::{
     features::Features,
     reply::{Reply, Skipped},
+    subscription::{Moment, Policy},
 };
 
 const LONG: Duration = Duration::from_secs(20);
@@ -248,6 +249,42 @@ fn only_an_acknowledged_subscription_resumes_without_a_tick() {
         expect(&mut client, &["disconnected 0", "reconnected", "disconnected 0"]);
         server.join().unwrap();
     }
+}
+
+#[test]
+fn a_moment_is_kept_for_topics_without_a_position() {
+    const SINCE: &str = "from: Since({}, Moment { epoch: 3, since_us: 70 }) }";
+    let (address, server) = serve_each(vec![
+        |peer| {
+            peer.welcome_with(3, Some(Features::SINCE));
+            assert!(peer.command().ends_with(SINCE));
+            peer.reply(Reply::Subscribed { request: 2, pattern: "a.>", epoch: 3, since_us: Some(80) });
+            peer.topic(3);
+            peer.tick(1, b"1");
+        },
+        |peer| {
+            peer.welcome_with(3, Some(Features::SINCE));
+            assert!(peer.command().starts_with("Resume"));
+            assert!(peer.command().ends_with(SINCE));
+        },
+        |peer| {
+            peer.welcome_in(3);
+            assert!(peer.command().starts_with("Resume"));
+            assert!(peer.command().ends_with("from: Resume }"));
+            stay(peer);
+        },
+    ]);
+    let mut client = connect(&address);
+    let from = StartPosition::Since(HashMap::new(), Moment { epoch: 3, since_us: 70 });
+    client.subscribe_with("a.>", SubscribeOptions { from, ..SubscribeOptions::default() }).unwrap();
+    let lost = ["disconnected 0", "reconnected"];
+    expect(&mut client, &["subscribed 1", "topic", "tick 3:1 missed 0"]);
+    expect(&mut client, &[lost, lost].concat());
+    let from = StartPosition::Since(HashMap::new(), Moment::default());
+    let refused = client.subscribe_with("b.>", SubscribeOptions { from, ..SubscribeOptions::default() });
+    assert!(matches!(refused, Err(ClientError::Request(RequestError::SinceNotGranted))), "{refused:?}");
+    drop(client);
+    server.join().unwrap();
 }
 
 #[test]

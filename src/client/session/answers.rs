@@ -10,7 +10,7 @@ use super::{
     subscriptions::SubscriptionId,
 };
 use crate::{
-    ProtocolError,
+    ProtocolError, RequestError,
     request::Start,
     topics::{Announcer, SkipReason},
 };
@@ -120,6 +120,13 @@ impl Session {
         self.ping(now_ns);
         if self.tokens.is_unused() {
             self.refresh_token();
+        }
+        if !self.grants(Features::SINCE) {
+            // First, so that their positions go with others that match. Without the moment they would get older ticks.
+            for id in self.subscriptions.to_start_at_moment() {
+                let reason = RequestError::SinceNotGranted.to_string();
+                self.end_subscription(id, ErrorCode::BadRequest as u16, &reason);
+            }
         }
         for (id, positions) in self.subscriptions.to_resume(&self.positions) {
             self.send_subscription(id, &positions);

@@ -31,7 +31,7 @@ pub(super) struct Record {
     pub(super) is_acknowledged: bool,
     /// Whether it was last sent to start live: with the next tick of each topic.
     pub(super) starts_live: bool,
-    /// When it became live, if a server has said so: where it resumes topics that had no tick since.
+    /// The moment that it starts at, or when it became live, if a server has said so: where topics without a position start.
     pub(super) live_since: Option<Moment>,
     /// Whether it was sent on this connection.
     pub(super) is_sent: bool,
@@ -105,6 +105,10 @@ impl Subscriptions {
             self.wild.insert(id);
         }
         let SubscribeOptions { delivery, from } = options;
+        let live_since = match from {
+            StartPosition::Since(_, moment) => Some(moment),
+            _ => None,
+        };
         let record = Record {
             id,
             pattern: name,
@@ -114,7 +118,7 @@ impl Subscriptions {
             state: SubscriptionState::Subscribing,
             is_acknowledged: false,
             starts_live: false,
-            live_since: None,
+            live_since,
             is_sent: false,
             request: 0,
             jitter: Jitter::default(),
@@ -155,6 +159,13 @@ impl Subscriptions {
         let name = Arc::<str>::from(topic);
         self.matching.insert(name.clone(), patterns.clone());
         (name, patterns)
+    }
+
+    /// Those that start at a moment and have not started yet.
+    pub(super) fn to_start_at_moment(&self) -> Vec<SubscriptionId> {
+        let is_to_start =
+            |record: &&Record| !record.is_acknowledged && matches!(record.from, StartPosition::Since(..));
+        self.iter().filter(is_to_start).map(|record| record.id).collect()
     }
 
     /// The connection is lost, and with it its topics and what was sent.

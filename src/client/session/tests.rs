@@ -3,6 +3,7 @@
 mod extension_tests;
 mod refused_tests;
 mod shown;
+mod since_tests;
 mod waiting_tests;
 
 use std::{

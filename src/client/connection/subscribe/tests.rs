@@ -13,7 +13,7 @@ use tickcast_proto::{
     ids::{Sequence, TopicId},
     records::TickTimes,
     reply::{Reply, Skipped},
-    subscription::Policy,
+    subscription::{Moment, Policy},
 };
 
 const A: TopicId = TopicId(5);
@@ -316,6 +316,41 @@ fn json_carries_an_epoch_per_position_to_a_server_that_grants_it() {
     let sent = commands(&mut connection);
     let from = "from: AfterEach({\"old\": Position { epoch: 2, sequence: 9 }})";
     assert!(sent[1].contains(from), "{sent:?}");
+}
+
+#[test]
+fn a_moment_is_sent_only_to_a_server_that_knows_moments() {
+    let moment = Moment { epoch: 3, since_us: 70 };
+    let given = [("a".into(), Position { epoch: 2, sequence: 9 })].into();
+    let options =
+        SubscribeOptions { from: StartPosition::Since(given, moment), ..SubscribeOptions::default() };
+    let known = Features::SINCE.union(Features::POSITIONS);
+    for encoding in [WireFormat::TCP_NATIVE, WireFormat::WEBSOCKET_NATIVE, WireFormat::WEBSOCKET_JSON] {
+        for features in [Some(known), Some(Features::POSITIONS), None] {
+            let (mut connection, response) = open(encoding);
+            assert_eq!(connection.subscribe_with("early", &options), Err(RequestError::SinceNotGranted));
+            let mut script = Script(encoding, Vec::new());
+            let (epoch, frame_bytes_max) = (3, 1 << 18);
+            script.reply(Reply::Welcome { request: 1, epoch, session: 2, frame_bytes_max, features });
+            events(&mut connection, &response, &script).unwrap();
+            let sent = connection.subscribe_with(">", &options);
+            if features != Some(known) {
+                assert_eq!(sent, Err(RequestError::SinceNotGranted), "{encoding:?} {features:?}");
+                assert_eq!(commands(&mut connection).len(), 1, "the hello only");
+                continue;
+            }
+            let sent = commands(&mut connection);
+            let position = "\"a\": Position { epoch: 2, sequence: 9 }";
+            let (positions, rest) = match encoding {
+                WireFormat::WEBSOCKET_JSON => (position, 2),
+                _ => ("", 3),
+            };
+            assert_eq!(sent.len(), rest, "{sent:?}");
+            let from = format!("from: Since({{{positions}}}, {moment:?})");
+            assert!(sent[rest - 1].contains(&from), "{sent:?}");
+            assert!(sent[0].contains("features: Some") || sent[0].contains("Features("), "{sent:?}");
+        }
+    }
 }
 
 #[test]

@@ -78,7 +78,9 @@ class TopicDelivery:
                     first = topic.repeated_to + 1
                     if message.to_sequence <= first:
                         return
-                    message = replace(message, from_sequence=first, count=message.to_sequence - first)
+                    # In a log, sequences are sparse: the rest may span many more numbers than ticks.
+                    count = min(message.count, message.to_sequence - first)
+                    message = replace(message, from_sequence=first, count=count)
                 before = topic.skip(message)
                 if before is not None:
                     self._announce(topic, before, message.from_sequence)
