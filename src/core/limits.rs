@@ -395,6 +395,8 @@ pub const TURN_OPENING_UNITS: usize = 2 << 10;
 pub const DELIVERIES_PER_OPENING_UNIT: usize = 8;
 /// Units of these that the topics of one owner may use before the next owner's turn.
 pub const OPENING_QUANTUM_UNITS: usize = TURN_OPENING_UNITS / 8;
+/// Comparisons of new patterns with topics that are forgotten while they open, in a turn: about 0.2 ms.
+pub const TURN_ENDING_COMPARISONS: usize = 4 << 10;
 /// Bytes of ticks that wait on a shard for one topic with many members to open. Beyond that, the topic loses its oldest ticks.
 pub const OPENING_BYTES_MAX: usize = 256 << 10;
 /// Bytes of ticks that wait on a shard for all topics to open. Each owner may use as many of these as are left for the others:

@@ -41,7 +41,7 @@ use crate::{
     ids::{SessionId, SlotId},
     limits::{
         DELIVERIES_PER_OPENING_UNIT, FRAMES_PER_UNIT, NEW_TOPIC_UNITS, OPENING_QUANTUM_UNITS,
-        TURN_OPENING_UNITS,
+        TURN_ENDING_COMPARISONS, TURN_OPENING_UNITS,
     },
     session::table::Sessions,
 };
@@ -265,7 +265,7 @@ const CHECKED_MAX: usize = 64;
 impl Fanout {
     /// Whether topics are opening: [`Fanout::advance_openings`] has work.
     pub fn opens_topics(&self) -> bool {
-        !self.openings.is_empty()
+        !self.openings.is_empty() || self.openings.endings.has_work()
     }
 
     /// Bytes of the frames that wait for topics to open.
@@ -328,9 +328,11 @@ impl Fanout {
     pub fn advance_openings(&mut self, sessions: &mut Sessions, logs: &mut EgressLogs, now_ns: u64) -> bool {
         let Openings { units, left, .. } = self.openings;
         (self.openings.left, self.openings.now_ns) = (units.per_turn, now_ns);
-        if self.openings.is_empty() {
+        if !self.opens_topics() {
             return false;
         }
+        let mut comparisons = TURN_ENDING_COMPARISONS;
+        self.compare_endings(&mut comparisons);
         let mut left = left.max(units.at_once).max(1);
         while left > 0
             && let Some(&id) = self.openings.order.front()
@@ -345,6 +347,7 @@ impl Fanout {
             if is_done {
                 self.openings.order.pop_front();
                 used += self.end_opening(id, opening, sessions, logs);
+                self.compare_endings(&mut comparisons);
             } else {
                 self.openings.insert(id, opening);
             }

@@ -298,10 +298,14 @@ impl Fanout {
         // The last subscriber may have left before the home answered.
         let Some(pending) = self.pending.get_mut(&request) else { return };
         pending.homes -= 1;
-        let (homes, entry) = (pending.homes, pending.entry);
-        if homes == 0 && !self.waits_for_endings(request, entry) {
+        if pending.homes == 0 && !self.waits_for_endings(request) {
             self.end_pending(request);
         }
+    }
+
+    /// The entry of a request that has not ended; `None`: its last subscriber has left.
+    pub(super) fn entry_pending(&self, request: u32) -> Option<u32> {
+        self.pending.get(&request).map(|pending| pending.entry)
     }
 
     /// Wakes the sessions that wait for a pattern. Does nothing if the last one has left.

@@ -8,7 +8,7 @@
 //! was there before them matches. A new pattern may have come too late for some, so it is ready only after the lives that it matches
 //! and that were forgotten before it: just as the home's answer follows them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use super::{Fanout, Opening, Openings, Stage};
 use crate::{
@@ -52,38 +52,71 @@ pub(super) struct Forgotten {
     last: u64,
 }
 
-/// The topics that are opening and forgotten, by number, and the patterns that are not ready yet because of them.
+/// The topics that are opening and forgotten, and the patterns that are not ready yet because of them.
 ///
-/// Bound: a number for each topic that opens, and a request for each pattern that is new to this shard.
+/// A request about a pattern is compared with them, the youngest first, until one matches. It waits for that one, and then is
+/// compared with those that are older: so it waits for no topic that it does not match.
+///
+/// Bound: a number for each topic that opens, and a request for each pattern that came to this shard meanwhile, also if its last
+/// subscriber has left since.
 #[derive(Debug, Default)]
 pub(super) struct Endings {
     count: u64,
-    numbers: BTreeSet<u64>,
-    /// Requests about patterns, each with the number of the last topic that it waits for.
+    topics: BTreeMap<u64, TopicId>,
+    numbers: HashMap<TopicId, u64>,
+    /// Requests about patterns, each with the number of the topic that it waits for.
     delayed: BTreeSet<(u64, u32)>,
+    /// Numbers of topics that have ended, of which requests may have waited.
+    ended: VecDeque<u64>,
+    /// Requests about patterns to compare with the topics before a number.
+    unchecked: VecDeque<(u32, u64)>,
 }
 
 impl Endings {
     /// Bytes of heap memory, if nodes are half empty.
     pub(super) fn heap_bytes(&self) -> usize {
-        2 * (self.numbers.len() * size_of::<u64>() + self.delayed.len() * size_of::<(u64, u32)>())
+        let (topic, request) = (size_of::<(u64, TopicId)>(), size_of::<(u64, u32)>());
+        2 * (self.topics.len() * topic + self.delayed.len() * request)
+            + self.numbers.capacity() * topic
+            + self.ended.capacity() * size_of::<u64>()
+            + self.unchecked.capacity() * request
     }
 
-    /// Takes out a request that waits no more. Earlier topics may end later, and are waited for too.
-    fn pop_ready(&mut self) -> Option<u32> {
-        let &(number, request) = self.delayed.first()?;
-        if self.numbers.first().is_some_and(|&first| first <= number) {
-            return None;
+    /// Whether requests are to be compared with topics.
+    pub(super) fn has_work(&self) -> bool {
+        !self.unchecked.is_empty() || !self.ended.is_empty()
+    }
+
+    /// Notes that a topic has ended.
+    fn end(&mut self, id: TopicId, number: u64) {
+        self.topics.remove(&number);
+        self.numbers.remove(&id);
+        if self.first_delayed(number).is_some() {
+            self.ended.push_back(number);
         }
-        self.delayed.pop_first();
-        Some(request)
+    }
+
+    fn first_delayed(&self, number: u64) -> Option<(u64, u32)> {
+        self.delayed.range((number, 0)..=(number, u32::MAX)).next().copied()
+    }
+
+    /// Takes out a request to compare with the topics before a number.
+    fn pop_unchecked(&mut self) -> Option<(u32, u64)> {
+        while let Some(&number) = self.ended.front() {
+            if let Some(waited) = self.first_delayed(number) {
+                self.delayed.remove(&waited);
+                return Some((waited.1, number));
+            }
+            self.ended.pop_front();
+        }
+        self.unchecked.pop_front()
     }
 }
 
 impl Openings {
     /// Whether a topic is opening that its home has forgotten.
     pub(in crate::fanout) fn is_forgotten(&self, id: TopicId) -> bool {
-        self.by_topic.get(&id).is_some_and(|opening| opening.forgotten.is_some())
+        self.endings.numbers.contains_key(&id)
     }
 
     /// Notes that the home has forgotten a topic. Returns `false` if the topic is open.
@@ -92,7 +125,8 @@ impl Openings {
         debug_assert!(opening.forgotten.is_none(), "a home forgets a topic once");
         self.endings.count += 1;
         let number = self.endings.count;
-        self.endings.numbers.insert(number);
+        self.endings.topics.insert(number, id);
+        self.endings.numbers.insert(id, number);
         opening.forgotten = Some(Forgotten { number, last });
         true
     }
@@ -106,8 +140,19 @@ impl Openings {
         key: &str,
     ) {
         let unopened = Unopened { key: key.into(), epoch, last, mark: None };
+        let waits = |id: &TopicId| {
+            self.by_topic.get(id).is_some_and(|opening| matches!(opening.stage, Stage::Waiting(_)))
+        };
+        // Its home may have closed the last one, and may do so many times.
+        let lives = self.by_topic.get(&last_life).map(|opening| &opening.next_lives);
+        let closed = lives.is_some_and(|lives| lives.back().is_some_and(|last| !waits(last)));
         match self.by_topic.get_mut(&last_life) {
-            Some(opening) => opening.next_lives.push_back(id),
+            Some(opening) => {
+                if closed {
+                    opening.next_lives.pop_back();
+                }
+                opening.next_lives.push_back(id);
+            }
             None => debug_assert!(false, "the last life is opening"),
         }
         self.insert(id, Opening::new(owner, Stage::Waiting(unopened.into())));
@@ -132,6 +177,7 @@ impl Openings {
                 continue;
             }
             let mut next = self.remove(id)?;
+            debug_assert!(next.next_lives.is_empty(), "every life waits for the one that opens");
             next.next_lives = std::mem::take(&mut opening.next_lives);
             if let Stage::Waiting(unopened) = std::mem::replace(&mut next.stage, Stage::Delivering) {
                 return Some((id, next, unopened));
@@ -151,7 +197,7 @@ impl Fanout {
         logs: &mut EgressLogs,
     ) -> usize {
         let Some(Forgotten { number, last }) = opening.forgotten else { return 0 };
-        self.openings.endings.numbers.remove(&number);
+        self.openings.endings.end(id, number);
         self.end_life(id, last);
         let next = self.openings.take_next(&mut opening);
         let units = if next.is_some() { NEXT_LIFE_UNITS } else { 0 };
@@ -162,29 +208,52 @@ impl Fanout {
                 self.handle_mark(id, mark);
             }
         }
-        while let Some(request) = self.openings.endings.pop_ready() {
-            self.end_pending(request);
-        }
         units
     }
 
-    /// Makes a request about a pattern wait for the forgotten topics that are opening and match it. Returns `false` if there are none.
-    /// O(topics that open) while any of them is forgotten.
-    pub(in crate::fanout) fn waits_for_endings(&mut self, request: u32, entry: u32) -> bool {
-        if self.openings.endings.numbers.is_empty() {
+    /// Makes a request about a pattern wait for the forgotten topics that are opening and match it: [`Fanout::compare_endings`] finds
+    /// them. Returns `false` if no topic is forgotten.
+    pub(in crate::fanout) fn waits_for_endings(&mut self, request: u32) -> bool {
+        let endings = &mut self.openings.endings;
+        if endings.topics.is_empty() {
             return false;
         }
-        self.tally.units += self.openings.by_topic.len() / DELIVERIES_PER_OPENING_UNIT;
-        let of_match = self.openings.by_topic.iter().filter_map(|(&id, opening)| {
-            let Forgotten { number, .. } = opening.forgotten?;
-            let is_match = match &opening.stage {
-                Stage::Waiting(unopened) => self.entry_matches(entry, unopened.key()),
-                _ => topic_ref(&self.topics, id, self.shards)
-                    .is_some_and(|topic| self.entry_matches(entry, topic.key())),
+        // Those that are forgotten later are no concern of it.
+        endings.unchecked.push_back((request, endings.count + 1));
+        true
+    }
+
+    /// Compares requests about patterns with forgotten topics, `left` times at most. Those that need not wait are answered.
+    pub(super) fn compare_endings(&mut self, left: &mut usize) {
+        while *left > 0
+            && let Some((request, mut before)) = self.openings.endings.pop_unchecked()
+        {
+            *left -= 1;
+            let Some(entry) = self.entry_pending(request) else { continue };
+            let found = loop {
+                let Some((&number, &id)) = self.openings.endings.topics.range(..before).next_back() else {
+                    break None;
+                };
+                if *left == 0 {
+                    return self.openings.endings.unchecked.push_front((request, before));
+                }
+                (*left, before) = (*left - 1, number);
+                if self.forgotten_matches(id, entry) {
+                    break Some(number);
+                }
             };
-            is_match.then_some(number)
-        });
-        let last = of_match.max();
-        last.is_some_and(|number| self.openings.endings.delayed.insert((number, request)))
+            match found {
+                Some(number) => _ = self.openings.endings.delayed.insert((number, request)),
+                None => self.end_pending(request),
+            }
+        }
+    }
+
+    fn forgotten_matches(&self, id: TopicId, entry: u32) -> bool {
+        match self.openings.by_topic.get(&id).map(|opening| &opening.stage) {
+            Some(Stage::Waiting(unopened)) => self.entry_matches(entry, unopened.key()),
+            _ => topic_ref(&self.topics, id, self.shards)
+                .is_some_and(|topic| self.entry_matches(entry, topic.key())),
+        }
     }
 }

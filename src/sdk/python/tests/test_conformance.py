@@ -95,6 +95,8 @@ class Conformance(unittest.IsolatedAsyncioTestCase):
             async with Link(server.http) as link, tickcast.Client(server.url) as publisher:
                 for topic in ("t.busy", "t.silent"):
                     await publisher.publish(topic, "before")
+                # A moment of the same server stands for up to half a second before it.
+                await asyncio.sleep(0.6)
                 async with tickcast.Client(link.url, encoding=encoding) as client:
                     subscription = await client.subscribe("t.>").ready()
                     received: list[tuple[str, Any]] = []
