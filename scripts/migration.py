@@ -15,9 +15,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from pathlib import Path
 
-from readme import PYTHON, ROOT, DEADLINE_S, Failed, Server, blocks, require_clients, run
+from readme import PYTHON, ROOT, DEADLINE_S, Failed, Server, blocks, require_clients, run, server_program
 
 FOLDER = ROOT / "target/migration"
 # What each page's readers find: the last value of each topic.
@@ -56,7 +55,10 @@ def after(page):
     found = re.search(r"^## After$(.*?)^## What is not there$", page.read_text(), re.M | re.S)
     if found is None:
         raise Failed(f"{page.name} has no section After")
-    return blocks(found[1])
+    code = blocks(found[1])
+    if not code or len(re.findall("^```", found[1], re.M)) != 2 * len(code):
+        raise Failed(f"{page.name} has no code after After, or a block without a language")
+    return code
 
 
 def here(text, server):
@@ -118,10 +120,7 @@ def configuration(what, body, program):
 
 def main():
     require_clients()
-    programs = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "target/debug").resolve()
-    program = str(programs / "tickcast")
-    if not Path(program).exists():
-        raise Failed(f"there is no {program}: run cargo build, or name the folder of the binaries")
+    program = server_program()
     FOLDER.mkdir(parents=True, exist_ok=True)
     pages = sorted((ROOT / "docs").glob("FROM-*.md"))
     if not pages:

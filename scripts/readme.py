@@ -169,12 +169,18 @@ def require_clients():
         raise Failed(f"tests/clients has no {', '.join(missing)}: {install}")
 
 
-def main():
-    require_clients()
+def server_program():
+    """The server to run: in the folder that the command line names, target/debug by default."""
     programs = Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "target/debug").resolve()
     program = str(programs / "tickcast")
     if not Path(program).exists():
         raise Failed(f"there is no {program}: run cargo build, or name the folder of the binaries")
+    return program
+
+
+def main():
+    require_clients()
+    program = server_program()
     folder = ROOT / "target/readme"
     folder.mkdir(parents=True, exist_ok=True)
     found = blocks((ROOT / "README.md").read_text())

@@ -374,8 +374,8 @@ impl Fanout {
         self.openings.invariants();
     }
 
-    /// Stops opening a topic that its home closes: no pattern of this shard matches it any more, so it has no members, and nobody is
-    /// owed what waits. Returns whether this shard does not know the topic, because it waits for its last life.
+    /// Stops opening a topic that its home closes, which it does only when no pattern of this shard matches it any more: it has no
+    /// members, and nobody is owed its ticks. Returns whether this shard does not know the topic, because it waits for its last life.
     pub(super) fn abandon_opening(&mut self, id: TopicId, sessions: &mut Sessions) -> bool {
         let Some(opening) = self.openings.remove(id) else { return false };
         debug_assert!(opening.forgotten.is_none(), "a home closes no topic that it has forgotten");
