@@ -41,6 +41,17 @@ const INPUTS: [&str; 11] = [
     "check",
 ];
 
+/// The starts of the subscriptions sent since the last call.
+fn starts(session: &mut Session) -> Vec<Value> {
+    let sent = std::iter::from_fn(|| session.poll_action()).filter_map(|action| match action {
+        Action::Send { message: Message::Text(text), .. } => {
+            Some(serde_json::from_slice::<Value>(&text).unwrap())
+        }
+        _ => None,
+    });
+    sent.filter(|message| message["op"] == "subscribe").map(|message| message["from"].clone()).collect()
+}
+
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/transcripts")
 }

@@ -86,9 +86,11 @@ impl Shard {
     }
 
     fn since_realtime(&self, since_us: u64, now: Now) -> u64 {
+        // The clock of the node that gave it may be ahead by the slack.
+        let latest_us = now.realtime_ns / 1_000 + RESUME_SLACK_MS * 1_000;
         match since_us {
             0 => 0,
-            since_us if since_us < self.epoch || since_us > now.realtime_ns / 1_000 => SINCE_UNKNOWN_NS,
+            since_us if since_us < self.epoch || since_us > latest_us => SINCE_UNKNOWN_NS,
             since_us => {
                 let age_ns = now.realtime_ns.saturating_sub(since_us.saturating_mul(1_000));
                 let age_ns = age_ns.saturating_add(RESUME_SLACK_MS * 1_000_000);

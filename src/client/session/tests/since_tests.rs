@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{super::*, MS_NS};
+use super::{super::*, MS_NS, starts};
 use serde_json::{Value, json};
 use tickcast_proto::subscription::{Moment, Position};
 
@@ -29,17 +29,6 @@ fn welcome(session: &mut Session, features: &[&str]) {
         "features": features,
     });
     receive(session, welcome);
-}
-
-/// The starts of the subscriptions sent since the last call.
-fn starts(session: &mut Session) -> Vec<Value> {
-    let sent = std::iter::from_fn(|| session.poll_action()).filter_map(|action| match action {
-        Action::Send { message: Message::Text(text), .. } => {
-            Some(serde_json::from_slice::<Value>(&text).unwrap())
-        }
-        _ => None,
-    });
-    sent.filter(|message| message["op"] == "subscribe").map(|message| message["from"].clone()).collect()
 }
 
 #[test]

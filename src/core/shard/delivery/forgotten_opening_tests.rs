@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::opening_tests::{
-    FEW, Reader, accept_members, driver, finish, paced, pass_until_forgotten, publish, read, subscribe,
+    FEW, Reader, accept_members, driver, finish, paced, pass_until_forgotten, publish, publish_as, read,
+    subscribe,
 };
 use crate::{
     fanout::OpeningUnits,
@@ -197,6 +198,35 @@ fn a_new_pattern_is_ready_after_the_lives_that_were_forgotten_before_it() {
     let kinds = kinds(&driver, comes);
     assert_eq!(count(&kinds, Kind::Tick), 1, "nothing of a life after which it would lack one: {kinds:?}");
     assert!(!driver.shard.fanout.opens_topics());
+}
+
+#[test]
+fn a_new_pattern_waits_for_no_forgotten_topic_that_it_does_not_match() {
+    const MEMBERS: u32 = 200;
+    let (comes, other) = (MEMBERS + 1, MEMBERS + 2);
+    let mut driver = driver_of(MEMBERS, "t.large.*");
+    driver.accept(comes, ListenerKind::Native, &hello());
+    driver.accept(other, ListenerKind::Native, &hello());
+    for slot in other + 1..=other + 20 {
+        driver.accept(slot, ListenerKind::Native, &hello());
+        subscribe(&mut driver, slot, "t.small.*", paced(Policy::Keep));
+    }
+    finish(&mut driver);
+    driver.shard.set_opening_units(FEW);
+    // Its owner's topic opens for many turns, and is forgotten before the one of the other, which matches.
+    publish(&mut driver, "t.large.x", b"1");
+    pass_until_forgotten(&mut driver);
+    publish_as(&mut driver, other, "t.small.x", b"1");
+    pass_until_forgotten(&mut driver);
+    driver.sent.clear();
+    subscribe(&mut driver, comes, "*.small.x", Subscribe::default());
+    driver.turn();
+    assert_eq!(count(&kinds(&driver, comes), Kind::Subscribed), 0, "it waits for the one that it matches");
+    while count(&kinds(&driver, comes), Kind::Subscribed) == 0 {
+        driver.turn();
+        assert!(driver.shard.fanout.opens_topics(), "it is acknowledged while strangers' topic opens");
+    }
+    finish(&mut driver);
 }
 
 #[test]

@@ -23,6 +23,7 @@ const SUBSCRIBER: u32 = 1;
 const RESUMED: u32 = 2;
 const OF_OTHER_NODE: u32 = 3;
 const WITHOUT_FEATURE: u32 = 4;
+const AHEAD: u32 = 5;
 
 const SLACK_NS: u64 = LIVE_SLACK_MS * 1_000_000;
 
@@ -90,7 +91,7 @@ fn a_live_subscription_resumes_with_the_first_tick_after_it_became_live() {
     let mut driver = Driver::new(Limits::default());
     driver.accept(PUBLISHER, ListenerKind::Native, &hello());
     driver.accept(WITHOUT_FEATURE, ListenerKind::Native, &hello());
-    for slot in [SUBSCRIBER, RESUMED, OF_OTHER_NODE] {
+    for slot in [SUBSCRIBER, RESUMED, OF_OTHER_NODE, AHEAD] {
         accept(&mut driver, slot);
     }
     publish(&mut driver, "t.a");
@@ -110,6 +111,12 @@ fn a_live_subscription_resumes_with_the_first_tick_after_it_became_live() {
     assert_eq!(sequences(resumed), [2, 1], "of t.a and t.new, nothing of t.silent");
     let of_other = subscribed(&mut driver, OF_OTHER_NODE, resume(epoch + 1));
     assert_eq!(sequences(of_other), [1, 2, 1, 1], "another node's clock may differ");
+    // Two seconds cover a clock that is ahead, too: nothing older comes than from another node whose clock is right.
+    driver.jump(10_000_000_000);
+    driver.now.realtime_ns += 10_000_000_000;
+    let ahead_us = driver.now.realtime_ns / 1_000 + 1_000_000;
+    let ahead = Subscribe { from: 3, epoch: epoch + 1, sequence: ahead_us, ..Subscribe::default() };
+    assert!(sequences(subscribed(&mut driver, AHEAD, ahead)).is_empty());
     let (ticks, acknowledged) = subscribed(&mut driver, WITHOUT_FEATURE, Subscribe::default());
     assert_eq!((ticks, acknowledged.since_us), (vec![], 0));
 }
